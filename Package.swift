@@ -1,0 +1,126 @@
+// swift-tools-version: 6.2
+// Modules in the order of the way of a request; the rules that hold for all of them are declared once.
+import PackageDescription
+
+/// Product code: strict memory safety, warnings are errors, `any` is always spelled.
+let strict: [SwiftSetting] = [
+    .strictMemorySafety(),
+    .treatAllWarnings(as: .error),
+    .enableUpcomingFeature("ExistentialAny"),
+]
+
+/// A plugin exports one symbol and leaves nothing undefined (plugin-abi rule 1).
+func onlyEntryPoint(_ map: String = "Plugins/plugin.map") -> [LinkerSetting] {
+    [
+        .unsafeFlags([
+            "-Xlinker", "--version-script=\(Context.packageDirectory)/\(map)",
+            "-Xlinker", "-z", "-Xlinker", "defs",
+        ])
+    ]
+}
+
+/// A storage plugin: a shared library that knows PluginAPI and its own C library, never the host.
+func plugin(_ name: String, path: String, _ dependencies: [Target.Dependency]) -> Target {
+    .target(
+        name: name, dependencies: dependencies + ["PluginAPI"], path: path, swiftSettings: strict,
+        linkerSettings: onlyEntryPoint())
+}
+
+let package = Package(
+    name: "xbb",
+    products: [
+        .executable(name: "xbbd", targets: ["xbbd"]),
+        .executable(name: "xbb-vbd", targets: ["xbb-vbd"]),
+        .executable(name: "xbbctl", targets: ["xbbctl"]),
+        .executable(name: "xbb-loopback", targets: ["xbb-loopback"]),
+        .executable(name: "xbb-blkfront", targets: ["xbb-blkfront"]),
+        .library(name: "xbb-rawdisk", type: .dynamic, targets: ["RawDiskPlugin"]),
+        .library(name: "xbb-file", type: .dynamic, targets: ["FilePlugin"]),
+        .library(name: "xbb-null", type: .dynamic, targets: ["NullPlugin"]),
+        .library(name: "xbb-error", type: .dynamic, targets: ["ErrorPlugin"]),
+        .library(name: "xbb-delay", type: .dynamic, targets: ["DelayPlugin"]),
+        .library(name: "nbdkit-xbb-plugin", type: .dynamic, targets: ["NBDKitBlkfront"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2")
+    ],
+    targets: [
+        // What third parties compile against: the C header and its asserts.
+        .target(name: "PluginAPI", cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])]),
+
+        // Unsafe memory behind a few small types with safe faces.
+        .target(name: "CRing"),
+        .target(name: "CLinux"),
+        .target(name: "Memory", dependencies: ["CRing", "CLinux"], swiftSettings: strict),
+
+        // Pure: wire formats, ring arithmetic, validation, coalescing.
+        .target(name: "Blkif", dependencies: ["Memory"], swiftSettings: strict),
+
+        // The Xen seam and its real form.
+        .systemLibrary(name: "CXen"),
+        .target(name: "Xen", dependencies: ["CXen", "CLinux", "Memory"], swiftSettings: strict),
+
+        // The same seam in shared memory, for machines without Xen.
+        .target(name: "XenLoopback", dependencies: ["Xen", "CLinux", "Memory"], swiftSettings: strict),
+
+        // Negotiation as a pure state machine over typed XenStore keys.
+        .target(name: "XenBus", dependencies: ["Blkif"], swiftSettings: strict),
+
+        // A VBD's life: queues, reqlists, plugin host, statistics.
+        .target(
+            name: "XBBHost", dependencies: ["Blkif", "Memory", "Xen", "XenBus", "PluginAPI", "CLinux"],
+            swiftSettings: strict),
+
+        // A frontend for loopback.
+        .target(name: "Blkfront", dependencies: ["Blkif", "Memory", "Xen", "XenLoopback"], swiftSettings: strict),
+        .systemLibrary(name: "CNBDKit"),
+        .target(
+            name: "NBDKitBlkfront", dependencies: ["Blkfront", "CNBDKit"], swiftSettings: strict),
+
+        // Executables, thin.
+        .executableTarget(
+            name: "xbb-vbd", dependencies: ["XBBHost", "XenLoopback", "CLinux"], swiftSettings: strict),
+        .executableTarget(
+            name: "xbbd",
+            dependencies: [
+                "Xen", "XenBus", "CLinux",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ], swiftSettings: strict),
+        .executableTarget(
+            name: "xbbctl",
+            dependencies: [
+                "Xen", "XenBus", "CLinux",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ], swiftSettings: strict),
+        .executableTarget(
+            name: "xbb-loopback",
+            dependencies: [
+                "XenLoopback", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ], swiftSettings: strict),
+        .executableTarget(
+            name: "xbb-blkfront",
+            dependencies: ["Blkfront", .product(name: "ArgumentParser", package: "swift-argument-parser")],
+            swiftSettings: strict),
+
+        // Plugins.
+        .systemLibrary(name: "CAIO", path: "Plugins/CAIO"),
+        .target(name: "PluginKit", dependencies: ["PluginAPI", "CAIO", "CLinux"], path: "Plugins/Kit", swiftSettings: strict),
+        plugin("RawDiskPlugin", path: "Plugins/RawDisk", ["PluginKit", "CAIO"]),
+        plugin("FilePlugin", path: "Plugins/File", ["PluginKit", "CAIO"]),
+        plugin("ErrorPlugin", path: "Plugins/Testing/Error", ["PluginKit"]),
+        plugin("DelayPlugin", path: "Plugins/Testing/Delay", ["PluginKit"]),
+        .target(
+            name: "NullPlugin", dependencies: ["PluginAPI"], path: "Plugins/Testing/Null",
+            cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])], linkerSettings: onlyEntryPoint()),
+
+        // Tests; C oracles are compiled from Xen's own headers.
+        .target(name: "CBlkifOracle", path: "Tests/CBlkifOracle"),
+        .testTarget(name: "BlkifTests", dependencies: ["Blkif", "Memory", "CBlkifOracle"]),
+        .testTarget(name: "XenLoopbackTests", dependencies: ["XenLoopback", "Xen", "CXen", "CLinux"]),
+        .testTarget(name: "XenBusTests", dependencies: ["XenBus"]),
+        .testTarget(name: "XBBHostTests", dependencies: ["XBBHost", "XenLoopback", "Blkfront"]),
+        .testTarget(name: "PluginTests", dependencies: ["PluginAPI", "CLinux"]),
+        .testTarget(name: "EndToEndTests", dependencies: ["Blkfront", "XenLoopback", "Xen"]),
+    ],
+    swiftLanguageModes: [.v6]
+)

@@ -1,0 +1,2 @@
+/* libaio, which has no pkg-config file. */
+#include <libaio.h>

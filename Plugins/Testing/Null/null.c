@@ -1,0 +1,1 @@
+#include "xbb_plugin.h"

@@ -1,0 +1,3 @@
+/* The nbdkit plugin API, version 2. */
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>

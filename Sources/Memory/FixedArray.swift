@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// An array of plain values whose size and address never change.
+
+/// A fixed number of plain values at a fixed address, made once and zeroed.
+///
+/// Swift's `Array` may move, grow and count references; a pool on the hot path must do none of that, and a plugin
+/// keeps the addresses of requests. Indices are checked: an index out of bounds is a bug of ours and traps.
+@safe
+public struct FixedArray<Element: BitwiseCopyable>: ~Copyable {
+    @usableFromInline let base: UnsafeMutablePointer<Element>
+    /// The number of elements.
+    public let count: Int
+
+    /// Allocates `count` elements whose bytes are all zero.
+    ///
+    /// `alignment` is in bytes; 64, a cache line, by default.
+    public init(zeroed count: Int, alignment: Int = 64) {
+        precondition(count >= 0)
+        let bytes = max(count * MemoryLayout<Element>.stride, 1)
+        let raw = UnsafeMutableRawPointer.allocate(
+            byteCount: bytes, alignment: max(alignment, MemoryLayout<Element>.alignment))
+        unsafe raw.initializeMemory(as: UInt8.self, repeating: 0, count: bytes)
+        unsafe base = raw.assumingMemoryBound(to: Element.self)
+        self.count = count
+    }
+
+    deinit {
+        unsafe UnsafeMutableRawPointer(base).deallocate()
+    }
+
+    /// The element at `index`, in place.
+    @inlinable
+    public subscript(index: Int) -> Element {
+        @inline(__always) unsafeAddress {
+            precondition(index >= 0 && index < count)
+            return unsafe UnsafePointer(base + index)
+        }
+        @inline(__always) unsafeMutableAddress {
+            precondition(index >= 0 && index < count)
+            return unsafe base + index
+        }
+    }
+
+    /// The address of the element at `index`, valid while the array lives.
+    @inlinable
+    @unsafe public func address(of index: Int) -> UnsafeMutablePointer<Element> {
+        precondition(index >= 0 && index < count)
+        return unsafe base + index
+    }
+}
+
+extension FixedArray: @unchecked Sendable where Element: Sendable {}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Private memory for the data of requests.
+import CLinux
+
+/// A private, page-aligned, zeroed region that holds the data of requests between the guest and a plugin.
+///
+/// Pages that were never touched take no memory. Offsets are in bytes and checked.
+@safe
+public final class HostMemory: Sendable {
+    nonisolated(unsafe) let base: UnsafeMutableRawPointer
+    /// Bytes, a multiple of the page size.
+    public let byteCount: Int
+
+    /// Reserves `byteCount` bytes, rounded up to whole pages; nil when the kernel refuses.
+    public init?(byteCount: Int) {
+        let rounded = (max(byteCount, 1) + 4095) & ~4095
+        let address = unsafe clinux_mmap(
+            nil, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        guard let address = unsafe address else { return nil }
+        unsafe base = address
+        self.byteCount = rounded
+    }
+
+    deinit {
+        unsafe munmap(base, byteCount)
+    }
+
+    /// The address of `count` bytes at `offset`, valid while the region lives.
+    @unsafe public func address(at offset: Int, count: Int) -> UnsafeMutableRawPointer {
+        precondition(offset >= 0 && count >= 0 && offset <= byteCount - count)
+        return unsafe base + offset
+    }
+
+    /// Sets `count` bytes at `offset` to zero.
+    public func clear(at offset: Int, count: Int) {
+        _ = unsafe memset(address(at: offset, count: count), 0, count)
+    }
+
+    /// Copies `count` bytes inside the region; the ranges may overlap.
+    public func move(from source: Int, to target: Int, count: Int) {
+        _ = unsafe memmove(address(at: target, count: count), address(at: source, count: count), count)
+    }
+
+    /// Gives the pages of a range back to the kernel; they read as zeroes afterwards.
+    public func discard(at offset: Int, count: Int) {
+        _ = unsafe madvise(address(at: offset, count: count), count, MADV_DONTNEED)
+    }
+
+    /// A private copy of `count` bytes at `offset`.
+    public func bytes(at offset: Int, count: Int) -> [UInt8] {
+        let start = unsafe address(at: offset, count: count)
+        return unsafe [UInt8](UnsafeRawBufferPointer(start: start, count: count))
+    }
+
+    /// Writes `bytes` at `offset`.
+    public func store(_ bytes: [UInt8], at offset: Int) {
+        let target = unsafe address(at: offset, count: bytes.count)
+        unsafe bytes.withUnsafeBytes { source in
+            guard let from = source.baseAddress else { return }
+            unsafe target.copyMemory(from: from, byteCount: source.count)
+        }
+    }
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Pages that another domain reads and writes while we do.
+//
+// The rule of this file: nobody gets a reference, a span or a pointer to these bytes. They are read by the accessors
+// below, each byte once, into private memory, and only the private copy is checked and used.
+public import CRing
+
+/// Pages shared with another domain: a mapped ring.
+///
+/// A view: whoever made it unmaps the pages, after the last use. Offsets are in bytes, inside the pages and naturally
+/// aligned; anything else is a bug of ours and traps. The other side's bytes may change at any time.
+@safe
+public struct SharedPages: @unchecked Sendable {
+    @usableFromInline let base: UnsafeMutableRawPointer
+    /// Bytes that are shared.
+    public let byteCount: Int
+
+    /// A view of `byteCount` bytes at `base`, which must be page-aligned and stay mapped while the view is used.
+    @unsafe public init(base: UnsafeMutableRawPointer, byteCount: Int) {
+        unsafe self.base = base
+        self.byteCount = byteCount
+    }
+
+    @inlinable @inline(__always)
+    func at(_ offset: Int, _ size: Int) -> UnsafeMutableRawPointer {
+        precondition(offset >= 0 && offset <= byteCount - size)
+        return unsafe base + offset
+    }
+
+    /// Loads 32 bits; later reads are not moved before it.
+    @inlinable @inline(__always)
+    public func loadAcquire(at offset: Int) -> UInt32 {
+        unsafe cring_load32_acquire(at(offset, 4))
+    }
+
+    /// Loads 32 bits with no ordering.
+    @inlinable @inline(__always)
+    public func load(at offset: Int) -> UInt32 {
+        unsafe cring_load32_relaxed(at(offset, 4))
+    }
+
+    /// Stores 32 bits after everything that was written before.
+    @inlinable @inline(__always)
+    public func storeRelease(_ value: UInt32, at offset: Int) {
+        unsafe cring_store32_release(at(offset, 4), value)
+    }
+
+    /// Stores 32 bits with no ordering.
+    @inlinable @inline(__always)
+    public func store(_ value: UInt32, at offset: Int) {
+        unsafe cring_store32_relaxed(at(offset, 4), value)
+    }
+
+    /// Orders everything before against everything after.
+    @inlinable @inline(__always)
+    public static func fullFence() {
+        cring_full_fence()
+    }
+
+    /// Copies a slot of `byteCount` bytes, a multiple of four and at most 112, each word read exactly once.
+    @inlinable @inline(__always)
+    public func copySlot(at offset: Int, byteCount: Int, into copy: inout SlotBytes) {
+        precondition(byteCount >= 0 && byteCount <= SlotBytes.byteCount)
+        let source = unsafe at(offset, byteCount)
+        unsafe withUnsafeMutableBytes(of: &copy.words) { target in
+            guard let base = target.baseAddress else { return }
+            if byteCount == SlotBytes.byteCount && offset & 7 == 0 {
+                unsafe cring_copy_in_14(base, source)
+            } else {
+                unsafe cring_copy_in(base, source, byteCount / 4)
+            }
+        }
+    }
+}
+
+/// A private copy of one ring slot: 112 bytes, the size of the largest one.
+public struct SlotBytes: BitwiseCopyable, Sendable {
+    /// Size in bytes.
+    public static let byteCount = 112
+    @usableFromInline var words: InlineArray<14, UInt64>
+
+    /// All bytes zero.
+    public init() {
+        words = InlineArray(repeating: 0)
+    }
+
+    /// Reads an integer at a byte offset, which need not be aligned; little-endian as on every Xen host of blkif.
+    @inlinable @inline(__always)
+    public func load<T: FixedWidthInteger & BitwiseCopyable>(_ type: T.Type, at offset: Int) -> T {
+        precondition(offset >= 0 && offset <= Self.byteCount - MemoryLayout<T>.size)
+        return unsafe withUnsafeBytes(of: words) { unsafe $0.loadUnaligned(fromByteOffset: offset, as: T.self) }
+    }
+
+    /// Writes an integer at a byte offset; for frontends and tests.
+    public mutating func store<T: FixedWidthInteger & BitwiseCopyable>(_ value: T, at offset: Int) {
+        precondition(offset >= 0 && offset <= Self.byteCount - MemoryLayout<T>.size)
+        unsafe withUnsafeMutableBytes(of: &words) { unsafe $0.storeBytes(of: value, toByteOffset: offset, as: T.self) }
+    }
+}

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Event channels as the host sees them.
+
+/// The number of an event channel in its own domain.
+public typealias EventPort = UInt32
+
+/// One handle for event channels. Each queue has its own; use from one thread.
+///
+/// A port that became pending is masked until ``unmask(_:)``: unmask after the ring was drained, then a guest that
+/// notifies in a tight loop is slowed down by itself (XSA-332).
+public protocol EventChannels: AnyObject {
+    /// Readable while a port of this handle is pending and not masked.
+    var fileDescriptor: Int32 { get }
+    /// Binds the frontend's unbound port and gives the local one. A port has one remote end at most.
+    func bind(_ remotePort: EventPort, of domain: DomainID) throws(XenError) -> EventPort
+    /// Closes a local port; the frontend's port becomes unbound again.
+    func unbind(_ port: EventPort) throws(XenError)
+    /// Sends an event to the other end. One system call on Xen.
+    func notify(_ port: EventPort) throws(XenError)
+    /// Takes one pending port and masks it; nil when none is pending.
+    func takePending() throws(XenError) -> EventPort?
+    /// Lets a masked port signal again.
+    func unmask(_ port: EventPort) throws(XenError)
+}
+
+/// Where the host runs: on Xen, or on loopback with the same interfaces.
+public protocol XenPlatform: Sendable {
+    /// The grant table of this platform.
+    associatedtype Grants: GrantTable
+    /// The event channels of this platform.
+    associatedtype Events: EventChannels
+    /// A new connection to XenStore.
+    func openStore() throws(XenError) -> any XenStore
+    /// A new handle on the grant table.
+    func openGrants() throws(XenError) -> Grants
+    /// A new handle for event channels.
+    func openEvents() throws(XenError) -> Events
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The real event channels, over libxenevtchn and /dev/xen/evtchn.
+import CLinux
+import CXen
+import Glibc
+
+/// Event channels of Xen (xenevtchn.h).
+@safe
+public final class LibXenEventChannels: EventChannels {
+    private let handle: OpaquePointer
+    public let fileDescriptor: Int32
+
+    /// Opens /dev/xen/evtchn: xenevtchn_open(). The descriptor never blocks.
+    public init() throws(XenError) {
+        guard let handle = unsafe xenevtchn_open(nil, 0) else { throw XenError(errno, "open /dev/xen/evtchn") }
+        unsafe self.handle = handle
+        fileDescriptor = unsafe xenevtchn_fd(handle)
+        let flags = clinux_fcntl_int(fileDescriptor, F_GETFL, 0)
+        _ = clinux_fcntl_int(fileDescriptor, F_SETFL, flags | O_NONBLOCK)
+    }
+
+    deinit {
+        unsafe xenevtchn_close(handle)
+    }
+
+    public func bind(_ remotePort: EventPort, of domain: DomainID) throws(XenError) -> EventPort {
+        let port = unsafe xenevtchn_bind_interdomain(handle, UInt32(domain), remotePort)
+        if port < 0 { throw XenError(errno, "bind event channel \(remotePort) of domain \(domain)") }
+        return EventPort(bitPattern: port)
+    }
+
+    public func unbind(_ port: EventPort) throws(XenError) {
+        if unsafe xenevtchn_unbind(handle, port) != 0 { throw XenError(errno, "unbind event channel \(port)") }
+    }
+
+    public func notify(_ port: EventPort) throws(XenError) {
+        if unsafe xenevtchn_notify(handle, port) != 0 { throw XenError(errno, "notify event channel \(port)") }
+    }
+
+    public func takePending() throws(XenError) -> EventPort? {
+        let port = unsafe xenevtchn_pending(handle)
+        if port >= 0 { return EventPort(bitPattern: port) }
+        if errno == EAGAIN || errno == EINTR { return nil }
+        throw XenError(errno, "take pending event channel")
+    }
+
+    public func unmask(_ port: EventPort) throws(XenError) {
+        if unsafe xenevtchn_unmask(handle, port) != 0 { throw XenError(errno, "unmask event channel \(port)") }
+    }
+}
+
+/// Xen itself.
+public struct NativeXen: XenPlatform {
+    /// Opens nothing yet.
+    public init() {}
+
+    public func openStore() throws(XenError) -> any XenStore { try LibXenStore() }
+    public func openGrants() throws(XenError) -> LibXenGrantTable { try LibXenGrantTable() }
+    public func openEvents() throws(XenError) -> LibXenEventChannels { try LibXenEventChannels() }
+}

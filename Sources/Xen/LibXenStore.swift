@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// XenStore over libxenstore: the daemon's socket, or /dev/xen/xenbus. XENSTORED_PATH names another socket.
+import CLinux
+import CXen
+import Glibc
+
+/// A connection of libxenstore (xenstore.h). Its functions set errno, which becomes the code of ``XenError``.
+@safe
+public final class LibXenStore: XenStore {
+    private let handle: OpaquePointer
+
+    /// Opens a connection: xs_open().
+    public init() throws(XenError) {
+        guard let handle = unsafe xs_open(0) else { throw XenError(errno, "connect to XenStore") }
+        unsafe self.handle = handle
+    }
+
+    deinit {
+        unsafe xs_close(handle)
+    }
+
+    public func read(_ path: String, in transaction: XenStoreTransaction) throws(XenError) -> [UInt8] {
+        var length: UInt32 = 0
+        guard let value = unsafe xs_read(handle, transaction.id, path, &length) else {
+            throw XenError(errno, "read \(path)")
+        }
+        defer { unsafe free(value) }
+        return unsafe [UInt8](UnsafeRawBufferPointer(start: value, count: Int(length)))
+    }
+
+    public func write(_ path: String, _ value: [UInt8], in transaction: XenStoreTransaction) throws(XenError) {
+        let done = unsafe value.withUnsafeBytes { bytes in
+            unsafe xs_write(handle, transaction.id, path, bytes.baseAddress, UInt32(clamping: bytes.count))
+        }
+        if !done { throw XenError(errno, "write \(path)") }
+    }
+
+    public func makeDirectory(_ path: String, in transaction: XenStoreTransaction) throws(XenError) {
+        if unsafe !xs_mkdir(handle, transaction.id, path) { throw XenError(errno, "mkdir \(path)") }
+    }
+
+    public func remove(_ path: String, in transaction: XenStoreTransaction) throws(XenError) {
+        if unsafe !xs_rm(handle, transaction.id, path) { throw XenError(errno, "rm \(path)") }
+    }
+
+    public func list(_ path: String, in transaction: XenStoreTransaction) throws(XenError) -> [String] {
+        var count: UInt32 = 0
+        guard let names = unsafe xs_directory(handle, transaction.id, path, &count) else {
+            throw XenError(errno, "directory \(path)")
+        }
+        defer { unsafe free(names) }
+        return (0..<Int(count)).compactMap { index in
+            guard let name = unsafe names[index] else { return nil }
+            return unsafe String(cString: name)
+        }
+    }
+
+    public func permissions(
+        of path: String, in transaction: XenStoreTransaction
+    ) throws(XenError) -> [XenStorePermission] {
+        var count: UInt32 = 0
+        guard let list = unsafe xs_get_permissions(handle, transaction.id, path, &count) else {
+            throw XenError(errno, "get permissions of \(path)")
+        }
+        defer { unsafe free(list) }
+        return (0..<Int(count)).map { index in
+            let entry = unsafe list[index]
+            return XenStorePermission(
+                domain: DomainID(truncatingIfNeeded: entry.id),
+                read: UInt32(entry.perms) & UInt32(XS_PERM_READ) != 0,
+                write: UInt32(entry.perms) & UInt32(XS_PERM_WRITE) != 0)
+        }
+    }
+
+    public func setPermissions(
+        of path: String, to permissions: [XenStorePermission], in transaction: XenStoreTransaction
+    ) throws(XenError) {
+        var list = permissions.map { entry in
+            var converted = xs_permissions()
+            converted.id = UInt32(entry.domain)
+            converted.perms = UInt32((entry.read ? XS_PERM_READ : 0) | (entry.write ? XS_PERM_WRITE : 0))
+            return converted
+        }
+        let count = UInt32(clamping: list.count)
+        if unsafe !xs_set_permissions(handle, transaction.id, path, &list, count) {
+            throw XenError(errno, "set permissions of \(path)")
+        }
+    }
+
+    public func startTransaction() throws(XenError) -> XenStoreTransaction {
+        let id = unsafe xs_transaction_start(handle)
+        if id == 0 { throw XenError(errno, "start transaction") }
+        return XenStoreTransaction(id: id)
+    }
+
+    public func commit(_ transaction: XenStoreTransaction) throws(XenError) -> Bool {
+        if unsafe xs_transaction_end(handle, transaction.id, false) { return true }
+        if errno == EAGAIN { return false }
+        throw XenError(errno, "commit transaction")
+    }
+
+    public func abort(_ transaction: XenStoreTransaction) {
+        _ = unsafe xs_transaction_end(handle, transaction.id, true)
+    }
+
+    public func watch(_ path: String, token: String) throws(XenError) {
+        if unsafe !xs_watch(handle, path, token) { throw XenError(errno, "watch \(path)") }
+    }
+
+    public func unwatch(_ path: String, token: String) throws(XenError) {
+        if unsafe !xs_unwatch(handle, path, token) { throw XenError(errno, "unwatch \(path)") }
+    }
+
+    public var watchFileDescriptor: Int32 {
+        unsafe xs_fileno(handle)
+    }
+
+    public func nextWatchEvent() throws(XenError) -> XenStoreWatchEvent? {
+        guard let event = unsafe xs_check_watch(handle) else {
+            if errno == EAGAIN { return nil }
+            throw XenError(errno, "take watch event")
+        }
+        defer { unsafe free(event) }
+        guard let path = unsafe event[Int(XS_WATCH_PATH.rawValue)],
+            let token = unsafe event[Int(XS_WATCH_TOKEN.rawValue)]
+        else { return nil }
+        return unsafe XenStoreWatchEvent(path: String(cString: path), token: String(cString: token))
+    }
+
+    public func domainPath(_ domain: DomainID) throws(XenError) -> String {
+        guard let path = unsafe xs_get_domain_path(handle, UInt32(domain)) else {
+            throw XenError(errno, "get path of domain \(domain)")
+        }
+        defer { unsafe free(path) }
+        return unsafe String(cString: path)
+    }
+
+    public func isDomainIntroduced(_ domain: DomainID) throws(XenError) -> Bool {
+        unsafe xs_is_domain_introduced(handle, UInt32(domain))
+    }
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// XenStore as the host sees it.
+
+/// A transaction of a XenStore connection; `.none` stands for no transaction.
+public struct XenStoreTransaction: Equatable, Sendable {
+    /// The identifier that the store gave.
+    public let id: UInt32
+    /// Operations outside of any transaction.
+    public static let none = XenStoreTransaction(id: 0)
+
+    /// Names a transaction by its identifier.
+    public init(id: UInt32) {
+        self.id = id
+    }
+}
+
+/// What one domain may do with a node; the first entry of a list names the owner and everybody else's rights.
+public struct XenStorePermission: Equatable, Sendable {
+    /// The domain that the entry is for.
+    public var domain: DomainID
+    /// May read.
+    public var read: Bool
+    /// May write.
+    public var write: Bool
+
+    /// Rights of `domain`.
+    public init(domain: DomainID, read: Bool, write: Bool) {
+        self.domain = domain
+        self.read = read
+        self.write = write
+    }
+}
+
+/// A change under a watched path.
+public struct XenStoreWatchEvent: Equatable, Sendable {
+    /// The path that changed; the watched path itself for the first event.
+    public let path: String
+    /// The token that the watch was set with.
+    public let token: String
+
+    /// A change of `path` reported to the watch with `token`.
+    public init(path: String, token: String) {
+        self.path = path
+        self.token = token
+    }
+}
+
+/// One connection to XenStore (docs/misc/xenstore.txt of Xen).
+///
+/// Control path only; calls block until the store answers. Values are bytes, at most 4096 of them, and whatever
+/// stands under a frontend's path is untrusted. Use from one thread.
+public protocol XenStore: AnyObject {
+    /// The value of a node. Throws ENOENT where there is none, EACCES where it may not be read.
+    func read(_ path: String, in transaction: XenStoreTransaction) throws(XenError) -> [UInt8]
+    /// Sets a node and makes its missing parents.
+    func write(_ path: String, _ value: [UInt8], in transaction: XenStoreTransaction) throws(XenError)
+    /// Makes an empty node unless it exists.
+    func makeDirectory(_ path: String, in transaction: XenStoreTransaction) throws(XenError)
+    /// Removes a node with all below it. A missing node whose parent exists is no error.
+    func remove(_ path: String, in transaction: XenStoreTransaction) throws(XenError)
+    /// The names of a node's children.
+    func list(_ path: String, in transaction: XenStoreTransaction) throws(XenError) -> [String]
+    /// The permissions of a node, the owner's entry first.
+    func permissions(of path: String, in transaction: XenStoreTransaction) throws(XenError) -> [XenStorePermission]
+    /// Replaces the permissions of a node.
+    func setPermissions(
+        of path: String, to permissions: [XenStorePermission], in transaction: XenStoreTransaction
+    ) throws(XenError)
+    /// Starts a transaction.
+    func startTransaction() throws(XenError) -> XenStoreTransaction
+    /// Ends a transaction: true when it took effect, false when it conflicted and must be tried again.
+    func commit(_ transaction: XenStoreTransaction) throws(XenError) -> Bool
+    /// Ends a transaction without effect.
+    func abort(_ transaction: XenStoreTransaction)
+    /// Watches a path and all below it; the first event comes at once.
+    func watch(_ path: String, token: String) throws(XenError)
+    /// Ends a watch.
+    func unwatch(_ path: String, token: String) throws(XenError)
+    /// Readable while a watch event waits.
+    var watchFileDescriptor: Int32 { get }
+    /// The next watch event, or nil when none waits. Never blocks.
+    func nextWatchEvent() throws(XenError) -> XenStoreWatchEvent?
+    /// The home of a domain, "/local/domain/<domid>".
+    func domainPath(_ domain: DomainID) throws(XenError) -> String
+    /// True between a domain's introduction and its release.
+    func isDomainIntroduced(_ domain: DomainID) throws(XenError) -> Bool
+}
+
+extension XenStore {
+    /// The value of a node as text, or nil where there is none or it is not UTF-8.
+    public func text(_ path: String, in transaction: XenStoreTransaction = .none) throws(XenError) -> String? {
+        do {
+            let bytes = try read(path, in: transaction)
+            return String(validating: bytes, as: UTF8.self)
+        } catch {
+            if error.isNotFound { return nil }
+            throw error
+        }
+    }
+
+    /// Sets a node to text.
+    public func write(_ path: String, _ text: String, in transaction: XenStoreTransaction = .none) throws(XenError) {
+        try write(path, [UInt8](text.utf8), in: transaction)
+    }
+
+    /// Runs `body` in a transaction and again while it conflicts, at most `attempts` times.
+    ///
+    /// Throws EAGAIN when every attempt conflicted. An error of `body` aborts the transaction.
+    public func transaction<Result>(
+        attempts: Int = 100, _ body: (XenStoreTransaction) throws(XenError) -> Result
+    ) throws(XenError) -> Result {
+        for _ in 0..<attempts {
+            let transaction = try startTransaction()
+            let result: Result
+            do {
+                result = try body(transaction)
+            } catch {
+                abort(transaction)
+                throw error
+            }
+            if try commit(transaction) { return result }
+        }
+        throw XenError(11, "transaction that conflicted \(attempts) times")
+    }
+}
