@@ -24,7 +24,7 @@ public final class LibXenGrantTable: GrantTable {
 
     public func copy(_ batch: inout GrantCopyBatch) throws(XenError) {
         let segments = unsafe batch.segments
-        guard let first = unsafe segments.baseAddress else { return }
+        guard let first = segments.baseAddress else { return }
         if unsafe xengnttab_grant_copy(handle, UInt32(segments.count), first) != 0 {
             throw XenError(errno, "grant copy of \(batch.count) operations")
         }
