@@ -57,6 +57,17 @@ public struct SharedPages: @unchecked Sendable {
         cring_full_fence()
     }
 
+    /// Writes the first `byteCount` bytes of a slot, a multiple of four; for frontends.
+    @inlinable @inline(__always)
+    public func storeSlot(_ slot: SlotBytes, at offset: Int, byteCount: Int) {
+        precondition(byteCount >= 0 && byteCount <= SlotBytes.byteCount)
+        let target = unsafe at(offset, byteCount)
+        unsafe withUnsafeBytes(of: slot.words) { source in
+            guard let base = source.baseAddress else { return }
+            unsafe target.copyMemory(from: base, byteCount: byteCount)
+        }
+    }
+
     /// Copies a slot of `byteCount` bytes, a multiple of four and at most 112, each word read exactly once.
     @inlinable @inline(__always)
     public func copySlot(at offset: Int, byteCount: Int, into copy: inout SlotBytes) {

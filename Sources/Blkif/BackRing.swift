@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The backend's end of a shared ring (`BACK_RING` of xen/io/ring.h).
+public import Memory
+
+/// The frontend moved `req_prod` further than the ring is long: it cannot be trusted with anything any more.
+public struct RingOverflow: Error, Sendable, Equatable {
+    /// `req_prod` as it was read.
+    public let requestProducer: UInt32
+    /// The slots that could be in use.
+    public let entryCount: Int
+}
+
+/// The backend's private indices and its way to the slots.
+///
+/// Indices are free-running 32-bit numbers that wrap around. Only the two producer indices and the two event
+/// thresholds are shared; all else is private, so the frontend cannot change it.
+public struct BackRing: ~Copyable, Sendable {
+    private let pages: SharedPages
+    /// The layout of the frontend's ABI.
+    public let layout: RingLayout
+    /// Number of slots, a power of two.
+    public let entryCount: Int
+    private let mask: UInt32
+    /// The next request to take (`req_cons`).
+    public private(set) var requestConsumer: UInt32
+    /// Responses written, not all of them visible yet (`rsp_prod_pvt`).
+    public private(set) var responseProducer: UInt32
+    /// Responses that the frontend can see: `sring.rsp_prod` as we last wrote it.
+    private var published: UInt32
+    /// `req_prod` as it was last read and found plausible.
+    private var knownProducer: UInt32
+
+    /// Attaches to a ring in whatever state it is, at `sring.rsp_prod` (`BACK_RING_ATTACH`).
+    ///
+    /// A fresh ring has all indices zero. Starting from `rsp_prod` is what lets another process take over a ring:
+    /// requests between it and `req_prod` that were taken before are seen again.
+    public init(attaching pages: SharedPages, abi: RingABI) {
+        self.pages = pages
+        layout = RingLayout(abi)
+        entryCount = layout.entryCount(pages: pages.byteCount / 4096)
+        precondition(entryCount > 0)
+        mask = UInt32(truncatingIfNeeded: entryCount - 1)
+        published = pages.loadAcquire(at: RingLayout.responseProducer)
+        responseProducer = published
+        requestConsumer = published
+        knownProducer = published
+    }
+
+    /// Requests that were taken and have no response yet.
+    public var outstanding: Int { Int(requestConsumer &- responseProducer) }
+
+    /// Reads how many requests can be taken, `RING_HAS_UNCONSUMED_REQUESTS` with both overflow tests.
+    ///
+    /// Throws if the frontend claims more requests than slots are free (`RING_REQUEST_PROD_OVERFLOW`).
+    @inline(__always)
+    public mutating func available() throws(RingOverflow) -> Int {
+        let producer = pages.loadAcquire(at: RingLayout.requestProducer)
+        if producer &- responseProducer > UInt32(truncatingIfNeeded: entryCount) {
+            throw RingOverflow(requestProducer: producer, entryCount: entryCount)
+        }
+        let waiting = Int32(bitPattern: producer &- requestConsumer)
+        if waiting < 0 {
+            // The producer index went backwards, behind what was already taken.
+            throw RingOverflow(requestProducer: producer, entryCount: entryCount)
+        }
+        knownProducer = producer
+        // RING_REQUEST_CONS_OVERFLOW: never hold more requests than there are slots for their responses.
+        let room = Int32(truncatingIfNeeded: entryCount) &- Int32(bitPattern: requestConsumer &- responseProducer)
+        return Int(min(waiting, room))
+    }
+
+    /// Copies the next request out of the ring, once, and counts it as taken.
+    ///
+    /// Call at most as often as ``available()`` said.
+    @inline(__always)
+    public mutating func take(into copy: inout SlotBytes) {
+        let offset = RingLayout.ringHeaderSize + Int(requestConsumer & mask) * layout.slotSize
+        pages.copySlot(at: offset, byteCount: layout.slotSize, into: &copy)
+        requestConsumer &+= 1
+    }
+
+    /// Writes a response; the frontend sees it after ``publish()``.
+    ///
+    /// The padding is zeroed, so that nothing of ours shows through it (XSA-216).
+    @inline(__always)
+    public mutating func respond(id: UInt64, wireOperation: UInt8, status: BlockStatus) {
+        let offset = RingLayout.ringHeaderSize + Int(responseProducer & mask) * layout.slotSize
+        pages.store(UInt32(truncatingIfNeeded: id), at: offset)
+        pages.store(UInt32(truncatingIfNeeded: id >> 32), at: offset + 4)
+        let statusBits = UInt32(UInt16(bitPattern: status.rawValue)) << 16
+        pages.store(UInt32(wireOperation) | statusBits, at: offset + 8)
+        if layout.responseSize == 16 { pages.store(0, at: offset + 12) }
+        responseProducer &+= 1
+    }
+
+    /// Shows all written responses to the frontend; true if it wants an event
+    /// (`RING_PUSH_RESPONSES_AND_CHECK_NOTIFY`).
+    @inline(__always)
+    public mutating func publish() -> Bool {
+        let old = published
+        published = responseProducer
+        if old == published { return false }
+        pages.storeRelease(published, at: RingLayout.responseProducer)
+        SharedPages.fullFence()
+        let threshold = pages.load(at: RingLayout.responseEvent)
+        return published &- threshold < published &- old
+    }
+
+    /// Asks for an event at the next request, and looks a last time: true if there is work after all
+    /// (`RING_FINAL_CHECK_FOR_REQUESTS`).
+    ///
+    /// A producer index that makes no sense counts as work; ``available()`` then says what is wrong.
+    @inline(__always)
+    public mutating func finalCheck() -> Bool {
+        if hasNewRequests { return true }
+        pages.store(requestConsumer &+ 1, at: RingLayout.requestEvent)
+        SharedPages.fullFence()
+        return hasNewRequests
+    }
+
+    /// True if the frontend's index says that there is something to take and there is room for it.
+    @inline(__always)
+    public var hasNewRequests: Bool {
+        let producer = pages.loadAcquire(at: RingLayout.requestProducer)
+        return producer != requestConsumer && outstanding < entryCount
+    }
+}

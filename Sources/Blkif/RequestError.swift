@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Why a request is refused: one case for each rule of the protocol.
+
+/// The rule that a request broke. The frontend gets ``status`` as answer; its neighbours are not harmed.
+public enum RequestError: UInt8, Error, Sendable, CaseIterable, BitwiseCopyable {
+    /// The operation is none that we know, or one that was not offered to this frontend.
+    case unknownOperation
+    /// A read or a write without segments.
+    case noSegments
+    /// More segments than ``BlkifLimits/segmentsPerRequest``.
+    case tooManySegments
+    /// A segment whose first sector is behind its last one.
+    case segmentBackwards
+    /// A segment whose last sector is not in its page.
+    case segmentBeyondPage
+    /// Sectors that are not on the disk, or a range that wraps around 2^64.
+    case beyondEndOfDisk
+    /// A request that writes, to a disk that is attached read-only.
+    case readOnlyDisk
+    /// A discard of no sectors.
+    case emptyDiscard
+
+    /// What the frontend gets.
+    public var status: BlockStatus {
+        self == .unknownOperation ? .notSupported : .error
+    }
+
+    /// One line for the log.
+    public var text: String {
+        switch self {
+        case .unknownOperation: "operation that is not known or was not offered"
+        case .noSegments: "read or write without segments"
+        case .tooManySegments: "more than 11 segments"
+        case .segmentBackwards: "segment whose first sector is behind its last"
+        case .segmentBeyondPage: "segment that reaches beyond its page"
+        case .beyondEndOfDisk: "sectors beyond the end of the disk"
+        case .readOnlyDisk: "write to a read-only disk"
+        case .emptyDiscard: "discard of no sectors"
+        }
+    }
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The byte layout of the ring in each of the three ABIs of blkif.
+
+/// The ABI of the frontend, from the key "protocol" (xen/io/protocols.h).
+///
+/// It decides how the C compiler of the guest laid out `struct blkif_request`: 64-bit members are aligned to eight
+/// bytes in the 64-bit ABI and to four in the 32-bit one.
+public enum RingABI: Sendable, CaseIterable {
+    /// The ABI of the host itself; on x86-64 and ARM the same bytes as `x86_64`.
+    case native
+    /// "x86_64-abi"
+    case x86_64
+    /// "x86_32-abi"
+    case x86_32
+}
+
+/// Offsets in bytes inside a slot and inside the ring.
+///
+/// ```
+/// struct blkif_request {            x86_64  x86_32
+///     uint8_t        operation;          0       0
+///     uint8_t        nr_segments;        1       1    discard: flag; indirect: indirect_op
+///     blkif_vdev_t   handle;             2       2    indirect: nr_segments
+///     uint64_t       id;                 8       4    x86_64: four bytes of padding before
+///     blkif_sector_t sector_number;     16      12
+///     struct seg     seg[11];           24      20    discard: nr_sectors
+/// };                                   112     108
+/// struct blkif_response {
+///     uint64_t       id;                 0       0
+///     uint8_t        operation;          8       8
+///     int16_t        status;            10      10    one byte of padding before
+/// };                                    16      12    x86_64: four bytes of padding at the end
+/// ```
+public struct RingLayout: Sendable, Equatable {
+    /// Bytes of a slot: the larger of request and response.
+    public let slotSize: Int
+    /// Bytes of a response.
+    public let responseSize: Int
+    /// Where the 64-bit id of a request stands.
+    public let idOffset: Int
+    /// Where the first sector of a request stands.
+    public let sectorOffset: Int
+    /// Where the segments stand, or the number of sectors of a discard.
+    public let segmentsOffset: Int
+
+    /// Where the slots begin, behind `struct sring`'s indices.
+    public static let ringHeaderSize = 64
+    /// Where `sring.req_prod` stands.
+    static let requestProducer = 0
+    /// Where `sring.req_event` stands.
+    static let requestEvent = 4
+    /// Where `sring.rsp_prod` stands.
+    static let responseProducer = 8
+    /// Where `sring.rsp_event` stands.
+    static let responseEvent = 12
+
+    /// The layout of an ABI.
+    public init(_ abi: RingABI) {
+        switch abi {
+        case .native, .x86_64:
+            (slotSize, responseSize, idOffset, sectorOffset, segmentsOffset) = (112, 16, 8, 16, 24)
+        case .x86_32:
+            (slotSize, responseSize, idOffset, sectorOffset, segmentsOffset) = (108, 12, 4, 12, 20)
+        }
+    }
+
+    /// Slots of a ring of `pages` pages of 4096 bytes: the largest power of two that fits (`__RING_SIZE`).
+    ///
+    /// 32 for one page, 1024 for 32 pages, in every ABI.
+    public func entryCount(pages: Int) -> Int {
+        let room = (pages * 4096 - Self.ringHeaderSize) / slotSize
+        guard room > 0 else { return 0 }
+        return 1 << (Int.bitWidth - 1 - room.leadingZeroBitCount)
+    }
+}
