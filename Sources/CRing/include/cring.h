@@ -77,6 +77,14 @@ static inline void cring_full_fence(void)
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
+/* Tells the processor that this is a waiting loop. */
+static inline void cring_cpu_pause(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
 /* Copies `words` 32-bit words out of shared memory, each read exactly once. Slots of the three ABIs are
  * multiples of four bytes and aligned to four. */
 static inline void cring_copy_in(void *to, const void *from, size_t words)

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What a plugin says about an open disk, checked and with the defaults filled in.
+import PluginAPI
+
+/// Capabilities and limits of an open disk. All sizes are in bytes and make sense together.
+public struct DeviceInfo: Sendable, Equatable {
+    /// What the plugin can do (`XBB_CAP_*`).
+    public struct Capabilities: OptionSet, Sendable {
+        /// The bits of `xbb_info.caps`.
+        public let rawValue: UInt64
+        /// A set of bits.
+        public init(rawValue: UInt64) { self.rawValue = rawValue }
+        /// `XBB_CAP_WRITE`
+        public static let write = Capabilities(rawValue: 1 << 0)
+        /// `XBB_CAP_FLUSH`: completed writes may be in a volatile cache
+        public static let flush = Capabilities(rawValue: 1 << 1)
+        /// `XBB_CAP_FUA`
+        public static let fua = Capabilities(rawValue: 1 << 2)
+        /// `XBB_CAP_DISCARD`
+        public static let discard = Capabilities(rawValue: 1 << 3)
+        /// `XBB_CAP_DISCARD_SECURE`
+        public static let discardSecure = Capabilities(rawValue: 1 << 4)
+        /// `XBB_CAP_DISCARD_ZEROES`
+        public static let discardZeroes = Capabilities(rawValue: 1 << 5)
+        /// `XBB_CAP_WRITE_ZEROES`
+        public static let writeZeroes = Capabilities(rawValue: 1 << 6)
+        /// `XBB_CAP_STABLE_BUFFERS`: always given, because grant copy makes private copies
+        public static let stableBuffers = Capabilities(rawValue: 1 << 7)
+        /// `XBB_CAP_NEEDS_MEM_MAP`
+        public static let needsMemoryMap = Capabilities(rawValue: 1 << 8)
+        /// `XBB_CAP_ROTATIONAL`
+        public static let rotational = Capabilities(rawValue: 1 << 9)
+    }
+    /// What it can do.
+    public var capabilities: Capabilities
+    /// Size of the disk, a multiple of ``logicalBlock``.
+    public var size: UInt64
+    /// What offsets and lengths must be multiples of: 512 to 4096.
+    public var logicalBlock: UInt32
+    /// What the medium writes at once.
+    public var physicalBlock: UInt32
+    /// What addresses and lengths of buffers must be multiples of: 1 to 4096.
+    public var memoryAlignment: UInt32
+    /// The most of a read or write.
+    public var maxTransfer: UInt64
+    /// The most of a discard.
+    public var maxDiscard: UInt64
+    /// The most of a write of zeroes.
+    public var maxWriteZeroes: UInt64
+    /// Queues that can be open at once.
+    public var maxQueues: Int
+    /// Requests in flight in a queue; nil for no limit.
+    public var queueDepth: Int?
+    /// Granularity of discards.
+    public var discardGranularity: UInt32
+    /// First discardable byte, modulo the granularity.
+    public var discardOffset: UInt32
+
+    /// Size in sectors of 512 bytes, the unit of XenStore's "sectors".
+    public var sectorCount: UInt64 { size / 512 }
+
+    /// Checks what get_info() returned; the text of the error is for the operator.
+    init(validating info: xbb_info) throws(PluginError) {
+        func isPowerOfTwo(_ value: UInt32) -> Bool { value != 0 && value & (value - 1) == 0 }
+        let logical = info.logical_block == 0 ? 512 : info.logical_block
+        guard isPowerOfTwo(logical), (512...4096).contains(logical) else {
+            throw PluginError(.invalid, "the plugin reports logical blocks of \(logical) bytes; 512 to 4096 are served")
+        }
+        guard info.size >= UInt64(logical) else {
+            throw PluginError(.invalid, "the disk has \(info.size) bytes, less than one block of \(logical)")
+        }
+        guard info.size % UInt64(logical) == 0, info.size <= UInt64(Int64.max) else {
+            throw PluginError(.invalid, "the plugin reports a size of \(info.size) bytes, not whole blocks of \(logical)")
+        }
+        let alignment = info.mem_align == 0 ? 1 : info.mem_align
+        guard isPowerOfTwo(alignment), alignment <= 4096 else {
+            throw PluginError(.invalid, "the plugin wants buffers aligned to \(alignment) bytes; a power of two up to 4096 is served")
+        }
+        let physical = info.physical_block == 0 ? logical : info.physical_block
+        guard isPowerOfTwo(physical), physical >= logical, physical <= 1 << 24 else {
+            throw PluginError(.invalid, "the plugin reports physical blocks of \(physical) bytes and logical ones of \(logical)")
+        }
+        let unit = UInt64(max(logical, alignment))
+        func limit(_ value: UInt64, _ name: String) throws(PluginError) -> UInt64 {
+            if value == 0 { return UInt64(Int64.max) / unit * unit }
+            let whole = value / unit * unit
+            if whole == 0 { throw PluginError(.invalid, "the plugin reports \(name) \(value), less than one block of \(unit)") }
+            return whole
+        }
+        capabilities = Capabilities(rawValue: info.caps)
+        size = info.size
+        logicalBlock = logical
+        physicalBlock = physical
+        memoryAlignment = alignment
+        maxTransfer = try limit(info.max_transfer, "max_transfer")
+        maxDiscard = try limit(info.max_discard, "max_discard")
+        maxWriteZeroes = try limit(info.max_write_zeroes, "max_write_zeroes")
+        maxQueues = Int(max(1, min(info.max_queues, 64)))
+        queueDepth = info.queue_depth == 0 ? nil : Int(info.queue_depth)
+        discardGranularity = info.discard_granularity == 0 ? logical : info.discard_granularity
+        discardOffset = info.discard_offset
+    }
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The image file or block device behind a disk, opened by the host and lent to the plugin.
+import CLinux
+import Glibc
+import Xen
+
+/// What an administrator asked for.
+public struct DiskSource: Sendable, Equatable {
+    /// The format, never guessed: "raw" unless something else was said.
+    public var format: String
+    /// The image or device; empty for formats without a file.
+    public var path: String
+    /// Options of the plugin.
+    public var options: [String: String]
+    /// The guest may only read.
+    public var readOnly: Bool
+    /// Go around the page cache where the filesystem can.
+    public var direct: Bool
+
+    /// A disk of `format` at `path`.
+    public init(
+        format: String, path: String, options: [String: String] = [:], readOnly: Bool = false, direct: Bool = true
+    ) {
+        self.format = format
+        self.path = path
+        self.options = options
+        self.readOnly = readOnly
+        self.direct = direct
+    }
+}
+
+/// An open image or device.
+struct DiskFile: ~Copyable {
+    let descriptor: Int32
+    /// Opened with O_DIRECT.
+    let isDirect: Bool
+    /// A block device rather than a regular file.
+    let isBlockDevice: Bool
+
+    deinit {
+        close(descriptor)
+    }
+
+    /// Opens an image or a block device; anything else is refused, without side effects.
+    ///
+    /// O_NONBLOCK keeps the open of a FIFO or a tape from waiting; it means nothing for files and disks.
+    init(path: String, readOnly: Bool, direct: Bool) throws(PluginError) {
+        var status = stat()
+        if unsafe stat(path, &status) != 0 { throw Self.refuse(path, errno) }
+        let kind = status.st_mode & S_IFMT
+        if kind == S_IFDIR { throw PluginError(.open, "\(path) is a directory, not an image or a block device") }
+        guard kind == S_IFREG || kind == S_IFBLK else {
+            throw PluginError(.open, "\(path) is neither a regular file nor a block device")
+        }
+        let flags = (readOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK
+        var isDirect = direct
+        var opened = unsafe clinux_open(path, flags | (direct ? O_DIRECT : 0), 0)
+        if opened < 0 && direct && errno == EINVAL {
+            isDirect = false
+            opened = unsafe clinux_open(path, flags, 0)
+        }
+        if opened < 0 { throw Self.refuse(path, errno) }
+        // The path may have been exchanged since: what counts is what is open.
+        if unsafe fstat(opened, &status) != 0 || (status.st_mode & S_IFMT) != kind {
+            close(opened)
+            throw PluginError(.open, "\(path) changed its kind while it was opened")
+        }
+        descriptor = opened
+        self.isDirect = isDirect
+        isBlockDevice = kind == S_IFBLK
+    }
+
+    private static func refuse(_ path: String, _ code: Int32) -> PluginError {
+        let advice =
+            switch code {
+            case ENOENT: "; check the path of the disk"
+            case EACCES, EPERM: "; the backend needs access to it"
+            case EROFS: "; attach it read-only"
+            case ETXTBSY, EBUSY: "; something else uses it"
+            default: ""
+            }
+        return PluginError(.open, "cannot open \(path): \(errnoText(code))\(advice)")
+    }
+}

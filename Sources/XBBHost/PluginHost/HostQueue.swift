@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What `struct xbb_hqueue` is to the host: where a plugin's completions arrive.
+//
+// Completions on the queue's own thread go to a plain list. Those of other threads go to a lock-free stack, and only
+// if the queue's thread is about to sleep does one of them cost a system call.
+import CLinux
+import CRing
+import Glibc
+import Memory
+import PluginAPI
+
+/// A request as the plugin has it, with what the host needs beside it.
+@unsafe
+struct PluginRequest: BitwiseCopyable {
+    /// First, so that the plugin's pointer is also ours.
+    var req: xbb_req
+    var iov: iovec
+    /// ``PluginRequestState``, changed atomically.
+    var state: UInt32
+    /// The status that the plugin gave: 0 or a negative errno.
+    var status: Int32
+    /// The reqlist that it belongs to.
+    var list: Int32
+    /// The next one in the stack of completions from other threads, plus one.
+    var link: UInt32
+}
+
+/// Who has a plugin request.
+enum PluginRequestState {
+    /// The host.
+    static let host: UInt32 = 0
+    /// The plugin, from submit() to complete().
+    static let plugin: UInt32 = 1
+    /// The host again, not yet looked at.
+    static let completed: UInt32 = 2
+}
+
+/// The completion side of a queue. Lives as long as the process, because a plugin that breaks the rules may call
+/// complete() at any time; one exists for each queue that was ever opened and is used again after a reconnect.
+@safe
+final class CompletionPort: @unchecked Sendable {
+    private var requests: FixedArray<PluginRequest>
+    private var contexts: UnsafeMutableRawPointer
+    /// Plugin requests of the pool.
+    let requestCount: Int
+    private let local: UnsafeMutablePointer<Int32>
+    private(set) var localCount = 0
+    /// Head of the stack of completions from other threads, an index plus one; atomic.
+    private let remoteHead: UnsafeMutablePointer<UInt32>
+    /// 1 while the queue's thread sleeps or is about to; atomic.
+    private let sleeping: UnsafeMutablePointer<UInt32>
+    /// Calls that broke the rule "exactly once"; atomic.
+    private let violationCells: UnsafeMutablePointer<UInt64>
+    /// The queue's thread.
+    private var owner = pthread_t()
+    /// Wakes the queue's thread.
+    let wakeDescriptor: Int32
+
+    /// A pool of `requestCount` plugin requests, each with `contextSize` bytes of scratch for the plugin.
+    init?(requestCount: Int, contextSize: Int) {
+        wakeDescriptor = eventfd(0, Int32(EFD_CLOEXEC) | Int32(EFD_NONBLOCK))
+        if wakeDescriptor < 0 { return nil }
+        self.requestCount = requestCount
+        unsafe requests = unsafe FixedArray(zeroed: requestCount)
+        unsafe local = .allocate(capacity: requestCount)
+        unsafe local.initialize(repeating: 0, count: requestCount)
+        // Three cells that other threads write, each on a cache line of its own.
+        let cells = UnsafeMutableRawPointer.allocate(byteCount: 192, alignment: 64)
+        unsafe cells.initializeMemory(as: UInt64.self, repeating: 0, count: 24)
+        unsafe remoteHead = cells.assumingMemoryBound(to: UInt32.self)
+        unsafe sleeping = (cells + 64).assumingMemoryBound(to: UInt32.self)
+        unsafe violationCells = (cells + 128).assumingMemoryBound(to: UInt64.self)
+        let stride = (contextSize + 63) & ~63
+        unsafe contexts = .allocate(byteCount: max(stride * requestCount, 64), alignment: 64)
+        unsafe contexts.initializeMemory(as: UInt8.self, repeating: 0, count: max(stride * requestCount, 64))
+        for index in 0..<requestCount where stride > 0 {
+            unsafe requests.address(of: index).pointee.req.ctx = contexts + index * stride
+        }
+    }
+
+    /// Makes the calling thread the queue's thread.
+    func adoptThread() {
+        owner = pthread_self()
+        localCount = 0
+    }
+
+    /// The address that the plugin gets for a request.
+    @inline(__always)
+    func address(of index: Int32) -> UnsafeMutablePointer<PluginRequest> {
+        unsafe requests.address(of: Int(index))
+    }
+
+    /// The address of a request's one iovec.
+    @inline(__always)
+    func vector(of index: Int32) -> UnsafePointer<iovec> {
+        let raw = unsafe UnsafeRawPointer(requests.address(of: Int(index))) + Self.vectorOffset
+        return unsafe raw.assumingMemoryBound(to: iovec.self)
+    }
+
+    private static let vectorOffset = unsafe MemoryLayout<PluginRequest>.offset(of: \.iov) ?? 0
+
+    /// Called by the plugin, on any thread.
+    func complete(_ req: UnsafeMutablePointer<xbb_req>?, _ status: Int32) {
+        guard let index = unsafe index(of: req) else {
+            countViolation()
+            return
+        }
+        let request = unsafe requests.address(of: index)
+        // A status above zero means nothing in the ABI; taking it for success would make up data.
+        let result = status > 0 ? -EIO : status
+        let cell = unsafe UnsafeMutableRawPointer(request) + Self.stateOffset
+        if pthread_equal(pthread_self(), owner) != 0 {
+            guard unsafe cring_compare_exchange32(
+                cell, PluginRequestState.plugin, PluginRequestState.completed) != 0
+            else {
+                countViolation()
+                return
+            }
+            unsafe request.pointee.status = result
+            unsafe local[localCount] = Int32(truncatingIfNeeded: index)
+            localCount += 1
+            return
+        }
+        guard unsafe cring_compare_exchange32(
+            cell, PluginRequestState.plugin, PluginRequestState.completed) != 0
+        else {
+            countViolation()
+            return
+        }
+        unsafe request.pointee.status = result
+        while true {
+            let head = unsafe cring_load32_acquire(remoteHead)
+            unsafe request.pointee.link = head
+            if unsafe cring_compare_exchange32(remoteHead, head, UInt32(truncatingIfNeeded: index + 1)) != 0 { break }
+        }
+        wakeIfSleeping()
+    }
+
+    private static let stateOffset = unsafe MemoryLayout<PluginRequest>.offset(of: \.state) ?? 0
+
+    private func index(of req: UnsafeMutablePointer<xbb_req>?) -> Int? {
+        guard let req = unsafe req else { return nil }
+        let base = UInt(bitPattern: unsafe requests.address(of: 0))
+        let distance = UInt(bitPattern: req) &- base
+        let stride = unsafe UInt(MemoryLayout<PluginRequest>.stride)
+        guard distance % stride == 0, distance / stride < UInt(requestCount) else { return nil }
+        return Int(distance / stride)
+    }
+
+    private func countViolation() {
+        _ = unsafe cring_add64(violationCells, 1)
+    }
+
+    /// Calls of complete() that named no request of the plugin's; any thread.
+    var violations: UInt64 { unsafe cring_load64_relaxed(violationCells) }
+
+    /// Takes a request back that the plugin did not accept; false if it has completed it nevertheless.
+    func takeBack(_ index: Int32) -> Bool {
+        let cell = unsafe UnsafeMutableRawPointer(requests.address(of: Int(index))) + Self.stateOffset
+        return unsafe cring_compare_exchange32(cell, PluginRequestState.plugin, PluginRequestState.host) != 0
+    }
+
+    /// True if another thread completed something; queue thread only.
+    @inline(__always)
+    var hasRemote: Bool { unsafe cring_load32_relaxed(remoteHead) != 0 }
+
+    /// Moves what other threads completed to the local list; queue thread only.
+    @inline(__always)
+    func takeRemote() {
+        if unsafe cring_load32_relaxed(remoteHead) == 0 { return }
+        var link = unsafe cring_exchange32(remoteHead, 0)
+        while link != 0 {
+            let index = Int32(truncatingIfNeeded: link) - 1
+            link = unsafe requests.address(of: Int(index)).pointee.link
+            unsafe local[localCount] = index
+            localCount += 1
+        }
+    }
+
+    /// A completed request of the local list.
+    @inline(__always)
+    func completed(at position: Int) -> Int32 {
+        precondition(position < localCount)
+        return unsafe local[position]
+    }
+
+    /// Forgets the first `count` of the local list; the others move up.
+    @inline(__always)
+    func removeCompleted(_ count: Int) {
+        let left = localCount - count
+        precondition(left >= 0)
+        if left > 0 { unsafe local.update(from: local + count, count: left) }
+        localCount = left
+    }
+
+    // MARK: Sleeping
+
+    /// Says that the thread is going to sleep; false if something arrived after all.
+    func prepareToSleep() -> Bool {
+        _ = unsafe cring_exchange32(sleeping, 1)
+        if unsafe cring_load32_acquire(remoteHead) != 0 || localCount > 0 {
+            awoke()
+            return false
+        }
+        return true
+    }
+
+    /// The thread runs again.
+    func awoke() {
+        unsafe cring_store32_relaxed(sleeping, 0)
+    }
+
+    /// Wakes the queue's thread if it sleeps; any thread.
+    func wakeIfSleeping() {
+        if unsafe cring_exchange32(sleeping, 0) == 1 { wake() }
+    }
+
+    /// Wakes the queue's thread; any thread.
+    func wake() {
+        var one: UInt64 = 1
+        _ = unsafe write(wakeDescriptor, &one, 8)
+    }
+
+    /// Takes the wake-up away from the descriptor.
+    func drainWake() {
+        var value: UInt64 = 0
+        _ = unsafe read(wakeDescriptor, &value, 8)
+    }
+}

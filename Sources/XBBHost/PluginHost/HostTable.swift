@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The services that a plugin may call (`struct xbb_host`).
+import CLinux
+import Glibc
+import PluginAPI
+
+/// What `struct xbb_hqueue` points to: one of the plugin's queues.
+///
+/// A blocking plugin has several for one queue of the host; their completions arrive at one port.
+@safe
+final class HostQueue: @unchecked Sendable {
+    let port: CompletionPort
+    /// nil for the queues of a blocking plugin, whose threads sleep in submit() and cannot serve events.
+    let events: PluginEvents?
+
+    init(port: CompletionPort, events: PluginEvents?) {
+        self.port = port
+        self.events = events
+    }
+
+    /// The pointer for the plugin. It stays valid for ever: a plugin that breaks the rules may use it at any time.
+    func immortalPointer() -> OpaquePointer {
+        unsafe OpaquePointer(Unmanaged.passRetained(self).toOpaque())
+    }
+
+    static func from(_ pointer: OpaquePointer?) -> HostQueue? {
+        guard let pointer = unsafe pointer else { return nil }
+        return unsafe Unmanaged<HostQueue>.fromOpaque(UnsafeRawPointer(pointer)).takeUnretainedValue()
+    }
+}
+
+/// What `struct xbb_hdev` points to: the open disk, as the plugin's messages need it.
+final class HostDevice: Sendable {
+    let log: Log
+    private let limit = RateLimit(burst: 20, perSecond: 2)
+    private let onNotify: @Sendable (UInt32) -> Void
+
+    /// `onNotify` is called on any thread with an `XBB_NOTIFY_` number.
+    init(log: Log, onNotify: @escaping @Sendable (UInt32) -> Void) {
+        self.log = log
+        self.onNotify = onNotify
+    }
+
+    func immortalPointer() -> OpaquePointer {
+        unsafe OpaquePointer(Unmanaged.passRetained(self).toOpaque())
+    }
+
+    static func from(_ pointer: OpaquePointer?) -> HostDevice? {
+        guard let pointer = unsafe pointer else { return nil }
+        return unsafe Unmanaged<HostDevice>.fromOpaque(UnsafeRawPointer(pointer)).takeUnretainedValue()
+    }
+
+    func message(_ level: LogLevel, _ text: String) {
+        guard let dropped = limit.admit() else { return }
+        if dropped > 0 { log.warning("plugin: \(dropped) messages were dropped") }
+        log.write(level, "plugin: \(text)")
+    }
+
+    func notify(_ what: UInt32) { onNotify(what) }
+}
+
+/// The one table of this process, valid for ever.
+enum HostTable {
+    /// What this host can do (`XBB_HOST_F_`).
+    static let features: UInt64 = UInt64(XBB_HOST_F_MEM_MAP)
+
+    /// The table that load() gets.
+    nonisolated(unsafe) static let shared: UnsafePointer<xbb_host> = {
+        let table = UnsafeMutablePointer<xbb_host>.allocate(capacity: 1)
+        var host = xbb_host()
+        host.struct_size = UInt32(MemoryLayout<xbb_host>.size)
+        host.abi_major = UInt16(XBB_ABI_MAJOR)
+        host.abi_minor = UInt16(XBB_ABI_MINOR)
+        host.features = features
+        unsafe host.log = { hdev, level, line in
+            guard let line = unsafe line else { return }
+            let text = unsafe String(cString: line)
+            let severity: LogLevel =
+                switch Int(level) {
+                case Int(XBB_LOG_ERROR): .error
+                case Int(XBB_LOG_WARN): .warning
+                case Int(XBB_LOG_INFO): .info
+                default: .debug
+                }
+            (unsafe HostDevice.from(hdev) ?? orphan).message(severity, text)
+        }
+        unsafe host.complete = { hq, req, status in
+            guard let hq = unsafe hq else { return }
+            // The queue is immortal, so no reference is counted here.
+            unsafe Unmanaged<HostQueue>.fromOpaque(UnsafeRawPointer(hq))._withUnsafeGuaranteedRef {
+                unsafe $0.port.complete(req, status)
+            }
+        }
+        unsafe host.watch_add = { hq, fd, events, function, argument, out in
+            guard let queue = unsafe HostQueue.from(hq), let function = unsafe function, let out = unsafe out else {
+                return -EINVAL
+            }
+            guard let loop = queue.events else { return -EOPNOTSUPP }
+            let (watch, result) = unsafe loop.watchAdd(fd, events, function, argument)
+            guard let watch else { return result }
+            unsafe out.pointee = OpaquePointer(Unmanaged.passRetained(watch).toOpaque())
+            return 0
+        }
+        unsafe host.watch_set = { pointer, events in
+            guard let pointer = unsafe pointer else { return }
+            let watch = unsafe Unmanaged<PluginWatch>.fromOpaque(UnsafeRawPointer(pointer)).takeUnretainedValue()
+            watch.events.watchSet(watch, events)
+        }
+        unsafe host.watch_del = { pointer in
+            guard let pointer = unsafe pointer else { return }
+            let watch = unsafe Unmanaged<PluginWatch>.fromOpaque(UnsafeRawPointer(pointer)).takeRetainedValue()
+            watch.events.watchRemove(watch)
+        }
+        unsafe host.timer_add = { hq, function, argument, out in
+            guard let queue = unsafe HostQueue.from(hq), let function = unsafe function, let out = unsafe out else {
+                return -EINVAL
+            }
+            guard let loop = queue.events else { return -EOPNOTSUPP }
+            let timer = unsafe loop.timerAdd(function, argument)
+            unsafe out.pointee = OpaquePointer(Unmanaged.passRetained(timer).toOpaque())
+            return 0
+        }
+        unsafe host.timer_set = { pointer, delay in
+            guard let pointer = unsafe pointer else { return }
+            let timer = unsafe Unmanaged<PluginTimer>.fromOpaque(UnsafeRawPointer(pointer)).takeUnretainedValue()
+            timer.deadline = delay == 0 ? nil : clinux_monotonic_ns() &+ delay
+        }
+        unsafe host.timer_del = { pointer in
+            guard let pointer = unsafe pointer else { return }
+            let timer = unsafe Unmanaged<PluginTimer>.fromOpaque(UnsafeRawPointer(pointer)).takeRetainedValue()
+            timer.events.timerRemove(timer)
+        }
+        unsafe host.post = { hq, function, argument in
+            guard let queue = unsafe HostQueue.from(hq), let function = unsafe function else { return }
+            unsafe queue.events?.post(function, argument)
+        }
+        unsafe host.notify = { hdev, what in
+            unsafe HostDevice.from(hdev)?.notify(what)
+        }
+        unsafe host.extension = { _ in nil }
+        unsafe host.child_open = { _, _, _, error in
+            unsafe xbb_set_error(error, -EOPNOTSUPP, "this host opens no backing files yet")
+        }
+        unsafe host.child_fd = { _ in -1 }
+        unsafe host.child_info = { _, _ in -EOPNOTSUPP }
+        unsafe host.child_submit = { _, _, _, _, _ in -EOPNOTSUPP }
+        unsafe table.initialize(to: host)
+        return unsafe UnsafePointer(table)
+    }()
+
+    private static let orphan = HostDevice(log: Log(name: "xbb"), onNotify: { _ in })
+}

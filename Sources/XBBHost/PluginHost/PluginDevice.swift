@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// One disk, open in its plugin.
+import CLinux
+import Glibc
+import PluginAPI
+import Synchronization
+import Xen
+
+/// An open disk. Control calls of the plugin are made from the control thread only.
+///
+/// Plugins that want no two calls at a time get a lock around every call, control or queue; the others none.
+@safe
+public final class PluginDevice: @unchecked Sendable {
+    /// The plugin.
+    public let library: PluginLibrary
+    /// What was asked for.
+    public let source: DiskSource
+    /// What the plugin said, checked; changed by ``refresh()``.
+    public private(set) var info: DeviceInfo
+    /// Set while a call must exclude all others.
+    let exclusion: PluginExclusion?
+    private let handle: UnsafeMutableRawPointer?
+    private let options: PluginOptionValues
+    private let host: HostDevice
+    private let hostPointer: OpaquePointer
+    private let file: Int32
+    private var isClosed = false
+
+    /// The plugin that serves a format: the format's own name, but "raw" is served by what the path is.
+    public static func pluginName(for source: DiskSource) throws(PluginError) -> String {
+        if source.format != "raw" { return source.format }
+        var status = stat()
+        if unsafe stat(source.path, &status) == 0, status.st_mode & S_IFMT == S_IFBLK { return "rawdisk" }
+        return "file"
+    }
+
+    /// Loads the plugin of the source's format, opens the image and lets the plugin look at it.
+    ///
+    /// `onNotify` is called on any thread with an `XBB_NOTIFY_` number.
+    public init(
+        _ source: DiskSource, directories: [String], log: Log, onNotify: @escaping @Sendable (UInt32) -> Void
+    ) throws(PluginError) {
+        let library = try PluginLibrary.load(name: Self.pluginName(for: source), directories: directories)
+        guard library.formats.contains(source.format) else {
+            throw PluginError(
+                .open, "plugin '\(library.name)' does not serve format '\(source.format)', only: "
+                    + library.formats.joined(separator: ", "))
+        }
+        if library.isReadOnly && !source.readOnly {
+            throw PluginError(.open, "plugin '\(library.name)' only reads: attach the disk read-only (mode r)")
+        }
+        options = try PluginOptionValues(library.options, given: source.options)
+        self.library = library
+        self.source = source
+        host = HostDevice(log: log, onNotify: onNotify)
+        unsafe hostPointer = host.immortalPointer()
+        exclusion = library.threadModel == .queue ? nil : PluginExclusion()
+        var direct = false
+        if library.hasNoFile {
+            file = -1
+        } else {
+            let opened = try DiskFile(path: source.path, readOnly: source.readOnly, direct: source.direct)
+            direct = opened.isDirect
+            file = dup3Cloexec(opened.descriptor)
+            if file < 0 { throw PluginError(.open, "cannot open \(source.path): \(errnoText(errno))") }
+        }
+        do {
+            unsafe handle = try unsafe Self.open(
+                library, source, options: options, file: file, direct: direct, host: hostPointer)
+        } catch {
+            if file >= 0 { _ = Glibc.close(file) }
+            throw error
+        }
+        do {
+            info = try unsafe Self.query(library, handle)
+        } catch {
+            unsafe library.table.close(handle)
+            if file >= 0 { _ = Glibc.close(file) }
+            throw error
+        }
+    }
+
+    private static func open(
+        _ library: PluginLibrary, _ source: DiskSource, options: PluginOptionValues, file: Int32, direct: Bool,
+        host: OpaquePointer
+    ) throws(PluginError) -> UnsafeMutableRawPointer? {
+        var handle: UnsafeMutableRawPointer?
+        var failure = xbb_error()
+        let result = unsafe source.format.withCString { format in
+            unsafe source.path.withCString { label in
+                var request = unsafe xbb_open()
+                unsafe request.struct_size = UInt32(MemoryLayout<xbb_open>.size)
+                unsafe request.flags =
+                    (source.readOnly ? UInt32(XBB_OPEN_RDONLY) : 0) | (direct ? UInt32(XBB_OPEN_DIRECT) : 0)
+                unsafe request.hdev = host
+                unsafe request.fd = file
+                unsafe request.option_count = UInt32(options.count)
+                unsafe request.options = UnsafePointer(options.values)
+                unsafe request.format = format
+                unsafe request.label = label
+                return unsafe library.table.open(&request, &handle, &failure)
+            }
+        }
+        if result != 0 { throw describe(failure, result, "plugin '\(library.name)' cannot open \(source.path)") }
+        return unsafe handle
+    }
+
+    private static func describe(_ failure: xbb_error, _ result: Int32, _ what: String) -> PluginError {
+        let message = unsafe withUnsafeBytes(of: failure.message) { bytes in
+            unsafe String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+        }
+        let code = result < 0 && result > -4096 ? -result : EIO
+        return PluginError(.open, "\(what): \(message.isEmpty ? errnoText(code) : message)")
+    }
+
+    private static func query(
+        _ library: PluginLibrary, _ handle: UnsafeMutableRawPointer?
+    ) throws(PluginError) -> DeviceInfo {
+        var raw = xbb_info()
+        raw.struct_size = UInt32(MemoryLayout<xbb_info>.size)
+        let result = unsafe library.table.get_info(handle, &raw)
+        if result != 0 { throw PluginError(.open, "plugin '\(library.name)' gives no information: \(errnoText(-result))") }
+        return try DeviceInfo(validating: raw)
+    }
+
+    /// Lets the plugin start its threads; after privileges were dropped.
+    public func start() throws(PluginError) {
+        guard let start = unsafe library.table.start else { return }
+        var failure = xbb_error()
+        let result = unsafe start(handle, &failure)
+        if result != 0 { throw Self.describe(failure, result, "plugin '\(library.name)' cannot start") }
+    }
+
+    /// Asks the plugin again after it reported a change.
+    public func refresh() throws(PluginError) {
+        exclusion?.lock()
+        defer { exclusion?.unlock() }
+        info = try unsafe Self.query(library, handle)
+    }
+
+    /// Queues of the host that can be open at once.
+    public var maxQueues: Int { library.threadModel == .queue ? info.maxQueues : 1 }
+
+    /// True if the guest may not write: asked for, or the plugin cannot.
+    public var isReadOnly: Bool { source.readOnly || !info.capabilities.contains(.write) }
+
+    /// Opens a queue of the plugin, on the thread that it will belong to.
+    func openQueue(_ host: HostQueue, index: Int, depth: Int) throws(PluginError) -> UnsafeMutableRawPointer? {
+        exclusion?.lock()
+        defer { exclusion?.unlock() }
+        var parameters = xbb_queue_params()
+        parameters.struct_size = UInt32(MemoryLayout<xbb_queue_params>.size)
+        parameters.index = UInt32(index)
+        parameters.depth = UInt32(depth)
+        var queue: UnsafeMutableRawPointer?
+        var failure = xbb_error()
+        let result = unsafe library.table.queue_open(handle, host.immortalPointer(), &parameters, &queue, &failure)
+        if result != 0 { throw Self.describe(failure, result, "plugin '\(library.name)' cannot open queue \(index)") }
+        return unsafe queue
+    }
+
+    /// Closes a queue with nothing in flight, on its thread.
+    func closeQueue(_ queue: UnsafeMutableRawPointer?) {
+        exclusion?.lock()
+        defer { exclusion?.unlock() }
+        unsafe library.table.queue_close(queue)
+    }
+
+    /// Registers memory that will hold data, where the plugin wants to know.
+    func map(_ address: UnsafeMutableRawPointer, byteCount: Int) throws(PluginError) {
+        guard let map = unsafe library.table.mem_map else { return }
+        var memory = unsafe xbb_mem()
+        unsafe memory.struct_size = UInt32(MemoryLayout<xbb_mem>.size)
+        unsafe memory.fd = -1
+        unsafe memory.addr = address
+        unsafe memory.length = UInt64(byteCount)
+        let result = unsafe map(handle, &memory)
+        if result != 0 && info.capabilities.contains(.needsMemoryMap) {
+            throw PluginError(.open, "plugin '\(library.name)' cannot use the host's memory: \(errnoText(-result))")
+        }
+    }
+
+    /// Takes the registration back.
+    func unmap(_ address: UnsafeMutableRawPointer, byteCount: Int) {
+        guard unsafe library.table.mem_map != nil, let unmap = unsafe library.table.mem_unmap else { return }
+        var memory = unsafe xbb_mem()
+        unsafe memory.struct_size = UInt32(MemoryLayout<xbb_mem>.size)
+        unsafe memory.fd = -1
+        unsafe memory.addr = address
+        unsafe memory.length = UInt64(byteCount)
+        unsafe unmap(handle, &memory)
+    }
+
+    /// Closes the disk; all queues were closed before. Once.
+    public func close() {
+        if isClosed { return }
+        isClosed = true
+        unsafe library.table.close(handle)
+        if file >= 0 { _ = Glibc.close(file) }
+    }
+
+    deinit {
+        close()
+    }
+}
+
+private func dup3Cloexec(_ descriptor: Int32) -> Int32 {
+    clinux_fcntl_int(descriptor, F_DUPFD_CLOEXEC, 3)
+}
+
+/// Excludes calls into a plugin from each other.
+@safe
+final class PluginExclusion: @unchecked Sendable {
+    private let mutex: UnsafeMutablePointer<pthread_mutex_t>
+
+    init() {
+        unsafe mutex = .allocate(capacity: 1)
+        unsafe mutex.initialize(to: pthread_mutex_t())
+        unsafe pthread_mutex_init(mutex, nil)
+    }
+
+    deinit {
+        unsafe pthread_mutex_destroy(mutex)
+        unsafe mutex.deallocate()
+    }
+
+    func lock() { unsafe pthread_mutex_lock(mutex) }
+    func unlock() { unsafe pthread_mutex_unlock(mutex) }
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Finds a plugin's shared library, checks who could have changed it, loads it and checks its description.
+import CLinux
+import Glibc
+import PluginAPI
+import Xen
+
+/// How strictly calls into a plugin are serialised.
+public enum PluginThreadModel: Sendable, Equatable {
+    /// One call at a time in the process.
+    case process
+    /// One call at a time for each disk.
+    case device
+    /// One call at a time for each queue.
+    case queue
+
+    /// Models are numbered with gaps; one that we do not know is treated as the next stricter one.
+    init(_ value: UInt32) {
+        switch value {
+        case 3000...: self = .queue
+        case 2000...: self = .device
+        default: self = .process
+        }
+    }
+}
+
+/// A loaded plugin. Never unloaded: its threads and thread-local data may outlive every use (RTLD_NODELETE).
+@safe
+public struct PluginLibrary: @unchecked Sendable {
+    /// The plugin's own table, as much of it as both sides know; zero where the plugin is older.
+    let table: xbb_plugin
+    /// The name in the file name.
+    public let name: String
+    /// The plugin's version text.
+    public let version: String
+    /// The plugin's description.
+    public let summary: String
+    /// Formats that it serves.
+    public let formats: [String]
+    /// Where it was loaded from.
+    public let path: String
+    /// How calls are serialised.
+    public let threadModel: PluginThreadModel
+
+    /// True if submit() may sleep.
+    public var isBlocking: Bool { unsafe table.flags & UInt32(XBB_PLUGIN_BLOCKING) != 0 }
+    /// True if there is no file or device behind a disk.
+    public var hasNoFile: Bool { unsafe table.flags & UInt32(XBB_PLUGIN_NO_FD) != 0 }
+    /// True if it never writes.
+    public var isReadOnly: Bool { unsafe table.flags & UInt32(XBB_PLUGIN_RDONLY) != 0 }
+
+    /// The options that the plugin takes.
+    public var options: [PluginOption] {
+        unsafe (0..<Int(table.option_count)).compactMap { index in
+            guard let options = unsafe table.options else { return nil }
+            return unsafe PluginOption(unsafe options[index])
+        }
+    }
+
+    /// Loads `xbb-<name>.so` from the first of the directories that has it.
+    public static func load(name: String, directories: [String]) throws(PluginError) -> PluginLibrary {
+        guard isValidName(name) else {
+            throw PluginError(.missing, "'\(name)' is no plugin name: it takes a-z, 0-9 and '-'")
+        }
+        for directory in directories {
+            let path = "\(directory)/xbb-\(name).so"
+            if unsafe access(path, F_OK) != 0 { continue }
+            try checkOwner(of: directory)
+            try checkOwner(of: path)
+            return try open(name: name, path: path)
+        }
+        throw PluginError(
+            .missing,
+            "no plugin '\(name)': there is no xbb-\(name).so in \(directories.joined(separator: ", "))")
+    }
+
+    /// The names of the plugins in the directories, by their file names; nothing is loaded.
+    public static func names(in directories: [String]) -> [String] {
+        var found: Set<String> = []
+        for directory in directories {
+            guard let stream = unsafe opendir(directory) else { continue }
+            while let entry = unsafe readdir(stream) {
+                let file = unsafe withUnsafePointer(to: &entry.pointee.d_name) { field in
+                    unsafe field.withMemoryRebound(to: CChar.self, capacity: 256) { unsafe String(cString: $0) }
+                }
+                guard file.hasPrefix("xbb-"), file.hasSuffix(".so") else { continue }
+                let name = String(file.dropFirst(4).dropLast(3))
+                if isValidName(name) { found.insert(name) }
+            }
+            unsafe closedir(stream)
+        }
+        return found.sorted()
+    }
+
+    static func isValidName(_ name: String) -> Bool {
+        guard let first = name.utf8.first, (UInt8(ascii: "a")...UInt8(ascii: "z")).contains(first) else { return false }
+        return name.utf8.count <= 64
+            && name.utf8.allSatisfy { byte in
+                (UInt8(ascii: "a")...UInt8(ascii: "z")).contains(byte)
+                    || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte) || byte == UInt8(ascii: "-")
+            }
+    }
+
+    /// Code is run from here with our rights, so only root and ourselves may be able to change it.
+    private static func checkOwner(of path: String) throws(PluginError) {
+        var status = stat()
+        if unsafe stat(path, &status) != 0 { throw PluginError(.missing, "\(path): \(errnoText(errno))") }
+        if status.st_uid != 0 && status.st_uid != geteuid() {
+            throw PluginError(
+                .untrusted, "\(path) belongs to user \(status.st_uid): plugins must belong to root (chown root)")
+        }
+        if status.st_mode & (S_IWGRP | S_IWOTH) != 0 {
+            throw PluginError(
+                .untrusted, "\(path) can be written by others than its owner: plugins must not (chmod go-w)")
+        }
+    }
+
+    private static func open(name: String, path: String) throws(PluginError) -> PluginLibrary {
+        guard let handle = unsafe dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE) else {
+            throw PluginError(.incompatible, "cannot load \(path): \(dynamicLinkerMessage())")
+        }
+        guard let symbol = unsafe dlsym(handle, XBB_PLUGIN_ENTRY) else {
+            throw PluginError(
+                .incompatible,
+                "\(path) is no plugin of ABI \(XBB_ABI_MAJOR): it does not export \(XBB_PLUGIN_ENTRY)()")
+        }
+        typealias Entry = @convention(c) () -> UnsafePointer<xbb_plugin>?
+        let entry = unsafe unsafeBitCast(symbol, to: Entry.self)
+        guard let description = unsafe entry() else {
+            throw PluginError(.invalid, "\(path): \(XBB_PLUGIN_ENTRY)() returned NULL")
+        }
+        return try unsafe check(description, name: name, path: path)
+    }
+
+    /// Copies as much of the table as both sides know and checks it. The table is untrusted input.
+    private static func check(
+        _ description: UnsafePointer<xbb_plugin>, name: String, path: String
+    ) throws(PluginError) -> PluginLibrary {
+        let size = Int(unsafe description.pointee.struct_size)
+        guard let smallest = unsafe MemoryLayout<xbb_plugin>.offset(of: \.poll), size >= smallest, size <= 65536 else {
+            throw PluginError(
+                .incompatible,
+                "\(path): its description has \(size) bytes; one of ABI \(XBB_ABI_MAJOR) ends behind submit()")
+        }
+        var table = unsafe xbb_plugin()
+        unsafe withUnsafeMutableBytes(of: &table) { copy in
+            let known = min(size, copy.count)
+            unsafe copy.copyMemory(from: UnsafeRawBufferPointer(start: description, count: known))
+        }
+        guard unsafe table.abi_major == UInt16(XBB_ABI_MAJOR) else {
+            throw PluginError(
+                .incompatible,
+                "\(path) is of plugin ABI \(unsafe table.abi_major); this host knows ABI \(XBB_ABI_MAJOR)")
+        }
+        let missing = unsafe table.need_features & ~HostTable.features
+        if missing != 0 {
+            throw PluginError(
+                .incompatible, "\(path) needs host features 0x\(String(missing, radix: 16)) that this host lacks")
+        }
+        let required = unsafe [
+            ("open", table.open != nil), ("close", table.close != nil), ("get_info", table.get_info != nil),
+            ("queue_open", table.queue_open != nil), ("queue_close", table.queue_close != nil),
+            ("submit", table.submit != nil),
+        ]
+        for (callback, present) in required where !present {
+            throw PluginError(.invalid, "\(path) has no \(callback)(), which every plugin must have")
+        }
+        guard let namePointer = unsafe table.name, unsafe String(cString: namePointer) == name else {
+            throw PluginError(.invalid, "\(path) does not call itself '\(name)', the name in its file name")
+        }
+        guard unsafe table.req_ctx_size <= 4096 else {
+            throw PluginError(.invalid, "\(path) wants \(unsafe table.req_ctx_size) bytes for each request; 4096 at most")
+        }
+        guard unsafe table.option_count <= 256, unsafe table.option_count == 0 || table.options != nil else {
+            throw PluginError(.invalid, "\(path) has a bad list of options")
+        }
+        let formats = unsafe formatNames(table.formats)
+        if formats.isEmpty { throw PluginError(.invalid, "\(path) names no format that it serves") }
+        let library = unsafe PluginLibrary(
+            table: table, name: name, version: table.version.map { unsafe String(cString: $0) } ?? "",
+            summary: table.description.map { unsafe String(cString: $0) } ?? "", formats: formats, path: path,
+            threadModel: PluginThreadModel(table.thread_model))
+        if let load = unsafe table.load {
+            let result = unsafe load(HostTable.shared)
+            if result != 0 { throw PluginError(.incompatible, "\(path): load() failed: \(errnoText(-result))") }
+        }
+        return library
+    }
+
+    private static func formatNames(_ list: UnsafePointer<UnsafePointer<CChar>?>?) -> [String] {
+        guard let list = unsafe list else { return [] }
+        var names: [String] = []
+        while names.count < 64, let entry = unsafe list[names.count] { names.append(unsafe String(cString: entry)) }
+        return names
+    }
+}
+
+private func dynamicLinkerMessage() -> String {
+    guard let text = unsafe dlerror() else { return "unknown error" }
+    return unsafe String(cString: text)
+}

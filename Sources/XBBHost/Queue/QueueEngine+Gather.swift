@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// From the ring to reqlists.
+import Blkif
+
+extension QueueEngine {
+    /// Takes what the frontend put on the ring and begins the reqlists that it makes; true if there was anything.
+    ///
+    /// Requests are counted as taken before any of them is started, so that a response never meets a slot that was
+    /// not read. A refused request is answered at once and harms no other.
+    mutating func gather() -> Bool {
+        guard mayGather else { return false }
+        let available: Int
+        do throws(RingOverflow) {
+            available = try ring.available()
+        } catch {
+            overflow = error
+            return true
+        }
+        if available == 0 { return false }
+        rule.disabled = tuning.noCoalesce
+        var taken = 0
+        while taken < available, exclusive < 0, memoryWaiters.isEmpty {
+            guard let index = freeRequests.pop() else {
+                stats.add(.request_shortages)
+                break
+            }
+            ring.take(into: &slot)
+            taken += 1
+            accept(index)
+        }
+        stats.add(.reqs_received, UInt64(taken))
+        closeTail(forced: false)
+        return taken > 0
+    }
+
+    /// Parses the slot into a pending request and puts it into a reqlist.
+    @inline(__always)
+    private mutating func accept(_ index: Int32) {
+        let position = Int(index)
+        let problem = requests[position].request.parse(slot, layout: ring.layout, disk: disk)
+        requests[position].received = now
+        requests[position].status = .okay
+        requests[position].next = -1
+        requests[position].bufferOffset = 0
+        if let problem {
+            reject(index, problem)
+            return
+        }
+        if tail >= 0 {
+            if rule.allows(lists[Int(tail)], requests[position].request) {
+                append(index, to: tail)
+                stats.add(.requests_merged)
+                return
+            }
+            closeTail(forced: true)
+        }
+        startList(index)
+    }
+
+    private mutating func reject(_ index: Int32, _ problem: RequestError) {
+        stats.add(.rejected_requests)
+        let request = requests[Int(index)].request
+        fault = GuestFault(
+            error: problem, wireOperation: request.wireOperation, firstSector: request.firstSector,
+            sectorCount: request.sectorCount)
+        requests[Int(index)].status = problem.status
+        respond(index)
+    }
+
+    /// Begins a new tail list with one request. There are as many lists as requests, so one is always free.
+    @inline(__always)
+    private mutating func startList(_ index: Int32) {
+        guard let list = freeLists.pop() else {
+            stats.add(.request_shortages)
+            requests[Int(index)].status = .error
+            respond(index)
+            return
+        }
+        let request = requests[Int(index)].request
+        var fresh = Reqlist()
+        fresh.operation = request.operation
+        fresh.phase = .collecting
+        fresh.secure = request.secure
+        fresh.durable = request.operation == .writeBarrier
+        fresh.firstSector = request.firstSector
+        fresh.first = index
+        fresh.last = index
+        fresh.requestCount = 1
+        fresh.segmentCount = Int32(request.segmentCount)
+        fresh.sectorCount = request.sectorCount
+        lists[Int(list)] = fresh
+        tail = list
+        listsInFlight += 1
+    }
+
+    @inline(__always)
+    private mutating func append(_ index: Int32, to list: Int32) {
+        let position = Int(list)
+        requests[Int(index)].bufferOffset = Int32(truncatingIfNeeded: lists[position].sectorCount &* 512)
+        requests[Int(lists[position].last)].next = index
+        lists[position].last = index
+        lists[position].requestCount += 1
+        lists[position].segmentCount += Int32(requests[Int(index)].request.segmentCount)
+        lists[position].sectorCount &+= requests[Int(index)].request.sectorCount
+    }
+
+    /// Sends the list that requests were being added to.
+    @inline(__always)
+    mutating func closeTail(forced: Bool) {
+        if tail < 0 { return }
+        let list = tail
+        tail = -1
+        stats.add(.total_dispatch)
+        stats.add(forced ? .forced_dispatch : .normal_dispatch)
+        begin(list)
+    }
+
+    /// True if `list` must not run beside any other.
+    @inline(__always)
+    private func mustBeAlone(_ list: Reqlist) -> Bool {
+        if list.operation == .writeBarrier { return true }
+        if device.logicalBlock == 512 || list.sectorCount == 0 { return false }
+        return (list.operation == .write || list.operation == .flush) && !fillsWholeBlocks(list)
+    }
+
+    /// True if the list begins and ends at block boundaries of the disk.
+    @inline(__always)
+    func fillsWholeBlocks(_ list: Reqlist) -> Bool {
+        let sectors = UInt64(device.logicalBlock / 512)
+        return (list.firstSector | list.sectorCount) & (sectors - 1) == 0
+    }
+
+    /// Starts a closed list on its way, or lets it wait behind those that wait already.
+    @inline(__always)
+    private mutating func begin(_ list: Int32) {
+        if exclusive >= 0 || !memoryWaiters.isEmpty {
+            lists[Int(list)].phase = .waitingForMemory
+            memoryWaiters.append(list)
+        } else if mustBeAlone(lists[Int(list)]) {
+            exclusive = list
+            lists[Int(list)].phase = .waitingForDrain
+            startExclusiveIfAlone()
+        } else if allocate(list) {
+            startPhases(list)
+        } else {
+            stats.add(.kva_shortages)
+            lists[Int(list)].phase = .waitingForMemory
+            memoryWaiters.append(list)
+        }
+    }
+
+    /// Starts the list that must be alone once all others are done.
+    mutating func startExclusiveIfAlone() {
+        guard exclusive >= 0, lists[Int(exclusive)].phase == .waitingForDrain else { return }
+        // The lists that wait for memory were taken after it, and so was the tail.
+        guard listsInFlight - memoryWaiters.count - (tail >= 0 ? 1 : 0) == 1 else { return }
+        if allocate(exclusive) {
+            startPhases(exclusive)
+        } else {
+            // Cannot be: all memory is free, and a list is at most a quarter of it.
+            fail(exclusive, .error)
+        }
+    }
+
+    /// Gives memory to the lists that wait for it, in their order.
+    mutating func retryMemoryWaiters() {
+        while exclusive < 0, let list = memoryWaiters.popFirst() {
+            if mustBeAlone(lists[Int(list)]) {
+                exclusive = list
+                lists[Int(list)].phase = .waitingForDrain
+                startExclusiveIfAlone()
+            } else if !allocate(list) {
+                stats.add(.kva_shortages)
+                memoryWaiters.prepend(list)
+                return
+            } else {
+                startPhases(list)
+            }
+        }
+    }
+}

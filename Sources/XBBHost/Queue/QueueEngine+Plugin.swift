@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Between reqlists and the plugin's requests.
+import Blkif
+import Glibc
+import Memory
+import PluginAPI
+import Xen
+
+extension QueueEngine {
+    /// Begins to hand over `length` bytes from `offset` of the list, or a flush.
+    @inline(__always)
+    mutating func beginSubmission(_ list: Int32) {
+        lists[Int(list)].progress = 0
+        lists[Int(list)].failure = 0
+        pump(list)
+    }
+
+    /// Makes plugin requests out of what is left of a list, as many as there are free ones.
+    @inline(__always)
+    private mutating func pump(_ list: Int32) {
+        let position = Int(list)
+        let phase = lists[position].phase
+        if phase == .flushBefore || phase == .flushAfter {
+            guard let sub = freeSubs.pop() else {
+                subWaiters.append(list)
+                return
+            }
+            fill(sub, list, op: UInt8(XBB_OP_FLUSH), flags: 0, offset: 0, length: 0, buffer: -1)
+            return
+        }
+        let (op, flags, limit) = pluginOperation(list)
+        let hasData = op == UInt8(XBB_OP_READ) || op == UInt8(XBB_OP_WRITE)
+        let start = bufferStart(list)
+        while lists[position].progress < lists[position].length {
+            guard let sub = freeSubs.pop() else {
+                subWaiters.append(list)
+                return
+            }
+            let done = lists[position].progress
+            let length = min(lists[position].length - done, limit)
+            fill(
+                sub, list, op: op, flags: flags, offset: lists[position].offset &+ done, length: length,
+                buffer: hasData ? start + Int(truncatingIfNeeded: done) : -1)
+            lists[position].progress = done &+ length
+        }
+    }
+
+    /// Operation, flags and largest length for what the list's phase asks of the plugin.
+    @inline(__always)
+    private func pluginOperation(_ list: Int32) -> (op: UInt8, flags: UInt16, limit: UInt64) {
+        let position = Int(list)
+        if lists[position].phase == .fillBlocks { return (UInt8(XBB_OP_READ), 0, device.maxTransfer) }
+        switch lists[position].operation {
+        case .read:
+            return (UInt8(XBB_OP_READ), 0, device.maxTransfer)
+        case .write, .flush:
+            return (UInt8(XBB_OP_WRITE), 0, device.maxTransfer)
+        case .writeBarrier:
+            let fua = device.capabilities.contains(.fua) ? UInt16(XBB_REQ_FUA) : 0
+            return (UInt8(XBB_OP_WRITE), fua, device.maxTransfer)
+        case .discard:
+            let secure = lists[position].secure && device.capabilities.contains(.discardSecure)
+            return (UInt8(XBB_OP_DISCARD), secure ? UInt16(XBB_REQ_SECURE) : 0, device.maxDiscard)
+        }
+    }
+
+    @inline(__always)
+    private mutating func fill(
+        _ sub: Int32, _ list: Int32, op: UInt8, flags: UInt16, offset: UInt64, length: UInt64, buffer: Int
+    ) {
+        let request = unsafe port.address(of: sub)
+        unsafe request.pointee.list = list
+        unsafe request.pointee.req.offset = offset
+        unsafe request.pointee.req.length = length
+        unsafe request.pointee.req.flags = flags
+        unsafe request.pointee.req.op = op
+        if buffer >= 0 {
+            unsafe request.pointee.iov.iov_base = memory.address(at: buffer, count: Int(length))
+            unsafe request.pointee.iov.iov_len = Int(length)
+            unsafe request.pointee.req.iov = port.vector(of: sub)
+            unsafe request.pointee.req.iovcnt = 1
+        } else {
+            unsafe request.pointee.req.iov = nil
+            unsafe request.pointee.req.iovcnt = 0
+        }
+        lists[Int(list)].outstanding += 1
+        ready.append(sub)
+    }
+
+    // MARK: Completions
+
+    /// Takes what the plugin completed; true if there was anything.
+    @inline(__always)
+    mutating func absorbCompletions() -> Bool {
+        port.takeRemote()
+        let count = port.localCount
+        if count == 0 { return false }
+        for position in 0..<count { absorb(port.completed(at: position)) }
+        port.removeCompleted(count)
+        while !subWaiters.isEmpty, freeSubs.count > 0, let list = subWaiters.popFirst() { pump(list) }
+        return true
+    }
+
+    @inline(__always)
+    private mutating func absorb(_ sub: Int32) {
+        let request = unsafe port.address(of: sub)
+        let status = unsafe request.pointee.status
+        let list = unsafe request.pointee.list
+        unsafe request.pointee.state = PluginRequestState.host
+        pluginInFlight -= 1
+        stats.add(.plugin_requests)
+        freeSubs.push(sub)
+        complete(list, status)
+    }
+
+    /// One part of a list's phase ended with `status`.
+    @inline(__always)
+    private mutating func complete(_ list: Int32, _ status: Int32) {
+        let position = Int(list)
+        lists[position].outstanding -= 1
+        if status != 0 {
+            stats.add(.plugin_errors)
+            if lists[position].failure == 0 { lists[position].failure = status }
+        }
+        if lists[position].outstanding == 0 && isHandedOver(list) { phaseCompleted(list) }
+    }
+
+    @inline(__always)
+    private func isHandedOver(_ list: Int32) -> Bool {
+        let phase = lists[Int(list)].phase
+        return phase == .flushBefore || phase == .flushAfter
+            || lists[Int(list)].progress >= lists[Int(list)].length
+    }
+
+    /// Fails a request that the plugin would not take.
+    mutating func refuseReady(_ status: Int32) {
+        guard let sub = ready.popFirst() else { return }
+        let list = unsafe port.address(of: sub).pointee.list
+        freeSubs.push(sub)
+        complete(list, status)
+    }
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A queue's requests from the ring to the plugin and back: steps without effects.
+//
+//   ring ─ gather() ─► PendingRequest ─► Reqlist ─ copies ─► ready ─ submit ─► plugin
+//     ▲                                                                          │
+//     └── respond ◄── copies ◄───────────── advance() ◄──────── absorb() ◄───────┘
+//
+// The engine owns the pools and decides; it makes no system call, takes no lock and allocates nothing after init.
+// The queue's loop does the effects between its steps: the grant copies of ``copies``, the plugin's submit, the
+// event. Lists that wait for something stand in exactly one queue of indices.
+import Blkif
+import CRing
+import Memory
+import PluginAPI
+import Xen
+
+/// What can be changed while a queue runs.
+struct QueueTuning: Sendable, Equatable {
+    /// Answer flushes without doing them (the seed's disable_flush). The guest may lose data.
+    var disableFlush = false
+    /// Do only every n-th flush (the seed's flush_interval); 0 and 1 do each.
+    var flushInterval: UInt64 = 0
+    /// Send every request alone (the seed's no_coalesce_reqs).
+    var noCoalesce = false
+}
+
+/// A rule that the frontend broke, for the log.
+struct GuestFault: Sendable {
+    var error: RequestError
+    var wireOperation: UInt8
+    var firstSector: UInt64
+    var sectorCount: UInt64
+}
+
+struct QueueEngine: ~Copyable {
+    // What is fixed at connect.
+    let domain: DomainID
+    let device: DeviceInfo
+    let memory: HostMemory
+    let port: CompletionPort
+    let stats: StatisticsCells
+    /// Plugin requests that may be in flight.
+    let depthLimit: Int
+    var disk: DiskLimits
+    var tuning = QueueTuning()
+    var rule: CoalescingRule
+
+    // Pools.
+    var ring: BackRing
+    var requests: FixedArray<PendingRequest>
+    var freeRequests: IndexStack
+    var lists: FixedArray<Reqlist>
+    var freeLists: IndexStack
+    var buffers: BufferPool
+    var freeSubs: IndexStack
+    var slot = SlotBytes()
+
+    // Where lists wait.
+    var memoryWaiters: IndexQueue
+    var subWaiters: IndexQueue
+    var copyInLists: IndexQueue
+    var copyOutLists: IndexQueue
+    /// Plugin requests that wait for submit().
+    var ready: IndexQueue
+    /// Copies between guest and memory for the next call of the grant table.
+    var copies: GrantCopyBatch
+    /// Lists whose copies are in the batch, in its order.
+    var copying: IndexQueue
+    /// The list that requests are being added to; -1 for none.
+    var tail: Int32 = -1
+    /// The list that must be alone: it waits for the others, and the ring waits for it; -1 for none.
+    var exclusive: Int32 = -1
+
+    /// Lists that were begun and are not finished.
+    var listsInFlight = 0
+    /// Plugin requests that the plugin has.
+    var pluginInFlight = 0
+    /// Responses written since the last publish.
+    var unpublished: UInt64 = 0
+    var flushCount: UInt64 = 0
+    /// Why the ring is not read any more.
+    var overflow: RingOverflow?
+    /// True while requests are left on the ring on purpose.
+    var isDraining = false
+    /// The last fault of the guest that was not reported yet.
+    var fault: GuestFault?
+    /// The time of this turn, in ns of the monotonic clock.
+    var now: UInt64 = 0
+
+    init(
+        ring: consuming BackRing, domain: DomainID, device: DeviceInfo, disk: DiskLimits, memory: HostMemory,
+        port: CompletionPort, stats: StatisticsCells
+    ) {
+        let entries = ring.entryCount
+        self.ring = ring
+        self.domain = domain
+        self.device = device
+        self.disk = disk
+        self.memory = memory
+        self.port = port
+        self.stats = stats
+        depthLimit = min(device.queueDepth ?? port.requestCount, port.requestCount)
+        requests = FixedArray(zeroed: entries)
+        freeRequests = IndexStack(full: entries)
+        lists = FixedArray(zeroed: entries)
+        freeLists = IndexStack(full: entries)
+        buffers = BufferPool(pageCount: memory.byteCount / BufferPool.pageSize)
+        freeSubs = IndexStack(full: port.requestCount)
+        memoryWaiters = IndexQueue(capacity: entries)
+        subWaiters = IndexQueue(capacity: entries)
+        copyInLists = IndexQueue(capacity: entries)
+        copyOutLists = IndexQueue(capacity: entries)
+        copying = IndexQueue(capacity: entries)
+        ready = IndexQueue(capacity: port.requestCount)
+        let mostSegments = entries * BlkifLimits.segmentsPerRequest
+        copies = GrantCopyBatch(capacity: mostSegments)
+        // A reqlist and the blocks around it must fit into a quarter of the memory, so that several can be on their way.
+        let most = min(device.maxTransfer, QueueEngine.largestReqlist, UInt64(memory.byteCount / 4) - 8192)
+        rule = CoalescingRule(
+            maxBytes: max(most, UInt64(BlkifLimits.segmentsPerRequest * 4096)),
+            maxSegments: Int32(truncatingIfNeeded: mostSegments))
+    }
+
+    /// Bytes of the largest reqlist, whatever the plugin takes: 1 MiB.
+    static let largestReqlist: UInt64 = 1 << 20
+
+    /// True when nothing is on its way between the ring and its responses.
+    var isIdle: Bool { listsInFlight == 0 && tail < 0 && exclusive < 0 }
+
+    /// True if ``gather()`` may take requests now.
+    var mayGather: Bool { overflow == nil && !isDraining && exclusive < 0 && memoryWaiters.isEmpty }
+}

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// One queue: one thread, one event loop, nothing shared with other queues on the way of a request.
+import Blkif
+import CLinux
+import Glibc
+import Memory
+import PluginAPI
+import Synchronization
+import Xen
+
+/// What a queue is made of.
+struct QueueConfiguration: Sendable {
+    /// The frontend's domain.
+    var domain: DomainID
+    /// The number of the queue.
+    var index: Int
+    /// Grant references of the ring's pages, in order.
+    var ringReferences: [UInt32]
+    /// The frontend's event channel.
+    var eventChannel: EventPort
+    /// The frontend's ABI.
+    var abi: RingABI
+    /// What requests are checked against.
+    var disk: DiskLimits
+    /// Bytes for the data of requests.
+    var memoryBytes: Int
+    /// Threads for a plugin that may sleep.
+    var blockingThreads: Int
+    /// How long the queue looks for work before it sleeps, in ns.
+    var pollNanoseconds: UInt64
+    var tuning: QueueTuning
+}
+
+/// Why a queue does not run, or does not read its ring any more. The text is for the operator.
+struct QueueFailure: Error, Sendable {
+    let text: String
+}
+
+/// A running queue. Methods are for the control thread.
+final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
+    /// What the control thread wants of the queue's.
+    private struct Wishes {
+        var tuning: QueueTuning
+        var sectorCount: UInt64
+        var pollNanoseconds: UInt64
+        var drain = false
+    }
+
+    let statistics: QueueStatistics
+    private let platform: Platform
+    private let device: PluginDevice
+    private let configuration: QueueConfiguration
+    private let log: Log
+    private let faultLimit: RateLimit
+    /// Called on the queue's thread when the ring is not read any more.
+    private let onFailure: @Sendable (QueueFailure) -> Void
+    private let wishes: Mutex<Wishes>
+    private let wishesChanged = Atomic<Bool>(false)
+    private let port: CompletionPort
+    private let started = Semaphore()
+    private let startResult = Mutex<QueueFailure?>(nil)
+    private var thread: pthread_t?
+
+    /// Prepares a queue; ``start()`` makes it run.
+    init(
+        platform: Platform, device: PluginDevice, configuration: QueueConfiguration, statistics: QueueStatistics,
+        log: Log, faultLimit: RateLimit, onFailure: @escaping @Sendable (QueueFailure) -> Void
+    ) throws(QueueFailure) {
+        self.platform = platform
+        self.device = device
+        self.configuration = configuration
+        self.statistics = statistics
+        self.log = log
+        self.faultLimit = faultLimit
+        self.onFailure = onFailure
+        wishes = Mutex(
+            Wishes(
+                tuning: configuration.tuning, sectorCount: configuration.disk.sectorCount,
+                pollNanoseconds: configuration.pollNanoseconds))
+        let entries = RingLayout(configuration.abi).entryCount(pages: configuration.ringReferences.count)
+        let context = unsafe Int(device.library.table.req_ctx_size)
+        // A list can be several plugin requests where the plugin's limit is small; the more fit, the deeper it runs.
+        guard let port = CompletionPort(requestCount: max(entries, 32) + 32, contextSize: context) else {
+            throw QueueFailure(text: "no descriptor for queue \(configuration.index): \(errnoText(errno))")
+        }
+        // Immortal: a plugin that completes too late must not write to memory of somebody else.
+        self.port = unsafe Unmanaged.passRetained(port).takeUnretainedValue()
+    }
+
+    /// Maps the ring, binds the event channel, opens the plugin's queue and runs; throws what went wrong.
+    func start() throws(QueueFailure) {
+        guard let thread = startThread(name: "xbb-queue-\(configuration.index)", { [self] in run() }) else {
+            throw QueueFailure(text: "cannot start a thread for queue \(configuration.index): \(errnoText(errno))")
+        }
+        self.thread = thread
+        started.wait()
+        if let failure = startResult.withLock({ $0 }) {
+            pthread_join(thread, nil)
+            self.thread = nil
+            throw failure
+        }
+    }
+
+    /// Takes no more requests, finishes those in flight, disconnects and ends the thread.
+    func stop() {
+        guard let thread else { return }
+        change { $0.drain = true }
+        pthread_join(thread, nil)
+        self.thread = nil
+    }
+
+    /// Changes what can be changed while the queue runs.
+    func setTuning(_ tuning: QueueTuning, pollNanoseconds: UInt64) {
+        change {
+            $0.tuning = tuning
+            $0.pollNanoseconds = pollNanoseconds
+        }
+    }
+
+    /// The disk's size changed, in sectors of 512 bytes.
+    func setSectorCount(_ count: UInt64) {
+        change { $0.sectorCount = count }
+    }
+
+    /// Calls of complete() that broke the plugin ABI.
+    var violations: UInt64 { port.violations }
+
+    private func change(_ body: (inout Wishes) -> Void) {
+        wishes.withLock { body(&$0) }
+        wishesChanged.store(true, ordering: .releasing)
+        port.wake()
+    }
+
+    // MARK: The queue's thread
+
+    private func run() {
+        do throws(QueueFailure) {
+            try serve()
+        } catch {
+            startResult.withLock { $0 = error }
+            started.signal()
+        }
+    }
+
+    /// Everything that can fail comes first and undoes itself; then the loop.
+    private func serve() throws(QueueFailure) {
+        port.adoptThread()
+        let domain = configuration.domain
+        do throws(XenError) {
+            let grants = try platform.openGrants()
+            let mapping = try grants.map(configuration.ringReferences, of: domain, writable: true)
+            defer { unmap(mapping, grants) }
+            let channels = try platform.openEvents()
+            let channel = try channels.bind(configuration.eventChannel, of: domain)
+            defer { unbind(channel, channels) }
+            guard let memory = HostMemory(byteCount: configuration.memoryBytes),
+                let events = PluginEvents(port: port)
+            else { throw XenError(ENOMEM, "reserve memory for queue \(configuration.index)") }
+            let watched = events.add(
+                channels.fileDescriptor, UInt32(EPOLLIN.rawValue), PluginEvents.Source.eventChannel.rawValue)
+            if watched != 0 { throw XenError(-watched, "watch event channel \(channel)") }
+            let engine = QueueEngine(
+                ring: BackRing(attaching: mapping.pages, abi: configuration.abi), domain: domain,
+                device: device.info, disk: configuration.disk, memory: memory, port: port,
+                stats: statistics.cells)
+            let queue: PluginQueue
+            do throws(PluginError) {
+                unsafe try device.map(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
+                queue = try PluginQueue(
+                    device: device, port: port, events: events, index: configuration.index,
+                    depth: engine.depthLimit, threadCount: configuration.blockingThreads)
+            } catch {
+                throw XenError(EIO, error.description)
+            }
+            started.signal()
+            var loop = QueueLoop<Platform>(
+                engine: engine, queue: queue, events: events, grants: grants, channels: channels, channel: channel)
+            run(&loop)
+            loop.finish()
+            unsafe device.unmap(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
+        } catch {
+            throw QueueFailure(text: error.description)
+        }
+    }
+
+    private func unmap(_ mapping: GrantMapping, _ grants: Platform.Grants) {
+        do { try grants.unmap(mapping) } catch { log.error("queue \(configuration.index): \(error)") }
+    }
+
+    private func unbind(_ channel: EventPort, _ channels: Platform.Events) {
+        do { try channels.unbind(channel) } catch { log.error("queue \(configuration.index): \(error)") }
+    }
+
+    private func run(_ loop: inout QueueLoop<Platform>) {
+        var reportedOverflow = false
+        takeWishes(&loop)
+        while true {
+            if wishesChanged.load(ordering: .acquiring) { takeWishes(&loop) }
+            let worked = loop.turn()
+            if let fault = loop.takeFault() { report(fault) }
+            if let overflow = loop.overflow, !reportedOverflow {
+                reportedOverflow = true
+                onFailure(
+                    QueueFailure(
+                        text: "queue \(configuration.index): the frontend moved req_prod to "
+                            + "\(overflow.requestProducer), further than its ring of \(overflow.entryCount) slots "
+                            + "allows; its ring is not read any more"))
+            }
+            if let error = loop.takeXenError() { reportXenError(error) }
+            if worked { continue }
+            if loop.isDrained { return }
+            loop.sleep { wishesChanged.load(ordering: .acquiring) }
+        }
+    }
+
+    private func takeWishes(_ loop: inout QueueLoop<Platform>) {
+        wishesChanged.store(false, ordering: .releasing)
+        let current = wishes.withLock { $0 }
+        loop.apply(
+            tuning: current.tuning, sectorCount: current.sectorCount, pollNanoseconds: current.pollNanoseconds,
+            drain: current.drain)
+    }
+
+    private func report(_ fault: GuestFault) {
+        guard let dropped = faultLimit.admit() else { return }
+        let more = dropped > 0 ? " (\(dropped) more were not logged)" : ""
+        log.warning(
+            "queue \(configuration.index): request refused: \(fault.error.text): operation \(fault.wireOperation), "
+                + "sector \(fault.firstSector), \(fault.sectorCount) sectors\(more)")
+    }
+
+    private func reportXenError(_ error: XenError) {
+        guard let dropped = faultLimit.admit() else { return }
+        log.error("queue \(configuration.index): \(error)\(dropped > 0 ? " (\(dropped) more were not logged)" : "")")
+    }
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Requests of one operation that go to the plugin as one.
+import Blkif
+
+/// A request between the ring and its response.
+struct PendingRequest: BitwiseCopyable {
+    var request = BlockRequest()
+    /// The next request of the same reqlist, or of the free list; -1 at the end.
+    var next: Int32 = -1
+    /// Where its data begins in the reqlist's buffer, in bytes.
+    var bufferOffset: Int32 = 0
+    /// When it was taken from the ring, in ns of the monotonic clock.
+    var received: UInt64 = 0
+    /// Its own result; a failure of one request says nothing of its neighbours.
+    var status: BlockStatus = .okay
+}
+
+/// Where a reqlist stands on its way.
+enum ReqlistPhase: UInt8, BitwiseCopyable {
+    /// In the free list.
+    case free
+    /// Still taking requests from the ring.
+    case collecting
+    /// Waits until nothing else is in flight: a barrier, or a write that does not fill whole blocks of the disk.
+    case waitingForDrain
+    /// Waits for memory.
+    case waitingForMemory
+    /// A flush before the data.
+    case flushBefore
+    /// Reading the blocks that a write fills only partly.
+    case fillBlocks
+    /// Waits for the copy from the guest.
+    case copyIn
+    /// The plugin has it.
+    case transfer
+    /// A flush behind the data, where the plugin has no FUA.
+    case flushAfter
+    /// Waits for the copy to the guest.
+    case copyOut
+}
+
+/// Adjacent requests of one operation, or a single request.
+struct Reqlist: BitwiseCopyable {
+    var operation: BlockOperation = .read
+    var phase: ReqlistPhase = .free
+    /// Data must be on stable storage when it is answered: a barrier.
+    var durable = false
+    /// The requests are done one by one, because together they failed or one of them could not be copied.
+    var isSplit = false
+    /// Left behind by a newer reqlist, not sent because the ring was empty.
+    var wasForced = false
+    var secure = false
+    /// The chain of requests.
+    var first: Int32 = -1
+    var last: Int32 = -1
+    /// The request that is done now, of a split list.
+    var current: Int32 = -1
+    var requestCount: Int32 = 0
+    var segmentCount: Int32 = 0
+    /// Next list in whichever queue it stands.
+    var next: Int32 = -1
+    /// First sector and sectors of 512 bytes, of the whole list.
+    var firstSector: UInt64 = 0
+    var sectorCount: UInt64 = 0
+    /// First page and pages of its buffer; 0 pages while it has none.
+    var bufferPage: Int32 = 0
+    var bufferPages: Int32 = 0
+    /// Bytes in the buffer before the first sector of the list, where the disk's blocks are larger than a sector.
+    var headBytes: Int32 = 0
+    /// First operation in the batch of copies.
+    var firstCopy: Int32 = 0
+    /// What the plugin is asked for: bytes from `offset`, of which those before `progress` were handed over.
+    var offset: UInt64 = 0
+    var length: UInt64 = 0
+    var progress: UInt64 = 0
+    /// Plugin requests that have not completed.
+    var outstanding: Int32 = 0
+    /// The first failure, a negative errno, or 0.
+    var failure: Int32 = 0
+}
+
+/// The rule by which adjacent requests become one reqlist.
+///
+/// The seed's rule (same operation, next sector, a limit of segments) with the plugin's limits.
+struct CoalescingRule: Equatable, BitwiseCopyable {
+    /// Bytes of a reqlist.
+    var maxBytes: UInt64
+    /// Segments of a reqlist.
+    var maxSegments: Int32
+    /// `no_coalesce_reqs`: every request alone.
+    var disabled = false
+
+    /// True if `request` continues `list`.
+    @inline(__always)
+    func allows(_ list: Reqlist, _ request: BlockRequest) -> Bool {
+        if disabled || request.operation != list.operation { return false }
+        if request.operation != .read && request.operation != .write { return false }
+        return request.firstSector == list.firstSector &+ list.sectorCount
+            && list.segmentCount + Int32(request.segmentCount) <= maxSegments
+            && (list.sectorCount &+ request.sectorCount) &* 512 <= maxBytes
+    }
+}

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Counters and latency histograms of a queue: one thread writes, any thread reads.
+import CRing
+import Memory
+
+/// A counter of a queue. The first nine carry the names that the seed's sysctls have.
+public enum QueueCounter: Int, CaseIterable, Sendable {
+    /// Requests taken from the ring.
+    case reqs_received
+    /// Responses that the frontend can see.
+    case reqs_completed
+    /// Responses written, seen or not.
+    case reqs_queued_for_completion
+    /// Responses with a status other than okay.
+    case reqs_completed_with_error
+    /// Reqlists sent because the next request did not fit into them.
+    case forced_dispatch
+    /// Reqlists sent because the ring was empty.
+    case normal_dispatch
+    /// All reqlists sent.
+    case total_dispatch
+    /// Times that no memory was free for a reqlist.
+    case kva_shortages
+    /// Times that no request or reqlist was free.
+    case request_shortages
+    /// Requests that joined a reqlist that was already begun.
+    case requests_merged
+    /// Requests by operation.
+    case read_requests, write_requests, flush_requests, discard_requests, barrier_requests
+    /// Sectors of 512 bytes by direction.
+    case read_sectors, write_sectors, discard_sectors
+    /// Requests that broke a rule of the protocol.
+    case rejected_requests
+    /// Grant copies that failed.
+    case grant_errors
+    /// Reqlists that were done again request by request.
+    case reqlists_split
+    /// Plugin requests submitted and completed.
+    case plugin_requests, plugin_errors
+    /// Times that the plugin took fewer requests than it was offered.
+    case plugin_busy
+    /// Calls of the plugin that broke the ABI's rules.
+    case plugin_violations
+    /// Events sent and received.
+    case notifications_sent, events_received
+    /// Grant copy calls and operations.
+    case grant_copy_calls, grant_copy_operations
+    /// Times that the queue's thread went to sleep.
+    case sleeps
+}
+
+/// Operations whose latency is kept apart.
+public enum LatencyClass: Int, CaseIterable, Sendable {
+    /// Read requests.
+    case read
+    /// Writes and barriers.
+    case write
+    /// Flushes.
+    case flush
+    /// Discards.
+    case discard
+}
+
+/// The cells that a queue's thread adds to. A view without an owner, so that the hot path counts no references.
+@safe
+struct StatisticsCells: @unchecked Sendable {
+    fileprivate let cells: UnsafeMutablePointer<UInt64>
+
+    /// Adds to a counter; queue thread only.
+    @inline(__always)
+    func add(_ counter: QueueCounter, _ value: UInt64 = 1) {
+        let cell = unsafe cells + counter.rawValue
+        unsafe cring_store64_relaxed(cell, cring_load64_relaxed(cell) &+ value)
+    }
+
+    /// Counts a latency in ns; queue thread only.
+    @inline(__always)
+    func record(_ latency: LatencyClass, nanoseconds: UInt64) {
+        let cell = unsafe cells + QueueStatistics.index(latency, LatencyHistogram.bucket(of: nanoseconds))
+        unsafe cring_store64_relaxed(cell, cring_load64_relaxed(cell) &+ 1)
+    }
+}
+
+/// Counters and histograms in plain memory. The queue's thread adds; others read values that may be a moment old.
+@safe
+public final class QueueStatistics: Sendable {
+    nonisolated(unsafe) private let base: UnsafeMutablePointer<UInt64>
+    private static let counterCells = 64
+    private static let cellCount = counterCells + LatencyClass.allCases.count * LatencyHistogram.bucketCount
+
+    /// All zero.
+    public init() {
+        precondition(QueueCounter.allCases.count <= Self.counterCells)
+        unsafe base = .allocate(capacity: Self.cellCount)
+        unsafe base.initialize(repeating: 0, count: Self.cellCount)
+    }
+
+    deinit {
+        unsafe base.deallocate()
+    }
+
+    /// The cells, valid while this object lives.
+    var cells: StatisticsCells { unsafe StatisticsCells(cells: base) }
+
+    @inline(__always)
+    static func index(_ latency: LatencyClass, _ bucket: Int) -> Int {
+        counterCells + latency.rawValue * LatencyHistogram.bucketCount + bucket
+    }
+
+    /// The value of a counter; any thread.
+    public func value(_ counter: QueueCounter) -> UInt64 {
+        unsafe cring_load64_relaxed(base + counter.rawValue)
+    }
+
+    /// A copy of a histogram; any thread.
+    public func histogram(_ latency: LatencyClass) -> LatencyHistogram {
+        var copy = LatencyHistogram()
+        for bucket in 0..<LatencyHistogram.bucketCount {
+            copy.counts[bucket] = unsafe cring_load64_relaxed(base + Self.index(latency, bucket))
+        }
+        return copy
+    }
+}
