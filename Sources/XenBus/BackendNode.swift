@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The backend's own node as the toolstack and the hotplug script fill it.
+
+/// Who says where the storage is.
+public enum StorageSource: Equatable, Sendable {
+    /// A hotplug script writes `physical-device-path`, later or never.
+    case hotplug
+    /// The toolstack's `params` name the image; no script runs.
+    case params
+
+    /// The usual source for the nodes below backend/<kind>: qdisk has no script, all others do.
+    public init(kind: String) {
+        self = kind == "qdisk" ? .params : .hotplug
+    }
+}
+
+/// One reading of the backend's node.
+///
+/// Read all of it in one transaction. Nothing here comes from the guest: `device-type` in particular is this node's.
+public struct BackendNode: Equatable, Sendable {
+    /// The frontend's node, below the home of `frontendID`.
+    public let frontendPath: String
+    /// The frontend's domain.
+    public let frontendID: UInt16
+    /// nil where there is no `state`: the node is gone.
+    public let state: XenbusState?
+    /// False from the moment that the toolstack wants the device gone; true where the key is missing.
+    public let isOnline: Bool
+    /// Disk or CD.
+    public let deviceType: DeviceType
+    /// The medium can be taken out.
+    public let isRemovable: Bool
+    /// O_DIRECT does no harm.
+    public let isDirectIOSafe: Bool
+    /// Discard may be offered.
+    public let mayDiscard: Bool
+    /// True for mode "r", nil where `mode` is missing.
+    public let isReadOnly: Bool?
+    /// Target as the toolstack wrote it.
+    public let params: String?
+    /// The hotplug script.
+    public let script: String?
+    /// The virtual device's name in the guest.
+    public let virtualDevice: String?
+    /// "phy", "qdisk", "vbd3".
+    public let type: String?
+    /// From the hotplug script.
+    public let physicalDevice: DeviceNumber?
+    /// From the hotplug script.
+    public let physicalDevicePath: String?
+    /// From the hotplug script.
+    public let format: ImageFormat?
+    /// From the hotplug script or an earlier backend.
+    public let hotplugStatus: String?
+    /// The size that an earlier backend published, in sectors of 512 bytes.
+    public let publishedSectorCount: UInt64?
+
+    /// First reserved domain identifier (DOMID_FIRST_RESERVED of xen.h).
+    static let firstReservedDomain: UInt64 = 0x7ff0
+
+    /// Reads the node; `read` gives the value of a key below it or nil.
+    ///
+    /// Throws the first broken rule. Only `frontend` and `frontend-id` are mandatory at any time; `mode` becomes so
+    /// when the storage is known.
+    public init(read: (_ key: String) -> [UInt8]?) throws(NegotiationError) {
+        self = try withoutActuallyEscaping(read) { (read) throws(NegotiationError) -> BackendNode in
+            try BackendNode(NodeReader(value: read))
+        }
+    }
+
+    private init(_ node: NodeReader) throws(NegotiationError) {
+        let domain = try node.requiredNumber(BackendKey.frontendID, maximum: Self.firstReservedDomain - 1)
+        frontendID = UInt16(domain)
+        frontendPath = try Self.frontendPath(node, domain: domain)
+        state = XenbusState.reading(node.value(BackendKey.state))
+        isOnline = try node.flag(BackendKey.online, default: true)
+        deviceType = try node.text(BackendKey.deviceType) == "cdrom" ? .cdrom : .disk
+        isRemovable = try node.flag(BackendKey.removable, default: false)
+        isDirectIOSafe = try node.flag(BackendKey.directIOSafe, default: false)
+        mayDiscard = try node.flag(BackendKey.discardEnable, default: true)
+        isReadOnly = try Self.readOnly(node)
+        params = try node.text(BackendKey.params)
+        script = try node.text(BackendKey.script)
+        virtualDevice = try node.text(BackendKey.dev)
+        type = try node.text(BackendKey.type)
+        if let text = try node.text(BackendKey.physicalDevice) {
+            physicalDevice = try DeviceNumber(parsing: text)
+        } else {
+            physicalDevice = nil
+        }
+        physicalDevicePath = try node.text(BackendKey.physicalDevicePath)
+        if let text = try node.text(BackendKey.format) {
+            format = try ImageFormat(parsing: text, key: BackendKey.format)
+        } else {
+            format = nil
+        }
+        hotplugStatus = try node.text(BackendKey.hotplugStatus)
+        publishedSectorCount = try node.number(BackendKey.sectors, maximum: .max)
+    }
+
+    /// The storage to open, or nil while it is not known yet. Throws where a key breaks a rule or `mode` is missing.
+    public func deviceRequest(from source: StorageSource) throws(NegotiationError) -> DeviceRequest? {
+        let image: ImageLocation
+        switch source {
+        case .hotplug:
+            guard let name = physicalDevicePath else { return nil }
+            let value = [UInt8](name.utf8)
+            guard !name.isEmpty else {
+                throw NegotiationError(.noImage, key: BackendKey.physicalDevicePath, value: value)
+            }
+            let path = try ImageLocation.absolutePath(
+                name, key: BackendKey.physicalDevicePath, value: value, mayBeBelowDev: true)
+            image = ImageLocation(path: path, format: format ?? .raw)
+        case .params:
+            guard let params else { return nil }
+            image = try ImageLocation(parsing: params)
+        }
+        guard let isReadOnly else { throw NegotiationError(.missing, key: BackendKey.mode) }
+        return DeviceRequest(
+            image: image, deviceNumber: source == .hotplug ? physicalDevice : nil, isReadOnly: isReadOnly,
+            deviceType: deviceType, isRemovable: isRemovable, isDirectIOSafe: isDirectIOSafe, mayDiscard: mayDiscard)
+    }
+
+    /// The frontend's path must lie in the frontend's home: this node says whose keys are trusted how far.
+    private static func frontendPath(_ node: NodeReader, domain: UInt64) throws(NegotiationError) -> String {
+        let path = try node.requiredText(BackendKey.frontend, maximum: 3072)
+        let home = "/local/domain/\(domain)/"
+        let names = path.dropFirst(home.count).split(separator: "/", omittingEmptySubsequences: false)
+        let isBelowHome =
+            path.hasPrefix(home)
+            && names.allSatisfy { name in
+                !name.isEmpty
+                    && name.utf8.allSatisfy {
+                        switch $0 {
+                        case UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "A")...UInt8(ascii: "Z"),
+                            UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "-"), UInt8(ascii: "_"),
+                            UInt8(ascii: "@"):
+                            true
+                        default: false
+                        }
+                    }
+            }
+        guard isBelowHome else {
+            throw NegotiationError(.notAFrontendPath, key: BackendKey.frontend, value: [UInt8](path.utf8))
+        }
+        return path
+    }
+
+    /// "r" and "w" are what libxl writes; "!" (shared) and the long forms are what block scripts allow.
+    private static func readOnly(_ node: NodeReader) throws(NegotiationError) -> Bool? {
+        switch try node.text(BackendKey.mode) {
+        case nil: return nil
+        case "r", "ro", "r!": return true
+        case "w", "rw", "w!": return false
+        case .some(let mode): throw NegotiationError(.unknownMode, key: BackendKey.mode, value: [UInt8](mode.utf8))
+        }
+    }
+}

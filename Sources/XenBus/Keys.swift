@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The names of the keys, each once (blkif.h, libxl_disk.c).
+
+/// Keys below the backend's node.
+public enum BackendKey {
+    /// The backend's XenBus state.
+    public static let state = "state"
+    /// 0 from the moment that the toolstack wants the device gone.
+    public static let online = "online"
+    /// The frontend's node.
+    public static let frontend = "frontend"
+    /// The frontend's domain.
+    public static let frontendID = "frontend-id"
+    /// Target as the toolstack wrote it.
+    public static let params = "params"
+    /// "r" or "w".
+    public static let mode = "mode"
+    /// "disk" or "cdrom".
+    public static let deviceType = "device-type"
+    /// 1 for removable media.
+    public static let removable = "removable"
+    /// The hotplug script.
+    public static let script = "script"
+    /// The virtual device's name in the guest.
+    public static let dev = "dev"
+    /// "phy", "qdisk", "vbd3".
+    public static let type = "type"
+    /// Permission to use O_DIRECT.
+    public static let directIOSafe = "direct-io-safe"
+    /// 0 where discard must not be offered.
+    public static let discardEnable = "discard-enable"
+    /// "major:minor" in hexadecimal, from the hotplug script.
+    public static let physicalDevice = "physical-device"
+    /// The path of the storage, from the hotplug script.
+    public static let physicalDevicePath = "physical-device-path"
+    /// The format of what stands at `physical-device-path`, from the hotplug script; raw without it.
+    public static let format = "xbb-format"
+    /// "connected" or "error".
+    public static let hotplugStatus = "hotplug-status"
+    /// Why the storage could not be opened; xl prints it.
+    public static let hotplugError = "hotplug-error"
+    /// Size in sectors of 512 bytes.
+    public static let sectors = "sectors"
+    /// Always 512.
+    public static let sectorSize = "sector-size"
+    /// The storage's own sector size in bytes.
+    public static let physicalSectorSize = "physical-sector-size"
+    /// VDISK_* bits.
+    public static let info = "info"
+    /// Base-2 logarithm of the largest ring in pages.
+    public static let maxRingPageOrder = "max-ring-page-order"
+    /// The largest ring in pages; the second scheme of blkif.h, note 3.
+    public static let maxRingPages = "max-ring-pages"
+    /// The most queues.
+    public static let maxQueues = "multi-queue-max-queues"
+    /// BLKIF_OP_FLUSH_DISKCACHE works.
+    public static let flushCache = "feature-flush-cache"
+    /// BLKIF_OP_WRITE_BARRIER works.
+    public static let barrier = "feature-barrier"
+    /// BLKIF_OP_DISCARD works.
+    public static let discard = "feature-discard"
+    /// Bytes of one discardable extent.
+    public static let discardGranularity = "discard-granularity"
+    /// Bytes before the first discardable extent.
+    public static let discardAlignment = "discard-alignment"
+    /// BLKIF_DISCARD_SECURE works.
+    public static let discardSecure = "discard-secure"
+    /// The backend keeps grants mapped.
+    public static let persistent = "feature-persistent"
+    /// The most segments of an indirect request.
+    public static let maxIndirectSegments = "feature-max-indirect-segments"
+}
+
+/// Keys below the frontend's node.
+public enum FrontendKey {
+    /// The frontend's XenBus state.
+    public static let state = "state"
+    /// Port of the frontend's end of the event channel.
+    public static let eventChannel = "event-channel"
+    /// Grant reference of the only ring page; with an index behind it, of one of several.
+    public static let ringReference = "ring-ref"
+    /// Base-2 logarithm of the ring's pages.
+    public static let ringPageOrder = "ring-page-order"
+    /// The ring's pages; deprecated.
+    public static let ringPages = "num-ring-pages"
+    /// The ring's layout.
+    public static let ringProtocol = "protocol"
+    /// The frontend uses the same grants again.
+    public static let persistent = "feature-persistent"
+    /// The frontend counts in sectors of `sector-size`.
+    public static let largeSectorSize = "feature-large-sector-size"
+    /// Queues that the frontend uses.
+    public static let queueCount = "multi-queue-num-queues"
+    /// 0 where the frontend does not trust the backend.
+    public static let trusted = "trusted"
+
+    /// The node of one of several queues.
+    public static func queue(_ index: Int) -> String { "queue-\(index)" }
+}
