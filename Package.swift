@@ -79,7 +79,7 @@ let package = Package(
 
         // Executables, thin.
         .executableTarget(
-            name: "xbb-vbd", dependencies: ["XBBHost", "XenLoopback", "CLinux"], swiftSettings: strict),
+            name: "xbb-vbd", dependencies: ["XBBHost", "Xen", "XenLoopback", "CLinux"], swiftSettings: strict),
         .executableTarget(
             name: "xbbd",
             dependencies: [

@@ -1,1 +1,158 @@
-print("not built yet")
+// SPDX-License-Identifier: BSD-2-Clause
+// xbb-vbd: the process that serves one VBD. Started by xbbd, or by hand to look at one disk.
+import CLinux
+import Glibc
+import XBBHost
+import Xen
+import XenLoopback
+
+let usage = """
+    usage: xbb-vbd --backend-path PATH [OPTION]...
+           xbb-vbd --dump-plugins [--plugin-dir DIR]...
+
+    Serves one virtual block device until it is detached.
+
+      --backend-path PATH        the backend's XenStore node: /local/domain/0/backend/vbd/1/51712
+      --loopback DIR             run on the loopback Xen at DIR instead of on Xen
+      --plugin-dir DIR           where to look for plugins; may be given more than once
+      --control PATH             answer xbbctl on this Unix socket
+      --storage-source SOURCE    who says where the storage is: hotplug (default) or params
+      --log-level LEVEL          error, warning, info (default) or debug
+      --max-queues N             the most queues that a frontend may have, 1 to 64 (4)
+      --max-ring-page-order N    the largest ring: 2^N pages, 0 to 5 (5)
+      --memory-mib N             memory for data of each queue, 1 to 1024 MiB (16)
+      --poll-us N                how long a queue looks for work before it sleeps, in us (0)
+      --dump-plugins             describe the plugins as JSON and exit
+      --help                     this text
+      --version                  the version
+
+    Exit status: 0 the device is over, 1 a failure, 2 wrong usage.
+    SIGTERM hands the device over to a successor; SIGINT closes it.
+
+    """
+
+/// What the command line said.
+struct CommandLineOptions {
+    var backendPath: String?
+    var loopback: String?
+    var pluginDirectories: [String] = []
+    var control: String?
+    var source = "hotplug"
+    var level = LogLevel.info
+    var maxQueues = 4
+    var maxOrder = 5
+    var memoryMiB = 16
+    var pollMicroseconds = 0
+    var dumpPlugins = false
+}
+
+func fail(_ text: String) -> Never {
+    let line = "xbb-vbd: \(text)\nTry 'xbb-vbd --help'.\n"
+    _ = unsafe line.withCString { unsafe write(2, $0, strlen($0)) }
+    exit(2)
+}
+
+func number(_ text: String, _ name: String, _ range: ClosedRange<Int>) -> Int {
+    guard let value = Int(text), range.contains(value) else {
+        fail("\(name) \(text): expected a number from \(range.lowerBound) to \(range.upperBound)")
+    }
+    return value
+}
+
+func parseArguments() -> CommandLineOptions {
+    var options = CommandLineOptions()
+    var left = CommandLine.arguments.dropFirst()[...]
+    while var name = left.popFirst() {
+        var attached: String?
+        if name.hasPrefix("--"), let equals = name.firstIndex(of: "=") {
+            attached = String(name[name.index(after: equals)...])
+            name = String(name[..<equals])
+        }
+        func value() -> String {
+            if let attached { return attached }
+            guard let next = left.popFirst() else { fail("\(name) needs a value") }
+            return next
+        }
+        switch name {
+        case "--backend-path": options.backendPath = value()
+        case "--loopback": options.loopback = value()
+        case "--plugin-dir": options.pluginDirectories.append(value())
+        case "--control": options.control = value()
+        case "--storage-source":
+            options.source = value()
+            if options.source != "hotplug" && options.source != "params" {
+                fail("--storage-source \(options.source): expected hotplug or params")
+            }
+        case "--log-level":
+            let text = value()
+            let levels: [String: LogLevel] = ["error": .error, "warning": .warning, "info": .info, "debug": .debug]
+            guard let level = levels[text] else { fail("--log-level \(text): expected error, warning, info or debug") }
+            options.level = level
+        case "--max-queues": options.maxQueues = number(value(), name, 1...64)
+        case "--max-ring-page-order": options.maxOrder = number(value(), name, 0...5)
+        case "--memory-mib": options.memoryMiB = number(value(), name, 1...1024)
+        case "--poll-us": options.pollMicroseconds = number(value(), name, 0...1_000_000)
+        case "--dump-plugins": options.dumpPlugins = true
+        case "--help":
+            print(usage, terminator: "")
+            exit(0)
+        case "--version":
+            print("xbb-vbd \(xbbVersion)")
+            exit(0)
+        default: fail("unknown option \(name)")
+        }
+    }
+    if options.pluginDirectories.isEmpty { options.pluginDirectories = [defaultPluginDirectory()] }
+    return options
+}
+
+/// Beside the executable's folder in a build tree or under a prefix: ../lib/xbb/plugins.
+func defaultPluginDirectory() -> String {
+    var buffer = [CChar](repeating: 0, count: 4096)
+    let length = unsafe readlink("/proc/self/exe", &buffer, buffer.count - 1)
+    guard length > 0 else { return "/usr/lib/xbb/plugins" }
+    let path = String(decoding: buffer.prefix(length).map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    let folder = path.split(separator: "/").dropLast(2).joined(separator: "/")
+    return "/\(folder)/lib/xbb/plugins"
+}
+
+func serve<Platform: XenPlatform>(_ platform: Platform, _ options: VBDOptions) -> Int32 {
+    // Signals are read from a descriptor by the control thread; every other thread inherits the mask.
+    var signals = sigset_t()
+    unsafe sigemptyset(&signals)
+    unsafe sigaddset(&signals, SIGTERM)
+    unsafe sigaddset(&signals, SIGINT)
+    unsafe pthread_sigmask(SIG_BLOCK, &signals, nil)
+    unsafe signal(SIGPIPE, SIG_IGN)
+    let descriptor = unsafe signalfd(-1, &signals, Int32(SFD_CLOEXEC) | Int32(SFD_NONBLOCK))
+    do {
+        let worker = try VBDWorker(platform: platform, options: options)
+        switch try worker.run(signals: descriptor) {
+        case .detached, .vanished, .handedOver: return 0
+        case .conflict, .storeFailed: return 1
+        }
+    } catch {
+        Log(name: "xbb-vbd").error("\(error)")
+        return 1
+    }
+}
+
+let command = parseArguments()
+if command.dumpPlugins {
+    print(PluginLibrary.dump(directories: command.pluginDirectories).text)
+    exit(0)
+}
+guard let backendPath = command.backendPath else { fail("--backend-path is missing") }
+var options = VBDOptions(backendPath: backendPath, pluginDirectories: command.pluginDirectories)
+options.storageSource = command.source == "params" ? .params : .hotplug
+options.maxQueues = command.maxQueues
+options.maxRingPageOrder = command.maxOrder
+options.memoryBytes = command.memoryMiB << 20
+options.pollNanoseconds = UInt64(command.pollMicroseconds) * 1000
+options.controlSocket = command.control
+options.logLevel = command.level
+if let directory = command.loopback {
+    exit(serve(LoopbackPlatform(directory: directory), options))
+} else {
+    exit(serve(NativeXen(), options))
+}

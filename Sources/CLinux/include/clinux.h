@@ -55,6 +55,8 @@ static inline int clinux_ioctl_pointer(int fd, unsigned long request, void *argu
 static inline int clinux_open(const char *path, int flags, unsigned mode) { return open(path, flags, (mode_t)mode); }
 static inline int clinux_fcntl_pointer(int fd, int command, void *argument) { return fcntl(fd, command, argument); }
 static inline int clinux_fcntl_int(int fd, int command, int argument) { return fcntl(fd, command, argument); }
+/* The next client of a listening socket: close-on-exec, never blocks. */
+static inline int clinux_accept(int listener) { return accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK); }
 static inline int clinux_gettid(void) { return (int)syscall(SYS_gettid); }
 
 /* NULL where mmap fails. */

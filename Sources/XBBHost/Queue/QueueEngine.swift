@@ -80,8 +80,10 @@ struct QueueEngine: ~Copyable {
     var flushCount: UInt64 = 0
     /// Why the ring is not read any more.
     var overflow: RingOverflow?
-    /// True while requests are left on the ring on purpose.
+    /// The connection is ending: what is left on the ring stays there.
     var isDraining = false
+    /// The connection is not complete yet.
+    var isHeld = false
     /// The last fault of the guest that was not reported yet.
     var fault: GuestFault?
     /// The time of this turn, in ns of the monotonic clock.
@@ -128,5 +130,5 @@ struct QueueEngine: ~Copyable {
     var isIdle: Bool { listsInFlight == 0 && tail < 0 && exclusive < 0 }
 
     /// True if ``gather()`` may take requests now.
-    var mayGather: Bool { overflow == nil && !isDraining && exclusive < 0 && memoryWaiters.isEmpty }
+    var mayGather: Bool { overflow == nil && !isDraining && !isHeld && exclusive < 0 && memoryWaiters.isEmpty }
 }

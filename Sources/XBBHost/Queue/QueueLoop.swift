@@ -58,9 +58,12 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
         return xenError
     }
 
-    mutating func apply(tuning: QueueTuning, sectorCount: UInt64, pollNanoseconds: UInt64, drain: Bool) {
+    mutating func apply(
+        tuning: QueueTuning, sectorCount: UInt64, pollNanoseconds: UInt64, mayTake: Bool, drain: Bool
+    ) {
         engine.tuning = tuning
         engine.disk.sectorCount = sectorCount
+        engine.isHeld = !mayTake
         engine.isDraining = engine.isDraining || drain
         self.pollNanoseconds = pollNanoseconds
     }

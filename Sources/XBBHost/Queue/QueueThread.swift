@@ -43,6 +43,8 @@ final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         var tuning: QueueTuning
         var sectorCount: UInt64
         var pollNanoseconds: UInt64
+        /// The frontend was told that we are connected.
+        var mayTake = false
         var drain = false
     }
 
@@ -99,6 +101,11 @@ final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             self.thread = nil
             throw failure
         }
+    }
+
+    /// Begins to take requests from the ring.
+    func beginTaking() {
+        change { $0.mayTake = true }
     }
 
     /// Takes no more requests, finishes those in flight, disconnects and ends the thread.
@@ -218,7 +225,7 @@ final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         let current = wishes.withLock { $0 }
         loop.apply(
             tuning: current.tuning, sectorCount: current.sectorCount, pollNanoseconds: current.pollNanoseconds,
-            drain: current.drain)
+            mayTake: current.mayTake, drain: current.drain)
     }
 
     private func report(_ fault: GuestFault) {

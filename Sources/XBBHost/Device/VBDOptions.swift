@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What a VBD's process was told at its start.
+import XenBus
+
+/// How one VBD is served.
+public struct VBDOptions: Sendable {
+    /// The backend's node, "/local/domain/0/backend/vbd/1/51712".
+    public var backendPath: String
+    /// Where plugins are looked for, in order.
+    public var pluginDirectories: [String]
+    /// Who says where the storage is.
+    public var storageSource: StorageSource = .hotplug
+    /// The most queues that a frontend may have.
+    public var maxQueues = 4
+    /// Base-2 logarithm of the most pages of a ring.
+    public var maxRingPageOrder = 5
+    /// Bytes for the data of requests, of each queue; pages that are not used take no memory.
+    public var memoryBytes = 16 << 20
+    /// How long a queue looks for work before it sleeps, in ns.
+    public var pollNanoseconds: UInt64 = 0
+    /// Threads for each queue of a plugin that may sleep.
+    public var blockingThreads = 4
+    /// The socket for `xbbctl`; nil for none.
+    public var controlSocket: String?
+    /// What is logged.
+    public var logLevel: LogLevel = .info
+
+    /// The usual options for a node.
+    public init(backendPath: String, pluginDirectories: [String]) {
+        self.backendPath = backendPath
+        self.pluginDirectories = pluginDirectories
+    }
+}
+
+/// What can be changed while a disk is served.
+public struct Tunables: Sendable, Equatable {
+    /// The seed's disable_flush.
+    public var disableFlush = false
+    /// The seed's flush_interval.
+    public var flushInterval: UInt64 = 0
+    /// The seed's no_coalesce_reqs.
+    public var noCoalesce = false
+    /// ``VBDOptions/pollNanoseconds`` in µs.
+    public var pollMicroseconds: UInt64 = 0
+
+    /// All off.
+    public init() {}
+
+    /// Changes one by its name; nil if it worked, else what is wrong.
+    mutating func set(_ name: String, _ text: String) -> String? {
+        guard let number = UInt64(text), number <= 1_000_000_000 else {
+            return "\(name)=\(text): expected a number from 0 to 1000000000"
+        }
+        switch name {
+        case "disable_flush": disableFlush = number != 0
+        case "flush_interval": flushInterval = number
+        case "no_coalesce_reqs": noCoalesce = number != 0
+        case "poll_us": pollMicroseconds = number
+        default:
+            return "no tunable '\(name)'; there are disable_flush, flush_interval, no_coalesce_reqs and poll_us"
+        }
+        return nil
+    }
+
+    var tuning: QueueTuning {
+        QueueTuning(disableFlush: disableFlush, flushInterval: flushInterval, noCoalesce: noCoalesce)
+    }
+
+    var json: JSON {
+        .object([
+            ("disable_flush", .number(disableFlush ? 1 : 0)), ("flush_interval", .number(flushInterval)),
+            ("no_coalesce_reqs", .number(noCoalesce ? 1 : 0)), ("poll_us", .number(pollMicroseconds)),
+        ])
+    }
+}

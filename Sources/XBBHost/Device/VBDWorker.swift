@@ -1,0 +1,508 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The life of one VBD: carries out what the negotiation decides and tells it what happened.
+//
+// Everything here runs on the control thread. The negotiation (XenBus.VBDMachine) is pure; queues have threads of
+// their own and speak to this one through the mailbox only.
+import Blkif
+import CLinux
+import Glibc
+import PluginAPI
+import Xen
+public import XenBus
+
+/// Serves one VBD until it is over.
+public final class VBDWorker<Platform: Xen.XenPlatform> {
+    let platform: Platform
+    let options: VBDOptions
+    let log: Log
+    let store: any XenStore
+    let mailbox: Mailbox
+    let faultLimit = RateLimit()
+    var machine: VBDMachine
+    var tunables: Tunables
+
+    /// The frontend's domain and node, as the toolstack wrote them.
+    var frontendDomain: DomainID = 0
+    var frontendPath = ""
+    var device: PluginDevice?
+    var request: DeviceRequest?
+    var queues: [QueueThread<Platform>] = []
+    /// Statistics of each queue; they go on when the frontend reconnects.
+    var statistics: [QueueStatistics] = []
+    var connection: FrontendNode?
+
+    private var control: ControlSocket?
+    private var pending: [VBDMachine.Event] = []
+    private var timerDeadline: UInt64?
+    private var backendChanged = true
+    private var frontendChanged = true
+    private var configured: DeviceRequest?
+    private var rejected: String?
+    private var exitReason: VBDMachine.ExitReason?
+
+    private static var backendToken: String { "backend" }
+    private static var frontendToken: String { "frontend" }
+
+    /// Connects to XenStore and reads the backend's node.
+    public init(platform: Platform, options: VBDOptions) throws(XenError) {
+        self.platform = platform
+        self.options = options
+        let node = options.backendPath.split(separator: "/").suffix(2).joined(separator: "/")
+        log = Log(name: "xbb-vbd \(node)", level: options.logLevel)
+        store = try platform.openStore()
+        guard let mailbox = Mailbox() else { throw XenError(errno, "make an event descriptor") }
+        self.mailbox = mailbox
+        tunables = Tunables()
+        tunables.pollMicroseconds = options.pollNanoseconds / 1000
+        machine = VBDMachine(attachment: VBDMachine.Attachment(state: nil))
+    }
+
+    /// Runs until the VBD is over. `signals` is a signalfd with SIGTERM and SIGINT, or -1.
+    public func run(signals: Int32 = -1) throws(XenError) -> VBDMachine.ExitReason {
+        if let path = options.controlSocket {
+            do throws(PluginError) {
+                control = try ControlSocket(path: path)
+            } catch {
+                log.error(error.description)
+            }
+        }
+        try store.watch(options.backendPath, token: Self.backendToken)
+        guard let node = try readBackend() else {
+            log.info("\(options.backendPath) does not exist")
+            return .vanished
+        }
+        let frontend: XenbusState?
+        switch node {
+        case .success(let node):
+            frontendDomain = node.frontendID
+            frontendPath = node.frontendPath
+            try store.watch("\(frontendPath)/\(FrontendKey.state)", token: Self.frontendToken)
+            frontend = try readFrontendState()
+            machine = VBDMachine(
+                attachment: VBDMachine.Attachment(
+                    state: node.state, isOnline: node.isOnline, frontend: frontend,
+                    publishedSectorCount: node.publishedSectorCount),
+                configuration: configuration)
+        case .failure(let error):
+            // Without a frontend there is nothing to serve; say so where the toolstack looks, and wait for the end.
+            machine = VBDMachine(
+                attachment: VBDMachine.Attachment(state: try readBackendState(), isOnline: true, frontend: nil),
+                configuration: configuration)
+            pending.append(.storageRejected(error.description))
+        }
+        perform(machine.start())
+        while true {
+            if let exitReason { return exitReason }
+            if !pending.isEmpty {
+                hand(pending.removeFirst())
+            } else if backendChanged || frontendChanged {
+                try readChanges()
+            } else {
+                try wait(signals)
+            }
+        }
+    }
+
+    private var configuration: VBDMachine.Configuration {
+        VBDMachine.Configuration(
+            limits: FrontendLimits(
+                maximumRingPageOrder: options.maxRingPageOrder, maximumQueueCount: options.maxQueues))
+    }
+
+    private func hand(_ event: VBDMachine.Event) {
+        log.debug("event \(event)")
+        perform(machine.handle(event))
+    }
+
+    // MARK: XenStore
+
+    /// The whole node in one transaction; nil if it is gone, a failure if a key breaks a rule.
+    private func readBackend() throws(XenError) -> Result<BackendNode, NegotiationError>? {
+        try store.transaction { [store, options] (transaction) throws(XenError) in
+            var gone = false
+            var failure: XenError?
+            func value(_ key: String) -> [UInt8]? {
+                do throws(XenError) {
+                    return try store.read("\(options.backendPath)/\(key)", in: transaction)
+                } catch {
+                    if !error.isNotFound { failure = error }
+                    return nil
+                }
+            }
+            gone = value(BackendKey.frontendID) == nil && value(BackendKey.state) == nil
+            if gone && failure == nil { return nil }
+            let result: Result<BackendNode, NegotiationError>
+            do throws(NegotiationError) {
+                result = .success(try BackendNode(read: value))
+            } catch {
+                result = .failure(error)
+            }
+            if let failure { throw failure }
+            return result
+        }
+    }
+
+    private func readBackendState() throws(XenError) -> XenbusState? {
+        do throws(XenError) {
+            return .reading(try store.read("\(options.backendPath)/\(BackendKey.state)", in: .none))
+        } catch {
+            if error.isNotFound { return nil }
+            throw error
+        }
+    }
+
+    private func readFrontendState() throws(XenError) -> XenbusState? {
+        do throws(XenError) {
+            return .reading(try store.read("\(frontendPath)/\(FrontendKey.state)", in: .none))
+        } catch {
+            // A guest may take away our right to read its node; that is as good as no node.
+            if error.isNotFound || error.code == EACCES { return nil }
+            throw error
+        }
+    }
+
+    /// Reads what watches said has changed, and hands over what stands there now.
+    private func readChanges() throws(XenError) {
+        if backendChanged {
+            backendChanged = false
+            try readBackendChange()
+            return
+        }
+        frontendChanged = false
+        if frontendPath.isEmpty { return }
+        hand(.frontendChanged(try readFrontendState()))
+    }
+
+    private func readBackendChange() throws(XenError) {
+        guard let node = try readBackend() else {
+            hand(.backendChanged(state: nil, isOnline: false))
+            return
+        }
+        switch node {
+        case .failure(let error):
+            hand(.backendChanged(state: try readBackendState(), isOnline: true))
+            reject(error)
+        case .success(let node):
+            hand(.backendChanged(state: node.state, isOnline: node.isOnline))
+            do throws(NegotiationError) {
+                guard let request = try node.deviceRequest(from: options.storageSource) else { return }
+                rejected = nil
+                if request != configured {
+                    configured = request
+                    pending.append(.storageConfigured(request))
+                }
+            } catch {
+                reject(error)
+            }
+        }
+    }
+
+    private func reject(_ error: NegotiationError) {
+        if rejected == error.description { return }
+        rejected = error.description
+        configured = nil
+        pending.append(.storageRejected(error.description))
+    }
+
+    private func takeWatchEvents() throws(XenError) {
+        // A frontend may rewrite its node without end: whatever number of events that makes, they are two questions.
+        while let event = try store.nextWatchEvent() {
+            if event.token == Self.backendToken { backendChanged = true } else { frontendChanged = true }
+        }
+    }
+
+    // MARK: Waiting
+
+    private func wait(_ signals: Int32) throws(XenError) {
+        var descriptors = [store.watchFileDescriptor, mailbox.descriptor, signals] + (control?.descriptors ?? [])
+        descriptors = descriptors.filter { $0 >= 0 }
+        var entries = descriptors.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+        let count = unsafe poll(&entries, nfds_t(entries.count), timeout())
+        if count < 0 && errno != EINTR { throw XenError(errno, "wait for events") }
+        if let deadline = timerDeadline, clinux_monotonic_ns() >= deadline {
+            timerDeadline = nil
+            pending.append(.timerFired)
+        }
+        for entry in entries where entry.revents != 0 {
+            if entry.fd == store.watchFileDescriptor {
+                try takeWatchEvents()
+            } else if entry.fd == mailbox.descriptor {
+                for message in mailbox.take() { receive(message) }
+            } else if entry.fd == signals {
+                takeSignal(signals)
+            } else {
+                control?.serve(entry.fd) { answer($0) }
+            }
+        }
+    }
+
+    private func timeout() -> Int32 {
+        guard let timerDeadline else { return -1 }
+        let now = clinux_monotonic_ns()
+        return timerDeadline <= now ? 0 : Int32(clamping: (timerDeadline - now + 999_999) / 1_000_000)
+    }
+
+    private func takeSignal(_ signals: Int32) {
+        var info = signalfd_siginfo()
+        guard unsafe read(signals, &info, MemoryLayout<signalfd_siginfo>.size) > 0 else { return }
+        if info.ssi_signo == UInt32(SIGINT) {
+            log.info("closing the device")
+            pending.append(.stopRequested(.closeDevice))
+        } else {
+            log.info("handing the device over")
+            pending.append(.stopRequested(.handOver))
+        }
+    }
+
+    private func receive(_ message: DeviceMessage) {
+        switch message {
+        case .queueFailed(let text):
+            log.error(text)
+            reportError(text)
+        case .notified(let what):
+            notified(what)
+        }
+    }
+
+    private func notified(_ what: UInt32) {
+        switch Int(what) {
+        case Int(XBB_NOTIFY_INFO):
+            guard let device else { return }
+            do throws(PluginError) {
+                try device.refresh()
+                log.info("the disk has \(device.info.sectorCount) sectors now")
+                pending.append(.deviceResized(sectorCount: device.info.sectorCount))
+                for queue in queues { queue.setSectorCount(device.info.sectorCount) }
+            } catch {
+                log.error(error.description)
+            }
+        case Int(XBB_NOTIFY_LOST): log.error("the storage is gone; requests fail until it is back")
+        case Int(XBB_NOTIFY_FOUND): log.info("the storage is back")
+        case Int(XBB_NOTIFY_CORRUPT): log.error("the plugin found the image damaged")
+        default: log.warning("the plugin reported \(what), which this host does not know")
+        }
+    }
+
+    // MARK: Actions
+
+    private func perform(_ actions: [VBDMachine.Action]) {
+        for action in actions {
+            log.debug("action \(action)")
+            perform(action)
+        }
+    }
+
+    private func perform(_ action: VBDMachine.Action) {
+        switch action {
+        case .update(let update): pending.insert(apply(update), at: 0)
+        case .openDevice(let request): pending.append(open(request))
+        case .closeDevice:
+            device?.close()
+            device = nil
+            pending.append(.deviceClosed)
+        case .connectRings(let origin): pending.append(connect(origin))
+        case .startQueues: for queue in queues { queue.beginTaking() }
+        case .disconnectRings:
+            disconnect()
+            pending.append(.ringsDisconnected)
+        case .startTimer(let milliseconds):
+            timerDeadline = clinux_monotonic_ns() &+ UInt64(max(milliseconds, 0)) &* 1_000_000
+        case .exit(let reason):
+            finish(reason)
+            exitReason = reason
+        }
+    }
+
+    private func finish(_ reason: VBDMachine.ExitReason) {
+        disconnect()
+        device?.close()
+        device = nil
+        log.info("done: \(reason)")
+        switch reason {
+        case .handedOver, .storeFailed: break
+        case .detached, .vanished, .conflict:
+            do throws(XenError) { try store.remove(errorNode, in: .none) } catch {}
+        }
+    }
+
+    /// Makes a change of the node in a transaction that finds the state it expects, or none.
+    private func apply(_ update: StoreUpdate) -> VBDMachine.Event {
+        if let error = update.error { log.error(error) }
+        let path = options.backendPath
+        do throws(XenError) {
+            return try store.transaction { [store] (transaction) throws(XenError) -> VBDMachine.Event in
+                let state: XenbusState?
+                do throws(XenError) {
+                    state = .reading(try store.read("\(path)/\(BackendKey.state)", in: transaction))
+                } catch {
+                    guard error.isNotFound else { throw error }
+                    state = nil
+                }
+                guard state == update.replacing else {
+                    let online = try store.text("\(path)/\(BackendKey.online)", in: transaction) ?? "1"
+                    return .backendChanged(state: state, isOnline: online != "0")
+                }
+                for entry in update.entries {
+                    switch entry {
+                    case .write(let key, let value): try store.write("\(path)/\(key)", value, in: transaction)
+                    case .remove(let key):
+                        do throws(XenError) {
+                            try store.remove("\(path)/\(key)", in: transaction)
+                        } catch {
+                            guard error.isNotFound else { throw error }
+                        }
+                    }
+                }
+                if let error = update.error { try store.write("\(errorNode)/error", error, in: transaction) }
+                return .updateDone
+            }
+        } catch {
+            return .storeFailed(error.description)
+        }
+    }
+
+    /// Where errors of this device stand: "error/" and the backend's path, in the backend's home.
+    private var errorNode: String {
+        let parts = options.backendPath.split(separator: "/", omittingEmptySubsequences: true)
+        guard parts.count > 3 else { return "error\(options.backendPath)" }
+        return "/" + parts.prefix(3).joined(separator: "/") + "/error/" + parts.dropFirst(3).joined(separator: "/")
+    }
+
+    private func reportError(_ text: String) {
+        do throws(XenError) { try store.write("\(errorNode)/error", String(text.prefix(512))) } catch {
+            log.error(error.description)
+        }
+    }
+
+    private func open(_ request: DeviceRequest) -> VBDMachine.Event {
+        var source = DiskSource(
+            format: request.image.format.name, path: request.image.path, readOnly: request.isReadOnly)
+        source.options = pluginOptions()
+        let mailbox = mailbox
+        do throws(PluginError) {
+            let device = try PluginDevice(source, directories: options.pluginDirectories, log: log) {
+                mailbox.post(.notified($0))
+            }
+            try device.start()
+            self.device = device
+            self.request = request
+            let info = device.info
+            log.info(
+                "opened \(source.path) as \(source.format) with plugin '\(device.library.name)': "
+                    + "\(info.sectorCount) sectors\(device.isReadOnly ? ", read-only" : "")")
+            return .deviceOpened(
+                DeviceFacts(
+                    sectorCount: info.sectorCount, physicalSectorSize: info.physicalBlock,
+                    isReadOnly: device.isReadOnly, canFlush: true,
+                    discard: info.capabilities.contains(.discard)
+                        ? DeviceFacts.Discard(
+                            granularity: info.discardGranularity, alignment: info.discardOffset,
+                            isSecure: info.capabilities.contains(.discardSecure)) : nil))
+        } catch {
+            return .deviceOpenFailed(error.description)
+        }
+    }
+
+    /// Options for the plugin: the toolstack's key "xbb-options", "name=value,name=value".
+    private func pluginOptions() -> [String: String] {
+        var found: [String: String] = [:]
+        do throws(XenError) {
+            let text = try store.text("\(options.backendPath)/xbb-options") ?? ""
+            for part in text.split(separator: ",") {
+                let pair = part.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+                found[String(pair[0])] = pair.count == 2 ? String(pair[1]) : "on"
+            }
+        } catch {
+            log.error(error.description)
+        }
+        return found
+    }
+
+    // MARK: Queues
+
+    private func connect(_ origin: VBDMachine.RingOrigin) -> VBDMachine.Event {
+        guard let device, let request else { return .ringsFailed("no device is open") }
+        do throws(XenError) {
+            let limits = FrontendLimits(
+                maximumRingPageOrder: options.maxRingPageOrder,
+                maximumQueueCount: min(options.maxQueues, device.maxQueues))
+            let read = try readFrontend(limits)
+            let node: FrontendNode
+            switch read {
+            case .failure(let error): return .ringsFailed(error.description)
+            case .success(let value): node = value
+            }
+            while statistics.count < node.rings.count { statistics.append(QueueStatistics()) }
+            let disk = DiskLimits(
+                sectorCount: device.info.sectorCount, readOnly: device.isReadOnly || request.isReadOnly,
+                offersDiscard: device.info.capabilities.contains(.discard) && request.mayDiscard && !device.isReadOnly,
+                offersBarrier: node.rings.count == 1, offersFlush: true)
+            for (index, ring) in node.rings.enumerated() {
+                try start(index, ring, node, device, disk)
+            }
+            connection = node
+            log.info(
+                "connected to domain \(frontendDomain): \(node.rings.count) queues, "
+                    + "\(node.rings[0].pageReferences.count) ring pages, \(node.ringProtocol.rawValue)")
+            return .ringsConnected(RingFacts(queueCount: node.rings.count, keepsGrants: false))
+        } catch {
+            disconnect()
+            return .ringsFailed(error.description)
+        }
+    }
+
+    private func start(
+        _ index: Int, _ ring: FrontendRing, _ node: FrontendNode, _ device: PluginDevice, _ disk: DiskLimits
+    ) throws(XenError) {
+        let mailbox = mailbox
+        do throws(QueueFailure) {
+            let queue = try QueueThread(
+                platform: platform, device: device,
+                configuration: QueueConfiguration(
+                    domain: frontendDomain, index: index, ringReferences: ring.pageReferences,
+                    eventChannel: ring.eventChannel, abi: node.ringProtocol == .x86_32 ? .x86_32 : .native,
+                    disk: disk, memoryBytes: options.memoryBytes, blockingThreads: blockingThreads(device, node),
+                    pollNanoseconds: tunables.pollMicroseconds * 1000, tuning: tunables.tuning),
+                statistics: statistics[index], log: log, faultLimit: faultLimit,
+                onFailure: { mailbox.post(.queueFailed($0.text)) })
+            try queue.start()
+            queues.append(queue)
+        } catch {
+            throw XenError(EIO, error.text)
+        }
+    }
+
+    /// Each thread of a blocking plugin takes a queue of it.
+    private func blockingThreads(_ device: PluginDevice, _ node: FrontendNode) -> Int {
+        max(1, min(options.blockingThreads, device.maxQueues / max(1, node.rings.count)))
+    }
+
+    private func disconnect() {
+        for queue in queues { queue.stop() }
+        queues = []
+        connection = nil
+    }
+
+    private func readFrontend(_ limits: FrontendLimits) throws(XenError) -> Result<FrontendNode, NegotiationError> {
+        let path = frontendPath
+        return try store.transaction { [store] (transaction) throws(XenError) in
+            var failure: XenError?
+            func value(_ key: String) -> [UInt8]? {
+                do throws(XenError) {
+                    return try store.read("\(path)/\(key)", in: transaction)
+                } catch {
+                    if !error.isNotFound && error.code != EACCES { failure = error }
+                    return nil
+                }
+            }
+            let result: Result<FrontendNode, NegotiationError>
+            do throws(NegotiationError) {
+                result = .success(try FrontendNode(limits: limits, read: value))
+            } catch {
+                result = .failure(error)
+            }
+            if let failure { throw failure }
+            return result
+        }
+    }
+}
