@@ -105,10 +105,10 @@ let package = Package(
         // Plugins.
         .systemLibrary(name: "CAIO", path: "Plugins/CAIO"),
         .target(name: "PluginKit", dependencies: ["PluginAPI", "CAIO", "CLinux"], path: "Plugins/Kit", swiftSettings: strict),
-        plugin("RawDiskPlugin", path: "Plugins/RawDisk", ["PluginKit", "CAIO"]),
-        plugin("FilePlugin", path: "Plugins/File", ["PluginKit", "CAIO"]),
-        plugin("ErrorPlugin", path: "Plugins/Testing/Error", ["PluginKit"]),
-        plugin("DelayPlugin", path: "Plugins/Testing/Delay", ["PluginKit"]),
+        plugin("RawDiskPlugin", path: "Plugins/RawDisk", ["PluginKit", "CAIO", "CLinux"]),
+        plugin("FilePlugin", path: "Plugins/File", ["PluginKit", "CAIO", "CLinux"]),
+        plugin("ErrorPlugin", path: "Plugins/Testing/Error", ["PluginKit", "CLinux"]),
+        plugin("DelayPlugin", path: "Plugins/Testing/Delay", ["PluginKit", "CLinux"]),
         .target(
             name: "NullPlugin", dependencies: ["PluginAPI"], path: "Plugins/Testing/Null",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])], linkerSettings: onlyEntryPoint()),

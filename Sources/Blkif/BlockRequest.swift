@@ -82,15 +82,17 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
     /// Parses a private copy of a slot in place and checks every rule.
     ///
     /// Returns the first rule that is broken, or nil. The id and the operation byte are set in either case, because
-    /// a response needs them.
+    /// a response needs them. What was in this request before is of no influence, so that it can be used again.
     @inline(__always)
     public mutating func parse(_ slot: borrowing SlotBytes, layout: RingLayout, disk: DiskLimits) -> RequestError? {
         wireOperation = slot.load(UInt8.self, at: 0)
         id = slot.load(UInt64.self, at: layout.idOffset)
+        firstSector = slot.load(UInt64.self, at: layout.sectorOffset)
+        sectorCount = 0
         segmentCount = 0
+        secure = false
         guard let known = BlockOperation(rawValue: wireOperation) else { return .unknownOperation }
         operation = known
-        firstSector = slot.load(UInt64.self, at: layout.sectorOffset)
         switch known {
         case .read, .write:
             break
@@ -111,7 +113,6 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
         let count = slot.load(UInt8.self, at: 1)
         if count > BlkifLimits.segmentsPerRequest { return .tooManySegments }
         if count == 0 {
-            sectorCount = 0
             // A flush needs no data, and a barrier without data is how old frontends say flush.
             if operation == .read || operation == .write { return .noSegments }
             return operation == .writeBarrier && disk.readOnly ? .readOnlyDisk : nil

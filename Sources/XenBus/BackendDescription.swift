@@ -158,7 +158,6 @@ public struct BackendDescription: Equatable, Sendable {
     private static func physicalSectorSize(_ device: DeviceFacts) -> UInt32 {
         let size = device.physicalSectorSize
         guard size > 512, size.nonzeroBitCount == 1 else { return 512 }
-        let sectors = UInt32(1) << min(UInt32(device.sectorCount.trailingZeroBitCount), 22)
-        return min(size, sectors.multipliedReportingOverflow(by: 512).partialValue)
+        return min(size, UInt32(512) << min(device.sectorCount.trailingZeroBitCount, 22))
     }
 }

@@ -103,13 +103,22 @@ public struct NegotiationError: Error, Equatable, Sendable, CustomStringConverti
 
 /// Text that goes to XenStore and to logs.
 public enum OperatorText {
-    /// `bytes` as printable ASCII, at most `limit` bytes; what does not fit is replaced by "...".
+    /// `bytes` as printable ASCII with '\' and '"' escaped, at most `limit` bytes; "..." stands for what is cut off.
     public static func escaped(_ bytes: some Sequence<UInt8>, limit: Int) -> String {
+        printable(bytes, limit: limit, escaping: [UInt8(ascii: "\\"), UInt8(ascii: "\"")])
+    }
+
+    /// A message of a plugin or of the system, made fit for a node: printable ASCII, at most 512 bytes.
+    public static func message(_ text: String) -> String {
+        printable(text.utf8, limit: 512, escaping: [])
+    }
+
+    private static func printable(_ bytes: some Sequence<UInt8>, limit: Int, escaping: [UInt8]) -> String {
         var text: [UInt8] = []
         var whole = 0
         for byte in bytes {
             switch byte {
-            case UInt8(ascii: "\\"), UInt8(ascii: "\""): text += [UInt8(ascii: "\\"), byte]
+            case _ where escaping.contains(byte): text += [UInt8(ascii: "\\"), byte]
             case 0x20...0x7e: text.append(byte)
             default: text += [UInt8(ascii: "\\"), UInt8(ascii: "x"), hexDigit(byte >> 4), hexDigit(byte & 15)]
             }
@@ -118,11 +127,6 @@ public enum OperatorText {
             if text.count > limit { return String(decoding: text[..<whole], as: UTF8.self) + "..." }
         }
         return String(decoding: text, as: UTF8.self)
-    }
-
-    /// A message of a plugin or of the system, made fit for a node: printable, at most 512 bytes.
-    public static func message(_ text: String) -> String {
-        escaped(text.utf8, limit: 512)
     }
 
     private static func hexDigit(_ value: UInt8) -> UInt8 {

@@ -78,6 +78,16 @@ public struct VBDMachine: Sendable {
         case lost(ExitReason)
     }
 
+    /// What is known of the frontend.
+    enum Peer: Equatable {
+        /// Not there yet, in nodes made one after the other: no frontend that went away.
+        case awaited
+        /// This stands in its `state`.
+        case present(XenbusState)
+        /// Its `state` was deleted.
+        case gone
+    }
+
     /// How far the frontend's present run may come; each run that leaves states 3 and 4 is followed by an open one.
     enum Run: Equatable {
         /// In 3 or 4 it gets new rings connected.
@@ -116,7 +126,7 @@ public struct VBDMachine: Sendable {
     let configuration: Configuration
     var node: Node
     var isOnline: Bool
-    var frontend: XenbusState?
+    var frontend: Peer
     var run: Run
     var storage: Storage = .unconfigured
     var purpose: Purpose = .serve
@@ -135,23 +145,24 @@ public struct VBDMachine: Sendable {
         self.configuration = configuration
         isOnline = attachment.isOnline
         inheritedSectorCount = attachment.publishedSectorCount
-        frontend = attachment.frontend
+        frontend = attachment.frontend.map { .present($0) } ?? .gone
         run = .open
         switch (attachment.state, attachment.frontend) {
         case (nil, _):
             node = .lost(.vanished)
-        case (.initialising?, nil), (.initWait?, nil):
-            // A frontend that is not there yet, in nodes made one after the other, is no frontend that went away.
-            node = .present(attachment.state ?? .initialising)
-            frontend = .initialising
-        case (.connected?, .initialised?), (.connected?, .connected?), (.closing?, .connected?):
-            node = .present(attachment.state ?? .connected)
+        case (let state?, nil) where state == .initialising || state == .initWait:
+            node = .present(state)
+            frontend = .awaited
+        case (let state?, let peer?) where state == .connected && (peer == .initialised || peer == .connected),
+            (let state?, let peer?) where state == .closing && peer == .connected:
+            // A frontend gets to 4 by the backend's 4 only: the rings were in use.
+            node = .present(state)
             run = .inherited
         case (.closing?, .initialised?):
             node = .present(.closing)
             run = .ending
-        case (.initialising?, _), (.initWait?, _), (.connected?, _), (.closing?, _), (.closed?, _):
-            node = .present(attachment.state ?? .initialising)
+        case (let state?, _) where [.initialising, .initWait, .connected, .closing, .closed].contains(state):
+            node = .present(state)
         case (let state?, _):
             node = .lost(.conflict(state))
         }
@@ -167,13 +178,17 @@ public struct VBDMachine: Sendable {
 
     /// The first actions.
     public mutating func start() -> [Action] {
-        reconcile()
+        var actions: [Action] = []
+        reconcile(&actions)
+        return actions
     }
 
     /// Takes an event in and returns what is to be done, at most four actions.
     public mutating func handle(_ event: Event) -> [Action] {
-        []
+        guard stage != .ended else { return [] }
+        var actions: [Action] = []
+        observe(event, &actions)
+        reconcile(&actions)
+        return actions
     }
-
-    mutating func reconcile() -> [Action] { [] }
 }

@@ -6,6 +6,12 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+/* With _GNU_SOURCE the member of fd_set has another name than in Swift's own glibc module, and a file that sees both
+ * definitions does not compile. Give it the name that Swift knows. */
+#include <features.h>
+#define fds_bits __fds_bits
+#include <sys/select.h>
+#undef fds_bits
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>

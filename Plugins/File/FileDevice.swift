@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// An open image file: how it is accessed, its size, and how blocks of it are given back or zeroed.
+import CLinux
+import Glibc
+import PluginAPI
+import PluginKit
+
+/// A raw image in a regular file.
+final class FileDevice: StorageDevice {
+    private let logicalBlock: UInt64
+    private let memoryAlignment: UInt32
+    private let preferredBlock: UInt32
+    private let canPunch: Bool
+    /// O_DIRECT was switched by us, so `finish()` sets it back.
+    private let changedDirect: Bool
+    private let isLocked: Bool
+
+    init(host: PluginHost, opening: Opening) throws(PluginError) {
+        let status = try FileDevice.checkedStatus(opening)
+        isLocked = opening.isOn(FileOption.lock.rawValue)
+        if isLocked { try ImageLock.take(fd: opening.fd, isReadOnly: opening.isReadOnly) }
+        let wasDirect = DirectIO.isOn(fd: opening.fd)
+        let alignment = try FileDevice.chooseAccess(
+            opening.fd, DirectChoice(rawValue: opening.number(FileOption.direct.rawValue)) ?? .auto, host, opening)
+        changedDirect = DirectIO.isOn(fd: opening.fd) != wasDirect
+        logicalBlock = UInt64(max(alignment?.offset ?? 512, 512))
+        memoryAlignment = alignment?.memory ?? 1
+        preferredBlock = UInt32(truncatingIfNeeded: status.st_blksize)
+        canPunch =
+            !opening.isReadOnly && opening.isOn(FileOption.discard.rawValue)
+            && FileDevice.canPunch(opening.fd, behind: status.st_size)
+
+        let size = UInt64(status.st_size) & ~(logicalBlock - 1)
+        let threads = Int(opening.number(FileOption.threads.rawValue))
+        // With asynchronous I/O the threads only discard, zero and finish partial transfers.
+        super.init(
+            host: host, opening: opening, isAsynchronous: alignment != nil, blockSize: logicalBlock, byteCount: size,
+            threadCount: alignment != nil ? min(threads, 2) : threads)
+        guard size > 0 else {
+            finish()
+            throw PluginError(EINVAL, "the image is smaller than one sector of \(logicalBlock) bytes")
+        }
+        if size != UInt64(status.st_size) {
+            unsafe host.log(
+                .warning, disk: disk,
+                "the last \(UInt64(status.st_size) - size) bytes of the image are not a whole sector and are left out")
+        }
+        unsafe host.log(.debug, disk: disk, alignment != nil ? "direct, asynchronous I/O" : "page cache, \(threads) threads")
+    }
+
+    // MARK: Opening
+
+    private static func checkedStatus(_ opening: Opening) throws(PluginError) -> stat {
+        guard opening.fd >= 0 else { throw PluginError(EINVAL, "no file was given") }
+        var status = stat()
+        guard unsafe fstat(opening.fd, &status) == 0 else { throw PluginError(system: "cannot examine the image") }
+        switch status.st_mode & S_IFMT {
+        case S_IFREG: break
+        case S_IFDIR: throw PluginError(EISDIR, "the image is a directory; give the file in it")
+        case S_IFBLK: throw PluginError(EINVAL, "this is a block device; use the plugin rawdisk for it")
+        default: throw PluginError(EINVAL, "the image is not a regular file")
+        }
+        guard status.st_size > 0 else {
+            throw PluginError(EINVAL, "the image is empty; give it its size first (truncate -s, qemu-img create)")
+        }
+        let flags = clinux_fcntl_int(opening.fd, F_GETFL, 0)
+        guard flags >= 0, flags & O_APPEND == 0 else {
+            throw PluginError(EINVAL, "the image was opened in append mode")
+        }
+        guard opening.isReadOnly || flags & O_ACCMODE == O_RDWR else {
+            throw PluginError(EACCES, "the image was opened read-only; attach the disk read-only or allow writing")
+        }
+        return status
+    }
+
+    /// Puts the descriptor in the mode that `choice` asks for; the alignment of direct I/O, or nil for the page cache.
+    private static func chooseAccess(
+        _ fd: Int32, _ choice: DirectChoice, _ host: PluginHost, _ opening: Opening
+    ) throws(PluginError) -> DirectIO.Alignment? {
+        if choice != .off {
+            if DirectIO.set(fd: fd, on: true), let alignment = DirectIO.alignment(fd: fd) {
+                // A disk of 512-byte sectors stays one, also on storage of 4096: partition tables depend on it.
+                if alignment.offset <= 512 || choice == .on, alignment.offset <= 4096 { return alignment }
+                unsafe host.log(
+                    .info, disk: opening.disk,
+                    "direct I/O would need \(alignment.offset)-byte sectors: using the page cache (direct=on forces)")
+            }
+            if choice == .on {
+                throw PluginError(EINVAL, "this file system has no usable direct I/O; use direct=auto or direct=off")
+            }
+        }
+        guard DirectIO.set(fd: fd, on: false) else { throw PluginError(system: "cannot switch O_DIRECT off") }
+        return nil
+    }
+
+    /// Asks for a hole behind the end of the file, which changes nothing.
+    private static func canPunch(_ fd: Int32, behind size: off_t) -> Bool {
+        let (offset, overflow) = (size | 0xf_ffff).addingReportingOverflow(1)
+        return !overflow && fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, 4096) == 0
+    }
+
+    override func finish() {
+        if isLocked { ImageLock.release(fd: fd) }
+        if changedDirect { _ = DirectIO.set(fd: fd, on: !DirectIO.isOn(fd: fd)) }
+    }
+
+    // MARK: Description
+
+    override func measureSize() -> UInt64? {
+        var status = stat()
+        guard unsafe fstat(fd, &status) == 0, status.st_size >= 0 else { return nil }
+        return UInt64(status.st_size) & ~(logicalBlock - 1)
+    }
+
+    override func describe(_ info: inout xbb_info) {
+        if !isReadOnly {
+            info.caps = XBB_CAP_WRITE | XBB_CAP_FLUSH | XBB_CAP_FUA | XBB_CAP_WRITE_ZEROES
+            if canPunch { info.caps |= XBB_CAP_DISCARD | XBB_CAP_DISCARD_ZEROES }
+        }
+        info.logical_block = UInt32(logicalBlock)
+        info.physical_block = 4096
+        info.optimal_io = preferredBlock > 4096 && preferredBlock <= 1 << 24 ? preferredBlock : 0
+        info.mem_align = memoryAlignment
+        info.max_transfer = 1 << 30
+        info.max_iov = 1024
+        info.max_queues = 64
+        info.discard_granularity = 4096
+        // Zeroing may have to write: a part at a time, so that other requests get their turn on the threads.
+        info.max_write_zeroes = 1 << 30
+    }
+
+    // MARK: Blocks
+
+    override func deallocate(_ request: UnsafeMutablePointer<xbb_req>) -> Int32 {
+        let flags = unsafe Int(request.pointee.flags)
+        let (offset, length) = unsafe (request.pointee.offset, request.pointee.length)
+        if unsafe Int(request.pointee.op) == XBB_OP_DISCARD {
+            guard flags & XBB_REQ_SECURE == 0 else { return -EOPNOTSUPP }
+            return change(FALLOC_FL_PUNCH_HOLE, offset, length)
+        }
+        if flags & XBB_REQ_MAY_UNMAP != 0, canPunch, change(FALLOC_FL_PUNCH_HOLE, offset, length) == 0 { return 0 }
+        let status = change(FALLOC_FL_ZERO_RANGE, offset, length)
+        guard status == -EOPNOTSUPP, flags & XBB_REQ_NO_FALLBACK == 0 else { return status }
+        return BlockingIO.writeZeroes(fd: fd, offset: offset, length: length)
+    }
+
+    private func change(_ mode: Int32, _ offset: UInt64, _ length: UInt64) -> Int32 {
+        while fallocate(
+            fd, mode | FALLOC_FL_KEEP_SIZE, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) != 0
+        {
+            let code = errno
+            if code != EINTR { return -code }
+        }
+        return 0
+    }
+
+    // MARK: Control
+
+    /// Sets the length of the file.
+    func resize(to newSize: UInt64) throws(PluginError) {
+        guard !isReadOnly else { throw PluginError(EROFS, "the disk is read-only") }
+        guard newSize > 0, newSize % logicalBlock == 0, newSize <= UInt64(off_t.max) else {
+            throw PluginError(EINVAL, "the size must be a multiple of \(logicalBlock) and not 0")
+        }
+        guard ftruncate(fd, off_t(newSize)) == 0 else { throw PluginError(system: "cannot resize the image") }
+        checkSize()
+    }
+
+    /// Reports what of a range is allocated, with lseek SEEK_DATA and SEEK_HOLE, until `report` gives false.
+    ///
+    /// The descriptor's file position moves, which no other part of the plugin uses.
+    func extents(
+        from start: UInt64, length: UInt64, _ report: (UInt64, UInt64, UInt32) -> Bool
+    ) throws(PluginError) {
+        let size = self.size
+        guard start < size else { return }
+        let end = start + min(length, size - start)
+        var position = start
+        while position < end {
+            let data = try seek(clinux_SEEK_DATA, position) ?? end
+            if data > position {
+                let hole = min(data, end)
+                guard report(position, hole - position, UInt32(XBB_EXTENT_HOLE | XBB_EXTENT_ZERO)) else { return }
+                position = hole
+                continue
+            }
+            let next = min(max(try seek(clinux_SEEK_HOLE, position) ?? end, position + 1), end)
+            guard report(position, next - position, 0) else { return }
+            position = next
+        }
+    }
+
+    /// nil behind the last data.
+    private func seek(_ whence: Int32, _ offset: UInt64) throws(PluginError) -> UInt64? {
+        let found = lseek(fd, off_t(truncatingIfNeeded: offset), whence)
+        if found >= 0 { return UInt64(found) }
+        guard errno == ENXIO else { throw PluginError(system: "cannot find the holes of the image") }
+        return nil
+    }
+}

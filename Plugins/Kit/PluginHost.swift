@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The host's services as the Swift plugins see them: the table that load() brought, behind functions with Swift types.
+import Glibc
+import PluginAPI
+
+/// `xbb_host.complete`: any thread, exactly once per accepted request; status 0 or a negative errno.
+public typealias HostComplete =
+    @convention(c) (_ queue: OpaquePointer?, _ request: UnsafeMutablePointer<xbb_req>?, _ status: Int32) -> Void
+
+/// The table of the host that loaded this plugin.  Valid for ever, usable from any thread unless a function says less.
+@safe
+public struct PluginHost: @unchecked Sendable {
+    /// How serious a log line is; `XBB_LOG_*`.
+    public enum Level: UInt32, Sendable {
+        case error = 1
+        case warning = 2
+        case info = 3
+        case debug = 4
+    }
+
+    let table: UnsafePointer<xbb_host>
+
+    /// `xbb_host.complete`, to be kept by those who call it often.
+    public let complete: HostComplete
+
+    /// Checks that the table is of this major version and has every function that the kit calls.
+    init?(_ table: UnsafePointer<xbb_host>?) {
+        guard let table = unsafe table,
+            unsafe table.pointee.abi_major == UInt16(XBB_ABI_MAJOR),
+            unsafe Int(table.pointee.struct_size) >= MemoryLayout<xbb_host>.offset(of: \.extension) ?? .max,
+            let complete = unsafe table.pointee.complete
+        else { return nil }
+        unsafe self.table = unsafe table
+        unsafe self.complete = unsafe complete
+    }
+
+    /// What `load()` was given.  Written once, before any other call into the plugin, so readers need no lock.
+    nonisolated(unsafe) private static var loaded: PluginHost?
+
+    /// The host, or nil before a successful `load()`.
+    public static var current: PluginHost? { unsafe loaded }
+
+    /// `xbb_plugin.load`.
+    ///
+    /// - Returns: 0, or -EINVAL for a table of another major version.
+    public static func load(_ table: UnsafePointer<xbb_host>?) -> Int32 {
+        guard let host = unsafe PluginHost(table) else { return -EINVAL }
+        unsafe loaded = host
+        return 0
+    }
+
+    /// One line for the operator about a disk (`xbb_hdev`), rate-limited by the host.
+    public func log(_ level: Level, disk: OpaquePointer?, _ line: String) {
+        unsafe line.withCString { text in unsafe table.pointee.log?(disk, level.rawValue, text) }
+    }
+
+    /// Tells the host that something about a disk changed; `what` is `XBB_NOTIFY_*`.
+    public func notify(disk: OpaquePointer?, _ what: Int) {
+        unsafe table.pointee.notify?(disk, UInt32(truncatingIfNeeded: what))
+    }
+}

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// How each event changes what the machine knows and holds. What follows from it is worked out in one other place.
+
+extension VBDMachine {
+    /// Takes `event` in. Answers that are not awaited and values that are known already change nothing.
+    mutating func observe(_ event: Event, _ actions: inout [Action]) {
+        switch event {
+        case .backendChanged(let state, let isOnline):
+            self.isOnline = isOnline
+            observeNode(state)
+        case .frontendChanged(let state):
+            observeFrontend(state, &actions)
+        case .updateDone:
+            if case .updating(_, to: let state) = node { node = .present(state) }
+        case .storeFailed(let text):
+            lose(.storeFailed(OperatorText.message(text)))
+        case .stopRequested(.closeDevice):
+            purpose = .close
+        case .stopRequested(.handOver):
+            lose(.handedOver)
+        case .timerFired:
+            if stage == .resting { stage = .idle }
+        case .storageConfigured, .storageRejected, .deviceOpened, .deviceOpenFailed, .deviceResized, .deviceLost,
+            .deviceClosed:
+            observeStorage(event, &actions)
+        case .ringsConnected, .ringsFailed, .ringsDisconnected:
+            observeRings(event, &actions)
+        }
+    }
+
+    /// The node's state was read. What this machine did not write is the toolstack's word, or another driver's.
+    private mutating func observeNode(_ state: XenbusState?) {
+        let known: XenbusState
+        switch node {
+        case .present(let state), .updating(let state, to: _): known = state
+        case .lost: return
+        }
+        switch state {
+        case known?:
+            node = .present(known)
+        case .closing?:
+            node = .present(.closing)
+            if run == .open { run = .ending }
+        case .closed?:
+            node = .present(.closed)
+            run = .cut
+        case nil, .initialising?:
+            // Deleted and made anew between two looks is a node for another instance.
+            lose(.vanished)
+        case let state?:
+            lose(.conflict(state))
+        }
+    }
+
+    private mutating func observeFrontend(_ state: XenbusState?, _ actions: inout [Action]) {
+        let old = frontend
+        switch (state, old) {
+        case (nil, .awaited): break
+        case (nil, _): frontend = .gone
+        case (let state?, _): frontend = .present(state)
+        }
+        guard frontend != old else { return }
+        // From 4 back to 3 a frontend comes with new rings only, also when the states between were not seen.
+        let hasLeft = !isFrontendReady || (old == .present(.connected) && state == .initialised)
+        guard hasLeft else { return }
+        run = .open
+        switch stage {
+        case .connecting(let device, _): stage = .discarding(device)
+        case .connected: disconnect(&actions)
+        default: break
+        }
+        switch state {
+        case .closing?, .closed?, nil:
+            if case .failed(let request) = storage { storage = .configured(request) }
+        case .unknown?, .reconfiguring?, .reconfigured?:
+            report("state of the frontend is \(state?.text ?? ""), or none at all: expected 1, 3, 4, 5 or 6")
+        default: break
+        }
+    }
+
+    private mutating func observeStorage(_ event: Event, _ actions: inout [Action]) {
+        switch (event, stage) {
+        case (.storageConfigured(let request), _):
+            if storage != .failed(request) { storage = .configured(request) }
+        case (.storageRejected(let text), .idle), (.storageRejected(let text), .resting):
+            // The report changes the node and makes the host read it again: once is enough.
+            guard storage != .rejected(text) else { return }
+            storage = .rejected(text)
+            reportStorage(text)
+        case (.deviceOpened(let facts), .opening(let request)):
+            stage = .ready(Device(request: request, facts: facts))
+            pendingEntries = [.write(BackendKey.hotplugStatus, "connected")]
+            if hotplugStatus == .error { pendingEntries.append(.remove(BackendKey.hotplugError)) }
+            hotplugStatus = .connected
+        case (.deviceOpenFailed(let text), .opening(let request)):
+            rest(&actions)
+            if storage == .configured(request) { storage = .failed(request) }
+            reportStorage(text)
+        case (.deviceClosed, .closing):
+            rest(&actions)
+        case (.deviceResized(let sectorCount), _):
+            changeDevice { $0.facts.sectorCount = sectorCount }
+        case (.deviceLost(let text), _):
+            guard let device = heldDevice, storage != .failed(device.request) else { return }
+            if storage == .configured(device.request) { storage = .failed(device.request) }
+            if run == .open { run = .ending }
+            report(text)
+        default: break
+        }
+    }
+
+    private mutating func observeRings(_ event: Event, _ actions: inout [Action]) {
+        switch (event, stage) {
+        case (.ringsConnected(let rings), .connecting(let device, let origin)):
+            stage = .connected(device, rings, announced: origin == .inherited ? inheritedSectorCount : nil)
+            actions.append(.startQueues)
+            if run == .inherited { run = state == .connected && !isDetaching ? .open : .ending }
+        case (.ringsConnected, .discarding(let device)):
+            stage = .draining(device)
+            actions.append(.disconnectRings)
+        case (.ringsFailed(let text), .connecting(let device, _)):
+            stage = .ready(device)
+            if run != .cut { run = .ending }
+            report(text)
+        case (.ringsFailed, .discarding(let device)), (.ringsDisconnected, .draining(let device)):
+            stage = .ready(device)
+        default: break
+        }
+    }
+
+    /// From here on nothing is written; the first reason is the one that counts.
+    private mutating func lose(_ reason: ExitReason) {
+        if case .lost = node { return }
+        node = .lost(reason)
+    }
+
+    /// Nothing is held any more; a guest must not make the storage be opened again as fast as it can.
+    private mutating func rest(_ actions: inout [Action]) {
+        guard !isLost, !isDetaching else {
+            stage = .idle
+            return
+        }
+        stage = .resting
+        actions.append(.startTimer(milliseconds: configuration.reopenDelayMilliseconds))
+    }
+
+    private mutating func report(_ text: String) {
+        pendingError = OperatorText.message(text)
+    }
+
+    /// xl prints hotplug-error; scripts that wait look at hotplug-status.
+    private mutating func reportStorage(_ text: String) {
+        report(text)
+        pendingEntries = [
+            .write(BackendKey.hotplugError, OperatorText.message(text)), .write(BackendKey.hotplugStatus, "error"),
+        ]
+        hotplugStatus = .error
+    }
+}

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What follows from what is known: the one place that decides what XenStore shows and what is held next.
+
+extension VBDMachine {
+    /// What the frontend is up to, as far as it matters here.
+    private enum Phase {
+        /// 1 or 2, or not there yet.
+        case preparing
+        /// 3 or 4: its rings are there.
+        case ready
+        /// 5.
+        case closing
+        /// 6, or deleted.
+        case closed
+        /// A state that no block frontend has, or junk.
+        case senseless
+    }
+
+    private var phase: Phase {
+        switch frontend {
+        case .awaited, .present(.initialising), .present(.initWait): .preparing
+        case .present(.initialised), .present(.connected): .ready
+        case .present(.closing): .closing
+        case .present(.closed), .gone: .closed
+        case .present(.unknown), .present(.reconfiguring), .present(.reconfigured): .senseless
+        }
+    }
+
+    /// The frontend is in 3 or 4.
+    var isFrontendReady: Bool { phase == .ready }
+
+    /// Somebody wants the device gone.
+    var isDetaching: Bool { !isOnline || purpose == .close }
+
+    /// The node is not ours any more.
+    var isLost: Bool {
+        if case .lost = node { true } else { false }
+    }
+
+    /// The storage that is held, whatever else is.
+    var heldDevice: Device? {
+        switch stage {
+        case .ready(let device), .connecting(let device, _), .discarding(let device), .connected(let device, _, _),
+            .draining(let device):
+            device
+        case .idle, .resting, .opening, .closing, .ended: nil
+        }
+    }
+
+    private var holdsRings: Bool {
+        switch stage {
+        case .connecting, .discarding, .connected, .draining: true
+        case .idle, .resting, .opening, .ready, .closing, .ended: false
+        }
+    }
+
+    private var holdsNothing: Bool {
+        switch stage {
+        case .idle, .resting, .ended: true
+        case .opening, .ready, .connecting, .discarding, .connected, .draining, .closing: false
+        }
+    }
+
+    private var isStorageBroken: Bool {
+        switch storage {
+        case .failed, .rejected: true
+        case .unconfigured, .configured: false
+        }
+    }
+
+    /// Changes what is known of the storage that is held.
+    mutating func changeDevice(_ change: (inout Device) -> Void) {
+        guard var device = heldDevice else { return }
+        change(&device)
+        switch stage {
+        case .ready: stage = .ready(device)
+        case .connecting(_, let origin): stage = .connecting(device, origin)
+        case .discarding: stage = .discarding(device)
+        case .connected(_, let rings, let announced): stage = .connected(device, rings, announced: announced)
+        case .draining: stage = .draining(device)
+        case .idle, .resting, .opening, .closing, .ended: break
+        }
+    }
+
+    /// Lets connected rings go.
+    mutating func disconnect(_ actions: inout [Action]) {
+        guard case .connected(let device, _, _) = stage else { return }
+        stage = .draining(device)
+        actions.append(.disconnectRings)
+    }
+
+    /// Takes the next step: at most one for the rings and the storage, at most one update of the node.
+    mutating func reconcile(_ actions: inout [Action]) {
+        if isLost || run == .cut {
+            if case .connecting(let device, _) = stage { stage = .discarding(device) }
+            disconnect(&actions)
+        }
+        updateNode(&actions)
+        step(&actions)
+    }
+
+    // MARK: What is held
+
+    private mutating func step(_ actions: inout [Action]) {
+        switch stage {
+        case .idle:
+            guard !exitIfDone(&actions), mayBuild, wantsStorage, case .configured(let request) = storage else { return }
+            stage = .opening(request)
+            actions.append(.openDevice(request))
+        case .resting:
+            _ = exitIfDone(&actions)
+        case .ready(let device):
+            if !keeps(device) {
+                stage = .closing
+                actions.append(.closeDevice)
+            } else if phase == .ready, mayBuild, wantsStorage {
+                let origin: RingOrigin = run == .inherited ? .inherited : .fresh
+                stage = .connecting(device, origin)
+                actions.append(.connectRings(origin))
+            }
+        case .opening, .connecting, .discarding, .connected, .draining, .closing, .ended: break
+        }
+    }
+
+    /// New things are taken hold of in state 2, what an earlier process held in any; never while an update is under way,
+    /// which may find out that the node belongs to another driver.
+    private var mayBuild: Bool {
+        switch node {
+        case .present(let state): state == .initWait || run == .inherited
+        case .updating, .lost: false
+        }
+    }
+
+    /// The frontend's present run needs the storage, or is going to.
+    private var wantsStorage: Bool {
+        switch (phase, run) {
+        case (.ready, .inherited): true
+        case (.ready, .open), (.preparing, .open): !isDetaching
+        default: false
+        }
+    }
+
+    /// In `ready`: the storage stays open.
+    private func keeps(_ device: Device) -> Bool {
+        guard !isLost, storage == .configured(device.request) else { return false }
+        return switch phase {
+        case .ready: run == .inherited || (run != .cut && !isDetaching)
+        case .preparing: run == .open && !isDetaching
+        case .closing, .senseless: !isDetaching
+        case .closed: !isDetaching && configuration.storageRelease == .withDevice
+        }
+    }
+
+    private mutating func exitIfDone(_ actions: inout [Action]) -> Bool {
+        switch node {
+        case .lost(let reason):
+            actions.append(.exit(reason))
+        case .present(.closed) where isDetaching:
+            actions.append(.exit(.detached))
+        case .present, .updating:
+            return false
+        }
+        stage = .ended
+        return true
+    }
+
+    // MARK: What XenStore shows
+
+    private mutating func updateNode(_ actions: inout [Action]) {
+        guard case .present(let state) = node else { return }
+        let wanted = wantedState(from: state)
+        var entries = pendingEntries
+        var newState: XenbusState? = wanted == state ? nil : wanted
+        if case .connected(let device, let rings, let announced) = stage, wanted == .connected {
+            if state != .connected {
+                let description = BackendDescription(
+                    request: device.request, device: device.facts, rings: rings,
+                    maximumIndirectSegments: configuration.maximumIndirectSegments)
+                entries += description.entries
+            } else if announced != device.facts.sectorCount {
+                // A frontend reads the size again when it sees 4 written again.
+                entries.append(.write(BackendKey.sectors, String(device.facts.sectorCount)))
+                newState = .connected
+            }
+            stage = .connected(device, rings, announced: device.facts.sectorCount)
+        }
+        if newState == .initWait { entries += BackendOffer(limits: configuration.limits).entries }
+        if wanted == .closed, !isOnline, hotplugStatus != .untouched {
+            entries.append(.remove(BackendKey.hotplugStatus))
+            hotplugStatus = .untouched
+        }
+        guard newState != nil || !entries.isEmpty || pendingError != nil else { return }
+        actions.append(
+            .update(StoreUpdate(replacing: state, entries: entries, error: pendingError, state: newState)))
+        pendingEntries = []
+        pendingError = nil
+        node = .updating(state, to: wanted)
+        if newState == .closing, phase == .ready, run == .open { run = .ending }
+    }
+
+    /// The state that should stand in the node, where `state` stands now.
+    private func wantedState(from state: XenbusState) -> XenbusState {
+        if isDetaching { return farewell(from: state) }
+        // A toolstack waits for 2, whatever a frontend may be up to.
+        if state == .initialising { return .initWait }
+        switch phase {
+        case .preparing:
+            if run != .open { return farewell(from: state) }
+            if isStorageBroken { return .closing }
+            return holdsRings ? state : .initWait
+        case .ready:
+            return wantedStateForReadyFrontend(from: state)
+        case .closing, .senseless:
+            return holdsRings || state == .closed ? state : .closing
+        case .closed:
+            if holdsRings { return state }
+            let isFree = holdsNothing || configuration.storageRelease == .withDevice
+            return isFree || state == .closed ? .closed : .closing
+        }
+    }
+
+    private func wantedStateForReadyFrontend(from state: XenbusState) -> XenbusState {
+        switch run {
+        case .open:
+            if case .connected = stage { return .connected }
+            if isStorageBroken { return .closing }
+            return holdsRings ? state : .initWait
+        case .inherited: return isStorageBroken ? .closing : state
+        case .ending: return .closing
+        case .cut: return holdsNothing ? .closed : state
+        }
+    }
+
+    /// 5 until nothing is held, then 6; a 6 that the toolstack wrote stays.
+    private func farewell(from state: XenbusState) -> XenbusState {
+        holdsNothing || state == .closed ? .closed : .closing
+    }
+}
