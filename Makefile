@@ -1,0 +1,38 @@
+# The front door. `make demo` and `make test` install what is missing and say so.
+SHELL := /bin/bash
+SWIFT ?= swift
+JOBS  ?= $(shell nproc)
+
+.PHONY: help setup build build-release demo test test-quick bench check fmt clean
+
+help: ## what can be done here
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
+
+setup: ## install Debian packages that are missing
+	@scripts/setup.sh
+
+build: setup ## everything, debug, staged in build/debug
+	@$(SWIFT) build --build-tests -j $(JOBS)
+	@scripts/stage.sh debug
+
+build-release: setup ## what is installed, release, staged in build/release
+	@scripts/build-release.sh
+	@scripts/stage.sh release
+
+demo: build-release ## a real disk image through a shared ring, without Xen (needs no root but for a loop device)
+	@scripts/demo.sh
+
+test: build ## all tests
+	@scripts/test.sh
+
+bench: build-release ## figures beside the peers, as a table and as JSON in build/bench.json
+	@scripts/bench.sh
+
+check: setup ## formatting, shell scripts, header as C11 and C++17
+	@scripts/check.sh
+
+fmt: ## format the Swift sources in place
+	@$(SWIFT) format format --in-place --recursive Package.swift Sources Plugins Tests
+
+clean: ## remove all that was built
+	@rm -rf .build build

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-2-Clause
+# What needs no build: formatting, shell scripts, the plugin header alone.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+swift format lint --strict --recursive Package.swift Sources Plugins Tests
+echo "check: formatting is clean"
+if command -v shellcheck >/dev/null; then
+    shellcheck scripts/*.sh .ci/run
+    echo "check: shell scripts are clean"
+fi
+header=Sources/PluginAPI/include/xbb_plugin.h
+for compiler in gcc clang; do
+    command -v "$compiler" >/dev/null || continue
+    "$compiler" -std=c11 -Wall -Wextra -Wpedantic -Werror -fsyntax-only -x c "$header"
+done
+for compiler in g++ clang++; do
+    command -v "$compiler" >/dev/null || continue
+    "$compiler" -std=c++17 -Wall -Wextra -Wpedantic -Werror -fsyntax-only -x c++ "$header"
+done
+echo "check: xbb_plugin.h compiles alone as C11 and C++17"
