@@ -18,7 +18,7 @@ let usage = """
       --control PATH             answer xbbctl on this Unix socket
       --storage-source SOURCE    who says where the storage is: hotplug (default) or params
       --log-level LEVEL          error, warning, info (default) or debug
-      --max-queues N             the most queues that a frontend may have, 1 to 64 (4)
+      --max-queues N             the most queues that a frontend may have, 1 to 64 (1)
       --max-ring-page-order N    the largest ring: 2^N pages, 0 to 5 (5)
       --memory-mib N             memory for data of each queue, 1 to 1024 MiB (16)
       --poll-us N                how long a queue looks for work before it sleeps, in us (0)
@@ -39,7 +39,7 @@ struct CommandLineOptions {
     var control: String?
     var source = "hotplug"
     var level = LogLevel.info
-    var maxQueues = 4
+    var maxQueues = 1
     var maxOrder = 5
     var memoryMiB = 16
     var pollMicroseconds = 0

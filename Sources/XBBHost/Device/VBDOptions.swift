@@ -11,7 +11,7 @@ public struct VBDOptions: Sendable {
     /// Who says where the storage is.
     public var storageSource: StorageSource = .hotplug
     /// The most queues that a frontend may have.
-    public var maxQueues = 4
+    public var maxQueues = 1
     /// Base-2 logarithm of the most pages of a ring.
     public var maxRingPageOrder = 5
     /// Bytes for the data of requests, of each queue; pages that are not used take no memory.

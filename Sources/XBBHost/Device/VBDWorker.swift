@@ -425,7 +425,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         do throws(XenError) {
             let limits = FrontendLimits(
                 maximumRingPageOrder: options.maxRingPageOrder,
-                maximumQueueCount: min(options.maxQueues, device.maxQueues))
+                maximumQueueCount: min(options.maxQueues, device.maxQueues, device.info.logicalBlock > 512 ? 1 : 64))
             let read = try readFrontend(limits)
             let node: FrontendNode
             switch read {

@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-2-Clause
+# Serves real images by the real host through shared rings on loopback, and drives them with standard clients.
+# The last line is "demo: ok" or "demo: FAILED".
+set -uo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD/build/release
+export PATH=$root/bin:$PATH
+work=$(mktemp -d "${TMPDIR:-/var/tmp}/xbb-demo.XXXXXX")
+xen=$work/xen
+socket=$work/run/xbbd.sock
+steps=9
+step=0
+loop=
+pids=()
+started=$SECONDS
+
+say() { step=$((step + 1)); printf '[%d/%d] %s\n' "$step" "$steps" "$*"; }
+info() { printf '      %s\n' "$*"; }
+ctl() { xbbctl "$@" --loopback "$xen" --socket "$socket"; }
+
+cleanup() {
+    result=$?
+    trap - EXIT
+    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null; done
+    pkill -f "xbb-vbd .*--loopback $xen" 2>/dev/null
+    sleep 0.2
+    [[ -n $loop ]] && losetup -d "$loop" 2>/dev/null
+    if [[ $result -eq 0 ]]; then
+        rm -rf "$work"
+        printf 'demo: ok (%d s)\n' $((SECONDS - started)) | sed 's/ (.*//'
+    else
+        echo "demo: what is needed to understand it is in $work"
+        for log in "$work"/*.log; do [[ -s $log ]] && { echo "--- $log"; tail -15 "$log"; }; done
+        echo "demo: FAILED"
+    fi
+    exit "$result"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+fail() { echo "demo: $*" >&2; exit 1; }
+
+wait_for() { # wait_for SECONDS WHAT COMMAND...
+    local limit=$1 what=$2
+    shift 2
+    for _ in $(seq $((limit * 20))); do
+        "$@" >/dev/null 2>&1 && return 0
+        sleep 0.05
+    done
+    fail "$what did not happen within $limit s"
+}
+
+export_disk() { # export_disk VDEV: an NBD socket whose requests go through the ring of that disk
+    nbdkit --foreground --exit-with-parent --unix "$work/$1.nbd" "$root/lib/nbdkit/nbdkit-xbb-plugin.so" \
+        dir="$xen" domid=1 vdev="$1" >"$work/nbdkit-$1.log" 2>&1 &
+    pids+=($!)
+    wait_for 15 "the export of $1" nbdinfo --size "nbd+unix:///?socket=$work/$1.nbd"
+}
+
+fio_verify() { # fio_verify VDEV MEGABYTES
+    fio --name="verify-$1" --ioengine=nbd --uri="nbd+unix:///?socket=$work/$1.nbd" --rw=randwrite \
+        --bsrange=4k-256k --size="$2"M --iodepth=32 --verify=crc32c --verify_fatal=1 --do_verify=1 \
+        --randseed=20 --fsync=64 --output="$work/fio-$1.json" --output-format=json >"$work/fio-$1.log" 2>&1 ||
+        fail "fio --verify failed on $1"
+    jq -r '.jobs[0] | "fio: \(.error) errors, wrote \(.write.io_bytes / 1048576 | floor) MiB at \(.write.bw / 1024 | floor) MiB/s, read back \(.read.io_bytes / 1048576 | floor) MiB at \(.read.bw / 1024 | floor) MiB/s"' \
+        "$work/fio-$1.json" | while read -r line; do info "$line"; done
+}
+
+say "making an ext4 image with files in it"
+mkdir -p "$work/tree/docs"
+cp -r README.md CHANGELOG.md docs "$work/tree/docs/"
+for number in $(seq 1 40); do head -c $((number * 20000)) /dev/urandom >"$work/tree/file-$number"; done
+mke2fs -q -t ext4 -d "$work/tree" -L demo "$work/ext4.img" 128M || fail "mke2fs failed"
+truncate -s 256M "$work/scratch.img"
+truncate -s 256M "$work/device.img"
+disks=(xvda xvdb)
+if [[ $(id -u) -eq 0 ]] && loop=$(losetup --find --show --direct-io=on "$work/device.img" 2>/dev/null); then
+    disks+=(xvdc)
+    info "RawDisk serves $loop"
+else
+    loop=
+    info "no loop device can be had here: RawDisk is left out"
+fi
+
+say "starting Xen without Xen: XenStore, grant tables and event channels in shared memory"
+mkdir -p "$xen" "$work/run"
+xbb-loopback run --dir "$xen" >"$work/loopback.log" 2>&1 &
+pids+=($!)
+wait_for 10 "the start of xbb-loopback" test -S "$xen/xenstored.sock"
+wait_for 10 "the first answer of XenStore" env XENSTORED_PATH="$xen/xenstored.sock" xenstore-read -s /local/domain/0/domid
+xbb-loopback domain create --dir "$xen" 1 >>"$work/loopback.log" 2>&1 || fail "domain 1 cannot be made"
+
+say "starting xbbd"
+xbbd --loopback "$xen" --run-dir "$work/run" --plugin-dir "$root/lib/xbb/plugins" >"$work/xbbd.log" 2>&1 &
+pids+=($!)
+wait_for 10 "the start of xbbd" test -S "$socket"
+
+say "attaching disks, as a toolstack does"
+ctl attach 1 xvda "raw:$work/ext4.img" || fail "attach xvda"
+ctl attach 1 xvdb "raw:$work/scratch.img" || fail "attach xvdb"
+[[ -n $loop ]] && { ctl attach 1 xvdc "raw:$loop" || fail "attach xvdc"; }
+for disk in "${disks[@]}"; do export_disk "$disk"; done
+ctl list
+info "XenStore, as the real xenstore-ls sees it:"
+XENSTORED_PATH="$xen/xenstored.sock" xenstore-ls -f /local/domain/0/backend/vbd/1/51712 | grep -E 'sectors|feature|state' |
+    sed 's/^/      /'
+
+say "copying the filesystem out through the ring, and comparing it"
+nbdcopy "nbd+unix:///?socket=$work/xvda.nbd" "$work/copy.img" || fail "nbdcopy"
+qemu-img compare -q -f raw -F raw "$work/ext4.img" "$work/copy.img" || fail "the copy differs"
+e2fsck -fn "$work/copy.img" >"$work/e2fsck.log" 2>&1 || fail "e2fsck found errors in the copy"
+info "identical, and e2fsck finds no error"
+
+say "copying it into another disk through the ring"
+nbdcopy "$work/ext4.img" "nbd+unix:///?socket=$work/xvdb.nbd" || fail "nbdcopy into the scratch disk"
+nbdsh -u "nbd+unix:///?socket=$work/xvdb.nbd" -c 'h.flush()' 2>/dev/null || true
+cmp -n $((128 << 20)) "$work/ext4.img" "$work/scratch.img" || fail "what arrived in the image differs"
+head -c $((128 << 20)) "$work/scratch.img" >"$work/arrived.img"
+e2fsck -fn "$work/arrived.img" >"$work/e2fsck.log" 2>&1 || fail "e2fsck found errors in what was copied in"
+info "identical in the image file, and e2fsck finds no error"
+
+say "writing and verifying at random, 4k to 256k, depth 32 (File)"
+fio_verify xvdb 256
+if [[ -n $loop ]]; then
+    say "the same on a block device (RawDisk on $loop)"
+    fio_verify xvdc 256
+else
+    say "skipped: RawDisk needs root and a loop device"
+fi
+
+say "what the host counted"
+for disk in "${disks[@]}"; do
+    ctl stats 1 "$disk" --json >"$work/stats-$disk.json" || fail "stats of $disk"
+    jq -r --arg disk "$disk" '
+        def us: . / 1000 | floor;
+        "\($disk): \(.totals.reqs_completed) requests in \(.totals.total_dispatch) reqlists (\(.totals.requests_merged) merged), "
+        + "\(.totals.reqs_completed_with_error) errors, "
+        + "\(.totals.read_sectors / 2048 | floor) MiB read, \(.totals.write_sectors / 2048 | floor) MiB written, "
+        + "\(.totals.flush_requests) flushes",
+        (.latency_ns | to_entries[] | select(.value.count > 0)
+         | "      \(.key): \(.value.count) done, p50 \(.value.p50 | us) us, p99 \(.value.p99 | us) us, p99.9 \(.value.p999 | us) us")' \
+        "$work/stats-$disk.json" | while IFS= read -r line; do info "$line"; done
+    errors=$(jq .totals.reqs_completed_with_error "$work/stats-$disk.json")
+    [[ $errors -eq 0 ]] || fail "$disk had $errors errors"
+done
+info "took $((SECONDS - started)) s without the build"
+exit 0
