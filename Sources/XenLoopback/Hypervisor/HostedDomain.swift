@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A domain as the broker keeps it: its shared memory, which of its grants are mapped, who copies, its ports.
+import CXen
+import Glibc
+import Xen
+
+/// One life of a domain. Used on the broker's thread only.
+final class HostedDomain {
+    let id: DomainID
+    /// Unique among all lives of all domains.
+    let serial: UInt32
+    let pageCount: Int
+    let entryCount: Int
+    let memoryFile: Descriptor
+    let grantsFile: Descriptor
+    let activeFile: Descriptor
+    let readOnlyActiveFile: Descriptor
+    private let grants: SharedRegion
+    private let active: SharedRegion
+    private var slots = [Bool](repeating: false, count: GrantTableLayout.slots)
+    private var pins: [UInt32: Pin] = [:]
+    var ports: [EventPort: HostedPort] = [:]
+    weak var frontend: HypervisorClient?
+    /// The connection that the domain is destroyed with.
+    weak var owner: HypervisorClient?
+
+    /// How often a page is mapped, and what the entry said when the first map was made (Xen's active entry).
+    private struct Pin {
+        let domain: DomainID
+        let frame: UInt32
+        var reads = 0
+        var writes = 0
+    }
+
+    init(id: DomainID, serial: UInt32, pages: Int, entries: Int) throws(XenError) {
+        self.id = id
+        self.serial = serial
+        pageCount = pages
+        entryCount = entries
+        let grantsBytes = GrantTableLayout.grantsBytes(entries: entries)
+        let activeBytes = GrantTableLayout.activeBytes(entries: entries)
+        let memoryBytes = max(pages, 1) * GrantTableLayout.pageBytes
+        memoryFile = try Descriptor.sealedMemory("xbb-domain-\(id)", byteCount: memoryBytes)
+        grantsFile = try Descriptor.sealedMemory("xbb-grants-\(id)", byteCount: grantsBytes)
+        activeFile = try Descriptor.sealedMemory("xbb-active-\(id)", byteCount: activeBytes)
+        readOnlyActiveFile = try activeFile.readOnlyCopy()
+        grants = try SharedRegion(grantsFile, byteCount: grantsBytes)
+        active = try SharedRegion(activeFile, byteCount: activeBytes)
+        active.storeRelease32(1, at: GrantTableLayout.aliveOffset)
+    }
+
+    /// True until the domain is destroyed; every view of it sees the change.
+    var isAlive: Bool {
+        get { active.load32(at: GrantTableLayout.aliveOffset) != 0 }
+        set { active.storeRelease32(newValue ? 1 : 0, at: GrantTableLayout.aliveOffset) }
+    }
+
+    var hasMappedGrants: Bool { !pins.isEmpty }
+
+    // MARK: Slots for copies
+
+    /// A slot for a handle that copies; nil when all are taken.
+    func takeSlot() -> Int? {
+        guard let slot = slots.firstIndex(of: false) else { return nil }
+        slots[slot] = true
+        // The frontend must look at the array before a handle can mark in it.
+        let used = UInt32(slot / GrantTableLayout.slotsPerArray + 1)
+        if active.load32(at: GrantTableLayout.usedArraysOffset) < used {
+            active.storeRelease32(used, at: GrantTableLayout.usedArraysOffset)
+        }
+        return slot
+    }
+
+    /// Frees a slot and the marks that a process may have left when it was killed while it copied.
+    func giveSlot(_ slot: Int) {
+        let marks = GrantTableLayout.markOffset(slot: slot, entries: entryCount)
+        for reference in 0..<entryCount {
+            let offset = marks + reference * GrantTableLayout.entryBytes
+            if active.load8(at: offset) != 0 { active.storeRelease8(0, at: offset) }
+        }
+        slots[slot] = false
+    }
+
+    // MARK: Maps
+
+    /// Pins an entry for a map as map_grant_ref() does and gives its frame.
+    func pin(_ reference: UInt32, by domain: DomainID, writable: Bool) -> Result<UInt32, GrantStatus> {
+        if Int(reference) >= entryCount { return .failure(.init(GNTST_bad_gntref)) }
+        var pin = pins[reference]
+        if let pin, pin.domain != domain { return .failure(.init(GNTST_general_error)) }
+        if pin == nil || (writable && pin?.writes == 0) {
+            if let failure = setStatus(reference, of: domain, writable: writable, isPinned: pin != nil) {
+                return .failure(failure)
+            }
+            if pin == nil {
+                let frame = GrantEntry(grants.load64(at: offset(reference))).frame
+                if Int(frame) >= pageCount {
+                    _ = grants.clearBits16(GrantFlags.inUse, at: offset(reference))
+                    return .failure(.init(GNTST_bad_page))
+                }
+                pin = Pin(domain: domain, frame: frame)
+            }
+        }
+        guard var pin else { return .failure(.init(GNTST_general_error)) }
+        if writable { pin.writes += 1 } else { pin.reads += 1 }
+        pins[reference] = pin
+        return .success(pin.frame)
+    }
+
+    /// Sets GTF_reading and GTF_writing where the entry allows it: _set_status_v1() with its five tries.
+    private func setStatus(
+        _ reference: UInt32, of domain: DomainID, writable: Bool, isPinned: Bool
+    ) -> GrantStatus? {
+        var seen = grants.load32(at: offset(reference))
+        for _ in 0..<5 {
+            let flags = UInt16(truncatingIfNeeded: seen)
+            let kind = flags & (GrantFlags.typeMask | GrantFlags.subPage)
+            let owner = DomainID(truncatingIfNeeded: seen >> 16)
+            if !isPinned && (kind != GrantFlags.permitAccess || owner != domain) { break }
+            if writable && flags & GrantFlags.readOnly != 0 { break }
+            let use = GrantFlags.reading | (writable ? GrantFlags.writing : 0)
+            let before = grants.exchange32(from: seen, to: seen | UInt32(use), at: offset(reference))
+            if before == seen { return nil }
+            seen = before
+        }
+        return .init(GNTST_general_error)
+    }
+
+    /// Ends one map of an entry: reduce_status_for_pin().
+    func unpin(_ reference: UInt32, writable: Bool) {
+        guard var pin = pins[reference] else { return }
+        if writable { pin.writes -= 1 } else { pin.reads -= 1 }
+        var clear: UInt16 = 0
+        if pin.writes == 0 && writable { clear |= GrantFlags.writing }
+        if pin.writes == 0 && pin.reads == 0 { clear |= GrantFlags.reading }
+        pins[reference] = clear & GrantFlags.reading != 0 ? nil : pin
+        if clear != 0 { _ = grants.clearBits16(clear, at: offset(reference)) }
+    }
+
+    private func offset(_ reference: UInt32) -> Int { Int(reference) * GrantTableLayout.entryBytes }
+
+    // MARK: Report
+
+    /// The words of LoopbackDomainReport.
+    func describe() -> [UInt32] {
+        let arrays = Int(active.load32(at: GrantTableLayout.usedArraysOffset))
+        var granted = 0
+        var copying = 0
+        for reference in 0..<entryCount {
+            let entry = reference * GrantTableLayout.entryBytes
+            if grants.load16(at: entry) & GrantFlags.typeMask != 0 { granted += 1 }
+            for array in 0..<arrays {
+                let slot = array * GrantTableLayout.slotsPerArray
+                if active.load64(at: GrantTableLayout.markOffset(slot: slot, entries: entryCount) + entry) != 0 {
+                    copying += 1
+                    break
+                }
+            }
+        }
+        let mapped = pins.values.reduce(0) { $0 + $1.reads + $1.writes }
+        let bound = ports.values.count { $0.peer != nil }
+        let flags = (isAlive ? 1 : 0) | (frontend != nil ? 2 : 0) | (owner != nil ? 4 : 0)
+        let numbers = [
+            Int(id), flags, pageCount, entryCount, granted, mapped, copying, slots.count { $0 }, ports.count - bound,
+            bound,
+        ]
+        return numbers.map { UInt32(clamping: $0) }
+    }
+}
+
+/// A GNTST_ code that is not GNTST_okay.
+struct GrantStatus: Error {
+    let code: Int32
+
+    init(_ code: Int32) {
+        self.code = code
+    }
+}

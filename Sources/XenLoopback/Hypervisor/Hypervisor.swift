@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The broker's state and what each call does to it. No sockets here.
+import Glibc
+import Xen
+
+/// A process's connection, and all that is to be released when it closes. Used on the broker's thread only.
+final class HypervisorClient {
+    var domain: HostedDomain?
+    /// Slots by the serial of their domain.
+    var attachments: [UInt32: (domain: HostedDomain, slot: Int)] = [:]
+    var maps: [UInt32: HostedMap] = [:]
+    var nextMap: UInt32 = 1
+    var ports: Set<EventPort> = []
+
+    /// Holds nothing that belongs to its domain.
+    var isIdle: Bool { ports.isEmpty && maps.isEmpty && attachments.isEmpty }
+}
+
+/// Pages that a client maps.
+struct HostedMap {
+    let domain: HostedDomain
+    let references: [UInt32]
+    let writable: Bool
+}
+
+/// Domains, grants and event channels. Used on one thread.
+final class Hypervisor {
+    /// Called when domains come and go, for XenStore.
+    struct Hooks: Sendable {
+        var created: @Sendable (DomainID) throws(XenError) -> Void = { _ throws(XenError) in }
+        var destroyed: @Sendable (DomainID) -> Void = { _ in }
+    }
+
+    private var domains: [DomainID: HostedDomain] = [:]
+    /// Destroyed domains whose pages are still mapped.
+    private var dying: [HostedDomain] = []
+    private var nextSerial: UInt32 = 1
+    private var nextNumber: DomainID = 1
+    private let hooks: Hooks
+
+    /// A hypervisor with domain 0, which has no memory that it could grant.
+    init(hooks: Hooks) throws(XenError) {
+        self.hooks = hooks
+        domains[0] = try HostedDomain(id: 0, serial: 0, pages: 0, entries: 512)
+    }
+
+    /// Serves one call. Throws the errno that becomes the answer.
+    func serve(_ message: HypervisorAnswer, of client: HypervisorClient) throws(XenError) -> HypervisorAnswer {
+        guard let operation = HypervisorOperation(rawValue: message.word(0)) else { throw XenError(ENOSYS, "call") }
+        if client.domain == nil && operation != .hello { throw XenError(EPROTO, "call before hello") }
+        switch operation {
+        case .hello:
+            if client.domain != nil { throw XenError(EPROTO, "second hello") }
+            if message.word(1) != HypervisorProtocol.version { throw XenError(EPROTONOSUPPORT, "hello") }
+            client.domain = try domain(message.word(2))
+        case .createDomain:
+            return try createDomain(message, client)
+        case .destroyDomain:
+            let domain = try domain(message.word(1))
+            if domain.id == 0 { throw XenError(EPERM, "destroy domain 0") }
+            destroy(domain)
+        case .describeDomain:
+            let all = domains.values.sorted { $0.id < $1.id } + dying
+            let index = Int(message.word(1))
+            if index >= all.count { throw XenError(ENOENT, "describe") }
+            return answer(all[index].describe())
+        case .join:
+            let domain = try aliveDomain(of: client)
+            if domain.id == 0 { throw XenError(EPERM, "join domain 0") }
+            if domain.frontend != nil { throw XenError(EBUSY, "join domain \(domain.id)") }
+            domain.frontend = client
+            return answer(
+                [UInt32(domain.pageCount), UInt32(domain.entryCount)],
+                [domain.memoryFile, domain.grantsFile, domain.readOnlyActiveFile])
+        case .attach: return try attach(to: domain(message.word(1)), client)
+        case .detach: try detach(message.word(1), client)
+        case .map: return try map(message, client)
+        case .unmap: try unmap(message.word(1), client)
+        case .allocateUnbound:
+            return try allocateUnbound(for: message.word(1), event(of: message), client)
+        case .bindInterdomain:
+            let remote = try domain(message.word(1))
+            return try bind(message.word(2), of: remote, event(of: message), client)
+        case .closePort: try closePort(message.word(1), client)
+        case .peer: return try peer(of: message.word(1), client)
+        }
+        return answer()
+    }
+
+    func answer(_ words: [UInt32] = [], _ descriptors: [Descriptor] = []) -> HypervisorAnswer {
+        HypervisorAnswer(words: [0] + words, descriptors: descriptors)
+    }
+
+    /// A living domain; ESRCH if there is none.
+    func domain(_ number: UInt32) throws(XenError) -> HostedDomain {
+        guard let id = DomainID(exactly: number), let domain = domains[id] else {
+            throw XenError(ESRCH, "find domain \(number)")
+        }
+        return domain
+    }
+
+    func aliveDomain(of client: HypervisorClient) throws(XenError) -> HostedDomain {
+        guard let domain = client.domain, domain.isAlive else { throw XenError(ESRCH, "act for a domain") }
+        return domain
+    }
+
+    // MARK: Domains
+
+    private func createDomain(
+        _ message: HypervisorAnswer, _ client: HypervisorClient
+    ) throws(XenError) -> HypervisorAnswer {
+        let pages = Int(message.word(2))
+        let entries = Int(message.word(3))
+        guard let lifetime = DomainLifetime(rawValue: message.word(4)), (1...GrantTableLayout.pageLimit) ~= pages,
+            (1...GrantTableLayout.entryLimit) ~= entries
+        else { throw XenError(EINVAL, "create domain") }
+        if lifetime != .detached && (client.domain?.id != 0 || !client.isIdle) {
+            throw XenError(EBUSY, "adopt a domain")
+        }
+        let id = try freeNumber(message.word(1))
+        let domain = try HostedDomain(id: id, serial: nextSerial, pages: pages, entries: entries)
+        try hooks.created(id)
+        nextSerial &+= 1
+        domains[id] = domain
+        if lifetime != .detached { client.domain = domain }
+        domain.owner = lifetime == .withConnection ? client : nil
+        return answer([UInt32(id)])
+    }
+
+    /// The wanted number; or the next one, so that numbers come again as late as possible, as on Xen.
+    private func freeNumber(_ wanted: UInt32) throws(XenError) -> DomainID {
+        if wanted != HypervisorProtocol.anyDomain {
+            guard let id = DomainID(exactly: wanted), wanted < HypervisorProtocol.domainLimit else {
+                throw XenError(EINVAL, "create domain \(wanted)")
+            }
+            if domains[id] != nil { throw XenError(EEXIST, "create domain \(wanted)") }
+            return id
+        }
+        for _ in 1..<HypervisorProtocol.domainLimit {
+            let id = nextNumber
+            nextNumber = UInt32(id) + 1 < HypervisorProtocol.domainLimit ? id + 1 : 1
+            if domains[id] == nil { return id }
+        }
+        throw XenError(ENOSPC, "create domain")
+    }
+
+    private func destroy(_ domain: HostedDomain) {
+        domain.isAlive = false
+        domains[domain.id] = nil
+        for port in domain.ports.values { close(port) }
+        if domain.hasMappedGrants { dying.append(domain) }
+        hooks.destroyed(domain.id)
+    }
+
+    /// Releases all that a closed connection held.
+    func release(_ client: HypervisorClient) {
+        if let domain = client.domain {
+            for number in client.ports {
+                if let port = domain.ports[number] { close(port) }
+            }
+            if domain.frontend === client { domain.frontend = nil }
+            if domain.owner === client && domain.isAlive { destroy(domain) }
+        }
+        for map in client.maps.values { release(map) }
+        for (domain, slot) in client.attachments.values { domain.giveSlot(slot) }
+        client.maps = [:]
+        client.attachments = [:]
+        client.ports = []
+        client.domain = nil
+    }
+
+    // MARK: Grants
+
+    private func attach(
+        to domain: HostedDomain, _ client: HypervisorClient
+    ) throws(XenError) -> HypervisorAnswer {
+        let slot: Int
+        if let attachment = client.attachments[domain.serial] {
+            slot = attachment.slot
+        } else {
+            guard let free = domain.takeSlot() else { throw XenError(ENOSPC, "attach") }
+            slot = free
+            client.attachments[domain.serial] = (domain, free)
+        }
+        return answer(
+            [domain.serial, UInt32(domain.pageCount), UInt32(domain.entryCount), UInt32(slot)],
+            [domain.memoryFile, domain.grantsFile, domain.activeFile])
+    }
+
+    private func detach(_ serial: UInt32, _ client: HypervisorClient) throws(XenError) {
+        guard let attachment = client.attachments.removeValue(forKey: serial) else {
+            throw XenError(EINVAL, "detach")
+        }
+        attachment.domain.giveSlot(attachment.slot)
+    }
+
+    /// Pins every reference or none.
+    private func map(_ message: HypervisorAnswer, _ client: HypervisorClient) throws(XenError) -> HypervisorAnswer {
+        let mapper = try aliveDomain(of: client)
+        let references = Array(message.words.dropFirst(3))
+        guard let domain = client.attachments[message.word(1)]?.domain, domain.isAlive, !references.isEmpty,
+            references.count <= HypervisorProtocol.mapLimit
+        else { throw XenError(EINVAL, "map") }
+        let writable = message.word(2) != 0
+        var frames: [UInt32] = []
+        frames.reserveCapacity(references.count)
+        for reference in references {
+            switch domain.pin(reference, by: mapper.id, writable: writable) {
+            case .success(let frame): frames.append(frame)
+            case .failure:
+                for done in references.prefix(frames.count) { domain.unpin(done, writable: writable) }
+                throw XenError(EINVAL, "map")
+            }
+        }
+        var number = client.nextMap
+        while client.maps[number] != nil { number &+= 1 }
+        client.nextMap = number &+ 1
+        client.maps[number] = HostedMap(domain: domain, references: references, writable: writable)
+        return answer([number] + frames)
+    }
+
+    private func unmap(_ number: UInt32, _ client: HypervisorClient) throws(XenError) {
+        guard let map = client.maps.removeValue(forKey: number) else { throw XenError(EINVAL, "unmap") }
+        release(map)
+    }
+
+    private func release(_ map: HostedMap) {
+        for reference in map.references { map.domain.unpin(reference, writable: map.writable) }
+        if !map.domain.isAlive && !map.domain.hasMappedGrants {
+            dying.removeAll { $0 === map.domain }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The broker's socket and its thread.
+import CLinux
+import Glibc
+import Synchronization
+import Xen
+
+/// Serves the hypervisor's socket on a thread of its own until ``stop()``.
+///
+/// The broker never waits for a client: a client that does not take its answer is dropped.
+final class HypervisorServer: Sendable {
+    private let stopEvent: Descriptor
+    private let thread: Mutex<pthread_t?>
+
+    /// Listens on `directory`/hypervisor.sock. The caller made sure that no other process serves the directory.
+    init(directory: String, hooks: Hypervisor.Hooks) throws(XenError) {
+        let path = HypervisorProtocol.socketPath(directory)
+        let loop = try ServerLoop(path: path, hypervisor: Hypervisor(hooks: hooks))
+        stopEvent = loop.stopEvent
+        thread = Mutex(try startThread(named: "xbb-hypervisor") { loop.run() })
+    }
+
+    deinit {
+        stop()
+    }
+
+    /// Ends the thread and waits for it.
+    func stop() {
+        guard let running = thread.withLock({ $0.take() }) else { return }
+        stopEvent.signal()
+        pthread_join(running, nil)
+    }
+}
+
+/// Runs `body` on a new thread.
+func startThread(named name: String, _ body: sending @escaping () -> Void) throws(XenError) -> pthread_t {
+    final class Body {
+        let run: () -> Void
+        init(_ run: @escaping () -> Void) { self.run = run }
+    }
+    var thread = pthread_t()
+    let argument = unsafe Unmanaged.passRetained(Body(body))
+    let code = unsafe pthread_create(
+        &thread, nil,
+        { raw in
+            if let raw = unsafe raw { unsafe Unmanaged<Body>.fromOpaque(raw).takeRetainedValue().run() }
+            return nil
+        }, argument.toOpaque())
+    if code != 0 {
+        unsafe argument.release()
+        throw XenError(code, "start thread \(name)")
+    }
+    _ = unsafe pthread_setname_np(thread, name)
+    return thread
+}
+
+/// What the thread works on.
+private final class ServerLoop {
+    let stopEvent: Descriptor
+    private let path: String
+    private let hypervisor: Hypervisor
+    private let listener: Descriptor
+    private let poller: Descriptor
+    private var connections: [Int32: (socket: Descriptor, client: HypervisorClient)] = [:]
+    private var buffer = [UInt32](repeating: 0, count: HypervisorProtocol.messageWords)
+    /// Given up for a moment to refuse a connection when the process is out of descriptors.
+    private var spare: Descriptor?
+
+    init(path: String, hypervisor: Hypervisor) throws(XenError) {
+        self.path = path
+        self.hypervisor = hypervisor
+        stopEvent = try Descriptor.event()
+        spare = try Descriptor.event()
+        unsafe unlink(path)
+        let raw = unsafe clinux_unix_listen(path, Int32(SOCK_SEQPACKET.rawValue), 128)
+        if raw < 0 { throw XenError(errno, "listen on \(path)") }
+        listener = Descriptor(owning: raw)
+        let poll = epoll_create1(Int32(EPOLL_CLOEXEC))
+        if poll < 0 { throw XenError(errno, "make epoll") }
+        poller = Descriptor(owning: poll)
+        try watch(raw)
+        try watch(stopEvent.raw)
+    }
+
+    deinit {
+        unsafe unlink(path)
+    }
+
+    private func watch(_ descriptor: Int32) throws(XenError) {
+        var event = unsafe epoll_event()
+        unsafe event.events = EPOLLIN.rawValue
+        unsafe event.data.fd = descriptor
+        if unsafe epoll_ctl(poller.raw, EPOLL_CTL_ADD, descriptor, &event) != 0 { throw XenError(errno, "watch socket") }
+    }
+
+    func run() {
+        var events = unsafe [epoll_event](repeating: epoll_event(), count: 32)
+        while true {
+            let count = unsafe epoll_wait(poller.raw, &events, Int32(events.count), -1)
+            if count < 0 && errno != EINTR { return }
+            for index in 0..<Int(max(count, 0)) {
+                let descriptor = unsafe events[index].data.fd
+                if descriptor == stopEvent.raw {
+                    for connection in connections.values { hypervisor.release(connection.client) }
+                    return
+                }
+                if descriptor == listener.raw { accept() } else { serve(descriptor) }
+            }
+        }
+    }
+
+    private func accept() {
+        let raw = clinux_accept(listener.raw)
+        if raw >= 0 {
+            let socket = Descriptor(owning: raw)
+            if (try? watch(raw)) != nil { connections[raw] = (socket, HypervisorClient()) }
+            return
+        }
+        if errno != EMFILE && errno != ENFILE { return }
+        // The listener stays readable until the connection is taken: take it with the spare descriptor and drop it.
+        spare = nil
+        let refused = clinux_accept(listener.raw)
+        if refused >= 0 { close(refused) }
+        spare = try? Descriptor.event()
+    }
+
+    private func serve(_ descriptor: Int32) {
+        guard let (socket, client) = connections[descriptor] else { return }
+        guard let message = receiveMessage(&buffer, over: socket.raw) else {
+            if errno != EAGAIN { drop(descriptor) }
+            return
+        }
+        var answer: HypervisorAnswer
+        do throws(XenError) {
+            answer = try hypervisor.serve(message, of: client)
+        } catch {
+            answer = HypervisorAnswer(words: [UInt32(bitPattern: error.code)], descriptors: [])
+        }
+        if sendMessage(answer.words, answer.descriptors.map(\.raw), over: socket.raw) < 0 { drop(descriptor) }
+    }
+
+    private func drop(_ descriptor: Int32) {
+        guard let (_, client) = connections.removeValue(forKey: descriptor) else { return }
+        hypervisor.release(client)
+    }
+}

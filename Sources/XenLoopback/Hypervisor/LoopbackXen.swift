@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The loopback hypervisor in this process, for tests, benchmarks and xbb-loopback.
+import CLinux
+import Glibc
+public import Xen
+
+/// The XenStore daemon and the hypervisor on background threads, from init to ``stop()`` or the last reference.
+///
+/// Backends and frontends reach it by its directory, in this process or in others:
+///
+///     let xen = try LoopbackXen(directory: "/tmp/lab")
+///     let platform = xen.platform()                      // backend side: XenPlatform
+///     let guest = try LoopbackDomain(directory: xen.directory, pages: 4096)
+public final class LoopbackXen: Sendable {
+    /// $XBB_LOOPBACK, or /run/xbb-loopback.
+    public static var defaultDirectory: String {
+        guard let value = unsafe getenv("XBB_LOOPBACK") else { return "/run/xbb-loopback" }
+        return unsafe String(cString: value)
+    }
+
+    /// Where the sockets are.
+    public let directory: String
+
+    private let lock: DirectoryLock
+    private let hypervisor: HypervisorServer
+
+    /// Makes the directory if needed and starts; EADDRINUSE while another process serves the same directory.
+    public init(directory: String = LoopbackXen.defaultDirectory) throws(XenError) {
+        self.directory = directory
+        lock = try DirectoryLock(directory)
+        hypervisor = try HypervisorServer(directory: directory, hooks: .init())
+    }
+
+    deinit {
+        stop()
+    }
+
+    /// The backend's side of the seam for `domain`.
+    public func platform(domain: DomainID = 0, copiesData: Bool = true) -> LoopbackPlatform {
+        LoopbackPlatform(directory: directory, domain: domain, copiesData: copiesData)
+    }
+
+    /// All domains with their grants and ports.
+    public func domains() throws(XenError) -> [LoopbackDomainReport] {
+        try LoopbackControl(directory: directory).domains()
+    }
+
+    /// Stops serving: sockets close, domains are forgotten. Shared memory stays with whoever mapped it.
+    public func stop() {
+        hypervisor.stop()
+    }
+}
+
+/// An exclusive lock on a directory, gone with its holder. What a killed holder left in the directory is stale.
+private final class DirectoryLock: Sendable {
+    private let file: Descriptor
+
+    init(_ directory: String) throws(XenError) {
+        if unsafe mkdir(directory, 0o755) != 0 && errno != EEXIST { throw XenError(errno, "make \(directory)") }
+        let path = directory + "/lock"
+        let raw = unsafe clinux_open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
+        if raw < 0 { throw XenError(errno, "open \(path)") }
+        file = Descriptor(owning: raw)
+        if flock(raw, LOCK_EX | LOCK_NB) != 0 {
+            throw XenError(errno == EWOULDBLOCK ? EADDRINUSE : errno, "lock \(path)")
+        }
+    }
+}
