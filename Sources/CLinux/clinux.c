@@ -48,3 +48,45 @@ ssize_t clinux_recv_fds(int socket, void *bytes, size_t length, int *fds, int *c
     *count = taken;
     return got;
 }
+
+static int unix_socket(const char *path, int type, struct sockaddr_un *address)
+{
+    size_t length = strlen(path);
+    if (length == 0 || length >= sizeof address->sun_path) { errno = ENAMETOOLONG; return -1; }
+    memset(address, 0, sizeof *address);
+    address->sun_family = AF_UNIX;
+    memcpy(address->sun_path, path, length + 1);
+    return socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
+}
+
+static int close_with_error(int socket)
+{
+    int error = errno;
+    close(socket);
+    errno = error;
+    return -1;
+}
+
+int clinux_unix_connect(const char *path, int type)
+{
+    struct sockaddr_un address;
+    int made = unix_socket(path, type, &address);
+    if (made < 0) return -1;
+    if (connect(made, (struct sockaddr *)&address, sizeof address) != 0) return close_with_error(made);
+    return made;
+}
+
+int clinux_unix_listen(const char *path, int type, int backlog)
+{
+    struct sockaddr_un address;
+    int made = unix_socket(path, type | SOCK_NONBLOCK, &address);
+    if (made < 0) return -1;
+    if (bind(made, (struct sockaddr *)&address, sizeof address) != 0) return close_with_error(made);
+    if (listen(made, backlog) != 0) return close_with_error(made);
+    return made;
+}
+
+int clinux_accept(int socket)
+{
+    return accept4(socket, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+}

@@ -77,4 +77,11 @@ static inline uint64_t clinux_monotonic_ns(void)
 ssize_t clinux_send_fds(int socket, const void *bytes, size_t length, const int *fds, int count);
 ssize_t clinux_recv_fds(int socket, void *bytes, size_t length, int *fds, int *count);
 
+/* Unix sockets of `type` (SOCK_STREAM, SOCK_SEQPACKET), close-on-exec; -1 and errno where a step fails, ENAMETOOLONG
+ * where the path does not fit into sockaddr_un. The calls take a transparent union that Swift cannot pass. */
+int clinux_unix_connect(const char *path, int type);
+int clinux_unix_listen(const char *path, int type, int backlog);
+/* The next connection of a listening socket, close-on-exec and never blocking; -1 and errno. */
+int clinux_accept(int socket);
+
 #endif
