@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A guest of the loopback hypervisor, seen from inside: its memory, its grant table, its event channels, its store.
+import Glibc
+public import Memory
+import Synchronization
+public import Xen
+
+/// A domain as its frontend drivers see it.
+///
+/// The domain's pages and its grant table are shared memory made by the broker. The methods for grants and memory
+/// make no system call, take no lock except where noted, and may be called from several threads. When the process
+/// ends, by kill -9 as well, the broker closes its ports; the domain itself is destroyed, or stays and can be joined
+/// again, as `destroyOnExit` said.
+///
+///     let guest = try LoopbackDomain(directory: dir, pages: 4096)
+///     let frame = try guest.allocateFrames(1)
+///     let ring = guest.pages(at: frame, count: 1)                            // SharedPages
+///     let reference = try guest.grantAccess(to: 0, frame: frame, readOnly: false)
+///     let port = try guest.allocatePort(for: 0)
+///     let store = try guest.openStore()                                      // as domain guest.id
+///     ...
+///     guard guest.endAccess(reference) else { /* the backend still uses it */ }
+@safe
+public final class LoopbackDomain: Sendable {
+    /// The domain's number.
+    public let id: DomainID
+    /// Pages of memory; frames are numbered from 0.
+    public let pageCount: Int
+    /// Entries of the grant table; references are below it. The first 8 are reserved as in Linux.
+    public let grantEntryCount: Int
+    /// The directory of the hypervisor's sockets.
+    public let directory: String
+
+    let connection: HypervisorConnection
+    let memory: SharedRegion
+    let grants: SharedRegion
+    let active: SharedRegion
+    let references: ReferenceList
+    private let frames: Mutex<FrameList>
+
+    /// Makes a domain and becomes its frontend.
+    ///
+    /// `domain` is the wanted number, EEXIST if it is taken; by default the lowest free one from 1. With
+    /// `destroyOnExit` the domain goes with this object or its process. Memory takes up space as it is touched.
+    public convenience init(
+        directory: String = LoopbackXen.defaultDirectory, domain: DomainID? = nil, pages: Int = 4096,
+        grantEntries: Int = 32768, destroyOnExit: Bool = true
+    ) throws(XenError) {
+        let connection = try HypervisorConnection(directory: directory, domain: 0)
+        let id = try connection.createDomain(
+            domain, pages: pages, grantEntries: grantEntries, destroyOnExit ? .withConnection : .adopted)
+        try self.init(connection: connection, id: id)
+    }
+
+    /// Becomes the frontend of a domain that exists; EBUSY while another process is it, ESRCH if there is none.
+    ///
+    /// Grants of the previous frontend stay; end those that are not wanted (``grantedReferences``). All frames are
+    /// free to be allocated.
+    public convenience init(joining domain: DomainID, directory: String = LoopbackXen.defaultDirectory)
+        throws(XenError)
+    {
+        let connection = try HypervisorConnection(directory: directory, domain: domain)
+        try self.init(connection: connection, id: domain)
+    }
+
+    private init(connection: HypervisorConnection, id: DomainID) throws(XenError) {
+        let answer = try connection.call(.join, for: "become the frontend of domain \(id)")
+        guard answer.descriptors.count == 3 else { throw XenError(EPROTO, "become the frontend of domain \(id)") }
+        self.connection = connection
+        self.id = id
+        directory = connection.directory
+        pageCount = Int(answer.word(0))
+        grantEntryCount = Int(answer.word(1))
+        memory = try SharedRegion(answer.descriptors[0], byteCount: pageCount * GrantTableLayout.pageBytes)
+        grants = try SharedRegion(
+            answer.descriptors[1], byteCount: GrantTableLayout.grantsBytes(entries: grantEntryCount))
+        active = try SharedRegion(
+            answer.descriptors[2], byteCount: GrantTableLayout.activeBytes(entries: grantEntryCount), writable: false)
+        let grants = grants
+        references = try ReferenceList(entries: grantEntryCount) { reference in
+            GrantEntry(grants.load64(at: reference * GrantTableLayout.entryBytes)).flags == 0
+        }
+        frames = Mutex(FrameList(count: pageCount))
+    }
+
+    /// False once the domain was destroyed.
+    public var isAlive: Bool { active.load32(at: GrantTableLayout.aliveOffset) != 0 }
+
+    /// Destroys the domain: ports close, grants become unusable; pages that others mapped stay with them.
+    public func destroy() throws(XenError) {
+        _ = try connection.call(.destroyDomain, [UInt32(id)], for: "destroy domain \(id)")
+    }
+
+    /// A connection to XenStore as this domain. Takes a process-wide lock (XENSTORED_PATH is an environment variable).
+    public func openStore() throws(XenError) -> LibXenStore {
+        try openLoopbackStore(directory: directory, domain: id)
+    }
+
+    // MARK: Memory
+
+    /// Takes `count` frames that follow one another and gives the first; ENOMEM where there are none. Takes a lock.
+    public func allocateFrames(_ count: Int) throws(XenError) -> UInt32 {
+        guard let first = frames.withLock({ $0.take(count) }) else {
+            throw XenError(ENOMEM, "allocate \(count) frames of domain \(id)")
+        }
+        return first
+    }
+
+    /// Gives back frames of ``allocateFrames(_:)``. Takes a lock.
+    public func freeFrames(_ first: UInt32, count: Int) {
+        frames.withLock { $0.give(first, count) }
+    }
+
+    /// The address of `count` frames from `frame`, valid while this object lives.
+    @unsafe public func address(ofFrame frame: UInt32, count: Int = 1) -> UnsafeMutableRawPointer {
+        unsafe memory.address(
+            at: Int(frame) * GrantTableLayout.pageBytes, count: count * GrantTableLayout.pageBytes)
+    }
+
+    /// `count` frames from `frame` as shared pages, for rings. The view is valid while this object lives.
+    public func pages(at frame: UInt32, count: Int = 1) -> SharedPages {
+        unsafe SharedPages(
+            base: address(ofFrame: frame, count: count), byteCount: count * GrantTableLayout.pageBytes)
+    }
+
+    /// A copy of `count` bytes from byte `offset` of `frame`; may reach into the frames that follow.
+    public func read(frame: UInt32, offset: Int = 0, count: Int) -> [UInt8] {
+        let start = unsafe memory.address(at: Int(frame) * GrantTableLayout.pageBytes + offset, count: count)
+        return unsafe [UInt8](UnsafeRawBufferPointer(start: start, count: count))
+    }
+
+    /// Writes `bytes` from byte `offset` of `frame`; may reach into the frames that follow.
+    public func write(_ bytes: [UInt8], frame: UInt32, offset: Int = 0) {
+        let start = unsafe memory.address(
+            at: Int(frame) * GrantTableLayout.pageBytes + offset, count: bytes.count)
+        unsafe bytes.withUnsafeBytes { source in
+            guard let from = source.baseAddress else { return }
+            unsafe start.copyMemory(from: from, byteCount: source.count)
+        }
+    }
+
+    // MARK: Event channels
+
+    /// Allocates a port that `remote` may bind (EVTCHNOP_alloc_unbound). It closes with the returned object.
+    public func allocatePort(for remote: DomainID) throws(XenError) -> LoopbackPort {
+        let event = try Descriptor.event()
+        let answer = try connection.call(
+            .allocateUnbound, [UInt32(remote)], [event.raw], for: "allocate an event channel for domain \(remote)")
+        guard let file = answer.descriptors.first else { throw XenError(EPROTO, "allocate an event channel") }
+        let page = try SharedRegion(file, byteCount: EventChannelLayout.pageBytes)
+        let end = EventEnd(
+            port: answer.word(0), end: Int(answer.word(1)), page: page, connection: connection, peer: nil, link: 0)
+        return LoopbackPort(end: end, event: event, connection: connection)
+    }
+}
+
+/// Which frames of a domain are free: ranges in order, merged when they touch.
+struct FrameList {
+    private var free: [Range<Int>]
+
+    init(count: Int) {
+        free = count > 0 ? [0..<count] : []
+    }
+
+    /// The first range that is long enough gives its beginning.
+    mutating func take(_ count: Int) -> UInt32? {
+        guard count > 0, let index = free.firstIndex(where: { $0.count >= count }) else { return nil }
+        let first = free[index].lowerBound
+        free[index] = first + count..<free[index].upperBound
+        if free[index].isEmpty { free.remove(at: index) }
+        return UInt32(first)
+    }
+
+    /// Giving a frame back twice is a bug of the caller and traps.
+    mutating func give(_ first: UInt32, _ count: Int) {
+        var range = Int(first)..<Int(first) + count
+        var index = free.firstIndex { $0.lowerBound >= range.lowerBound } ?? free.endIndex
+        precondition(index == free.endIndex || free[index].lowerBound >= range.upperBound)
+        precondition(index == 0 || free[index - 1].upperBound <= range.lowerBound)
+        if index < free.endIndex && free[index].lowerBound == range.upperBound {
+            range = range.lowerBound..<free[index].upperBound
+            free.remove(at: index)
+        }
+        if index > 0 && free[index - 1].upperBound == range.lowerBound {
+            index -= 1
+            free[index] = free[index].lowerBound..<range.upperBound
+        } else {
+            free.insert(range, at: index)
+        }
+    }
+}

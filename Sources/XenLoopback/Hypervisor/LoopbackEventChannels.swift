@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The backend's event channels on loopback.
+import Glibc
+public import Xen
+
+/// Event channels over shared pending bits and one eventfd for the handle. Use from one thread.
+public final class LoopbackEventChannels: EventChannels {
+    private let connection: HypervisorConnection
+    private let event: Descriptor
+    private var ends: [EventEnd] = []
+    /// Where the next search for a pending port begins, so that no port starves another.
+    private var next = 0
+    /// The port whose event was taken last and whose signal still stands in the eventfd, and its link then.
+    private var undrained: (port: EventPort, link: UInt32)?
+
+    /// Connects to the hypervisor of `directory` as `domain`.
+    public init(
+        directory: String = LoopbackXen.defaultDirectory, domain: DomainID = 0
+    ) throws(XenError) {
+        connection = try HypervisorConnection(directory: directory, domain: domain)
+        event = try Descriptor.event()
+    }
+
+    public var fileDescriptor: Int32 { event.raw }
+
+    /// EVTCHNOP_bind_interdomain: ESRCH for no such domain, EINVAL unless the port is unbound and waits for this domain.
+    ///
+    /// The new port is pending at once, since events may have been lost before.
+    public func bind(_ remotePort: EventPort, of domain: DomainID) throws(XenError) -> EventPort {
+        let purpose = "bind event channel \(remotePort) of domain \(domain)"
+        let answer = try connection.call(.bindInterdomain, [UInt32(domain), remotePort], [event.raw], for: purpose)
+        guard answer.descriptors.count == 2 else { throw XenError(EPROTO, purpose) }
+        let page = try SharedRegion(answer.descriptors[0], byteCount: EventChannelLayout.pageBytes)
+        let end = EventEnd(
+            port: answer.word(0), end: Int(answer.word(1)), page: page, connection: connection,
+            peer: answer.descriptors[1], link: answer.word(2))
+        ends.append(end)
+        return end.port
+    }
+
+    /// ENOTCONN for a port that is not this handle's.
+    public func unbind(_ port: EventPort) throws(XenError) {
+        guard let index = ends.firstIndex(where: { $0.port == port }) else {
+            throw XenError(ENOTCONN, "unbind event channel \(port)")
+        }
+        ends.remove(at: index)
+        if undrained?.port == port { undrained = nil }
+        _ = try connection.call(.closePort, [port], for: "unbind event channel \(port)")
+    }
+
+    /// ENOTCONN for a port that is not this handle's; nothing happens while there is no other end.
+    public func notify(_ port: EventPort) throws(XenError) {
+        guard let end = ends.first(where: { $0.port == port }) else {
+            throw XenError(ENOTCONN, "notify event channel \(port)")
+        }
+        try end.notify()
+    }
+
+    public func takePending() throws(XenError) -> EventPort? {
+        if let port = take() { return port }
+        event.drain()
+        undrained = nil
+        return take()
+    }
+
+    private func take() -> EventPort? {
+        for step in 0..<ends.count {
+            let index = (next + step) % ends.count
+            let end = ends[index]
+            let link = end.link
+            if end.take(masking: true) {
+                next = index + 1
+                undrained = (end.port, link)
+                return end.port
+            }
+        }
+        return nil
+    }
+
+    /// A port that is not this handle's is ignored, as evtchn does.
+    public func unmask(_ port: EventPort) throws(XenError) {
+        guard let end = ends.first(where: { $0.port == port }) else { return }
+        if !end.unmask() { return }
+        if let undrained, undrained == (port, end.link) { return }
+        event.signal()
+    }
+}

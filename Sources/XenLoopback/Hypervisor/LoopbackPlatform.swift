@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The Xen seam over the loopback hypervisor.
+import CLinux
+import Glibc
+import Synchronization
+public import Xen
+
+/// The place where a backend runs when there is no Xen: domain `domain` of the hypervisor in `directory`.
+public struct LoopbackPlatform: XenPlatform {
+    /// The directory of the hypervisor's sockets.
+    public let directory: String
+    /// The domain that the backend runs in.
+    public let domain: DomainID
+    /// False: grant copies are checked and not done, for measuring everything else.
+    public let copiesData: Bool
+
+    /// Opens nothing yet.
+    public init(
+        directory: String = LoopbackXen.defaultDirectory, domain: DomainID = 0, copiesData: Bool = true
+    ) {
+        self.directory = directory
+        self.domain = domain
+        self.copiesData = copiesData
+    }
+
+    public func openStore() throws(XenError) -> any XenStore {
+        try openLoopbackStore(directory: directory, domain: domain)
+    }
+
+    public func openGrants() throws(XenError) -> LoopbackGrantTable {
+        try LoopbackGrantTable(directory: directory, domain: domain, copiesData: copiesData)
+    }
+
+    public func openEvents() throws(XenError) -> LoopbackEventChannels {
+        try LoopbackEventChannels(directory: directory, domain: domain)
+    }
+}
+
+/// xs_open() looks at the environment, which belongs to the whole process.
+private let environmentLock = Mutex(())
+
+/// Connects libxenstore to the socket of `domain`.
+func openLoopbackStore(directory: String, domain: DomainID) throws(XenError) -> LibXenStore {
+    let path = domain == 0 ? directory + "/xenstored.sock" : directory + "/xenstored-\(domain).sock"
+    return try environmentLock.withLock { _ throws(XenError) -> LibXenStore in
+        let current = unsafe getenv("XENSTORED_PATH").map { unsafe String(cString: $0) }
+        if current != path {
+            let result = unsafe setenv("XENSTORED_PATH", path, 1)
+            if result != 0 { throw XenError(errno, "set XENSTORED_PATH") }
+        }
+        return try LibXenStore()
+    }
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Memory that several processes map, and the only accesses that this module makes to it: atomic ones.
+//
+// No word here is ever a lock. A process may be killed between any two accesses, and what it left is either harmless
+// or is undone by the broker when the process's socket closes.
+import CLinux
+import Glibc
+import Synchronization
+import Xen
+
+/// A file descriptor that is closed with its last owner.
+final class Descriptor: Sendable {
+    let raw: Int32
+
+    /// Takes ownership of an open descriptor.
+    init(owning raw: Int32) {
+        self.raw = raw
+    }
+
+    deinit {
+        close(raw)
+    }
+
+    /// An eventfd with counter 0 that never blocks.
+    static func event() throws(XenError) -> Descriptor {
+        let raw = eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK))
+        if raw < 0 { throw XenError(errno, "make eventfd") }
+        return Descriptor(owning: raw)
+    }
+
+    /// An anonymous zeroed file that can neither shrink nor grow, so that whoever maps it never gets SIGBUS.
+    static func sealedMemory(_ name: String, byteCount: Int) throws(XenError) -> Descriptor {
+        let raw = unsafe memfd_create(name, UInt32(MFD_CLOEXEC | MFD_ALLOW_SEALING))
+        if raw < 0 { throw XenError(errno, "memfd_create \(name)") }
+        let file = Descriptor(owning: raw)
+        if ftruncate(raw, byteCount) != 0 { throw XenError(errno, "size \(name) to \(byteCount) bytes") }
+        if clinux_fcntl_int(raw, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0 {
+            throw XenError(errno, "seal \(name)")
+        }
+        return file
+    }
+
+    /// The same file, open for reading only.
+    func readOnlyCopy() throws(XenError) -> Descriptor {
+        let copy = unsafe clinux_open("/proc/self/fd/\(raw)", O_RDONLY | O_CLOEXEC, 0)
+        if copy < 0 { throw XenError(errno, "open shared memory read-only") }
+        return Descriptor(owning: copy)
+    }
+
+    /// Adds one to an eventfd. A full counter is as readable as one that took the addition.
+    func signal() {
+        var one: UInt64 = 1
+        _ = unsafe write(raw, &one, 8)
+    }
+
+    /// Sets an eventfd's counter to zero.
+    func drain() {
+        var count: UInt64 = 0
+        _ = unsafe read(raw, &count, 8)
+    }
+}
+
+/// A mapped file of shared memory, unmapped with its last owner. Offsets are bytes, aligned and checked.
+@safe
+final class SharedRegion: Sendable {
+    nonisolated(unsafe) let base: UnsafeMutableRawPointer
+    let byteCount: Int
+
+    /// Maps the first `byteCount` bytes of `file`.
+    init(_ file: Descriptor, byteCount: Int, writable: Bool = true) throws(XenError) {
+        let protection = writable ? PROT_READ | PROT_WRITE : PROT_READ
+        guard let base = unsafe clinux_mmap(nil, byteCount, protection, MAP_SHARED, file.raw, 0) else {
+            throw XenError(errno, "map \(byteCount) bytes of shared memory")
+        }
+        unsafe self.base = base
+        self.byteCount = byteCount
+    }
+
+    /// Private zeroed memory with the same accesses, for lists that several threads share.
+    init(privateBytes byteCount: Int) throws(XenError) {
+        guard
+            let base = unsafe clinux_mmap(
+                nil, byteCount, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        else { throw XenError(errno, "allocate \(byteCount) bytes") }
+        unsafe self.base = base
+        self.byteCount = byteCount
+    }
+
+    deinit {
+        unsafe munmap(base, byteCount)
+    }
+
+    /// The address of `count` bytes at `offset`, valid while the region lives.
+    @inline(__always)
+    @unsafe func address(at offset: Int, count: Int) -> UnsafeMutableRawPointer {
+        precondition(offset >= 0 && count >= 0 && offset <= byteCount - count)
+        return unsafe base + offset
+    }
+
+    @inline(__always)
+    private func at<Word: ~Copyable>(_ offset: Int, _ type: Word.Type) -> UnsafeMutablePointer<Word> {
+        let size = MemoryLayout<Word>.size
+        precondition(offset >= 0 && offset <= byteCount - size && offset & (size - 1) == 0)
+        return unsafe (base + offset).assumingMemoryBound(to: Word.self)
+    }
+
+    /// Loads a 64-bit word; later accesses stay after it.
+    @inline(__always)
+    func load64(at offset: Int) -> UInt64 {
+        unsafe at(offset, Atomic<UInt64>.self).pointee.load(ordering: .sequentiallyConsistent)
+    }
+
+    /// Loads a 32-bit word; later accesses stay after it.
+    @inline(__always)
+    func load32(at offset: Int) -> UInt32 {
+        unsafe at(offset, Atomic<UInt32>.self).pointee.load(ordering: .acquiring)
+    }
+
+    /// Loads a 16-bit word; later accesses stay after it.
+    @inline(__always)
+    func load16(at offset: Int) -> UInt16 {
+        unsafe at(offset, Atomic<UInt16>.self).pointee.load(ordering: .acquiring)
+    }
+
+    /// Loads a byte with no ordering.
+    @inline(__always)
+    func load8(at offset: Int) -> UInt8 {
+        unsafe at(offset, Atomic<UInt8>.self).pointee.load(ordering: .relaxed)
+    }
+
+    /// Stores a byte after everything before it.
+    @inline(__always)
+    func storeRelease8(_ value: UInt8, at offset: Int) {
+        unsafe at(offset, Atomic<UInt8>.self).pointee.store(value, ordering: .releasing)
+    }
+
+    /// Stores a byte with no ordering.
+    @inline(__always)
+    func store8(_ value: UInt8, at offset: Int) {
+        unsafe at(offset, Atomic<UInt8>.self).pointee.store(value, ordering: .relaxed)
+    }
+
+    /// Stores a 16-bit word after everything before it.
+    @inline(__always)
+    func storeRelease16(_ value: UInt16, at offset: Int) {
+        unsafe at(offset, Atomic<UInt16>.self).pointee.store(value, ordering: .releasing)
+    }
+
+    /// Stores a 32-bit word after everything before it.
+    @inline(__always)
+    func storeRelease32(_ value: UInt32, at offset: Int) {
+        unsafe at(offset, Atomic<UInt32>.self).pointee.store(value, ordering: .releasing)
+    }
+
+    /// Stores a 32-bit word with no ordering.
+    @inline(__always)
+    func store32(_ value: UInt32, at offset: Int) {
+        unsafe at(offset, Atomic<UInt32>.self).pointee.store(value, ordering: .relaxed)
+    }
+
+    /// Replaces a 16-bit word if it is `expected`; returns what was there.
+    @inline(__always)
+    func exchange16(from expected: UInt16, to value: UInt16, at offset: Int) -> UInt16 {
+        unsafe at(offset, Atomic<UInt16>.self).pointee
+            .compareExchange(expected: expected, desired: value, ordering: .sequentiallyConsistent).original
+    }
+
+    /// Replaces a 32-bit word if it is `expected`; returns what was there.
+    @inline(__always)
+    func exchange32(from expected: UInt32, to value: UInt32, at offset: Int) -> UInt32 {
+        unsafe at(offset, Atomic<UInt32>.self).pointee
+            .compareExchange(expected: expected, desired: value, ordering: .sequentiallyConsistent).original
+    }
+
+    /// Sets bits of a 32-bit word; returns what was there.
+    @inline(__always)
+    func setBits32(_ bits: UInt32, at offset: Int) -> UInt32 {
+        unsafe at(offset, Atomic<UInt32>.self).pointee.bitwiseOr(bits, ordering: .sequentiallyConsistent).oldValue
+    }
+
+    /// Clears bits of a 32-bit word; returns what was there.
+    @inline(__always)
+    func clearBits32(_ bits: UInt32, at offset: Int) -> UInt32 {
+        unsafe at(offset, Atomic<UInt32>.self).pointee.bitwiseAnd(~bits, ordering: .sequentiallyConsistent).oldValue
+    }
+
+    /// Clears bits of a 16-bit word; returns what was there.
+    @inline(__always)
+    func clearBits16(_ bits: UInt16, at offset: Int) -> UInt16 {
+        unsafe at(offset, Atomic<UInt16>.self).pointee.bitwiseAnd(~bits, ordering: .sequentiallyConsistent).oldValue
+    }
+}
