@@ -26,7 +26,8 @@ public final class FrontThread: @unchecked Sendable {
             { argument in
                 guard let argument = unsafe argument else { return nil }
                 let body = unsafe Unmanaged<Body>.fromOpaque(argument).takeRetainedValue()
-                _ = unsafe pthread_setname_np(pthread_self(), String(decoding: body.name.utf8.prefix(15), as: UTF8.self))
+                _ = unsafe pthread_setname_np(
+                    pthread_self(), String(decoding: body.name.utf8.prefix(15), as: UTF8.self))
                 body.run()
                 return nil
             }, box.toOpaque())

@@ -30,9 +30,11 @@ public enum CRC32C {
         var offset = 0
         while offset + 8 <= bytes.count {
             let word = unsafe bytes.loadUnaligned(fromByteOffset: offset, as: UInt64.self) ^ UInt64(crc)
-            let low = unsafe table[1792 + Int(word & 255)] ^ table[1536 + Int(word >> 8 & 255)]
+            let low =
+                unsafe table[1792 + Int(word & 255)] ^ table[1536 + Int(word >> 8 & 255)]
                 ^ table[1280 + Int(word >> 16 & 255)] ^ table[1024 + Int(word >> 24 & 255)]
-            let high = unsafe table[768 + Int(word >> 32 & 255)] ^ table[512 + Int(word >> 40 & 255)]
+            let high =
+                unsafe table[768 + Int(word >> 32 & 255)] ^ table[512 + Int(word >> 40 & 255)]
                 ^ table[256 + Int(word >> 48 & 255)] ^ table[Int(word >> 56)]
             crc = low ^ high
             offset += 8

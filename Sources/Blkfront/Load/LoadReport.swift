@@ -59,9 +59,11 @@ public struct OperationReport: Sendable, Equatable {
     fileprivate func line(seconds: Double) -> String {
         let iops = rounded(rate(Double(count), seconds), 0)
         let speed = rounded(rate(Double(bytes) / 1e6, seconds), 1)
-        let latency = [("min", minimum), ("mean", mean), ("p50", p50), ("p95", p95), ("p99", p99), ("p99.9", p999),
-            ("max", maximum)]
-            .map { "\($0.0) \(rounded(micro($0.1), 1))" }.joined(separator: "  ")
+        let latency = [
+            ("min", minimum), ("mean", mean), ("p50", p50), ("p95", p95), ("p99", p99), ("p99.9", p999),
+            ("max", maximum),
+        ]
+        .map { "\($0.0) \(rounded(micro($0.1), 1))" }.joined(separator: "  ")
         let failed = errors == 0 ? "" : "  ERRORS \(errors)"
         return "\(name): \(count) operations, \(iops) IOPS, \(speed) MB/s\(failed)\n    latency in us: \(latency)"
     }
