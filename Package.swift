@@ -34,6 +34,7 @@ let package = Package(
         .executable(name: "xbbctl", targets: ["xbbctl"]),
         .executable(name: "xbb-loopback", targets: ["xbb-loopback"]),
         .executable(name: "xbb-blkfront", targets: ["xbb-blkfront"]),
+        .executable(name: "xbb-bench", targets: ["xbb-bench"]),
         .library(name: "xbb-rawdisk", type: .dynamic, targets: ["RawDiskPlugin"]),
         .library(name: "xbb-file", type: .dynamic, targets: ["FilePlugin"]),
         .library(name: "xbb-null", type: .dynamic, targets: ["NullPlugin"]),
@@ -100,6 +101,12 @@ let package = Package(
         .executableTarget(
             name: "xbb-blkfront",
             dependencies: ["Blkfront", .product(name: "ArgumentParser", package: "swift-argument-parser")],
+            swiftSettings: strict),
+
+        // Benchmarks of the ring beside a bare C backend.
+        .target(name: "CEcho", cSettings: [.unsafeFlags(["-O2", "-Wall", "-Wextra", "-Werror"])]),
+        .executableTarget(
+            name: "xbb-bench", dependencies: ["XBBHost", "Blkfront", "XenLoopback", "CEcho", "CLinux"],
             swiftSettings: strict),
 
         // Plugins.

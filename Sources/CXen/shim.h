@@ -3,6 +3,10 @@
 #ifndef CXEN_SHIM_H
 #define CXEN_SHIM_H
 
+/* As in clinux.h: types of the C library must look the same to both modules. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include <stdlib.h>
 #include <xenstore.h>
 #include <xengnttab.h>

@@ -21,6 +21,9 @@ public struct SharedPages: @unchecked Sendable {
         self.byteCount = byteCount
     }
 
+    /// Where the pages are mapped; for C code that has accessors of its own.
+    @unsafe public var address: UnsafeMutableRawPointer { unsafe base }
+
     @inlinable @inline(__always)
     func at(_ offset: Int, _ size: Int) -> UnsafeMutableRawPointer {
         precondition(offset >= 0 && offset <= byteCount - size)

@@ -63,7 +63,11 @@ public struct Tunables: Sendable, Equatable {
     }
 
     var tuning: QueueTuning {
-        QueueTuning(disableFlush: disableFlush, flushInterval: flushInterval, noCoalesce: noCoalesce)
+        var tuning = QueueTuning()
+        tuning.disableFlush = disableFlush
+        tuning.flushInterval = flushInterval
+        tuning.noCoalesce = noCoalesce
+        return tuning
     }
 
     var json: JSON {

@@ -15,13 +15,16 @@ import PluginAPI
 import Xen
 
 /// What can be changed while a queue runs.
-struct QueueTuning: Sendable, Equatable {
+package struct QueueTuning: Sendable, Equatable {
     /// Answer flushes without doing them (the seed's disable_flush). The guest may lose data.
-    var disableFlush = false
+    package var disableFlush = false
     /// Do only every n-th flush (the seed's flush_interval); 0 and 1 do each.
-    var flushInterval: UInt64 = 0
+    package var flushInterval: UInt64 = 0
     /// Send every request alone (the seed's no_coalesce_reqs).
-    var noCoalesce = false
+    package var noCoalesce = false
+
+    /// All off.
+    package init() {}
 }
 
 /// A rule that the frontend broke, for the log.

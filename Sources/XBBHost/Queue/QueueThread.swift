@@ -1,43 +1,61 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // One queue: one thread, one event loop, nothing shared with other queues on the way of a request.
-import Blkif
+package import Blkif
 import CLinux
 import Glibc
 import Memory
 import PluginAPI
 import Synchronization
-import Xen
+package import Xen
 
 /// What a queue is made of.
-struct QueueConfiguration: Sendable {
+package struct QueueConfiguration: Sendable {
     /// The frontend's domain.
-    var domain: DomainID
+    package var domain: DomainID
     /// The number of the queue.
-    var index: Int
+    package var index: Int
     /// Grant references of the ring's pages, in order.
-    var ringReferences: [UInt32]
+    package var ringReferences: [UInt32]
     /// The frontend's event channel.
-    var eventChannel: EventPort
+    package var eventChannel: EventPort
     /// The frontend's ABI.
-    var abi: RingABI
+    package var abi: RingABI
     /// What requests are checked against.
-    var disk: DiskLimits
+    package var disk: DiskLimits
     /// Bytes for the data of requests.
-    var memoryBytes: Int
+    package var memoryBytes: Int
     /// Threads for a plugin that may sleep.
-    var blockingThreads: Int
+    package var blockingThreads: Int
     /// How long the queue looks for work before it sleeps, in ns.
-    var pollNanoseconds: UInt64
-    var tuning: QueueTuning
+    package var pollNanoseconds: UInt64
+    package var tuning: QueueTuning
+
+    /// A queue of `domain` with the usual limits.
+    package init(
+        domain: DomainID, index: Int, ringReferences: [UInt32], eventChannel: EventPort, abi: RingABI,
+        disk: DiskLimits, memoryBytes: Int = 16 << 20, blockingThreads: Int = 4, pollNanoseconds: UInt64 = 0,
+        tuning: QueueTuning = QueueTuning()
+    ) {
+        self.domain = domain
+        self.index = index
+        self.ringReferences = ringReferences
+        self.eventChannel = eventChannel
+        self.abi = abi
+        self.disk = disk
+        self.memoryBytes = memoryBytes
+        self.blockingThreads = blockingThreads
+        self.pollNanoseconds = pollNanoseconds
+        self.tuning = tuning
+    }
 }
 
 /// Why a queue does not run, or does not read its ring any more. The text is for the operator.
-struct QueueFailure: Error, Sendable {
-    let text: String
+package struct QueueFailure: Error, Sendable {
+    package let text: String
 }
 
 /// A running queue. Methods are for the control thread.
-final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
+package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// What the control thread wants of the queue's.
     private struct Wishes {
         var tuning: QueueTuning
@@ -48,7 +66,7 @@ final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         var drain = false
     }
 
-    let statistics: QueueStatistics
+    package let statistics: QueueStatistics
     private let platform: Platform
     private let device: PluginDevice
     private let configuration: QueueConfiguration
@@ -64,7 +82,7 @@ final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private var thread: pthread_t?
 
     /// Prepares a queue; ``start()`` makes it run.
-    init(
+    package init(
         platform: Platform, device: PluginDevice, configuration: QueueConfiguration, statistics: QueueStatistics,
         log: Log, faultLimit: RateLimit, onFailure: @escaping @Sendable (QueueFailure) -> Void
     ) throws(QueueFailure) {
@@ -90,7 +108,7 @@ final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     }
 
     /// Maps the ring, binds the event channel, opens the plugin's queue and runs; throws what went wrong.
-    func start() throws(QueueFailure) {
+    package func start() throws(QueueFailure) {
         guard let thread = startThread(name: "xbb-queue-\(configuration.index)", { [self] in run() }) else {
             throw QueueFailure(text: "cannot start a thread for queue \(configuration.index): \(errnoText(errno))")
         }
@@ -104,12 +122,12 @@ final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     }
 
     /// Begins to take requests from the ring.
-    func beginTaking() {
+    package func beginTaking() {
         change { $0.mayTake = true }
     }
 
     /// Takes no more requests, finishes those in flight, disconnects and ends the thread.
-    func stop() {
+    package func stop() {
         guard let thread else { return }
         change { $0.drain = true }
         pthread_join(thread, nil)

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What a frontend asks for when it connects.
+public import Blkif
+
+/// How the frontend names the pages of its ring in XenStore.
+public enum RingScheme: String, Sendable, CaseIterable {
+    /// As Linux: "ring-ref" for one page, "ring-page-order" with "ring-ref0" and so on for more.
+    case automatic
+    /// "ring-page-order" and "ring-ref0" even for one page.
+    case pageOrder = "page-order"
+    /// "ring-page-order" = 0 beside a plain "ring-ref"; for one page only.
+    case pageOrderZero = "page-order-zero"
+    /// The deprecated "num-ring-pages" with "ring-ref0" and so on.
+    case pageCount = "page-count"
+    /// Both schemes at once, as blkif.h note 3 asks of frontends.
+    case both
+}
+
+/// What the frontend writes under "protocol".
+public enum ProtocolKey: Sendable, Equatable {
+    /// The name of the ABI that the ring has.
+    case ofABI
+    /// No key at all.
+    case absent
+    /// Any text, "native" or junk.
+    case text(String)
+}
+
+/// When pages are granted to the backend.
+public enum GrantPolicy: String, Sendable, CaseIterable {
+    /// A grant for each page of a request, ended when the response arrives. What blkfront does without
+    /// feature-persistent; a backend that still uses the page then is caught.
+    case perRequest = "per-request"
+    /// All pages are granted once, read and write, and stay granted until the device is closed.
+    case pooled
+}
+
+/// What a frontend asks for. The defaults are those of Linux's blkfront, without persistent grants.
+public struct FrontOptions: Sendable {
+    /// Pages of each ring, a power of two from 1 to 32. Linux lowers its wish to max-ring-page-order; this
+    /// frontend too, unless ``insistOnRingPages`` is set.
+    public var ringPages = 1
+    /// Asks for ``ringPages`` whatever the backend offers.
+    public var insistOnRingPages = false
+    /// The keys that name the ring's pages.
+    public var ringScheme = RingScheme.automatic
+    /// The layout of the ring.
+    public var abi = RingABI.native
+    /// The key that tells the backend of the layout.
+    public var protocolKey = ProtocolKey.ofABI
+    /// Queues wanted; lowered to multi-queue-max-queues unless ``insistOnQueues`` is set.
+    public var queues = 1
+    /// Asks for ``queues`` whatever the backend offers.
+    public var insistOnQueues = false
+    /// Where the free-running indices of every ring begin.
+    public var startIndex: UInt32 = 0
+    /// Writes feature-persistent=1.
+    public var offersPersistentGrants = false
+    /// When pages are granted.
+    public var grants = GrantPolicy.perRequest
+    /// Writes feature-large-sector-size=1: sectors may then be larger than 512 bytes in all units.
+    public var largeSectors = false
+    /// Says Connected at once with the ring's keys, as MiniOS does, instead of Initialised.
+    public var connectsDirectly = false
+    /// Requests in flight for each queue; nil for as many as the ring has slots.
+    public var requestsPerQueue: Int?
+    /// A response whose padding is not zero kills the device: the backend's memory shows through (XSA-216).
+    public var verifiesPadding = true
+    /// How long each step of the backend may take, in milliseconds.
+    public var timeout = 10_000
+
+    /// The defaults.
+    public init() {}
+
+    /// The text for "protocol", or nil for no key.
+    var protocolText: String? {
+        switch protocolKey {
+        case .absent: return nil
+        case .text(let text): return text
+        case .ofABI:
+            switch abi {
+            case .x86_32: return "x86_32-abi"
+            case .x86_64: return "x86_64-abi"
+            case .native:
+                #if arch(arm64)
+                    return "arm-abi"
+                #else
+                    return "x86_64-abi"
+                #endif
+            }
+        }
+    }
+
+    /// The first rule that the options break, as a message.
+    var complaint: String? {
+        if ringPages < 1 || ringPages > BlkifLimits.ringPages || ringPages & (ringPages - 1) != 0 {
+            return "ring pages must be 1, 2, 4, 8, 16 or 32, not \(ringPages)"
+        }
+        if ringScheme == .pageOrderZero && ringPages != 1 { return "the page-order-zero scheme is for one page only" }
+        if queues < 1 || queues > 64 { return "queues must be 1 to 64, not \(queues)" }
+        if let requestsPerQueue, requestsPerQueue < 1 { return "at least one request must be possible" }
+        return nil
+    }
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What a load run measured.
+
+/// One kind of operation in a run. Latencies are in nanoseconds, from the first request of an operation to the last
+/// response.
+public struct OperationReport: Sendable, Equatable {
+    /// "read", "write", "barrier", "flush" or "discard"
+    public var name: String
+    /// Operations that succeeded.
+    public var count: UInt64
+    /// Their bytes.
+    public var bytes: UInt64
+    /// Operations that the backend refused.
+    public var errors: UInt64
+    /// The shortest latency.
+    public var minimum: UInt64
+    /// The mean latency.
+    public var mean: UInt64
+    /// The longest latency.
+    public var maximum: UInt64
+    /// 50 % are not longer.
+    public var p50: UInt64
+    /// 95 % are not longer.
+    public var p95: UInt64
+    /// 99 % are not longer.
+    public var p99: UInt64
+    /// 99.9 % are not longer.
+    public var p999: UInt64
+
+    init(_ name: String, _ counter: borrowing LoadCounter) {
+        self.name = name
+        count = counter.latency.count
+        bytes = counter.bytes
+        errors = counter.errors
+        minimum = counter.latency.minimum
+        mean = counter.latency.mean
+        maximum = counter.latency.maximum
+        p50 = counter.latency.percentile(0.5)
+        p95 = counter.latency.percentile(0.95)
+        p99 = counter.latency.percentile(0.99)
+        p999 = counter.latency.percentile(0.999)
+    }
+
+    fileprivate func json(seconds: Double) -> JSONText {
+        .object([
+            ("count", .unsigned(count)), ("errors", .unsigned(errors)), ("bytes", .unsigned(bytes)),
+            ("iops", .number(rate(Double(count), seconds))), ("mb_per_s", .number(rate(Double(bytes) / 1e6, seconds))),
+            (
+                "latency_us",
+                .object([
+                    ("min", .number(micro(minimum))), ("mean", .number(micro(mean))), ("p50", .number(micro(p50))),
+                    ("p95", .number(micro(p95))), ("p99", .number(micro(p99))), ("p99.9", .number(micro(p999))),
+                    ("max", .number(micro(maximum))),
+                ])
+            ),
+        ])
+    }
+
+    fileprivate func line(seconds: Double) -> String {
+        let iops = rounded(rate(Double(count), seconds), 0)
+        let speed = rounded(rate(Double(bytes) / 1e6, seconds), 1)
+        let latency = [
+            ("min", minimum), ("mean", mean), ("p50", p50), ("p95", p95), ("p99", p99), ("p99.9", p999),
+            ("max", maximum),
+        ]
+        .map { "\($0.0) \(rounded(micro($0.1), 1))" }.joined(separator: "  ")
+        let failed = errors == 0 ? "" : "  ERRORS \(errors)"
+        return "\(name): \(count) operations, \(iops) IOPS, \(speed) MB/s\(failed)\n    latency in us: \(latency)"
+    }
+}
+
+/// The outcome of a load run.
+public struct LoadReport: Sendable {
+    /// Kinds of operations that occurred.
+    public var operations: [OperationReport] = []
+    /// Duration of the load, without filling and reading back.
+    public var seconds: Double = 0
+    /// Blocks that were read and found to be what had been written.
+    public var verifiedBlocks: UInt64 = 0
+    /// Event-channel notifications sent, and publications of the ring.
+    public var notifications: UInt64 = 0
+    /// See ``notifications``.
+    public var publications: UInt64 = 0
+    /// What ended the run early.
+    public var failure: LoadFailure?
+
+    /// No failure, and no operation that the backend refused.
+    public var isGood: Bool { failure == nil && operations.allSatisfy { $0.errors == 0 } }
+    /// The report of a kind, nil if there was none.
+    public func operation(_ name: String) -> OperationReport? { operations.first { $0.name == name } }
+    /// All operations per second.
+    public var operationsPerSecond: Double {
+        rate(Double(operations.reduce(0) { $0 + $1.count }), seconds)
+    }
+
+    /// Takes over what the workers counted.
+    mutating func finish(_ counters: borrowing LoadCounters, nanoseconds: UInt64) {
+        seconds = Double(nanoseconds) / 1e9
+        operations = [
+            OperationReport("read", counters.read), OperationReport("write", counters.write),
+            OperationReport("barrier", counters.barrier), OperationReport("flush", counters.flush),
+            OperationReport("discard", counters.discard),
+        ].filter { $0.count > 0 || $0.errors > 0 }
+    }
+
+    /// For programs.
+    public var json: JSONText {
+        .object(
+            [
+                ("ok", .bool(isGood)), ("seconds", .number(seconds)), ("iops", .number(operationsPerSecond)),
+                ("verified_blocks", .unsigned(verifiedBlocks)), ("notifications", .unsigned(notifications)),
+                ("publications", .unsigned(publications)),
+                ("failure", failure.map { .string($0.description) } ?? .null),
+            ] + operations.map { ($0.name, $0.json(seconds: seconds)) })
+    }
+
+    /// For people.
+    public var text: String {
+        var lines = operations.map { $0.line(seconds: seconds) }
+        lines.append("time: \(rounded(seconds, 2)) s, \(notifications) notifications for \(publications) publications")
+        if verifiedBlocks > 0 { lines.append("verified: \(verifiedBlocks) blocks") }
+        if let failure { lines.append("FAILED: \(failure)") }
+        return lines.joined(separator: "\n")
+    }
+}
+
+private func micro(_ nanoseconds: UInt64) -> Double { Double(nanoseconds) / 1000 }
+
+private func rate(_ amount: Double, _ seconds: Double) -> Double { seconds > 0 ? amount / seconds : 0 }
+
+/// A number with a fixed number of decimals, without Foundation.
+private func rounded(_ value: Double, _ decimals: Int) -> String {
+    var scale = 1.0
+    for _ in 0..<decimals { scale *= 10 }
+    let scaled = (value * scale).rounded()
+    guard scaled.magnitude < 1e18 else { return "\(value)" }
+    let whole = Int64(scaled)
+    if decimals == 0 { return String(whole) }
+    let fraction = String((whole % Int64(scale)).magnitude)
+    return "\(whole / Int64(scale))." + String(repeating: "0", count: decimals - fraction.count) + fraction
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Whether a device still works; shared by its queues.
+import Synchronization
+
+/// The end of a device, told once and never taken back (`BLKIF_STATE_ERROR`, or closed).
+///
+/// Any thread may ask and tell. The first reason wins.
+public final class FrontHealth: Sendable {
+    private let broken = Atomic<Bool>(false)
+    private let reason = Mutex<BlkfrontError?>(nil)
+
+    /// A device that works.
+    public init() {}
+
+    /// True while the device works.
+    @inline(__always)
+    public var isGood: Bool { !broken.load(ordering: .relaxed) }
+
+    /// Why the device does not work any more, nil while it does.
+    public var error: BlkfrontError? { isGood ? nil : reason.withLock { $0 } }
+
+    /// The fault of the backend that killed the device, nil if there was none.
+    public var fault: FrontFault? {
+        if case .dead(let fault) = error { return fault }
+        return nil
+    }
+
+    /// Ends the device; the reason that counts is returned.
+    @discardableResult
+    public func end(_ error: BlkfrontError) -> BlkfrontError {
+        let first = reason.withLock { current in
+            if current == nil { current = error }
+            return current ?? error
+        }
+        broken.store(true, ordering: .releasing)
+        return first
+    }
+
+    /// Throws the reason if the device does not work any more.
+    @inline(__always)
+    public func check() throws(BlkfrontError) {
+        if !isGood, let error { throw error }
+    }
+}

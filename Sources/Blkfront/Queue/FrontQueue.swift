@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// One ring of a frontend: requests in, responses out, and every rule checked that blkfront checks.
+//
+// Nothing here allocates after the queue was made, so that a load run measures the backend.
+public import Blkif
+public import Memory
+public import Xen
+public import XenLoopback
+
+/// A request that was answered. The slot is the caller's until ``FrontQueue/release(_:)``.
+public struct FrontCompletion: Sendable, Equatable {
+    /// The number of the request.
+    public let id: Int
+    /// What was asked for.
+    public let operation: BlockOperation
+    /// `BLKIF_RSP_*`, or a number that the protocol does not know.
+    public let status: Int16
+
+    /// nil if the request succeeded.
+    public var error: BlkfrontError? {
+        switch status {
+        case BlockStatus.okay.rawValue: nil
+        case BlockStatus.notSupported.rawValue: .notSupported
+        default: .failed(status: status)
+        }
+    }
+}
+
+/// A queue: a ring, an event channel, and for each request a slot with 44 KiB of the domain's memory.
+///
+/// A request goes `allocate` → fill ``buffer(of:)`` → `submit` → `publish` (one for many) → `nextCompletion` → use the
+/// buffer → `release`. Use from one thread at a time.
+@safe
+public struct FrontQueue: ~Copyable, @unchecked Sendable {
+    /// Bytes of a slot's buffer: 11 pages.
+    public static let bufferSize = BlkifLimits.segmentsPerRequest * 4096
+
+    private enum SlotState {
+        static let free: UInt8 = 0
+        static let owned: UInt8 = 1
+        static let waiting: UInt8 = 2
+    }
+
+    struct Shadow: BitwiseCopyable, Sendable {
+        var state: UInt8
+        var operation: UInt8
+        var grantCount: UInt8
+        var references: InlineArray<11, UInt32>
+    }
+
+    /// The number of the queue in its device.
+    public let index: Int
+    /// Requests that can be in flight.
+    public let slotCount: Int
+    /// The grants of the ring's pages, in order.
+    public let ringReferences: [UInt32]
+    /// The event channel, a port of the frontend's domain.
+    public let port: LoopbackPort
+    /// The domain that answers.
+    public let backend: DomainID
+    /// The ring as the backend sees it, for tests that write what no ``FrontRing`` would.
+    public let ringPages: SharedPages
+    /// The indices of this end.
+    public private(set) var ring: FrontRing
+    /// Slots that ``allocate()`` can give.
+    public private(set) var freeCount: Int
+    /// Requests submitted and not answered.
+    public private(set) var inFlight = 0
+    /// Events sent, and times that the ring was published.
+    public private(set) var notifications: UInt64 = 0
+    /// See ``notifications``.
+    public private(set) var publications: UInt64 = 0
+
+    private let domain: LoopbackDomain
+    private let health: FrontHealth
+    private let encoder: RequestEncoder
+    private let handle: UInt16
+    private let resources: QueueResources
+    private let dataFrame: UInt32
+    private let dataBase: UnsafeMutableRawPointer
+    private let verifiesPadding: Bool
+    private var shadows: FixedArray<Shadow>
+    private var freeIDs: FixedArray<UInt32>
+    private var pool: FixedArray<UInt32>
+    private let pooled: Bool
+    private var seen = 0
+
+    /// A queue of what was taken from the domain.
+    init(
+        index: Int, resources: QueueResources, backend: DomainID, handle: UInt16, options: FrontOptions,
+        health: FrontHealth
+    ) {
+        self.index = index
+        self.resources = resources
+        self.backend = backend
+        self.handle = handle
+        self.health = health
+        domain = resources.domain
+        port = resources.port
+        ringReferences = resources.ringReferences
+        verifiesPadding = options.verifiesPadding
+        ringPages = domain.pages(at: resources.ringFrame, count: resources.ringPageCount)
+        ring = FrontRing(initializing: ringPages, abi: options.abi, startIndex: options.startIndex)
+        encoder = RequestEncoder(layout: ring.layout)
+        slotCount = resources.slotCount
+        dataFrame = resources.dataFrame
+        unsafe dataBase = domain.address(ofFrame: dataFrame, count: resources.dataFrameCount)
+        shadows = FixedArray(zeroed: slotCount)
+        freeIDs = FixedArray(zeroed: slotCount)
+        for id in 0..<slotCount { freeIDs[id] = UInt32(slotCount - 1 - id) }
+        freeCount = slotCount
+        pooled = !resources.pool.isEmpty
+        pool = FixedArray(zeroed: resources.pool.count)
+        for (frame, reference) in resources.pool.enumerated() { pool[frame] = reference }
+    }
+
+    // MARK: Slots
+
+    /// Takes a free slot, nil when all are in use.
+    @inline(__always)
+    public mutating func allocate() -> Int? {
+        if freeCount == 0 { return nil }
+        freeCount -= 1
+        let id = Int(freeIDs[freeCount])
+        shadows[id].state = SlotState.owned
+        return id
+    }
+
+    /// Gives a slot back that is not in flight.
+    @inline(__always)
+    public mutating func release(_ id: Int) {
+        precondition(shadows[id].state == SlotState.owned)
+        shadows[id].state = SlotState.free
+        freeIDs[freeCount] = UInt32(truncatingIfNeeded: id)
+        freeCount += 1
+    }
+
+    /// The memory of a slot, ``bufferSize`` bytes in the domain's own frames, valid while the queue lives.
+    @inline(__always)
+    @unsafe public func buffer(of id: Int) -> UnsafeMutableRawBufferPointer {
+        precondition(id >= 0 && id < slotCount)
+        return unsafe UnsafeMutableRawBufferPointer(
+            start: dataBase + id * Self.bufferSize, count: Self.bufferSize)
+    }
+
+    /// The address of a slot's buffer.
+    @unsafe func address(of id: Int) -> UnsafeMutableRawPointer {
+        precondition(id >= 0 && id < slotCount)
+        return unsafe dataBase + id * Self.bufferSize
+    }
+
+    // MARK: Requests
+
+    /// Puts a read, write, barrier or flush on the ring; the backend sees it after ``publish()``.
+    ///
+    /// The data are `byteCount` bytes, a multiple of 512, from sector `skew` of the slot's buffer; none for a flush.
+    /// `sector` is in the unit of the device. On an error the slot stays the caller's.
+    @inline(__always)
+    public mutating func submit(
+        _ id: Int, _ operation: BlockOperation, sector: UInt64, byteCount: Int, skew: Int = 0
+    ) throws(BlkfrontError) {
+        precondition(shadows[id].state == SlotState.owned && ring.free > 0)
+        precondition(byteCount >= 0 && byteCount % 512 == 0 && skew >= 0 && skew < 8)
+        precondition(byteCount + skew * 512 <= Self.bufferSize)
+        try health.check()
+        let begin = skew * 512
+        let pageCount = byteCount == 0 ? 0 : (begin + byteCount + 4095) / 4096
+        let lastByte = begin + byteCount - 1
+        var slot = SlotBytes()
+        encoder.begin(
+            &slot, operation.rawValue, UInt8(truncatingIfNeeded: pageCount), handle, UInt64(id), sector)
+        let firstFrame = id &* BlkifLimits.segmentsPerRequest
+        for page in 0..<pageCount {
+            let reference: UInt32
+            if pooled {
+                reference = pool[firstFrame + page]
+            } else {
+                do {
+                    // The backend only reads the pages of a write.
+                    reference = try domain.grantAccess(
+                        to: backend, frame: dataFrame &+ UInt32(truncatingIfNeeded: firstFrame &+ page),
+                        readOnly: operation != .read)
+                } catch {
+                    _ = endGrants(id)
+                    throw .domain(error)
+                }
+                shadows[id].references[page] = reference
+                shadows[id].grantCount = UInt8(truncatingIfNeeded: page + 1)
+            }
+            let first = page == 0 ? skew : 0
+            let last = page == pageCount - 1 ? lastByte / 512 - page * 8 : 7
+            encoder.setSegment(
+                &slot, page,
+                BlockSegment(
+                    reference: reference, firstSector: UInt8(truncatingIfNeeded: first),
+                    lastSector: UInt8(truncatingIfNeeded: last)))
+        }
+        put(slot, id, operation)
+    }
+
+    /// Puts a discard on the ring.
+    public mutating func submitDiscard(
+        _ id: Int, sector: UInt64, sectorCount: UInt64, secure: Bool = false
+    ) throws(BlkfrontError) {
+        precondition(shadows[id].state == SlotState.owned && ring.free > 0)
+        try health.check()
+        put(
+            encoder.discard(id: UInt64(id), firstSector: sector, sectorCount: sectorCount, secure: secure), id,
+            .discard)
+    }
+
+    /// Puts any bytes on the ring, for tests. A response with `id` is then expected if `id` is not nil, and its
+    /// operation must be the first byte of the slot.
+    public mutating func submitRaw(_ slot: SlotBytes, expecting id: Int?) {
+        precondition(ring.free > 0)
+        if let id {
+            precondition(shadows[id].state == SlotState.owned)
+            shadows[id].state = SlotState.waiting
+            shadows[id].operation = slot.load(UInt8.self, at: 0)
+            inFlight += 1
+        }
+        ring.put(slot)
+    }
+
+    @inline(__always)
+    private mutating func put(_ slot: SlotBytes, _ id: Int, _ operation: BlockOperation) {
+        shadows[id].state = SlotState.waiting
+        shadows[id].operation = operation.rawValue
+        inFlight += 1
+        ring.put(slot)
+    }
+
+    /// Shows all requests to the backend and sends an event if it wants one.
+    @inline(__always)
+    public mutating func publish() throws(BlkfrontError) {
+        publications &+= 1
+        if ring.publish() { try notify() }
+    }
+
+    /// Sends an event whether the backend wants one or not.
+    public mutating func notify() throws(BlkfrontError) {
+        notifications &+= 1
+        do {
+            try port.notify()
+        } catch {
+            throw .domain(error)
+        }
+    }
+
+    // MARK: Responses
+
+    /// The next response, nil when there is none; throws when the backend broke a rule, and from then on.
+    @inline(__always)
+    public mutating func nextCompletion() throws(BlkfrontError) -> FrontCompletion? {
+        if seen == 0 {
+            try health.check()
+            do {
+                seen = try ring.available()
+            } catch {
+                throw die(
+                    .responseOverflow(
+                        producer: error.requestProducer, consumer: ring.responseConsumer,
+                        requests: ring.requestProducer))
+            }
+            if seen == 0 { return nil }
+        }
+        seen -= 1
+        let paddingIsZero = !verifiesPadding || nextPaddingIsZero()
+        let response = ring.take()
+        return try verify(response, paddingIsZero: paddingIsZero)
+    }
+
+    /// The checks of blkif_interrupt() and blkif_completion().
+    @inline(__always)
+    private mutating func verify(
+        _ response: BlockResponse, paddingIsZero: Bool
+    ) throws(BlkfrontError) -> FrontCompletion {
+        if response.id >= UInt64(ring.entryCount) {
+            throw die(.incorrectID(response.id, slots: ring.entryCount))
+        }
+        let id = Int(truncatingIfNeeded: response.id)
+        if id >= slotCount || shadows[id].state != SlotState.waiting { throw die(.noPendingRequest(id: response.id)) }
+        if response.wireOperation != shadows[id].operation {
+            throw die(
+                .wrongOperation(got: response.wireOperation, expected: shadows[id].operation, id: response.id))
+        }
+        if !paddingIsZero { throw die(.paddingNotZero(id: response.id)) }
+        shadows[id].state = SlotState.owned
+        inFlight -= 1
+        if let reference = endGrants(id) { throw die(.grantInUse(reference: reference, id: response.id)) }
+        return FrontCompletion(
+            id: id, operation: BlockOperation(rawValue: response.wireOperation) ?? .read, status: response.status)
+    }
+
+    /// Ends the grants of a request; the first one that the backend still uses.
+    @inline(__always)
+    private mutating func endGrants(_ id: Int) -> UInt32? {
+        var used: UInt32?
+        for index in 0..<Int(shadows[id].grantCount) {
+            let reference = shadows[id].references[index]
+            if !domain.endAccess(reference), used == nil { used = reference }
+        }
+        shadows[id].grantCount = 0
+        return used
+    }
+
+    /// Looks at the bytes of the next response that no field covers (XSA-216).
+    @inline(__always)
+    private func nextPaddingIsZero() -> Bool {
+        let mask = ring.entryCount - 1
+        let layout = ring.layout
+        let offset = RingLayout.ringHeaderSize + (Int(ring.responseConsumer) & mask) * layout.slotSize
+        let betweenFields = ringPages.load(at: offset + 8) >> 8 & 0xff
+        let atEnd = layout.responseSize == 16 ? ringPages.load(at: offset + 12) : 0
+        return betweenFields | atEnd == 0
+    }
+
+    private func die(_ fault: FrontFault) -> BlkfrontError { health.end(.dead(fault)) }
+
+    // MARK: Waiting
+
+    /// True when the backend shows responses, or an index that makes no sense. One load; for loops that poll.
+    @inline(__always)
+    public var hasResponses: Bool { seen > 0 || (try? ring.available()) != 0 }
+
+    /// Asks for an event at the next response; true if there are responses already.
+    @inline(__always)
+    public mutating func finalCheck() -> Bool { ring.finalCheck() }
+
+    /// Waits for an event or `timeout` milliseconds, -1 for ever; false at the timeout.
+    ///
+    /// Returns at once when responses are there already.
+    public mutating func wait(timeout: Int32 = -1) throws(BlkfrontError) -> Bool {
+        try health.check()
+        if ring.finalCheck() { return true }
+        return port.wait(milliseconds: timeout)
+    }
+
+    // MARK: Misuse, for tests
+
+    /// Moves the shared `req_prod` by any amount from where it is.
+    public func moveProducer(by amount: UInt32) {
+        ring.forgeRequestProducer(ring.requestProducer &+ amount)
+    }
+
+    // MARK: End
+
+    /// Ends all grants and gives the frames back; the references that the backend still uses.
+    ///
+    /// Frames of such references are not used again. Call when the backend has closed, or never will.
+    mutating func dismantle() -> [UInt32] {
+        var used: [UInt32] = []
+        for id in 0..<slotCount {
+            for index in 0..<Int(shadows[id].grantCount) {
+                let reference = shadows[id].references[index]
+                if !domain.endAccess(reference) { used.append(reference) }
+            }
+            shadows[id].grantCount = 0
+        }
+        return used + resources.giveBack(keepingFrames: !used.isEmpty)
+    }
+}

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What a queue takes from its domain: frames, grants and a port, all or nothing.
+import Blkif
+import XenLoopback
+import Xen
+
+/// The frames, grants and event channel of one queue.
+struct QueueResources {
+    let domain: LoopbackDomain
+    let slotCount: Int
+    private(set) var ringFrame: UInt32 = 0
+    private(set) var ringPageCount = 0
+    private(set) var dataFrame: UInt32 = 0
+    private(set) var dataFrameCount = 0
+    private(set) var ringReferences: [UInt32] = []
+    /// A grant for each data frame, if they stay granted.
+    private(set) var pool: [UInt32] = []
+    let port: LoopbackPort
+
+    /// Takes everything; gives back what was taken when something is missing.
+    init(domain: LoopbackDomain, backend: DomainID, ringPageCount: Int, options: FrontOptions) throws(XenError) {
+        self.domain = domain
+        let entries = RingLayout(options.abi).entryCount(pages: ringPageCount)
+        slotCount = min(options.requestsPerQueue ?? entries, entries)
+        port = try domain.allocatePort(for: backend)
+        do throws(XenError) {
+            ringFrame = try domain.allocateFrames(ringPageCount)
+            self.ringPageCount = ringPageCount
+            dataFrame = try domain.allocateFrames(slotCount * BlkifLimits.segmentsPerRequest)
+            dataFrameCount = slotCount * BlkifLimits.segmentsPerRequest
+            for page in 0..<UInt32(ringPageCount) {
+                ringReferences.append(
+                    try domain.grantAccess(to: backend, frame: ringFrame + page, readOnly: false))
+            }
+            if options.grants == .pooled {
+                for page in 0..<UInt32(dataFrameCount) {
+                    pool.append(try domain.grantAccess(to: backend, frame: dataFrame + page, readOnly: false))
+                }
+            }
+        } catch {
+            _ = giveBack()
+            throw error
+        }
+    }
+
+    /// Ends the grants and frees the frames; the references that the backend still uses, whose frames stay taken.
+    func giveBack(keepingFrames: Bool = false) -> [UInt32] {
+        var used: [UInt32] = []
+        for reference in ringReferences + pool where !domain.endAccess(reference) { used.append(reference) }
+        if used.isEmpty && !keepingFrames { freeFrames() }
+        return used
+    }
+
+    /// Frees the frames, none of which is granted any more.
+    private func freeFrames() {
+        if ringPageCount > 0 { domain.freeFrames(ringFrame, count: ringPageCount) }
+        if dataFrameCount > 0 { domain.freeFrames(dataFrame, count: dataFrameCount) }
+    }
+}

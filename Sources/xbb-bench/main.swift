@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Measures the host's own code: pure steps, and a ring with the null plugin beside a bare C backend on the same ring.
+import Blkif
+import Blkfront
+import CLinux
+import Glibc
+import Memory
+import XBBHost
+import Xen
+import XenLoopback
+
+let usage = """
+    usage: xbb-bench steps
+           xbb-bench ring [--plugin-dir DIR] [--repeat N] [--requests N] [--poll-us N] [--spins N]
+
+    steps  ns for each of the pure steps of a request
+    ring   requests/s of a ring of 8 pages: XBB with the null plugin, with and without the copy of data, and a C echo
+           backend of the ring's macros, in alternating runs at depths 1, 32 and 256. Prints JSON.
+
+    """
+
+func fail(_ text: String) -> Never {
+    let line = "xbb-bench: \(text)\n"
+    _ = unsafe line.withCString { unsafe write(2, $0, strlen($0)) }
+    exit(1)
+}
+
+var arguments = CommandLine.arguments.dropFirst()[...]
+var settings = RingBenchSettings()
+let mode = arguments.popFirst() ?? "--help"
+while let name = arguments.popFirst() {
+    guard let value = arguments.popFirst() else { fail("\(name) needs a value") }
+    switch name {
+    case "--plugin-dir": settings.pluginDirectory = value
+    case "--repeat": settings.repeats = Int(value) ?? settings.repeats
+    case "--requests": settings.requests = UInt64(value) ?? settings.requests
+    case "--poll-us": settings.pollNanoseconds = (UInt64(value) ?? 0) * 1000
+    case "--spins": settings.spins = Int(value) ?? settings.spins
+    default: fail("unknown option \(name)\n\(usage)")
+    }
+}
+switch mode {
+case "steps": runSteps()
+case "ring":
+    do { try RingBench(settings).run() } catch { fail("\(error)") }
+default: print(usage, terminator: "")
+}
