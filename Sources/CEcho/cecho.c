@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 #include "cecho.h"
-#include <string.h>
+#define __XEN_INTERFACE_VERSION__ 0x00040e00
 #include <xen/xen.h>
 #define xen_mb() __sync_synchronize()
 #define xen_rmb() __asm__ volatile("" ::: "memory")

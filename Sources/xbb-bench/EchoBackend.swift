@@ -62,7 +62,7 @@ final class EchoBackend: @unchecked Sendable {
     /// Stops and waits.
     func end() {
         unsafe stop.pointee = 1
-        unsafe pthread_join(thread, nil)
+        pthread_join(thread, nil)
         do throws(XenError) {
             try channels.unbind(channel)
             try grants.unmap(mapping)

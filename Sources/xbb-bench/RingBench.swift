@@ -42,8 +42,9 @@ final class RingBench {
         directory = "/tmp/xbb-bench-\(getpid())"
         xen = try LoopbackXen(directory: directory)
         guest = try LoopbackDomain(directory: directory, pages: 2048)
-        let first = try guest.allocateFrames(256)
-        references = try (0..<256).map { try guest.grantAccess(to: 0, frame: first + UInt32($0), readOnly: false) }
+        let domain = guest
+        let first = try domain.allocateFrames(256)
+        references = try (0..<256).map { try domain.grantAccess(to: 0, frame: first + UInt32($0), readOnly: false) }
     }
 
     func run() throws {

@@ -8,7 +8,7 @@ import CLinux
 import Glibc
 import PluginAPI
 import Xen
-public import XenBus
+import XenBus
 
 /// Serves one VBD until it is over.
 public final class VBDWorker<Platform: Xen.XenPlatform> {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // One queue: one thread, one event loop, nothing shared with other queues on the way of a request.
-package import Blkif
+import Blkif
 import CLinux
 import Glibc
 import Memory
 import PluginAPI
 import Synchronization
-package import Xen
+import Xen
 
 /// What a queue is made of.
 package struct QueueConfiguration: Sendable {
