@@ -27,8 +27,6 @@ public struct BackRing: ~Copyable, Sendable {
     public private(set) var responseProducer: UInt32
     /// Responses that the frontend can see: `sring.rsp_prod` as we last wrote it.
     private var published: UInt32
-    /// `req_prod` as it was last read and found plausible.
-    private var knownProducer: UInt32
 
     /// Attaches to a ring in whatever state it is, at `sring.rsp_prod` (`BACK_RING_ATTACH`).
     ///
@@ -43,7 +41,6 @@ public struct BackRing: ~Copyable, Sendable {
         published = pages.loadAcquire(at: RingLayout.responseProducer)
         responseProducer = published
         requestConsumer = published
-        knownProducer = published
     }
 
     /// Requests that were taken and have no response yet.
@@ -63,7 +60,6 @@ public struct BackRing: ~Copyable, Sendable {
             // The producer index went backwards, behind what was already taken.
             throw RingOverflow(requestProducer: producer, entryCount: entryCount)
         }
-        knownProducer = producer
         // RING_REQUEST_CONS_OVERFLOW: never hold more requests than there are slots for their responses.
         let room = Int32(truncatingIfNeeded: entryCount) &- Int32(bitPattern: requestConsumer &- responseProducer)
         return Int(min(waiting, room))

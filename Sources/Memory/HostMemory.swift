@@ -13,6 +13,7 @@ public final class HostMemory: Sendable {
 
     /// Reserves `byteCount` bytes, rounded up to whole pages; nil when the kernel refuses.
     public init?(byteCount: Int) {
+        guard byteCount <= Int.max - 4095 else { return nil }
         let rounded = (max(byteCount, 1) + 4095) & ~4095
         let address = unsafe clinux_mmap(
             nil, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
@@ -41,8 +42,10 @@ public final class HostMemory: Sendable {
         _ = unsafe memmove(address(at: target, count: count), address(at: source, count: count), count)
     }
 
-    /// Gives the pages of a range back to the kernel; they read as zeroes afterwards.
+    /// Gives the pages of a range back to the kernel; they read as zeroes afterwards. Both numbers are multiples of
+    /// 4096, because the kernel refuses other offsets and clears whole pages.
     public func discard(at offset: Int, count: Int) {
+        precondition(offset & 4095 == 0 && count & 4095 == 0)
         _ = unsafe madvise(address(at: offset, count: count), count, MADV_DONTNEED)
     }
 

@@ -7,8 +7,8 @@ public import CRing
 
 /// Pages shared with another domain: a mapped ring.
 ///
-/// A view: whoever made it unmaps the pages, after the last use. Offsets are in bytes, inside the pages and naturally
-/// aligned; anything else is a bug of ours and traps. The other side's bytes may change at any time.
+/// A view: whoever made it unmaps the pages, after the last use. Offsets are in bytes, inside the pages and multiples
+/// of four; anything else is a bug of ours and traps. The other side's bytes may change at any time.
 @safe
 public struct SharedPages: @unchecked Sendable {
     @usableFromInline let base: UnsafeMutableRawPointer
@@ -26,7 +26,7 @@ public struct SharedPages: @unchecked Sendable {
 
     @inlinable @inline(__always)
     func at(_ offset: Int, _ size: Int) -> UnsafeMutableRawPointer {
-        precondition(offset >= 0 && offset <= byteCount - size)
+        precondition(offset >= 0 && offset <= byteCount - size && offset & 3 == 0)
         return unsafe base + offset
     }
 
@@ -63,7 +63,7 @@ public struct SharedPages: @unchecked Sendable {
     /// Writes the first `byteCount` bytes of a slot, a multiple of four; for frontends.
     @inlinable @inline(__always)
     public func storeSlot(_ slot: SlotBytes, at offset: Int, byteCount: Int) {
-        precondition(byteCount >= 0 && byteCount <= SlotBytes.byteCount)
+        precondition(byteCount >= 0 && byteCount <= SlotBytes.byteCount && byteCount & 3 == 0)
         let target = unsafe at(offset, byteCount)
         unsafe withUnsafeBytes(of: slot.words) { source in
             guard let base = source.baseAddress else { return }
@@ -74,7 +74,7 @@ public struct SharedPages: @unchecked Sendable {
     /// Copies a slot of `byteCount` bytes, a multiple of four and at most 112, each word read exactly once.
     @inlinable @inline(__always)
     public func copySlot(at offset: Int, byteCount: Int, into copy: inout SlotBytes) {
-        precondition(byteCount >= 0 && byteCount <= SlotBytes.byteCount)
+        precondition(byteCount >= 0 && byteCount <= SlotBytes.byteCount && byteCount & 3 == 0)
         let source = unsafe at(offset, byteCount)
         unsafe withUnsafeMutableBytes(of: &copy.words) { target in
             guard let base = target.baseAddress else { return }

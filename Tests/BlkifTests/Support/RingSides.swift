@@ -52,6 +52,8 @@ final class OurFront: FrontSide, @unchecked Sendable {
     func put(_ slot: SlotBytes) { ring.put(slot) }
     func publish() -> Bool { ring.publish() }
     func available() -> Availability { (try? ring.available()).map(Availability.count) ?? .overflow }
+    func availableOrThrow() throws(RingOverflow) -> Int { try ring.available() }
+    func forgeRequestProducer(_ value: UInt32) { ring.forgeRequestProducer(value) }
     func take() -> BlockResponse { ring.take() }
     func finalCheck() -> Bool { ring.finalCheck() }
 }
@@ -67,6 +69,8 @@ final class OurBack: BackSide, @unchecked Sendable {
     var entryCount: Int { ring.entryCount }
     var outstanding: Int { ring.outstanding }
     func available() -> Availability { (try? ring.available()).map(Availability.count) ?? .overflow }
+    func availableOrThrow() throws(RingOverflow) -> Int { try ring.available() }
+    var hasNewRequests: Bool { ring.hasNewRequests }
     func take(into slot: inout SlotBytes) { ring.take(into: &slot) }
     func respond(id: UInt64, wireOperation: UInt8, status: BlockStatus) {
         ring.respond(id: id, wireOperation: wireOperation, status: status)
@@ -140,8 +144,12 @@ final class MacroBack: BackSide, @unchecked Sendable {
         return .count(Int(oracle.pointee.back_unconsumed(ring)))
     }
 
+    /// RING_REQUEST_PROD_OVERFLOW of the shared index.
+    var producerOverflow: Bool { oracle.pointee.back_prod_overflow(ring) }
     /// RING_REQUEST_CONS_OVERFLOW
     var consumerOverflow: Bool { oracle.pointee.back_cons_overflow(ring) }
+    /// XEN_RING_NR_UNCONSUMED_REQUESTS
+    var unconsumed: Int { Int(oracle.pointee.back_unconsumed(ring)) }
 
     func take(into slot: inout SlotBytes) {
         withUnsafeMutableBytes(of: &slot) { oracle.pointee.back_take(ring, $0.baseAddress) }
