@@ -126,7 +126,10 @@ let package = Package(
         .testTarget(name: "XenLoopbackTests", dependencies: ["XenLoopback", "Xen", "CXen", "CLinux"]),
         .testTarget(name: "XenBusTests", dependencies: ["XenBus"]),
         .testTarget(name: "XBBHostTests", dependencies: ["XBBHost", "XenLoopback", "Blkfront"]),
-        .testTarget(name: "PluginTests", dependencies: ["PluginAPI", "CLinux"]),
+        .target(
+            name: "CPluginHarness", dependencies: ["PluginAPI"], path: "Tests/CPluginHarness",
+            cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])], linkerSettings: [.linkedLibrary("dl")]),
+        .testTarget(name: "PluginTests", dependencies: ["PluginAPI", "CPluginHarness", "CLinux"]),
         .testTarget(name: "EndToEndTests", dependencies: ["Blkfront", "XenLoopback", "Xen"]),
     ],
     swiftLanguageModes: [.v6]

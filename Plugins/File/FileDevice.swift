@@ -45,7 +45,8 @@ final class FileDevice: StorageDevice {
                 .warning, disk: disk,
                 "the last \(UInt64(status.st_size) - size) bytes of the image are not a whole sector and are left out")
         }
-        unsafe host.log(.debug, disk: disk, alignment != nil ? "direct, asynchronous I/O" : "page cache, \(threads) threads")
+        unsafe host.log(
+            .debug, disk: disk, alignment != nil ? "direct, asynchronous I/O" : "page cache, \(threads) threads")
     }
 
     // MARK: Opening

@@ -34,7 +34,8 @@ nonisolated(unsafe) private let plugin = unsafe makePlugin(
 ) { plugin in
     unsafe addDeviceCallbacks(to: &plugin)
     unsafe plugin.open = { open, out, failure in
-        unsafe openBoxed(open, out, failure, optionCount: FileOption.allCases.count) { host, opening throws(PluginError) in
+        unsafe openBoxed(open, out, failure, optionCount: FileOption.allCases.count) {
+            host, opening throws(PluginError) in
             try FileDevice(host: host, opening: opening)
         }
     }

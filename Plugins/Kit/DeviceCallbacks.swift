@@ -20,7 +20,9 @@ public func addDeviceCallbacks(to plugin: inout xbb_plugin) {
         unsafe releaseBox(device, as: StorageDevice.self)
     }
     unsafe plugin.get_info = { device, info in
-        guard let device = unsafe unboxed(device, as: StorageDevice.self), let info = unsafe info else { return -EINVAL }
+        guard let device = unsafe unboxed(device, as: StorageDevice.self), let info = unsafe info else {
+            return -EINVAL
+        }
         unsafe device.fillIn(&info.pointee)
         return 0
     }

@@ -53,33 +53,18 @@ struct JobList {
 
 /// Threads that perform jobs and complete their requests.  They exist from `start` to `stop`.
 @safe
-final class HelperPool {
-    private let lock: UnsafeMutablePointer<pthread_mutex_t>
-    private let wake: UnsafeMutablePointer<pthread_cond_t>
+final class HelperPool: ThreadBody {
+    private let monitor = Monitor()
     private let complete: HostComplete
     private var jobs = JobList()
     private var idle = 0
     private var stopping = false
-    private var threads: [pthread_t] = []
-    /// The owner; alive as long as a thread runs, because its `deinit` stops them.
+    private var threads: [PluginThread] = []
+    /// The owner; it lives longer than the threads, because its `close()` stops them.
     private unowned(unsafe) var device: StorageDevice?
 
     init(complete: @escaping HostComplete) {
         unsafe self.complete = complete
-        unsafe lock = .allocate(capacity: 1)
-        unsafe wake = .allocate(capacity: 1)
-        unsafe lock.initialize(to: pthread_mutex_t())
-        unsafe wake.initialize(to: pthread_cond_t())
-        unsafe pthread_mutex_init(lock, nil)
-        unsafe pthread_cond_init(wake, nil)
-    }
-
-    deinit {
-        stop()
-        unsafe pthread_cond_destroy(wake)
-        unsafe pthread_mutex_destroy(lock)
-        unsafe lock.deallocate()
-        unsafe wake.deallocate()
     }
 
     var isRunning: Bool { !threads.isEmpty }
@@ -87,61 +72,50 @@ final class HelperPool {
     func start(_ count: Int, for device: StorageDevice) throws(PluginError) {
         guard threads.isEmpty else { return }
         unsafe self.device = device
-        for _ in 0..<max(count, 1) {
-            var thread = pthread_t()
-            let code = unsafe clinux_thread_start(
-                &thread,
-                { argument in
-                    unsafe unboxed(argument, as: HelperPool.self)?.run()
-                    return nil
-                }, Unmanaged.passUnretained(self).toOpaque())
-            guard code == 0 else {
-                stop()
-                throw PluginError(system: "cannot start a thread", code)
-            }
-            threads.append(thread)
+        do throws(PluginError) {
+            for _ in 0..<max(count, 1) { threads.append(try PluginThread(self)) }
+        } catch {
+            stop()
+            throw error
         }
     }
 
     /// Finishes what was pushed, then joins the threads.
     func stop() {
-        unsafe pthread_mutex_lock(lock)
-        stopping = true
-        unsafe pthread_cond_broadcast(wake)
-        unsafe pthread_mutex_unlock(lock)
-        for thread in threads { pthread_join(thread, nil) }
+        monitor.locked { stopping = true }
+        monitor.broadcast()
+        for thread in threads { thread.join() }
         threads.removeAll()
         stopping = false
     }
 
     func push(_ list: JobList) {
         guard list.count > 0 else { return }
-        unsafe pthread_mutex_lock(lock)
+        monitor.lock()
         jobs.append(list)
         let sleepers = min(idle, list.count)
-        unsafe pthread_mutex_unlock(lock)
-        for _ in 0..<sleepers { unsafe pthread_cond_signal(wake) }
+        monitor.unlock()
+        for _ in 0..<sleepers { monitor.signal() }
     }
 
-    private func run() {
-        unsafe pthread_mutex_lock(lock)
+    func run() {
+        monitor.lock()
         while true {
             if let job = unsafe jobs.removeFirst() {
-                unsafe pthread_mutex_unlock(lock)
-                let request = unsafe job.pointee.request
-                let queue = unsafe job.pointee.queue
-                let status = unsafe device?.perform(request, done: job.pointee.done) ?? -ENODEV
+                monitor.unlock()
+                let (request, queue, done) = unsafe (job.pointee.request, job.pointee.queue, job.pointee.done)
+                let status = unsafe device?.perform(request, done: done) ?? -ENODEV
                 // The job's memory is the request's: not to be looked at any more after this.
                 unsafe complete(queue, request, min(status, 0))
-                unsafe pthread_mutex_lock(lock)
+                monitor.lock()
             } else if stopping {
                 break
             } else {
                 idle += 1
-                unsafe pthread_cond_wait(wake, lock)
+                monitor.wait()
                 idle -= 1
             }
         }
-        unsafe pthread_mutex_unlock(lock)
+        monitor.unlock()
     }
 }

@@ -71,7 +71,7 @@ public struct PluginOption: Sendable {
 /// The table of a plugin, before its functions are filled in.
 public func makePlugin(
     name: StaticString, version: StaticString, description: StaticString, formats: [StaticString],
-    options: [PluginOption], flags: Int = 0, fillIn: (inout xbb_plugin) -> Void
+    options: [PluginOption], flags: UInt32 = 0, fillIn: (inout xbb_plugin) -> Void
 ) -> UnsafePointer<xbb_plugin> {
     var plugin = unsafe xbb_plugin()
     unsafe plugin.struct_size = UInt32(MemoryLayout<xbb_plugin>.size)
@@ -83,7 +83,7 @@ public func makePlugin(
     unsafe plugin.formats = stringList(formats)
     unsafe plugin.options = UnsafePointer(immortal(options.map { unsafe $0.table }))
     unsafe plugin.option_count = UInt32(options.count)
-    unsafe plugin.flags = UInt32(flags)
+    unsafe plugin.flags = flags
     unsafe plugin.thread_model = UInt32(XBB_THREADS_QUEUE)
     unsafe plugin.load = { table in unsafe PluginHost.load(table) }
     unsafe fillIn(&plugin)

@@ -155,7 +155,8 @@ private struct QueueBook: ~Copyable, @unchecked Sendable {
             ("io-submit-calls", 0), ("io-submitted", 0), ("io-completed", 0), ("helper-requests", 0),
             ("partial-transfers", 0),
         ]
-        for unsafe queue in unsafe counters {
+        for index in unsafe counters.indices {
+            let queue = unsafe counters[index]
             unsafe sums[0].1 &+= queue.pointee.submitCalls.load(ordering: .relaxed)
             unsafe sums[1].1 &+= queue.pointee.submitted.load(ordering: .relaxed)
             unsafe sums[2].1 &+= queue.pointee.completions.load(ordering: .relaxed)
@@ -166,7 +167,8 @@ private struct QueueBook: ~Copyable, @unchecked Sendable {
     }
 
     mutating func free() {
-        for unsafe queue in unsafe counters {
+        for index in unsafe counters.indices {
+            let queue = unsafe counters[index]
             unsafe queue.deinitialize(count: 1)
             unsafe queue.deallocate()
         }

@@ -3,20 +3,9 @@
 #ifndef CLINUX_STORAGE_H
 #define CLINUX_STORAGE_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
-#include <errno.h>
-#include <fcntl.h>
-#include <pthread.h>
-#include <signal.h>
-#include <stdint.h>
+#include "clinux.h" /* first: it settles what _GNU_SOURCE changes */
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/sysmacros.h>
-#include <sys/uio.h>
-#include <unistd.h>
 
 static const int clinux_O_DIRECT = O_DIRECT;
 static const int clinux_RWF_DSYNC = RWF_DSYNC;

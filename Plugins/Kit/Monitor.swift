@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A mutex with a condition, and threads that take no signals: what the plugins' own threads are made of.
+import CLinux
+import Glibc
+
+/// A lock to wait under.  The corresponding C functions are `pthread_mutex_*` and `pthread_cond_*`.
+@safe
+public final class Monitor {
+    private let mutex: UnsafeMutablePointer<pthread_mutex_t>
+    private let condition: UnsafeMutablePointer<pthread_cond_t>
+
+    /// An unlocked monitor.
+    public init() {
+        unsafe mutex = .allocate(capacity: 1)
+        unsafe condition = .allocate(capacity: 1)
+        unsafe mutex.initialize(to: pthread_mutex_t())
+        unsafe condition.initialize(to: pthread_cond_t())
+        var attributes = pthread_condattr_t()
+        unsafe pthread_condattr_init(&attributes)
+        unsafe pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
+        unsafe pthread_mutex_init(mutex, nil)
+        unsafe pthread_cond_init(condition, &attributes)
+        unsafe pthread_condattr_destroy(&attributes)
+    }
+
+    deinit {
+        unsafe pthread_cond_destroy(condition)
+        unsafe pthread_mutex_destroy(mutex)
+        unsafe condition.deallocate()
+        unsafe mutex.deallocate()
+    }
+
+    /// Takes the lock.
+    public func lock() { unsafe pthread_mutex_lock(mutex) }
+    /// Gives the lock back.
+    public func unlock() { unsafe pthread_mutex_unlock(mutex) }
+    /// Gives the lock back until a signal; may return without one.
+    public func wait() { unsafe pthread_cond_wait(condition, mutex) }
+
+    /// Like `wait()`, at most until `deadline` in nanoseconds of CLOCK_MONOTONIC.
+    public func wait(until deadline: UInt64) {
+        var time = timespec(
+            tv_sec: Int(truncatingIfNeeded: deadline / 1_000_000_000),
+            tv_nsec: Int(truncatingIfNeeded: deadline % 1_000_000_000))
+        unsafe pthread_cond_timedwait(condition, mutex, &time)
+    }
+
+    /// Wakes one waiter.
+    public func signal() { unsafe pthread_cond_signal(condition) }
+    /// Wakes all waiters.
+    public func broadcast() { unsafe pthread_cond_broadcast(condition) }
+
+    /// Runs `body` under the lock.
+    public func locked<Result>(_ body: () -> Result) -> Result {
+        lock()
+        defer { unlock() }
+        return body()
+    }
+}
+
+/// A thread that runs a method of an object.
+public protocol ThreadBody: AnyObject {
+    /// What the thread does; it ends when this returns.
+    func run()
+}
+
+/// A running thread, to be joined once.
+public struct PluginThread {
+    private let thread: pthread_t
+
+    /// Starts a thread that keeps `body` alive while it runs.  Not before the plugin's `start()`.
+    public init(_ body: any ThreadBody) throws(PluginError) {
+        var thread = pthread_t()
+        let carrier = unsafe box(Carrier(body))
+        let code = unsafe clinux_thread_start(
+            &thread,
+            { argument in
+                unsafe unboxed(argument, as: Carrier.self)?.body.run()
+                unsafe releaseBox(argument, as: Carrier.self)
+                return nil
+            }, carrier)
+        guard code == 0 else {
+            unsafe releaseBox(carrier, as: Carrier.self)
+            throw PluginError(system: "cannot start a thread", code)
+        }
+        self.thread = thread
+    }
+
+    /// Waits for the end of the thread.
+    public func join() { pthread_join(thread, nil) }
+
+    private final class Carrier {
+        let body: any ThreadBody
+        init(_ body: any ThreadBody) { self.body = body }
+    }
+}
