@@ -102,7 +102,12 @@ public struct SlotBytes: BitwiseCopyable, Sendable {
     @inlinable @inline(__always)
     public func load<T: FixedWidthInteger & BitwiseCopyable>(_ type: T.Type, at offset: Int) -> T {
         precondition(offset >= 0 && offset <= Self.byteCount - MemoryLayout<T>.size)
-        return unsafe withUnsafeBytes(of: words) { unsafe $0.loadUnaligned(fromByteOffset: offset, as: T.self) }
+        // Shifts of whole words: a pointer to the bytes would make a copy of the slot for each integer.
+        let index = offset >> 3
+        let shift = UInt64(truncatingIfNeeded: (offset & 7) << 3)
+        var bits = words[index] &>> shift
+        if (offset & 7) + MemoryLayout<T>.size > 8 { bits |= words[index + 1] &<< (64 &- shift) }
+        return T(truncatingIfNeeded: bits)
     }
 
     /// Writes an integer at a byte offset; for frontends and tests.
