@@ -81,11 +81,9 @@ public struct BackRing: ~Copyable, Sendable {
     @inline(__always)
     public mutating func respond(id: UInt64, wireOperation: UInt8, status: BlockStatus) {
         let offset = RingLayout.ringHeaderSize + Int(responseProducer & mask) * layout.slotSize
-        pages.store(UInt32(truncatingIfNeeded: id), at: offset)
-        pages.store(UInt32(truncatingIfNeeded: id >> 32), at: offset + 4)
         let statusBits = UInt32(UInt16(bitPattern: status.rawValue)) << 16
-        pages.store(UInt32(wireOperation) | statusBits, at: offset + 8)
-        if layout.responseSize == 16 { pages.store(0, at: offset + 12) }
+        pages.storeResponse(
+            id, UInt32(wireOperation) | statusBits, hasTail: layout.responseSize == 16, at: offset)
         responseProducer &+= 1
     }
 

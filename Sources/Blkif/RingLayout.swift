@@ -54,14 +54,27 @@ public struct RingLayout: Sendable, Equatable {
     /// Where `sring.rsp_event` stands.
     static let responseEvent = 12
 
+    /// The layout of 64-bit ABIs.
+    @inline(__always) static var wide: RingLayout {
+        RingLayout(slotSize: 112, responseSize: 16, idOffset: 8, sectorOffset: 16, segmentsOffset: 24)
+    }
+    /// The layout of the 32-bit x86 ABI.
+    @inline(__always) static var narrow: RingLayout {
+        RingLayout(slotSize: 108, responseSize: 12, idOffset: 4, sectorOffset: 12, segmentsOffset: 20)
+    }
+
+    @inline(__always)
+    private init(slotSize: Int, responseSize: Int, idOffset: Int, sectorOffset: Int, segmentsOffset: Int) {
+        self.slotSize = slotSize
+        self.responseSize = responseSize
+        self.idOffset = idOffset
+        self.sectorOffset = sectorOffset
+        self.segmentsOffset = segmentsOffset
+    }
+
     /// The layout of an ABI.
     public init(_ abi: RingABI) {
-        switch abi {
-        case .native, .x86_64:
-            (slotSize, responseSize, idOffset, sectorOffset, segmentsOffset) = (112, 16, 8, 16, 24)
-        case .x86_32:
-            (slotSize, responseSize, idOffset, sectorOffset, segmentsOffset) = (108, 12, 4, 12, 20)
-        }
+        self = abi == .x86_32 ? .narrow : .wide
     }
 
     /// Slots of a ring of `pages` pages of 4096 bytes: the largest power of two that fits (`__RING_SIZE`).

@@ -54,6 +54,16 @@ public struct SharedPages: @unchecked Sendable {
         unsafe cring_store32_relaxed(at(offset, 4), value)
     }
 
+    /// Writes the 12 bytes of a response and, with `hasTail`, four zero bytes behind them.
+    @inlinable @inline(__always)
+    public func storeResponse(_ id: UInt64, _ rest: UInt32, hasTail: Bool, at offset: Int) {
+        let target = unsafe at(offset, hasTail ? 16 : 12)
+        unsafe cring_store32_relaxed(target, UInt32(truncatingIfNeeded: id))
+        unsafe cring_store32_relaxed(target + 4, UInt32(truncatingIfNeeded: id >> 32))
+        unsafe cring_store32_relaxed(target + 8, rest)
+        if hasTail { unsafe cring_store32_relaxed(target + 12, 0) }
+    }
+
     /// Orders everything before against everything after.
     @inlinable @inline(__always)
     public static func fullFence() {

@@ -18,6 +18,8 @@ struct RingBenchSettings {
     var requests: UInt64 = 2_000_000
     var pollNanoseconds: UInt64 = 0
     var spins = 0
+    var depths = [1, 32, 256]
+    var backends = RingBackend.allCases
 }
 
 /// The backends that are compared.
@@ -49,17 +51,17 @@ final class RingBench {
 
     func run() throws {
         var rows: [JSON] = []
-        for depth in [1, 32, 256] {
+        for depth in settings.depths {
             var rates: [RingBackend: [Double]] = [:]
             var details: [RingBackend: [(String, JSON)]] = [:]
             for _ in 0..<settings.repeats {
-                for backend in RingBackend.allCases {
+                for backend in settings.backends {
                     let (rate, detail) = try measure(backend, depth: depth)
                     rates[backend, default: []].append(rate)
                     details[backend] = detail
                 }
             }
-            for backend in RingBackend.allCases {
+            for backend in settings.backends {
                 let sorted = (rates[backend] ?? []).sorted()
                 guard let low = sorted.first, let high = sorted.last else { continue }
                 let median = sorted[sorted.count / 2]
@@ -127,7 +129,7 @@ final class RingBench {
     }
 
     private func startHost(_ ring: [UInt32], _ port: EventPort, copies: Bool) throws -> Running {
-        let source = DiskSource(format: "null", path: "", options: ["size": "1G"])
+        let source = DiskSource(format: "null", path: "", options: ["size": "1G", "read-zeroes": copies ? "on" : "off"])
         let device = try PluginDevice(
             source, directories: [settings.pluginDirectory], log: log, onNotify: { _ in })
         try device.start()

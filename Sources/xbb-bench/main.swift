@@ -11,7 +11,7 @@ import XenLoopback
 
 let usage = """
     usage: xbb-bench steps
-           xbb-bench ring [--plugin-dir DIR] [--repeat N] [--requests N] [--poll-us N] [--spins N]
+           xbb-bench ring [--plugin-dir DIR] [--repeat N] [--requests N] [--depth N] [--backend NAME] [--poll-us N] [--spins N]
 
     steps  ns for each of the pure steps of a request
     ring   requests/s of a ring of 8 pages: XBB with the null plugin, with and without the copy of data, and a C echo
@@ -36,6 +36,10 @@ while let name = arguments.popFirst() {
     case "--requests": settings.requests = UInt64(value) ?? settings.requests
     case "--poll-us": settings.pollNanoseconds = (UInt64(value) ?? 0) * 1000
     case "--spins": settings.spins = Int(value) ?? settings.spins
+    case "--depth": settings.depths = [max(1, min(256, Int(value) ?? 256))]
+    case "--backend":
+        guard let backend = RingBackend(rawValue: value) else { fail("--backend: xbb, xbb_with_copy or c_echo") }
+        settings.backends = [backend]
     default: fail("unknown option \(name)\n\(usage)")
     }
 }
