@@ -11,6 +11,8 @@ final class HypervisorClient {
     var maps: [UInt32: HostedMap] = [:]
     var nextMap: UInt32 = 1
     var ports: Set<EventPort> = []
+    /// What the ports bound by this connection signal.
+    var event: Descriptor?
 
     /// Holds nothing that belongs to its domain.
     var isIdle: Bool { ports.isEmpty && maps.isEmpty && attachments.isEmpty }
@@ -76,11 +78,9 @@ final class Hypervisor {
         case .detach: try detach(message.word(1), client)
         case .map: return try map(message, client)
         case .unmap: try unmap(message.word(1), client)
-        case .allocateUnbound:
-            return try allocateUnbound(for: message.word(1), event(of: message), client)
-        case .bindInterdomain:
-            let remote = try domain(message.word(1))
-            return try bind(message.word(2), of: remote, event(of: message), client)
+        case .allocateUnbound: return try allocateUnbound(for: message.word(1), client)
+        case .openEvents: return try openEvents(client)
+        case .bindInterdomain: return try bind(message.word(2), of: domain(message.word(1)), client)
         case .closePort: try closePort(message.word(1), client)
         case .peer: return try peer(of: message.word(1), client)
         }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Event channels in the broker: who is bound to whom (xen/common/event_channel.c).
-import CLinux
 import Glibc
 import Xen
 
@@ -62,35 +61,34 @@ extension Hypervisor {
     /// The last port of a domain with the 2-level ABI on 64 bits; port 0 is never given.
     private static var portLimit: EventPort { 4095 }
 
-    /// The eventfd that came with a call, made so that writing to it never blocks the broker.
-    func event(of message: HypervisorAnswer) throws(XenError) -> Descriptor {
-        guard let event = message.descriptors.first else { throw XenError(EINVAL, "event channel without eventfd") }
-        let flags = clinux_fcntl_int(event.raw, F_GETFL, 0)
-        if flags < 0 || clinux_fcntl_int(event.raw, F_SETFL, flags | O_NONBLOCK) != 0 {
-            throw XenError(EINVAL, "event channel without eventfd")
-        }
-        return event
+    /// The eventfd of a handle; its ports share it.
+    func openEvents(_ client: HypervisorClient) throws(XenError) -> HypervisorAnswer {
+        if let event = client.event { return answer([], [event]) }
+        let event = try Descriptor.event()
+        client.event = event
+        return answer([], [event])
     }
 
     /// EVTCHNOP_alloc_unbound. The remote domain need not exist, as on Xen.
     func allocateUnbound(
-        for remote: UInt32, _ event: Descriptor, _ client: HypervisorClient
+        for remote: UInt32, _ client: HypervisorClient
     ) throws(XenError) -> HypervisorAnswer {
         let local = try aliveDomain(of: client)
         guard let remote = DomainID(exactly: remote) else { throw XenError(EINVAL, "allocate event channel") }
         let port = HostedPort(
-            number: try freePort(of: local), domain: local, channel: try HostedChannel(), end: 0, event: event,
-            client: client, waitsFor: remote)
+            number: try freePort(of: local), domain: local, channel: try HostedChannel(), end: 0,
+            event: try Descriptor.event(), client: client, waitsFor: remote)
         local.ports[port.number] = port
         client.ports.insert(port.number)
-        return answer([port.number, 0], [port.channel.file])
+        return answer([port.number, 0], [port.channel.file, port.event])
     }
 
     /// EVTCHNOP_bind_interdomain: EINVAL unless the remote port is unbound and waits for the caller's domain.
     func bind(
-        _ remotePort: EventPort, of remote: HostedDomain, _ event: Descriptor, _ client: HypervisorClient
+        _ remotePort: EventPort, of remote: HostedDomain, _ client: HypervisorClient
     ) throws(XenError) -> HypervisorAnswer {
         let local = try aliveDomain(of: client)
+        guard let event = client.event else { throw XenError(EINVAL, "bind event channel without a handle") }
         guard let other = remote.ports[remotePort], other.peer == nil, other.waitsFor == local.id else {
             throw XenError(EINVAL, "bind event channel")
         }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Messages between a process and the broker: one SOCK_SEQPACKET packet of 32-bit words each way.
 //
-// A call is [operation, arguments...], its answer [errno, results...]; descriptors ride along as SCM_RIGHTS. A
-// connection has at most one call under way. Everything that a connection holds (slots, maps, ports, a domain made
-// with destroyOnExit) is released when it closes, also by kill -9.
+// A call is [operation, arguments...], its answer [errno, results...] with descriptors as SCM_RIGHTS. A connection has
+// at most one call under way. Everything that a connection holds (slots, maps, ports, a domain made with
+// destroyOnExit) is released when it closes, also by kill -9. The broker makes all descriptors and takes none: a
+// connection that it was made to hold itself would never end.
 import CLinux
 import Glibc
 import Synchronization
@@ -29,9 +30,11 @@ enum HypervisorOperation: UInt32 {
     case map
     /// [map number].
     case unmap
-    /// [remote domain]; the eventfd to be signalled. Results: [port, end]; the channel's page.
+    /// [remote domain]. Results: [port, end]; the channel's page, the eventfd that the port signals.
     case allocateUnbound
-    /// [remote domain, remote port]; the eventfd. Results: [port, end, link]; the channel's page, the peer's eventfd.
+    /// Results: the eventfd that all ports bound over this connection signal.
+    case openEvents
+    /// [remote domain, remote port], after openEvents. Results: [port, end, link]; the channel's page, the peer's eventfd.
     case bindInterdomain
     /// [port].
     case closePort
@@ -114,12 +117,11 @@ final class HypervisorConnection: Sendable {
 
     /// Makes one call and waits for its answer. Throws the errno that the broker gave.
     func call(
-        _ operation: HypervisorOperation, _ arguments: [UInt32] = [], _ descriptors: [Int32] = [],
-        for purpose: @autoclosure () -> String
+        _ operation: HypervisorOperation, _ arguments: [UInt32] = [], for purpose: @autoclosure () -> String
     ) throws(XenError) -> HypervisorAnswer {
         let raw = socket.raw
         let (answer, failure) = buffer.withLock { buffer -> (HypervisorAnswer?, Int32) in
-            if sendMessage([operation.rawValue] + arguments, descriptors, over: raw) < 0 { return (nil, errno) }
+            if sendMessage([operation.rawValue] + arguments, [], over: raw) < 0 { return (nil, errno) }
             let answer = receiveMessage(&buffer, over: raw)
             return (answer, answer == nil ? (errno == 0 ? ECONNRESET : errno) : 0)
         }

@@ -90,7 +90,9 @@ private final class ServerLoop {
         var event = unsafe epoll_event()
         unsafe event.events = EPOLLIN.rawValue
         unsafe event.data.fd = descriptor
-        if unsafe epoll_ctl(poller.raw, EPOLL_CTL_ADD, descriptor, &event) != 0 { throw XenError(errno, "watch socket") }
+        if unsafe epoll_ctl(poller.raw, EPOLL_CTL_ADD, descriptor, &event) != 0 {
+            throw XenError(errno, "watch socket")
+        }
     }
 
     func run() {

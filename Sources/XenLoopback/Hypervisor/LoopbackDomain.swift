@@ -143,14 +143,13 @@ public final class LoopbackDomain: Sendable {
 
     /// Allocates a port that `remote` may bind (EVTCHNOP_alloc_unbound). It closes with the returned object.
     public func allocatePort(for remote: DomainID) throws(XenError) -> LoopbackPort {
-        let event = try Descriptor.event()
-        let answer = try connection.call(
-            .allocateUnbound, [UInt32(remote)], [event.raw], for: "allocate an event channel for domain \(remote)")
-        guard let file = answer.descriptors.first else { throw XenError(EPROTO, "allocate an event channel") }
-        let page = try SharedRegion(file, byteCount: EventChannelLayout.pageBytes)
+        let purpose = "allocate an event channel for domain \(remote)"
+        let answer = try connection.call(.allocateUnbound, [UInt32(remote)], for: purpose)
+        guard answer.descriptors.count == 2 else { throw XenError(EPROTO, purpose) }
+        let page = try SharedRegion(answer.descriptors[0], byteCount: EventChannelLayout.pageBytes)
         let end = EventEnd(
             port: answer.word(0), end: Int(answer.word(1)), page: page, connection: connection, peer: nil, link: 0)
-        return LoopbackPort(end: end, event: event, connection: connection)
+        return LoopbackPort(end: end, event: answer.descriptors[1], connection: connection)
     }
 }
 

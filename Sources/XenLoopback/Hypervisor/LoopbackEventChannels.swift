@@ -18,7 +18,11 @@ public final class LoopbackEventChannels: EventChannels {
         directory: String = LoopbackXen.defaultDirectory, domain: DomainID = 0
     ) throws(XenError) {
         connection = try HypervisorConnection(directory: directory, domain: domain)
-        event = try Descriptor.event()
+        let purpose = "open event channels"
+        guard let event = try connection.call(.openEvents, for: purpose).descriptors.first else {
+            throw XenError(EPROTO, purpose)
+        }
+        self.event = event
     }
 
     public var fileDescriptor: Int32 { event.raw }
@@ -28,7 +32,7 @@ public final class LoopbackEventChannels: EventChannels {
     /// The new port is pending at once, since events may have been lost before.
     public func bind(_ remotePort: EventPort, of domain: DomainID) throws(XenError) -> EventPort {
         let purpose = "bind event channel \(remotePort) of domain \(domain)"
-        let answer = try connection.call(.bindInterdomain, [UInt32(domain), remotePort], [event.raw], for: purpose)
+        let answer = try connection.call(.bindInterdomain, [UInt32(domain), remotePort], for: purpose)
         guard answer.descriptors.count == 2 else { throw XenError(EPROTO, purpose) }
         let page = try SharedRegion(answer.descriptors[0], byteCount: EventChannelLayout.pageBytes)
         let end = EventEnd(
