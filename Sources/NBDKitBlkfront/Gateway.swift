@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The disk behind all connections of an nbdkit process.
+// The disks behind all connections of an nbdkit process.
 import Blkfront
 import CNBDKit
 import Synchronization
 import Xen
 import XenLoopback
 
-/// One frontend for all NBD clients: nbdkit's threads call it, the disk's queues serialise.
+/// The frontends of one domain for all NBD clients: nbdkit's threads call a disk, its queues serialise.
+///
+/// A domain has one process as its frontend, so all its disks that are exported are exported by one nbdkit.
 final class Gateway: Sendable {
     static let shared = Gateway()
 
     private struct State {
         var configuration = PluginConfiguration()
-        var disk: FrontDisk?
+        var disks: [(name: DeviceName, disk: FrontDisk)] = []
     }
 
     private let state = Mutex(State())
@@ -27,38 +29,59 @@ final class Gateway: Sendable {
         }
     }
 
-    /// Connects. Threads start here, so it must not be before nbdkit has forked.
+    /// Connects all disks. Threads start here, so it must not be before nbdkit has forked.
     func connect() throws {
         let configuration = state.withLock { $0.configuration }
         let domain = try LoopbackDomain(joining: configuration.domain ?? 0, directory: configuration.directory)
         // Grants of a frontend that was here before; those in use stay.
         for reference in domain.grantedReferences { _ = domain.endAccess(reference) }
-        let device = FrontDevice(
-            domain: domain, store: try domain.openStore(), number: configuration.device.number,
-            options: configuration.options)
-        try device.connect()
-        let disk = try FrontDisk(device) { event in
-            switch event {
-            case .resized(let bytes): debug("the disk has \(bytes) bytes now; NBD clients see it when they reconnect")
-            case .backendCloses(let state): debug("the backend closes, state \(state)")
+        do {
+            for name in configuration.exports {
+                let disk = try connect(name, domain, configuration.options)
+                state.withLock { $0.disks.append((name, disk)) }
             }
+        } catch {
+            close()
+            throw error
         }
-        state.withLock { $0.disk = disk }
     }
 
-    /// The disk, nil before ``connect()`` and after ``close()``.
-    var disk: FrontDisk? { state.withLock { $0.disk } }
+    private func connect(_ name: DeviceName, _ domain: LoopbackDomain, _ options: FrontOptions) throws -> FrontDisk {
+        let device = FrontDevice(
+            domain: domain, store: try domain.openStore(), number: name.number, options: options)
+        try device.connect()
+        return try FrontDisk(device) { event in
+            switch event {
+            case .resized(let bytes): debug("\(name) has \(bytes) bytes now; clients see it when they reconnect")
+            case .backendCloses(let state): debug("the backend of \(name) closes, state \(state)")
+            }
+        }
+    }
+
+    /// The names of the disks, the default one first.
+    var exports: [String] { state.withLock { $0.configuration.exports.map(\.description) } }
+
+    /// The disk of an NBD export; the first one for the empty name, nil if there is none of that name.
+    func disk(_ export: String) -> FrontDisk? {
+        state.withLock { state in
+            if export.isEmpty { return state.disks.first?.disk }
+            guard let name = DeviceName(export) else { return nil }
+            return state.disks.first { $0.name == name }?.disk
+        }
+    }
 
     func close() {
-        let disk = state.withLock { state in
-            let disk = state.disk
-            state.disk = nil
-            return disk
+        let disks = state.withLock { state in
+            let disks = state.disks
+            state.disks = []
+            return disks
         }
-        do {
-            try disk?.close()
-        } catch {
-            report("close the disk: \(error)")
+        for (name, disk) in disks {
+            do {
+                try disk.close()
+            } catch {
+                report("close \(name): \(error)")
+            }
         }
     }
 }

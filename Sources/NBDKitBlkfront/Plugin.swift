@@ -71,6 +71,7 @@ private func makePlugin() -> UnsafeMutablePointer<nbdkit_plugin> {
     unsafe plugin.description = permanent("a disk behind a Xen blkif ring, over xbb's loopback")
     unsafe plugin.config_help = permanentCopy(PluginConfiguration.help)
     unsafe setLifecycle(&plugin)
+    unsafe setExports(&plugin)
     unsafe setProperties(&plugin)
     unsafe setOperations(&plugin)
     let table = UnsafeMutablePointer<nbdkit_plugin>.allocate(capacity: 1)
@@ -88,8 +89,9 @@ private func setLifecycle(_ plugin: inout nbdkit_plugin) {
     unsafe plugin.after_fork = { attempt("connect to the disk") { try Gateway.shared.connect() } }
     unsafe plugin.cleanup = { Gateway.shared.close() }
     unsafe plugin.open = { _ in
-        guard let disk = Gateway.shared.disk else {
-            report("the disk is not connected")
+        let name = unsafe nbdkit_export_name().map { unsafe String(cString: $0) } ?? ""
+        guard let disk = Gateway.shared.disk(name) else {
+            report("there is no disk '\(name)'")
             return nil
         }
         return unsafe Unmanaged.passRetained(disk).toOpaque()
@@ -97,6 +99,19 @@ private func setLifecycle(_ plugin: inout nbdkit_plugin) {
     unsafe plugin.close = { handle in
         guard let handle = unsafe handle else { return }
         unsafe Unmanaged<FrontDisk>.fromOpaque(handle).release()
+    }
+}
+
+private func setExports(_ plugin: inout nbdkit_plugin) {
+    unsafe plugin.list_exports = { _, _, exports in
+        for name in Gateway.shared.exports {
+            if unsafe nbdkit_add_export(exports, name, nil) != 0 { return -1 }
+        }
+        return 0
+    }
+    unsafe plugin.default_export = { _, _ in
+        guard let first = Gateway.shared.exports.first else { return nil }
+        return unsafe nbdkit_strdup_intern(first)
     }
 }
 

@@ -12,19 +12,26 @@ struct ParameterError: Error {
 struct PluginConfiguration: Sendable {
     var directory = LoopbackXen.defaultDirectory
     var domain: UInt16?
-    var device = DeviceName(number: 51712)
+    /// The disks that are exported, the default one first; xvda if there is none.
+    var devices: [DeviceName] = []
     var options = FrontOptions()
 
-    /// The defaults: sixteen pages of ring, so that nbdkit's sixteen threads fill it with large requests.
+    /// The defaults: room for nbdkit's sixteen threads with large requests, in the memory of a small domain.
     init() {
-        options.ringPages = 16
+        options.ringPages = 2
+        options.requestsPerQueue = 64
     }
+
+    /// The disks to export.
+    var exports: [DeviceName] { devices.isEmpty ? [DeviceName(number: 51712)] : devices }
 
     static let help = """
         dir=<DIRECTORY>     The loopback hypervisor's sockets (default: $XBB_LOOPBACK, or /run/xbb-loopback).
         domid=<N>           (required) The guest's domain.
-        vdev=<NAME>         The disk: xvda (default), xvdb, or its number.
-        ring-pages=<N>      Pages of the ring, 1 to 32 (default 16), lowered to what the backend offers.
+        vdev=<NAME>         A disk: xvda (default), xvdb, or its number. May be given several times: each is exported
+                            under its name, and the first one also under the empty name.
+        ring-pages=<N>      Pages of each ring, 1 to 32 (default 2), lowered to what the backend offers.
+        requests=<N>        Requests in flight for each queue (default 64); each takes 44 KiB of the domain.
         queues=<N>          Queues, lowered to what the backend offers (default 1).
         abi=<NAME>          native (default), x86_64 or x86_32.
         grants=<POLICY>     per-request (default) or pooled.
@@ -38,9 +45,10 @@ struct PluginConfiguration: Sendable {
         case "domid": domain = try number(key, value)
         case "vdev":
             guard let name = DeviceName(value) else { throw ParameterError(message: "vdev=\(value) is no disk") }
-            device = name
+            devices.append(name)
         case "ring-pages": options.ringPages = try number(key, value)
         case "queues": options.queues = try number(key, value)
+        case "requests": options.requestsPerQueue = try number(key, value)
         case "timeout": options.timeout = try number(key, value)
         case "persistent": options.offersPersistentGrants = try flag(key, value)
         case "grants":

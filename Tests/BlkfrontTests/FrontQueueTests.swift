@@ -23,7 +23,8 @@ import XenLoopback
                 let written = try queue.perform(.write, sector: sector, byteCount: count, fill: UInt8(index + 1))
                 #expect(written.status == 0)
                 queue.release(written.id)
-                #expect(disk.bytes(at: Int(sector) * 512, count: count) == Array(repeating: UInt8(index + 1), count: count))
+                #expect(
+                    disk.bytes(at: Int(sector) * 512, count: count) == Array(repeating: UInt8(index + 1), count: count))
                 let read = try queue.perform(.read, sector: sector, byteCount: count, fill: 0xee)
                 #expect(read.status == 0)
                 #expect(queue.bytes(read.id, count: count) == Array(repeating: UInt8(index + 1), count: count))
@@ -31,6 +32,7 @@ import XenLoopback
             }
             #expect(disk.counts.maxSegments == 11)
         }
+        try lab.stopBackends()
         #expect(box.dismantle().isEmpty)
         try lab.stop()
     }
@@ -79,6 +81,7 @@ import XenLoopback
             }
         }
         #expect(try lab.report().copyingReferences == 0)
+        try lab.stopBackends()
         #expect(box.dismantle().isEmpty)
         #expect(try lab.report().grantedReferences == 0)
         try lab.stop()
@@ -105,7 +108,7 @@ import XenLoopback
 
     @Test(arguments: [
         (Mischief.idBeyondRing, "incorrect id"), (.idNotPending, "no pending request"),
-        (.answersTwice, "no pending request"), (.wrongOperation, "wrong operation"),
+        (.answersTwice, "illegal number of responses"), (.wrongOperation, "wrong operation"),
         (.paddingBetweenFields, "padding"), (.paddingAtEnd, "padding"),
         (.producerTooFar, "illegal number of responses"), (.producerBackwards, "illegal number of responses"),
         (.keepsGrantMapped, "not unmapped grant"),

@@ -46,10 +46,15 @@ final class QueueLab {
             FrontQueue(index: 0, resources: resources, backend: 0, handle: 51712, options: options, health: health))
     }
 
-    /// Stops the backends, then the hypervisor.
-    func stop() throws {
+    /// Stops the backends; they unmap the rings.
+    func stopBackends() throws {
         for backend in backends { try backend.stop() }
         backends = []
+    }
+
+    /// Stops the backends, then the hypervisor.
+    func stop() throws {
+        try stopBackends()
         xen.stop()
         for name in ["hypervisor.sock", "lock", "xenstored.sock"] { unlink("\(directory)/\(name)") }
         rmdir(directory)
