@@ -10,7 +10,7 @@ import XenLoopback
 @Suite struct DiskQueueTests {
     private func write(_ queue: DiskQueue, _ bytes: [UInt8], at offset: Int) -> FrontIO {
         let memory = UnsafeMutableRawPointer.allocate(byteCount: bytes.count, alignment: 16)
-        bytes.withUnsafeBytes { memory.copyMemory(from: $0.baseAddress!, byteCount: bytes.count) }
+        memory.initializeMemory(as: UInt8.self, from: bytes, count: bytes.count)
         let io = FrontIO(.write, offset: UInt64(offset), byteCount: UInt64(bytes.count), memory: .owned(memory))
         queue.submit(io)
         return io

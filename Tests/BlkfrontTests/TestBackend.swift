@@ -45,6 +45,7 @@ final class TestBackend: @unchecked Sendable {
     private let memory: HostMemory
     private var batch = GrantCopyBatch(capacity: 16)
     private var served = 0
+    private var executed = 0
     private var kept: GrantMapping?
     private let stopping = Atomic<Bool>(false)
     private let wake = eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK))
@@ -124,6 +125,7 @@ final class TestBackend: @unchecked Sendable {
     }
 
     private func execute(_ request: BlockRequest) throws -> BlockStatus {
+        defer { executed += 1 }
         disk.count { counts in
             switch request.operation {
             case .read: counts.reads += 1
@@ -140,7 +142,7 @@ final class TestBackend: @unchecked Sendable {
             return .okay
         }
         if request.segmentCount == 0 { return .okay }
-        if mischief == .keepsGrantMapped && served == mischiefAt {
+        if mischief == .keepsGrantMapped && executed == mischiefAt {
             kept = try grants.map([request.segments[0].reference], of: domain, writable: request.operation == .read)
         }
         if request.operation == .read { disk.transfer(request, memory) }
