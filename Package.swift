@@ -76,7 +76,14 @@ let package = Package(
         .target(name: "Blkfront", dependencies: ["Blkif", "Memory", "Xen", "XenLoopback"], swiftSettings: strict),
         .systemLibrary(name: "CNBDKit"),
         .target(
-            name: "NBDKitBlkfront", dependencies: ["Blkfront", "CNBDKit"], swiftSettings: strict),
+            name: "NBDKitBlkfront", dependencies: ["Blkfront", "CNBDKit", "Xen", "XenLoopback"],
+            exclude: ["plugin.map"], swiftSettings: strict,
+            linkerSettings: [
+                // nbdkit's functions stay undefined: the program that loads the plugin has them.
+                .unsafeFlags([
+                    "-Xlinker", "--version-script=\(Context.packageDirectory)/Sources/NBDKitBlkfront/plugin.map",
+                ])
+            ]),
 
         // Executables, thin.
         .executableTarget(
@@ -100,7 +107,10 @@ let package = Package(
             ], swiftSettings: strict),
         .executableTarget(
             name: "xbb-blkfront",
-            dependencies: ["Blkfront", .product(name: "ArgumentParser", package: "swift-argument-parser")],
+            dependencies: [
+                "Blkfront", "Blkif", "CLinux", "Xen", "XenLoopback",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
             swiftSettings: strict),
 
         // Benchmarks of the ring beside a bare C backend.
@@ -124,6 +134,8 @@ let package = Package(
         .target(name: "CBlkifOracle", path: "Tests/CBlkifOracle"),
         .testTarget(name: "BlkifTests", dependencies: ["Blkif", "Memory", "CBlkifOracle"]),
         .testTarget(name: "XenLoopbackTests", dependencies: ["XenLoopback", "Xen", "CXen", "CLinux"]),
+        .testTarget(
+            name: "BlkfrontTests", dependencies: ["Blkfront", "Blkif", "Memory", "Xen", "XenLoopback", "CLinux"]),
         .testTarget(name: "XenBusTests", dependencies: ["XenBus"]),
         .testTarget(name: "XBBHostTests", dependencies: ["XBBHost", "XenLoopback", "Blkfront"]),
         .target(

@@ -3,10 +3,14 @@
 #ifndef CXEN_SHIM_H
 #define CXEN_SHIM_H
 
-/* As in clinux.h: types of the C library must look the same to both modules. */
+/* As in clinux.h: types of the C library must look the same to both modules, and to Swift's glibc module. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <features.h>
+#define fds_bits __fds_bits
+#include <sys/select.h>
+#undef fds_bits
 #include <stdlib.h>
 #include <xenstore.h>
 #include <xengnttab.h>

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What the backend says of its disk, read as blkfront reads it.
+import CLinux
+import Glibc
 import Xen
 
 /// The keys of the backend that describe the disk and its features.
@@ -46,7 +48,8 @@ public struct BackendInfo: Sendable, Equatable {
     /// Reads the keys below `path`. "sectors", "info" and "sector-size" must be there, all others default to 0.
     init(path: String, store: any XenStore, largeSectors: Bool) throws(BlkfrontError) {
         sectors = try Self.required("\(path)/sectors", store)
-        info = try Self.required("\(path)/info", store)
+        let flags: UInt32 = try Self.required("\(path)/info", store)
+        info = Int(flags)
         let size: Int = try Self.required("\(path)/sector-size", store)
         guard size >= 512, size <= 1 << 20, size & (size - 1) == 0 else {
             throw .badKey(path: "\(path)/sector-size", value: String(size))
@@ -86,10 +89,13 @@ public struct BackendInfo: Sendable, Equatable {
     }
 
     /// A key as text, nil where there is none.
+    ///
+    /// XenStore says EACCES of a node that is gone when the domain may not read what is left above it.
     static func text(_ path: String, _ store: any XenStore) throws(BlkfrontError) -> String? {
         do {
             return try store.text(path)
         } catch {
+            if error.code == EACCES { return nil }
             throw .store(error)
         }
     }

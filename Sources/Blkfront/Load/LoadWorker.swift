@@ -114,7 +114,6 @@ struct LoadWorker: ~Copyable, Sendable {
         issuedBlocks = 0
         issuedCount = 0
         limitBlocks = onePass ? blocks : nil
-        var idleSince: UInt64 = 0
         while true {
             let now = clinux_monotonic_ns()
             if stop.isSet { return }
@@ -125,25 +124,25 @@ struct LoadWorker: ~Copyable, Sendable {
                 throw .device(error)
             }
             if freeOperationCount == plan.depth { return }
-            if try reap(&queue) {
-                idleSince = 0
-                continue
-            }
-            if try !waitForResponses(&queue) {
-                if idleSince == 0 { idleSince = now }
-                let idle = clinux_monotonic_ns() - idleSince
-                if idle > UInt64(plan.stallTimeout) * 1_000_000 {
-                    throw .device(.timeout("no answer to \(queue.inFlight) requests in \(plan.stallTimeout) ms"))
-                }
-            }
+            if try !reap(&queue) { try waitForEvent(&queue, stop: stop) }
         }
     }
 
-    /// True when there may be responses, false after a while without an event.
-    private func waitForResponses(_ queue: inout FrontQueue) throws(LoadFailure) -> Bool {
+    /// Sleeps until an event comes. Responses without an event are not looked at, as a guest would not.
+    private func waitForEvent(_ queue: inout FrontQueue, stop: LoadStop) throws(LoadFailure) {
+        for _ in 0..<plan.spins where queue.hasResponses { return }
+        if queue.finalCheck() { return }
+        let begin = clinux_monotonic_ns()
         do throws(BlkfrontError) {
-            for _ in 0..<plan.spins where queue.hasResponses { return true }
-            return try queue.wait(timeout: 100)
+            while try !queue.waitForEvent(timeout: 100) {
+                if stop.isSet { return }
+                if clinux_monotonic_ns() - begin > UInt64(plan.stallTimeout) * 1_000_000 {
+                    throw .timeout(
+                        queue.hasResponses
+                            ? "responses but no event in \(plan.stallTimeout) ms"
+                            : "no answer to \(queue.inFlight) requests in \(plan.stallTimeout) ms")
+                }
+            }
         } catch {
             throw .device(error)
         }

@@ -331,8 +331,13 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
     ///
     /// Returns at once when responses are there already.
     public mutating func wait(timeout: Int32 = -1) throws(BlkfrontError) -> Bool {
-        try health.check()
         if ring.finalCheck() { return true }
+        return try waitForEvent(timeout: timeout)
+    }
+
+    /// The same without a look at the ring: only an event counts.
+    public func waitForEvent(timeout: Int32 = -1) throws(BlkfrontError) -> Bool {
+        try health.check()
         return port.wait(milliseconds: timeout)
     }
 

@@ -62,14 +62,24 @@ extension QueueEngine {
             beginSubmission(list)
             return
         }
-        // All were tried.
+        // All were tried. Without any data to copy to the guest there is no copy whose end would finish the list.
         lists[position].isSplit = false
-        if lists[position].operation == .read {
+        if lists[position].operation == .read && hasSucceeded(list) {
             lists[position].phase = .copyOut
             copyOutLists.append(list)
         } else {
             finish(list)
         }
+    }
+
+    /// True if any request of the list did not fail.
+    private func hasSucceeded(_ list: Int32) -> Bool {
+        var index = lists[Int(list)].first
+        while index >= 0 {
+            if requests[Int(index)].status == .okay { return true }
+            index = requests[Int(index)].next
+        }
+        return false
     }
 
     /// The next request of the list: forwards for writes, backwards for reads; nil when all were tried.

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A frontend that does what no frontend should: for tests of what a backend survives.
+//
+// It owns nothing that a test cannot reach: the domain, the store, the device and its queues are the ordinary ones.
+public import Blkif
+import CLinux
+public import Memory
+public import Xen
+import XenLoopback
+
+/// Misuse of a device, step by step. Use from one thread, but for the ``RingFlipper``.
+public final class HostileFrontend {
+    /// The device that is misused; its steps can be mixed with those below.
+    public let device: FrontDevice
+    private var random: SplitMix64
+
+    /// A hostile owner of a device; `seed` decides all random choices.
+    public init(_ device: FrontDevice, seed: UInt64 = 1) {
+        self.device = device
+        random = SplitMix64(seed: seed)
+    }
+
+    private var domain: LoopbackDomain { device.domain }
+
+    // MARK: XenStore
+
+    /// Writes any bytes to a key of the frontend's directory.
+    public func write(_ key: String, _ value: [UInt8]) throws(XenError) {
+        try device.store.write("\(device.path)/\(key)", value, in: .none)
+    }
+
+    /// Writes any text to a key of the frontend's directory: `write("ring-page-order", "32")`.
+    public func write(_ key: String, _ value: String) throws(XenError) {
+        try write(key, [UInt8](value.utf8))
+    }
+
+    /// Removes a key of the frontend's directory.
+    public func remove(_ key: String) throws(XenError) {
+        try device.store.remove("\(device.path)/\(key)", in: .none)
+    }
+
+    /// Writes any state at any time.
+    public func writeState(_ state: Int) throws(XenError) {
+        try write("state", String(state))
+    }
+
+    /// Writes `count` random states, among them some that do not exist, with `pause` microseconds between them.
+    /// Returns what was written.
+    public func writeRandomStates(_ count: Int, pause: UInt32 = 0) throws(XenError) -> [String] {
+        let junk = ["", "0", "9", "-1", "4294967300", "Connected", "4 ", "\u{7f}", "99999999999999999999"]
+        var written: [String] = []
+        for _ in 0..<count {
+            let choice = Int(random.below(12))
+            let state = choice < 8 ? String(choice + 1) : junk[Int(random.below(UInt64(junk.count)))]
+            try write("state", state)
+            written.append(state)
+            if pause > 0 { usleep(pause) }
+        }
+        return written
+    }
+
+    /// Writes the keys of the device's rings as ``FrontDevice/publish()`` would, but for those in `changes`; nil
+    /// removes a key. The state is left alone.
+    public func publish(changing changes: [String: String?]) throws(XenError) {
+        let keys = device.keys().filter { changes[$0.key] == nil } + changes.map { ($0.key, $0.value) }
+        try device.store.transaction { transaction throws(XenError) in
+            for (key, value) in keys {
+                if let value {
+                    try device.store.write("\(device.path)/\(key)", value, in: transaction)
+                } else {
+                    try device.store.remove("\(device.path)/\(key)", in: transaction)
+                }
+            }
+        }
+    }
+
+    // MARK: Grants
+
+    /// A reference that grants nothing: entry 0 is never given out, and the last one hardly.
+    public func emptyReference() -> UInt32 { UInt32(domain.grantEntryCount - 1) }
+
+    /// References beyond the grant table.
+    public func absentReferences() -> [UInt32] {
+        [UInt32(domain.grantEntryCount), 1 << 24, 0x7fff_ffff, 0x8000_0000, .max]
+    }
+
+    /// A grant of a new frame, read-only or not. End it with `domain.endAccess`.
+    public func grant(readOnly: Bool = false, to other: DomainID? = nil) throws(XenError) -> UInt32 {
+        try domain.grantAccess(
+            to: other ?? device.backend, frame: domain.allocateFrames(1), readOnly: readOnly)
+    }
+
+    /// A reference that was granted and is not any more.
+    public func revokedReference() throws(XenError) -> UInt32 {
+        let reference = try grant()
+        _ = domain.endAccess(reference)
+        return reference
+    }
+
+    /// A grant whose frame number is behind the domain's memory.
+    public func referenceBeyondMemory() throws(XenError) -> UInt32 {
+        let reference = try grant()
+        domain.setEntry(reference, flags: 1, domain: device.backend, frame: UInt32(domain.pageCount))
+        return reference
+    }
+
+    // MARK: The ring
+
+    /// A slot of random bytes.
+    public func randomSlot() -> SlotBytes {
+        var slot = SlotBytes()
+        for offset in stride(from: 0, to: SlotBytes.byteCount, by: 8) { slot.store(random.next(), at: offset) }
+        return slot
+    }
+
+    /// A slot that is nearly right: a read or a write of the disk with one random byte changed.
+    public func nearlyRightSlot(layout: RingLayout, id: UInt64, sectors: UInt64, references: [UInt32]) -> SlotBytes {
+        let count = min(1 + Int(random.below(11)), references.count)
+        let segments = references.prefix(count).map { BlockSegment(reference: $0, firstSector: 0, lastSector: 7) }
+        var slot = RequestEncoder(layout: layout).slot(
+            operation: UInt8(random.below(2)), id: id, firstSector: random.below(max(sectors, 1)), segments: segments)
+        slot.store(UInt8(truncatingIfNeeded: random.next()), at: Int(random.below(UInt64(layout.slotSize))))
+        return slot
+    }
+
+    /// Fills the ring's pages, indices included, with random bytes.
+    public func junk(_ pages: SharedPages) {
+        for offset in stride(from: 0, to: pages.byteCount, by: 4) {
+            pages.store(UInt32(truncatingIfNeeded: random.next()), at: offset)
+        }
+    }
+
+    /// A thread that changes slots while the backend looks at them; see ``RingFlipper``.
+    public func flip(_ pages: SharedPages, layout: RingLayout) throws(BlkfrontError) -> RingFlipper {
+        try RingFlipper(pages, layout: layout, seed: random.next())
+    }
+}

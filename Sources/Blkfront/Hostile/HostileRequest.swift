@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Requests that a backend must refuse, each for one reason, with the answer that it owes.
+public import Blkif
+public import Memory
+
+/// A slot that breaks one rule of the protocol, and the status of the response to it.
+public struct HostileRequest: Sendable {
+    /// What is wrong, as a sentence for test reports.
+    public let name: String
+    /// The bytes for the ring. The id is the one that was asked for.
+    public let slot: SlotBytes
+    /// What the backend must answer.
+    public let expected: BlockStatus
+
+    /// Every rule broken once, for a disk of `disk`'s size and features. Segments that are not what is wrong use
+    /// `reference`, a grant that reads and writes.
+    ///
+    /// `id` is the id of every request; put one on the ring at a time, or give each its own.
+    public static func table(layout: RingLayout, disk: DiskLimits, id: UInt64, reference: UInt32) -> [HostileRequest] {
+        let encoder = RequestEncoder(layout: layout)
+        let end = disk.sectorCount
+        let page = BlockSegment(reference: reference, firstSector: 0, lastSector: 7)
+        var table: [HostileRequest] = []
+
+        func add(
+            _ name: String, _ operation: UInt8, sector: UInt64 = 0, segments: [BlockSegment]? = nil,
+            count: UInt8? = nil, expected: BlockStatus = .error
+        ) {
+            let slot = encoder.slot(
+                operation: operation, id: id, firstSector: sector, segments: segments ?? [page], segmentCount: count)
+            table.append(HostileRequest(name: name, slot: slot, expected: expected))
+        }
+
+        for operation: UInt8 in [4, 6, 7, 127, 128, 255] {
+            add("operation \(operation)", operation, expected: .notSupported)
+        }
+        for (word, operation) in [("read", UInt8(0)), ("write", UInt8(1))] {
+            add("\(word) without segments", operation, segments: [])
+            for count: UInt8 in [12, 13, 128, 255] { add("\(word) with \(count) segments", operation, count: count) }
+            for (first, last) in [(1, 0), (7, 6), (255, 0), (0, 8), (0, 255), (8, 8), (255, 255)] {
+                let segment = BlockSegment(
+                    reference: reference, firstSector: UInt8(first), lastSector: UInt8(last))
+                add("\(word) of sectors \(first) to \(last) of a page", operation, segments: [segment])
+                add("\(word) whose second segment is \(first) to \(last)", operation, segments: [page, segment])
+            }
+            for sector in [end, end &- 7, end &+ 1, 1 << 55, 1 << 62, 1 << 63, .max - 7, .max] where sector != 0 {
+                add("\(word) at sector \(sector)", operation, sector: sector)
+            }
+        }
+        if disk.readOnly {
+            add("write to a read-only disk", BlockOperation.write.rawValue)
+            if disk.offersBarrier { add("barrier to a read-only disk", BlockOperation.writeBarrier.rawValue) }
+        }
+        if !disk.offersBarrier {
+            add("barrier that was not offered", BlockOperation.writeBarrier.rawValue, expected: .notSupported)
+        }
+        if !disk.offersFlush {
+            add("flush that was not offered", BlockOperation.flush.rawValue, segments: [], expected: .notSupported)
+        }
+        return table + discards(encoder, disk, id)
+    }
+
+    private static func discards(_ encoder: RequestEncoder, _ disk: DiskLimits, _ id: UInt64) -> [HostileRequest] {
+        func discard(_ name: String, _ sector: UInt64, _ count: UInt64, _ expected: BlockStatus) -> HostileRequest {
+            HostileRequest(
+                name: name, slot: encoder.discard(id: id, firstSector: sector, sectorCount: count), expected: expected)
+        }
+        if !disk.offersDiscard { return [discard("discard that was not offered", 0, 8, .notSupported)] }
+        if disk.readOnly { return [discard("discard of a read-only disk", 0, 8, .error)] }
+        let end = disk.sectorCount
+        return [
+            discard("discard of no sectors", 0, 0, .error),
+            discard("discard behind the end", end, 1, .error),
+            discard("discard across the end", end &- 1, 2, .error),
+            discard("discard of everything and one", 0, end &+ 1, .error),
+            discard("discard whose end wraps to 0", .max, 1, .error),
+            discard("discard whose end wraps onto the disk", .max - 7, 16, .error),
+            discard("discard of 2^64 - 1 sectors", 1, .max, .error),
+            discard("discard of 2^63 sectors", 0, 1 << 63, .error),
+        ]
+    }
+}
