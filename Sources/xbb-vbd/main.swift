@@ -123,7 +123,7 @@ func serve<Platform: XenPlatform>(_ platform: Platform, _ options: VBDOptions) -
     unsafe sigaddset(&signals, SIGTERM)
     unsafe sigaddset(&signals, SIGINT)
     unsafe pthread_sigmask(SIG_BLOCK, &signals, nil)
-    unsafe signal(SIGPIPE, SIG_IGN)
+    signal(SIGPIPE, SIG_IGN)
     let descriptor = unsafe signalfd(-1, &signals, Int32(SFD_CLOEXEC) | Int32(SFD_NONBLOCK))
     do {
         let worker = try VBDWorker(platform: platform, options: options)
