@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// System calls on Unix stream sockets, none of which blocks.
+import CLinux
+import Glibc
+import Xen
+
+/// A socket, closed with its last reference.
+final class XenStoreSocket: Sendable {
+    let descriptor: Int32
+
+    private init(adopting descriptor: Int32) {
+        self.descriptor = descriptor
+    }
+
+    deinit {
+        close(descriptor)
+    }
+
+    /// What an attempt to move bytes came to.
+    enum Outcome {
+        case bytes(Int)
+        case wouldBlock
+        /// The other side is gone.
+        case ended
+    }
+
+    /// Listens at `path`, for the user alone. A socket that a dead server left there is replaced.
+    ///
+    /// Throws EADDRINUSE if somebody listens there or the path is no socket, ENAMETOOLONG, and what bind(2) says.
+    static func listening(at path: String) throws(XenError) -> XenStoreSocket {
+        let type = Int32(SOCK_STREAM.rawValue)
+        var descriptor = unsafe clinux_unix_listen(path, type, 128)
+        if descriptor < 0 && errno == EADDRINUSE {
+            guard isAbandoned(path) else { throw XenError(EADDRINUSE, "listen at \(path)") }
+            _ = unsafe unlink(path)
+            descriptor = unsafe clinux_unix_listen(path, type, 128)
+        }
+        guard descriptor >= 0 else { throw XenError(errno, "listen at \(path)") }
+        _ = unsafe chmod(path, 0o600)
+        return XenStoreSocket(adopting: descriptor)
+    }
+
+    /// The next client, nil if none waits. Throws EMFILE and the like.
+    func accept() throws(XenError) -> XenStoreSocket? {
+        while true {
+            let client = clinux_accept(descriptor)
+            if client >= 0 { return XenStoreSocket(adopting: client) }
+            switch errno {
+            case EINTR, ECONNABORTED: continue
+            case EAGAIN: return nil
+            default: throw XenError(errno, "accept XenStore client")
+            }
+        }
+    }
+
+    /// Reads what is there into `buffer`.
+    func receive(into buffer: inout [UInt8]) -> Outcome {
+        while true {
+            let count = unsafe buffer.withUnsafeMutableBytes { bytes in
+                unsafe recv(descriptor, bytes.baseAddress, bytes.count, 0)
+            }
+            if count > 0 { return .bytes(count) }
+            if count == 0 { return .ended }
+            if errno == EAGAIN { return .wouldBlock }
+            if errno != EINTR { return .ended }
+        }
+    }
+
+    /// Writes the first part of `bytes`, which are not none.
+    func send(_ bytes: [UInt8]) -> Outcome {
+        while true {
+            let count = unsafe bytes.withUnsafeBytes { bytes in
+                unsafe Glibc.send(descriptor, bytes.baseAddress, bytes.count, Int32(MSG_NOSIGNAL))
+            }
+            if count > 0 { return .bytes(count) }
+            if count < 0 && errno == EINTR { continue }
+            return count < 0 && errno == EAGAIN ? .wouldBlock : .ended
+        }
+    }
+
+    /// True if `path` is a socket at which nobody listens.
+    private static func isAbandoned(_ path: String) -> Bool {
+        var status = stat()
+        guard unsafe lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFSOCK else { return false }
+        let probe = unsafe clinux_unix_connect(path, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_NONBLOCK.rawValue))
+        if probe >= 0 {
+            close(probe)
+            return false
+        }
+        return errno == ECONNREFUSED
+    }
+}
