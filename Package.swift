@@ -9,6 +9,11 @@ let strict: [SwiftSetting] = [
     .enableUpcomingFeature("ExistentialAny"),
 ]
 
+/// Modules whose small functions stand on the hot path of others: they are inlined there like functions of their own.
+let inlined: [SwiftSetting] = strict + [
+    .unsafeFlags(["-cross-module-optimization"], .when(configuration: .release))
+]
+
 /// A plugin exports one symbol and leaves nothing undefined (plugin-abi rule 1).
 func onlyEntryPoint(_ map: String = "Plugins/plugin.map") -> [LinkerSetting] {
     [
@@ -52,14 +57,14 @@ let package = Package(
         // Unsafe memory behind a few small types with safe faces.
         .target(name: "CRing"),
         .target(name: "CLinux"),
-        .target(name: "Memory", dependencies: ["CRing", "CLinux"], swiftSettings: strict),
+        .target(name: "Memory", dependencies: ["CRing", "CLinux"], swiftSettings: inlined),
 
         // Pure: wire formats, ring arithmetic, validation, coalescing.
-        .target(name: "Blkif", dependencies: ["Memory"], swiftSettings: strict),
+        .target(name: "Blkif", dependencies: ["Memory"], swiftSettings: inlined),
 
         // The Xen seam and its real form.
         .systemLibrary(name: "CXen"),
-        .target(name: "Xen", dependencies: ["CXen", "CLinux", "Memory"], swiftSettings: strict),
+        .target(name: "Xen", dependencies: ["CXen", "CLinux", "Memory"], swiftSettings: inlined),
 
         // The same seam in shared memory, for machines without Xen.
         .target(name: "XenLoopback", dependencies: ["Xen", "CLinux", "Memory"], swiftSettings: strict),

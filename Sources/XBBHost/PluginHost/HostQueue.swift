@@ -73,8 +73,12 @@ final class CompletionPort: @unchecked Sendable {
         let stride = (contextSize + 63) & ~63
         unsafe contexts = .allocate(byteCount: max(stride * requestCount, 64), alignment: 64)
         unsafe contexts.initializeMemory(as: UInt8.self, repeating: 0, count: max(stride * requestCount, 64))
-        for index in 0..<requestCount where stride > 0 {
-            unsafe requests.address(of: index).pointee.req.ctx = contexts + index * stride
+        let vectorOffset = unsafe MemoryLayout<PluginRequest>.offset(of: \.iov) ?? 0
+        for index in 0..<requestCount {
+            let request = unsafe requests.address(of: index)
+            let vector = unsafe UnsafeRawPointer(request) + vectorOffset
+            unsafe request.pointee.req.iov = vector.assumingMemoryBound(to: iovec.self)
+            if stride > 0 { unsafe request.pointee.req.ctx = contexts + index * stride }
         }
     }
 
@@ -89,15 +93,6 @@ final class CompletionPort: @unchecked Sendable {
     func address(of index: Int32) -> UnsafeMutablePointer<PluginRequest> {
         unsafe requests.address(of: Int(index))
     }
-
-    /// The address of a request's one iovec.
-    @inline(__always)
-    func vector(of index: Int32) -> UnsafePointer<iovec> {
-        let raw = unsafe UnsafeRawPointer(requests.address(of: Int(index))) + Self.vectorOffset
-        return unsafe raw.assumingMemoryBound(to: iovec.self)
-    }
-
-    private static let vectorOffset = unsafe MemoryLayout<PluginRequest>.offset(of: \.iov) ?? 0
 
     /// Called by the plugin, on any thread.
     func complete(_ req: UnsafeMutablePointer<xbb_req>?, _ status: Int32) {

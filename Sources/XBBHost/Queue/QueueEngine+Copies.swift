@@ -25,15 +25,18 @@ extension QueueEngine {
         var index = lists[position].first
         while index >= 0 {
             let request = Int(index)
+            let data = start + Int(requests[request].bufferOffset)
             if requests[request].status == .okay {
-                var offset = start + Int(requests[request].bufferOffset)
-                for number in 0..<Int(requests[request].request.segmentCount) {
-                    let segment = requests[request].request.segments[number]
-                    let length = segment.sectorCount &* 512
-                    copies.append(
-                        reference: segment.reference, of: domain, offset: Int(segment.firstSector) &* 512,
-                        length: length, host: memory, hostOffset: offset, toGuest: toGuest)
-                    offset &+= length
+                requests.look(request) { [memory, domain] entry in
+                    var offset = data
+                    for number in 0..<Int(entry.request.segmentCount) {
+                        let segment = entry.request.segments[number]
+                        let length = segment.sectorCount &* 512
+                        copies.append(
+                            reference: segment.reference, of: domain, offset: Int(segment.firstSector) &* 512,
+                            length: length, host: memory, hostOffset: offset, toGuest: toGuest)
+                        offset &+= length
+                    }
                 }
             }
             index = requests[request].next

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // From the ring to reqlists.
 import Blkif
+import Memory
 
 extension QueueEngine {
     /// Takes what the frontend put on the ring and begins the reqlists that it makes; true if there was anything.
@@ -19,6 +20,7 @@ extension QueueEngine {
         if available == 0 { return false }
         rule.disabled = tuning.noCoalesce
         var taken = 0
+        var slot = SlotBytes()
         while taken < available, exclusive < 0, memoryWaiters.isEmpty {
             guard let index = freeRequests.pop() else {
                 stats.add(.request_shortages)
@@ -26,7 +28,7 @@ extension QueueEngine {
             }
             ring.take(into: &slot)
             taken += 1
-            accept(index)
+            accept(index, slot)
         }
         stats.add(.reqs_received, UInt64(taken))
         closeTail(forced: false)
@@ -35,19 +37,20 @@ extension QueueEngine {
 
     /// Parses the slot into a pending request and puts it into a reqlist.
     @inline(__always)
-    private mutating func accept(_ index: Int32) {
-        let position = Int(index)
-        let problem = requests[position].request.parse(slot, layout: ring.layout, disk: disk)
-        requests[position].received = now
-        requests[position].status = .okay
-        requests[position].next = -1
-        requests[position].bufferOffset = 0
+    private mutating func accept(_ index: Int32, _ slot: SlotBytes) {
+        let problem = requests.update(Int(index)) { [disk, now, layout = ring.layout] entry in
+            entry.received = now
+            entry.status = .okay
+            entry.next = -1
+            entry.bufferOffset = 0
+            return entry.request.parse(slot, layout: layout, disk: disk)
+        }
         if let problem {
             reject(index, problem)
             return
         }
         if tail >= 0 {
-            if rule.allows(lists[Int(tail)], requests[position].request) {
+            if continuesTail(index) {
                 append(index, to: tail)
                 stats.add(.requests_merged)
                 return
@@ -76,32 +79,62 @@ extension QueueEngine {
             respond(index)
             return
         }
-        let request = requests[Int(index)].request
-        var fresh = Reqlist()
-        fresh.operation = request.operation
-        fresh.phase = .collecting
-        fresh.secure = request.secure
-        fresh.durable = request.operation == .writeBarrier
-        fresh.firstSector = request.firstSector
-        fresh.first = index
-        fresh.last = index
-        fresh.requestCount = 1
-        fresh.segmentCount = Int32(request.segmentCount)
-        fresh.sectorCount = request.sectorCount
-        lists[Int(list)] = fresh
+        let (operation, secure, first, sectors, segments) = requests.look(Int(index)) { entry in
+            (
+                entry.request.operation, entry.request.secure, entry.request.firstSector, entry.request.sectorCount,
+                entry.request.segmentCount
+            )
+        }
+        lists.update(Int(list)) { fresh in
+            fresh.operation = operation
+            fresh.phase = .collecting
+            fresh.secure = secure
+            fresh.durable = operation == .writeBarrier
+            fresh.isSplit = false
+            fresh.firstSector = first
+            fresh.sectorCount = sectors
+            fresh.first = index
+            fresh.last = index
+            fresh.requestCount = 1
+            fresh.segmentCount = Int32(segments)
+            fresh.bufferPages = 0
+            fresh.headBytes = 0
+            fresh.outstanding = 0
+            fresh.failure = 0
+        }
         tail = list
         listsInFlight += 1
     }
 
     @inline(__always)
     private mutating func append(_ index: Int32, to list: Int32) {
-        let position = Int(list)
-        requests[Int(index)].bufferOffset = Int32(truncatingIfNeeded: lists[position].sectorCount &* 512)
-        requests[Int(lists[position].last)].next = index
-        lists[position].last = index
-        lists[position].requestCount += 1
-        lists[position].segmentCount += Int32(requests[Int(index)].request.segmentCount)
-        lists[position].sectorCount &+= requests[Int(index)].request.sectorCount
+        let offset = lists[Int(list)].sectorCount &* 512
+        let (segments, sectors) = requests.update(Int(index)) { entry in
+            entry.bufferOffset = Int32(truncatingIfNeeded: offset)
+            return (entry.request.segmentCount, entry.request.sectorCount)
+        }
+        let last = lists.update(Int(list)) { grown in
+            defer { grown.last = index }
+            grown.requestCount &+= 1
+            grown.segmentCount &+= Int32(segments)
+            grown.sectorCount &+= sectors
+            return grown.last
+        }
+        requests[Int(last)].next = index
+    }
+
+    /// True if the request belongs into the tail list.
+    @inline(__always)
+    private func continuesTail(_ index: Int32) -> Bool {
+        requests.look(Int(index)) { [rule] entry in
+            let (operation, first, sectors, segments) = (
+                entry.request.operation, entry.request.firstSector, entry.request.sectorCount,
+                entry.request.segmentCount
+            )
+            return lists.look(Int(tail)) {
+                rule.allows($0, operation: operation, first: first, sectors: sectors, segments: segments)
+            }
+        }
     }
 
     /// Sends the list that requests were being added to.

@@ -15,20 +15,22 @@ extension QueueEngine {
     /// Takes memory for the list's data; false if none is free now.
     @inline(__always)
     mutating func allocate(_ list: Int32) -> Bool {
-        let position = Int(list)
-        if lists[position].sectorCount == 0 || lists[position].operation == .discard { return true }
+        let (operation, firstSector, sectors) = lists.look(Int(list)) { ($0.operation, $0.firstSector, $0.sectorCount) }
+        if sectors == 0 || operation == .discard { return true }
         // Whole blocks of the disk around the data: the head says how far into the first block it begins.
         let block = UInt64(device.logicalBlock)
-        let first = lists[position].firstSector &* 512
+        let first = firstSector &* 512
         let head = first & (block - 1)
-        let bytes = (head &+ lists[position].sectorCount &* 512 &+ block &- 1) & ~(block - 1)
+        let bytes = (head &+ sectors &* 512 &+ block &- 1) & ~(block - 1)
         let pages = Int(truncatingIfNeeded: (bytes &+ 4095) >> 12)
         guard let page = buffers.allocate(pages) else { return false }
-        lists[position].bufferPage = Int32(truncatingIfNeeded: page)
-        lists[position].bufferPages = Int32(truncatingIfNeeded: pages)
-        lists[position].headBytes = Int32(truncatingIfNeeded: head)
-        lists[position].offset = first &- head
-        lists[position].length = bytes
+        lists.update(Int(list)) { waiting in
+            waiting.bufferPage = Int32(truncatingIfNeeded: page)
+            waiting.bufferPages = Int32(truncatingIfNeeded: pages)
+            waiting.headBytes = Int32(truncatingIfNeeded: head)
+            waiting.offset = first &- head
+            waiting.length = bytes
+        }
         return true
     }
 
@@ -167,18 +169,16 @@ extension QueueEngine {
     /// In this order, so that the resources of a request are free before the frontend can see its response.
     @inline(__always)
     mutating func finish(_ list: Int32) {
-        let position = Int(list)
-        if lists[position].bufferPages > 0 {
-            buffers.release(Int(lists[position].bufferPage), Int(lists[position].bufferPages))
-            lists[position].bufferPages = 0
+        var (index, page, pages) = lists.update(Int(list)) { done in
+            done.phase = .free
+            return (done.first, done.bufferPage, done.bufferPages)
         }
-        var index = lists[position].first
+        if pages > 0 { buffers.release(Int(page), Int(pages)) }
         while index >= 0 {
             let next = requests[Int(index)].next
             respond(index)
             index = next
         }
-        lists[position].phase = .free
         freeLists.push(list)
         listsInFlight -= 1
         if exclusive == list { exclusive = -1 }
@@ -189,14 +189,16 @@ extension QueueEngine {
     /// Writes the response of a request and gives the request back.
     @inline(__always)
     mutating func respond(_ index: Int32) {
-        let position = Int(index)
-        let status = requests[position].status
-        ring.respond(
-            id: requests[position].request.id, wireOperation: requests[position].request.wireOperation, status: status)
-        stats.add(.reqs_queued_for_completion)
+        let (id, wireOperation, operation, status, sectors, received) = requests.look(Int(index)) { entry in
+            (
+                entry.request.id, entry.request.wireOperation, entry.request.operation, entry.status,
+                entry.request.sectorCount, entry.received
+            )
+        }
+        ring.respond(id: id, wireOperation: wireOperation, status: status)
         unpublished &+= 1
         if status == .okay {
-            count(position)
+            count(operation, sectors, elapsed: now &- received)
         } else {
             stats.add(.reqs_completed_with_error)
         }
@@ -204,10 +206,8 @@ extension QueueEngine {
     }
 
     @inline(__always)
-    private mutating func count(_ position: Int) {
-        let elapsed = now &- requests[position].received
-        let sectors = requests[position].request.sectorCount
-        switch requests[position].request.operation {
+    private func count(_ operation: BlockOperation, _ sectors: UInt64, elapsed: UInt64) {
+        switch operation {
         case .read:
             stats.add(.read_requests)
             stats.add(.read_sectors, sectors)

@@ -30,19 +30,20 @@ extension QueueEngine {
         }
         let (op, flags, limit) = pluginOperation(list)
         let hasData = op == UInt8(XBB_OP_READ) || op == UInt8(XBB_OP_WRITE)
-        let start = bufferStart(list)
-        while lists[position].progress < lists[position].length {
+        var (done, end, offset, page) = lists.look(position) { ($0.progress, $0.length, $0.offset, $0.bufferPage) }
+        let start = Int(page) * BufferPool.pageSize
+        while done < end {
             guard let sub = freeSubs.pop() else {
                 subWaiters.append(list)
-                return
+                break
             }
-            let done = lists[position].progress
-            let length = min(lists[position].length - done, limit)
+            let length = min(end - done, limit)
             fill(
-                sub, list, op: op, flags: flags, offset: lists[position].offset &+ done, length: length,
+                sub, list, op: op, flags: flags, offset: offset &+ done, length: length,
                 buffer: hasData ? start + Int(truncatingIfNeeded: done) : -1)
-            lists[position].progress = done &+ length
+            done = done &+ length
         }
+        lists[position].progress = done
     }
 
     /// Operation, flags and largest length for what the list's phase asks of the plugin.
@@ -75,12 +76,10 @@ extension QueueEngine {
         unsafe request.pointee.req.flags = flags
         unsafe request.pointee.req.op = op
         if buffer >= 0 {
-            unsafe request.pointee.iov.iov_base = memory.address(at: buffer, count: Int(length))
-            unsafe request.pointee.iov.iov_len = Int(length)
-            unsafe request.pointee.req.iov = port.vector(of: sub)
+            unsafe request.pointee.iov.iov_base = memory.address(at: buffer, count: Int(truncatingIfNeeded: length))
+            unsafe request.pointee.iov.iov_len = Int(truncatingIfNeeded: length)
             unsafe request.pointee.req.iovcnt = 1
         } else {
-            unsafe request.pointee.req.iov = nil
             unsafe request.pointee.req.iovcnt = 0
         }
         lists[Int(list)].outstanding += 1
@@ -96,6 +95,8 @@ extension QueueEngine {
         let count = port.localCount
         if count == 0 { return false }
         for position in 0..<count { absorb(port.completed(at: position)) }
+        pluginInFlight -= count
+        stats.add(.plugin_requests, UInt64(count))
         port.removeCompleted(count)
         while !subWaiters.isEmpty, freeSubs.count > 0, let list = subWaiters.popFirst() { pump(list) }
         return true
@@ -107,8 +108,6 @@ extension QueueEngine {
         let status = unsafe request.pointee.status
         let list = unsafe request.pointee.list
         unsafe request.pointee.state = PluginRequestState.host
-        pluginInFlight -= 1
-        stats.add(.plugin_requests)
         freeSubs.push(sub)
         complete(list, status)
     }
@@ -116,20 +115,20 @@ extension QueueEngine {
     /// One part of a list's phase ended with `status`.
     @inline(__always)
     private mutating func complete(_ list: Int32, _ status: Int32) {
-        let position = Int(list)
-        lists[position].outstanding -= 1
-        if status != 0 {
-            stats.add(.plugin_errors)
-            if lists[position].failure == 0 { lists[position].failure = status }
+        if status != 0 { stats.add(.plugin_errors) }
+        let isOver = lists.update(Int(list)) { part in
+            part.outstanding &-= 1
+            if status != 0 && part.failure == 0 { part.failure = status }
+            return part.outstanding == 0
         }
-        if lists[position].outstanding == 0 && isHandedOver(list) { phaseCompleted(list) }
+        if isOver && isHandedOver(list) { phaseCompleted(list) }
     }
 
     @inline(__always)
     private func isHandedOver(_ list: Int32) -> Bool {
-        let phase = lists[Int(list)].phase
-        return phase == .flushBefore || phase == .flushAfter
-            || lists[Int(list)].progress >= lists[Int(list)].length
+        lists.look(Int(list)) { part in
+            part.progress >= part.length || part.phase == .flushBefore || part.phase == .flushAfter
+        }
     }
 
     /// Fails a request that the plugin would not take.

@@ -56,7 +56,6 @@ struct QueueEngine: ~Copyable {
     var freeLists: IndexStack
     var buffers: BufferPool
     var freeSubs: IndexStack
-    var slot = SlotBytes()
 
     // Where lists wait.
     var memoryWaiters: IndexQueue

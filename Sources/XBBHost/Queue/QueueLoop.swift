@@ -115,6 +115,7 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
 
     private mutating func publish() {
         if engine.unpublished == 0 { return }
+        engine.stats.add(.reqs_queued_for_completion, engine.unpublished)
         engine.stats.add(.reqs_completed, engine.unpublished)
         engine.unpublished = 0
         guard engine.ring.publish() else { return }

@@ -90,13 +90,16 @@ struct CoalescingRule: Equatable, BitwiseCopyable {
     /// `no_coalesce_reqs`: every request alone.
     var disabled = false
 
-    /// True if `request` continues `list`.
+    /// True if a request continues `list`.
     @inline(__always)
-    func allows(_ list: Reqlist, _ request: BlockRequest) -> Bool {
-        if disabled || request.operation != list.operation { return false }
-        if request.operation != .read && request.operation != .write { return false }
-        return request.firstSector == list.firstSector &+ list.sectorCount
-            && list.segmentCount + Int32(request.segmentCount) <= maxSegments
-            && (list.sectorCount &+ request.sectorCount) &* 512 <= maxBytes
+    func allows(
+        _ list: borrowing Reqlist, operation: BlockOperation, first: UInt64, sectors: UInt64, segments: UInt8
+    ) -> Bool {
+        if disabled { return false }
+        if operation != list.operation { return false }
+        if operation != .read && operation != .write { return false }
+        if first != list.firstSector &+ list.sectorCount { return false }
+        if list.segmentCount &+ Int32(segments) > maxSegments { return false }
+        return (list.sectorCount &+ sectors) &* 512 <= maxBytes
     }
 }
