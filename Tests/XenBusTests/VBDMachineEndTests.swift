@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The transition table, second part, the ways out: what is done for each event, told as scripts of events and the actions that answer them.
+// The transition table, second part, the ways out: what is done for each event, as scripts of events and their actions.
 
 import Testing
 
