@@ -110,6 +110,16 @@ import XenBus
         #expect(throws: NegotiationError(.missing, key: key)) { try BackendNode(read: reader(node)) }
     }
 
+    @Test func onlyAZeroIsAWishToDetach() throws {
+        for (text, isOnline) in ["0": false, "00": false, "1": true, "2": true, "01": true] {
+            #expect(BackendNode.isOnline(reading: Array(text.utf8)) == isOnline)
+            let node = try BackendNode(read: reader(Self.libxlPhy.merging(["online": text]) { $1 }))
+            #expect(node.isOnline == isOnline)
+        }
+        #expect(BackendNode.isOnline(reading: nil))
+        for value in hostileValues { #expect(BackendNode.isOnline(reading: value)) }
+    }
+
     @Test func emptyDriveIsAnErrorOfItsOwn() {
         #expect(throws: NegotiationError(.noImage, key: "physical-device-path", value: [])) {
             try Self.request(["physical-device-path": ""])
