@@ -73,7 +73,8 @@ public struct BackendNode: Equatable, Sendable {
         frontendID = UInt16(domain)
         frontendPath = try Self.frontendPath(node, domain: domain)
         state = XenbusState.reading(node.value(BackendKey.state))
-        isOnline = try node.flag(BackendKey.online, default: true)
+        _ = try node.flag(BackendKey.online, default: true)
+        isOnline = Self.isOnline(reading: node.value(BackendKey.online))
         deviceType = try node.text(BackendKey.deviceType) == "cdrom" ? .cdrom : .disk
         isRemovable = try node.flag(BackendKey.removable, default: false)
         isDirectIOSafe = try node.flag(BackendKey.directIOSafe, default: false)
@@ -96,6 +97,12 @@ public struct BackendNode: Equatable, Sendable {
         }
         hotplugStatus = try node.text(BackendKey.hotplugStatus)
         publishedSectorCount = try node.number(BackendKey.sectors, maximum: .max)
+    }
+
+    /// What an `online` key says, for updates and for nodes that break another rule: only a zero is a wish to detach.
+    public static func isOnline(reading bytes: [UInt8]?) -> Bool {
+        guard let bytes, !bytes.isEmpty else { return true }
+        return !bytes.allSatisfy { $0 == UInt8(ascii: "0") }
     }
 
     /// The storage to open, or nil while it is not known yet. Throws where a key breaks a rule or `mode` is missing.

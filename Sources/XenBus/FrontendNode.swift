@@ -96,7 +96,7 @@ public struct FrontendNode: Equatable, Sendable {
 
     /// Reads the node; `read` gives the value of a key below it or nil. Throws the first broken rule.
     ///
-    /// At most 6 keys and, for every queue, one and the pages of a ring plus one are asked for.
+    /// At most 7 keys and, for every queue, the pages of a ring and three more are asked for.
     public init(limits: FrontendLimits, read: (_ key: String) -> [UInt8]?) throws(NegotiationError) {
         self = try withoutActuallyEscaping(read) { (read) throws(NegotiationError) -> FrontendNode in
             try FrontendNode(limits: limits, NodeReader(value: read))

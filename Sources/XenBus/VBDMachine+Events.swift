@@ -69,9 +69,8 @@ extension VBDMachine {
         case .connected: disconnect(&actions)
         default: break
         }
+        if isFrontendLeaving, case .failed(let request) = storage { storage = .configured(request) }
         switch state {
-        case .closing?, .closed?, nil:
-            if case .failed(let request) = storage { storage = .configured(request) }
         case .unknown?, .reconfiguring?, .reconfigured?:
             report("state of the frontend is \(state?.text ?? ""), or none at all: expected 1, 3, 4, 5 or 6")
         default: break
@@ -94,16 +93,17 @@ extension VBDMachine {
             hotplugStatus = .connected
         case (.deviceOpenFailed(let text), .opening(let request)):
             rest(&actions)
-            if storage == .configured(request) { storage = .failed(request) }
+            failStorage(request)
             reportStorage(text)
         case (.deviceClosed, .closing):
             rest(&actions)
         case (.deviceResized(let sectorCount), _):
             changeDevice { $0.facts.sectorCount = sectorCount }
         case (.deviceLost(let text), _):
-            guard let device = heldDevice, storage != .failed(device.request) else { return }
-            if storage == .configured(device.request) { storage = .failed(device.request) }
-            if run == .open { run = .ending }
+            guard let device = heldDevice, !device.isLost else { return }
+            changeDevice { $0.isLost = true }
+            failStorage(device.request)
+            if run == .open, isFrontendReady { run = .ending }
             report(text)
         default: break
         }
@@ -132,6 +132,11 @@ extension VBDMachine {
     private mutating func lose(_ reason: ExitReason) {
         if case .lost = node { return }
         node = .lost(reason)
+    }
+
+    /// Not tried again for the frontend's present run; the next one may be luckier.
+    private mutating func failStorage(_ request: DeviceRequest) {
+        if storage == .configured(request), !isFrontendLeaving { storage = .failed(request) }
     }
 
     /// Nothing is held any more; a guest must not make the storage be opened again as fast as it can.

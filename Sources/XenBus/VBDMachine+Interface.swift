@@ -69,7 +69,7 @@ extension VBDMachine {
     public enum Event: Equatable, Sendable {
         /// The backend's node: `state` as `XenbusState.reading` has it, nil when the node is gone, and `online`. Read
         /// them when the event is handed over, in one transaction, and never before the actions of earlier events were
-        /// carried out. Also the answer to an update that found another state.
+        /// carried out. Also the answer to an update that found something else.
         case backendChanged(state: XenbusState?, isOnline: Bool)
         /// The frontend's `state`, nil when it or the whole path is gone.
         case frontendChanged(XenbusState?)
@@ -127,7 +127,7 @@ extension VBDMachine {
 
     /// What to do, in order. Every action but `startQueues` and `exit` has exactly one answer.
     public enum Action: Equatable, Sendable {
-        /// Change the backend's node. Answer: `updateDone`, `backendChanged` where another state was found,
+        /// Change the backend's node. Answer: `updateDone`, `backendChanged` where something else was found,
         /// `storeFailed`.
         case update(StoreUpdate)
         /// Open the storage. Answer: `deviceOpened`, `deviceOpenFailed`.

@@ -26,6 +26,9 @@ extension VBDMachine {
         }
     }
 
+    /// The frontend is in 5 or 6 or deleted.
+    var isFrontendLeaving: Bool { phase == .closing || phase == .closed }
+
     /// The frontend is in 3 or 4.
     var isFrontendReady: Bool { phase == .ready }
 
@@ -142,9 +145,9 @@ extension VBDMachine {
 
     /// In `ready`: the storage stays open.
     private func keeps(_ device: Device) -> Bool {
-        guard !isLost, storage == .configured(device.request) else { return false }
+        guard !isLost, run != .cut, !device.isLost, storage == .configured(device.request) else { return false }
         return switch phase {
-        case .ready: run == .inherited || (run != .cut && !isDetaching)
+        case .ready: run == .inherited || !isDetaching
         case .preparing: run == .open && !isDetaching
         case .closing, .senseless: !isDetaching
         case .closed: !isDetaching && configuration.storageRelease == .withDevice
@@ -191,7 +194,9 @@ extension VBDMachine {
         }
         guard newState != nil || !entries.isEmpty || pendingError != nil else { return }
         actions.append(
-            .update(StoreUpdate(replacing: state, entries: entries, error: pendingError, state: newState)))
+            .update(
+                StoreUpdate(
+                    replacing: state, isOnline: isOnline, entries: entries, error: pendingError, state: newState)))
         pendingEntries = []
         pendingError = nil
         node = .updating(state, to: wanted)
@@ -231,8 +236,10 @@ extension VBDMachine {
         }
     }
 
-    /// 5 until nothing is held, then 6; a 6 that the toolstack wrote stays.
+    /// 5 until nothing is held, then 6; a 6 that the toolstack wrote stays. Rings that an earlier process left with
+    /// requests in them are served first.
     private func farewell(from state: XenbusState) -> XenbusState {
-        holdsNothing || state == .closed ? .closed : .closing
+        let owesService = run == .inherited && !isStorageBroken
+        return holdsNothing && !owesService || state == .closed ? .closed : .closing
     }
 }

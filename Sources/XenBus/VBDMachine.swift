@@ -42,6 +42,8 @@ public struct VBDMachine: Sendable {
         public let request: DeviceRequest
         /// What it is.
         public var facts: DeviceFacts
+        /// It died while it was open: good for nothing but to be closed.
+        public var isLost = false
     }
 
     /// What is held, and which answer is awaited.

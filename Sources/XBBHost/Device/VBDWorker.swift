@@ -338,9 +338,10 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
                     guard error.isNotFound else { throw error }
                     state = nil
                 }
-                guard state == update.replacing else {
-                    let online = try store.text("\(path)/\(BackendKey.online)", in: transaction) ?? "1"
-                    return .backendChanged(state: state, isOnline: online != "0")
+                let online = try store.text("\(path)/\(BackendKey.online)", in: transaction)
+                let isOnline = BackendNode.isOnline(reading: online.map { Array($0.utf8) })
+                guard state == update.replacing, isOnline == update.isOnline else {
+                    return .backendChanged(state: state, isOnline: isOnline)
                 }
                 for entry in update.entries {
                     switch entry {

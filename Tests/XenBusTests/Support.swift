@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What several test files need: nodes as dictionaries, small random numbers, short names for machines and traces.
+
+import XenBus
+
+/// A node as text; hostile bytes go in through `bytes`.
+typealias Node = [String: String]
+
+func reader(_ node: Node) -> (String) -> [UInt8]? {
+    { node[$0].map { [UInt8]($0.utf8) } }
+}
+
+/// SplitMix64.
+struct SeededGenerator: RandomNumberGenerator {
+    var state: UInt64
+
+    init(seed: UInt64) {
+        state = seed
+    }
+
+    mutating func next() -> UInt64 {
+        state &+= 0x9e37_79b9_7f4a_7c15
+        var z = state
+        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
+        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
+        return z ^ (z >> 31)
+    }
+
+    mutating func pick<T>(_ choices: [T]) -> T {
+        choices[Int(next() % UInt64(choices.count))]
+    }
+
+    mutating func chance(_ percent: UInt64) -> Bool { next() % 100 < percent }
+}
+
+/// Values that no reader may trust, crash on or take for a number.
+let hostileValues: [[UInt8]] = [
+    [], Array("-1".utf8), Array("+1".utf8), Array(" 1".utf8), Array("1 ".utf8), Array("1\n".utf8), Array("1\0".utf8),
+    Array("0x10".utf8), Array("1e3".utf8), Array("1.0".utf8), Array("4294967296".utf8),
+    Array("18446744073709551615".utf8), Array("18446744073709551616".utf8), Array("99999999999999999999".utf8),
+    Array(repeating: UInt8(ascii: "9"), count: 4096), Array(repeating: 0, count: 4096),
+    Array(repeating: 0xff, count: 1 << 14), [0xc3, 0x28], Array("١٢٣".utf8), Array("%s%n".utf8),
+    Array("\u{1b}[2J".utf8),
+]
+
+let goodRequest = DeviceRequest(image: ImageLocation(path: "/dev/vg/disk", format: .raw), isReadOnly: false)
+let goodFacts = DeviceFacts(sectorCount: 2048)
+
+extension VBDMachine.Action {
+    /// One word or two, for tables.
+    var brief: String {
+        switch self {
+        case .update(let update):
+            if let state = update.state {
+                "\(update.replacing.rawValue)>\(state.rawValue)" + (update.error == nil ? "" : " error")
+            } else {
+                update.error == nil ? "keys" : "error"
+            }
+        case .openDevice: "open"
+        case .closeDevice: "close"
+        case .connectRings(.fresh): "connect"
+        case .connectRings(.inherited): "resume"
+        case .startQueues: "start"
+        case .disconnectRings: "disconnect"
+        case .startTimer: "timer"
+        case .exit(let reason): "exit \(reason)"
+        }
+    }
+}
