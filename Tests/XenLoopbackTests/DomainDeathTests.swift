@@ -98,7 +98,8 @@ import XenLoopback
         let references = try (0..<128).map { try guest.grantAccess(to: 0, frame: first + $0, readOnly: false) }
         for _ in 0..<3 {
             let lowest = references[0]
-            await #expect(processExitsWith: .signal(SIGKILL)) { [directory = directory as String, id = id as DomainID, lowest = lowest as UInt32] in
+            await #expect(processExitsWith: .signal(SIGKILL)) {
+                [directory = directory as String, id = id as DomainID, lowest = lowest as UInt32] in
                 let table = try LoopbackPlatform(directory: directory).openGrants()
                 let host = try hostMemory(pages: 1)
                 let copies = (0..<128).map { Copy(reference: lowest + $0, domain: id, toGuest: true) }
