@@ -169,6 +169,12 @@ final class Hypervisor {
         hooks.destroyed(domain.id)
     }
 
+    /// Destroys all domains, so that whoever maps their tables sees it.
+    func shutDown() {
+        for domain in domains.values { domain.isAlive = false }
+        domains = [:]
+    }
+
     /// Releases all that a closed connection held.
     func release(_ client: HypervisorClient) {
         if let domain = client.domain {

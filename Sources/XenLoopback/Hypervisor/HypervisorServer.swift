@@ -109,6 +109,7 @@ private final class ServerLoop {
                 let descriptor = unsafe events[index].data.fd
                 if descriptor == stopEvent.raw {
                     for connection in connections.values { hypervisor.release(connection.client) }
+                    hypervisor.shutDown()
                     return
                 }
                 if descriptor == listener.raw { accept() } else { serve(descriptor) }
