@@ -27,9 +27,11 @@ import XenLoopback
         defer { posix_spawn_file_actions_destroy(&actions) }
         posix_spawn_file_actions_adddup2(&actions, ends[1], 1)
         posix_spawn_file_actions_adddup2(&actions, ends[1], 2)
-        var arguments: [UnsafeMutablePointer<CChar>?] = ["/bin/sh", "-c", command].map { (text: String) in strdup(text) } + [nil]
+        var arguments: [UnsafeMutablePointer<CChar>?] =
+            ["/bin/sh", "-c", command].map { (text: String) in strdup(text) } + [nil]
         var environment: [UnsafeMutablePointer<CChar>?] =
-            ["PROGRAM=\(Self.program)", "DIR=\(directory)", "PATH=/usr/bin:/bin"].map { (text: String) in strdup(text) } + [nil]
+            ["PROGRAM=\(Self.program)", "DIR=\(directory)", "PATH=/usr/bin:/bin"].map { (text: String) in strdup(text) }
+            + [nil]
         defer { for string in arguments + environment { free(string) } }
         var pid: pid_t = 0
         try #require(posix_spawn(&pid, "/bin/sh", &actions, nil, &arguments, &environment) == 0)
