@@ -138,7 +138,8 @@ let package = Package(
         // Tests; C oracles are compiled from Xen's own headers.
         .target(name: "CBlkifOracle", path: "Tests/CBlkifOracle"),
         .testTarget(name: "BlkifTests", dependencies: ["Blkif", "Memory", "CBlkifOracle"]),
-        .testTarget(name: "XenLoopbackTests", dependencies: ["XenLoopback", "Xen", "CXen", "CLinux"]),
+        .testTarget(
+            name: "XenLoopbackTests", dependencies: ["XenLoopback", "Xen", "CXen", "CLinux", "xbb-loopback"]),
         .testTarget(
             name: "BlkfrontTests", dependencies: ["Blkfront", "Blkif", "Memory", "Xen", "XenLoopback", "CLinux"]),
         .testTarget(name: "XenBusTests", dependencies: ["XenBus"]),

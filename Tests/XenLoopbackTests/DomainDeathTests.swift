@@ -98,7 +98,8 @@ import XenLoopback
         let references = try (0..<128).map { try guest.grantAccess(to: 0, frame: first + $0, readOnly: false) }
         for _ in 0..<3 {
             let lowest = references[0]
-            await #expect(processExitsWith: .signal(SIGKILL)) { [directory = directory as String, id = id as DomainID, lowest = lowest as UInt32] in
+            await #expect(processExitsWith: .signal(SIGKILL)) {
+                [directory = directory as String, id = id as DomainID, lowest = lowest as UInt32] in
                 let table = try LoopbackPlatform(directory: directory).openGrants()
                 let host = try hostMemory(pages: 1)
                 let copies = (0..<128).map { Copy(reference: lowest + $0, domain: id, toGuest: true) }
@@ -139,13 +140,13 @@ import XenLoopback
             precondition(reference == 8 && port.number == 1)
             kill(getpid(), SIGKILL)
         }
-        try lab.eventually(9) { $0?.hasFrontend == false }
-        #expect(try lab.report(9)?.unboundPorts == 0)
+        try lab.eventually(9) { $0?.frontends == 0 }
+        let report = try #require(try lab.report(9))
+        #expect(report.unboundPorts == 0 && report.grantedReferences == 0)
         let guest = try LoopbackDomain(joining: 9, directory: directory)
+        #expect(guest.grantedReferences == [])
+        #expect(try guest.allocateFrames(4) == 0)
         #expect(guest.read(frame: 2, count: 3) == [1, 2, 3])
-        #expect(guest.grantedReferences == [8])
-        #expect(try guest.grantAccess(to: 0, frame: 0, readOnly: false) == 9)
-        #expect(guest.endAccess(8))
         #expect(try guest.grantAccess(to: 0, frame: 0, readOnly: false) == 8)
         try guest.destroy()
     }

@@ -30,7 +30,7 @@ import XenLoopback
         let report = try #require(try control.domain(1))
         #expect(report.pages == 100)
         #expect(report.grantEntries == 1000)
-        #expect(report.isAlive && !report.hasFrontend && !report.isDestroyedOnExit)
+        #expect(report.isAlive && report.frontends == 0 && !report.isDestroyedOnExit)
         try control.destroyDomain(7)
         #expect(code { try control.destroyDomain(7) } == ESRCH)
         #expect(code { try control.destroyDomain(0) } == EPERM)
@@ -40,18 +40,61 @@ import XenLoopback
         #expect(try control.createDomain(7) == 7)
     }
 
-    @Test func aDomainHasOneFrontend() throws {
+    @Test func frontendsOfADomainShareNothing() throws {
         let lab = try Lab()
-        let guest = try lab.guest(destroyOnExit: false)
-        #expect(code { _ = try LoopbackDomain(joining: guest.id, directory: lab.directory) } == EBUSY)
+        let id = try LoopbackControl(directory: lab.directory).createDomain(pages: 16, grantEntries: 1000)
         #expect(code { _ = try LoopbackDomain(joining: 99, directory: lab.directory) } == ESRCH)
         #expect(code { _ = try LoopbackDomain(joining: 0, directory: lab.directory) } == EPERM)
-        let report = try #require(try lab.report(guest.id))
-        #expect(report.hasFrontend && !report.isDestroyedOnExit)
-        try guest.destroy()
-        #expect(!guest.isAlive)
-        #expect(code { try guest.destroy() } == ESRCH)
-        #expect(code { _ = try LoopbackDomain(joining: guest.id, directory: lab.directory) } == ESRCH)
+        let guests = try (0..<3).map { _ in try LoopbackDomain(joining: id, directory: lab.directory) }
+        #expect(try lab.report(id)?.frontends == 3)
+        var references: [UInt32] = []
+        var frames: [UInt32] = []
+        for round in 0..<150 {
+            for guest in guests {
+                references.append(try guest.grantAccess(to: 0, frame: 0, readOnly: true))
+                if round < 5 { frames.append(try guest.allocateFrames(1)) }
+            }
+        }
+        #expect(Set(references).count == 450)
+        #expect(Set(frames).count == 15)
+        #expect(guests.allSatisfy { $0.grantedReferences.count == 150 })
+        #expect(try lab.report(id)?.grantedReferences == 450)
+        for guest in guests {
+            for reference in guest.grantedReferences { #expect(guest.endAccess(reference)) }
+        }
+        try guests[0].destroy()
+        #expect(guests.allSatisfy { !$0.isAlive })
+        #expect(code { try guests[1].destroy() } == ESRCH)
+        #expect(code { _ = try guests[2].allocateFrames(1) } == ESRCH)
+        guests[2].freeFrames(frames[2], count: 1)
+    }
+
+    @Test func whatABackendUsesWhenItsFrontendGoesIsGivenToNobodyUntilItIsDone() throws {
+        let lab = try Lab()
+        let id = try LoopbackControl(directory: lab.directory).createDomain(pages: 8, grantEntries: 16)
+        let table = try lab.grants()
+        let mapping: GrantMapping
+        var isGranted: Bool { get throws { try lab.report(id)?.grantedReferences != 0 } }
+        do {
+            let guest = try LoopbackDomain(joining: id, directory: lab.directory)
+            #expect(try guest.allocateFrames(6) == 0)
+            guest.freeFrames(4, count: 1)
+            let used = try guest.grantAccess(to: 0, frame: 1, readOnly: false)
+            _ = try guest.grantAccess(to: 0, frame: 2, readOnly: false)
+            mapping = try table.map([used], of: id, writable: true)
+        }
+        try lab.eventually(id) { $0?.frontends == 0 }
+        #expect(try lab.report(id)?.grantedReferences == 1)
+        let heir = try LoopbackDomain(joining: id, directory: lab.directory)
+        #expect(code { _ = try heir.allocateFrames(3) } == ENOMEM)
+        #expect(try heir.allocateFrames(1) == 4)
+        let references = try (0..<7).map { _ in try heir.grantAccess(to: 0, frame: 7, readOnly: true) }
+        #expect(references == [9, 10, 11, 12, 13, 14, 15])
+        #expect(code { _ = try heir.grantAccess(to: 0, frame: 7, readOnly: true) } == ENOSPC)
+        mapping.pages.store(1, at: 0)
+        try table.unmap(mapping)
+        #expect(try heir.grantAccess(to: 0, frame: 7, readOnly: true) == 8)
+        #expect(try heir.allocateFrames(4) == 0)
     }
 
     @Test func aDomainGoesWithItsObject() throws {
@@ -61,7 +104,7 @@ import XenLoopback
             let guest = try lab.guest()
             id = guest.id
             let report = try #require(try lab.report(id))
-            #expect(report.hasFrontend && report.isDestroyedOnExit)
+            #expect(report.frontends == 1 && report.isDestroyedOnExit)
         }
         try lab.eventually(id) { $0 == nil }
     }
@@ -86,8 +129,11 @@ import XenLoopback
         for range in mine { guest.freeFrames(range.first, count: range.count) }
         #expect(try guest.allocateFrames(16) == 0)
         #expect(code { _ = try guest.allocateFrames(1) } == ENOMEM)
+        guest.freeFrames(3, count: 5)
+        #expect(try guest.allocateFrames(5) == 3)
         guest.freeFrames(0, count: 16)
         #expect(code { _ = try guest.allocateFrames(0) } == ENOMEM)
+        #expect(code { _ = try guest.allocateFrames(17) } == ENOMEM)
     }
 
     @Test func guestMemoryCannotShrinkOrGrow() throws {
@@ -95,7 +141,7 @@ import XenLoopback
         let guest = try LoopbackDomain(directory: lab.directory, domain: 4321, pages: 5)
         // The broker runs in this process, so its descriptors are here.
         var sealed = 0
-        for descriptor in Int32(3)..<1024 {
+        for descriptor in Int32(3)..<20_000 {
             var name = [UInt8](repeating: 0, count: 256)
             let length = readlink("/proc/self/fd/\(descriptor)", &name, 256)
             if length <= 0 { continue }

@@ -38,6 +38,8 @@ enum GrantTableLayout {
     /// Header: arrays that may hold a mark; never goes down.
     static let usedArraysOffset = 4
 
+    /// Linux keeps the first references for the console and XenStore.
+    static let reservedReferences = 8
     /// The most entries of a table: what Xen's 2048 frames hold.
     static let entryLimit = 1 << 20
     /// The most pages of a domain, 64 GiB.

@@ -15,12 +15,12 @@ final class HostedDomain {
     let grantsFile: Descriptor
     let activeFile: Descriptor
     let readOnlyActiveFile: Descriptor
-    private let grants: SharedRegion
+    let grants: SharedRegion
     private let active: SharedRegion
     private var slots = [Bool](repeating: false, count: GrantTableLayout.slots)
     private var pins: [UInt32: Pin] = [:]
     var ports: [EventPort: HostedPort] = [:]
-    weak var frontend: HypervisorClient?
+    var shares = FrontendShares()
     /// The connection that the domain is destroyed with.
     weak var owner: HypervisorClient?
 
@@ -47,6 +47,9 @@ final class HostedDomain {
         grants = try SharedRegion(grantsFile, byteCount: grantsBytes)
         active = try SharedRegion(activeFile, byteCount: activeBytes)
         active.storeRelease32(1, at: GrantTableLayout.aliveOffset)
+        shares.frames = FrameList(count: pages)
+        shares.references = (GrantTableLayout.reservedReferences..<max(entries, GrantTableLayout.reservedReferences))
+            .reversed().map { UInt32($0) }
     }
 
     /// True until the domain is destroyed; every view of it sees the change.
@@ -80,6 +83,18 @@ final class HostedDomain {
         }
         slots[slot] = false
     }
+
+    /// True while a copy from or to the reference runs.
+    func isMarked(_ reference: UInt32) -> Bool {
+        let arrays = Int(active.load32(at: GrantTableLayout.usedArraysOffset))
+        for array in 0..<arrays {
+            let marks = GrantTableLayout.markOffset(slot: array * GrantTableLayout.slotsPerArray, entries: entryCount)
+            if active.load64(at: marks + Int(reference) * GrantTableLayout.entryBytes) != 0 { return true }
+        }
+        return false
+    }
+
+    func isPinned(_ reference: UInt32) -> Bool { pins[reference] != nil }
 
     // MARK: Maps
 
@@ -137,32 +152,24 @@ final class HostedDomain {
         if clear != 0 { _ = grants.clearBits16(clear, at: offset(reference)) }
     }
 
-    private func offset(_ reference: UInt32) -> Int { Int(reference) * GrantTableLayout.entryBytes }
+    func offset(_ reference: UInt32) -> Int { Int(reference) * GrantTableLayout.entryBytes }
 
     // MARK: Report
 
     /// The words of LoopbackDomainReport.
     func describe() -> [UInt32] {
-        let arrays = Int(active.load32(at: GrantTableLayout.usedArraysOffset))
         var granted = 0
         var copying = 0
-        for reference in 0..<entryCount {
-            let entry = reference * GrantTableLayout.entryBytes
-            if grants.load16(at: entry) & GrantFlags.typeMask != 0 { granted += 1 }
-            for array in 0..<arrays {
-                let slot = array * GrantTableLayout.slotsPerArray
-                if active.load64(at: GrantTableLayout.markOffset(slot: slot, entries: entryCount) + entry) != 0 {
-                    copying += 1
-                    break
-                }
-            }
+        for reference in 0..<UInt32(entryCount) {
+            if grants.load16(at: offset(reference)) & GrantFlags.typeMask != 0 { granted += 1 }
+            if isMarked(reference) { copying += 1 }
         }
         let mapped = pins.values.reduce(0) { $0 + $1.reads + $1.writes }
         let bound = ports.values.count { $0.peer != nil }
-        let flags = (isAlive ? 1 : 0) | (frontend != nil ? 2 : 0) | (owner != nil ? 4 : 0)
+        let flags = (isAlive ? 1 : 0) | (owner != nil ? 2 : 0)
         let numbers = [
             Int(id), flags, pageCount, entryCount, granted, mapped, copying, slots.count { $0 }, ports.count - bound,
-            bound,
+            bound, shares.frontends,
         ]
         return numbers.map { UInt32(clamping: $0) }
     }

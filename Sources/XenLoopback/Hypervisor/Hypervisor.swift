@@ -11,11 +11,13 @@ final class HypervisorClient {
     var maps: [UInt32: HostedMap] = [:]
     var nextMap: UInt32 = 1
     var ports: Set<EventPort> = []
+    /// What the connection has of its domain since it joined.
+    var share: FrontendShare?
     /// What the ports bound by this connection signal.
     var event: Descriptor?
 
     /// Holds nothing that belongs to its domain.
-    var isIdle: Bool { ports.isEmpty && maps.isEmpty && attachments.isEmpty }
+    var isIdle: Bool { ports.isEmpty && maps.isEmpty && attachments.isEmpty && share == nil }
 }
 
 /// Pages that a client maps.
@@ -69,11 +71,21 @@ final class Hypervisor {
         case .join:
             let domain = try aliveDomain(of: client)
             if domain.id == 0 { throw XenError(EPERM, "join domain 0") }
-            if domain.frontend != nil { throw XenError(EBUSY, "join domain \(domain.id)") }
-            domain.frontend = client
+            if client.share != nil { throw XenError(EBUSY, "join domain \(domain.id) again") }
+            client.share = FrontendShare()
+            domain.shares.frontends += 1
             return answer(
                 [UInt32(domain.pageCount), UInt32(domain.entryCount)],
                 [domain.memoryFile, domain.grantsFile, domain.readOnlyActiveFile])
+        case .takeReferences:
+            let (domain, share) = try share(of: client)
+            return answer(try domain.takeReferences(Int(message.word(1)), for: share))
+        case .takeFrames:
+            let (domain, share) = try share(of: client)
+            return answer([try domain.takeFrames(Int(message.word(1)), for: share)])
+        case .giveFrames:
+            let (domain, share) = try share(of: client)
+            try domain.giveFrames(Int(message.word(1)), Int(message.word(2)), from: share)
         case .attach: return try attach(to: domain(message.word(1)), client)
         case .detach: try detach(message.word(1), client)
         case .map: return try map(message, client)
@@ -102,6 +114,11 @@ final class Hypervisor {
     func aliveDomain(of client: HypervisorClient) throws(XenError) -> HostedDomain {
         guard let domain = client.domain, domain.isAlive else { throw XenError(ESRCH, "act for a domain") }
         return domain
+    }
+
+    private func share(of client: HypervisorClient) throws(XenError) -> (HostedDomain, FrontendShare) {
+        guard let share = client.share else { throw XenError(EPERM, "act for a domain without having joined") }
+        return (try aliveDomain(of: client), share)
     }
 
     // MARK: Domains
@@ -152,17 +169,27 @@ final class Hypervisor {
         hooks.destroyed(domain.id)
     }
 
+    /// Destroys all domains, so that whoever maps their tables sees it.
+    func shutDown() {
+        for domain in domains.values { domain.isAlive = false }
+        domains = [:]
+    }
+
     /// Releases all that a closed connection held.
     func release(_ client: HypervisorClient) {
         if let domain = client.domain {
             for number in client.ports {
                 if let port = domain.ports[number] { close(port) }
             }
-            if domain.frontend === client { domain.frontend = nil }
+            if let share = client.share { domain.end(share) }
             if domain.owner === client && domain.isAlive { destroy(domain) }
         }
         for map in client.maps.values { release(map) }
-        for (domain, slot) in client.attachments.values { domain.giveSlot(slot) }
+        for (domain, slot) in client.attachments.values {
+            domain.giveSlot(slot)
+            domain.reapOrphans()
+        }
+        client.share = nil
         client.maps = [:]
         client.attachments = [:]
         client.ports = []
@@ -226,6 +253,7 @@ final class Hypervisor {
 
     private func release(_ map: HostedMap) {
         for reference in map.references { map.domain.unpin(reference, writable: map.writable) }
+        map.domain.reapOrphans()
         if !map.domain.isAlive && !map.domain.hasMappedGrants {
             dying.removeAll { $0 === map.domain }
         }

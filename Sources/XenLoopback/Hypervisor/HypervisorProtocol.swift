@@ -20,8 +20,14 @@ enum HypervisorOperation: UInt32 {
     case destroyDomain
     /// [index]: the domain at this place of the list. Results: DomainReport; ENOENT at the end.
     case describeDomain
-    /// Become the frontend of the connection's domain. Results: [pages, entries]; memory, grants, active (read-only).
+    /// Become a frontend of the connection's domain. Results: [pages, entries]; memory, grants, active (read-only).
     case join
+    /// [count]: grant references for the caller alone. Results: [references...], at least one; ENOSPC if there is none.
+    case takeReferences
+    /// [count]: frames that follow one another, for the caller alone. Results: [first]; ENOMEM if there are none.
+    case takeFrames
+    /// [first, count]: frames of takeFrames.
+    case giveFrames
     /// [domain]: use a domain's grants. Results: [serial, pages, entries, slot]; memory, grants, active.
     case attach
     /// [serial]: gives the slot back.

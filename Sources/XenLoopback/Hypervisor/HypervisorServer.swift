@@ -32,7 +32,7 @@ final class HypervisorServer: Sendable {
     }
 }
 
-/// Runs `body` on a new thread.
+/// Runs `body` on a new thread, which leaves all signals to the others.
 func startThread(named name: String, _ body: sending @escaping () -> Void) throws(XenError) -> pthread_t {
     final class Body {
         let run: () -> Void
@@ -40,12 +40,17 @@ func startThread(named name: String, _ body: sending @escaping () -> Void) throw
     }
     var thread = pthread_t()
     let argument = unsafe Unmanaged.passRetained(Body(body))
+    var all = sigset_t()
+    var before = sigset_t()
+    unsafe sigfillset(&all)
+    unsafe pthread_sigmask(SIG_SETMASK, &all, &before)
     let code = unsafe pthread_create(
         &thread, nil,
         { raw in
             if let raw = unsafe raw { unsafe Unmanaged<Body>.fromOpaque(raw).takeRetainedValue().run() }
             return nil
         }, argument.toOpaque())
+    unsafe pthread_sigmask(SIG_SETMASK, &before, nil)
     if code != 0 {
         unsafe argument.release()
         throw XenError(code, "start thread \(name)")
@@ -104,6 +109,7 @@ private final class ServerLoop {
                 let descriptor = unsafe events[index].data.fd
                 if descriptor == stopEvent.raw {
                     for connection in connections.values { hypervisor.release(connection.client) }
+                    hypervisor.shutDown()
                     return
                 }
                 if descriptor == listener.raw { accept() } else { serve(descriptor) }

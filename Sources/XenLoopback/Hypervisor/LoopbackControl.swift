@@ -8,8 +8,8 @@ public struct LoopbackDomainReport: Equatable, Sendable {
     public var id: DomainID
     /// False for a destroyed domain whose pages are still mapped by somebody ("zombie").
     public var isAlive: Bool
-    /// True while a process is its frontend.
-    public var hasFrontend: Bool
+    /// Frontend connections (``LoopbackDomain``) that are open now.
+    public var frontends: Int
     /// True if it is destroyed with its frontend's process.
     public var isDestroyedOnExit: Bool
     /// Pages of memory.
@@ -32,8 +32,7 @@ public struct LoopbackDomainReport: Equatable, Sendable {
     init(_ answer: HypervisorAnswer) {
         id = DomainID(truncatingIfNeeded: answer.word(0))
         isAlive = answer.word(1) & 1 != 0
-        hasFrontend = answer.word(1) & 2 != 0
-        isDestroyedOnExit = answer.word(1) & 4 != 0
+        isDestroyedOnExit = answer.word(1) & 2 != 0
         pages = Int(answer.word(2))
         grantEntries = Int(answer.word(3))
         grantedReferences = Int(answer.word(4))
@@ -42,6 +41,7 @@ public struct LoopbackDomainReport: Equatable, Sendable {
         grantHandles = Int(answer.word(7))
         unboundPorts = Int(answer.word(8))
         boundPorts = Int(answer.word(9))
+        frontends = Int(answer.word(10))
     }
 }
 

@@ -8,9 +8,11 @@ public import Xen
 /// A domain as its frontend drivers see it.
 ///
 /// The domain's pages and its grant table are shared memory made by the broker. The methods for grants and memory
-/// make no system call, take no lock except where noted, and may be called from several threads. When the process
-/// ends, by kill -9 as well, the broker closes its ports; the domain itself is destroyed, or stays and can be joined
-/// again, as `destroyOnExit` said.
+/// make no system call and take no lock except where noted, and may be called from several threads. Several processes
+/// may be frontends of one domain at a time, each for a disk of its own: the broker gives every one its own references
+/// and frames. When a process ends, by kill -9 as well, the broker closes its ports, withdraws its grants and takes its
+/// frames back, each grant as soon as no backend uses it any more. The domain itself is destroyed, or stays and can be
+/// joined, as `destroyOnExit` said.
 ///
 ///     let guest = try LoopbackDomain(directory: dir, pages: 4096)
 ///     let frame = try guest.allocateFrames(1)
@@ -36,7 +38,8 @@ public final class LoopbackDomain: Sendable {
     let grants: SharedRegion
     let active: SharedRegion
     let references: ReferenceList
-    private let frames: Mutex<FrameList>
+    /// Held while more references are asked for; the number that this object has.
+    let referenceCount = Mutex(0)
 
     /// Makes a domain and becomes its frontend.
     ///
@@ -52,10 +55,7 @@ public final class LoopbackDomain: Sendable {
         try self.init(connection: connection, id: id)
     }
 
-    /// Becomes the frontend of a domain that exists; EBUSY while another process is it, ESRCH if there is none.
-    ///
-    /// Grants of the previous frontend stay; end those that are not wanted (``grantedReferences``). All frames are
-    /// free to be allocated.
+    /// Becomes a frontend of a domain that exists; ESRCH if there is none.
     public convenience init(joining domain: DomainID, directory: String = LoopbackXen.defaultDirectory)
         throws(XenError)
     {
@@ -76,11 +76,7 @@ public final class LoopbackDomain: Sendable {
             answer.descriptors[1], byteCount: GrantTableLayout.grantsBytes(entries: grantEntryCount))
         active = try SharedRegion(
             answer.descriptors[2], byteCount: GrantTableLayout.activeBytes(entries: grantEntryCount), writable: false)
-        let grants = grants
-        references = try ReferenceList(entries: grantEntryCount) { reference in
-            GrantEntry(grants.load64(at: reference * GrantTableLayout.entryBytes)).flags == 0
-        }
-        frames = Mutex(FrameList(count: pageCount))
+        references = try ReferenceList(entries: grantEntryCount)
     }
 
     /// False once the domain was destroyed.
@@ -98,17 +94,25 @@ public final class LoopbackDomain: Sendable {
 
     // MARK: Memory
 
-    /// Takes `count` frames that follow one another and gives the first; ENOMEM where there are none. Takes a lock.
+    /// Takes `count` frames that follow one another and gives the first; ENOMEM where there are none.
+    ///
+    /// Asks the broker, so for the control path.
     public func allocateFrames(_ count: Int) throws(XenError) -> UInt32 {
-        guard let first = frames.withLock({ $0.take(count) }) else {
-            throw XenError(ENOMEM, "allocate \(count) frames of domain \(id)")
-        }
-        return first
+        let answer = try connection.call(
+            .takeFrames, [UInt32(clamping: count)], for: "allocate \(count) frames of domain \(id)")
+        return answer.word(0)
     }
 
-    /// Gives back frames of ``allocateFrames(_:)``. Takes a lock.
+    /// Gives back frames of ``allocateFrames(_:)``, all or a part. Frames that are not this object's are a bug and trap.
+    ///
+    /// Asks the broker, so for the control path.
     public func freeFrames(_ first: UInt32, count: Int) {
-        frames.withLock { $0.give(first, count) }
+        do throws(XenError) {
+            _ = try connection.call(.giveFrames, [first, UInt32(clamping: count)], for: "free frames")
+        } catch {
+            // A domain that was destroyed, or a broker that ended, has taken them back already.
+            precondition(error.code != EINVAL, "frames \(first)..<\(Int(first) + count) are not allocated")
+        }
     }
 
     /// The address of `count` frames from `frame`, valid while this object lives.
@@ -150,41 +154,5 @@ public final class LoopbackDomain: Sendable {
         let end = EventEnd(
             port: answer.word(0), end: Int(answer.word(1)), page: page, connection: connection, peer: nil, link: 0)
         return LoopbackPort(end: end, event: answer.descriptors[1], connection: connection)
-    }
-}
-
-/// Which frames of a domain are free: ranges in order, merged when they touch.
-struct FrameList {
-    private var free: [Range<Int>]
-
-    init(count: Int) {
-        free = count > 0 ? [0..<count] : []
-    }
-
-    /// The first range that is long enough gives its beginning.
-    mutating func take(_ count: Int) -> UInt32? {
-        guard count > 0, let index = free.firstIndex(where: { $0.count >= count }) else { return nil }
-        let first = free[index].lowerBound
-        free[index] = first + count..<free[index].upperBound
-        if free[index].isEmpty { free.remove(at: index) }
-        return UInt32(first)
-    }
-
-    /// Giving a frame back twice is a bug of the caller and traps.
-    mutating func give(_ first: UInt32, _ count: Int) {
-        var range = Int(first)..<Int(first) + count
-        var index = free.firstIndex { $0.lowerBound >= range.lowerBound } ?? free.endIndex
-        precondition(index == free.endIndex || free[index].lowerBound >= range.upperBound)
-        precondition(index == 0 || free[index - 1].upperBound <= range.lowerBound)
-        if index < free.endIndex && free[index].lowerBound == range.upperBound {
-            range = range.lowerBound..<free[index].upperBound
-            free.remove(at: index)
-        }
-        if index > 0 && free[index - 1].upperBound == range.lowerBound {
-            index -= 1
-            free[index] = free[index].lowerBound..<range.upperBound
-        } else {
-            free.insert(range, at: index)
-        }
     }
 }

@@ -25,6 +25,8 @@ public final class LoopbackEventChannels: EventChannels {
         self.event = event
     }
 
+    /// The handle's eventfd: readable while a port is pending and not masked, and once more after a port was taken,
+    /// until ``takePending()`` finds none.
     public var fileDescriptor: Int32 { event.raw }
 
     /// EVTCHNOP_bind_interdomain: ESRCH for no such domain, EINVAL unless the port is unbound and waits for this domain.
@@ -60,6 +62,7 @@ public final class LoopbackEventChannels: EventChannels {
         try end.notify()
     }
 
+    /// Takes one pending port and masks it. Makes one system call when there is none, and none otherwise.
     public func takePending() throws(XenError) -> EventPort? {
         if let port = take() { return port }
         event.drain()

@@ -16,6 +16,8 @@ public final class LoopbackGrantTable: GrantTable {
     private let domain: DomainID
     private let copiesData: Bool
     private var views: [GuestView] = []
+    /// The view that the last copy used.
+    private var recent: GuestView?
     private var mappings: [UInt64: Mapping] = [:]
 
     private struct Mapping {
@@ -65,14 +67,20 @@ public final class LoopbackGrantTable: GrantTable {
         _ segments: UnsafeMutablePointer<xengnttab_grant_copy_segment_t>, _ count: Int, _ domain: DomainID
     ) {
         let view: GuestView
-        switch findView(domain) {
-        case .success(let found): view = found
-        case .failure(let error):
-            let status = Int16(error.code == ESRCH ? GNTST_bad_domain : GNTST_general_error)
-            for index in 0..<count {
-                unsafe segments[index].status = segments[index].len == 0 ? GrantCopyBatch.okay : status
+        if let recent, recent.domain == domain, recent.isAlive {
+            view = recent
+        } else {
+            switch findView(domain) {
+            case .success(let found):
+                view = found
+                recent = found
+            case .failure(let error):
+                let status = Int16(error.code == ESRCH ? GNTST_bad_domain : GNTST_general_error)
+                for index in 0..<count {
+                    unsafe segments[index].status = segments[index].len == 0 ? GrantCopyBatch.okay : status
+                }
+                return
             }
-            return
         }
         let entries = view.entryCount
         for index in 0..<count {
@@ -122,6 +130,7 @@ public final class LoopbackGrantTable: GrantTable {
             let view = views[index]
             if view.isAlive { return .success(view) }
             views.remove(at: index)
+            recent = nil
             _ = try? connection.call(.detach, [view.serial], for: "leave domain \(domain)")
         }
         do {

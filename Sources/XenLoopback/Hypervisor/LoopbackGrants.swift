@@ -7,15 +7,31 @@ public import Xen
 extension LoopbackDomain {
     /// Lets `domain` use a frame and gives the reference; ENOSPC when the table is full.
     ///
-    /// As gnttab_grant_foreign_access: frame, domain, and the flags last. No system call and no lock.
+    /// As gnttab_grant_foreign_access: frame, domain, and the flags last. No system call and no lock, except when more
+    /// grants stand at once than ever before: then the broker is asked for as many references again.
     public func grantAccess(to domain: DomainID, frame: UInt32, readOnly: Bool) throws(XenError) -> UInt32 {
         precondition(Int(frame) < pageCount)
-        guard let reference = references.take() else {
-            throw XenError(ENOSPC, "grant a frame to domain \(domain)")
-        }
+        let reference: UInt32
+        if let free = references.take() { reference = free } else { reference = try takeMoreReferences() }
         let flags = GrantFlags.permitAccess | (readOnly ? GrantFlags.readOnly : 0)
         setEntry(reference, flags: flags, domain: domain, frame: frame)
         return reference
+    }
+
+    private func takeMoreReferences() throws(XenError) -> UInt32 {
+        try referenceCount.withLock { count throws(XenError) -> UInt32 in
+            if let reference = references.take() { return reference }
+            let answer = try connection.call(
+                .takeReferences, [UInt32(max(count, 128))], for: "take more grant references of domain \(id)")
+            count += answer.words.count
+            for reference in answer.words.dropFirst().reversed() where Int(reference) < grantEntryCount {
+                references.give(reference)
+            }
+            let first = answer.word(0)
+            if Int(first) >= grantEntryCount { throw XenError(EPROTO, "take more grant references") }
+            references.claim(first)
+            return first
+        }
     }
 
     /// Takes a grant back and frees its reference; false while the other domain uses it ("g.e. still in use").
@@ -64,10 +80,11 @@ extension LoopbackDomain {
         return false
     }
 
-    /// The references that are granted now: after ``init(joining:directory:)``, those of the previous frontend.
+    /// The references that this object grants now.
     public var grantedReferences: [UInt32] {
         (0..<UInt32(grantEntryCount)).filter {
-            grants.load16(at: Int($0) * GrantTableLayout.entryBytes) & GrantFlags.typeMask != 0
+            references.isTaken($0)
+                && grants.load16(at: Int($0) * GrantTableLayout.entryBytes) & GrantFlags.typeMask != 0
         }
     }
 
@@ -97,29 +114,20 @@ extension LoopbackDomain {
 
 /// Free grant references as a lock-free stack: a head with a tag against reuse, and a link for each reference.
 final class ReferenceList: Sendable {
-    /// Linux keeps the first references for the console and XenStore.
-    static let reserved = 8
     private static let end: UInt32 = 0xffff_ffff
     private static let taken: UInt32 = 0xffff_fffe
+    /// Not this object's.
+    private static let foreign: UInt32 = 0xffff_fffd
 
     private let links: SharedRegion
     private let count: Int
-    private let head: Atomic<UInt64>
+    private let head = Atomic(UInt64(end))
 
-    /// All references that `isFree` accepts, the lowest on top.
-    init(entries: Int, isFree: (Int) -> Bool) throws(XenError) {
+    /// An empty list for references below `entries`.
+    init(entries: Int) throws(XenError) {
         count = entries
         links = try SharedRegion(privateBytes: max(entries, 1) * 4)
-        var top = Self.end
-        for reference in stride(from: entries - 1, through: 0, by: -1) {
-            if reference >= Self.reserved && isFree(reference) {
-                links.store32(top, at: reference * 4)
-                top = UInt32(reference)
-            } else {
-                links.store32(Self.taken, at: reference * 4)
-            }
-        }
-        head = Atomic(UInt64(top))
+        for reference in 0..<entries { links.store32(Self.foreign, at: reference * 4) }
     }
 
     func take() -> UInt32? {
@@ -138,8 +146,13 @@ final class ReferenceList: Sendable {
         }
     }
 
+    /// Makes a foreign reference one that is taken.
+    func claim(_ reference: UInt32) {
+        links.store32(Self.taken, at: Int(reference) * 4)
+    }
+
     func isTaken(_ reference: UInt32) -> Bool {
-        reference >= Self.reserved && Int(reference) < count && links.load32(at: Int(reference) * 4) == Self.taken
+        Int(reference) < count && links.load32(at: Int(reference) * 4) == Self.taken
     }
 
     func give(_ reference: UInt32) {

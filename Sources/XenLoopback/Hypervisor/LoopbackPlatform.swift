@@ -23,14 +23,17 @@ public struct LoopbackPlatform: XenPlatform {
         self.copiesData = copiesData
     }
 
+    /// A connection of libxenstore to the domain's socket. Takes a process-wide lock and sets XENSTORED_PATH.
     public func openStore() throws(XenError) -> any XenStore {
         try openLoopbackStore(directory: directory, domain: domain)
     }
 
+    /// A handle with a connection of its own to the broker.
     public func openGrants() throws(XenError) -> LoopbackGrantTable {
         try LoopbackGrantTable(directory: directory, domain: domain, copiesData: copiesData)
     }
 
+    /// A handle with a connection of its own to the broker.
     public func openEvents() throws(XenError) -> LoopbackEventChannels {
         try LoopbackEventChannels(directory: directory, domain: domain)
     }

@@ -22,13 +22,20 @@ public final class LoopbackXen: Sendable {
     public let directory: String
 
     private let lock: DirectoryLock
+    private let store: XenStoreServer
     private let hypervisor: HypervisorServer
 
     /// Makes the directory if needed and starts; EADDRINUSE while another process serves the same directory.
     public init(directory: String = LoopbackXen.defaultDirectory) throws(XenError) {
         self.directory = directory
         lock = try DirectoryLock(directory)
-        hypervisor = try HypervisorServer(directory: directory, hooks: .init())
+        let store = try XenStoreServer(directory: directory)
+        self.store = store
+        hypervisor = try HypervisorServer(
+            directory: directory,
+            hooks: .init(
+                created: { domain throws(XenError) in try store.addDomain(domain) },
+                destroyed: { store.removeDomain($0) }))
     }
 
     deinit {
@@ -48,6 +55,7 @@ public final class LoopbackXen: Sendable {
     /// Stops serving: sockets close, domains are forgotten. Shared memory stays with whoever mapped it.
     public func stop() {
         hypervisor.stop()
+        store.stop()
     }
 }
 
