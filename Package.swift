@@ -85,19 +85,22 @@ let package = Package(
                 ])
             ]),
 
+        // What xbbd and xbbctl are made of: supervision of workers, the control protocol, a small toolstack.
+        .target(name: "XBBControl", dependencies: ["Xen", "XenBus", "CLinux"], swiftSettings: strict),
+
         // Executables, thin.
         .executableTarget(
             name: "xbb-vbd", dependencies: ["XBBHost", "Xen", "XenLoopback", "CLinux"], swiftSettings: strict),
         .executableTarget(
             name: "xbbd",
             dependencies: [
-                "Xen", "XenBus", "CLinux",
+                "XBBControl", "Xen",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
         .executableTarget(
             name: "xbbctl",
             dependencies: [
-                "Xen", "XenBus", "CLinux",
+                "XBBControl", "Xen",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
         .executableTarget(
