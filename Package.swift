@@ -100,7 +100,7 @@ let package = Package(
         .executableTarget(
             name: "xbbctl",
             dependencies: [
-                "XBBControl", "Xen",
+                "XBBControl", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
         .executableTarget(
