@@ -145,6 +145,12 @@ let package = Package(
             name: "CPluginHarness", dependencies: ["PluginAPI"], path: "Tests/CPluginHarness",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])], linkerSettings: [.linkedLibrary("dl")]),
         .testTarget(name: "PluginTests", dependencies: ["PluginAPI", "CPluginHarness", "CLinux"]),
+        .executableTarget(name: "fake-worker", dependencies: ["Xen", "CLinux"], path: "Tests/FakeWorker"),
+        .testTarget(
+            name: "ControlTests",
+            dependencies: [
+                "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback", "CLinux", "fake-worker", "xbbd", "xbbctl", "xbb-vbd",
+            ]),
         .testTarget(name: "EndToEndTests", dependencies: ["Blkfront", "XenLoopback", "Xen"]),
     ],
     swiftLanguageModes: [.v6]
