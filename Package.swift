@@ -90,19 +90,22 @@ let package = Package(
                 ])
             ]),
 
+        // What xbbd and xbbctl are made of: supervision of workers, the control protocol, a small toolstack.
+        .target(name: "XBBControl", dependencies: ["Xen", "XenBus", "CLinux"], swiftSettings: strict),
+
         // Executables, thin.
         .executableTarget(
             name: "xbb-vbd", dependencies: ["XBBHost", "Xen", "XenLoopback", "CLinux"], swiftSettings: strict),
         .executableTarget(
             name: "xbbd",
             dependencies: [
-                "Xen", "XenBus", "CLinux",
+                "XBBControl", "Xen",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
         .executableTarget(
             name: "xbbctl",
             dependencies: [
-                "Xen", "XenBus", "CLinux",
+                "XBBControl", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
         .executableTarget(
@@ -148,6 +151,12 @@ let package = Package(
             name: "CPluginHarness", dependencies: ["PluginAPI"], path: "Tests/CPluginHarness",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])], linkerSettings: [.linkedLibrary("dl")]),
         .testTarget(name: "PluginTests", dependencies: ["PluginAPI", "CPluginHarness", "CLinux"]),
+        .executableTarget(name: "fake-worker", dependencies: ["Xen", "CLinux"], path: "Tests/FakeWorker"),
+        .testTarget(
+            name: "ControlTests",
+            dependencies: [
+                "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback", "CLinux", "fake-worker", "xbbd", "xbbctl", "xbb-vbd",
+            ]),
         .testTarget(name: "EndToEndTests", dependencies: ["Blkfront", "XenLoopback", "Xen"]),
     ],
     swiftLanguageModes: [.v6]

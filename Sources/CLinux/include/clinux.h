@@ -41,6 +41,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "clinux_process.h"
+
 /* Request numbers made by macros that Swift cannot import. */
 static const unsigned long clinux_BLKGETSIZE64 = BLKGETSIZE64;
 static const unsigned long clinux_BLKSSZGET = BLKSSZGET;

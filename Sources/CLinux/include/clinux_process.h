@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: BSD-2-Clause
+ * Processes: starting one with nothing but what it needs, and following it by a descriptor. */
+#ifndef CLINUX_PROCESS_H
+#define CLINUX_PROCESS_H
+
+#include <sys/types.h>
+
+/* Starts `path` in a process group of its own with no signal blocked or ignored, standard input from /dev/null, standard
+ * output to `output` (-1: as here), descriptor 3 a copy of `kept` (-1: none), and no other descriptor than 0 to 3.
+ * The environment is that of this process. 0 and *process, or an errno, also that of a failed execve. */
+int clinux_spawn(const char *path, char *const arguments[], int output, int kept, pid_t *process);
+
+/* A close-on-exec descriptor of a process that is readable once it has ended; -1 and errno. */
+int clinux_pidfd_open(pid_t process);
+/* As kill(2), without the danger of a reused number. */
+int clinux_pidfd_signal(int pidfd, int signal);
+/* Takes the end of a child: 1 and either *code or a *signal other than 0, 0 while it runs, -1 and errno. */
+int clinux_pidfd_wait(int pidfd, int *code, int *signal);
+
+/* One datagram to the socket at `path`, '@' in front for an abstract one, as sd_notify(3) sends it; -1 and errno. */
+int clinux_notify(const char *path, const char *message);
+
+/* Goes into the background, with standard input and output on /dev/null and standard error on the system log, where each
+ * write is a message. Returns in the child alone; -1 and errno. Not to be called with threads running. */
+int clinux_detach(void);
+
+#endif

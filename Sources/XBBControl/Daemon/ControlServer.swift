@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// xbbd's socket: clients, their lines and the answers, without blocking and within fixed bounds.
+import CLinux
+import Glibc
+import Xen
+
+/// Listens at a path, mode 0600. One request of a client at a time: the next line is read when the answer is on its way.
+final class ControlServer {
+    /// Names a client as long as the server lives.
+    typealias ClientID = UInt64
+    /// The most clients at once.
+    static let clientLimit = 32
+
+    private final class Client {
+        let id: ClientID
+        let socket: Descriptor
+        var input = LineBuffer(limit: ControlRequest.longestLine)
+        var output: ArraySlice<UInt8> = []
+        /// A request was handed over and not answered yet.
+        var isWaiting = false
+        /// Its lines are being handed over: an answer that comes at once is sent by whoever does that.
+        var isServed = false
+        /// The client sends nothing more.
+        var hasEnded = false
+
+        init(id: ClientID, socket: Descriptor) {
+            self.id = id
+            self.socket = socket
+        }
+    }
+
+    private let path: String
+    private let loop: EventLoop
+    private let listener: Descriptor
+    private let handler: (ClientID, [UInt8]) -> Void
+    private var clients: [ClientID: Client] = [:]
+    private var lastID: ClientID = 0
+
+    /// Takes the place of a socket that is there; who calls this makes sure that nobody serves it. `handler` takes each
+    /// line and calls ``answer(_:to:)`` once, at once or later.
+    init(path: String, loop: EventLoop, handler: @escaping (ClientID, [UInt8]) -> Void) throws(XenError) {
+        self.path = path
+        self.loop = loop
+        self.handler = handler
+        unsafe unlink(path)
+        let mask = umask(0o177)
+        let raw = unsafe clinux_unix_listen(path, Int32(SOCK_STREAM.rawValue), 16)
+        let code = errno
+        umask(mask)
+        if raw < 0 { throw XenError(code, "listen at \(path)") }
+        listener = Descriptor(owning: raw)
+        try loop.add(raw) { [unowned self] in accept() }
+    }
+
+    /// The number of connected clients.
+    var clientCount: Int { clients.count }
+
+    /// Ends all connections and removes the socket.
+    func close() {
+        for id in clients.keys { drop(id) }
+        loop.remove(listener.raw)
+        unsafe unlink(path)
+    }
+
+    /// Sends the answer to a client's request; a client that has gone gets none.
+    func answer(_ line: [UInt8], to id: ClientID) {
+        guard let client = clients[id], client.isWaiting else { return }
+        client.isWaiting = false
+        client.output = (line + [UInt8(ascii: "\n")])[...]
+        serve(client)
+    }
+
+    /// Sends the answer to a client's request.
+    func answer(_ value: JSONValue, to id: ClientID) {
+        answer([UInt8](value.serialized.utf8), to: id)
+    }
+
+    private func accept() {
+        let raw = clinux_accept(listener.raw)
+        guard raw >= 0 else { return }
+        let socket = Descriptor(owning: raw)
+        guard clients.count < Self.clientLimit else {
+            let text = JSONValue.object([.init("error", .string("xbbd has too many clients"))]).serialized + "\n"
+            _ = socket.sendAvailable([UInt8](text.utf8)[...])
+            return
+        }
+        lastID += 1
+        let client = Client(id: lastID, socket: socket)
+        do throws(XenError) {
+            try loop.add(raw) { [unowned self, id = lastID] in ready(id) }
+            clients[lastID] = client
+        } catch {
+            return  // no memory in the kernel: the client sees its connection closed
+        }
+    }
+
+    private func ready(_ id: ClientID) {
+        guard let client = clients[id] else { return }
+        // While it waits for its answer nothing is asked of the socket: it hung up.
+        if client.isWaiting || (client.hasEnded && client.output.isEmpty) { return drop(id) }
+        if client.output.isEmpty {
+            switch client.socket.readAvailable(limit: ControlRequest.longestLine) {
+            case .bytes(let bytes): client.input.append(bytes)
+            case .wouldBlock: return
+            case .ended: client.hasEnded = true
+            }
+        }
+        serve(client)
+    }
+
+    /// Sends, takes lines and waits for what is due next.
+    private func serve(_ client: Client) {
+        while !client.isWaiting {
+            if !client.output.isEmpty {
+                guard let count = client.socket.sendAvailable(client.output) else { return drop(client.id) }
+                client.output = client.output.dropFirst(count)
+                if !client.output.isEmpty { break }
+            }
+            guard !client.isServed, let line = client.input.next() else { break }
+            client.isWaiting = true
+            client.isServed = true
+            handler(client.id, line)
+            client.isServed = false
+            if clients[client.id] == nil { return }
+        }
+        if client.isServed { return }
+        let isIdle = !client.isWaiting && client.output.isEmpty
+        if isIdle && (client.hasEnded || client.input.isOverlong) { return drop(client.id) }
+        loop.change(
+            client.socket.raw, client.isWaiting ? 0 : client.output.isEmpty ? EventLoop.readable : EventLoop.writable)
+    }
+
+    private func drop(_ id: ClientID) {
+        guard let client = clients.removeValue(forKey: id) else { return }
+        loop.remove(client.socket.raw)
+    }
+}

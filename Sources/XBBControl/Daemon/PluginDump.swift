@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Asks a worker program for its plugins. xbbd itself never loads one.
+import CLinux
+import Glibc
+import Xen
+
+/// One run of `xbb-vbd --dump-plugins`. Its completion is called once, with the value that the program printed.
+final class PluginDump {
+    /// How long the program may take, in ns.
+    static let patience: UInt64 = 10 * RestartPolicy.second
+    /// The most bytes that it may print.
+    static let outputLimit = 1 << 20
+
+    /// When the program must have ended.
+    let deadline: UInt64
+    private let loop: EventLoop
+    private let process: WorkerProcess
+    private let pipe: Descriptor
+    private var output: [UInt8] = []
+    private var isPipeOpen = true
+    private var problem: String?
+    private var completion: ((Result<JSONValue, ControlError>) -> Void)?
+
+    /// Starts the program.
+    init(
+        arguments: [String], loop: EventLoop, now: UInt64 = clinux_monotonic_ns(),
+        completion: @escaping (Result<JSONValue, ControlError>) -> Void
+    ) throws(XenError) {
+        var ends: [Int32] = [-1, -1]
+        if unsafe pipe2(&ends, O_CLOEXEC) != 0 { throw XenError(errno, "make a pipe") }
+        pipe = Descriptor(owning: ends[0])
+        let output = Descriptor(owning: ends[1])
+        // Each end is an open file of its own: the program's end goes on blocking.
+        _ = clinux_fcntl_int(ends[0], F_SETFL, O_NONBLOCK)
+        process = try WorkerProcess.spawn(arguments, output: output)
+        self.loop = loop
+        deadline = now &+ Self.patience
+        self.completion = completion
+        do throws(XenError) {
+            try loop.add(process.pidfd.raw) { [unowned self] in ended() }
+            try loop.add(pipe.raw) { [unowned self] in read() }
+        } catch {
+            process.send(SIGKILL)
+            loop.remove(process.pidfd.raw)
+            throw error
+        }
+    }
+
+    /// Ends a program that takes too long; the completion follows.
+    func expire() {
+        kill("took more than \(Self.patience / RestartPolicy.second) s")
+    }
+
+    private func kill(_ problem: String) {
+        if self.problem == nil { self.problem = problem }
+        process.send(SIGKILL)
+    }
+
+    private func read() {
+        while isPipeOpen {
+            switch pipe.readAvailable() {
+            case .wouldBlock: return
+            case .ended: closePipe()
+            case .bytes(let bytes):
+                output += bytes
+                guard output.count <= Self.outputLimit else {
+                    output = []
+                    closePipe()
+                    return kill("printed more than \(Self.outputLimit) bytes")
+                }
+            }
+        }
+    }
+
+    private func closePipe() {
+        isPipeOpen = false
+        loop.remove(pipe.raw)
+    }
+
+    private func ended() {
+        guard let exit = process.takeExit(), let completion else { return }
+        self.completion = nil
+        read()
+        loop.remove(process.pidfd.raw)
+        if isPipeOpen { closePipe() }
+        completion(result(exit))
+    }
+
+    private func result(_ exit: WorkerExit) -> Result<JSONValue, ControlError> {
+        if let problem { return .failure(ControlError("the worker program \(problem)")) }
+        guard exit == .clean else { return .failure(ControlError("the worker program ended with \(exit)")) }
+        do throws(JSONError) {
+            return .success(try JSONValue(parsing: output))
+        } catch {
+            return .failure(ControlError("the worker program's description of plugins is \(error)"))
+        }
+    }
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What a daemon owes to whoever started it: news for the service manager, the background, room for descriptors.
+import CLinux
+import Glibc
+import Xen
+
+/// The service manager's datagram socket (sd_notify(3)).
+public struct ServiceManager: Sendable {
+    private let path: String?
+
+    /// Takes NOTIFY_SOCKET out of the environment, so that workers do not speak for xbbd.
+    public init() {
+        path = unsafe getenv("NOTIFY_SOCKET").map { unsafe String(cString: $0) }
+        for name in ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+            unsafe unsetenv(name)
+        }
+    }
+
+    /// Says "READY=1" or another state. Without a service manager, and where it does not listen, nothing happens.
+    public func say(_ state: String) {
+        if let path { _ = unsafe clinux_notify(path, state) }
+    }
+}
+
+/// The process itself.
+public enum DaemonProcess {
+    /// Goes into the background; standard error becomes the system log, also that of workers.
+    public static func detach() throws(ControlError) {
+        if clinux_detach() != 0 { throw ControlError("go into the background: \(errnoText(errno))") }
+    }
+
+    /// Allows as many descriptors as the administrator does: xbbd holds one for each worker.
+    public static func raiseDescriptorLimit() {
+        var limit = rlimit()
+        guard unsafe getrlimit(Int32(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return }
+        limit.rlim_cur = limit.rlim_max
+        _ = unsafe setrlimit(Int32(RLIMIT_NOFILE.rawValue), &limit)
+    }
+
+    /// `path` from the working directory, for when that is another one.
+    public static func absolute(_ path: String) -> String {
+        path.hasPrefix("/") ? path : DiskSpecification.currentDirectory + "/" + path
+    }
+}

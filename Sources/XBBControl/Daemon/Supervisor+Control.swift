@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What xbbd answers to xbbctl: from what it knows, or from the worker.
+import CLinux
+import Glibc
+import Xen
+import XenBus
+
+extension Supervisor {
+    /// Takes a line of a client and answers it, at once or when the worker has.
+    func request(_ line: [UInt8], from client: ControlServer.ClientID) {
+        do throws(ControlError) {
+            let request = try ControlRequest(parsing: line)
+            switch request {
+            case .ping: answer(.object([.init("pid", .integer(getpid()))]), to: client)
+            case .list: answer(.object([.init("vbds", .array(try list()))]), to: client)
+            case .plugins: dumpPlugins(for: client)
+            case .show(let vbd), .stats(let vbd), .set(let vbd, _, _):
+                guard let line = request.workerLine else { return }
+                try forward(line, to: try record(vbd), for: client)
+            }
+        } catch {
+            refuse(error, to: client)
+        }
+    }
+
+    private func refuse(_ error: ControlError, to client: ControlServer.ClientID) {
+        answer(.object([.init("error", .string(error.description))]), to: client)
+    }
+
+    // MARK: What a worker answers
+
+    private func record(_ vbd: VBDReference) throws(ControlError) -> Record {
+        let found = records.values.filter { vbd.matches($0.address) }
+        guard let record = found.first else {
+            throw ControlError("there is no VBD \(vbd); 'xbbctl list' shows those that there are")
+        }
+        guard found.count == 1 else {
+            let kinds = found.map(\.address.kind).sorted().joined(separator: ", ")
+            throw ControlError("there is a VBD \(vbd) of each kind: \(kinds); --kind says which")
+        }
+        return record
+    }
+
+    private func forward(
+        _ line: String, to record: Record, for client: ControlServer.ClientID
+    ) throws(ControlError) {
+        let address = record.address
+        guard record.process != nil || isForeign(record) else {
+            throw ControlError("\(address) has no worker: \(describe(record))")
+        }
+        lastCall += 1
+        let id = lastCall
+        do throws(ControlError) {
+            calls[id] = try WorkerCall(path: directory.workerSocket(address), line: line, loop: loop) {
+                [unowned self] result in
+                calls[id] = nil
+                switch result {
+                case .success(let text): answer(text, to: client)
+                case .failure(let error): refuse(ControlError("\(address): \(error)"), to: client)
+                }
+            }
+        } catch {
+            throw ControlError("\(address): \(error)")
+        }
+    }
+
+    private func isForeign(_ record: Record) -> Bool {
+        if case .foreign = record.supervision.phase { true } else { false }
+    }
+
+    // MARK: What xbbd knows
+
+    /// One word for the worker of a VBD.
+    private func word(_ record: Record) -> String {
+        switch record.supervision.phase {
+        case .idle, .starting: "starting"
+        case .running: record.process?.isAdopted == true ? "adopted" : "running"
+        case .foreign: "foreign"
+        case .waiting: "waiting"
+        case .failed: "failed"
+        case .over: "closed"
+        }
+    }
+
+    private func describe(_ record: Record) -> String {
+        switch record.supervision.phase {
+        case .waiting(let until):
+            let now = clinux_monotonic_ns()
+            let seconds = (max(until, now) - now) / RestartPolicy.second + 1
+            let failure = record.supervision.lastFailure ?? "a failure"
+            return "the last one ended with \(failure), the next starts in \(seconds) s"
+        case .failed(let text): return text
+        case .over: return "it is closed"
+        case .idle, .starting, .running, .foreign: return "it is being started"
+        }
+    }
+
+    private func list() throws(ControlError) -> [JSONValue] {
+        do throws(XenError) {
+            var rows: [JSONValue] = []
+            for (address, record) in records.sorted(by: { $0.key < $1.key }) { rows.append(try row(address, record)) }
+            return rows
+        } catch {
+            throw ControlError("\(error)")
+        }
+    }
+
+    private func row(_ address: VBDAddress, _ record: Record) throws(XenError) -> JSONValue {
+        let path = address.backendPath(own: own)
+        func key(_ name: String) throws(XenError) -> JSONValue {
+            .text(try store.valueIfReadable("\(path)/\(name)").map { String(decoding: $0, as: UTF8.self) })
+        }
+        let hasParams = StorageSource(kind: address.kind) == .params
+        let node = record.supervision.node
+        return .object([
+            .init("vbd", .string("\(address)")), .init("kind", .string(address.kind)),
+            .init("domid", .integer(address.domain)), .init("devid", .integer(address.device)),
+            .init("device", .string(VirtualDevice.name(of: address.device))),
+            .init("backend_path", .string(path)), .init("worker", .string(word(record))),
+            .init("pid", record.process.map { .integer($0.process) } ?? .null),
+            .init("starts", .integer(record.startCount)),
+            .init("last_failure", .text(record.supervision.lastFailure)),
+            .init("state", .text(node.map { "\($0.state)" })), .init("online", node.map { .bool($0.isOnline) } ?? .null),
+            .init("mode", try key(BackendKey.mode)), .init("format", hasParams ? .null : try key(BackendKey.format)),
+            .init("path", try key(hasParams ? BackendKey.params : BackendKey.physicalDevicePath)),
+        ])
+    }
+
+    // MARK: Plugins
+
+    private func dumpPlugins(for client: ControlServer.ClientID) {
+        dumpClients.append(client)
+        guard pluginDump == nil else { return }
+        do throws(XenError) {
+            pluginDump = try PluginDump(arguments: settings.workers.dumpArguments, loop: loop) { [unowned self] in
+                finishDump($0)
+            }
+        } catch {
+            finishDump(.failure(ControlError("\(error)")))
+        }
+    }
+
+    private func finishDump(_ result: Result<JSONValue, ControlError>) {
+        let clients = dumpClients
+        dumpClients = []
+        pluginDump = nil
+        for client in clients {
+            switch result {
+            case .success(let value): answer(.object([.init("plugins", value)]), to: client)
+            case .failure(let error): refuse(error, to: client)
+            }
+        }
+    }
+}

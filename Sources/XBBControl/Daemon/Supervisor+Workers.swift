@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Workers as xbbd sees them: started, adopted, ended.
+import CLinux
+import Glibc
+import Xen
+
+extension Supervisor {
+    /// Hands an event to a VBD's supervision and does what follows from it.
+    func hand(_ event: VBDSupervision.Event, to record: Record) {
+        var actions = record.supervision.handle(event, now: clinux_monotonic_ns())[...]
+        while let action = actions.popFirst() {
+            guard let answer = perform(action, for: record) else { continue }
+            actions += record.supervision.handle(answer, now: clinux_monotonic_ns())
+        }
+    }
+
+    private func perform(_ action: VBDSupervision.Action, for record: Record) -> VBDSupervision.Event? {
+        switch action {
+        case .start: return start(record)
+        case .giveUp(let text):
+            log.error("\(record.address): \(text); given up until the VBD is made anew or xbbd gets SIGHUP")
+            writeFailure(text, of: record.address)
+        case .clearError: clearFailure(of: record.address)
+        case .closeNode: closeNode(of: record.address)
+        case .forget: forget(record)
+        }
+        return nil
+    }
+
+    /// Starts a worker, or finds the one that is there. The lock decides: it is held as long as any process of a worker
+    /// lives, whoever started it.
+    private func start(_ record: Record) -> VBDSupervision.Event {
+        let address = record.address
+        if isStopping { return .startFailed("xbbd ends") }
+        do throws(XenError) {
+            let lock: FileLock
+            switch try FileLock.attempt(directory.workerLock(address)) {
+            case .taken(let taken): lock = taken
+            case .held(let note):
+                guard let process = WorkerProcess.adopt(note: note) else {
+                    if !record.saidForeign { log.warning("\(address): a process that xbbd does not know serves it") }
+                    record.saidForeign = true
+                    return .lockHeld
+                }
+                try follow(process, record)
+                log.info("\(address): worker \(process.process) goes on")
+                return .started
+            }
+            let arguments = settings.workers.arguments(
+                for: address, own: own, controlSocket: directory.workerSocket(address))
+            let process = try WorkerProcess.spawn(arguments, kept: lock.file)
+            // Without a note, as after a crash right here, a successor waits for the lock and knows no number.
+            lock.write(note: ProcessIdentity(running: process.process)?.note ?? "")
+            do throws(XenError) {
+                try follow(process, record)
+            } catch {
+                process.send(SIGKILL)
+                throw error
+            }
+            record.startCount += 1
+            log.info("\(address): worker \(process.process) started")
+            return .started
+        } catch {
+            log.error("\(address): \(error)")
+            return .startFailed("\(error)")
+        }
+    }
+
+    private func follow(_ process: WorkerProcess, _ record: Record) throws(XenError) {
+        try loop.add(process.pidfd.raw) { [unowned self, unowned record] in ended(record) }
+        record.process = process
+        record.saidForeign = false
+    }
+
+    private func ended(_ record: Record) {
+        guard let process = record.process, let exit = process.takeExit() else { return }
+        loop.remove(process.pidfd.raw)
+        record.process = nil
+        let level: ControlLogLevel = exit == .clean || exit == .unknown ? .info : .error
+        log.write(level, "\(record.address): worker \(process.process) ended with \(exit)")
+        if isStopping { return }
+        do throws(XenError) {
+            hand(.exited(exit, try facts(of: record.address)), to: record)
+        } catch {
+            // The next turn finds out that XenStore is gone; until then the VBD is one that failed.
+            log.error("\(record.address): \(error)")
+            hand(.exited(exit, record.supervision.node), to: record)
+        }
+        if case .waiting(let until) = record.supervision.phase {
+            let now = clinux_monotonic_ns()
+            log.info("\(record.address): next worker in \((max(until, now) - now + 500_000_000) / 1_000_000_000) s")
+        }
+    }
+
+    /// Drops a VBD whose node is gone, with its files unless somebody still holds them.
+    private func forget(_ record: Record) {
+        records[record.address] = nil
+        do throws(XenError) {
+            guard case .taken(let lock) = try FileLock.attempt(directory.workerLock(record.address)) else { return }
+            withExtendedLifetime(lock) {
+                unsafe unlink(directory.workerSocket(record.address))
+                unsafe unlink(directory.workerLock(record.address))
+            }
+        } catch {
+            log.warning("\(record.address): \(error)")
+        }
+    }
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// xbbd: one worker for each VBD of this domain, and answers for xbbctl. One thread; nothing here waits for a worker.
+import CLinux
+import Glibc
+public import Xen
+
+/// Supervises the VBDs of the domain that it runs in.
+public final class Supervisor {
+    /// What is known of one VBD.
+    final class Record {
+        let address: VBDAddress
+        var supervision: VBDSupervision
+        /// The worker, if it is known.
+        var process: WorkerProcess?
+        /// Workers started for this VBD by this process.
+        var startCount = 0
+        /// It was said that somebody else serves this VBD.
+        var saidForeign = false
+
+        init(_ address: VBDAddress, policy: RestartPolicy) {
+            self.address = address
+            supervision = VBDSupervision(policy: policy)
+        }
+    }
+
+    let settings: SupervisorSettings
+    let log: ControlLog
+    let store: any XenStore
+    let own: DomainID
+    let directory: RunDirectory
+    let loop: EventLoop
+    private let ownLock: FileLock
+    private let signals: Descriptor
+    private var server: ControlServer?
+
+    var records: [VBDAddress: Record] = [:]
+    /// What watches said has changed; read before the loop sleeps again.
+    var dirty: Set<VBDAddress> = []
+    var dirtyKinds: Set<String> = []
+    /// Names below "backend" that were reported as junk.
+    var reportedNames: Set<String> = []
+    private var watchPending = false
+    var calls: [UInt64: WorkerCall] = [:]
+    var lastCall: UInt64 = 0
+    var pluginDump: PluginDump?
+    var dumpClients: [ControlServer.ClientID] = []
+    /// Set when xbbd is to end: when it ends at the latest.
+    private var stopDeadline: UInt64?
+
+    /// Takes the run directory. Throws where another xbbd has it, or something that is needed is missing.
+    ///
+    /// Blocks SIGTERM, SIGINT and SIGHUP in the calling thread. `detach` may fork: it is called when what fails most
+    /// has not failed, and before there is a thread or an epoll instance.
+    public init(
+        settings: SupervisorSettings, store: any XenStore, log: ControlLog,
+        detach: () throws(ControlError) -> Void = { () throws(ControlError) in }
+    ) throws(ControlError) {
+        self.settings = settings
+        self.store = store
+        self.log = log
+        directory = try RunDirectory(settings.runDirectory)
+        do throws(XenError) {
+            own = try store.ownDomain()
+            switch try FileLock.attempt(directory.lock) {
+            case .taken(let lock): ownLock = lock
+            case .held(let note):
+                let process = ProcessIdentity(note: note).map { ", process \($0.process)" } ?? ""
+                throw XenError(EADDRINUSE, "serve \(settings.runDirectory) beside another xbbd\(process)")
+            }
+        } catch {
+            throw ControlError("\(error)")
+        }
+        try detach()
+        do throws(XenError) {
+            if let identity = ProcessIdentity(running: getpid()) { ownLock.write(note: identity.note) }
+            signals = try Self.takeSignals()
+            loop = try EventLoop()
+            server = try ControlServer(path: directory.socket, loop: loop) { [unowned self] in request($1, from: $0) }
+        } catch {
+            throw ControlError("\(error)")
+        }
+    }
+
+    private static func takeSignals() throws(XenError) -> Descriptor {
+        var set = sigset_t()
+        unsafe sigemptyset(&set)
+        for number in [SIGTERM, SIGINT, SIGHUP] { unsafe sigaddset(&set, number) }
+        unsafe pthread_sigmask(SIG_BLOCK, &set, nil)
+        signal(SIGPIPE, SIG_IGN)
+        signal(SIGCHLD, SIG_DFL)  // ignored, it would let children vanish without a status
+        let raw = unsafe signalfd(-1, &set, Int32(SFD_CLOEXEC) | Int32(SFD_NONBLOCK))
+        return try Descriptor(raw, "signalfd")
+    }
+
+    /// Supervises until SIGTERM or SIGINT. `ready` is called when all VBDs that are there have been looked at.
+    ///
+    /// Throws when XenStore fails; workers go on.
+    public func run(ready: () -> Void = {}) throws(XenError) {
+        for kind in settings.kinds { try store.watch(kindPath(kind), token: kind) }
+        try loop.add(store.watchFileDescriptor) { [unowned self] in watchPending = true }
+        try loop.add(signals.raw) { [unowned self] in takeSignal() }
+        dirtyKinds = Set(settings.kinds)
+        try readChanges()
+        log.info(
+            "serves domain \(own), backend/\(settings.kinds.joined(separator: ", backend/")); "
+                + "\(records.count) VBDs; xbbctl at \(directory.socket)")
+        ready()
+        while true {
+            if let stopDeadline {
+                let isLeft = settings.stopsWorkers && records.values.contains { $0.process != nil }
+                if !isLeft || stopDeadline <= clinux_monotonic_ns() { break }
+            }
+            try loop.turn(until: nextDeadline)
+            if watchPending {
+                watchPending = false
+                try takeWatchEvents()
+            }
+            if !isStopping { try readChanges() }
+            expire()
+        }
+        server?.close()
+        let left = records.values.count { $0.process != nil }
+        log.info("ends; \(left) workers go on")
+    }
+
+    /// True from the moment that xbbd is to end: no worker is started any more.
+    var isStopping: Bool { stopDeadline != nil }
+
+    func answer(_ value: JSONValue, to client: ControlServer.ClientID) { server?.answer(value, to: client) }
+    func answer(_ line: [UInt8], to client: ControlServer.ClientID) { server?.answer(line, to: client) }
+
+    // MARK: Time
+
+    private var nextDeadline: UInt64? {
+        var deadline = stopDeadline
+        func consider(_ other: UInt64?) {
+            guard let other else { return }
+            deadline = min(deadline ?? other, other)
+        }
+        if !isStopping { for record in records.values { consider(record.supervision.deadline) } }
+        for call in calls.values { consider(call.deadline) }
+        consider(pluginDump?.deadline)
+        return deadline
+    }
+
+    private func expire() {
+        let now = clinux_monotonic_ns()
+        for call in calls.values where call.deadline <= now { call.expire() }
+        if let pluginDump, pluginDump.deadline <= now { pluginDump.expire() }
+        if isStopping { return }
+        for record in records.values {
+            if let deadline = record.supervision.deadline, deadline <= now { hand(.timer, to: record) }
+        }
+    }
+
+    // MARK: Signals
+
+    private func takeSignal() {
+        var info = signalfd_siginfo()
+        guard unsafe read(signals.raw, &info, MemoryLayout<signalfd_siginfo>.size) > 0, !isStopping else { return }
+        if info.ssi_signo == UInt32(SIGHUP) {
+            log.info("SIGHUP: VBDs that were given up are tried again")
+            for record in records.values { hand(.retry, to: record) }
+            return
+        }
+        log.info("SIG\(info.ssi_signo == UInt32(SIGINT) ? "INT" : "TERM")")
+        stopDeadline = clinux_monotonic_ns() &+ 10 * RestartPolicy.second
+        if settings.stopsWorkers {
+            for record in records.values { record.process?.send(SIGTERM) }
+        }
+    }
+}

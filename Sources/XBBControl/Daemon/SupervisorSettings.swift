@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What xbbd was told at its start.
+
+/// How VBDs are supervised.
+public struct SupervisorSettings: Sendable {
+    /// Where locks and sockets are.
+    public var runDirectory: String
+    /// Directory names below "backend".
+    public var kinds: [String]
+    /// How workers are started.
+    public var workers: WorkerSettings
+    /// Workers are told to hand over when xbbd ends.
+    public var stopsWorkers = false
+    /// When workers are started again.
+    public var policy = RestartPolicy()
+
+    /// Settings for a supervisor.
+    public init(runDirectory: String, kinds: [String], workers: WorkerSettings) {
+        self.runDirectory = runDirectory
+        self.kinds = kinds
+        self.workers = workers
+    }
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// One question to a worker: a connection, a line there, a line back, and an end to patience.
+import CLinux
+import Glibc
+import Xen
+
+/// A call that is under way. Its completion is called once.
+final class WorkerCall {
+    /// Longest answer in bytes.
+    static let answerLimit = 1 << 20
+    /// How long a worker has for its answer, in ns.
+    static let patience: UInt64 = 2 * RestartPolicy.second
+
+    /// When the worker must have answered.
+    let deadline: UInt64
+    private let loop: EventLoop
+    private let socket: Descriptor
+    private var output: ArraySlice<UInt8>
+    private var input = LineBuffer(limit: WorkerCall.answerLimit)
+    private var completion: ((Result<[UInt8], ControlError>) -> Void)?
+
+    /// Connects to the worker's socket and sends `line`. Throws where nobody is there.
+    init(
+        path: String, line: String, loop: EventLoop, now: UInt64 = clinux_monotonic_ns(),
+        completion: @escaping (Result<[UInt8], ControlError>) -> Void
+    ) throws(ControlError) {
+        let raw = unsafe clinux_unix_connect(path, Int32(SOCK_STREAM.rawValue | SOCK_NONBLOCK.rawValue))
+        guard raw >= 0 else { throw ControlError("the worker does not listen at \(path): \(errnoText(errno))") }
+        socket = Descriptor(owning: raw)
+        self.loop = loop
+        output = [UInt8]((line + "\n").utf8)[...]
+        deadline = now &+ Self.patience
+        self.completion = completion
+        do throws(XenError) {
+            try loop.add(raw, EventLoop.readable | EventLoop.writable) { [unowned self] in ready() }
+        } catch {
+            throw ControlError("call the worker: \(error)")
+        }
+    }
+
+    /// Ends the call with an error.
+    func expire() {
+        finish(.failure(ControlError("the worker does not answer", status: .timedOut)))
+    }
+
+    private func ready() {
+        if !output.isEmpty {
+            guard let count = socket.sendAvailable(output) else { return hungUp() }
+            output = output.dropFirst(count)
+            if output.isEmpty { loop.change(socket.raw, EventLoop.readable) }
+        }
+        switch socket.readAvailable() {
+        case .bytes(let bytes): input.append(bytes)
+        case .wouldBlock: return
+        case .ended: return hungUp()
+        }
+        if let line = input.next() { return finish(Self.checked(line)) }
+        if input.isOverlong { finish(.failure(ControlError("the worker's answer is too long"))) }
+    }
+
+    private func hungUp() {
+        finish(.failure(ControlError("the worker closed the connection")))
+    }
+
+    private func finish(_ result: Result<[UInt8], ControlError>) {
+        guard let completion else { return }
+        self.completion = nil
+        loop.remove(socket.raw)
+        completion(result)
+    }
+
+    /// A worker opens images that guests write; what it says goes on only if it is JSON.
+    private static func checked(_ line: [UInt8]) -> Result<[UInt8], ControlError> {
+        do throws(JSONError) {
+            _ = try JSONValue(parsing: line)
+            return .success(line)
+        } catch {
+            return .failure(ControlError("the worker's answer is \(error)"))
+        }
+    }
+}

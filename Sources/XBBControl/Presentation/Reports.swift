@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Answers of xbbd as text for people. Names stay those of the JSON; what a newer worker adds is shown as it comes.
+
+/// Text from answers.
+public enum Reports {
+    /// One cell: text as it is, null as "-", anything nested as JSON.
+    static func cell(_ value: JSONValue?) -> String {
+        switch value {
+        case nil, .null?: "-"
+        case .string(let text)?: text
+        case .number(let digits)?: digits
+        case .bool(let flag)?: flag ? "yes" : "no"
+        case .some(let other): other.serialized
+        }
+    }
+
+    /// All VBDs, one line each.
+    public static func list(_ answer: JSONValue) -> [String] {
+        var table = TextTable([
+            .numbers("DOMID"), .words("DEVICE"), .words("KIND"), .words("WORKER"), .numbers("PID"), .words("STATE"),
+            .words("MODE"), .words("FORMAT"), .words("PATH"),
+        ])
+        for vbd in answer["vbds"]?.elements ?? [] {
+            let names = ["domid", "device", "kind", "worker", "pid", "state", "mode", "format", "path"]
+            table.append(names.map { cell(vbd[$0]) })
+        }
+        return table.lines
+    }
+
+    /// Members of an object below one another; members of nested objects as "outer.inner".
+    public static func show(_ answer: JSONValue) -> [String] {
+        var table = TextTable([.words(""), .words("")])
+        for member in answer.members {
+            if case .object(let inner) = member.value {
+                for nested in inner { table.append(["\(member.name).\(nested.name)", cell(nested.value)]) }
+            } else {
+                table.append([member.name, cell(member.value)])
+            }
+        }
+        return table.lines
+    }
+
+    /// Counters and latencies. With an `earlier` answer of `seconds` ago, what each counter grew by in a second too.
+    public static func stats(_ answer: JSONValue, earlier: JSONValue? = nil, seconds: Double = 1) -> [String] {
+        counters(answer, earlier: earlier, seconds: seconds) + [""] + latencies(answer)
+    }
+
+    private static func counters(_ answer: JSONValue, earlier: JSONValue?, seconds: Double) -> [String] {
+        let queues = answer["queues"]?.elements ?? []
+        let showsQueues = queues.count > 1
+        var columns: [TextTable.Column] = [.words("COUNTER"), .numbers("TOTAL")]
+        if earlier != nil { columns.append(.numbers("PER-SECOND")) }
+        if showsQueues { columns += queues.indices.map { .numbers("QUEUE-\($0)") } }
+        var table = TextTable(columns)
+        for counter in answer["totals"]?.members ?? [] {
+            var cells = [counter.name, cell(counter.value)]
+            if let earlier {
+                cells.append(rate(counter.value, earlier["totals"]?[counter.name], seconds: seconds))
+            }
+            if showsQueues { cells += queues.map { cell($0[counter.name]) } }
+            table.append(cells)
+        }
+        return table.lines
+    }
+
+    /// The growth of a counter in a second, rounded; "-" where it did not grow or cannot be told.
+    static func rate(_ now: JSONValue, _ before: JSONValue?, seconds: Double) -> String {
+        guard let now = now.unsigned, let before = before?.unsigned, now > before, seconds > 0 else { return "-" }
+        let rate = (Double(now - before) / seconds).rounded()
+        return rate < 1e18 ? String(UInt64(rate)) : "-"
+    }
+
+    private static func latencies(_ answer: JSONValue) -> [String] {
+        let fields = ["p50", "p90", "p99", "p999", "max"]
+        var table = TextTable([.words("LATENCY"), .numbers("COUNT")] + fields.map { .numbers($0) })
+        for operation in answer["latency_ns"]?.members ?? [] {
+            let count = operation.value["count"]
+            let isEmpty = count?.unsigned == 0
+            table.append(
+                [operation.name, cell(count)] + fields.map { isEmpty ? "-" : duration(operation.value[$0]) })
+        }
+        return table.lines
+    }
+
+    /// Nanoseconds in the unit that gives one to three digits before the point.
+    static func duration(_ value: JSONValue?) -> String {
+        guard let nanoseconds = value?.unsigned else { return cell(value) }
+        switch nanoseconds {
+        case ..<1000: return "\(nanoseconds)ns"
+        case ..<1_000_000: return tenths(nanoseconds, unit: 1000) + "us"
+        case ..<1_000_000_000: return tenths(nanoseconds, unit: 1_000_000) + "ms"
+        default: return tenths(nanoseconds, unit: 1_000_000_000) + "s"
+        }
+    }
+
+    private static func tenths(_ value: UInt64, unit: UInt64) -> String {
+        "\(value / unit).\(value % unit * 10 / unit)"
+    }
+
+    /// All plugins, each with its options.
+    public static func plugins(_ answer: JSONValue) -> [String] {
+        var lines: [String] = []
+        for plugin in answer["plugins"]?.elements ?? [] {
+            if !lines.isEmpty { lines.append("") }
+            let name = TextTable.printable(cell(plugin["name"]))
+            if let error = plugin["error"]?.string {
+                lines.append("\(name): cannot be loaded: \(TextTable.printable(error))")
+                continue
+            }
+            let summary = TextTable.printable(cell(plugin["description"]))
+            lines.append("\(name) \(TextTable.printable(cell(plugin["version"]))): \(summary)")
+            let formats = (plugin["formats"]?.elements ?? []).map { cell($0) }.joined(separator: " ")
+            var table = TextTable([.words(""), .words("")])
+            table.append(["  formats", formats.isEmpty ? "-" : formats])
+            for name in ["thread_model", "blocking", "read_only", "path"] {
+                if let value = plugin[name] { table.append(["  \(name)", cell(value)]) }
+            }
+            lines += table.lines + options(plugin["options"]?.elements ?? [])
+        }
+        return lines
+    }
+
+    private static func options(_ options: [JSONValue]) -> [String] {
+        if options.isEmpty { return [] }
+        var table = TextTable([.words("  OPTION"), .words("TYPE"), .words("DEFAULT"), .words("HELP")])
+        for option in options {
+            table.append(["  " + cell(option["name"])] + ["type", "default", "help"].map { cell(option[$0]) })
+        }
+        return table.lines
+    }
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The asking end of xbbd's socket.
+import CLinux
+import Glibc
+import Xen
+
+/// A connection to xbbd. Calls block until the answer is there; one thread.
+public final class ControlClient {
+    /// Where xbbd listens unless told otherwise.
+    public static let defaultSocket = "/run/xbb/xbbd.sock"
+
+    private let path: String
+    private let socket: Descriptor
+    private var input = LineBuffer(limit: 16 << 20)
+
+    /// Connects. Throws `.unreachable` with what to do.
+    public init(path: String, timeoutSeconds: Int = 20) throws(ControlError) {
+        self.path = path
+        let raw = unsafe clinux_unix_connect(path, Int32(SOCK_STREAM.rawValue))
+        if raw < 0 {
+            let code = errno
+            let hint =
+                switch code {
+                case ENOENT, ECONNREFUSED: "is xbbd running? --socket names another socket"
+                case EACCES: "only root may"
+                default: "see xbbctl(8)"
+                }
+            throw ControlError("cannot reach xbbd at \(path): \(errnoText(code)); \(hint)", status: .unreachable)
+        }
+        socket = Descriptor(owning: raw)
+        var limit = timeval(tv_sec: timeoutSeconds, tv_usec: 0)
+        let size = socklen_t(MemoryLayout<timeval>.size)
+        unsafe setsockopt(raw, SOL_SOCKET, SO_RCVTIMEO, &limit, size)
+        unsafe setsockopt(raw, SOL_SOCKET, SO_SNDTIMEO, &limit, size)
+    }
+
+    /// Sends a request and gives the line of its answer. Throws `.unreachable` if there is none, and what xbbd says if
+    /// it answers with an error.
+    public func call(_ request: ControlRequest) throws(ControlError) -> ControlAnswer {
+        var left = [UInt8]((request.line + "\n").utf8)[...]
+        while !left.isEmpty {
+            guard let count = socket.sendAvailable(left), count > 0 else {
+                throw ControlError("xbbd at \(path) does not listen", status: .unreachable)
+            }
+            left = left.dropFirst(count)
+        }
+        while true {
+            if let line = input.next() { return try ControlAnswer(line: line) }
+            guard !input.isOverlong else { throw ControlError("the answer of xbbd is too long", status: .unreachable) }
+            switch socket.readAvailable() {
+            case .bytes(let bytes): input.append(bytes)
+            case .wouldBlock:
+                if errno == EINTR { continue }
+                throw ControlError("xbbd at \(path) does not answer", status: .unreachable)
+            case .ended: throw ControlError("xbbd at \(path) closed the connection", status: .unreachable)
+            }
+        }
+    }
+}
+
+/// An answer of xbbd that is no error.
+public struct ControlAnswer: Sendable {
+    /// As it came, one line.
+    public let text: String
+    /// Its value.
+    public let value: JSONValue
+
+    init(line: [UInt8]) throws(ControlError) {
+        text = String(decoding: line, as: UTF8.self)
+        do throws(JSONError) {
+            value = try JSONValue(parsing: line)
+        } catch {
+            throw ControlError("the answer of xbbd is \(error)")
+        }
+        if let problem = value["error"]?.string { throw ControlError(problem) }
+    }
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What xbbctl asks xbbd, one line each; the answer is one line of JSON, {"error":"text"} where it cannot be done.
+
+/// Why something was not done, for the user.
+public struct ControlError: Error, Equatable, Sendable, CustomStringConvertible {
+    /// What, where, and what to do.
+    public let description: String
+    /// What the program's exit status is to be.
+    public let status: ControlStatus
+
+    /// An error with a text for the user.
+    public init(_ description: String, status: ControlStatus = .failed) {
+        self.description = description
+        self.status = status
+    }
+}
+
+/// Exit statuses of xbbctl; the numbers above 1 are those of sysexits.h.
+public enum ControlStatus: Int32, Sendable {
+    /// It could not be done.
+    case failed = 1
+    /// xbbd or XenStore cannot be reached.
+    case unreachable = 69
+    /// The other side did not do its part in time; it may be tried again.
+    case timedOut = 75
+}
+
+/// A request to xbbd.
+public enum ControlRequest: Equatable, Sendable {
+    /// Is anybody there?
+    case ping
+    /// All VBDs.
+    case list
+    /// All plugins.
+    case plugins
+    /// One VBD.
+    case show(VBDReference)
+    /// The counters of one VBD.
+    case stats(VBDReference)
+    /// Changes a tunable of one VBD.
+    case set(VBDReference, key: String, value: String)
+
+    /// The most bytes of a request's line.
+    public static let longestLine = 4096
+
+    /// Reads a line.
+    public init(parsing line: [UInt8]) throws(ControlError) {
+        guard line.allSatisfy({ (0x20...0x7e).contains($0) }) else {
+            throw ControlError("a request is printable ASCII")
+        }
+        let words = String(decoding: line, as: UTF8.self).split(separator: " ").map(String.init)
+        switch (words.first, words.count) {
+        case ("ping", 1): self = .ping
+        case ("list", 1): self = .list
+        case ("plugins", 1): self = .plugins
+        case ("show", 2): self = .show(try Self.reference(words[1]))
+        case ("stats", 2): self = .stats(try Self.reference(words[1]))
+        case ("set", 4): self = .set(try Self.reference(words[1]), key: words[2], value: words[3])
+        default:
+            throw ControlError(
+                "expected one of: ping, list, plugins, show VBD, stats VBD, set VBD KEY VALUE")
+        }
+    }
+
+    private static func reference(_ text: String) throws(ControlError) -> VBDReference {
+        guard let reference = VBDReference(parsing: text) else {
+            throw ControlError("'\(text)' is no VBD: expected DOMID/DEVID or KIND/DOMID/DEVID, such as vbd/1/51712")
+        }
+        return reference
+    }
+
+    /// The line without its end.
+    public var line: String {
+        switch self {
+        case .ping: "ping"
+        case .list: "list"
+        case .plugins: "plugins"
+        case .show(let vbd): "show \(vbd)"
+        case .stats(let vbd): "stats \(vbd)"
+        case .set(let vbd, let key, let value): "set \(vbd) \(key) \(value)"
+        }
+    }
+
+    /// The line for the worker of the VBD; nil where xbbd answers itself.
+    var workerLine: String? {
+        switch self {
+        case .ping, .list, .plugins: nil
+        case .show: "show"
+        case .stats: "stats"
+        case .set(_, let key, let value): "set \(key) \(value)"
+        }
+    }
+}
+
+/// A tunable and its value, as "KEY=VALUE".
+public struct TunableSetting: Equatable, Sendable {
+    /// The tunable.
+    public let key: String
+    /// Its value.
+    public let value: String
+
+    /// Reads "KEY=VALUE": small letters, digits and '_', then printable ASCII without spaces.
+    public init(parsing text: String) throws(ControlError) {
+        let parts = text.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+        guard parts.count == 2, !parts[0].isEmpty, !parts[1].isEmpty, text.utf8.count <= 256,
+            parts[0].utf8.allSatisfy({
+                (UInt8(ascii: "a")...UInt8(ascii: "z")).contains($0)
+                    || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0) || $0 == UInt8(ascii: "_")
+            }), parts[1].utf8.allSatisfy({ (0x21...0x7e).contains($0) })
+        else { throw ControlError("'\(text)' is no setting: expected KEY=VALUE, such as flush_interval=10") }
+        key = String(parts[0])
+        value = String(parts[1])
+    }
+}

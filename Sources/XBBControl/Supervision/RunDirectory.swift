@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What stands in /run/xbb: xbbd's lock and socket, and a lock and a socket for each VBD.
+import CLinux
+import Glibc
+import Xen
+
+/// The directory and the names in it.
+struct RunDirectory {
+    let path: String
+
+    /// Makes the directory (0755) with its parents. Throws what is wrong with it or its name.
+    init(_ path: String) throws(ControlError) {
+        self.path = path
+        // The longest name of a socket must fit into sockaddr_un.
+        let longest = path.utf8.count + "/vbd--32751-2147483647.sock".utf8.count + 32
+        guard longest < 108, path.utf8.first == UInt8(ascii: "/") else {
+            throw ControlError("run directory '\(path)': expected an absolute path of at most 48 bytes")
+        }
+        var made = ""
+        for name in path.split(separator: "/") {
+            made += "/" + name
+            if unsafe mkdir(made, 0o755) != 0 && errno != EEXIST {
+                throw ControlError("make run directory \(made): \(errnoText(errno))")
+            }
+        }
+    }
+
+    /// xbbd's own socket.
+    var socket: String { path + "/xbbd.sock" }
+    /// Held by the one xbbd that serves this directory.
+    var lock: String { path + "/xbbd.lock" }
+
+    /// The control socket of a worker.
+    func workerSocket(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).sock" }
+
+    /// The lock of a worker.
+    func workerLock(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).lock" }
+}
+
+/// An exclusive flock(2) on a file that is made where there is none.
+///
+/// The lock belongs to the open file, not to the process: a child that inherits the descriptor goes on holding it, so
+/// that a worker needs to know nothing of it and holds it until its last process has ended.
+struct FileLock {
+    /// The locked file, close-on-exec.
+    let file: Descriptor
+
+    /// What an attempt to lock gave.
+    enum Attempt {
+        /// The lock is ours.
+        case taken(FileLock)
+        /// Somebody else has it, and wrote this into the file.
+        case held(note: String)
+    }
+
+    /// Tries to lock `path` without waiting.
+    static func attempt(_ path: String) throws(XenError) -> Attempt {
+        let raw = unsafe clinux_open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
+        let file = try Descriptor(raw, "open \(path)")
+        if flock(raw, LOCK_EX | LOCK_NB) == 0 { return .taken(FileLock(file: file)) }
+        guard errno == EWOULDBLOCK else { throw XenError(errno, "lock \(path)") }
+        guard case .bytes(let note) = file.readAvailable(limit: 128) else { return .held(note: "") }
+        return .held(note: String(decoding: note, as: UTF8.self))
+    }
+
+    /// Writes into the file who holds the lock.
+    func write(note: String) {
+        _ = ftruncate(file.raw, 0)
+        let bytes = [UInt8](note.utf8)
+        _ = unsafe bytes.withUnsafeBytes { unsafe pwrite(file.raw, $0.baseAddress, $0.count, 0) }
+    }
+}

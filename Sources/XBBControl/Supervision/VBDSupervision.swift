@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Whether the worker of one VBD is to run, as a pure function of what happened.
+//
+//        node                   worker started                  worker ended
+//   idle ────► starting ──────────────────────────► running ───────────────┬─ node gone ──► forgotten
+//                 ▲  │ ▲                                                    ├─ 6 ──────────► over
+//                 │  │ └──────── each second ───── foreign                  ├─ status 0 ───► starting
+//           timer │  │ somebody else holds the lock ──► ▲                   └─ failure ─┬──► waiting
+//                 └──┼──────────────────────────── waiting                              └──► failed (too often)
+//                    └ cannot be started ─────────► ▲
+//
+// One worker at most: `start` is given in `starting` only, and that has one answer.
+public import XenBus
+
+/// What stands in a backend's node.
+public struct NodeFacts: Equatable, Sendable {
+    /// The backend's state.
+    public var state: XenbusState
+    /// False from the moment that the toolstack wants the device gone.
+    public var isOnline: Bool
+
+    /// State and `online`.
+    public init(state: XenbusState, isOnline: Bool = true) {
+        self.state = state
+        self.isOnline = isOnline
+    }
+
+    /// Nothing is left to do: closed, and not to be opened again.
+    public var isOver: Bool { state == .closed && !isOnline }
+
+    /// The toolstack wants the device gone and waits for state 6.
+    var awaitsClose: Bool { state == .closing && !isOnline }
+}
+
+/// The supervision of one VBD. Times are ns of CLOCK_MONOTONIC.
+public struct VBDSupervision: Sendable {
+    /// Where the worker is.
+    public enum Phase: Equatable, Sendable {
+        /// Nothing is known yet.
+        case idle
+        /// `start` was given.
+        case starting
+        /// A worker serves the VBD.
+        case running(since: UInt64)
+        /// A process that is not known serves the VBD.
+        case foreign(recheck: UInt64)
+        /// A worker failed.
+        case waiting(until: UInt64)
+        /// Workers failed too often.
+        case failed(String)
+        /// The VBD is closed.
+        case over
+    }
+
+    /// What happened.
+    public enum Event: Equatable, Sendable {
+        /// The node was read; nil if it is gone.
+        case node(NodeFacts?)
+        /// Answer to `start`: a worker runs.
+        case started
+        /// Answer to `start`: none could be started.
+        case startFailed(String)
+        /// Answer to `start`: the VBD's lock is held by an unknown process.
+        case lockHeld
+        /// The worker ended; the node was read afterwards.
+        case exited(WorkerExit, NodeFacts?)
+        /// ``VBDSupervision/deadline`` has come.
+        case timer
+        /// The administrator wants another attempt.
+        case retry
+    }
+
+    /// What to do, in order.
+    public enum Action: Equatable, Sendable {
+        /// Start a worker, unless there is one. Answer: `started`, `startFailed`, `lockHeld`.
+        case start
+        /// Tell the toolstack that nobody serves the VBD.
+        case giveUp(String)
+        /// Take back what `giveUp` wrote.
+        case clearError
+        /// The toolstack waits for state 6 and no worker is there to write it.
+        case closeNode
+        /// The VBD is gone: drop what is kept for it.
+        case forget
+    }
+
+    let policy: RestartPolicy
+    /// Where the worker is.
+    public private(set) var phase = Phase.idle
+    /// What was last read of the node.
+    public private(set) var node: NodeFacts?
+    /// How the last worker failed.
+    public private(set) var lastFailure: String?
+    /// When workers failed, oldest first; at most the policy's limit of them.
+    private var failures: [UInt64] = []
+
+    /// A VBD of which nothing is known.
+    public init(policy: RestartPolicy = RestartPolicy()) {
+        self.policy = policy
+    }
+
+    /// When `timer` is due; nil for never.
+    public var deadline: UInt64? {
+        switch phase {
+        case .waiting(let until): until
+        case .foreign(let recheck): recheck
+        case .idle, .starting, .running, .failed, .over: nil
+        }
+    }
+
+    /// Takes an event that happened at `now`.
+    public mutating func handle(_ event: Event, now: UInt64) -> [Action] {
+        switch event {
+        case .node(let facts): return nodeRead(facts)
+        case .started:
+            guard phase == .starting else { return [] }
+            phase = .running(since: now)
+            return []
+        case .startFailed(let text):
+            guard phase == .starting else { return [] }
+            return fail(text, now: now)
+        case .lockHeld:
+            guard phase == .starting else { return [] }
+            phase = .foreign(recheck: now &+ RestartPolicy.second)
+            return []
+        case .exited(let exit, let facts): return exited(exit, facts, now: now)
+        case .timer:
+            guard let deadline, now >= deadline else { return [] }
+            return begin()
+        case .retry: return retry()
+        }
+    }
+
+    /// Starts a worker where the node wants one.
+    private mutating func begin() -> [Action] {
+        guard let node else {
+            phase = .idle
+            return [.forget]
+        }
+        // A device that a worker closed stays closed until somebody changes its state.
+        if node.isOver || (phase == .over && node.state == .closed) {
+            phase = .over
+            return []
+        }
+        phase = .starting
+        return [.start]
+    }
+
+    private mutating func nodeRead(_ facts: NodeFacts?) -> [Action] {
+        let isNew = facts?.state == .initialising && node?.state != .initialising
+        node = facts
+        switch phase {
+        case .starting, .running, .foreign: return []  // whoever serves the VBD reads the node too
+        case .idle, .over: return begin()
+        case .waiting:
+            guard let facts else { return begin() }
+            if isNew {
+                failures = []
+                return begin()
+            }
+            if facts.isOver { phase = .over }
+            return []
+        case .failed:
+            guard let facts else { return [.clearError] + begin() }
+            if isNew || facts.isOver {
+                failures = []
+                return [.clearError] + begin()
+            }
+            return facts.awaitsClose ? [.closeNode] : []
+        }
+    }
+
+    private mutating func exited(_ exit: WorkerExit, _ facts: NodeFacts?, now: UInt64) -> [Action] {
+        node = facts
+        guard case .running(let since) = phase else { return [] }
+        guard let facts else { return begin() }
+        if facts.isOver || (exit == .clean && facts.state == .closed) {
+            phase = .over
+            return []
+        }
+        if now &- since >= policy.steadySeconds * RestartPolicy.second { failures = [] }
+        switch exit {
+        case .clean where failures.isEmpty:
+            // Handed over, or the node was made anew while the worker left the old one: no reason to wait, once.
+            failures = [now]
+            return begin()
+        case .usage:
+            lastFailure = "\(exit)"
+            return giveUp("the worker ended with \(exit)")
+        case .clean, .failed, .signalled, .unknown: return fail("\(exit)", now: now)
+        }
+    }
+
+    private mutating func fail(_ text: String, now: UInt64) -> [Action] {
+        lastFailure = text
+        let window = policy.windowSeconds * RestartPolicy.second
+        failures = failures.filter { now &- $0 < window } + [now]
+        if failures.count >= policy.failureLimit {
+            return giveUp("the worker failed \(failures.count) times in \(policy.windowSeconds) s, last: \(text)")
+        }
+        phase = .waiting(until: now &+ policy.delay(afterFailures: failures.count))
+        return []
+    }
+
+    private mutating func giveUp(_ text: String) -> [Action] {
+        failures = []
+        phase = .failed(text)
+        return [.giveUp(text)] + (node?.awaitsClose == true ? [.closeNode] : [])
+    }
+
+    private mutating func retry() -> [Action] {
+        switch phase {
+        case .waiting:
+            failures = []
+            return begin()
+        case .failed:
+            failures = []
+            return [.clearError] + begin()
+        case .idle, .starting, .running, .foreign, .over: return []
+        }
+    }
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A process that is followed by its pidfd: a child that was started here, or a worker that an earlier xbbd left.
+import CLinux
+import Glibc
+import Xen
+
+/// A process and its name that survives a successor of xbbd: number and start time.
+struct ProcessIdentity: Equatable {
+    /// The process's number.
+    let process: Int32
+    /// When it started, in clock ticks since boot (proc(5), /proc/PID/stat, starttime); no two processes of one number
+    /// have the same.
+    let startTicks: UInt64
+
+    /// "4711 123456".
+    var note: String { "\(process) \(startTicks)\n" }
+
+    init(process: Int32, startTicks: UInt64) {
+        self.process = process
+        self.startTicks = startTicks
+    }
+
+    /// Reads ``note``.
+    init?(note: String) {
+        let parts = note.split { $0 == " " || $0 == "\n" }
+        guard parts.count == 2, let process = DecimalText.number(parts[0]), let ticks = DecimalText.number(parts[1]),
+            process > 0, process <= UInt64(Int32.max)
+        else { return nil }
+        self.init(process: Int32(process), startTicks: ticks)
+    }
+
+    /// The identity of a process that is there, else nil.
+    init?(running process: Int32) {
+        let raw = unsafe clinux_open("/proc/\(process)/stat", O_RDONLY | O_CLOEXEC, 0)
+        guard raw >= 0 else { return nil }
+        let file = Descriptor(owning: raw)
+        guard case .bytes(let bytes) = file.readAvailable(limit: 4096) else { return nil }
+        self.init(process: process, stat: String(decoding: bytes, as: UTF8.self))
+    }
+
+    /// Field 22 of /proc/PID/stat. The name in field 2 may hold anything, so fields are counted behind its last ')'.
+    init?(process: Int32, stat: String) {
+        guard let end = stat.lastIndex(of: ")") else { return nil }
+        let fields = stat[stat.index(after: end)...].split(separator: " ")
+        guard fields.count > 19, let ticks = DecimalText.number(fields[19]) else { return nil }
+        self.init(process: process, startTicks: ticks)
+    }
+}
+
+/// A process and its descriptor.
+final class WorkerProcess {
+    /// Readable when the process has ended.
+    let pidfd: Descriptor
+    /// Its number.
+    let process: Int32
+    /// False: a child of this process.
+    let isAdopted: Bool
+
+    private init(pidfd: Descriptor, process: Int32, isAdopted: Bool) {
+        self.pidfd = pidfd
+        self.process = process
+        self.isAdopted = isAdopted
+    }
+
+    /// Starts a program with clinux_spawn(); `kept` becomes its descriptor 3, `output` its standard output.
+    static func spawn(
+        _ arguments: [String], output: Descriptor? = nil, kept: Descriptor? = nil
+    ) throws(XenError) -> WorkerProcess {
+        guard let program = arguments.first else { throw XenError(EINVAL, "start a process without a name") }
+        var list: [UnsafeMutablePointer<CChar>?] = unsafe arguments.map { unsafe strdup($0) } + [nil]
+        defer { for unsafe argument in unsafe list { unsafe free(argument) } }
+        var process: pid_t = 0
+        let code = unsafe clinux_spawn(program, &list, output?.raw ?? -1, kept?.raw ?? -1, &process)
+        if code != 0 { throw XenError(code, "start \(program)") }
+        let raw = clinux_pidfd_open(process)
+        if raw < 0 {
+            // Without a descriptor it cannot be followed. Nobody has reaped it, so the number is still its own.
+            let code = errno
+            kill(process, SIGKILL)
+            var status: Int32 = 0
+            _ = unsafe waitpid(process, &status, 0)
+            throw XenError(code, "follow process \(process)")
+        }
+        return WorkerProcess(pidfd: Descriptor(owning: raw), process: process, isAdopted: false)
+    }
+
+    /// Follows the process that a lock's note names; nil where that one is not there any more.
+    static func adopt(note: String) -> WorkerProcess? {
+        guard let identity = ProcessIdentity(note: note) else { return nil }
+        let raw = clinux_pidfd_open(identity.process)
+        guard raw >= 0 else { return nil }
+        let pidfd = Descriptor(owning: raw)
+        // The descriptor is open: if the number has this start time now, it was not reused before.
+        guard ProcessIdentity(running: identity.process) == identity else { return nil }
+        return WorkerProcess(pidfd: pidfd, process: identity.process, isAdopted: true)
+    }
+
+    /// How it ended; nil while it runs.
+    func takeExit() -> WorkerExit? {
+        if isAdopted {
+            var entry = pollfd(fd: pidfd.raw, events: Int16(POLLIN), revents: 0)
+            return unsafe poll(&entry, 1, 0) == 1 ? .unknown : nil
+        }
+        var code: Int32 = 0
+        var signal: Int32 = 0
+        let result = unsafe clinux_pidfd_wait(pidfd.raw, &code, &signal)
+        if result == 0 { return nil }
+        return result < 0 ? .unknown : WorkerExit(code: code, signal: signal)
+    }
+
+    /// Sends a signal; a process that has ended gets none.
+    func send(_ signal: Int32) {
+        _ = clinux_pidfd_signal(pidfd.raw, signal)
+    }
+}

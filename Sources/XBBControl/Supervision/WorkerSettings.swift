@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The command line of a worker.
+import CLinux
+import Glibc
+import Xen
+import XenBus
+
+/// What every worker is told, and where its program is.
+public struct WorkerSettings: Sendable, Equatable {
+    /// The program `xbb-vbd`.
+    public var executable: String
+    /// The directory of the loopback Xen; nil on Xen.
+    public var loopback: String?
+    /// Where plugins are looked for, in order.
+    public var pluginDirectories: [String]
+    /// Further options as they are handed on: ["--max-queues", "4"].
+    public var options: [String] = []
+
+    /// Settings of workers.
+    public init(executable: String, loopback: String?, pluginDirectories: [String]) {
+        self.executable = executable
+        self.loopback = loopback
+        self.pluginDirectories = pluginDirectories
+    }
+
+    /// The arguments for a VBD, the program's name first.
+    func arguments(for address: VBDAddress, own: DomainID, controlSocket: String) -> [String] {
+        var arguments = [executable, "--backend-path", address.backendPath(own: own)]
+        if let loopback { arguments += ["--loopback", loopback] }
+        arguments += pluginArguments
+        arguments += ["--control", controlSocket]
+        arguments += ["--storage-source", StorageSource(kind: address.kind) == .params ? "params" : "hotplug"]
+        return arguments + options
+    }
+
+    /// The arguments for a description of all plugins.
+    var dumpArguments: [String] { [executable, "--dump-plugins"] + pluginArguments }
+
+    private var pluginArguments: [String] { pluginDirectories.flatMap { ["--plugin-dir", $0] } }
+}
+
+/// Where the programs of this package are, from the place of the one that runs.
+public enum InstallPaths {
+    /// The folder of this program, without '/' at its end; "/usr/sbin" where the system does not tell.
+    public static var programFolder: String {
+        var buffer = [CChar](repeating: 0, count: 4096)
+        let count = unsafe readlink("/proc/self/exe", &buffer, buffer.count)
+        guard count > 0 else { return "/usr/sbin" }
+        let path = String(decoding: buffer[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        return folder(of: path)
+    }
+
+    /// The worker beside this program, else below ../libexec/xbb and ../lib/xbb; the first of them where there is none.
+    public static func worker(programFolder: String = programFolder) -> String {
+        let prefix = folder(of: programFolder)
+        let places = [programFolder, prefix + "/libexec/xbb", prefix + "/lib/xbb"].map { $0 + "/xbb-vbd" }
+        return places.first { isExecutable($0) } ?? places[0]
+    }
+
+    /// The plugins of this installation: ../lib/xbb/plugins.
+    public static func plugins(programFolder: String = programFolder) -> String {
+        folder(of: programFolder) + "/lib/xbb/plugins"
+    }
+
+    static func folder(of path: String) -> String {
+        "/" + path.split(separator: "/").dropLast().joined(separator: "/")
+    }
+
+    private static func isExecutable(_ path: String) -> Bool {
+        unsafe access(path, X_OK) == 0
+    }
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A file descriptor that is closed with its owner.
+import CLinux
+import Glibc
+import Xen
+
+/// Owns a file descriptor.
+final class Descriptor: Sendable {
+    let raw: Int32
+
+    init(owning raw: Int32) {
+        self.raw = raw
+    }
+
+    /// Owns `raw` or throws the errno of the call that should have made it.
+    convenience init(_ raw: Int32, _ operation: @autoclosure () -> String) throws(XenError) {
+        if raw < 0 { throw XenError(errno, operation()) }
+        self.init(owning: raw)
+    }
+
+    deinit {
+        close(raw)
+    }
+
+    /// What a read that must not wait found.
+    enum ReadResult {
+        case bytes([UInt8])
+        case wouldBlock
+        case ended
+    }
+
+    /// Reads what is there, at most `limit` bytes. An error is an end.
+    func readAvailable(limit: Int = 65536) -> ReadResult {
+        var buffer = [UInt8](repeating: 0, count: limit)
+        let count = unsafe buffer.withUnsafeMutableBytes { unsafe read(raw, $0.baseAddress, $0.count) }
+        if count < 0 { return errno == EAGAIN || errno == EINTR ? .wouldBlock : .ended }
+        return count == 0 ? .ended : .bytes(Array(buffer[..<count]))
+    }
+
+    /// Sends as much as the socket takes and gives the number of bytes, or nil where the other end is gone.
+    func sendAvailable(_ bytes: ArraySlice<UInt8>) -> Int? {
+        if bytes.isEmpty { return 0 }
+        let count = unsafe bytes.withUnsafeBytes { unsafe send(raw, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
+        if count < 0 { return errno == EAGAIN || errno == EINTR ? 0 : nil }
+        return count
+    }
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A JSON value and its text. Objects keep their order and numbers their digits, so that what is read can be passed on.
+
+/// A JSON value (RFC 8259).
+public indirect enum JSONValue: Equatable, Sendable {
+    /// One member of an object.
+    public struct Member: Equatable, Sendable {
+        /// The name.
+        public let name: String
+        /// The value.
+        public let value: JSONValue
+
+        /// A member.
+        public init(_ name: String, _ value: JSONValue) {
+            self.name = name
+            self.value = value
+        }
+    }
+
+    /// An object, members in order.
+    case object([Member])
+    /// An array.
+    case array([JSONValue])
+    /// A string.
+    case string(String)
+    /// A number by its digits.
+    case number(String)
+    /// true or false.
+    case bool(Bool)
+    /// null.
+    case null
+
+    /// A whole number.
+    public static func integer(_ value: some BinaryInteger) -> JSONValue { .number(String(value)) }
+
+    /// A string, or null.
+    public static func text(_ value: String?) -> JSONValue { value.map { .string($0) } ?? .null }
+
+    /// The first member of that name; nil if this is no object or has none.
+    public subscript(_ name: String) -> JSONValue? {
+        guard case .object(let members) = self else { return nil }
+        return members.first { $0.name == name }?.value
+    }
+
+    /// The members of an object; none of anything else.
+    public var members: [Member] {
+        guard case .object(let members) = self else { return [] }
+        return members
+    }
+
+    /// The elements of an array; none of anything else.
+    public var elements: [JSONValue] {
+        guard case .array(let elements) = self else { return [] }
+        return elements
+    }
+
+    /// The string, if this is one.
+    public var string: String? {
+        guard case .string(let text) = self else { return nil }
+        return text
+    }
+
+    /// The whole number, if this is one that fits.
+    public var unsigned: UInt64? {
+        guard case .number(let digits) = self else { return nil }
+        return UInt64(digits)
+    }
+
+    /// The text on one line.
+    public var serialized: String {
+        var output = ""
+        append(to: &output)
+        return output
+    }
+
+    private func append(to output: inout String) {
+        switch self {
+        case .object(let members):
+            output += "{"
+            for (index, member) in members.enumerated() {
+                if index > 0 { output += "," }
+                Self.quote(member.name, &output)
+                output += ":"
+                member.value.append(to: &output)
+            }
+            output += "}"
+        case .array(let elements):
+            output += "["
+            for (index, element) in elements.enumerated() {
+                if index > 0 { output += "," }
+                element.append(to: &output)
+            }
+            output += "]"
+        case .string(let text): Self.quote(text, &output)
+        case .number(let digits): output += digits
+        case .bool(let value): output += value ? "true" : "false"
+        case .null: output += "null"
+        }
+    }
+
+    private static func quote(_ text: String, _ output: inout String) {
+        output += "\""
+        for scalar in text.unicodeScalars {
+            switch scalar {
+            case "\"": output += "\\\""
+            case "\\": output += "\\\\"
+            case "\n": output += "\\n"
+            case "\t": output += "\\t"
+            case "\r": output += "\\r"
+            case _ where scalar.value < 0x20 || scalar.value == 0x7f:
+                let digits = String(scalar.value, radix: 16)
+                output += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
+            default: output.unicodeScalars.append(scalar)
+            }
+        }
+        output += "\""
+    }
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The nodes of a new VBD as libxl makes them (libxl_disk.c device_disk_add, libxl_device.c libxl__device_generic_add).
+import Xen
+import XenBus
+
+/// What is to be attached, and to whom.
+public struct AttachRequest: Equatable, Sendable {
+    /// Kind, frontend's domain and device.
+    public var address: VBDAddress
+    /// The device's name as the user said it: "xvda".
+    public var deviceName: String
+    /// Image and format.
+    public var disk: DiskSpecification
+    /// Writes are refused.
+    public var isReadOnly: Bool
+    /// Options for the plugin.
+    public var options: PluginOptions
+
+    /// A disk for a guest.
+    public init(
+        address: VBDAddress, deviceName: String, disk: DiskSpecification, isReadOnly: Bool, options: PluginOptions
+    ) {
+        self.address = address
+        self.deviceName = deviceName
+        self.disk = disk
+        self.isReadOnly = isReadOnly
+        self.options = options
+    }
+}
+
+/// The nodes of one device: what is written where, and who may see it.
+struct DeviceNodes: Equatable {
+    struct Entry: Equatable {
+        let key: String
+        let value: String
+
+        init(_ key: String, _ value: String) {
+            self.key = key
+            self.value = value
+        }
+    }
+
+    let backendPath: String
+    /// The backend's domain owns the node, the guest may read it.
+    let backendPermissions: [XenStorePermission]
+    let backend: [Entry]
+    let frontendPath: String
+    /// The guest owns the node, the backend's domain may read it.
+    let frontendPermissions: [XenStorePermission]
+    let frontend: [Entry]
+    let toolstackPath: String
+    let toolstack: [Entry]
+
+    /// The nodes for a backend in domain `own`. There is no `script`: xbbctl does the script's work itself.
+    init(_ request: AttachRequest, own: DomainID) {
+        let address = request.address
+        backendPath = address.backendPath(own: own)
+        frontendPath = address.frontendPath
+        toolstackPath = address.toolstackPath
+        backendPermissions = [
+            XenStorePermission(domain: own, read: false, write: false),
+            XenStorePermission(domain: address.domain, read: true, write: false),
+        ]
+        frontendPermissions = [
+            XenStorePermission(domain: address.domain, read: false, write: false),
+            XenStorePermission(domain: own, read: true, write: false),
+        ]
+        let common = [
+            Entry(BackendKey.params, request.disk.target),
+            Entry(BackendKey.frontendID, String(address.domain)),
+            Entry(BackendKey.online, "1"),
+            Entry(BackendKey.removable, "0"),
+            Entry("bootable", "1"),
+            Entry(BackendKey.state, XenbusState.initialising.text),
+            Entry(BackendKey.dev, request.deviceName),
+            // What libxl calls the kind "vbd".
+            Entry(BackendKey.type, address.kind == "vbd" ? "phy" : address.kind),
+            Entry(BackendKey.mode, request.isReadOnly ? "r" : "w"),
+            Entry(BackendKey.deviceType, "disk"),
+            Entry(BackendKey.discardEnable, request.isReadOnly ? "0" : "1"),
+            Entry("specification", "xen"),
+        ]
+        backend = [Entry(BackendKey.frontend, frontendPath)] + common
+        toolstack = [Entry(BackendKey.frontend, frontendPath), Entry("backend", backendPath)] + common
+        frontend = [
+            Entry("backend", backendPath),
+            Entry("backend-id", String(own)),
+            Entry(FrontendKey.state, XenbusState.initialising.text),
+            Entry("virtual-device", String(address.device)),
+            Entry(BackendKey.deviceType, "disk"),
+            Entry(FrontendKey.trusted, "1"),
+        ]
+    }
+
+    /// What a hotplug script writes when its work is done, below the backend's node. Where the toolstack's `params` name
+    /// the image there is no script, and only options are left.
+    static func hotplug(_ request: AttachRequest) -> [Entry] {
+        var entries: [Entry] = []
+        if StorageSource(kind: request.address.kind) == .hotplug {
+            entries.append(Entry(BackendKey.format, request.disk.format.name))
+            entries.append(Entry(BackendKey.physicalDevicePath, request.disk.path.isEmpty ? "/" : request.disk.path))
+        }
+        if !request.options.text.isEmpty { entries.append(Entry("xbb-options", request.options.text)) }
+        return entries
+    }
+
+    /// Writes everything; nothing of an earlier device stays.
+    func write(to store: any XenStore, in transaction: XenStoreTransaction) throws(XenError) {
+        try store.removeIfPresent(toolstackPath, in: transaction)
+        for entry in toolstack { try store.write("\(toolstackPath)/\(entry.key)", entry.value, in: transaction) }
+        try Self.write(frontend, to: frontendPath, frontendPermissions, store, transaction)
+        try Self.write(backend, to: backendPath, backendPermissions, store, transaction)
+    }
+
+    /// Nodes inherit the permissions of the node that they are made in.
+    private static func write(
+        _ entries: [Entry], to path: String, _ permissions: [XenStorePermission], _ store: any XenStore,
+        _ transaction: XenStoreTransaction
+    ) throws(XenError) {
+        try store.removeIfPresent(path, in: transaction)
+        try store.makeDirectory(path, in: transaction)
+        try store.setPermissions(of: path, to: permissions, in: transaction)
+        for entry in entries { try store.write("\(path)/\(entry.key)", entry.value, in: transaction) }
+    }
+}

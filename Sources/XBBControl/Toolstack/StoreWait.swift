@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Waiting for what another domain or process writes.
+import CLinux
+import Glibc
+import Xen
+
+extension XenStore {
+    /// Asks `check` now and after each change of `path` until it gives a value; nil when that takes longer than
+    /// `seconds`. No other watch may be set on this connection.
+    func wait<Value>(
+        for path: String, seconds: Double, until check: () throws(XenError) -> Value?
+    ) throws(XenError) -> Value? {
+        let deadline = clinux_monotonic_ns() &+ UInt64(max(seconds, 0) * 1e9)
+        try watch(path, token: "wait")
+        let result: Value?
+        do throws(XenError) {
+            result = try poll(deadline, check)
+        } catch {
+            do throws(XenError) { try unwatch(path, token: "wait") } catch {}
+            throw error
+        }
+        try unwatch(path, token: "wait")
+        return result
+    }
+
+    private func poll<Value>(_ deadline: UInt64, _ check: () throws(XenError) -> Value?) throws(XenError) -> Value? {
+        while true {
+            while try nextWatchEvent() != nil {}
+            if let value = try check() { return value }
+            if clinux_monotonic_ns() >= deadline { return nil }
+            var entry = pollfd(fd: watchFileDescriptor, events: Int16(POLLIN), revents: 0)
+            let count = unsafe Glibc.poll(&entry, 1, EventLoop.milliseconds(until: deadline))
+            if count < 0 && errno != EINTR { throw XenError(errno, "wait for XenStore") }
+        }
+    }
+}

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Attaching and detaching: the part of libxl and of the hotplug script for one disk.
+public import Xen
+import XenBus
+
+/// Attaches and detaches disks whose backend is in the domain that this runs in. One thread; calls block.
+public final class Toolstack {
+    /// libxl's limits in seconds: until a backend takes a node, and until storage is there.
+    static let takeSeconds = 10.0
+    static let hotplugSeconds = 40.0
+    /// Until a device that was not wanted after all is closed, in seconds.
+    static let removeSeconds = 10.0
+
+    let store: any XenStore
+    /// The domain of the backend.
+    public let own: DomainID
+    private let takeSeconds: Double
+
+    /// A toolstack in the domain that XenStore says.
+    public convenience init(store: any XenStore) throws(ControlError) {
+        try self.init(store: store, takeSeconds: Self.takeSeconds)
+    }
+
+    init(store: any XenStore, takeSeconds: Double) throws(ControlError) {
+        self.store = store
+        self.takeSeconds = takeSeconds
+        own = try asControlError { () throws(XenError) in try store.ownDomain() }
+    }
+
+    // MARK: Attach
+
+    /// Makes the nodes of a disk and, unless told otherwise, waits until its storage is open.
+    ///
+    /// Throws what went wrong; then nothing of the disk is left in XenStore.
+    public func attach(_ request: AttachRequest, waits: Bool = true) throws(ControlError) {
+        try makeNodes(request, withHotplug: !waits)
+        guard waits else { return }
+        do throws(ControlError) {
+            try waitForBackend(request.address)
+            try writeHotplug(request)
+            try waitForStorage(request)
+        } catch {
+            try undo(request.address, error)
+            throw error
+        }
+    }
+
+    /// Removes what was made of a disk after `error`; throws both where that fails too.
+    private func undo(_ address: VBDAddress, _ error: ControlError) throws(ControlError) {
+        do throws(ControlError) {
+            _ = try close(address, removesFrontend: true, seconds: Self.removeSeconds)
+            try delete(address)
+        } catch let second {
+            throw ControlError("\(error); and what was made of it stays: \(second)", status: error.status)
+        }
+    }
+
+    private func makeNodes(_ request: AttachRequest, withHotplug: Bool) throws(ControlError) {
+        let address = request.address
+        let nodes = DeviceNodes(request, own: own)
+        let problem = try asControlError { () throws(XenError) -> String? in
+            try store.transaction { (transaction) throws(XenError) -> String? in
+                let home = "/local/domain/\(address.domain)"
+                if try store.childrenIfPresent(home, in: transaction).isEmpty {
+                    return "domain \(address.domain) does not exist"
+                }
+                for path in [nodes.backendPath, nodes.toolstackPath] {
+                    if try store.childrenIfPresent(path, in: transaction).isEmpty { continue }
+                    return "\(request.deviceName) of domain \(address.domain) is attached already, see \(path); "
+                        + "'xbbctl detach \(address.domain) \(request.deviceName)' takes it away"
+                }
+                try nodes.write(to: store, in: transaction)
+                if withHotplug { try writeEntries(DeviceNodes.hotplug(request), of: address, in: transaction) }
+                return nil
+            }
+        }
+        if let problem { throw ControlError(problem) }
+    }
+
+    private func waitForBackend(_ address: VBDAddress) throws(ControlError) {
+        let path = address.backendPath(own: own)
+        let taken = try asControlError { () throws(XenError) -> XenbusState? in
+            try store.wait(for: path, seconds: takeSeconds) { () throws(XenError) -> XenbusState? in
+                let state = try readState(of: path)
+                return state == .initialising ? nil : state ?? .unknown
+            }
+        }
+        switch taken {
+        case .initWait?, .initialised?, .connected?: return
+        case nil:
+            throw ControlError(
+                "no backend took \(path) within \(Int(takeSeconds)) s; is xbbd running, and does it serve "
+                    + "'--backend \(address.kind)'?", status: .timedOut)
+        case .some(let state):
+            throw ControlError("the backend of \(path) went to state \(state): \(try problem(of: address))")
+        }
+    }
+
+    private func writeHotplug(_ request: AttachRequest) throws(ControlError) {
+        let path = request.address.backendPath(own: own)
+        let isThere = try asControlError { () throws(XenError) -> Bool in
+            try store.transaction { (transaction) throws(XenError) -> Bool in
+                guard try readState(of: path, in: transaction) != nil else { return false }
+                try writeEntries(DeviceNodes.hotplug(request), of: request.address, in: transaction)
+                return true
+            }
+        }
+        if !isThere { throw ControlError("\(path) was removed while the disk was being attached") }
+    }
+
+    private func writeEntries(
+        _ entries: [DeviceNodes.Entry], of address: VBDAddress, in transaction: XenStoreTransaction
+    ) throws(XenError) {
+        let path = address.backendPath(own: own)
+        for entry in entries { try store.write("\(path)/\(entry.key)", entry.value, in: transaction) }
+    }
+
+    private func waitForStorage(_ request: AttachRequest) throws(ControlError) {
+        let path = request.address.backendPath(own: own)
+        let status = try asControlError { () throws(XenError) in
+            try store.wait(for: path, seconds: Self.hotplugSeconds) { () throws(XenError) -> String? in
+                if try readState(of: path) == nil { return "gone" }
+                let status = try store.text("\(path)/\(BackendKey.hotplugStatus)")
+                return status == "connected" || status == "error" ? status : nil
+            }
+        }
+        switch status {
+        case "connected": return
+        case "error": throw ControlError("\(request.disk.target): \(try problem(of: request.address))")
+        case "gone": throw ControlError("\(path) was removed while the disk was being attached")
+        default:
+            throw ControlError(
+                "\(request.disk.target) was not opened within \(Int(Self.hotplugSeconds)) s; "
+                    + "'xbbctl show' and the log of xbbd may say why", status: .timedOut)
+        }
+    }
+
+    /// What the backend or xbbd wrote about a failure.
+    private func problem(of address: VBDAddress) throws(ControlError) -> String {
+        try asControlError { () throws(XenError) in
+            let path = address.backendPath(own: own)
+            if let text = try store.text("\(path)/\(BackendKey.hotplugError)") { return text }
+            return try store.text("\(address.errorPath(own: own))/error") ?? "the log of xbbd may say why"
+        }
+    }
+
+    // MARK: Detach
+
+    /// The VBD of a device, whatever its kind. Throws where there is none or more than one.
+    public func find(_ reference: VBDReference) throws(ControlError) -> VBDAddress {
+        let found = try asControlError { () throws(XenError) -> [VBDAddress] in
+            var found: [VBDAddress] = []
+            for kind in try store.childrenIfPresent("/local/domain/\(own)/backend").sorted() {
+                guard let address = VBDAddress(kind: kind, domain: reference.domain, device: reference.device),
+                    reference.matches(address), try readState(of: address.backendPath(own: own)) != nil
+                else { continue }
+                found.append(address)
+            }
+            return found
+        }
+        guard let address = found.first else {
+            throw ControlError(
+                "domain \(reference.domain) has no disk \(VirtualDevice.name(of: reference.device)) here; "
+                    + "'xbbctl list' shows those that there are")
+        }
+        guard found.count == 1 else {
+            let kinds = found.map(\.kind).joined(separator: ", ")
+            throw ControlError("there is one of each kind: \(kinds); --kind says which")
+        }
+        return address
+    }
+
+    /// What became of a disk.
+    public enum Detachment: Equatable, Sendable {
+        /// The backend closed it.
+        case closed
+        /// It was taken away by force and the backend had not said that it is closed.
+        case torn
+    }
+
+    /// Asks guest and backend to give a disk up, waits for that and removes its nodes.
+    ///
+    /// With `force` the guest is not asked, and the nodes are removed in the end whatever the backend does. Throws
+    /// `.timedOut` where the guest keeps the disk; the request stands then, and detaching may be tried again.
+    public func detach(_ address: VBDAddress, force: Bool, seconds: Double) throws(ControlError) -> Detachment {
+        let isClosed = try close(address, removesFrontend: force, seconds: seconds)
+        if !isClosed && !force {
+            let frontend = try asControlError { () throws(XenError) in try readState(of: address.frontendPath) }
+            let peer = frontend.map { "the guest's side is in state \($0)" } ?? "the guest's side is gone"
+            throw ControlError(
+                "\(VirtualDevice.name(of: address.device)) of domain \(address.domain) is still in use after "
+                    + "\(seconds) s, \(peer); it goes when the guest lets it go, or with --force", status: .timedOut)
+        }
+        try delete(address)
+        return isClosed ? .closed : .torn
+    }
+
+    /// Asks for the end of a device; true when the backend has said that it is closed, or the node is gone.
+    private func close(
+        _ address: VBDAddress, removesFrontend: Bool, seconds: Double
+    ) throws(ControlError) -> Bool {
+        let path = address.backendPath(own: own)
+        return try asControlError { () throws(XenError) -> Bool in
+            let isOver = try store.transaction { (transaction) throws(XenError) -> Bool in
+                if removesFrontend { try store.removeIfPresent(address.frontendPath, in: transaction) }
+                let state = try readState(of: path, in: transaction)
+                guard let state else { return true }
+                try store.write("\(path)/\(BackendKey.online)", "0", in: transaction)
+                // Nobody serves a device in state 1 yet: there is no need to wait for an answer.
+                if state == .closed || (state == .initialising && removesFrontend) { return true }
+                try store.write("\(path)/\(BackendKey.state)", XenbusState.closing.text, in: transaction)
+                return false
+            }
+            if isOver { return true }
+            let end = try store.wait(for: path, seconds: seconds) { () throws(XenError) -> Bool? in
+                let state = try readState(of: path)
+                return state == nil || state == .closed ? true : nil
+            }
+            return end != nil
+        }
+    }
+
+    private func delete(_ address: VBDAddress) throws(ControlError) {
+        try asControlError { () throws(XenError) in
+            try store.transaction { (transaction) throws(XenError) in
+                for path in [
+                    address.toolstackPath, address.frontendPath, address.backendPath(own: own),
+                    address.errorPath(own: own),
+                ] { try store.removeIfPresent(path, in: transaction) }
+                let directory = "/local/domain/\(own)/backend/\(address.kind)/\(address.domain)"
+                if try store.childrenIfPresent(directory, in: transaction).isEmpty {
+                    try store.removeIfPresent(directory, in: transaction)
+                }
+            }
+        }
+    }
+
+    private func readState(
+        of path: String, in transaction: XenStoreTransaction = .none
+    ) throws(XenError) -> XenbusState? {
+        XenbusState.reading(try store.valueIfReadable("\(path)/\(BackendKey.state)", in: transaction))
+    }
+}
+
+/// Runs `body`; an error of XenStore becomes one for the user.
+func asControlError<Result>(_ body: () throws(XenError) -> Result) throws(ControlError) -> Result {
+    do throws(XenError) {
+        return try body()
+    } catch {
+        throw ControlError("\(error)")
+    }
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Subcommands that do a toolstack's work in XenStore.
+import ArgumentParser
+import Glibc
+import XBBControl
+
+extension XBBCtl {
+    struct Attach: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Attaches a disk to a guest, as xl block-attach and a hotplug script do.")
+        @ParentCommand var parent: XBBCtl
+        @OptionGroup var device: Device
+        @Argument(
+            help: ArgumentHelp(
+                "The image and its format: raw:/dev/vg/disk, qcow2:/disk.qcow2, null:.", valueName: "format:path"))
+        var image: String
+        @Flag(help: "The guest may not write.")
+        var readonly = false
+        @Option(
+            name: .customLong("option"),
+            help: ArgumentHelp("An option for the plugin; may be given more than once.", valueName: "key=value"))
+        var options: [String] = []
+        @Flag(help: "Return when the nodes are written, without waiting until the storage is open.")
+        var noWait = false
+        @OptionGroup var connection: Connection
+        @OptionGroup var format: Format
+
+        func run() throws {
+            try perform { () throws(ControlError) in
+                let disk = try DiskSpecification(
+                    parsing: image, workingDirectory: DiskSpecification.currentDirectory)
+                let reference = try device.reference
+                guard
+                    let address = VBDAddress(
+                        kind: reference.kind ?? "vbd", domain: reference.domain, device: reference.device)
+                else { throw ControlError("'\(device.vdev)' is no virtual device") }
+                let request = AttachRequest(
+                    address: address, deviceName: device.vdev, disk: disk, isReadOnly: readonly,
+                    options: try PluginOptions(options))
+                let toolstack = try connection.over(parent.connection).toolstack()
+                try toolstack.attach(request, waits: !noWait)
+                XBBCtl.report(address, toolstack, noWait ? "requested" : "attached", format)
+            }
+        }
+    }
+
+    struct Detach: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Takes a disk from a guest, as xl block-detach does.")
+        @ParentCommand var parent: XBBCtl
+        @OptionGroup var device: Device
+        @Flag(help: "Do not ask the guest, and do not insist on the backend's answer.")
+        var force = false
+        @Option(help: ArgumentHelp("How long to wait for guest and backend.", valueName: "seconds"))
+        var timeout = 10.0
+        @OptionGroup var connection: Connection
+        @OptionGroup var format: Format
+
+        func validate() throws {
+            guard (0...86400).contains(timeout) else {
+                throw ValidationError("--timeout \(timeout): expected 0 to 86400 seconds")
+            }
+        }
+
+        func run() throws {
+            try perform { () throws(ControlError) in
+                let toolstack = try connection.over(parent.connection).toolstack()
+                let address = try toolstack.find(try device.reference)
+                let result = try toolstack.detach(address, force: force, seconds: timeout)
+                XBBCtl.report(address, toolstack, result == .closed ? "detached" : "torn", format)
+            }
+        }
+    }
+
+    private static func report(_ address: VBDAddress, _ toolstack: Toolstack, _ result: String, _ format: Format) {
+        let name = VirtualDevice.name(of: address.device)
+        if format.json {
+            let value = JSONValue.object([
+                .init("vbd", .string("\(address)")), .init("device", .string(name)), .init("result", .string(result)),
+                .init("backend_path", .string(address.backendPath(own: toolstack.own))),
+                .init("frontend_path", .string(address.frontendPath)),
+            ])
+            return print(value.serialized)
+        }
+        if result == "torn" {
+            print("\(address): taken away; its backend has not said that it is closed")
+        }
+    }
+}

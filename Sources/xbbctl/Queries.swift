@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Subcommands that ask xbbd.
+import ArgumentParser
+import CLinux
+import Glibc
+import XBBControl
+
+extension XBBCtl {
+    struct List: ParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Lists all devices and their workers.")
+        @ParentCommand var parent: XBBCtl
+        @OptionGroup var connection: Connection
+        @OptionGroup var format: Format
+
+        func run() throws {
+            try perform { () throws(ControlError) in
+                format.print(try connection.over(parent.connection).ask(.list), Reports.list)
+            }
+        }
+    }
+
+    struct Show: ParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Shows one device as its worker sees it.")
+        @ParentCommand var parent: XBBCtl
+        @OptionGroup var device: Device
+        @OptionGroup var connection: Connection
+        @OptionGroup var format: Format
+
+        func run() throws {
+            try perform { () throws(ControlError) in
+                let request = ControlRequest.show(try device.reference)
+                format.print(try connection.over(parent.connection).ask(request), Reports.show)
+            }
+        }
+    }
+
+    struct Set: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Changes a tunable of one device while it is served.",
+            discussion: "Tunables are disable_flush, flush_interval, no_coalesce_reqs and poll_us; see xbbctl(8).")
+        @ParentCommand var parent: XBBCtl
+        @OptionGroup var device: Device
+        @Argument(help: ArgumentHelp("The tunable and its value.", valueName: "key=value"))
+        var setting: String
+        @OptionGroup var connection: Connection
+        @OptionGroup var format: Format
+
+        func run() throws {
+            try perform { () throws(ControlError) in
+                let setting = try TunableSetting(parsing: setting)
+                let request = ControlRequest.set(try device.reference, key: setting.key, value: setting.value)
+                format.print(try connection.over(parent.connection).ask(request), Reports.show)
+            }
+        }
+    }
+
+    struct Plugins: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Describes the plugins, with their formats and options.")
+        @ParentCommand var parent: XBBCtl
+        @OptionGroup var connection: Connection
+        @OptionGroup var format: Format
+
+        func run() throws {
+            try perform { () throws(ControlError) in
+                format.print(try connection.over(parent.connection).ask(.plugins), Reports.plugins)
+            }
+        }
+    }
+
+    struct Stats: ParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Shows counters and latencies of one device.")
+        @ParentCommand var parent: XBBCtl
+        @OptionGroup var device: Device
+        @Flag(help: "Show them again and again, with what each counter grows by in a second.")
+        var watch = false
+        @Option(help: ArgumentHelp("Seconds between two looks, 0.1 to 3600.", valueName: "seconds"))
+        var interval = 1.0
+        @OptionGroup var connection: Connection
+        @OptionGroup var format: Format
+
+        func validate() throws {
+            guard (0.1...3600).contains(interval) else {
+                throw ValidationError("--interval \(interval): expected 0.1 to 3600 seconds")
+            }
+        }
+
+        func run() throws {
+            try perform { () throws(ControlError) in
+                let request = ControlRequest.stats(try device.reference)
+                let connection = connection.over(parent.connection)
+                let client = try connection.client()
+                var earlier: JSONValue?
+                var before = clinux_monotonic_ns()
+                repeat {
+                    let answer = try client.call(request)
+                    let now = clinux_monotonic_ns()
+                    let seconds = Double(now - before) / 1e9
+                    format.print(answer) { Reports.stats($0, earlier: earlier, seconds: seconds) }
+                    before = now
+                    guard watch else { break }
+                    if !format.json { print("") }
+                    earlier = answer.value
+                    fflush(nil)
+                    usleep(UInt32(interval * 1e6))
+                } while true
+            }
+        }
+    }
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// xbbctl: the command line of the control program.
+import ArgumentParser
+import Glibc
+import XBBControl
+
+@main
+struct XBBCtl: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "xbbctl",
+        abstract: "Shows, tunes, attaches and detaches virtual block devices.",
+        discussion: """
+            VDEV is a name such as xvda, xvda1, sda or hda, or the device's number. Exit status: 0 done, 1 failed, 64 \
+            wrong usage, 69 xbbd or XenStore cannot be reached, 75 timed out. See xbbctl(8).
+            """,
+        version: "xbbctl \(controlVersion)",
+        subcommands: [List.self, Show.self, Stats.self, Set.self, Plugins.self, Attach.self, Detach.self])
+
+    @OptionGroup var connection: Connection
+}
+
+/// Where xbbd and XenStore are; taken before and behind the subcommand.
+struct Connection: ParsableArguments {
+    @Option(
+        help: ArgumentHelp("The socket of xbbd. (default: \(ControlClient.defaultSocket))", valueName: "path"))
+    var socket: String?
+
+    @Option(help: ArgumentHelp("Use the loopback Xen at this directory instead of Xen.", valueName: "dir"))
+    var loopback: String?
+
+    func over(_ parent: Connection) -> Connection {
+        var result = self
+        result.socket = socket ?? parent.socket
+        result.loopback = loopback ?? parent.loopback
+        return result
+    }
+
+    func client() throws(ControlError) -> ControlClient {
+        try ControlClient(path: socket ?? ControlClient.defaultSocket)
+    }
+
+    func ask(_ request: ControlRequest) throws(ControlError) -> ControlAnswer {
+        try client().call(request)
+    }
+
+    func toolstack() throws(ControlError) -> Toolstack {
+        try Toolstack(store: try StoreAccess.open(loopback: loopback))
+    }
+}
+
+/// Which device is meant.
+struct Device: ParsableArguments {
+    @Argument(help: "The guest's domain number.")
+    var domid: UInt16
+
+    @Argument(help: "The virtual device: xvda, xvda1, sda, hda or a number.")
+    var vdev: String
+
+    @Option(
+        help: ArgumentHelp("The directory below backend/, where more than one has the device.", valueName: "kind"))
+    var kind: String?
+
+    func validate() throws {
+        guard domid < 0x7ff0 else { throw ValidationError("domain \(domid): expected 0 to 32751") }
+        guard VirtualDevice.number(of: vdev) != nil else {
+            throw ValidationError("'\(vdev)' is no virtual device: expected a name such as xvda, or its number")
+        }
+        if let kind, !VBDAddress.isKind(kind) {
+            throw ValidationError("--kind '\(kind)': expected a name such as vbd, qdisk or vbd3")
+        }
+    }
+
+    var reference: VBDReference {
+        get throws(ControlError) {
+            guard let number = VirtualDevice.number(of: vdev),
+                let reference = VBDReference(kind: kind, domain: domid, device: number)
+            else { throw ControlError("'\(vdev)' is no virtual device") }
+            return reference
+        }
+    }
+}
+
+/// Machine output.
+struct Format: ParsableArguments {
+    @Flag(help: "Print JSON.")
+    var json = false
+
+    /// Prints an answer as it came, or as text.
+    func print(_ answer: ControlAnswer, _ text: (JSONValue) -> [String]) {
+        if json {
+            Swift.print(answer.text)
+        } else {
+            for line in text(answer.value) { Swift.print(line) }
+        }
+    }
+}
+
+/// Runs a subcommand; an error goes to standard error and becomes the exit status.
+func perform(_ body: () throws(ControlError) -> Void) throws {
+    do throws(ControlError) {
+        try body()
+    } catch {
+        let line = "xbbctl: \(TextTable.printable(error.description))\n"
+        _ = unsafe line.withCString { unsafe write(2, $0, strlen($0)) }
+        throw ExitCode(error.status.rawValue)
+    }
+}

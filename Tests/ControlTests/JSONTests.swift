@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: BSD-2-Clause
+import Testing
+
+@testable import XBBControl
+
+@Suite struct JSONTests {
+    @Test(
+        "what is JSON comes back as it was",
+        arguments: [
+            "null", "true", "false", "0", "-0", "18446744073709551615", "1e400", "-1.5E-7", "\"\"", "[]", "{}",
+            "\"a\\\"b\\\\c\\nd\\te\\u0001\"", "[1,[2,[]],{\"a\":null}]", "{\"a\":1,\"a\":2}", "\"\u{e9}\u{1f600}\"",
+        ])
+    func roundTrip(_ text: String) throws {
+        #expect(try JSONValue(parsing: text).serialized == text)
+    }
+
+    @Test("white space and escapes") func escapes() throws {
+        #expect(try JSONValue(parsing: " \t\r\n[ 1 , 2 ]\n").serialized == "[1,2]")
+        #expect(try JSONValue(parsing: "\"\\u00e9\\ud83d\\ude00\\/\\b\\f\"") == .string("\u{e9}\u{1f600}/\u{8}\u{c}"))
+    }
+
+    @Test(
+        "what is no JSON",
+        arguments: [
+            "", " ", "nul", "truex", "01", "-", "1.", ".5", "1e", "+1", "[1,]", "[1 2]", "[", "{\"a\"}", "{\"a\":}",
+            "{a:1}", "{\"a\":1,}", "\"", "\"\\x\"", "\"\\u12\"", "\"\\ud800\"", "\"\\ud800x\"", "\"\\ud800\\u0041\"",
+            "\"\\udc00\"", "\"a\nb\"", "1 1", "[]]", "'a'", "NaN", "\"\u{1}\"",
+        ])
+    func refused(_ text: String) {
+        #expect(throws: JSONError.self) { try JSONValue(parsing: text) }
+    }
+
+    @Test("bytes that are no UTF-8 are no string") func notUTF8() {
+        for bytes in [[0x22, 0xff, 0x22], [0x22, 0xc3, 0x22], [0x22, 0xed, 0xa0, 0x80, 0x22]] as [[UInt8]] {
+            #expect(throws: JSONError.self) { try JSONValue(parsing: bytes) }
+        }
+    }
+
+    @Test("depth is bounded") func depth() throws {
+        func nested(_ depth: Int) -> String {
+            String(repeating: "[", count: depth) + String(repeating: "]", count: depth)
+        }
+        #expect(throws: Never.self) { try JSONValue(parsing: nested(JSONValue.maximumDepth)) }
+        #expect(throws: JSONError.self) { try JSONValue(parsing: nested(JSONValue.maximumDepth + 2)) }
+        #expect(throws: JSONError.self) { try JSONValue(parsing: String(repeating: "[", count: 1_000_000)) }
+        #expect(throws: JSONError.self) { try JSONValue(parsing: String(repeating: "{\"a\":", count: 1_000_000)) }
+    }
+
+    @Test("random damage is an error or a value, and what is a value comes back", arguments: [UInt64(1), 2, 3])
+    func damage(seed: UInt64) throws {
+        var random = SeededGenerator(seed: seed)
+        let whole = Array("{\"a\":[1,-2.5e3,\"x\\u00e9\\n\"],\"b\":{\"c\":null,\"d\":true},\"e\":\"\u{1f600}\"}".utf8)
+        var accepted = 0
+        for _ in 0..<20000 {
+            var bytes = whole
+            for _ in 0..<Int.random(in: 1...3, using: &random) {
+                let index = Int.random(in: 0..<bytes.count, using: &random)
+                switch Int.random(in: 0..<3, using: &random) {
+                case 0: bytes[index] = UInt8.random(in: 0...255, using: &random)
+                case 1: bytes.remove(at: index)
+                default: bytes.insert(whole[Int.random(in: 0..<whole.count, using: &random)], at: index)
+                }
+            }
+            guard let value = try? JSONValue(parsing: bytes) else { continue }
+            accepted += 1
+            #expect(try JSONValue(parsing: value.serialized) == value, "seed \(seed)")
+        }
+        #expect(accepted > 0)
+    }
+
+    @Test("lines of a stream, however it is cut") func lines() {
+        var random = SeededGenerator(seed: 4)
+        let text = Array("ping\r\n\nlist\nshow 1/2\nrest".utf8)
+        for _ in 0..<200 {
+            var buffer = LineBuffer(limit: 8)
+            var found: [String] = []
+            var offset = 0
+            while offset < text.count {
+                let count = Int.random(in: 1...text.count - offset, using: &random)
+                buffer.append(text[offset..<offset + count])
+                offset += count
+                while let line = buffer.next() { found.append(String(decoding: line, as: UTF8.self)) }
+            }
+            #expect(found == ["ping", "", "list", "show 1/2"] && !buffer.isOverlong)
+        }
+    }
+
+    @Test("a line that is too long ends the stream") func overlong() {
+        var open = LineBuffer(limit: 8)
+        open.append(Array("123456789".utf8))
+        #expect(open.next() == nil && open.isOverlong)
+        var closed = LineBuffer(limit: 8)
+        closed.append(Array("123456789\nping\n".utf8))
+        #expect(closed.next() == nil && closed.isOverlong)
+        closed.append(Array("ping\n".utf8))
+        #expect(closed.next() == nil)
+        var exact = LineBuffer(limit: 8)
+        exact.append(Array("12345678\n".utf8))
+        #expect(exact.next()?.count == 8)
+    }
+
+    @Test(
+        "requests", arguments: ["ping", "list", "plugins", "show 1/51712", "stats vbd/1/51712", "set 1/2 poll_us 10"])
+    func request(_ line: String) throws {
+        #expect(try ControlRequest(parsing: Array(line.utf8)).line == line)
+    }
+
+    @Test(
+        "lines that are no request",
+        arguments: [
+            "", "help", "ping 1", "show", "show 1", "show 1/2 3", "show ../1/2", "set 1/2 a", "set 1/2 a b c",
+            "stats 1/x", "show 1/2\u{7f}", "show\t1/2", "show 1/é",
+        ])
+    func refusedRequest(_ line: String) {
+        #expect(throws: ControlError.self) { try ControlRequest(parsing: Array(line.utf8)) }
+    }
+
+    @Test("settings") func settings() throws {
+        let setting = try TunableSetting(parsing: "flush_interval=1=2")
+        #expect(setting.key == "flush_interval" && setting.value == "1=2")
+        for text in ["", "=", "a=", "=1", "a", "A=1", "a b=1", "a=1 2", "a=é", "a=1\n", "a\n=1"] {
+            #expect(throws: ControlError.self, "\(text)") { try TunableSetting(parsing: text) }
+        }
+    }
+}

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: BSD-2-Clause
+import Testing
+import XenBus
+
+@testable import XBBControl
+
+@Suite struct SupervisionTests {
+    static let second = RestartPolicy.second
+    static let waiting = NodeFacts(state: .initWait)
+
+    /// A supervision whose worker was started at time 0.
+    private func running(_ node: NodeFacts = waiting) -> VBDSupervision {
+        var supervision = VBDSupervision()
+        #expect(supervision.handle(.node(node), now: 0) == [.start])
+        #expect(supervision.handle(.started, now: 0) == [])
+        return supervision
+    }
+
+    @Test("a node that is not over gets a worker", arguments: XenbusState.allCases)
+    func start(_ state: XenbusState) {
+        for isOnline in [true, false] {
+            var supervision = VBDSupervision()
+            let actions = supervision.handle(.node(NodeFacts(state: state, isOnline: isOnline)), now: 0)
+            #expect(actions == (state == .closed && !isOnline ? [] : [.start]))
+        }
+    }
+
+    @Test("failures are followed by 1, 2, 4, 8, 16, 30, 30 ... seconds, and then by the end") func backOff() {
+        var supervision = running()
+        var now: UInt64 = 0
+        for delay in [1, 2, 4, 8, 16, 30, 30, 30, 30] as [UInt64] {
+            #expect(supervision.handle(.exited(.failed(1), Self.waiting), now: now) == [])
+            #expect(supervision.deadline == now + delay * Self.second)
+            #expect(supervision.handle(.timer, now: now + delay * Self.second - 1) == [])
+            now += delay * Self.second
+            #expect(supervision.handle(.timer, now: now) == [.start])
+            #expect(supervision.handle(.started, now: now) == [])
+        }
+        let actions = supervision.handle(.exited(.signalled(11), Self.waiting), now: now)
+        #expect(actions == [.giveUp("the worker failed 10 times in 300 s, last: signal 11")])
+        #expect(supervision.deadline == nil)
+        #expect(supervision.lastFailure == "signal 11")
+    }
+
+    @Test("a worker that ran for a minute has no failures behind it") func steady() {
+        var supervision = running()
+        var now: UInt64 = 0
+        for _ in 0..<100 {
+            now += 60 * Self.second
+            #expect(supervision.handle(.exited(.failed(1), Self.waiting), now: now) == [])
+            #expect(supervision.deadline == now + Self.second)
+            now += Self.second
+            #expect(supervision.handle(.timer, now: now) == [.start])
+            #expect(supervision.handle(.started, now: now) == [])
+        }
+    }
+
+    @Test("a worker that fails every 50 s is started for ever") func slowFailures() {
+        var supervision = running()
+        var now: UInt64 = 0
+        for _ in 0..<1000 {
+            now += 50 * Self.second
+            #expect(supervision.handle(.exited(.unknown, Self.waiting), now: now) == [])
+            guard let deadline = supervision.deadline else {
+                Issue.record("given up")
+                return
+            }
+            now = deadline
+            #expect(supervision.handle(.timer, now: now) == [.start])
+            #expect(supervision.handle(.started, now: now) == [])
+        }
+    }
+
+    @Test("who hands over is followed at once, once") func handOver() {
+        var supervision = running()
+        #expect(supervision.handle(.exited(.clean, Self.waiting), now: Self.second) == [.start])
+        #expect(supervision.handle(.started, now: Self.second) == [])
+        #expect(supervision.handle(.exited(.clean, Self.waiting), now: 2 * Self.second) == [])
+        #expect(supervision.deadline == 4 * Self.second)
+    }
+
+    @Test("wrong usage does not get better") func usage() {
+        var supervision = running()
+        let actions = supervision.handle(.exited(.usage, Self.waiting), now: 1)
+        #expect(actions.count == 1)
+        guard case .giveUp? = actions.first else {
+            Issue.record("\(actions)")
+            return
+        }
+    }
+
+    @Test("the end of the node ends it, whatever the worker did") func nodeGone() {
+        for exit in [.clean, .failed(1), .signalled(9), .unknown, .usage] as [WorkerExit] {
+            var supervision = running()
+            #expect(supervision.handle(.node(nil), now: 1) == [])
+            #expect(supervision.handle(.exited(exit, nil), now: 2) == [.forget])
+        }
+    }
+
+    @Test("a node made anew while the old worker leaves gets a new worker at once") func madeAnew() {
+        var supervision = running()
+        #expect(supervision.handle(.node(nil), now: 1) == [])
+        #expect(supervision.handle(.node(NodeFacts(state: .initialising)), now: 2) == [])
+        #expect(supervision.handle(.exited(.clean, NodeFacts(state: .initialising)), now: 3) == [.start])
+    }
+
+    @Test("a device that its worker closed stays closed until its state changes") func closed() {
+        let closed = NodeFacts(state: .closed)
+        var supervision = running()
+        #expect(supervision.handle(.exited(.clean, closed), now: 1) == [])
+        #expect(supervision.phase == .over)
+        #expect(supervision.handle(.node(closed), now: 2) == [])
+        #expect(supervision.handle(.retry, now: 2) == [])
+        #expect(supervision.handle(.node(NodeFacts(state: .initialising)), now: 3) == [.start])
+        // One that crashed in that state did not mean it.
+        supervision = running()
+        #expect(supervision.handle(.exited(.signalled(6), closed), now: 1) == [])
+        #expect(supervision.handle(.timer, now: 2 * Self.second) == [.start])
+        // And one that xbbd finds so at its start is served.
+        supervision = VBDSupervision()
+        #expect(supervision.handle(.node(closed), now: 0) == [.start])
+    }
+
+    @Test("what was given up is tried again when it is made anew or the administrator says so") func givenUp() {
+        var failed = running()
+        _ = failed.handle(.exited(.usage, Self.waiting), now: 1)
+        for state in XenbusState.allCases where state != .initialising && state != .closed {
+            var supervision = failed
+            #expect(supervision.handle(.node(NodeFacts(state: state)), now: 2) == [])
+            #expect(supervision.handle(.node(NodeFacts(state: .initialising)), now: 3) == [.clearError, .start])
+        }
+        var supervision = failed
+        #expect(supervision.handle(.retry, now: 2) == [.clearError, .start])
+        supervision = failed
+        #expect(supervision.handle(.node(nil), now: 2) == [.clearError, .forget])
+    }
+
+    @Test("the toolstack gets its state 6 though no worker is left") func closeWithoutWorker() {
+        let closing = NodeFacts(state: .closing, isOnline: false)
+        var supervision = running()
+        _ = supervision.handle(.exited(.usage, Self.waiting), now: 1)
+        #expect(supervision.handle(.node(NodeFacts(state: .closing)), now: 2) == [])
+        #expect(supervision.handle(.node(closing), now: 3) == [.closeNode])
+        #expect(supervision.handle(.node(NodeFacts(state: .closed, isOnline: false)), now: 4) == [.clearError])
+        #expect(supervision.phase == .over)
+        supervision = running()
+        #expect(supervision.handle(.exited(.usage, closing), now: 1).last == .closeNode)
+    }
+
+    @Test("a process that is not known is waited for") func foreign() {
+        var supervision = VBDSupervision()
+        #expect(supervision.handle(.node(Self.waiting), now: 0) == [.start])
+        for round in 0..<100 as Range<UInt64> {
+            #expect(supervision.handle(.lockHeld, now: round * Self.second) == [])
+            #expect(supervision.handle(.node(Self.waiting), now: round * Self.second) == [])
+            #expect(supervision.handle(.timer, now: (round + 1) * Self.second) == [.start])
+        }
+        _ = supervision.handle(.lockHeld, now: 0)
+        _ = supervision.handle(.node(nil), now: 0)
+        #expect(supervision.handle(.timer, now: Self.second) == [.forget])
+    }
+
+    @Test("random lives: never two workers, never a question without an answer", arguments: [UInt64(11), 12, 13, 14])
+    func randomLives(seed: UInt64) {
+        var random = SeededGenerator(seed: seed)
+        for life in 0..<300 {
+            var supervision = VBDSupervision()
+            var hasWorker = false
+            var node: NodeFacts?
+            var now: UInt64 = 0
+            for _ in 0..<200 {
+                now += UInt64.random(in: 0...40, using: &random) * Self.second
+                var actions: [VBDSupervision.Action]
+                switch Int.random(in: 0..<10, using: &random) {
+                case 0..<4:
+                    node = Int.random(in: 0..<5, using: &random) == 0 ? nil
+                        : NodeFacts(
+                            state: XenbusState.allCases.randomElement(using: &random) ?? .unknown,
+                            isOnline: Bool.random(using: &random))
+                    actions = supervision.handle(.node(node), now: now)
+                case 4..<8 where hasWorker:
+                    hasWorker = false
+                    let exit = [.clean, .failed(1), .usage, .signalled(9), .unknown].randomElement(using: &random)
+                    actions = supervision.handle(.exited(exit ?? .clean, node), now: now)
+                case 9: actions = supervision.handle(.retry, now: now)
+                default: actions = supervision.handle(.timer, now: now)
+                }
+                var rounds = 0
+                while !actions.isEmpty {
+                    rounds += 1
+                    #expect(rounds < 10, "seed \(seed), life \(life)")
+                    switch actions.removeFirst() {
+                    case .start:
+                        #expect(!hasWorker && node != nil, "seed \(seed), life \(life)")
+                        switch Int.random(in: 0..<4, using: &random) {
+                        case 0: actions += supervision.handle(.startFailed("no memory"), now: now)
+                        case 1: actions += supervision.handle(.lockHeld, now: now)
+                        default:
+                            actions += supervision.handle(.started, now: now)
+                            hasWorker = true
+                        }
+                    case .forget:
+                        #expect(!hasWorker && node == nil, "seed \(seed), life \(life)")
+                        supervision = VBDSupervision()
+                    case .closeNode: #expect(!hasWorker && node?.state == .closing, "seed \(seed), life \(life)")
+                    case .giveUp, .clearError: #expect(!hasWorker, "seed \(seed), life \(life)")
+                    }
+                }
+                #expect(supervision.phase != .starting, "seed \(seed), life \(life)")
+                if case .running = supervision.phase {
+                    #expect(hasWorker)
+                } else {
+                    #expect(!hasWorker)
+                }
+            }
+        }
+    }
+}
