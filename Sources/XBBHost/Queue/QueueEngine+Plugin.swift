@@ -97,8 +97,14 @@ extension QueueEngine {
         if count == 0 { return false }
         for position in 0..<count { absorb(port.completed(at: position)) }
         port.removeCompleted(count)
-        while !subWaiters.isEmpty, freeSubs.count > 0, let list = subWaiters.popFirst() { pump(list) }
+        pumpWaiters()
         return true
+    }
+
+    /// Goes on with lists of which a part waits for a free plugin request.
+    @inline(__always)
+    private mutating func pumpWaiters() {
+        while !subWaiters.isEmpty, freeSubs.count > 0, let list = subWaiters.popFirst() { pump(list) }
     }
 
     @inline(__always)
@@ -138,5 +144,7 @@ extension QueueEngine {
         let list = unsafe port.address(of: sub).pointee.list
         freeSubs.push(sub)
         complete(list, status)
+        // No completion will come that could do this: the plugin has nothing.
+        pumpWaiters()
     }
 }
