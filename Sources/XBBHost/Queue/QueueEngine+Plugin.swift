@@ -28,6 +28,12 @@ extension QueueEngine {
             fill(sub, list, op: UInt8(XBB_OP_FLUSH), flags: 0, offset: 0, length: 0, buffer: -1)
             return
         }
+        if lists[position].failure != 0 {
+            // A part failed while this list waited: the rest would not change the result.
+            lists[position].progress = lists[position].length
+            if lists[position].outstanding == 0 { phaseCompleted(list) }
+            return
+        }
         let (op, flags, limit) = pluginOperation(list)
         let hasData = op == UInt8(XBB_OP_READ) || op == UInt8(XBB_OP_WRITE)
         let start = bufferStart(list)
