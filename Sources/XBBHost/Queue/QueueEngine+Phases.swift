@@ -81,10 +81,14 @@ extension QueueEngine {
     private mutating func startDiscard(_ list: Int32) {
         let position = Int(list)
         lists[position].phase = .transfer
-        // A discard is advice: what does not fill whole blocks of the disk is left alone.
+        // A discard is advice: what does not fill whole blocks of the disk is left alone. A secure one is a promise.
         let block = UInt64(device.logicalBlock)
         let first = (lists[position].firstSector &* 512 &+ block &- 1) & ~(block - 1)
         let end = ((lists[position].firstSector &+ lists[position].sectorCount) &* 512) & ~(block - 1)
+        if lists[position].secure && device.capabilities.contains(.discardSecure) && !fillsWholeBlocks(lists[position]) {
+            fail(list, .error)
+            return
+        }
         if end <= first {
             finish(list)
             return
