@@ -34,6 +34,10 @@ extension QueueEngine {
             if lists[position].outstanding == 0 { phaseCompleted(list) }
             return
         }
+        if phase == .fillBlocks {
+            pumpFill(list)
+            return
+        }
         let (op, flags, limit) = pluginOperation(list)
         let hasData = op == UInt8(XBB_OP_READ) || op == UInt8(XBB_OP_WRITE)
         let start = bufferStart(list)
@@ -51,11 +55,39 @@ extension QueueEngine {
         }
     }
 
+    /// Reads the blocks that the data fills only in part: at most the first and the last one.
+    private mutating func pumpFill(_ list: Int32) {
+        let position = Int(list)
+        let block = UInt64(device.logicalBlock)
+        let last = lists[position].length - block
+        let head = UInt64(lists[position].headBytes)
+        let endsInside = (head &+ lists[position].sectorCount &* 512) & (block - 1) != 0
+        while true {
+            let done = lists[position].progress
+            let next: UInt64
+            if done == 0 && head > 0 {
+                next = 0
+            } else if done <= last && endsInside {
+                next = last
+            } else {
+                lists[position].progress = lists[position].length
+                return
+            }
+            guard let sub = freeSubs.pop() else {
+                subWaiters.append(list)
+                return
+            }
+            fill(
+                sub, list, op: UInt8(XBB_OP_READ), flags: 0, offset: lists[position].offset &+ next, length: block,
+                buffer: bufferStart(list) + Int(truncatingIfNeeded: next))
+            lists[position].progress = next &+ block
+        }
+    }
+
     /// Operation, flags and largest length for what the list's phase asks of the plugin.
     @inline(__always)
     private func pluginOperation(_ list: Int32) -> (op: UInt8, flags: UInt16, limit: UInt64) {
         let position = Int(list)
-        if lists[position].phase == .fillBlocks { return (UInt8(XBB_OP_READ), 0, device.maxTransfer) }
         switch lists[position].operation {
         case .read:
             return (UInt8(XBB_OP_READ), 0, device.maxTransfer)
