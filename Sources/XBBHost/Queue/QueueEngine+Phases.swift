@@ -23,9 +23,12 @@ extension QueueEngine {
         let head = first & (block - 1)
         let bytes = (head &+ lists[position].sectorCount &* 512 &+ block &- 1) & ~(block - 1)
         let pages = Int(truncatingIfNeeded: (bytes &+ 4095) >> 12)
-        guard let page = buffers.allocate(pages) else { return false }
+        let needsScratch = block > 512 && lists[position].requestCount > 1 && hasRequestOfPartialBlocks(list)
+        let all = pages + (needsScratch ? QueueEngine.scratchPages : 0)
+        guard let page = buffers.allocate(all) else { return false }
         lists[position].bufferPage = Int32(truncatingIfNeeded: page)
-        lists[position].bufferPages = Int32(truncatingIfNeeded: pages)
+        lists[position].bufferPages = Int32(truncatingIfNeeded: all)
+        lists[position].scratchPage = needsScratch ? Int32(truncatingIfNeeded: page + pages) : 0
         lists[position].headBytes = Int32(truncatingIfNeeded: head)
         lists[position].offset = first &- head
         lists[position].length = bytes
@@ -145,12 +148,16 @@ extension QueueEngine {
     mutating func phaseCompleted(_ list: Int32) {
         let position = Int(list)
         let failure = lists[position].failure
-        if lists[position].isSplit && lists[position].phase == .transfer {
+        if lists[position].isSplit {
             finishSplitRequest(list)
         } else if failure == 0 {
             advance(list)
-        } else if lists[position].phase == .transfer && lists[position].requestCount > 1 {
+        } else if lists[position].requestCount > 1 && lists[position].phase == .transfer {
             split(list)
+        } else if lists[position].requestCount > 1 && lists[position].phase == .fillBlocks {
+            // Perhaps only the first or the last request has to do with the block that cannot be read.
+            lists[position].isSplit = true
+            startCopyIn(list)
         } else {
             fail(list, failure == -EOPNOTSUPP ? .notSupported : .error)
         }

@@ -40,7 +40,7 @@ extension QueueEngine {
         }
         let (op, flags, limit) = pluginOperation(list)
         let hasData = op == UInt8(XBB_OP_READ) || op == UInt8(XBB_OP_WRITE)
-        let start = bufferStart(list)
+        let start = dataStart(list)
         while lists[position].progress < lists[position].length {
             guard let sub = freeSubs.pop() else {
                 subWaiters.append(list)
@@ -60,12 +60,12 @@ extension QueueEngine {
         let position = Int(list)
         let block = UInt64(device.logicalBlock)
         let last = lists[position].length - block
-        let head = UInt64(lists[position].headBytes)
-        let endsInside = (head &+ lists[position].sectorCount &* 512) & (block - 1) != 0
+        let start = dataStart(list)
+        let (head, endsInside) = partialEnds(list)
         while true {
             let done = lists[position].progress
             let next: UInt64
-            if done == 0 && head > 0 {
+            if done == 0 && head {
                 next = 0
             } else if done <= last && endsInside {
                 next = last
@@ -79,9 +79,21 @@ extension QueueEngine {
             }
             fill(
                 sub, list, op: UInt8(XBB_OP_READ), flags: 0, offset: lists[position].offset &+ next, length: block,
-                buffer: bufferStart(list) + Int(truncatingIfNeeded: next))
+                buffer: start + Int(truncatingIfNeeded: next))
             lists[position].progress = next &+ block
         }
+    }
+
+    /// True for each end at which the data, of the list or of the single request, fills a block only in part.
+    private func partialEnds(_ list: Int32) -> (head: Bool, tail: Bool) {
+        let position = Int(list)
+        let mask = UInt64(device.logicalBlock) - 1
+        var (first, count) = (lists[position].firstSector, lists[position].sectorCount)
+        if lists[position].isSplit {
+            let request = requests[Int(lists[position].current)].request
+            (first, count) = (request.firstSector, request.sectorCount)
+        }
+        return ((first &* 512) & mask != 0, ((first &+ count) &* 512) & mask != 0)
     }
 
     /// Operation, flags and largest length for what the list's phase asks of the plugin.
