@@ -93,6 +93,11 @@ public struct DeviceInfo: Sendable, Equatable {
             if whole == 0 { throw PluginError(.invalid, "the plugin reports \(name) \(value), less than one block of \(unit)") }
             return whole
         }
+        let granularity = info.discard_granularity == 0 ? block : max(info.discard_granularity, block)
+        guard granularity % logical == 0 || info.caps & Capabilities.discard.rawValue == 0 else {
+            throw PluginError(
+                .invalid, "the plugin reports a discard granularity of \(granularity) bytes and blocks of \(logical)")
+        }
         capabilities = Capabilities(rawValue: info.caps)
         size = info.size
         logicalBlock = block
@@ -103,7 +108,7 @@ public struct DeviceInfo: Sendable, Equatable {
         maxWriteZeroes = try limit(info.max_write_zeroes, "max_write_zeroes")
         maxQueues = Int(max(1, min(info.max_queues, 64)))
         queueDepth = info.queue_depth == 0 ? nil : Int(info.queue_depth)
-        discardGranularity = info.discard_granularity == 0 ? logical : info.discard_granularity
-        discardOffset = info.discard_offset
+        discardGranularity = granularity
+        discardOffset = info.discard_offset % granularity
     }
 }
