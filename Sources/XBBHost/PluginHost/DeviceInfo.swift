@@ -35,7 +35,7 @@ public struct DeviceInfo: Sendable, Equatable {
     public var capabilities: Capabilities
     /// Size of the disk, a multiple of ``logicalBlock``.
     public var size: UInt64
-    /// What offsets and lengths must be multiples of: 512 to 4096.
+    /// What offsets and lengths must be multiples of: 512 to 4096, and not less than ``memoryAlignment``.
     public var logicalBlock: UInt32
     /// What the medium writes at once.
     public var physicalBlock: UInt32
@@ -76,28 +76,39 @@ public struct DeviceInfo: Sendable, Equatable {
         guard isPowerOfTwo(alignment), alignment <= 4096 else {
             throw PluginError(.invalid, "the plugin wants buffers aligned to \(alignment) bytes; a power of two up to 4096 is served")
         }
-        let physical = info.physical_block == 0 ? logical : info.physical_block
+        // Lengths are multiples of both, so a disk that needs more alignment in memory has blocks as large as that.
+        let block = max(logical, alignment)
+        let unit = UInt64(block)
+        guard info.size % unit == 0 else {
+            throw PluginError(
+                .invalid, "the plugin wants buffers of whole \(alignment) bytes for a disk of \(info.size) bytes")
+        }
+        let physical = info.physical_block == 0 ? block : info.physical_block
         guard isPowerOfTwo(physical), physical >= logical, physical <= 1 << 24 else {
             throw PluginError(.invalid, "the plugin reports physical blocks of \(physical) bytes and logical ones of \(logical)")
         }
-        let unit = UInt64(max(logical, alignment))
         func limit(_ value: UInt64, _ name: String) throws(PluginError) -> UInt64 {
             if value == 0 { return UInt64(Int64.max) / unit * unit }
             let whole = value / unit * unit
             if whole == 0 { throw PluginError(.invalid, "the plugin reports \(name) \(value), less than one block of \(unit)") }
             return whole
         }
+        let granularity = info.discard_granularity == 0 ? block : max(info.discard_granularity, block)
+        guard granularity % logical == 0 || info.caps & Capabilities.discard.rawValue == 0 else {
+            throw PluginError(
+                .invalid, "the plugin reports a discard granularity of \(granularity) bytes and blocks of \(logical)")
+        }
         capabilities = Capabilities(rawValue: info.caps)
         size = info.size
-        logicalBlock = logical
-        physicalBlock = physical
+        logicalBlock = block
+        physicalBlock = max(physical, block)
         memoryAlignment = alignment
         maxTransfer = try limit(info.max_transfer, "max_transfer")
         maxDiscard = try limit(info.max_discard, "max_discard")
         maxWriteZeroes = try limit(info.max_write_zeroes, "max_write_zeroes")
         maxQueues = Int(max(1, min(info.max_queues, 64)))
         queueDepth = info.queue_depth == 0 ? nil : Int(info.queue_depth)
-        discardGranularity = info.discard_granularity == 0 ? logical : info.discard_granularity
-        discardOffset = info.discard_offset
+        discardGranularity = granularity
+        discardOffset = info.discard_offset % granularity
     }
 }

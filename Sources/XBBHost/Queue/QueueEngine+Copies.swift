@@ -70,7 +70,7 @@ extension QueueEngine {
                 if requests[request].status != .okay { failed += 1 }
                 index = requests[request].next
             }
-            if failed == 0 || lists[position].phase == .copyOut {
+            if lists[position].phase == .copyOut || (failed == 0 && !lists[position].isSplit) {
                 advance(list)
             } else if failed == lists[position].requestCount {
                 finish(list)

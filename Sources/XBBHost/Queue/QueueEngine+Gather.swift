@@ -99,6 +99,12 @@ extension QueueEngine {
             fresh.segmentCount = Int32(segments)
             fresh.bufferPages = 0
             fresh.headBytes = 0
+            fresh.scratchPage = 0
+            fresh.current = -1
+            fresh.wasForced = false
+            fresh.progress = 0
+            fresh.length = 0
+            fresh.offset = 0
             fresh.outstanding = 0
             fresh.failure = 0
         }

@@ -23,10 +23,13 @@ extension QueueEngine {
         let head = first & (block - 1)
         let bytes = (head &+ sectors &* 512 &+ block &- 1) & ~(block - 1)
         let pages = Int(truncatingIfNeeded: (bytes &+ 4095) >> 12)
-        guard let page = buffers.allocate(pages) else { return false }
+        let needsScratch = block > 512 && lists[Int(list)].requestCount > 1 && hasRequestOfPartialBlocks(list)
+        let all = pages + (needsScratch ? QueueEngine.scratchPages : 0)
+        guard let page = buffers.allocate(all) else { return false }
         lists.update(Int(list)) { waiting in
             waiting.bufferPage = Int32(truncatingIfNeeded: page)
-            waiting.bufferPages = Int32(truncatingIfNeeded: pages)
+            waiting.bufferPages = Int32(truncatingIfNeeded: all)
+            waiting.scratchPage = needsScratch ? Int32(truncatingIfNeeded: page + pages) : 0
             waiting.headBytes = Int32(truncatingIfNeeded: head)
             waiting.offset = first &- head
             waiting.length = bytes
@@ -83,10 +86,14 @@ extension QueueEngine {
     private mutating func startDiscard(_ list: Int32) {
         let position = Int(list)
         lists[position].phase = .transfer
-        // A discard is advice: what does not fill whole blocks of the disk is left alone.
+        // A discard is advice: what does not fill whole blocks of the disk is left alone. A secure one is a promise.
         let block = UInt64(device.logicalBlock)
         let first = (lists[position].firstSector &* 512 &+ block &- 1) & ~(block - 1)
         let end = ((lists[position].firstSector &+ lists[position].sectorCount) &* 512) & ~(block - 1)
+        if lists[position].secure && device.capabilities.contains(.discardSecure) && !fillsWholeBlocks(lists[position]) {
+            fail(list, .error)
+            return
+        }
         if end <= first {
             finish(list)
             return
@@ -143,12 +150,16 @@ extension QueueEngine {
     mutating func phaseCompleted(_ list: Int32) {
         let position = Int(list)
         let failure = lists[position].failure
-        if lists[position].isSplit && lists[position].phase == .transfer {
+        if lists[position].isSplit {
             finishSplitRequest(list)
         } else if failure == 0 {
             advance(list)
-        } else if lists[position].phase == .transfer && lists[position].requestCount > 1 {
+        } else if lists[position].requestCount > 1 && lists[position].phase == .transfer {
             split(list)
+        } else if lists[position].requestCount > 1 && lists[position].phase == .fillBlocks {
+            // Perhaps only the first or the last request has to do with the block that cannot be read.
+            lists[position].isSplit = true
+            startCopyIn(list)
         } else {
             fail(list, failure == -EOPNOTSUPP ? .notSupported : .error)
         }

@@ -28,10 +28,20 @@ extension QueueEngine {
             fill(sub, list, op: UInt8(XBB_OP_FLUSH), flags: 0, offset: 0, length: 0, buffer: -1)
             return
         }
+        if lists[position].failure != 0 {
+            // A part failed while this list waited: the rest would not change the result.
+            lists[position].progress = lists[position].length
+            if lists[position].outstanding == 0 { phaseCompleted(list) }
+            return
+        }
+        if phase == .fillBlocks {
+            pumpFill(list)
+            return
+        }
         let (op, flags, limit) = pluginOperation(list)
         let hasData = op == UInt8(XBB_OP_READ) || op == UInt8(XBB_OP_WRITE)
-        var (done, end, offset, page) = lists.look(position) { ($0.progress, $0.length, $0.offset, $0.bufferPage) }
-        let start = Int(page) * BufferPool.pageSize
+        var (done, end, offset) = lists.look(position) { ($0.progress, $0.length, $0.offset) }
+        let start = dataStart(list)
         while done < end {
             guard let sub = freeSubs.pop() else {
                 subWaiters.append(list)
@@ -46,11 +56,51 @@ extension QueueEngine {
         lists[position].progress = done
     }
 
+    /// Reads the blocks that the data fills only in part: at most the first and the last one.
+    private mutating func pumpFill(_ list: Int32) {
+        let position = Int(list)
+        let block = UInt64(device.logicalBlock)
+        let last = lists[position].length - block
+        let start = dataStart(list)
+        let (head, endsInside) = partialEnds(list)
+        while true {
+            let done = lists[position].progress
+            let next: UInt64
+            if done == 0 && head {
+                next = 0
+            } else if done <= last && endsInside {
+                next = last
+            } else {
+                lists[position].progress = lists[position].length
+                return
+            }
+            guard let sub = freeSubs.pop() else {
+                subWaiters.append(list)
+                return
+            }
+            fill(
+                sub, list, op: UInt8(XBB_OP_READ), flags: 0, offset: lists[position].offset &+ next, length: block,
+                buffer: start + Int(truncatingIfNeeded: next))
+            lists[position].progress = next &+ block
+        }
+    }
+
+    /// True for each end at which the data, of the list or of the single request, fills a block only in part.
+    private func partialEnds(_ list: Int32) -> (head: Bool, tail: Bool) {
+        let position = Int(list)
+        let mask = UInt64(device.logicalBlock) - 1
+        var (first, count) = (lists[position].firstSector, lists[position].sectorCount)
+        if lists[position].isSplit {
+            let request = requests[Int(lists[position].current)].request
+            (first, count) = (request.firstSector, request.sectorCount)
+        }
+        return ((first &* 512) & mask != 0, ((first &+ count) &* 512) & mask != 0)
+    }
+
     /// Operation, flags and largest length for what the list's phase asks of the plugin.
     @inline(__always)
     private func pluginOperation(_ list: Int32) -> (op: UInt8, flags: UInt16, limit: UInt64) {
         let position = Int(list)
-        if lists[position].phase == .fillBlocks { return (UInt8(XBB_OP_READ), 0, device.maxTransfer) }
         switch lists[position].operation {
         case .read:
             return (UInt8(XBB_OP_READ), 0, device.maxTransfer)
@@ -98,8 +148,14 @@ extension QueueEngine {
         pluginInFlight -= count
         stats.add(.plugin_requests, UInt64(count))
         port.removeCompleted(count)
-        while !subWaiters.isEmpty, freeSubs.count > 0, let list = subWaiters.popFirst() { pump(list) }
+        pumpWaiters()
         return true
+    }
+
+    /// Goes on with lists of which a part waits for a free plugin request.
+    @inline(__always)
+    private mutating func pumpWaiters() {
+        while !subWaiters.isEmpty, freeSubs.count > 0, let list = subWaiters.popFirst() { pump(list) }
     }
 
     @inline(__always)
@@ -137,5 +193,7 @@ extension QueueEngine {
         let list = unsafe port.address(of: sub).pointee.list
         freeSubs.push(sub)
         complete(list, status)
+        // No completion will come that could do this: the plugin has nothing.
+        pumpWaiters()
     }
 }

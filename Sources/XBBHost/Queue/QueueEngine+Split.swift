@@ -4,7 +4,11 @@
 // Each request is done at the start of the buffer, where it is aligned as well as the whole list was. For that a
 // write goes through the list forwards, and moves each request's data down over those that are done; a read goes
 // backwards, and moves each request's data up to its place, away from those that are still to come.
+//
+// Where a request fills blocks of the disk only in part, the blocks around it hold data of its neighbours too. Such
+// lists have pages of their own for this behind their data (``Reqlist/scratchPage``).
 import Blkif
+import Memory
 
 extension QueueEngine {
     /// Begins again with single requests.
@@ -18,19 +22,20 @@ extension QueueEngine {
         startNextOfSplit(list)
     }
 
-    /// Records how the single request went, and does the next.
+    /// Records how the single request went, and does the next; or goes on with it when its blocks are filled up.
     mutating func finishSplitRequest(_ list: Int32) {
         let position = Int(list)
         let current = Int(lists[position].current)
+        let request = requests[current].request
         if lists[position].failure != 0 {
             requests[current].status = .error
+        } else if lists[position].phase == .fillBlocks {
+            moveForWriting(list, head: blocks(around: request).head)
+            return
         } else if lists[position].operation == .read {
-            let (head, _, count) = blocks(around: requests[current].request)
-            _ = count
-            let start = bufferStart(list)
             memory.move(
-                from: start + head, to: start + Int(lists[position].headBytes) + Int(requests[current].bufferOffset),
-                count: Int(requests[current].request.sectorCount) * 512)
+                from: dataStart(list) + blocks(around: request).head, to: place(of: list, current),
+                count: Int(request.sectorCount) * 512)
         }
         lists[position].failure = 0
         startNextOfSplit(list)
@@ -40,26 +45,21 @@ extension QueueEngine {
         let position = Int(list)
         while let next = nextOfSplit(list) {
             lists[position].current = next
-            let request = requests[Int(next)].request
             if requests[Int(next)].status != .okay { continue }
+            let request = requests[Int(next)].request
             let (head, offset, count) = blocks(around: request)
+            lists[position].offset = offset
+            lists[position].length = count
             if lists[position].operation == .read {
-                lists[position].offset = offset
-                lists[position].length = count
+                lists[position].phase = .transfer
+                beginSubmission(list)
+            } else if head != 0 || count != request.sectorCount &* 512 {
+                // Safe beside other lists: the blocks belong to this list alone, or it is alone.
+                lists[position].phase = .fillBlocks
+                beginSubmission(list)
             } else {
-                // Filling up blocks is for lists that are alone; here it would race with its neighbours.
-                if head != 0 || count != request.sectorCount &* 512 {
-                    requests[Int(next)].status = .error
-                    continue
-                }
-                let start = bufferStart(list)
-                memory.move(
-                    from: start + Int(lists[position].headBytes) + Int(requests[Int(next)].bufferOffset), to: start,
-                    count: Int(count))
-                lists[position].offset = offset
-                lists[position].length = count
+                moveForWriting(list, head: 0)
             }
-            beginSubmission(list)
             return
         }
         // All were tried. Without any data to copy to the guest there is no copy whose end would finish the list.
@@ -70,6 +70,17 @@ extension QueueEngine {
         } else {
             finish(list)
         }
+    }
+
+    /// Puts the data of the single request where it is written from, and writes it.
+    private mutating func moveForWriting(_ list: Int32, head: Int) {
+        let position = Int(list)
+        let current = Int(lists[position].current)
+        memory.move(
+            from: place(of: list, current), to: dataStart(list) + head,
+            count: Int(requests[current].request.sectorCount) * 512)
+        lists[position].phase = .transfer
+        beginSubmission(list)
     }
 
     /// True if any request of the list did not fail.
@@ -110,9 +121,33 @@ extension QueueEngine {
         return (Int(head), first &- head, count)
     }
 
+    /// True if any request of the list does not begin and end at block boundaries of the disk.
+    func hasRequestOfPartialBlocks(_ list: Int32) -> Bool {
+        let sectors = UInt64(device.logicalBlock / 512)
+        var index = lists[Int(list)].first
+        while index >= 0 {
+            let request = requests[Int(index)].request
+            if (request.firstSector | request.sectorCount) & (sectors - 1) != 0 { return true }
+            index = requests[Int(index)].next
+        }
+        return false
+    }
+
+    /// Where a request's data stands between the guest and the plugin, in the memory.
+    private func place(of list: Int32, _ request: Int) -> Int {
+        bufferStart(list) + Int(lists[Int(list)].headBytes) + Int(requests[request].bufferOffset)
+    }
+
     /// Where the list's buffer begins in the memory.
     @inline(__always)
     func bufferStart(_ list: Int32) -> Int {
         Int(lists[Int(list)].bufferPage) * BufferPool.pageSize
+    }
+
+    /// Where the plugin finds what it is asked for: the buffer, or for single requests the pages behind it.
+    @inline(__always)
+    func dataStart(_ list: Int32) -> Int {
+        let scratch = lists[Int(list)].scratchPage
+        return lists[Int(list)].isSplit && scratch > 0 ? Int(scratch) * BufferPool.pageSize : bufferStart(list)
     }
 }

@@ -118,8 +118,11 @@ struct QueueEngine: ~Copyable {
         ready = IndexQueue(capacity: port.requestCount)
         let mostSegments = entries * BlkifLimits.segmentsPerRequest
         copies = GrantCopyBatch(capacity: mostSegments)
-        // A reqlist and the blocks around it must fit into a quarter of the memory, so that several can be on their way.
-        let most = min(device.maxTransfer, QueueEngine.largestReqlist, UInt64(memory.byteCount / 4) - 8192)
+        precondition(memory.byteCount >= QueueEngine.smallestMemory)
+        // A reqlist and what is needed beside its data must fit into a quarter of the memory, so that several can be on
+        // their way.
+        let spare = 8192 + (device.logicalBlock > 512 ? QueueEngine.scratchPages * BufferPool.pageSize : 0)
+        let most = min(device.maxTransfer, QueueEngine.largestReqlist, UInt64(max(memory.byteCount / 4 - spare, 0)))
         rule = CoalescingRule(
             maxBytes: max(most, UInt64(BlkifLimits.segmentsPerRequest * 4096)),
             maxSegments: Int32(truncatingIfNeeded: mostSegments))
@@ -127,6 +130,10 @@ struct QueueEngine: ~Copyable {
 
     /// Bytes of the largest reqlist, whatever the plugin takes: 1 MiB.
     static let largestReqlist: UInt64 = 1 << 20
+    /// Bytes of memory that the smallest limit of a reqlist needs, with the blocks around it and its scratch pages.
+    static let smallestMemory = 128 << 10
+    /// Pages that the largest request takes with the blocks around it, wherever it begins.
+    static let scratchPages = 12
 
     /// True when nothing is on its way between the ring and its responses.
     var isIdle: Bool { listsInFlight == 0 && tail < 0 && exclusive < 0 }

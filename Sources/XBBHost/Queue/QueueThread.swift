@@ -178,7 +178,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             let channels = try platform.openEvents()
             let channel = try channels.bind(configuration.eventChannel, of: domain)
             defer { unbind(channel, channels) }
-            guard let memory = HostMemory(byteCount: configuration.memoryBytes),
+            guard let memory = HostMemory(byteCount: max(configuration.memoryBytes, QueueEngine.smallestMemory)),
                 let events = PluginEvents(port: port)
             else { throw XenError(ENOMEM, "reserve memory for queue \(configuration.index)") }
             let watched = events.add(

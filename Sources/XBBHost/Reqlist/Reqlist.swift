@@ -65,6 +65,10 @@ struct Reqlist: BitwiseCopyable {
     /// First page and pages of its buffer; 0 pages while it has none.
     var bufferPage: Int32 = 0
     var bufferPages: Int32 = 0
+    /// First page of the part of the buffer where single requests are done that fill blocks only in part; 0 for none.
+    ///
+    /// Page 0 of the memory is never it: the list's data stands before it.
+    var scratchPage: Int32 = 0
     /// Bytes in the buffer before the first sector of the list, where the disk's blocks are larger than a sector.
     var headBytes: Int32 = 0
     /// First operation in the batch of copies.
