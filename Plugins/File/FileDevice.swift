@@ -78,7 +78,8 @@ final class FileDevice: StorageDevice {
     private static func chooseAccess(
         _ fd: Int32, _ choice: DirectChoice, _ host: PluginHost, _ opening: Opening
     ) throws(PluginError) -> DirectIO.Alignment? {
-        if choice != .off {
+        // Whether O_DIRECT does harm on this storage is the host's to know; the option overrules it.
+        if choice == .on || choice == .auto && DirectIO.isOn(fd: fd) {
             if DirectIO.set(fd: fd, on: true), let alignment = DirectIO.alignment(fd: fd) {
                 // A disk of 512-byte sectors stays one, also on storage of 4096: partition tables depend on it.
                 if alignment.offset <= 512 || choice == .on, alignment.offset <= 4096 { return alignment }

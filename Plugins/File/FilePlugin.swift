@@ -22,7 +22,7 @@ enum DirectChoice: UInt64 {
 private let options: [PluginOption] = [
     PluginOption(
         "direct", .choice(["auto", "on", "off"]), default: "auto",
-        help: "bypass the page cache with O_DIRECT and asynchronous I/O; auto: where the file system can"),
+        help: "bypass the page cache with O_DIRECT and asynchronous I/O; auto: if the host opened the image so"),
     PluginOption(
         "threads", .uint(1...64), default: "8", help: "threads per disk for files that cannot do asynchronous I/O"),
     PluginOption("lock", .bool, default: "on", help: "refuse an image that someone else writes to (as QEMU does)"),

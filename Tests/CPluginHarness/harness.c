@@ -328,6 +328,8 @@ int harness_queue_open(struct harness_disk *disk, uint32_t index, uint32_t depth
     return 0;
 }
 
+void *harness_queue_pointer(struct harness_queue *queue) { return queue->hq.q; }
+
 void harness_queue_close(struct harness_queue *queue)
 {
     struct xbb_hqueue *hq = &queue->hq;

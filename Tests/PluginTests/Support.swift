@@ -80,10 +80,10 @@ struct Plugin {
     let handle: OpaquePointer
     var table: xbb_plugin { harness_table(handle).pointee }
 
-    init(_ name: String) throws {
+    init(_ name: String, library path: String? = nil) throws {
         var message = [CChar](repeating: 0, count: 256)
-        guard let handle = harness_load(library(name), name, &message) else {
-            throw Failure(description: "\(library(name)): \(text(message))")
+        guard let handle = harness_load(path ?? library(name), name, &message) else {
+            throw Failure(description: "\(path ?? library(name)): \(text(message))")
         }
         self.handle = handle
     }
@@ -147,11 +147,11 @@ final class Disk {
     /// Opens `path` as the host would and hands it to the plugin; `path` nil: no descriptor.
     init(
         _ plugin: Plugin, _ path: String? = nil, readOnly: Bool = false, openFlags: Int32 = 0,
-        _ options: [String: String] = [:]
+        pretendWritable: Bool = false, _ options: [String: String] = [:]
     ) throws {
         var fd: Int32 = -1
         if let path {
-            fd = clinux_open(path, (readOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC | openFlags, 0)
+            fd = clinux_open(path, (readOnly || pretendWritable ? O_RDONLY : O_RDWR) | O_CLOEXEC | openFlags, 0)
             guard fd >= 0 else { throw Failure(description: "open \(path)", code: -errno) }
         }
         var strings: [UnsafeMutablePointer<CChar>] = []

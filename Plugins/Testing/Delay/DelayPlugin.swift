@@ -26,7 +26,8 @@ private let options: [PluginOption] = [
 ]
 
 nonisolated(unsafe) private let plugin = unsafe makePlugin(
-    name: "delay", version: "1.0", description: "Disk in memory that completes late, for tests", formats: ["delay", "raw"],
+    name: "delay", version: "1.0", description: "Disk in memory that completes late, for tests",
+    formats: ["delay", "raw"],
     options: options, flags: XBB_PLUGIN_NO_FD
 ) { plugin in
     unsafe plugin.open = { open, out, failure in

@@ -60,7 +60,8 @@ enum Misbehaviour: UInt64 {
 }
 
 nonisolated(unsafe) private let plugin = unsafe makePlugin(
-    name: "error", version: "1.0", description: "Disk in memory that fails on demand, for tests", formats: ["error", "raw"],
+    name: "error", version: "1.0", description: "Disk in memory that fails on demand, for tests",
+    formats: ["error", "raw"],
     options: options, flags: XBB_PLUGIN_NO_FD
 ) { plugin in
     unsafe plugin.open = { open, out, failure in

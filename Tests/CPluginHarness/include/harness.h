@@ -51,6 +51,8 @@ int harness_extents(struct harness_disk *disk, uint64_t offset, uint64_t length,
 
 int harness_queue_open(struct harness_disk *disk, uint32_t index, uint32_t depth, struct harness_queue **queue,
                        struct xbb_error *error);
+/* The plugin's own pointer, for calls past the harness. */
+void *harness_queue_pointer(struct harness_queue *queue);
 void harness_queue_close(struct harness_queue *queue);
 
 struct harness_request *harness_request_new(void);
