@@ -2,44 +2,37 @@
 // The disks behind all connections of an nbdkit process.
 import Blkfront
 import CNBDKit
-import Synchronization
 import Xen
 import XenLoopback
 
 /// The frontends of one domain for all NBD clients: nbdkit's threads call a disk, its queues serialise.
 ///
 /// A domain has one process as its frontend, so all its disks that are exported are exported by one nbdkit.
-final class Gateway: Sendable {
+///
+/// No lock guards the state, because nbdkit's order does: parameters come before it forks and before there are other
+/// threads, ``connect()`` before the first client, ``close()`` after the last one. There must not be a `Mutex` before
+/// the fork anyway: Swift's remembers the number of the thread that it first saw, and that changes with a fork.
+final class Gateway: @unchecked Sendable {
     static let shared = Gateway()
 
-    private struct State {
-        var configuration = PluginConfiguration()
-        var disks: [(name: DeviceName, disk: FrontDisk)] = []
-    }
-
-    private let state = Mutex(State())
+    private var configuration = PluginConfiguration()
+    private var disks: [(name: DeviceName, disk: FrontDisk)] = []
 
     func configure(_ key: String, _ value: String) throws(ParameterError) {
-        try state.withLock { state throws(ParameterError) in try state.configuration.set(key, value) }
+        try configuration.set(key, value)
     }
 
     func checkConfiguration() throws(ParameterError) {
-        if state.withLock({ $0.configuration.domain }) == nil {
-            throw ParameterError(message: "domid=<N> is missing")
-        }
+        if configuration.domain == nil { throw ParameterError(message: "domid=<N> is missing") }
     }
 
     /// Connects all disks. Threads start here, so it must not be before nbdkit has forked.
     func connect() throws {
-        let configuration = state.withLock { $0.configuration }
         let domain = try LoopbackDomain(joining: configuration.domain ?? 0, directory: configuration.directory)
         // Grants of a frontend that was here before; those in use stay.
         for reference in domain.grantedReferences { _ = domain.endAccess(reference) }
         do {
-            for name in configuration.exports {
-                let disk = try connect(name, domain, configuration.options)
-                state.withLock { $0.disks.append((name, disk)) }
-            }
+            for name in configuration.exports { disks.append((name, try connect(name, domain, configuration.options))) }
         } catch {
             close()
             throw error
@@ -59,23 +52,16 @@ final class Gateway: Sendable {
     }
 
     /// The names of the disks, the default one first.
-    var exports: [String] { state.withLock { $0.configuration.exports.map(\.description) } }
+    var exports: [String] { configuration.exports.map(\.description) }
 
     /// The disk of an NBD export; the first one for the empty name, nil if there is none of that name.
     func disk(_ export: String) -> FrontDisk? {
-        state.withLock { state in
-            if export.isEmpty { return state.disks.first?.disk }
-            guard let name = DeviceName(export) else { return nil }
-            return state.disks.first { $0.name == name }?.disk
-        }
+        if export.isEmpty { return disks.first?.disk }
+        guard let name = DeviceName(export) else { return nil }
+        return disks.first { $0.name == name }?.disk
     }
 
     func close() {
-        let disks = state.withLock { state in
-            let disks = state.disks
-            state.disks = []
-            return disks
-        }
         for (name, disk) in disks {
             do {
                 try disk.close()
@@ -83,6 +69,7 @@ final class Gateway: Sendable {
                 report("close \(name): \(error)")
             }
         }
+        disks = []
     }
 }
 

@@ -12,22 +12,30 @@ final class DeviceLab {
     let directory: String
     let xen: LoopbackXen
     let store: XenStoreServer
-    let domain: LoopbackDomain
+    let domainID: DomainID
+    private let joined: LoopbackDomain?
     private var hosts: [ToyHost] = []
 
-    init(pages: Int = 16384) throws {
+    /// With `joins` this process is the domain's frontend, else another one can be.
+    init(pages: Int = 16384, joins: Bool = true) throws {
         var template = Array("/tmp/xbb-front-XXXXXX".utf8CString)
         guard mkdtemp(&template) != nil else { throw XenError(errno, "mkdtemp") }
         directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
         xen = try LoopbackXen(directory: directory)
         store = try XenStoreServer(directory: directory)
-        domain = try LoopbackDomain(directory: directory, pages: pages, grantEntries: 16384)
-        try store.addDomain(domain.id)
+        domainID = try LoopbackControl(directory: directory).createDomain(pages: pages, grantEntries: 16384)
+        joined = joins ? try LoopbackDomain(joining: domainID, directory: directory) : nil
+        try store.addDomain(domainID)
+    }
+
+    /// The domain, if this process is its frontend.
+    var domain: LoopbackDomain {
+        get throws { try #require(joined) }
     }
 
     /// A disk with its backend.
     func host(number: UInt32 = 51712, settings: ToySettings = ToySettings()) throws -> ToyHost {
-        let host = try ToyHost(xen.platform(), domain: domain.id, number: number, settings: settings)
+        let host = try ToyHost(xen.platform(), domain: domainID, number: number, settings: settings)
         hosts.append(host)
         return host
     }
@@ -36,12 +44,13 @@ final class DeviceLab {
     func device(number: UInt32 = 51712, _ change: (inout FrontOptions) -> Void = { _ in }) throws -> FrontDevice {
         var options = FrontOptions()
         change(&options)
+        let domain = try domain
         return FrontDevice(domain: domain, store: try domain.openStore(), number: number, options: options)
     }
 
     /// The broker's view of the domain.
     func report() throws -> LoopbackDomainReport {
-        try #require(try xen.domains().first { $0.id == domain.id })
+        try #require(try xen.domains().first { $0.id == domainID })
     }
 
     func stop() throws {
@@ -49,7 +58,28 @@ final class DeviceLab {
         hosts = []
         store.stop()
         xen.stop()
-        for name in ["hypervisor.sock", "lock", "xenstored.sock", "xenstored-1.sock"] { unlink("\(directory)/\(name)") }
-        rmdir(directory)
+        _ = try shell("rm -rf '\(directory)'")
     }
+}
+
+/// The directory of the programs that were built with the tests.
+let buildDirectory: String = {
+    var path = [CChar](repeating: 0, count: 4096)
+    let count = readlink("/proc/self/exe", &path, path.count - 1)
+    let text = String(decoding: path.prefix(max(count, 0)).map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    return String(text[..<(text.lastIndex(of: "/") ?? text.startIndex)])
+}()
+
+/// Runs a command; its exit status, and its output and error together.
+func shell(_ command: String) throws -> (status: Int32, output: String) {
+    guard let stream = popen("{ \(command)\n} 2>&1", "r") else { throw XenError(errno, "run \(command)") }
+    var output: [UInt8] = []
+    var buffer = [UInt8](repeating: 0, count: 65536)
+    while true {
+        let count = fread(&buffer, 1, buffer.count, stream)
+        if count == 0 { break }
+        output += buffer.prefix(count)
+    }
+    let status = pclose(stream)
+    return (status & 0x7f == 0 ? status >> 8 & 0xff : -1, String(decoding: output, as: UTF8.self))
 }
