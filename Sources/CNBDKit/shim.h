@@ -7,6 +7,10 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <features.h>
+#define fds_bits __fds_bits
+#include <sys/select.h>
+#undef fds_bits
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
