@@ -84,9 +84,11 @@ let package = Package(
             name: "NBDKitBlkfront", dependencies: ["Blkfront", "CNBDKit", "Xen", "XenLoopback"],
             exclude: ["plugin.map"], swiftSettings: strict,
             linkerSettings: [
-                // nbdkit's functions stay undefined: the program that loads the plugin has them.
+                // nbdkit's functions stay undefined: the program that loads the plugin has them. Swift's metadata
+                // must not be unloaded.
                 .unsafeFlags([
                     "-Xlinker", "--version-script=\(Context.packageDirectory)/Sources/NBDKitBlkfront/plugin.map",
+                    "-Xlinker", "-z", "-Xlinker", "nodelete",
                 ])
             ]),
 

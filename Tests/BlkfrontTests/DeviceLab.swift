@@ -72,7 +72,10 @@ let buildDirectory: String = {
 
 /// Runs a command; its exit status, and its output and error together.
 func shell(_ command: String) throws -> (status: Int32, output: String) {
-    guard let stream = popen("{ \(command)\n} 2>&1", "r") else { throw XenError(errno, "run \(command)") }
+    // A crash must be an exit status, not a backtrace that waits for a terminal.
+    guard let stream = popen("export SWIFT_BACKTRACE=enable=no; { \(command)\n} 2>&1", "r") else {
+        throw XenError(errno, "run \(command)")
+    }
     var output: [UInt8] = []
     var buffer = [UInt8](repeating: 0, count: 65536)
     while true {

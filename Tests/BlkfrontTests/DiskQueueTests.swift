@@ -38,7 +38,7 @@ import XenLoopback
         for _ in 0..<60 {
             let count = 512 * (1 + Int(random.below(600)))
             let offset = 512 * Int(random.below(UInt64(8192 - count / 512)))
-            let bytes = (0..<count).map { _ in UInt8(truncatingIfNeeded: random.next()) }
+            let bytes = randomBytes(count, seed: random.next())
             try write(queue, bytes, at: offset).wait()
             model.replaceSubrange(offset..<offset + count, with: bytes)
             let from = 512 * Int(random.below(UInt64(8192 - count / 512)))

@@ -29,11 +29,6 @@ import XenLoopback
         return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }
 
-    private func randomBytes(_ count: Int, seed: UInt64) -> [UInt8] {
-        var random = SplitMix64(seed: seed)
-        return (0..<count).map { _ in UInt8(truncatingIfNeeded: random.next()) }
-    }
-
     @Test func theLibraryExportsOneSymbol() throws {
         let (status, output) = try shell(
             "nm -D --defined-only '\(buildDirectory)/libnbdkit-xbb-plugin.so' | grep -v ' [a-z] '")

@@ -101,3 +101,14 @@ extension FrontQueue {
         Array(buffer(of: id)[skew * 512..<skew * 512 + count])
     }
 }
+
+/// Bytes that are the seed's; `count` is a multiple of 8.
+func randomBytes(_ count: Int, seed: UInt64) -> [UInt8] {
+    var random = SplitMix64(seed: seed)
+    return [UInt8](unsafeUninitializedCapacity: count) { buffer, initialized in
+        for offset in stride(from: 0, to: count, by: 8) {
+            UnsafeMutableRawBufferPointer(buffer).storeBytes(of: random.next(), toByteOffset: offset, as: UInt64.self)
+        }
+        initialized = count
+    }
+}

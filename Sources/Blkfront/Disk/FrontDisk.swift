@@ -22,6 +22,7 @@ public final class FrontDisk: @unchecked Sendable {
     private let accepting = Atomic<Bool>(true)
     private let stopping = Atomic<Bool>(false)
     private let wake: Int32
+    private let watcher = Mutex<FrontThread?>(nil)
     private let onEvent: (@Sendable (FrontEvent) -> Void)?
     private let health: FrontHealth
     /// What the backend said when the device was connected.
@@ -50,8 +51,14 @@ public final class FrontDisk: @unchecked Sendable {
         let health = device.health
         queues = device.queues.map { DiskQueue($0, health: health, sectorUnit: unit, skew: skew) }
         wake = makeEvent()
-        for queue in queues { try queue.start() }
-        try FrontThread(name: "front-watch") { [self] in watchStore() }.detach()
+        do {
+            for queue in queues { try queue.start() }
+            let thread = try FrontThread(name: "front-watch") { [self] in watchStore() }
+            watcher.withLock { $0 = thread }
+        } catch {
+            for queue in queues { queue.stop() }
+            throw error
+        }
     }
 
     deinit {
@@ -185,7 +192,8 @@ public final class FrontDisk: @unchecked Sendable {
     /// Closes the disk: no new operations, waits for those in flight, then closes the device.
     ///
     /// `drain` is how long the backend may take for what is in flight, in milliseconds. Throws what closing the
-    /// device threw; a second call does nothing.
+    /// device threw; a second call does nothing. All threads of the disk have ended at the return, unless it is
+    /// called from `onEvent`.
     public func close(drain: Int = 10_000) throws(BlkfrontError) {
         accepting.store(false, ordering: .releasing)
         let failure = control.withLock { phase -> BlkfrontError? in
@@ -195,6 +203,14 @@ public final class FrontDisk: @unchecked Sendable {
         }
         stopping.store(true, ordering: .releasing)
         _ = eventfd_write(wake, 1)
+        let thread = watcher.withLock { thread in
+            let taken = thread
+            thread = nil
+            return taken
+        }
+        if let thread {
+            if thread.isCurrent { thread.detach() } else { thread.join() }
+        }
         if let failure { throw failure }
     }
 

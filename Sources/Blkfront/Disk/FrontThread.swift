@@ -43,6 +43,9 @@ public final class FrontThread: @unchecked Sendable {
         _ = pthread_join(thread, nil)
     }
 
+    /// True on the thread itself.
+    public var isCurrent: Bool { pthread_equal(thread, pthread_self()) != 0 }
+
     /// Lets the thread end by itself, instead of ``join()``.
     public func detach() {
         _ = pthread_detach(thread)
