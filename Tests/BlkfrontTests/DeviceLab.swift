@@ -11,7 +11,6 @@ import XenLoopback
 final class DeviceLab {
     let directory: String
     let xen: LoopbackXen
-    let store: XenStoreServer
     let domainID: DomainID
     private let joined: LoopbackDomain?
     private var hosts: [ToyHost] = []
@@ -22,10 +21,8 @@ final class DeviceLab {
         guard mkdtemp(&template) != nil else { throw XenError(errno, "mkdtemp") }
         directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
         xen = try LoopbackXen(directory: directory)
-        store = try XenStoreServer(directory: directory)
         domainID = try LoopbackControl(directory: directory).createDomain(pages: pages, grantEntries: 16384)
         joined = joins ? try LoopbackDomain(joining: domainID, directory: directory) : nil
-        try store.addDomain(domainID)
     }
 
     /// The domain, if this process is its frontend.
@@ -56,7 +53,6 @@ final class DeviceLab {
     func stop() throws {
         for host in hosts { try host.stop() }
         hosts = []
-        store.stop()
         xen.stop()
         _ = try shell("rm -rf '\(directory)'")
     }
