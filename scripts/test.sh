@@ -4,7 +4,8 @@
 # usage: test.sh [swift test options]
 set -uo pipefail
 cd "$(dirname "$0")/.."
-export XBB_BUILD_DIR=$PWD/build/debug
+# Where tests find the products: as they were built, and as they are laid out for use.
+export XBB_BUILD_DIR=$PWD/.build/debug XBB_STAGE_DIR=$PWD/build/debug
 # A crash must end a test run, not wait for a debugger.
 export SWIFT_BACKTRACE=enable=no
 log=$(mktemp)
