@@ -3,10 +3,14 @@
 #ifndef CNBDKIT_SHIM_H
 #define CNBDKIT_SHIM_H
 
-/* As in clinux.h: types of the C library must look the same to all modules. */
+/* As in clinux.h: types of the C library must look the same to all modules, and to Swift's glibc module. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <features.h>
+#define fds_bits __fds_bits
+#include <sys/select.h>
+#undef fds_bits
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
