@@ -3,7 +3,7 @@
 #ifndef CNBDKIT_SHIM_H
 #define CNBDKIT_SHIM_H
 
-/* As in clinux.h: types of the C library must look the same to all modules. */
+/* As in clinux.h: types of the C library must look the same to all modules, and to Swift's glibc module. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif

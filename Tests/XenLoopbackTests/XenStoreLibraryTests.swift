@@ -239,22 +239,24 @@ extension XenStoreTests {
             #expect(try daemon.open(as: 7).text("domid") == "7")
         }
 
-        @Test func introduceAndReleaseOverTheWireMakeAndRemoveASocket() throws {
-            let daemon = try TestDaemon()
-            let control = try daemon.openHandle()
-            #expect(control.code { xs_introduce_domain($0, 9, 1234, 5) } == 0)
-            #expect(try daemon.open(as: 9).code { _ = try $0.read("domid", in: .none) } == EACCES)
-            let guest = try daemon.openHandle(as: 9)
-            #expect(guest.code { xs_release_domain($0, 9) } == EACCES)
-            #expect(guest.code { xs_introduce_domain($0, 10, 1, 1) } == EACCES)
-            #expect(control.code { xs_resume_domain($0, 9) } == 0)
-            #expect(control.code { xs_set_target($0, 9, 9) } == 0)
-            #expect(control.code { xs_introduce_domain($0, 0, 1, 1) } == EINVAL)
-            #expect(control.code { xs_release_domain($0, 9) } == 0)
-            #expect(control.code { xs_release_domain($0, 9) } == ENOENT)
-            #expect(throws: XenError.self) { try daemon.open(as: 9) }
-            #expect(control.control("help")?.contains("check") == true)
-            #expect(control.control("live-update") == nil)
+        @Test func introduceAndReleaseOverTheWireMakeAndRemoveASocket() async {
+            await #expect(processExitsWith: .success) {
+                let daemon = try TestDaemon()
+                let control = try daemon.openHandle()
+                #expect(control.code { xs_introduce_domain($0, 9, 1234, 5) } == 0)
+                #expect(try daemon.open(as: 9).code { _ = try $0.read("domid", in: .none) } == EACCES)
+                let guest = try daemon.openHandle(as: 9)
+                #expect(guest.code { xs_release_domain($0, 9) } == EACCES)
+                #expect(guest.code { xs_introduce_domain($0, 10, 1, 1) } == EACCES)
+                #expect(control.code { xs_resume_domain($0, 9) } == 0)
+                #expect(control.code { xs_set_target($0, 9, 9) } == 0)
+                #expect(control.code { xs_introduce_domain($0, 0, 1, 1) } == EINVAL)
+                #expect(control.code { xs_release_domain($0, 9) } == 0)
+                #expect(control.code { xs_release_domain($0, 9) } == ENOENT)
+                #expect(throws: XenError.self) { try daemon.open(as: 9) }
+                #expect(control.control("help")?.contains("check") == true)
+                #expect(control.control("live-update") == nil)
+            }
         }
 
         @Test func whatADeadClientLeftIsGone() throws {

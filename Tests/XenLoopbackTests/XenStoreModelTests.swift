@@ -212,8 +212,8 @@ private final class CoreSubject: Subject {
 
 private final class LibrarySubject: Subject {
     let daemon: TestDaemon
-    let clients: [LibXenStore]
-    let watcher: LibXenStore
+    let clients: [any XenStore]
+    let watcher: any XenStore
     private var marks = 0
 
     init() throws {

@@ -3,17 +3,13 @@
 import CLinux
 import CXen
 import Glibc
-import Synchronization
 import Testing
 import Xen
 
 @testable import XenLoopback
 
-/// Tests that set XENSTORED_PATH, which is the whole process's, come one after the other.
+/// Tests with a daemon come one after the other.
 @Suite(.serialized) enum XenStoreTests {}
-
-/// xs_open() reads the environment.
-private let environment = Mutex(())
 
 /// A daemon in a new directory, which goes with it.
 final class TestDaemon {
@@ -31,27 +27,23 @@ final class TestDaemon {
         rmdir(directory)
     }
 
-    /// Runs `body` while XENSTORED_PATH names the socket of `domain`.
-    func withPath<Result>(of domain: DomainID, _ body: () throws -> Result) rethrows -> Result {
-        try environment.withLock { _ in
-            setenv("XENSTORED_PATH", server.socketPath(of: domain), 1)
-            defer { unsetenv("XENSTORED_PATH") }
-            return try body()
-        }
+    /// A client of libxenstore.
+    func open(as domain: DomainID = 0) throws -> any XenStore {
+        try LoopbackPlatform(directory: directory, domain: domain).openStore()
     }
 
-    func open(as domain: DomainID = 0) throws -> LibXenStore {
-        try withPath(of: domain) { try LibXenStore() }
-    }
-
-    /// A client of libxenstore for what the Swift seam does not bring.
+    /// A client of libxenstore for what the Swift seam does not bring; in a process that has nothing else to do with
+    /// XENSTORED_PATH.
     func openHandle(as domain: DomainID = 0) throws -> TestHandle {
-        try withPath(of: domain) { TestHandle(try #require(xs_open(0))) }
+        setenv("XENSTORED_PATH", server.socketPath(of: domain), 1)
+        return TestHandle(try #require(xs_open(0)))
     }
 
     /// What the store says of itself: CONTROL with "check".
     func isConsistent() throws -> Bool {
-        try openHandle().control("check") == "OK"
+        let client = try connect()
+        client.send(XenStoreRequestType.control.rawValue, "check|")
+        return client.receiveMessage().map { text($0.payload) } == "OK|"
     }
 
     /// A client that sends what it wants.
@@ -268,7 +260,7 @@ struct SplitMix64: RandomNumberGenerator {
     }
 }
 
-extension LibXenStore {
+extension XenStore {
     /// The next watch event; fails after a long time without one.
     func waitForEvent() throws -> XenStoreWatchEvent {
         while true {
@@ -279,7 +271,7 @@ extension LibXenStore {
     }
 
     /// The errno of what fails, 0 for what does not.
-    func code(_ body: (LibXenStore) throws -> Void) -> Int32 {
+    func code(_ body: (any XenStore) throws -> Void) -> Int32 {
         do {
             try body(self)
             return 0
