@@ -2,6 +2,7 @@
 // A place for tests of xbbd: a XenStore of its own, the real programs, and fake workers.
 import CLinux
 import Glibc
+import Synchronization
 import Testing
 import Xen
 import XenLoopback
@@ -210,4 +211,44 @@ struct SeededGenerator: RandomNumberGenerator {
         mixed = (mixed ^ (mixed >> 27)) &* 0x94d0_49bb_1331_11eb
         return mixed ^ (mixed >> 31)
     }
+}
+
+/// What threads of a test did, in order.
+final class OrderLog: Sendable {
+    private let notes = Mutex<[(String, String?)]>([])
+
+    func note(_ name: String, _ text: String?) { notes.withLock { $0.append((name, text)) } }
+    var names: [String] { notes.withLock { $0.map(\.0) } }
+    var texts: [String] { notes.withLock { $0.compactMap(\.1) } }
+}
+
+/// Runs `body` on a thread, and `whileRunning` here; returns when both have ended.
+func withThread(_ body: @escaping () -> Void, whileRunning: () throws -> Void) rethrows {
+    final class Box {
+        let body: () -> Void
+        init(_ body: @escaping () -> Void) { self.body = body }
+    }
+    var thread = pthread_t()
+    pthread_create(
+        &thread, nil,
+        { argument in
+            Unmanaged<Box>.fromOpaque(argument!).takeRetainedValue().body()
+            return nil
+        }, Unmanaged.passRetained(Box(body)).toOpaque())
+    defer { pthread_join(thread, nil) }
+    try whileRunning()
+}
+
+/// A datagram socket at `path`.
+func bindDatagram(_ path: String) -> Int32 {
+    var address = sockaddr_un()
+    address.sun_family = sa_family_t(AF_UNIX)
+    withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: Array(path.utf8)) }
+    let raw = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue), 0)
+    let result = withUnsafePointer(to: &address) { pointer in
+        pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+            bind(raw, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
+        }
+    }
+    return result == 0 ? raw : -1
 }

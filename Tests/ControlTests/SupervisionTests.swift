@@ -180,7 +180,8 @@ import XenBus
                     actions = supervision.handle(.node(node), now: now)
                 case 4..<8 where hasWorker:
                     hasWorker = false
-                    let exit: WorkerExit? = [.clean, .failed(1), .usage, .signalled(9), .unknown].randomElement(using: &random)
+                    let exits: [WorkerExit] = [.clean, .failed(1), .usage, .signalled(9), .unknown]
+                    let exit = exits.randomElement(using: &random)
                     actions = supervision.handle(.exited(exit ?? .clean, node), now: now)
                 case 9: actions = supervision.handle(.retry, now: now)
                 default: actions = supervision.handle(.timer, now: now)

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The real xbbd with fake workers.
+import CLinux
+import Glibc
+import Testing
+import Xen
+
+@testable import XBBControl
+
+@Suite struct SupervisorTests {
+    @Test("a worker for each VBD, from its node to its end") func lives() throws {
+        let lab = try DaemonLab()
+        _ = try lab.makeNode(1, 51712)
+        try lab.startDaemon(["--backend", "vbd", "--backend", "qdisk", "--plugin-dir", "/p1", "--plugin-dir", "/p2"])
+        let second = try lab.makeNode(2, 51728, kind: "qdisk")
+        try eventually("both are taken") {
+            try lab.row("vbd/1/51712")?["state"]?.string == "initWait"
+                && lab.row("qdisk/2/51728")?["state"]?.string == "initWait"
+        }
+        let shown = try lab.ask(.show(try #require(VBDReference(parsing: "2/51728"))))
+        let arguments = (shown["arguments"]?.elements ?? []).compactMap(\.string)
+        #expect(
+            Array(arguments.dropFirst()) == [
+                "--backend-path", "/local/domain/0/backend/qdisk/2/51728", "--loopback", lab.root + "/xen",
+                "--plugin-dir", "/p1", "--plugin-dir", "/p2", "--control", lab.run + "/vbd-qdisk-2-51728.sock",
+                "--storage-source", "params", "--log-level", "info",
+            ])
+        #expect(shown["request"]?.string == "show")
+        let stats = try lab.ask(.stats(try #require(VBDReference(parsing: "vbd/1/51712"))))
+        #expect(stats["request"]?.string == "stats")
+        let set = try lab.ask(.set(try #require(VBDReference(parsing: "1/51712")), key: "poll_us", value: "9"))
+        #expect(set["request"]?.string == "set poll_us 9")
+        try lab.store.remove(second.backendPath(own: 0), in: .none)
+        try eventually("the second is forgotten") { try lab.row("qdisk/2/51728") == nil }
+        #expect(access(lab.run + "/vbd-qdisk-2-51728.lock", F_OK) != 0)
+        #expect(lab.starts.count == 2)
+    }
+
+    @Test("workers go on without xbbd, and the next one takes them over", arguments: [SIGTERM, SIGINT, SIGKILL])
+    func takeOver(_ signal: Int32) throws {
+        let lab = try DaemonLab()
+        lab.behave("vbd-1-51744", "mute")
+        for device in [51712, 51728, 51744] as [UInt32] { _ = try lab.makeNode(1, device) }
+        let first = try lab.startDaemon()
+        try eventually("all are started") { lab.starts.count == 3 }
+        first.process.send(signal)
+        #expect(first.wait() == (signal == SIGKILL ? .signalled(SIGKILL) : .clean))
+        // One ends while nobody watches.
+        kill(try #require(lab.worker("vbd-1-51728")), SIGTERM)
+        try eventually("its lock is free") {
+            if case .taken = try FileLock.attempt(lab.run + "/vbd-vbd-1-51728.lock") { true } else { false }
+        }
+        try lab.startDaemon()
+        try eventually("a new worker for the one that ended") { lab.starts.count == 4 }
+        #expect(try lab.row("vbd/1/51712")?["worker"]?.string == "adopted")
+        #expect(try lab.row("vbd/1/51728")?["worker"]?.string == "running")
+        #expect(try lab.row("vbd/1/51744")?["worker"]?.string == "adopted")
+        #expect(try lab.row("vbd/1/51712")?["pid"]?.unsigned == lab.worker("vbd-1-51712").map { UInt64($0) })
+        // An adopted worker that ends is followed by another.
+        kill(try #require(lab.worker("vbd-1-51712")), SIGKILL)
+        try eventually("a worker after the adopted one") { lab.starts.count == 5 }
+        #expect(lab.starts.last?.hasSuffix(" vbd-1-51712") == true)
+    }
+
+    @Test("with --stop-workers they are told to hand over") func stopWorkers() throws {
+        let lab = try DaemonLab()
+        for device in [51712, 51728] as [UInt32] { _ = try lab.makeNode(1, device) }
+        let daemon = try lab.startDaemon(["--stop-workers"])
+        try eventually("both are taken") {
+            try lab.row("vbd/1/51712")?["state"]?.string == "initWait"
+                && lab.row("vbd/1/51728")?["state"]?.string == "initWait"
+        }
+        daemon.process.send(SIGTERM)
+        #expect(daemon.wait() == .clean)
+        for name in ["vbd-1-51712", "vbd-1-51728"] {
+            #expect(ProcessIdentity(running: try #require(lab.worker(name))) == nil)
+        }
+        #expect(lab.starts.count == 2)
+        #expect(access(lab.socket, F_OK) != 0)
+    }
+
+    @Test("failing workers wait longer and longer, and others do not", arguments: ["exit 1", "crash"])
+    func backOff(_ word: String) throws {
+        let lab = try DaemonLab()
+        lab.behave("vbd-1-51712", word)
+        for device in [51712, 51728] as [UInt32] { _ = try lab.makeNode(1, device) }
+        try lab.startDaemon()
+        try eventually("three attempts") { lab.starts.count { $0.hasSuffix("-51712") } == 3 }
+        let row = try #require(try lab.row("vbd/1/51712"))
+        #expect(["waiting", "running"].contains(row["worker"]?.string))
+        #expect(row["last_failure"]?.string == (word == "crash" ? "signal 6" : "exit status 1"))
+        #expect(lab.starts.count { $0.hasSuffix("-51728") } == 1)
+        #expect(throws: ControlError.self) { try lab.ask(.show(try #require(VBDReference(parsing: "1/51712")))) }
+        // When the node goes, so does the wait.
+        try lab.store.remove("/local/domain/0/backend/vbd/1/51712", in: .none)
+        try eventually("it is forgotten") { try lab.row("vbd/1/51712") == nil }
+    }
+
+    @Test("wrong usage is given up, told to the toolstack, and tried again when asked") func givenUp() throws {
+        let lab = try DaemonLab()
+        lab.behave("vbd-1-51712", "exit 2")
+        let address = try lab.makeNode(1, 51712)
+        let path = address.backendPath(own: 0)
+        let daemon = try lab.startDaemon()
+        try eventually("it is given up") { try lab.row("vbd/1/51712")?["worker"]?.string == "failed" }
+        #expect(try lab.store.text("\(path)/hotplug-status") == "error")
+        #expect(try lab.store.text("\(path)/hotplug-error")?.hasPrefix("xbbd: the worker ended with exit status 2") == true)
+        #expect(try lab.store.text("\(address.errorPath(own: 0))/error") != nil)
+        lab.behave("vbd-1-51712", "serve")
+        daemon.process.send(SIGHUP)
+        try eventually("it is served") { try lab.store.text("\(path)/state") == "2" }
+        #expect(try lab.store.text("\(path)/hotplug-status") == nil)
+        #expect(try lab.store.text("\(address.errorPath(own: 0))/error") == nil)
+    }
+
+    @Test("a given-up VBD is closed by xbbd itself") func closeWithoutWorker() throws {
+        let lab = try DaemonLab()
+        lab.behave("vbd-1-51712", "exit 2")
+        let address = try lab.makeNode(1, 51712)
+        try lab.startDaemon()
+        try eventually("it is given up") { try lab.row("vbd/1/51712")?["worker"]?.string == "failed" }
+        #expect(try Toolstack(store: lab.store).detach(address, force: false, seconds: 30) == .closed)
+    }
+
+    @Test("a worker whose child lives on has no successor as long") func orphan() throws {
+        let lab = try DaemonLab()
+        lab.behave("vbd-1-51712", "orphan")
+        _ = try lab.makeNode(1, 51712)
+        try lab.startDaemon()
+        try eventually("the child holds the lock") { try lab.row("vbd/1/51712")?["worker"]?.string == "foreign" }
+        #expect(lab.starts.count == 1)
+        try eventually("the child has ended") { lab.starts.count >= 2 }
+    }
+
+    @Test("who hands over is followed at once") func handOver() throws {
+        let lab = try DaemonLab()
+        lab.behave("vbd-1-51712", "hand-over")
+        _ = try lab.makeNode(1, 51712)
+        try lab.startDaemon()
+        try eventually("two starts") { lab.starts.count >= 2 }
+    }
+
+    @Test("a worker program that is not there is a failure like others") func noProgram() throws {
+        let lab = try DaemonLab()
+        _ = try lab.makeNode(1, 51712)
+        try lab.startDaemon(["--worker", "/nonexistent"])
+        let row = try #require(try lab.row("vbd/1/51712"))
+        #expect(row["worker"]?.string == "waiting")
+        #expect(row["last_failure"]?.string == "start /nonexistent: No such file or directory")
+    }
+
+    @Test("a worker that does not answer, or not with JSON, blocks nobody") func badAnswers() throws {
+        let lab = try DaemonLab()
+        let words = ["51712": "mute", "51728": "garbage", "51744": "endless", "51760": "serve"]
+        for (device, word) in words {
+            lab.behave("vbd-1-\(device)", word)
+            _ = try lab.makeNode(1, try #require(UInt32(device)))
+        }
+        try lab.startDaemon()
+        try eventually("all are taken") {
+            let states = try lab.ask(.list)["vbds"]?.elements.compactMap { $0["state"]?.string }
+            return states == Array(repeating: "initWait", count: 4)
+        }
+        // All at once, over connections of their own; the healthy one is asked last and answers before the mute one.
+        let mute = try ControlClient(path: lab.socket)
+        let order = OrderLog()
+        try withThread { order.note("mute", try? mute.call(.show(VBDReference(parsing: "1/51712")!)).text) } whileRunning: {
+            usleep(100_000)
+            for (device, part) in ["51728": "is not JSON", "51744": "too long"] {
+                do throws(ControlError) {
+                    let reference = VBDReference(parsing: "1/\(device)")!
+                    Issue.record("answered: \(try ControlClient(path: lab.socket).call(.show(reference)).text.prefix(80))")
+                } catch {
+                    #expect(error.description.hasPrefix("vbd/1/\(device): the worker's answer"))
+                    #expect(error.description.contains(part) || part == "is not JSON")
+                }
+            }
+            order.note("healthy", try lab.ask(.show(VBDReference(parsing: "1/51760")!)).serialized)
+        }
+        #expect(order.names == ["healthy", "mute"])
+        #expect(order.texts.count == 1)
+    }
+
+    @Test("junk below backend is ignored") func junk() throws {
+        let lab = try DaemonLab()
+        for name in ["x/51712", "01/51712", "1/x", "1/051712", "32760/51712", "1/4294967296", "99999999999/1"] {
+            try lab.store.write("/local/domain/0/backend/vbd/\(name)/state", "1")
+        }
+        try lab.store.write("/local/domain/0/backend/vbd/1/51728", "")
+        try lab.store.write("/local/domain/0/backend/vbd/1/51744/online", "1")
+        _ = try lab.makeNode(1, 51712)
+        try lab.startDaemon()
+        try lab.store.write("/local/domain/0/backend/vbd/junk/1/state", "1")
+        try lab.store.write("/local/domain/0/backend/vbd/2/51712", "junk")
+        _ = try lab.makeNode(2, 51728)
+        try eventually("the good ones are served") { lab.starts.count == 2 }
+        #expect(try lab.ask(.list)["vbds"]?.elements.count == 2)
+    }
+
+    @Test("a storm of watch events is one reading") func storm() throws {
+        let lab = try DaemonLab()
+        for device in 0..<40 as Range<UInt32> { _ = try lab.makeNode(1, 51712 + device * 16) }
+        let daemon = try lab.startDaemon()
+        try eventually("all are started") { lab.starts.count == 40 }
+        for round in 0..<50 {
+            try lab.store.transaction { (transaction) throws(XenError) in
+                for device in 0..<40 as Range<UInt32> {
+                    try lab.store.write(
+                        "/local/domain/0/backend/vbd/1/\(51712 + device * 16)/junk", "\(round)", in: transaction)
+                }
+            }
+        }
+        #expect(try lab.ask(.list)["vbds"]?.elements.count == 40)
+        #expect(lab.starts.count == 40)
+        // A node that is removed and made anew is the same VBD for a worker that is there.
+        for _ in 0..<20 {
+            try lab.store.remove("/local/domain/0/backend/vbd/1/51712", in: .none)
+            _ = try lab.makeNode(1, 51712)
+        }
+        try eventually("it is served") { try lab.store.text("/local/domain/0/backend/vbd/1/51712/state") == "2" }
+        daemon.process.send(SIGTERM)
+        #expect(daemon.wait() == .clean)
+    }
+
+    @Test("one xbbd for a run directory") func oneDaemon() throws {
+        let lab = try DaemonLab()
+        try lab.startDaemon()
+        let second = try Program([
+            DaemonLab.products + "/xbbd", "--loopback", lab.root + "/xen", "--run-dir", lab.run, "--log-level", "error",
+        ])
+        #expect(second.wait() == .failed(1))
+        #expect((try? lab.ask(.ping)) != nil)
+    }
+
+    @Test("without XenStore it does not start, and ends when XenStore does") func noStore() throws {
+        let lab = try DaemonLab()
+        let lost = try Program([DaemonLab.products + "/xbbd", "--loopback", "/nonexistent", "--run-dir", lab.run])
+        #expect(lost.wait() == .failed(69))
+        let daemon = try lab.startDaemon()
+        lab.server.stop()
+        #expect(daemon.wait() == .failed(69))
+    }
+
+    @Test("the service manager is told, and workers do not hear of it") func notify() throws {
+        let lab = try DaemonLab()
+        let path = lab.root + "/notify"
+        let socket = try Descriptor(bindDatagram(path), "bind")
+        let program = try Program([
+            "/usr/bin/env", "NOTIFY_SOCKET=\(path)", "FAKE_WORKER_DIR=\(lab.workers)", DaemonLab.products + "/xbbd",
+            "--loopback", lab.root + "/xen", "--run-dir", lab.run,
+        ])
+        var buffer = [UInt8](repeating: 0, count: 100)
+        #expect(String(decoding: buffer.prefix(max(read(socket.raw, &buffer, 100), 0)), as: UTF8.self) == "READY=1")
+        #expect((try? lab.ask(.ping)) != nil)
+        program.process.send(SIGTERM)
+        #expect(String(decoding: buffer.prefix(max(read(socket.raw, &buffer, 100), 0)), as: UTF8.self) == "STOPPING=1")
+        #expect(program.wait() == .clean)
+    }
+
+    @Test("plugins are described by the worker program") func plugins() throws {
+        let lab = try DaemonLab()
+        lab.behave("plugins", "[{\"name\":\"raw\",\"formats\":[\"raw\"],\"options\":[]}]\n")
+        try lab.startDaemon()
+        #expect(try lab.ask(.plugins)["plugins"]?.elements.first?["name"]?.string == "raw")
+        let (text, exit) = try lab.control(["plugins"])
+        #expect(exit == .clean && text.hasPrefix("raw -: -\n"))
+        lab.behave("plugins", "no JSON")
+        #expect(throws: ControlError.self) { try lab.ask(.plugins) }
+        lab.behave("plugins", "sleep")
+        let error = #expect(throws: ControlError.self) { try lab.ask(.plugins) }
+        #expect(error?.description == "the worker program took more than 10 s")
+    }
+}
