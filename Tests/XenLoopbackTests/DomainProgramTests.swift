@@ -17,8 +17,43 @@ import XenLoopback
             + "/xbb-loopback"
     }()
 
+    /// A process that does not outlive the test, whatever becomes of that.
+    private final class Child {
+        let pid: pid_t
+        let output: Int32
+        private var isOver = false
+
+        init(pid: pid_t, output: Int32) {
+            self.pid = pid
+            self.output = output
+        }
+
+        deinit {
+            if !isOver {
+                kill(pid, SIGKILL)
+                _ = try? wait()
+            }
+            close(output)
+        }
+
+        /// The exit code, or the negative number of the signal that ended it.
+        func wait() throws -> Int32 {
+            var status: Int32 = 0
+            try #require(waitpid(pid, &status, 0) == pid)
+            isOver = true
+            return status & 0x7f == 0 ? (status >> 8) & 0xff : -(status & 0x7f)
+        }
+
+        func line() -> String {
+            var bytes: [UInt8] = []
+            var byte: UInt8 = 0
+            while read(output, &byte, 1) == 1 && byte != 10 { bytes.append(byte) }
+            return String(decoding: bytes, as: UTF8.self)
+        }
+    }
+
     /// Starts a shell command with PROGRAM and DIR set; its output goes to a pipe.
-    private func start(_ command: String, _ directory: String) throws -> (pid: pid_t, output: Int32) {
+    private func start(_ command: String, _ directory: String) throws -> Child {
         var ends: [Int32] = [0, 0]
         try #require(pipe2(&ends, O_CLOEXEC) == 0)
         defer { close(ends[1]) }
@@ -35,42 +70,27 @@ import XenLoopback
         defer { for string in arguments + environment { free(string) } }
         var pid: pid_t = 0
         try #require(posix_spawn(&pid, "/bin/sh", &actions, nil, &arguments, &environment) == 0)
-        return (pid, ends[0])
-    }
-
-    private func line(_ descriptor: Int32) -> String {
-        var bytes: [UInt8] = []
-        var byte: UInt8 = 0
-        while read(descriptor, &byte, 1) == 1 && byte != 10 { bytes.append(byte) }
-        return String(decoding: bytes, as: UTF8.self)
+        return Child(pid: pid, output: ends[0])
     }
 
     private func run(_ command: String, _ directory: String) throws -> (code: Int32, output: String) {
-        let (pid, output) = try start(command, directory)
+        let child = try start(command, directory)
         var bytes: [UInt8] = []
         var buffer = [UInt8](repeating: 0, count: 4096)
         while true {
-            let got = read(output, &buffer, buffer.count)
+            let got = read(child.output, &buffer, buffer.count)
             if got <= 0 { break }
             bytes += buffer.prefix(got)
         }
-        close(output)
-        return (try wait(pid), String(decoding: bytes, as: UTF8.self))
-    }
-
-    private func wait(_ pid: pid_t) throws -> Int32 {
-        var status: Int32 = 0
-        try #require(waitpid(pid, &status, 0) == pid)
-        return status & 0x7f == 0 ? (status >> 8) & 0xff : -(status & 0x7f)
+        return (try child.wait(), String(decoding: bytes, as: UTF8.self))
     }
 
     @Test func aServerAndItsClients() throws {
         let directory = try temporaryDirectory()
         defer { removeDirectory(directory) }
-        let (pid, output) = try start("exec $PROGRAM run --dir $DIR --pid-file $DIR/pid", directory)
-        defer { close(output) }
-        #expect(line(output) == "xbb-loopback: ready in \(directory)")
-        #expect(try run("cat $DIR/pid", directory).output == "\(pid)\n")
+        let server = try start("exec $PROGRAM run --dir $DIR --pid-file $DIR/pid", directory)
+        #expect(server.line() == "xbb-loopback: ready in \(directory)")
+        #expect(try run("cat $DIR/pid", directory).output == "\(server.pid)\n")
         #expect(try run("$PROGRAM run --dir $DIR", directory).code == 1)
         #expect(try run("$PROGRAM domain create --dir $DIR", directory).output == "1\n")
         #expect(try run("XBB_LOOPBACK=$DIR $PROGRAM domain create 7 --pages 10", directory).output == "7\n")
@@ -101,8 +121,8 @@ import XenLoopback
         let events = try platform.openEvents()
         let port = try events.bind(front.number, of: 7)
 
-        kill(pid, SIGTERM)
-        #expect(try wait(pid) == 0)
+        kill(server.pid, SIGTERM)
+        #expect(try server.wait() == 0)
         #expect(try run("ls $DIR", directory).output == "lock\n")
         // The domain is gone. What is mapped stays so, and what needs the hypervisor says so.
         try events.notify(port)
@@ -116,9 +136,8 @@ import XenLoopback
     @Test func aServerOutOfDescriptorsGoesOnWhenClientsLeave() throws {
         let directory = try temporaryDirectory()
         defer { removeDirectory(directory) }
-        let (pid, output) = try start("ulimit -n 40; exec $PROGRAM run --dir $DIR", directory)
-        defer { close(output) }
-        _ = line(output)
+        let server = try start("ulimit -n 40; exec $PROGRAM run --dir $DIR", directory)
+        _ = server.line()
         var clients = (0..<100).compactMap { _ in try? LoopbackControl(directory: directory) }
         try #require(clients.count > 5 && clients.count < 40)
         #expect(throws: XenError.self) { try LoopbackControl(directory: directory) }
@@ -131,7 +150,7 @@ import XenLoopback
             usleep(5000)
         }
         #expect(made != nil)
-        kill(pid, SIGKILL)
-        #expect(try wait(pid) == -SIGKILL)
+        kill(server.pid, SIGKILL)
+        #expect(try server.wait() == -SIGKILL)
     }
 }
