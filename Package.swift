@@ -148,7 +148,11 @@ let package = Package(
         .testTarget(
             name: "BlkfrontTests", dependencies: ["Blkfront", "Blkif", "Memory", "Xen", "XenLoopback", "CLinux"]),
         .testTarget(name: "XenBusTests", dependencies: ["XenBus"]),
-        .testTarget(name: "XBBHostTests", dependencies: ["XBBHost", "XenLoopback", "Blkfront"]),
+        .testTarget(
+            name: "XBBHostTests",
+            dependencies: [
+                "XBBHost", "XenLoopback", "Blkfront", "Blkif", "Memory", "Xen", "CXen", "CLinux", "CRing", "PluginAPI", "XenBus",
+            ]),
         .target(
             name: "CPluginHarness", dependencies: ["PluginAPI"], path: "Tests/CPluginHarness",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])], linkerSettings: [.linkedLibrary("dl")]),
