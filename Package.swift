@@ -14,13 +14,14 @@ let inlined: [SwiftSetting] = strict + [
     .unsafeFlags(["-cross-module-optimization"], .when(configuration: .release))
 ]
 
-/// A plugin exports one symbol and leaves nothing undefined (plugin-abi rule 1).
+/// A plugin exports one symbol and leaves nothing undefined (plugin-abi rule 1), except for a sanitizer's functions,
+/// which only the executable has: XBB_SANITIZE=1 in the environment of a build with --sanitize.
 func onlyEntryPoint(_ map: String = "Plugins/plugin.map") -> [LinkerSetting] {
-    [
-        .unsafeFlags([
-            "-Xlinker", "--version-script=\(Context.packageDirectory)/\(map)",
-            "-Xlinker", "-z", "-Xlinker", "defs",
-        ])
+    let complete = ["-Xlinker", "-z", "-Xlinker", "defs"]
+    return [
+        .unsafeFlags(
+            ["-Xlinker", "--version-script=\(Context.packageDirectory)/\(map)"]
+                + (Context.environment["XBB_SANITIZE"] == nil ? complete : []))
     ]
 }
 

@@ -94,9 +94,10 @@ static void host_complete(struct xbb_hqueue *hq, struct xbb_req *req, int32_t st
         request->next = hq->done;
         hq->done = request;
     }
-    pthread_mutex_unlock(&hq->lock);
     if (wrong) breach(&hq->disk->hdev);
+    /* Under the lock: once it is free, the queue's thread may see the request, close the queue and free it. */
     if (!own) wake(hq);
+    pthread_mutex_unlock(&hq->lock);
 }
 
 static int host_watch_add(struct xbb_hqueue *hq, int fd, uint32_t events, xbb_fd_fn fn, void *arg,
@@ -138,8 +139,8 @@ static void host_post(struct xbb_hqueue *hq, xbb_fn fn, void *arg)
     pthread_mutex_lock(&hq->lock);
     post->next = hq->posts;
     hq->posts = post;
-    pthread_mutex_unlock(&hq->lock);
     wake(hq);
+    pthread_mutex_unlock(&hq->lock);
 }
 
 static void host_notify(struct xbb_hdev *hdev, uint32_t what)

@@ -4,6 +4,7 @@ import CLinux
 import CPluginHarness
 import Glibc
 import PluginAPI
+import Synchronization
 import Testing
 
 /// A failure of the test's surroundings or of an `open()`.
@@ -78,13 +79,23 @@ final class TemporaryFolder {
 /// A plugin loaded once per process.
 struct Plugin {
     let handle: OpaquePointer
+    /// By path; `load()` is called once per process.
+    private static let loaded = Mutex<[String: UInt]>([:])
+
     var table: xbb_plugin { harness_table(handle).pointee }
 
     init(_ name: String, library path: String? = nil) throws {
-        var message = [CChar](repeating: 0, count: 256)
-        guard let handle = harness_load(path ?? library(name), name, &message) else {
-            throw Failure(description: "\(path ?? library(name)): \(text(message))")
+        let path = path ?? library(name)
+        let found = try Plugin.loaded.withLock { loaded throws(Failure) in
+            if let known = loaded[path] { return known }
+            var message = [CChar](repeating: 0, count: 256)
+            guard let handle = harness_load(path, name, &message) else {
+                throw Failure(description: "\(path): \(text(message))")
+            }
+            loaded[path] = UInt(bitPattern: handle)
+            return UInt(bitPattern: handle)
         }
+        guard let handle = OpaquePointer(bitPattern: found) else { throw Failure(description: "no handle") }
         self.handle = handle
     }
 

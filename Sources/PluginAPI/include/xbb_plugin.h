@@ -74,6 +74,7 @@ enum {                                      /* xbb_req.op */
 
 enum {                                      /* xbb_req.flags: must be honoured.  A bit is only ever set */
     XBB_REQ_FUA         = 1u << 0,          /*   if the matching capability was declared.              */
+                                            /* FUA: WRITE, WRITE_ZEROES, DISCARD: durable before complete() */
     XBB_REQ_SECURE      = 1u << 1,          /* DISCARD: erase (XBB_CAP_DISCARD_SECURE) */
     XBB_REQ_MAY_UNMAP   = 1u << 2,          /* WRITE_ZEROES: may deallocate */
     XBB_REQ_NO_FALLBACK = 1u << 3,          /* WRITE_ZEROES: fail with -EOPNOTSUPP rather than write */
@@ -168,7 +169,9 @@ struct xbb_open {
     uint32_t                flags;          /* XBB_OPEN_* */
     struct xbb_hdev        *hdev;
     int32_t                 fd;             /* the image or device; -1 for network plugins.  Borrowed:
-                                               stays open until close() returns, dup() it to keep it */
+                                               stays open until close() returns, dup() it to keep it.
+                                               Until then its file position, its status flags (O_DIRECT)
+                                               and locks on it are the plugin's */
     uint32_t                option_count;
     const struct xbb_value *options;        /* option_count == plugin->option_count */
     const char             *format;         /* the entry of plugin->formats that was configured */
@@ -253,7 +256,8 @@ struct xbb_host {
 
     /* Any thread.  status: 0 or negative errno.  Cheap on the queue's own thread: no lock, no syscall;
      * the host batches responses until the current callback returns.  From other threads: lock-free
-     * push and at most one eventfd write per batch. */
+     * push and at most one eventfd write per batch.  Such a call may still be returning when the queue's
+     * thread sees the request, so hq stays valid until the plugin's close() has returned. */
     void (*complete)(struct xbb_hqueue *hq, struct xbb_req *req, int32_t status);
 
     /* Queue thread only (inside queue_open() counts).  Level-triggered. */
