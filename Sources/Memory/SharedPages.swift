@@ -108,10 +108,11 @@ public struct SlotBytes: BitwiseCopyable, Sendable {
         words = InlineArray(repeating: 0)
     }
 
-    /// Reads an integer at a byte offset, which need not be aligned; little-endian as on every Xen host of blkif.
+    /// Reads an integer of at most 64 bits at a byte offset, which need not be aligned; little-endian as on every Xen
+    /// host of blkif.
     @inlinable @inline(__always)
     public func load<T: FixedWidthInteger & BitwiseCopyable>(_ type: T.Type, at offset: Int) -> T {
-        precondition(offset >= 0 && offset <= Self.byteCount - MemoryLayout<T>.size)
+        precondition(offset >= 0 && offset <= Self.byteCount - MemoryLayout<T>.size && MemoryLayout<T>.size <= 8)
         // Shifts of whole words: a pointer to the bytes would make a copy of the slot for each integer.
         let index = offset >> 3
         let shift = UInt64(truncatingIfNeeded: (offset & 7) << 3)
