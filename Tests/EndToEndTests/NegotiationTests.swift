@@ -67,7 +67,7 @@ extension EndToEnd {
                 let device = try publish(disk, changes)
                 try disk.awaitError(key)
                 let error = try #require(try disk.error())
-                #expect(error.contains(rule) && error.utf8.count <= 512, "\(changes): \(error)")
+                #expect(error.has(rule) && error.utf8.count <= 512, "\(changes): \(error)")
                 #expect(error.utf8.allSatisfy { $0 >= 0x20 && $0 < 0x7f }, "\(error)")
                 #expect(try disk.worker.ask("ping")["pid"] != nil)
                 try HostileFrontend(device).publish(
@@ -219,12 +219,16 @@ extension EndToEnd {
             var descriptors: [Int] = []
             for round in 0..<20 {
                 let device = try disk.connect { $0.ringPages = 1 << (round % 6) }
-                #expect(try disk.load(device) { $0.count = 20; $0.size = 1 << 20 }.isGood)
+                let report = try disk.load(device) {
+                    $0.count = 20
+                    $0.size = 1 << 20
+                }
+                #expect(report.isGood, "\(report.text)")
                 try device.close()
                 try disk.awaitState(6)
                 descriptors.append(try disk.worker.descriptors())
-                let report = try #require(try lab.control.domain(lab.guest.id))
-                #expect(report.mappedGrants == 0 && report.grantedReferences == 0 && report.boundPorts == 0)
+                let left = try #require(try lab.control.domain(lab.guest.id))
+                #expect(left.mappedGrants == 0 && left.grantedReferences == 0 && left.boundPorts == 0)
             }
             #expect(descriptors.last == descriptors[1], "\(descriptors)")
             try lab.finish()
