@@ -164,7 +164,9 @@ let package = Package(
             dependencies: [
                 "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback", "CLinux", "fake-worker", "xbbd", "xbbctl", "xbb-vbd",
             ]),
-        .testTarget(name: "EndToEndTests", dependencies: ["Blkfront", "XenLoopback", "Xen"]),
+        .testTarget(
+            name: "EndToEndTests",
+            dependencies: ["Blkfront", "Blkif", "Memory", "XenLoopback", "Xen", "CLinux", "xbb-vbd"]),
     ],
     swiftLanguageModes: [.v6]
 )
