@@ -14,7 +14,7 @@ extension FrontQueue {
 
     /// One request and its status; its slot is free again.
     mutating func status(
-        _ operation: BlockOperation, sector: UInt64, byteCount: Int, fill: UInt8? = nil
+        _ operation: Blkif.BlockOperation, sector: UInt64, byteCount: Int, fill: UInt8? = nil
     ) throws -> Int16 {
         let id = try slot()
         if let fill { buffer(of: id)[0..<byteCount].initializeMemory(as: UInt8.self, repeating: fill) }
