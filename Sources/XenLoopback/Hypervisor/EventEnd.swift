@@ -38,13 +38,20 @@ final class EventEnd {
     }
 
     /// Sends an event. Dropped without an error while there is no other end, as Xen does.
+    ///
+    /// If the other end was bound anew meanwhile, the wake-up may have gone to the old one: wake the new one too. A
+    /// few times only, since the other side can write the link.
     func notify() throws(XenError) {
-        let current = link
-        if current & 1 == 0 { return }
-        if current != peerLink { try findPeer() }
-        guard let peer else { return }
-        let before = page.setBits32(EventChannelLayout.pending, at: peerWord)
-        if before & (EventChannelLayout.pending | EventChannelLayout.masked) == 0 { peer.signal() }
+        var current = link
+        for attempt in 0..<4 where current & 1 == 1 {
+            if current != peerLink { try findPeer() }
+            guard let peer else { return }
+            let before = page.setBits32(EventChannelLayout.pending, at: peerWord)
+            let both = EventChannelLayout.pending | EventChannelLayout.masked
+            if before & both == 0 || attempt > 0 { peer.signal() }
+            current = link
+            if current == peerLink { return }
+        }
     }
 
     /// Asks the broker whom to wake; the other end was bound since the last event.
