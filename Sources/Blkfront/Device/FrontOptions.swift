@@ -54,7 +54,8 @@ public struct FrontOptions: Sendable {
     public var insistOnQueues = false
     /// Where the free-running indices of every ring begin.
     public var startIndex: UInt32 = 0
-    /// Writes feature-persistent=1.
+    /// Writes feature-persistent=1. The backend may keep pages mapped then, so grants are pooled whatever ``grants``
+    /// says.
     public var offersPersistentGrants = false
     /// When pages are granted.
     public var grants = GrantPolicy.perRequest
@@ -71,6 +72,9 @@ public struct FrontOptions: Sendable {
 
     /// The defaults.
     public init() {}
+
+    /// True if pages are granted once and for all.
+    var poolsGrants: Bool { grants == .pooled || offersPersistentGrants }
 
     /// The text for "protocol", or nil for no key.
     var protocolText: String? {

@@ -47,7 +47,9 @@ struct LoadWorker: ~Copyable, Sendable {
     private var positions: FixedArray<UInt64>
     private var lengths: FixedArray<UInt32>
     private var blockMap: BlockMap
+    /// The operation whose requests are not all on the ring yet.
     private var half: Int?
+    /// The next operation of a sequence, which must wait for one in flight that it overlaps with.
     private var chosen: LoadOperation?
     private var cursor: UInt64 = 0
     private var issuedBlocks: UInt64 = 0
@@ -110,6 +112,7 @@ struct LoadWorker: ~Copyable, Sendable {
         _ mode: Mode, onePass: Bool, _ queue: inout FrontQueue, stop: LoadStop
     ) throws(LoadFailure) {
         self.mode = mode
+        chosen = nil
         cursor = 0
         issuedBlocks = 0
         issuedCount = 0

@@ -32,7 +32,7 @@ struct QueueResources {
                 ringReferences.append(
                     try domain.grantAccess(to: backend, frame: ringFrame + page, readOnly: false))
             }
-            if options.grants == .pooled {
+            if options.poolsGrants {
                 for page in 0..<UInt32(dataFrameCount) {
                     pool.append(try domain.grantAccess(to: backend, frame: dataFrame + page, readOnly: false))
                 }
