@@ -58,6 +58,7 @@ final class CompletionPort: @unchecked Sendable {
 
     /// A pool of `requestCount` plugin requests, each with `contextSize` bytes of scratch for the plugin.
     init?(requestCount: Int, contextSize: Int) {
+        precondition(unsafe MemoryLayout<PluginRequest>.offset(of: \.iov) == Self.vectorOffset)
         wakeDescriptor = eventfd(0, Int32(EFD_CLOEXEC) | Int32(EFD_NONBLOCK))
         if wakeDescriptor < 0 { return nil }
         self.requestCount = requestCount
@@ -73,12 +74,8 @@ final class CompletionPort: @unchecked Sendable {
         let stride = (contextSize + 63) & ~63
         unsafe contexts = .allocate(byteCount: max(stride * requestCount, 64), alignment: 64)
         unsafe contexts.initializeMemory(as: UInt8.self, repeating: 0, count: max(stride * requestCount, 64))
-        let vectorOffset = unsafe MemoryLayout<PluginRequest>.offset(of: \.iov) ?? 0
-        for index in 0..<requestCount {
-            let request = unsafe requests.address(of: index)
-            let vector = unsafe UnsafeRawPointer(request) + vectorOffset
-            unsafe request.pointee.req.iov = vector.assumingMemoryBound(to: iovec.self)
-            if stride > 0 { unsafe request.pointee.req.ctx = contexts + index * stride }
+        for index in 0..<requestCount where stride > 0 {
+            unsafe requests.address(of: index).pointee.req.ctx = contexts + index * stride
         }
     }
 
@@ -93,6 +90,10 @@ final class CompletionPort: @unchecked Sendable {
     func address(of index: Int32) -> UnsafeMutablePointer<PluginRequest> {
         unsafe requests.address(of: Int(index))
     }
+
+    /// Where a request's one iovec stands: right behind what the plugin sees.
+    @inline(__always)
+    static var vectorOffset: Int { MemoryLayout<xbb_req>.stride }
 
     /// Called by the plugin, on any thread.
     func complete(_ req: UnsafeMutablePointer<xbb_req>?, _ status: Int32) {

@@ -128,6 +128,9 @@ extension QueueEngine {
         if buffer >= 0 {
             unsafe request.pointee.iov.iov_base = memory.address(at: buffer, count: Int(truncatingIfNeeded: length))
             unsafe request.pointee.iov.iov_len = Int(truncatingIfNeeded: length)
+            // The request was the plugin's, which may have advanced the pointer while it worked on it.
+            let vector = unsafe UnsafeRawPointer(request) + CompletionPort.vectorOffset
+            unsafe request.pointee.req.iov = vector.assumingMemoryBound(to: iovec.self)
             unsafe request.pointee.req.iovcnt = 1
         } else {
             unsafe request.pointee.req.iovcnt = 0

@@ -243,6 +243,7 @@ final class EngineRig {
     func publish() -> Bool {
         audit()
         if engine.unpublished == 0 { return false }
+        engine.stats.add(.reqs_queued_for_completion, engine.unpublished)
         engine.stats.add(.reqs_completed, engine.unpublished)
         engine.unpublished = 0
         if engine.ring.publish() { notifications += 1 }
