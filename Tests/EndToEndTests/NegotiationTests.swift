@@ -123,7 +123,7 @@ extension EndToEnd {
             let hostile = HostileFrontend(device, seed: 5)
             if loaded {
                 // Requests are on their way while the state says anything.
-                try device.queues[0].withQueue { queue in
+                try device.queues[0].withQueue { (queue) throws in
                     for _ in 0..<16 { try queue.submit(try queue.slot(), .read, sector: 0, byteCount: 45056) }
                     try queue.publish()
                 }
@@ -148,7 +148,7 @@ extension EndToEnd {
             let lab = try Lab()
             let disk = try lab.attach()
             let device = try disk.connect()
-            try device.queues[0].withQueue { queue in
+            try device.queues[0].withQueue { (queue) throws in
                 for _ in 0..<8 { try queue.submit(try queue.slot(), .read, sector: 0, byteCount: 45056) }
                 try queue.publish()
             }
@@ -179,7 +179,7 @@ extension EndToEnd {
             usleep(200_000)
             #expect(try disk.worker.ask("ping")["pid"] != nil)
             #expect(try disk.key("state") == "5")
-            try device.queues[0].withQueue { queue in
+            try device.queues[0].withQueue { (queue) throws in
                 #expect(try queue.status(.read, sector: 0, byteCount: 4096) == 0, "what still comes is served")
             }
             let second = try other.connect()
@@ -198,7 +198,7 @@ extension EndToEnd {
             let lab = try Lab()
             let disk = try lab.attach()
             let device = try disk.connect { $0.ringPages = 4 }
-            try device.queues[0].withQueue { queue in
+            try device.queues[0].withQueue { (queue) throws in
                 for _ in 0..<32 { try queue.submit(try queue.slot(), .write, sector: 0, byteCount: 45056) }
                 try queue.publish()
             }

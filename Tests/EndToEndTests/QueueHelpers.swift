@@ -2,8 +2,11 @@
 // Single requests on a queue, and their answers.
 import Blkfront
 import Blkif
-import Memory
 import Foundation
+import Memory
+
+/// Foundation has a class of this name.
+typealias BlockOperation = Blkif.BlockOperation
 
 extension FrontQueue {
     /// A free slot, or an error.
