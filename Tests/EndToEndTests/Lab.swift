@@ -82,7 +82,9 @@ final class Lab {
         stop()
     }
 
-    /// Ends everything without checks.
+    deinit { stop() }
+
+    /// Ends everything without checks; also what a test that failed has left.
     func stop() {
         for disk in disks { disk.worker.kill() }
         disks = []

@@ -21,7 +21,7 @@ extension EndToEnd {
         func aSenselessFormatIsRefused(format: String) throws {
             let lab = try Lab()
             let disk = try lab.attach(51712, .plugin(format))
-            try disk.awaitError("xbb-format")
+            try disk.awaitError("and '-'")
             try lab.finish()
         }
 
