@@ -37,7 +37,7 @@ extension EndToEnd {
             let lab = try Lab()
             let disk = try lab.attach()
             let device = try disk.connect()
-            try device.queues[0].withQueue { (queue: inout sending FrontQueue) throws in
+            try device.queues[0].withQueue { (queue) throws in
                 #expect(try queue.status(.write, sector: 0, byteCount: 4096, fill: 1) == 0)
                 #expect(try queue.status(.write, sector: 20_000, byteCount: 4096, fill: 2) == 0)
                 #expect(truncate(disk.path, 1 << 20) == 0)
@@ -73,7 +73,7 @@ extension EndToEnd {
             let other = try lab.attach(51728)
             let device = try disk.connect()
             let neighbour = try other.connect()
-            try device.queues[0].withQueue { (queue: inout sending FrontQueue) throws in
+            try device.queues[0].withQueue { (queue) throws in
                 #expect(try queue.status(.write, sector: 0, byteCount: 4096, fill: 1) == 0)
                 var failures = 0
                 for index in 0..<256 {

@@ -74,6 +74,10 @@ final class Lab {
             #expect(disk.log.utf8.count <= mostLog, "the log of disk \(disk.number) has \(disk.log.utf8.count) bytes")
             #expect(!disk.log.contains("Fatal error"), "\(disk.log.suffix(2000))")
         }
+        // The thread of a test may hold its queue a moment longer.
+        try? eventually("all ports to be closed", seconds: 5) {
+            try control.domains().allSatisfy { $0.boundPorts == 0 && $0.unboundPorts == 0 }
+        }
         for domain in try control.domains() {
             #expect(domain.mappedGrants == 0 && domain.copyingReferences == 0, "\(domain)")
             #expect(domain.grantedReferences == 0 && domain.grantHandles == 0, "\(domain)")
@@ -82,7 +86,9 @@ final class Lab {
         stop()
     }
 
-    /// Ends everything without checks.
+    deinit { stop() }
+
+    /// Ends everything without checks; also what a test that failed has left.
     func stop() {
         for disk in disks { disk.worker.kill() }
         disks = []

@@ -2,8 +2,11 @@
 // Single requests on a queue, and their answers.
 import Blkfront
 import Blkif
-import Memory
 import Foundation
+import Memory
+
+/// Foundation has a class of this name.
+typealias BlockOperation = Blkif.BlockOperation
 
 extension FrontQueue {
     /// A free slot, or an error.
@@ -14,7 +17,7 @@ extension FrontQueue {
 
     /// One request and its status; its slot is free again.
     mutating func status(
-        _ operation: Blkif.BlockOperation, sector: UInt64, byteCount: Int, fill: UInt8? = nil
+        _ operation: BlockOperation, sector: UInt64, byteCount: Int, fill: UInt8? = nil
     ) throws -> Int16 {
         let id = try slot()
         if let fill { buffer(of: id)[0..<byteCount].initializeMemory(as: UInt8.self, repeating: fill) }

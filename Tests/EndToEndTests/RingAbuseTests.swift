@@ -23,7 +23,7 @@ extension EndToEnd {
             let other = try lab.attach(51728)
             let device = try disk.connect()
             let neighbour = try other.connect()
-            try device.queues[0].withQueue { (queue: inout sending FrontQueue) throws in
+            try device.queues[0].withQueue { (queue) throws in
                 for _ in 0..<40 { #expect(try queue.status(.read, sector: 0, byteCount: 4096) == 0) }
                 queue.moveProducer(by: distance)
                 for _ in 0..<1000 { try queue.notify() }
@@ -82,7 +82,7 @@ extension EndToEnd {
                 offersBarrier: device.info.barrier, offersFlush: device.info.flush)
             let reference = try HostileFrontend(device).grant()
             let layout = RingLayout(abi)
-            try device.queues[0].withQueue { (queue: inout sending FrontQueue) throws in
+            try device.queues[0].withQueue { (queue) throws in
                 #expect(try queue.status(.write, sector: 80, byteCount: 4096, fill: 0x5a) == 0)
                 let count = HostileRequest.table(layout: layout, disk: limits, id: 0, reference: reference).count
                 for index in 0..<count {
@@ -127,7 +127,7 @@ extension EndToEnd {
             ]
             bad += hostile.absentReferences().map { ("absent \($0)", $0) }
             let encoder = RequestEncoder(layout: RingLayout(.native))
-            try device.queues[0].withQueue { (queue: inout sending FrontQueue) throws in
+            try device.queues[0].withQueue { (queue) throws in
                 for (name, reference) in bad {
                     for position in 0..<3 {
                         // Three adjacent reads in one batch, the one at `position` with a bad page: they may be joined.
@@ -169,7 +169,7 @@ extension EndToEnd {
             let device = try disk.connect { $0.ringPages = 32 }
             let encoder = RequestEncoder(layout: RingLayout(.native))
             let segment = BlockSegment(reference: 0, firstSector: 0, lastSector: 7)
-            try device.queues[0].withQueue { (queue: inout sending FrontQueue) throws in
+            try device.queues[0].withQueue { (queue) throws in
                 var sent = 0
                 var answered = 0
                 while answered < 100_000 {
@@ -204,25 +204,33 @@ extension EndToEnd {
             let other = try lab.attach(51728)
             let device = try disk.connect()
             let neighbour = try other.connect()
-            let stop = Flag()
-            let box = device.queues[0]
-            let storm = Thread {
-                while !stop.isSet { try? box.port.notify() }
-                stop.end()
-            }
-            storm.start()
-            let report = try other.load(neighbour) { $0.count = 200 }
-            #expect(report.isGood, "\(report.text)")
-            #expect(try disk.worker.ask("ping")["pid"] != nil)
-            try box.withQueue { (queue: inout sending FrontQueue) throws in
-                #expect(try queue.status(.read, sector: 0, byteCount: 4096) == 0, "its own requests are served too")
-            }
-            stop.set()
-            stop.awaitEnd()
+            try storm(disk, device.queues[0], other, neighbour)
             #expect(try load(of: disk.worker) < 0.2, "quiet again")
             try neighbour.close()
             try device.close()
             try lab.finish()
+        }
+
+        /// Notifies without a pause while the other disk is in use.
+        private func storm(
+            _ disk: Disk, _ box: FrontQueueBox, _ other: Disk, _ neighbour: FrontDevice
+        ) throws {
+            let stop = Flag()
+            let thread = Thread {
+                while !stop.isSet { try? box.port.notify() }
+                stop.end()
+            }
+            thread.start()
+            defer {
+                stop.set()
+                stop.awaitEnd()
+            }
+            let report = try other.load(neighbour) { $0.count = 200 }
+            #expect(report.isGood, "\(report.text)")
+            #expect(try disk.worker.ask("ping")["pid"] != nil)
+            try box.withQueue { (queue) throws in
+                #expect(try queue.status(.read, sector: 0, byteCount: 4096) == 0, "its own requests are served too")
+            }
         }
 
         @Test func aRingOfRandomBytesCrashesNothing() throws {
@@ -231,7 +239,7 @@ extension EndToEnd {
             for round in 0..<20 {
                 let device = try disk.connect { $0.ringPages = 1 << (round % 3) }
                 let hostile = HostileFrontend(device, seed: UInt64(round + 1))
-                try device.queues[0].withQueue { (queue: inout sending FrontQueue) throws in
+                try device.queues[0].withQueue { (queue) throws in
                     hostile.junk(queue.ringPages)
                     if round % 2 == 0 { queue.moveProducer(by: 20) }
                     for _ in 0..<10 { try queue.notify() }

@@ -34,7 +34,7 @@ extension EndToEnd {
                     $0.startIndex = shape.start
                 }
                 #expect(try disk.worker.show("ring_pages") == String(shape.pages), "\(shape)")
-                try device.queues[0].withQueue { (queue: inout sending FrontQueue) throws in
+                try device.queues[0].withQueue { (queue) throws in
                     if !mark.isEmpty { #expect(try queue.read(sector: 0, byteCount: 4096).bytes == mark, "\(shape)") }
                 }
                 let report = try disk.load(device) {
@@ -46,7 +46,7 @@ extension EndToEnd {
                 }
                 #expect(report.isGood && report.verifiedBlocks > 0, "\(shape): \(report.text)")
                 mark = [UInt8](repeating: UInt8(index + 1), count: 4096)
-                try device.queues[0].withQueue { (queue: inout sending FrontQueue) throws in
+                try device.queues[0].withQueue { (queue) throws in
                     #expect(try queue.status(.write, sector: 0, byteCount: 4096, fill: UInt8(index + 1)) == 0)
                     #expect(try queue.status(.flush, sector: 0, byteCount: 0) == 0)
                 }
@@ -94,7 +94,7 @@ extension EndToEnd {
             let disk = try lab.attach(51712, .plugin("null", "size=1G"))
             let device = try disk.connect()
             #expect(device.info.byteCount == 1 << 30)
-            try device.queues[0].withQueue { (queue: inout sending FrontQueue) throws in
+            try device.queues[0].withQueue { (queue) throws in
                 #expect(try queue.status(.write, sector: 80, byteCount: 45056, fill: 1) == 0)
                 let (status, bytes) = try queue.read(sector: 80, byteCount: 45056)
                 #expect(status == 0 && bytes.allSatisfy { $0 == 0 })
@@ -111,7 +111,7 @@ extension EndToEnd {
             let disk = try lab.attach(51712, Storage(path: path, mode: "r"))
             let device = try disk.connect()
             #expect(device.info.readOnly)
-            try device.queues[0].withQueue { (queue: inout sending FrontQueue) throws in
+            try device.queues[0].withQueue { (queue) throws in
                 #expect(try queue.read(sector: 16, byteCount: 8192).bytes == [UInt8](content[8192..<16384]))
                 #expect(try queue.status(.write, sector: 0, byteCount: 4096, fill: 1) != 0)
                 #expect(try queue.status(.writeBarrier, sector: 0, byteCount: 4096, fill: 1) != 0)
@@ -134,7 +134,7 @@ extension EndToEnd {
             let hostile = HostileFrontend(device, seed: 3)
             let reference = try hostile.grant()
             let references = Array(repeating: reference, count: 11)
-            try device.queues[0].withQueue { (queue: inout sending FrontQueue) throws in
+            try device.queues[0].withQueue { (queue) throws in
                 for _ in 0..<500 {
                     _ = try queue.raw {
                         hostile.nearlyRightSlot(
@@ -160,7 +160,7 @@ extension EndToEnd {
                 events += try device.handleStoreEvents()
                 return events.contains(.resized(32 << 20))
             }
-            try device.queues[0].withQueue { (queue: inout sending FrontQueue) throws in
+            try device.queues[0].withQueue { (queue) throws in
                 #expect(try queue.status(.write, sector: 65528, byteCount: 4096, fill: 9) == 0)
                 #expect(try queue.status(.write, sector: 65536, byteCount: 4096, fill: 9) != 0)
             }
@@ -194,12 +194,12 @@ extension EndToEnd {
 
             let before = try disk.worker.total("plugin_requests")
             try disk.worker.set("disable_flush", 1)
-            try device.queues[0].withQueue { (queue: inout sending FrontQueue) throws in
+            try device.queues[0].withQueue { (queue) throws in
                 for _ in 0..<10 { #expect(try queue.status(.flush, sector: 0, byteCount: 0) == 0) }
             }
             #expect(try disk.worker.total("plugin_requests") == before, "flushes no longer reach the plugin")
             try disk.worker.set("disable_flush", 0)
-            try device.queues[0].withQueue { (queue: inout sending FrontQueue) throws in
+            try device.queues[0].withQueue { (queue) throws in
                 #expect(try queue.status(.flush, sector: 0, byteCount: 0) == 0)
             }
             #expect(try disk.worker.total("plugin_requests") == before + 1)

@@ -18,14 +18,14 @@ extension EndToEnd {
                     $0.seed = UInt64(round + 1)
                 }
                 #expect(report.isGood, "\(report.text)")
-                try device.queues[0].withQueue { (queue: inout sending FrontQueue) throws in
+                try device.queues[0].withQueue { (queue) throws in
                     #expect(try queue.status(.write, sector: 8, byteCount: 4096, fill: UInt8(round)) == 0)
                 }
                 disk.worker.signal(SIGTERM)
                 #expect(try disk.worker.awaitExit() == .exited(0))
                 #expect(try disk.key("state") == "4", "the guest sees nothing of it")
                 try disk.startWorker()
-                try device.queues[0].withQueue { (queue: inout sending FrontQueue) throws in
+                try device.queues[0].withQueue { (queue) throws in
                     let (status, bytes) = try queue.read(sector: 8, byteCount: 4096)
                     #expect(status == 0 && bytes.allSatisfy { $0 == UInt8(round) })
                 }
@@ -77,7 +77,7 @@ extension EndToEnd {
             let lab = try Lab()
             let disk = try lab.attach(51712, .plugin("delay", "delay-us=200000,size=16M"))
             let device = try disk.connect()
-            try device.queues[0].withQueue { (queue: inout sending FrontQueue) throws in
+            try device.queues[0].withQueue { (queue) throws in
                 for _ in 0..<16 { try queue.submit(try queue.slot(), .read, sector: 0, byteCount: 4096) }
                 try queue.publish()
             }

@@ -86,7 +86,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         case .failure(let error):
             // Without a frontend there is nothing to serve; say so where the toolstack looks, and wait for the end.
             machine = VBDMachine(
-                attachment: VBDMachine.Attachment(state: try readBackendState(), isOnline: true, frontend: nil),
+                attachment: VBDMachine.Attachment(
+                    state: try readBackendState(), isOnline: try readBackendIsOnline(), frontend: nil),
                 configuration: configuration)
             pending.append(.storageRejected(error.description))
         }
@@ -151,6 +152,15 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         }
     }
 
+    private func readBackendIsOnline() throws(XenError) -> Bool {
+        do throws(XenError) {
+            return BackendNode.isOnline(reading: try store.read("\(options.backendPath)/\(BackendKey.online)", in: .none))
+        } catch {
+            if error.isNotFound { return BackendNode.isOnline(reading: nil) }
+            throw error
+        }
+    }
+
     private func readFrontendState() throws(XenError) -> XenbusState? {
         do throws(XenError) {
             return .reading(try store.read("\(frontendPath)/\(FrontendKey.state)", in: .none))
@@ -180,7 +190,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         }
         switch node {
         case .failure(let error):
-            hand(.backendChanged(state: try readBackendState(), isOnline: true))
+            // A toolstack can detach a disk whatever else its node says.
+            hand(.backendChanged(state: try readBackendState(), isOnline: try readBackendIsOnline()))
             reject(error)
         case .success(let node):
             hand(.backendChanged(state: node.state, isOnline: node.isOnline))

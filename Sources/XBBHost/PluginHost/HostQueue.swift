@@ -8,6 +8,7 @@ import CRing
 import Glibc
 import Memory
 import PluginAPI
+import Synchronization
 
 /// A request as the plugin has it, with what the host needs beside it.
 @unsafe
@@ -36,7 +37,7 @@ enum PluginRequestState {
 }
 
 /// The completion side of a queue. Lives as long as the process, because a plugin that breaks the rules may call
-/// complete() at any time; one exists for each queue that was ever opened and is used again after a reconnect.
+/// complete() at any time. Ports that no queue uses are kept in ``CompletionPorts`` for the next connection.
 @safe
 final class CompletionPort: @unchecked Sendable {
     private var requests: FixedArray<PluginRequest>
@@ -55,6 +56,10 @@ final class CompletionPort: @unchecked Sendable {
     private var owner = pthread_t()
     /// Wakes the queue's thread.
     let wakeDescriptor: Int32
+    /// Bytes of scratch that each request has for the plugin.
+    let contextSize: Int
+    /// The port's queue of a plugin that does not block; made once, since a plugin may keep its address.
+    private(set) lazy var hostQueue = HostQueue(port: self, events: nil)
 
     /// A pool of `requestCount` plugin requests, each with `contextSize` bytes of scratch for the plugin.
     init?(requestCount: Int, contextSize: Int) {
@@ -62,6 +67,7 @@ final class CompletionPort: @unchecked Sendable {
         wakeDescriptor = eventfd(0, Int32(EFD_CLOEXEC) | Int32(EFD_NONBLOCK))
         if wakeDescriptor < 0 { return nil }
         self.requestCount = requestCount
+        self.contextSize = contextSize
         unsafe requests = unsafe FixedArray(zeroed: requestCount)
         unsafe local = .allocate(capacity: requestCount)
         unsafe local.initialize(repeating: 0, count: requestCount)
@@ -77,6 +83,17 @@ final class CompletionPort: @unchecked Sendable {
         for index in 0..<requestCount where stride > 0 {
             unsafe requests.address(of: index).pointee.req.ctx = contexts + index * stride
         }
+    }
+
+    /// Forgets what an earlier connection left. Nobody uses the port, unless a plugin breaks the rules.
+    func reset() {
+        for index in 0..<requestCount {
+            unsafe requests.address(of: index).pointee.state = PluginRequestState.host
+        }
+        _ = unsafe cring_exchange32(remoteHead, 0)
+        localCount = 0
+        awoke()
+        drainWake()
     }
 
     /// Makes the calling thread the queue's thread.
@@ -221,5 +238,31 @@ final class CompletionPort: @unchecked Sendable {
     func drainWake() {
         var value: UInt64 = 0
         _ = unsafe read(wakeDescriptor, &value, 8)
+    }
+}
+
+/// The ports that no queue uses now. A guest may connect again without end, and ports are never freed.
+///
+/// There are at most as many of each size as there were queues at once, and the sizes are those of rings.
+enum CompletionPorts {
+    private static let unused = Mutex<[CompletionPort]>([])
+
+    /// A port that was used before or a new one; nil when no descriptor is left.
+    static func take(requestCount: Int, contextSize: Int) -> CompletionPort? {
+        let found = unused.withLock { list -> CompletionPort? in
+            let index = list.firstIndex { $0.requestCount == requestCount && $0.contextSize == contextSize }
+            return index.map { list.remove(at: $0) }
+        }
+        if let found {
+            found.reset()
+            return found
+        }
+        guard let port = CompletionPort(requestCount: requestCount, contextSize: contextSize) else { return nil }
+        return unsafe Unmanaged.passRetained(port).takeUnretainedValue()
+    }
+
+    /// Takes a port back whose plugin queue is closed.
+    static func giveBack(_ port: CompletionPort) {
+        unused.withLock { $0.append(port) }
     }
 }

@@ -3,6 +3,7 @@
 import CLinux
 import Glibc
 import PluginAPI
+import Synchronization
 
 /// What `struct xbb_hqueue` points to: one of the plugin's queues.
 ///
@@ -10,12 +11,18 @@ import PluginAPI
 @safe
 final class HostQueue: @unchecked Sendable {
     let port: CompletionPort
-    /// nil for the queues of a blocking plugin, whose threads sleep in submit() and cannot serve events.
-    let events: PluginEvents?
+    private let current: Mutex<PluginEvents?>
 
     init(port: CompletionPort, events: PluginEvents?) {
         self.port = port
-        self.events = events
+        current = Mutex(events)
+    }
+
+    /// nil while the queue is not open, and for the queues of a blocking plugin, whose threads sleep in submit() and
+    /// cannot serve events.
+    var events: PluginEvents? {
+        get { current.withLock { $0 } }
+        set { current.withLock { $0 = newValue } }
     }
 
     /// The pointer for the plugin. It stays valid for ever: a plugin that breaks the rules may use it at any time.

@@ -9,6 +9,7 @@ import Xen
 @safe
 struct PluginQueue: ~Copyable {
     private let device: PluginDevice
+    private let port: CompletionPort
     private let handle: UnsafeMutableRawPointer?
     private let threads: BlockingThreads?
     private let submitFunction:
@@ -37,9 +38,17 @@ struct PluginQueue: ~Copyable {
             unsafe handle = nil
         } else {
             threads = nil
-            unsafe handle = try device.openQueue(HostQueue(port: port, events: events), index: index, depth: depth)
+            let host = port.hostQueue
+            host.events = events
+            do throws(PluginError) {
+                unsafe handle = try device.openQueue(host, index: index, depth: depth)
+            } catch {
+                host.events = nil
+                throw error
+            }
         }
         self.threads = threads
+        self.port = port
         unsafe self.handle = handle
         self.device = device
         exclusion = device.exclusion
@@ -53,7 +62,13 @@ struct PluginQueue: ~Copyable {
     }
 
     deinit {
-        if let threads { threads.stop() } else { unsafe device.closeQueue(handle) }
+        if let threads {
+            threads.stop()
+        } else {
+            unsafe device.closeQueue(handle)
+            // The port outlives the queue, its events do not.
+            port.hostQueue.events = nil
+        }
         unsafe batch.deallocate()
         unsafe indices.deallocate()
     }

@@ -100,11 +100,16 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         let entries = RingLayout(configuration.abi).entryCount(pages: configuration.ringReferences.count)
         let context = unsafe Int(device.library.table.req_ctx_size)
         // A list can be several plugin requests where the plugin's limit is small; the more fit, the deeper it runs.
-        guard let port = CompletionPort(requestCount: max(entries, 32) + 32, contextSize: context) else {
+        guard let port = CompletionPorts.take(requestCount: max(entries, 32) + 32, contextSize: context) else {
             throw QueueFailure(text: "no descriptor for queue \(configuration.index): \(errnoText(errno))")
         }
         // Immortal: a plugin that completes too late must not write to memory of somebody else.
-        self.port = unsafe Unmanaged.passRetained(port).takeUnretainedValue()
+        self.port = port
+    }
+
+    deinit {
+        // Whoever started the thread has waited for its end, and with it for the plugin queue's.
+        CompletionPorts.giveBack(port)
     }
 
     /// Maps the ring, binds the event channel, opens the plugin's queue and runs; throws what went wrong.
