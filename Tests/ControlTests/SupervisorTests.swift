@@ -249,11 +249,22 @@ import Xen
             "/usr/bin/env", "NOTIFY_SOCKET=\(path)", "FAKE_WORKER_DIR=\(lab.workers)", DaemonLab.products + "/xbbd",
             "--loopback", lab.root + "/xen", "--run-dir", lab.run,
         ])
-        var buffer = [UInt8](repeating: 0, count: 100)
-        #expect(String(decoding: buffer.prefix(max(read(socket.raw, &buffer, 100), 0)), as: UTF8.self) == "READY=1")
-        #expect((try? lab.ask(.ping)) != nil)
+        func message() -> String {
+            guard case .bytes(let bytes) = socket.readAvailable() else { return "" }
+            return String(decoding: bytes, as: UTF8.self)
+        }
+        _ = try lab.makeNode(1, 51712)
+        #expect(message() == "READY=1")
+        try eventually("a worker runs") { lab.worker("vbd-1-51712") != nil }
+        let environment = try Descriptor(
+            clinux_open("/proc/\(try #require(lab.worker("vbd-1-51712")))/environ", O_RDONLY, 0), "open environ")
+        if case .bytes(let bytes) = environment.readAvailable() {
+            let variables = bytes.split(separator: 0).map { String(decoding: $0, as: UTF8.self) }
+            #expect(variables.contains("FAKE_WORKER_DIR=\(lab.workers)"))
+            #expect(!variables.contains { $0.hasPrefix("NOTIFY_SOCKET") })
+        }
         program.process.send(SIGTERM)
-        #expect(String(decoding: buffer.prefix(max(read(socket.raw, &buffer, 100), 0)), as: UTF8.self) == "STOPPING=1")
+        #expect(message() == "STOPPING=1")
         #expect(program.wait() == .clean)
     }
 

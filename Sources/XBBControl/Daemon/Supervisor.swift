@@ -40,6 +40,8 @@ public final class Supervisor {
     /// Names below "backend" that were reported as junk.
     var reportedNames: Set<String> = []
     private var watchPending = false
+    private static let storeCheckInterval = 10 * RestartPolicy.second
+    private var nextStoreCheck: UInt64 = 0
     var calls: [UInt64: WorkerCall] = [:]
     var lastCall: UInt64 = 0
     var pluginDump: PluginDump?
@@ -116,6 +118,7 @@ public final class Supervisor {
                 try takeWatchEvents()
             }
             if !isStopping { try readChanges() }
+            try checkStore()
             expire()
         }
         server?.close()
@@ -131,16 +134,22 @@ public final class Supervisor {
 
     // MARK: Time
 
-    private var nextDeadline: UInt64? {
-        var deadline = stopDeadline
+    private var nextDeadline: UInt64 {
+        var deadline = min(nextStoreCheck, stopDeadline ?? .max)
         func consider(_ other: UInt64?) {
-            guard let other else { return }
-            deadline = min(deadline ?? other, other)
+            if let other { deadline = min(deadline, other) }
         }
         if !isStopping { for record in records.values { consider(record.supervision.deadline) } }
         for call in calls.values { consider(call.deadline) }
         consider(pluginDump?.deadline)
         return deadline
+    }
+
+    /// libxenstore does not say when its connection ends: nothing is ever readable again. So it is asked.
+    private func checkStore() throws(XenError) {
+        guard nextStoreCheck <= clinux_monotonic_ns() else { return }
+        _ = try store.ownDomain()
+        nextStoreCheck = clinux_monotonic_ns() &+ Self.storeCheckInterval
     }
 
     private func expire() {

@@ -110,7 +110,7 @@ final class CompletionPort: @unchecked Sendable {
 
     /// Where a request's one iovec stands: right behind what the plugin sees.
     @inline(__always)
-    static var vectorOffset: Int { MemoryLayout<xbb_req>.stride }
+    static var vectorOffset: Int { unsafe MemoryLayout<xbb_req>.stride }
 
     /// Called by the plugin, on any thread.
     func complete(_ req: UnsafeMutablePointer<xbb_req>?, _ status: Int32) {
