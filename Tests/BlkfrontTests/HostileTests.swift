@@ -95,7 +95,7 @@ import XenLoopback
         }
         #expect(flips > 0)
         try? device.close()
-        try host.asToolstack { #expect(try $0.text("\(host.back)/state") == "6") }
+        try host.asToolstack { (store: any XenStore) throws in #expect(try store.text("\(host.back)/state") == "6") }
         try lab.stop()
     }
 
