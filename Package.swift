@@ -10,9 +10,10 @@ let strict: [SwiftSetting] = [
 ]
 
 /// Modules whose small functions stand on the hot path of others: they are inlined there like functions of their own.
-let inlined: [SwiftSetting] = strict + [
-    .unsafeFlags(["-cross-module-optimization"], .when(configuration: .release))
-]
+let inlined: [SwiftSetting] =
+    strict + [
+        .unsafeFlags(["-cross-module-optimization"], .when(configuration: .release))
+    ]
 
 /// A plugin exports one symbol and leaves nothing undefined (plugin-abi rule 1), except for a sanitizer's functions,
 /// which only the executable has: XBB_SANITIZE=1 in the environment of a build with --sanitize.
@@ -132,7 +133,9 @@ let package = Package(
 
         // Plugins.
         .systemLibrary(name: "CAIO", path: "Plugins/CAIO"),
-        .target(name: "PluginKit", dependencies: ["PluginAPI", "CAIO", "CLinux"], path: "Plugins/Kit", swiftSettings: strict),
+        .target(
+            name: "PluginKit", dependencies: ["PluginAPI", "CAIO", "CLinux"], path: "Plugins/Kit", swiftSettings: strict
+        ),
         plugin("RawDiskPlugin", path: "Plugins/RawDisk", ["PluginKit", "CAIO", "CLinux"]),
         plugin("FilePlugin", path: "Plugins/File", ["PluginKit", "CAIO", "CLinux"]),
         plugin("ErrorPlugin", path: "Plugins/Testing/Error", ["PluginKit", "CLinux"]),
@@ -152,17 +155,20 @@ let package = Package(
         .testTarget(
             name: "XBBHostTests",
             dependencies: [
-                "XBBHost", "XenLoopback", "Blkfront", "Blkif", "Memory", "Xen", "CXen", "CLinux", "CRing", "PluginAPI", "XenBus",
+                "XBBHost", "XenLoopback", "Blkfront", "Blkif", "Memory", "Xen", "CXen", "CLinux", "CRing", "PluginAPI",
+                "XenBus",
             ]),
         .target(
             name: "CPluginHarness", dependencies: ["PluginAPI"], path: "Tests/CPluginHarness",
-            cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])], linkerSettings: [.linkedLibrary("dl")]),
+            cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])],
+            linkerSettings: [.linkedLibrary("dl")]),
         .testTarget(name: "PluginTests", dependencies: ["PluginAPI", "CPluginHarness", "CLinux"]),
         .executableTarget(name: "fake-worker", dependencies: ["Xen", "CLinux"], path: "Tests/FakeWorker"),
         .testTarget(
             name: "ControlTests",
             dependencies: [
-                "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback", "CLinux", "fake-worker", "xbbd", "xbbctl", "xbb-vbd",
+                "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback", "CLinux", "fake-worker", "xbbd", "xbbctl",
+                "xbb-vbd",
             ]),
         .testTarget(
             name: "EndToEndTests",

@@ -8,6 +8,7 @@ import Glibc
 @safe
 public final class LibXenEventChannels: EventChannels {
     private let handle: OpaquePointer
+    /// As ``EventChannels`` says.
     public let fileDescriptor: Int32
 
     /// Opens /dev/xen/evtchn: xenevtchn_open(). The descriptor never blocks.
@@ -23,20 +24,24 @@ public final class LibXenEventChannels: EventChannels {
         unsafe xenevtchn_close(handle)
     }
 
+    /// As ``EventChannels`` says.
     public func bind(_ remotePort: EventPort, of domain: DomainID) throws(XenError) -> EventPort {
         let port = unsafe xenevtchn_bind_interdomain(handle, UInt32(domain), remotePort)
         if port < 0 { throw XenError(errno, "bind event channel \(remotePort) of domain \(domain)") }
         return EventPort(bitPattern: port)
     }
 
+    /// As ``EventChannels`` says.
     public func unbind(_ port: EventPort) throws(XenError) {
         if unsafe xenevtchn_unbind(handle, port) != 0 { throw XenError(errno, "unbind event channel \(port)") }
     }
 
+    /// As ``EventChannels`` says.
     public func notify(_ port: EventPort) throws(XenError) {
         if unsafe xenevtchn_notify(handle, port) != 0 { throw XenError(errno, "notify event channel \(port)") }
     }
 
+    /// As ``EventChannels`` says.
     public func takePending() throws(XenError) -> EventPort? {
         let port = unsafe xenevtchn_pending(handle)
         if port >= 0 { return EventPort(bitPattern: port) }
@@ -44,6 +49,7 @@ public final class LibXenEventChannels: EventChannels {
         throw XenError(errno, "take pending event channel")
     }
 
+    /// As ``EventChannels`` says.
     public func unmask(_ port: EventPort) throws(XenError) {
         if unsafe xenevtchn_unmask(handle, port) != 0 { throw XenError(errno, "unmask event channel \(port)") }
     }
@@ -54,7 +60,10 @@ public struct NativeXen: XenPlatform {
     /// Opens nothing yet.
     public init() {}
 
+    /// As ``XenPlatform`` says.
     public func openStore() throws(XenError) -> any XenStore { try LibXenStore() }
+    /// As ``XenPlatform`` says.
     public func openGrants() throws(XenError) -> LibXenGrantTable { try LibXenGrantTable() }
+    /// As ``XenPlatform`` says.
     public func openEvents() throws(XenError) -> LibXenEventChannels { try LibXenEventChannels() }
 }

@@ -22,6 +22,7 @@ public final class LibXenGrantTable: GrantTable {
         unsafe xengnttab_close(handle)
     }
 
+    /// As ``GrantTable`` says.
     public func copy(_ batch: inout GrantCopyBatch) throws(XenError) {
         let segments = unsafe batch.segments
         guard let first = segments.baseAddress else { return }
@@ -30,6 +31,7 @@ public final class LibXenGrantTable: GrantTable {
         }
     }
 
+    /// As ``GrantTable`` says.
     public func map(
         _ references: [UInt32], of domain: DomainID, writable: Bool
     ) throws(XenError) -> GrantMapping {
@@ -45,6 +47,7 @@ public final class LibXenGrantTable: GrantTable {
         return unsafe GrantMapping(pages: SharedPages(base: address, byteCount: Int(count) * 4096), cookie: cookie)
     }
 
+    /// As ``GrantTable`` says.
     public func unmap(_ mapping: GrantMapping) throws(XenError) {
         guard let count = mapped.removeValue(forKey: mapping.cookie),
             let address = unsafe UnsafeMutableRawPointer(bitPattern: UInt(mapping.cookie))

@@ -19,6 +19,7 @@ public final class LibXenStore: XenStore {
         unsafe xs_close(handle)
     }
 
+    /// As ``XenStore`` says.
     public func read(_ path: String, in transaction: XenStoreTransaction) throws(XenError) -> [UInt8] {
         var length: UInt32 = 0
         guard let value = unsafe xs_read(handle, transaction.id, path, &length) else {
@@ -28,6 +29,7 @@ public final class LibXenStore: XenStore {
         return unsafe [UInt8](UnsafeRawBufferPointer(start: value, count: Int(length)))
     }
 
+    /// As ``XenStore`` says.
     public func write(_ path: String, _ value: [UInt8], in transaction: XenStoreTransaction) throws(XenError) {
         let done = unsafe value.withUnsafeBytes { bytes in
             unsafe xs_write(handle, transaction.id, path, bytes.baseAddress, UInt32(clamping: bytes.count))
@@ -35,14 +37,17 @@ public final class LibXenStore: XenStore {
         if !done { throw XenError(errno, "write \(path)") }
     }
 
+    /// As ``XenStore`` says.
     public func makeDirectory(_ path: String, in transaction: XenStoreTransaction) throws(XenError) {
         if unsafe !xs_mkdir(handle, transaction.id, path) { throw XenError(errno, "mkdir \(path)") }
     }
 
+    /// As ``XenStore`` says.
     public func remove(_ path: String, in transaction: XenStoreTransaction) throws(XenError) {
         if unsafe !xs_rm(handle, transaction.id, path) { throw XenError(errno, "rm \(path)") }
     }
 
+    /// As ``XenStore`` says.
     public func list(_ path: String, in transaction: XenStoreTransaction) throws(XenError) -> [String] {
         var count: UInt32 = 0
         guard let names = unsafe xs_directory(handle, transaction.id, path, &count) else {
@@ -55,6 +60,7 @@ public final class LibXenStore: XenStore {
         }
     }
 
+    /// As ``XenStore`` says.
     public func permissions(
         of path: String, in transaction: XenStoreTransaction
     ) throws(XenError) -> [XenStorePermission] {
@@ -72,6 +78,7 @@ public final class LibXenStore: XenStore {
         }
     }
 
+    /// As ``XenStore`` says.
     public func setPermissions(
         of path: String, to permissions: [XenStorePermission], in transaction: XenStoreTransaction
     ) throws(XenError) {
@@ -87,34 +94,41 @@ public final class LibXenStore: XenStore {
         }
     }
 
+    /// As ``XenStore`` says.
     public func startTransaction() throws(XenError) -> XenStoreTransaction {
         let id = unsafe xs_transaction_start(handle)
         if id == 0 { throw XenError(errno, "start transaction") }
         return XenStoreTransaction(id: id)
     }
 
+    /// As ``XenStore`` says.
     public func commit(_ transaction: XenStoreTransaction) throws(XenError) -> Bool {
         if unsafe xs_transaction_end(handle, transaction.id, false) { return true }
         if errno == EAGAIN { return false }
         throw XenError(errno, "commit transaction")
     }
 
+    /// As ``XenStore`` says.
     public func abort(_ transaction: XenStoreTransaction) {
         _ = unsafe xs_transaction_end(handle, transaction.id, true)
     }
 
+    /// As ``XenStore`` says.
     public func watch(_ path: String, token: String) throws(XenError) {
         if unsafe !xs_watch(handle, path, token) { throw XenError(errno, "watch \(path)") }
     }
 
+    /// As ``XenStore`` says.
     public func unwatch(_ path: String, token: String) throws(XenError) {
         if unsafe !xs_unwatch(handle, path, token) { throw XenError(errno, "unwatch \(path)") }
     }
 
+    /// As ``XenStore`` says.
     public var watchFileDescriptor: Int32 {
         unsafe xs_fileno(handle)
     }
 
+    /// As ``XenStore`` says.
     public func nextWatchEvent() throws(XenError) -> XenStoreWatchEvent? {
         guard let event = unsafe xs_check_watch(handle) else {
             if errno == EAGAIN { return nil }
@@ -127,6 +141,7 @@ public final class LibXenStore: XenStore {
         return unsafe XenStoreWatchEvent(path: String(cString: path), token: String(cString: token))
     }
 
+    /// As ``XenStore`` says.
     public func domainPath(_ domain: DomainID) throws(XenError) -> String {
         guard let path = unsafe xs_get_domain_path(handle, UInt32(domain)) else {
             throw XenError(errno, "get path of domain \(domain)")
@@ -135,6 +150,7 @@ public final class LibXenStore: XenStore {
         return unsafe String(cString: path)
     }
 
+    /// As ``XenStore`` says.
     public func isDomainIntroduced(_ domain: DomainID) throws(XenError) -> Bool {
         unsafe xs_is_domain_introduced(handle, UInt32(domain))
     }

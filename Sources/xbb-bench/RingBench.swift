@@ -89,7 +89,8 @@ final class RingBench {
         let port = try guest.allocatePort(for: 0)
         defer { port.close() }
         let front = FrontRing(initializing: guest.pages(at: first, count: Self.ringPages), abi: .native)
-        var load = BenchFrontend(ring: front, references: references, depth: depth, pages: Self.diskPages, scattered: true)
+        var load = BenchFrontend(
+            ring: front, references: references, depth: depth, pages: Self.diskPages, scattered: true)
         let stop = try start(backend, ring: ring, port: port.number)
         func drive(_ count: UInt64) throws -> BenchFrontend.Result {
             try load.run(
@@ -129,7 +130,8 @@ final class RingBench {
     }
 
     private func startHost(_ ring: [UInt32], _ port: EventPort, copies: Bool) throws -> Running {
-        let source = DiskSource(format: "null", path: "", options: ["size": "1G", "read-zeroes": copies ? "on" : "off"])
+        let source = DiskSource(
+            format: "null", path: "", options: ["size": "1G", "read-zeroes": copies ? "on" : "off"])
         let device = try PluginDevice(
             source, directories: [settings.pluginDirectory], log: log, onNotify: { _ in })
         try device.start()
@@ -145,7 +147,8 @@ final class RingBench {
         return Running(
             counters: {
                 [
-                    "host_sleeps": statistics.value(.sleeps), "host_notifications": statistics.value(.notifications_sent),
+                    "host_sleeps": statistics.value(.sleeps),
+                    "host_notifications": statistics.value(.notifications_sent),
                     "host_copy_calls": statistics.value(.grant_copy_calls),
                     "host_events": statistics.value(.events_received),
                 ]

@@ -32,11 +32,13 @@ func runSteps() {
         let list = (0..<segments).map { BlockSegment(reference: UInt32($0), firstSector: 0, lastSector: 7) }
         let slot = RequestEncoder(layout: layout).slot(operation: 0, id: 7, firstSector: 800, segments: list)
         var request = BlockRequest()
-        report("parse_\(segments)_segments", measure(count) { number in
-            var errors = 0
-            for _ in 0..<number where request.parse(slot, layout: layout, disk: disk) != nil { errors += 1 }
-            keep(errors)
-        })
+        report(
+            "parse_\(segments)_segments",
+            measure(count) { number in
+                var errors = 0
+                for _ in 0..<number where request.parse(slot, layout: layout, disk: disk) != nil { errors += 1 }
+                keep(errors)
+            })
     }
     let pages = HostMemory(byteCount: 8 * 4096)
     if let pages {
@@ -47,20 +49,22 @@ func runSteps() {
             operation: 0, id: 7, firstSector: 8,
             segments: [BlockSegment(reference: 1, firstSector: 0, lastSector: 7)])
         var copy = SlotBytes()
-        report("ring_round_trip_batch_32", measure(count) { number in
-            var left = number
-            while left > 0 {
-                for _ in 0..<32 { front.put(slot) }
-                keep(front.publish())
-                for _ in 0..<32 {
-                    back.take(into: &copy)
-                    back.respond(id: copy.load(UInt64.self, at: 8), wireOperation: 0, status: .okay)
+        report(
+            "ring_round_trip_batch_32",
+            measure(count) { number in
+                var left = number
+                while left > 0 {
+                    for _ in 0..<32 { front.put(slot) }
+                    keep(front.publish())
+                    for _ in 0..<32 {
+                        back.take(into: &copy)
+                        back.respond(id: copy.load(UInt64.self, at: 8), wireOperation: 0, status: .okay)
+                    }
+                    keep(back.publish())
+                    for _ in 0..<32 { keep(front.take()) }
+                    left -= 32
                 }
-                keep(back.publish())
-                for _ in 0..<32 { keep(front.take()) }
-                left -= 32
-            }
-        })
+            })
     }
     print(JSON.object([("hundredths_of_ns", .object(results))]).text)
 }

@@ -58,6 +58,8 @@ import XenLoopback
             let box = try lab.queue(disk)
             try box.withQueue { queue in
                 queue.release(try queue.perform(.read, sector: 0, byteCount: 512).id)
+                // The event of that response may still stand there, if its response was seen before it.
+                _ = try queue.waitForEvent(timeout: 50)
                 queue.moveProducer(by: amount)
                 try queue.notify()
                 #expect(try !queue.waitForEvent(timeout: 50))

@@ -69,7 +69,9 @@ import Xen
         #expect((try? lab.ask(.ping)) != nil)
     }
 
-    @Test("clients that never read and never speak are bounded, and do not keep others out for good") func manyClients() throws {
+    @Test("clients that never read and never speak are bounded, and do not keep others out for good") func manyClients()
+        throws
+    {
         let lab = try DaemonLab()
         try lab.startDaemon()
         var clients: [Descriptor] = []

@@ -232,7 +232,7 @@ func withThread(_ body: @escaping () -> Void, whileRunning: () throws -> Void) r
     pthread_create(
         &thread, nil,
         { argument in
-            Unmanaged<Box>.fromOpaque(argument!).takeRetainedValue().body()
+            if let argument { Unmanaged<Box>.fromOpaque(argument).takeRetainedValue().body() }
             return nil
         }, Unmanaged.passRetained(Box(body)).toOpaque())
     defer { pthread_join(thread, nil) }

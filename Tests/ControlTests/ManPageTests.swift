@@ -28,7 +28,8 @@ import Testing
     /// The words of a text that begin with `--`.
     private func longOptions(of help: String) -> Swift.Set<String> {
         var options: Swift.Set<String> = []
-        for word in help.split(whereSeparator: { !($0.isLetter || $0.isNumber || $0 == "-") }) where word.hasPrefix("--") {
+        for word in help.split(whereSeparator: { !($0.isLetter || $0.isNumber || $0 == "-") })
+        where word.hasPrefix("--") {
             options.insert(String(word))
         }
         return options

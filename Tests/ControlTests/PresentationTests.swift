@@ -59,7 +59,9 @@ import XBBHost
     @Test("nested members have their names after a point") func show() throws {
         let answer = try JSONValue(parsing: "{\"pid\":1,\"tunables\":{\"poll_us\":0},\"abi\":null,\"read_only\":false}")
         #expect(
-            Reports.show(answer) == ["pid               1", "tunables.poll_us  0", "abi               -", "read_only         no"])
+            Reports.show(answer) == [
+                "pid               1", "tunables.poll_us  0", "abi               -", "read_only         no",
+            ])
     }
 
     @Test("plugins") func plugins() throws {
@@ -79,7 +81,9 @@ import XBBHost
     }
 
     @Test("answers that are not as expected are shown as far as they go") func oddAnswers() throws {
-        for text in ["null", "[]", "1", "{}", "{\"vbds\":1,\"plugins\":{},\"totals\":[],\"queues\":{},\"latency_ns\":2}"] {
+        for text in [
+            "null", "[]", "1", "{}", "{\"vbds\":1,\"plugins\":{},\"totals\":[],\"queues\":{},\"latency_ns\":2}",
+        ] {
             let answer = try JSONValue(parsing: text)
             #expect(Reports.list(answer).count == 1)
             _ = (Reports.show(answer), Reports.plugins(answer))

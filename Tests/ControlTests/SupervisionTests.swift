@@ -173,7 +173,9 @@ import XenBus
                 var actions: [VBDSupervision.Action]
                 switch Int.random(in: 0..<10, using: &random) {
                 case 0..<4:
-                    node = Int.random(in: 0..<5, using: &random) == 0 ? nil
+                    node =
+                        Int.random(in: 0..<5, using: &random) == 0
+                        ? nil
                         : NodeFacts(
                             state: XenbusState.allCases.randomElement(using: &random) ?? .unknown,
                             isOnline: Bool.random(using: &random))

@@ -104,7 +104,8 @@ import Xen
         let daemon = try lab.startDaemon()
         try eventually("it is given up") { try lab.row("vbd/1/51712")?["worker"]?.string == "failed" }
         #expect(try lab.store.text("\(path)/hotplug-status") == "error")
-        #expect(try lab.store.text("\(path)/hotplug-error")?.hasPrefix("xbbd: the worker ended with exit status 2") == true)
+        #expect(
+            try lab.store.text("\(path)/hotplug-error")?.hasPrefix("xbbd: the worker ended with exit status 2") == true)
         #expect(try lab.store.text("\(address.errorPath(own: 0))/error") != nil)
         lab.behave("vbd-1-51712", "serve")
         daemon.process.send(SIGHUP)
@@ -164,12 +165,15 @@ import Xen
         // All at once, over connections of their own; the healthy one is asked last and answers before the mute one.
         let mute = try ControlClient(path: lab.socket)
         let order = OrderLog()
-        try withThread { order.note("mute", try? mute.call(.show(VBDReference(parsing: "1/51712")!)).text) } whileRunning: {
+        try withThread {
+            order.note("mute", try? mute.call(.show(VBDReference(parsing: "1/51712")!)).text)
+        } whileRunning: {
             usleep(100_000)
             for (device, part) in ["51728": "is not JSON", "51744": "too long"] {
                 do throws(ControlError) {
                     let reference = VBDReference(parsing: "1/\(device)")!
-                    Issue.record("answered: \(try ControlClient(path: lab.socket).call(.show(reference)).text.prefix(80))")
+                    Issue.record(
+                        "answered: \(try ControlClient(path: lab.socket).call(.show(reference)).text.prefix(80))")
                 } catch {
                     #expect(error.description.hasPrefix("vbd/1/\(device): the worker's answer"))
                     #expect(error.description.contains(part) || part == "is not JSON")

@@ -38,7 +38,9 @@ import XenBus
         ]
         for (path, entries) in expected {
             var found: [String] = []
-            for key in try lab.store.list(path, in: .none) { found.append("\(key)=\(try lab.store.text("\(path)/\(key)") ?? "-")") }
+            for key in try lab.store.list(path, in: .none) {
+                found.append("\(key)=\(try lab.store.text("\(path)/\(key)") ?? "-")")
+            }
             #expect(found.sorted() == entries.sorted())
         }
         for path in [nodes.backendPath, nodes.backendPath + "/params"] {
@@ -75,7 +77,8 @@ import XenBus
     }
 
     @Test(
-        "what is no disk", arguments: ["", "raw", "/disk.img", ":/disk", "RAW:/disk", "raw :/disk", "raw:/a\nb", "raw:/\u{7f}"])
+        "what is no disk",
+        arguments: ["", "raw", "/disk.img", ":/disk", "RAW:/disk", "raw :/disk", "raw:/a\nb", "raw:/\u{7f}"])
     func noDisk(_ text: String) {
         #expect(throws: ControlError.self) { try DiskSpecification(parsing: text, workingDirectory: "/") }
     }

@@ -120,7 +120,8 @@ extension Supervisor {
             .init("pid", record.process.map { .integer($0.process) } ?? .null),
             .init("starts", .integer(record.startCount)),
             .init("last_failure", .text(record.supervision.lastFailure)),
-            .init("state", .text(node.map { "\($0.state)" })), .init("online", node.map { .bool($0.isOnline) } ?? .null),
+            .init("state", .text(node.map { "\($0.state)" })),
+            .init("online", node.map { .bool($0.isOnline) } ?? .null),
             .init("mode", try key(BackendKey.mode)), .init("format", hasParams ? .null : try key(BackendKey.format)),
             .init("path", try key(hasParams ? BackendKey.params : BackendKey.physicalDevicePath)),
         ])

@@ -68,7 +68,7 @@ final class WorkerProcess {
     ) throws(XenError) -> WorkerProcess {
         guard let program = arguments.first else { throw XenError(EINVAL, "start a process without a name") }
         var list: [UnsafeMutablePointer<CChar>?] = unsafe arguments.map { unsafe strdup($0) } + [nil]
-        defer { for unsafe argument in unsafe list { unsafe free(argument) } }
+        defer { for index in unsafe list.indices { unsafe free(list[index]) } }
         var process: pid_t = 0
         let code = unsafe clinux_spawn(program, &list, output?.raw ?? -1, kept?.raw ?? -1, &process)
         if code != 0 { throw XenError(code, "start \(program)") }

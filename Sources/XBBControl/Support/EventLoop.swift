@@ -51,7 +51,8 @@ final class EventLoop {
             if errno == EINTR { return }
             throw XenError(errno, "epoll_wait")
         }
-        for unsafe event in unsafe ready.prefix(Int(count)) {
+        for index in unsafe 0..<min(max(Int(count), 0), ready.count) {
+            let event = unsafe ready[index]
             let descriptor = unsafe event.data.fd
             handlers[descriptor]?()
         }

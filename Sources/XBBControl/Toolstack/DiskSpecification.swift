@@ -15,7 +15,8 @@ public struct DiskSpecification: Equatable, Sendable {
     public init(parsing text: String, workingDirectory: String) throws(ControlError) {
         let parts = text.split(separator: ":", maxSplits: 1, omittingEmptySubsequences: false)
         guard parts.count == 2 else {
-            throw ControlError("'\(text)' is no disk: expected FORMAT:PATH, such as raw:/dev/vg/disk or qcow2:/disk.qcow2")
+            throw ControlError(
+                "'\(text)' is no disk: expected FORMAT:PATH, such as raw:/dev/vg/disk or qcow2:/disk.qcow2")
         }
         do throws(NegotiationError) {
             format = try ImageFormat(parsing: String(parts[0]), key: "FORMAT")

@@ -154,7 +154,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
 
     private func readBackendIsOnline() throws(XenError) -> Bool {
         do throws(XenError) {
-            return BackendNode.isOnline(reading: try store.read("\(options.backendPath)/\(BackendKey.online)", in: .none))
+            return BackendNode.isOnline(
+                reading: try store.read("\(options.backendPath)/\(BackendKey.online)", in: .none))
         } catch {
             if error.isNotFound { return BackendNode.isOnline(reading: nil) }
             throw error

@@ -70,11 +70,13 @@ public struct DeviceInfo: Sendable, Equatable {
             throw PluginError(.invalid, "the disk has \(info.size) bytes, less than one block of \(logical)")
         }
         guard info.size % UInt64(logical) == 0, info.size <= UInt64(Int64.max) else {
-            throw PluginError(.invalid, "the plugin reports a size of \(info.size) bytes, not whole blocks of \(logical)")
+            throw PluginError(
+                .invalid, "the plugin reports a size of \(info.size) bytes, not whole blocks of \(logical)")
         }
         let alignment = info.mem_align == 0 ? 1 : info.mem_align
         guard isPowerOfTwo(alignment), alignment <= 4096 else {
-            throw PluginError(.invalid, "the plugin wants buffers aligned to \(alignment) bytes; a power of two up to 4096 is served")
+            throw PluginError(
+                .invalid, "the plugin wants buffers aligned to \(alignment) bytes; a power of two up to 4096 is served")
         }
         // Lengths are multiples of both, so a disk that needs more alignment in memory has blocks as large as that.
         let block = max(logical, alignment)
@@ -85,12 +87,15 @@ public struct DeviceInfo: Sendable, Equatable {
         }
         let physical = info.physical_block == 0 ? block : info.physical_block
         guard isPowerOfTwo(physical), physical >= logical, physical <= 1 << 24 else {
-            throw PluginError(.invalid, "the plugin reports physical blocks of \(physical) bytes and logical ones of \(logical)")
+            throw PluginError(
+                .invalid, "the plugin reports physical blocks of \(physical) bytes and logical ones of \(logical)")
         }
         func limit(_ value: UInt64, _ name: String) throws(PluginError) -> UInt64 {
             if value == 0 { return UInt64(Int64.max) / unit * unit }
             let whole = value / unit * unit
-            if whole == 0 { throw PluginError(.invalid, "the plugin reports \(name) \(value), less than one block of \(unit)") }
+            if whole == 0 {
+                throw PluginError(.invalid, "the plugin reports \(name) \(value), less than one block of \(unit)")
+            }
             return whole
         }
         let granularity = info.discard_granularity == 0 ? block : max(info.discard_granularity, block)

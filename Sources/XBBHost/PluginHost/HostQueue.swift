@@ -123,8 +123,9 @@ final class CompletionPort: @unchecked Sendable {
         let result = status > 0 ? -EIO : status
         let cell = unsafe UnsafeMutableRawPointer(request) + Self.stateOffset
         if pthread_equal(pthread_self(), owner) != 0 {
-            guard unsafe cring_compare_exchange32(
-                cell, PluginRequestState.plugin, PluginRequestState.completed) != 0
+            guard
+                unsafe cring_compare_exchange32(
+                    cell, PluginRequestState.plugin, PluginRequestState.completed) != 0
             else {
                 countViolation()
                 return
@@ -134,8 +135,9 @@ final class CompletionPort: @unchecked Sendable {
             localCount += 1
             return
         }
-        guard unsafe cring_compare_exchange32(
-            cell, PluginRequestState.plugin, PluginRequestState.completed) != 0
+        guard
+            unsafe cring_compare_exchange32(
+                cell, PluginRequestState.plugin, PluginRequestState.completed) != 0
         else {
             countViolation()
             return

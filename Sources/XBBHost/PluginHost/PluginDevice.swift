@@ -43,7 +43,8 @@ public final class PluginDevice: @unchecked Sendable {
         let library = try PluginLibrary.load(name: Self.pluginName(for: source), directories: directories)
         guard library.formats.contains(source.format) else {
             throw PluginError(
-                .open, "plugin '\(library.name)' does not serve format '\(source.format)', only: "
+                .open,
+                "plugin '\(library.name)' does not serve format '\(source.format)', only: "
                     + library.formats.joined(separator: ", "))
         }
         if library.isReadOnly && !source.readOnly {
@@ -119,7 +120,9 @@ public final class PluginDevice: @unchecked Sendable {
         var raw = xbb_info()
         raw.struct_size = UInt32(MemoryLayout<xbb_info>.size)
         let result = unsafe library.table.get_info(handle, &raw)
-        if result != 0 { throw PluginError(.open, "plugin '\(library.name)' gives no information: \(errnoText(-result))") }
+        if result != 0 {
+            throw PluginError(.open, "plugin '\(library.name)' gives no information: \(errnoText(-result))")
+        }
         return try DeviceInfo(validating: raw)
     }
 

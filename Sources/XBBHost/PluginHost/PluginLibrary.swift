@@ -169,7 +169,8 @@ public struct PluginLibrary: @unchecked Sendable {
             throw PluginError(.invalid, "\(path) does not call itself '\(name)', the name in its file name")
         }
         guard unsafe table.req_ctx_size <= 4096 else {
-            throw PluginError(.invalid, "\(path) wants \(unsafe table.req_ctx_size) bytes for each request; 4096 at most")
+            throw PluginError(
+                .invalid, "\(path) wants \(unsafe table.req_ctx_size) bytes for each request; 4096 at most")
         }
         guard unsafe table.option_count <= 256, unsafe table.option_count == 0 || table.options != nil else {
             throw PluginError(.invalid, "\(path) has a bad list of options")

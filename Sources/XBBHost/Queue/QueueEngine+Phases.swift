@@ -90,7 +90,8 @@ extension QueueEngine {
         let block = UInt64(device.logicalBlock)
         let first = (lists[position].firstSector &* 512 &+ block &- 1) & ~(block - 1)
         let end = ((lists[position].firstSector &+ lists[position].sectorCount) &* 512) & ~(block - 1)
-        if lists[position].secure && device.capabilities.contains(.discardSecure) && !fillsWholeBlocks(lists[position]) {
+        if lists[position].secure && device.capabilities.contains(.discardSecure) && !fillsWholeBlocks(lists[position])
+        {
             fail(list, .error)
             return
         }

@@ -172,7 +172,9 @@ final class FakePlugin {
         let secure =
             request.op == Int(XBB_OP_DISCARD) && info.capabilities.contains(.discardSecure) ? Int(XBB_REQ_SECURE) : 0
         expect(request.flags & ~(fua | secure) == 0, "flags only where the capability was declared")
-        expect(req.hints == 0 && req.reserved0 == 0 && req.reserved1 == 0 && req.reserved2 == (0, 0), "reserved fields are zero")
+        expect(
+            req.hints == 0 && req.reserved0 == 0 && req.reserved1 == 0 && req.reserved2 == (0, 0),
+            "reserved fields are zero")
         expect(held.count < info.queueDepth ?? .max, "no more in flight than queue_depth")
     }
 
