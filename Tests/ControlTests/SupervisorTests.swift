@@ -251,7 +251,7 @@ import Xen
         let socket = try Descriptor(bindDatagram(path), "bind")
         let program = try Program([
             "/usr/bin/env", "NOTIFY_SOCKET=\(path)", "FAKE_WORKER_DIR=\(lab.workers)", DaemonLab.products + "/xbbd",
-            "--loopback", lab.root + "/xen", "--run-dir", lab.run,
+            "--loopback", lab.root + "/xen", "--run-dir", lab.run, "--worker", DaemonLab.products + "/fake-worker",
         ])
         func message() -> String {
             guard case .bytes(let bytes) = socket.readAvailable() else { return "" }
