@@ -12,10 +12,10 @@ fi
 header=Sources/PluginAPI/include/xbb_plugin.h
 for compiler in gcc clang; do
     command -v "$compiler" >/dev/null || continue
-    "$compiler" -std=c11 -Wall -Wextra -Wpedantic -Werror -fsyntax-only -x c "$header"
+    "$compiler" -std=c11 -Wall -Wextra -Wpedantic -Werror -fsyntax-only -include "$header" -x c /dev/null
 done
 for compiler in g++ clang++; do
     command -v "$compiler" >/dev/null || continue
-    "$compiler" -std=c++17 -Wall -Wextra -Wpedantic -Werror -fsyntax-only -x c++ "$header"
+    "$compiler" -std=c++17 -Wall -Wextra -Wpedantic -Werror -fsyntax-only -include "$header" -x c++ /dev/null
 done
 echo "check: xbb_plugin.h compiles alone as C11 and C++17"
