@@ -62,7 +62,7 @@ export_disk() { # export_disk VDEV: an NBD socket whose requests go through the 
 fio_verify() { # fio_verify VDEV MEGABYTES
     fio --name="verify-$1" --ioengine=nbd --uri="nbd+unix:///?socket=$work/$1.nbd" --rw=randwrite \
         --bsrange=4k-256k --size="$2"M --iodepth=32 --verify=crc32c --verify_fatal=1 --do_verify=1 \
-        --randseed=20 --fsync=64 --output="$work/fio-$1.json" --output-format=json >"$work/fio-$1.log" 2>&1 ||
+        --randseed=20 --fsync=64 --verify_state_save=0 --output="$work/fio-$1.json" --output-format=json >"$work/fio-$1.log" 2>&1 ||
         fail "fio --verify failed on $1"
     jq -r '.jobs[0] | "fio: \(.error) errors, wrote \(.write.io_bytes / 1048576 | floor) MiB at \(.write.bw / 1024 | floor) MiB/s, read back \(.read.io_bytes / 1048576 | floor) MiB at \(.read.bw / 1024 | floor) MiB/s"' \
         "$work/fio-$1.json" | while read -r line; do info "$line"; done
@@ -73,8 +73,8 @@ mkdir -p "$work/tree/docs"
 cp -r README.md CHANGELOG.md docs "$work/tree/docs/"
 for number in $(seq 1 40); do head -c $((number * 20000)) /dev/urandom >"$work/tree/file-$number"; done
 mke2fs -q -t ext4 -d "$work/tree" -L demo "$work/ext4.img" 128M || fail "mke2fs failed"
-truncate -s 256M "$work/scratch.img"
-truncate -s 256M "$work/device.img"
+truncate -s 1G "$work/scratch.img"
+truncate -s 1G "$work/device.img"
 disks=(xvda xvdb)
 if [[ $(id -u) -eq 0 ]] && loop=$(losetup --find --show --direct-io=on "$work/device.img" 2>/dev/null); then
     disks+=(xvdc)
@@ -122,10 +122,10 @@ e2fsck -fn "$work/arrived.img" >"$work/e2fsck.log" 2>&1 || fail "e2fsck found er
 info "identical in the image file, and e2fsck finds no error"
 
 say "writing and verifying at random, 4k to 256k, depth 32 (File)"
-fio_verify xvdb 256
+fio_verify xvdb 1024
 if [[ -n $loop ]]; then
     say "the same on a block device (RawDisk on $loop)"
-    fio_verify xvdc 256
+    fio_verify xvdc 1024
 else
     say "skipped: RawDisk needs root and a loop device"
 fi
