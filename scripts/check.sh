@@ -19,3 +19,15 @@ for compiler in g++ clang++; do
     "$compiler" -std=c++17 -Wall -Wextra -Wpedantic -Werror -fsyntax-only -include "$header" -x c++ /dev/null
 done
 echo "check: xbb_plugin.h compiles alone as C11 and C++17"
+
+# Documents name tests as `SuiteTests.function`; each of them is there.
+missing=0
+while read -r name; do
+    file=$(find Tests -name "${name%%.*}.swift")
+    if [[ -z $file ]] || ! grep -qE "func ${name##*.}\(" "$file"; then
+        echo "check: docs name the test $name, which does not exist" >&2
+        missing=1
+    fi
+done < <(grep -rhoE '`[A-Za-z]+Tests\.[A-Za-z0-9_]+`' docs | tr -d '`' | sort -u)
+[[ $missing -eq 0 ]]
+echo "check: tests that documents name are there"
