@@ -28,6 +28,6 @@ while read -r name; do
         echo "check: docs name the test $name, which does not exist" >&2
         missing=1
     fi
-done < <(grep -rhoE '`[A-Za-z]+Tests\.[A-Za-z0-9_]+`' docs | tr -d '`' | sort -u)
+done < <(grep -rhoE '[A-Za-z]+Tests\.[A-Za-z0-9_]+' docs --include='*.md' | sort -u)
 [[ $missing -eq 0 ]]
 echo "check: tests that documents name are there"
