@@ -61,6 +61,9 @@ let package = Package(
         .target(name: "CLinux"),
         .target(name: "Memory", dependencies: ["CRing", "CLinux"], swiftSettings: inlined),
 
+        // What every program says and writes: version, log, JSON.
+        .target(name: "Support", dependencies: ["CLinux"], swiftSettings: strict),
+
         // Pure: wire formats, ring arithmetic, validation, coalescing.
         .target(name: "Blkif", dependencies: ["Memory"], swiftSettings: inlined),
 
@@ -76,11 +79,12 @@ let package = Package(
 
         // A VBD's life: queues, reqlists, plugin host, statistics.
         .target(
-            name: "XBBHost", dependencies: ["Blkif", "Memory", "Xen", "XenBus", "PluginAPI", "CLinux"],
+            name: "XBBHost", dependencies: ["Blkif", "Memory", "Xen", "XenBus", "PluginAPI", "CLinux", "Support"],
             swiftSettings: strict),
 
         // A frontend for loopback.
-        .target(name: "Blkfront", dependencies: ["Blkif", "Memory", "Xen", "XenLoopback"], swiftSettings: strict),
+        .target(
+            name: "Blkfront", dependencies: ["Blkif", "Memory", "Xen", "XenLoopback", "Support"], swiftSettings: strict),
         .systemLibrary(name: "CNBDKit"),
         .target(
             name: "NBDKitBlkfront", dependencies: ["Blkfront", "CNBDKit", "Xen", "XenLoopback"],
@@ -95,21 +99,22 @@ let package = Package(
             ]),
 
         // What xbbd and xbbctl are made of: supervision of workers, the control protocol, a small toolstack.
-        .target(name: "XBBControl", dependencies: ["Xen", "XenBus", "CLinux"], swiftSettings: strict),
+        .target(name: "XBBControl", dependencies: ["Xen", "XenBus", "CLinux", "Support"], swiftSettings: strict),
 
         // Executables, thin.
         .executableTarget(
-            name: "xbb-vbd", dependencies: ["XBBHost", "Xen", "XenLoopback", "CLinux"], swiftSettings: strict),
+            name: "xbb-vbd", dependencies: ["XBBHost", "Xen", "XenLoopback", "CLinux", "Support"], swiftSettings: strict
+        ),
         .executableTarget(
             name: "xbbd",
             dependencies: [
-                "XBBControl", "Xen",
+                "XBBControl", "Xen", "Support",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
         .executableTarget(
             name: "xbbctl",
             dependencies: [
-                "XBBControl", "CLinux",
+                "XBBControl", "CLinux", "Support",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
         .executableTarget(
@@ -120,7 +125,7 @@ let package = Package(
         .executableTarget(
             name: "xbb-blkfront",
             dependencies: [
-                "Blkfront", "Blkif", "CLinux", "Xen", "XenLoopback",
+                "Blkfront", "Blkif", "CLinux", "Xen", "XenLoopback", "Support",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
@@ -128,7 +133,7 @@ let package = Package(
         // Benchmarks of the ring beside a bare C backend.
         .target(name: "CEcho", cSettings: [.unsafeFlags(["-O2", "-Wall", "-Wextra", "-Werror"])]),
         .executableTarget(
-            name: "xbb-bench", dependencies: ["XBBHost", "Blkfront", "XenLoopback", "CEcho", "CLinux"],
+            name: "xbb-bench", dependencies: ["XBBHost", "Blkfront", "XenLoopback", "CEcho", "CLinux", "Support"],
             swiftSettings: strict),
 
         // Plugins.
@@ -150,7 +155,8 @@ let package = Package(
         .testTarget(
             name: "XenLoopbackTests", dependencies: ["XenLoopback", "Xen", "CXen", "CLinux", "xbb-loopback"]),
         .testTarget(
-            name: "BlkfrontTests", dependencies: ["Blkfront", "Blkif", "Memory", "Xen", "XenLoopback", "CLinux"]),
+            name: "BlkfrontTests",
+            dependencies: ["Blkfront", "Blkif", "Memory", "Xen", "XenLoopback", "CLinux", "Support"]),
         .testTarget(name: "XenBusTests", dependencies: ["XenBus"]),
         .testTarget(
             name: "XBBHostTests",
@@ -167,7 +173,8 @@ let package = Package(
         .testTarget(
             name: "ControlTests",
             dependencies: [
-                "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback", "CLinux", "fake-worker", "xbbd", "xbbctl",
+                "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback", "CLinux", "Support", "fake-worker", "xbbd",
+                "xbbctl",
                 "xbb-vbd",
             ]),
         .testTarget(

@@ -10,6 +10,7 @@ import Synchronization
 import XBBHost
 import Xen
 import XenLoopback
+import Support
 
 /// What to measure.
 struct RingBenchSettings {
@@ -66,15 +67,15 @@ final class RingBench {
                 guard let low = sorted.first, let high = sorted.last else { continue }
                 let median = sorted[sorted.count / 2]
                 var row: [(String, JSON)] = [
-                    ("backend", .string(backend.rawValue)), ("depth", .number(UInt64(depth))),
-                    ("requests_per_s_median", .number(UInt64(median))), ("requests_per_s_min", .number(UInt64(low))),
-                    ("requests_per_s_max", .number(UInt64(high))),
+                    ("backend", .string(backend.rawValue)), ("depth", .integer(UInt64(depth))),
+                    ("requests_per_s_median", .integer(UInt64(median))), ("requests_per_s_min", .integer(UInt64(low))),
+                    ("requests_per_s_max", .integer(UInt64(high))),
                 ]
                 row += details[backend] ?? []
                 rows.append(.object(row))
             }
         }
-        print(JSON.object([("ring", .array(rows))]).text)
+        print(JSON.object([("ring", .array(rows))]).serialized)
         xen.stop()
     }
 
@@ -110,9 +111,9 @@ final class RingBench {
         stop.end()
         if result.errors > 0 { fail("\(backend.rawValue): \(result.errors) errors") }
         var detail: [(String, JSON)] = [
-            ("frontend_waits", .number(result.waits)), ("frontend_notifications", .number(result.notifications)),
+            ("frontend_waits", .integer(result.waits)), ("frontend_notifications", .integer(result.notifications)),
         ]
-        for (name, value) in after { detail.append((name, .number(value &- (before[name] ?? 0)))) }
+        for (name, value) in after { detail.append((name, .integer(value &- (before[name] ?? 0)))) }
         return (Double(requests) / (Double(elapsed) / 1e9), detail)
     }
 

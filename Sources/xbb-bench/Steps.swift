@@ -4,6 +4,7 @@ import Blkif
 import CLinux
 import Memory
 import XBBHost
+import Support
 
 /// Keeps a value from being optimised away.
 @inline(never)
@@ -25,7 +26,7 @@ func runSteps() {
     let disk = DiskLimits(sectorCount: 1 << 30, offersDiscard: true)
     var results: [(String, JSON)] = []
     func report(_ name: String, _ nanoseconds: Double) {
-        results.append((name, .number(UInt64((nanoseconds * 100).rounded()))))
+        results.append((name, .integer(UInt64((nanoseconds * 100).rounded()))))
     }
     for segments in [1, 11] {
         let layout = RingLayout(.native)
@@ -66,5 +67,5 @@ func runSteps() {
                 }
             })
     }
-    print(JSON.object([("hundredths_of_ns", .object(results))]).text)
+    print(JSON.object([("hundredths_of_ns", .object(results))]).serialized)
 }

@@ -8,6 +8,7 @@ import Memory
 import XBBHost
 import Xen
 import XenLoopback
+import Support
 
 let usage = """
     usage: xbb-bench steps

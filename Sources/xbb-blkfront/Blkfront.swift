@@ -6,6 +6,7 @@ import Blkif
 import CLinux
 import Xen
 import XenLoopback
+import Support
 
 @main
 struct BlkfrontCommand: ParsableCommand {

@@ -3,6 +3,7 @@
 import ArgumentParser
 import Blkfront
 import Blkif
+import Support
 
 struct Info: ParsableCommand {
     static let configuration = CommandConfiguration(
@@ -17,7 +18,7 @@ struct Info: ParsableCommand {
             let facts = device.facts
             try device.close()
             if deviceArguments.json {
-                print(JSONText.object(facts).text)
+                print(JSON.object(facts).serialized)
             } else {
                 for (name, value) in facts { print("\(name): \(value.plainText)") }
             }
@@ -29,14 +30,14 @@ struct Info: ParsableCommand {
 
 extension FrontDevice {
     /// What was negotiated, by the names of the keys where there are any.
-    fileprivate var facts: [(String, JSONText)] {
-        let keys = keys().compactMap { key, value in value.map { (key, JSONText.string($0)) } }
+    fileprivate var facts: [(String, JSON)] {
+        let keys = keys().compactMap { key, value in value.map { (key, JSON.string($0)) } }
         return [
-            ("frontend", .string(path)), ("backend", .string(backendPath)), ("backend-id", .unsigned(UInt64(backend))),
+            ("frontend", .string(path)), ("backend", .string(backendPath)), ("backend-id", .integer(UInt64(backend))),
             ("ring-pages", .integer(Int64(ringPages))),
             ("ring-entries", .integer(Int64(RingLayout(options.abi).entryCount(pages: ringPages)))),
             ("queues", .integer(Int64(queues.count))), ("keys", .object(keys)),
-            ("bytes", .unsigned(info.byteCount)), ("sectors", .unsigned(info.sectors)),
+            ("bytes", .integer(info.byteCount)), ("sectors", .integer(info.sectors)),
             ("sector-size", .integer(Int64(info.sectorSize))),
             ("physical-sector-size", .integer(Int64(info.physicalSectorSize))), ("info", .integer(Int64(info.info))),
             ("read-only", .bool(info.readOnly)), ("feature-flush-cache", .bool(info.flush)),
@@ -49,13 +50,13 @@ extension FrontDevice {
     }
 }
 
-extension JSONText {
+extension JSON {
     /// Without the quotes of a string, and an object as "name=value" pairs.
     fileprivate var plainText: String {
         switch self {
         case .string(let text): text
-        case .object(let members): members.map { "\($0.0)=\($0.1.plainText)" }.joined(separator: " ")
-        default: text
+        case .object(let members): members.map { "\($0.name)=\($0.value.plainText)" }.joined(separator: " ")
+        default: serialized
         }
     }
 }

@@ -101,7 +101,7 @@ struct Load: ParsableCommand {
         } catch {
             throw fail("\(error)")
         }
-        print(deviceArguments.json ? report.json.text : report.text)
+        print(deviceArguments.json ? report.json.serialized : report.text)
         if let failure = report.failure { throw fail("\(failure)") }
         do {
             try device.close()

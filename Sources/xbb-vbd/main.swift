@@ -5,6 +5,7 @@ import Glibc
 import XBBHost
 import Xen
 import XenLoopback
+import Support
 
 let usage = """
     usage: xbb-vbd --backend-path PATH [OPTION]...
@@ -139,7 +140,7 @@ func serve<Platform: XenPlatform>(_ platform: Platform, _ options: VBDOptions) -
 
 let command = parseArguments()
 if command.dumpPlugins {
-    print(PluginLibrary.dump(directories: command.pluginDirectories).text)
+    print(PluginLibrary.dump(directories: command.pluginDirectories).serialized)
     exit(0)
 }
 guard let backendPath = command.backendPath else { fail("--backend-path is missing") }

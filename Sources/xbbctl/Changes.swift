@@ -3,6 +3,7 @@
 import ArgumentParser
 import Glibc
 import XBBControl
+import Support
 
 extension XBBCtl {
     struct Attach: ParsableCommand {
@@ -75,10 +76,10 @@ extension XBBCtl {
     private static func report(_ address: VBDAddress, _ toolstack: Toolstack, _ result: String, _ format: Format) {
         let name = VirtualDevice.name(of: address.device)
         if format.json {
-            let value = JSONValue.object([
-                .init("vbd", .string("\(address)")), .init("device", .string(name)), .init("result", .string(result)),
-                .init("backend_path", .string(address.backendPath(own: toolstack.own))),
-                .init("frontend_path", .string(address.frontendPath)),
+            let value = JSON.object([
+                ("vbd", .string("\(address)")), ("device", .string(name)), ("result", .string(result)),
+                ("backend_path", .string(address.backendPath(own: toolstack.own))),
+                ("frontend_path", .string(address.frontendPath)),
             ])
             return print(value.serialized)
         }

@@ -4,6 +4,7 @@ import ArgumentParser
 import CLinux
 import Glibc
 import XBBControl
+import Support
 
 extension XBBCtl {
     struct List: ParsableCommand {
@@ -90,7 +91,7 @@ extension XBBCtl {
                 let request = ControlRequest.stats(try device.reference)
                 let connection = connection.over(parent.connection)
                 let client = try connection.client()
-                var earlier: JSONValue?
+                var earlier: JSON?
                 var before = clinux_monotonic_ns()
                 repeat {
                     let answer = try client.call(request)

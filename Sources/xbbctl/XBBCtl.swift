@@ -3,6 +3,7 @@
 import ArgumentParser
 import Glibc
 import XBBControl
+import Support
 
 @main
 struct XBBCtl: ParsableCommand {
@@ -13,7 +14,7 @@ struct XBBCtl: ParsableCommand {
             VDEV is a name such as xvda, xvda1, sda or hda, or the device's number. Exit status: 0 done, 1 failed, 64 \
             wrong usage, 69 xbbd or XenStore cannot be reached, 75 timed out. See xbbctl(8).
             """,
-        version: "xbbctl \(controlVersion)",
+        version: "xbbctl \(xbbVersion)",
         subcommands: [List.self, Show.self, Stats.self, Set.self, Plugins.self, Attach.self, Detach.self])
 
     @OptionGroup var connection: Connection
@@ -86,7 +87,7 @@ struct Format: ParsableArguments {
     var json = false
 
     /// Prints an answer as it came, or as text.
-    func print(_ answer: ControlAnswer, _ text: (JSONValue) -> [String]) {
+    func print(_ answer: ControlAnswer, _ text: (JSON) -> [String]) {
         if json {
             Swift.print(answer.text)
         } else {

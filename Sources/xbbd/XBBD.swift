@@ -3,6 +3,7 @@
 import ArgumentParser
 import XBBControl
 import Xen
+import Support
 
 @main
 struct XBBD: ParsableCommand {
@@ -13,7 +14,7 @@ struct XBBD: ParsableCommand {
             Workers go on when xbbd ends, and the next xbbd takes them over. SIGTERM and SIGINT end it, SIGHUP tries \
             devices again whose workers failed too often. See xbbd(8).
             """,
-        version: "xbbd \(controlVersion)")
+        version: "xbbd \(xbbVersion)")
 
     enum RunMode: EnumerableFlag {
         case foreground
@@ -72,7 +73,7 @@ struct XBBD: ParsableCommand {
             throw ValidationError("--backend '\(kind)': expected a name such as vbd, qdisk or vbd3")
         }
         if Set(backend).count != backend.count { throw ValidationError("--backend: a kind is named twice") }
-        if ControlLogLevel(word: logLevel) == nil {
+        if LogLevel(word: logLevel) == nil {
             throw ValidationError("--log-level '\(logLevel)': expected error, warning, info or debug")
         }
         for (name, value, range) in workerNumbers {
@@ -107,7 +108,7 @@ struct XBBD: ParsableCommand {
     func run() throws {
         let settings = settings
         let manager = ServiceManager()
-        var log = ControlLog(name: "xbbd", level: ControlLogLevel(word: logLevel) ?? .info)
+        var log = Log(name: "xbbd", level: LogLevel(word: logLevel) ?? .info)
         if mode == .background { log.showsPriority = true }
         do throws(ControlError) {
             DaemonProcess.raiseDescriptorLimit()

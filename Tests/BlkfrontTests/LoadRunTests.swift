@@ -90,7 +90,7 @@ import XenLoopback
             return
         }
         #expect(offset % 4096 == 0)
-        #expect(report.text.contains("verification failed") && report.json.text.contains("\"ok\":false"))
+        #expect(report.text.contains("verification failed") && report.json.serialized.contains("\"ok\":false"))
         try device.close()
         try lab.stop()
     }

@@ -3,6 +3,7 @@
 import Testing
 
 @testable import Blkfront
+import Support
 
 @Suite struct PartsTests {
     @Test(arguments: [
@@ -140,12 +141,12 @@ import Testing
     }
 
     @Test func json() {
-        let value = JSONText.object([
-            ("a\"b", .string("x\\\n\u{1}é")), ("n", 5), ("d", .number(0.5)), ("nan", .number(.nan)),
-            ("list", .array([.bool(true), .null, .unsigned(.max)])),
+        let value = JSON.object([
+            ("a\"b", .string("x\\\n\u{1}é")), ("n", .integer(5)), ("d", .decimal(0.5)), ("nan", .decimal(.nan)),
+            ("list", .array([.bool(true), .null, .integer(UInt64.max)])),
         ])
         #expect(
-            value.text
+            value.serialized
                 == "{\"a\\\"b\":\"x\\\\\\n\\u0001é\",\"n\":5,\"d\":0.5,\"nan\":null,\"list\":[true,null,18446744073709551615]}"
         )
     }

@@ -6,6 +6,7 @@ import Testing
 import Xen
 
 @testable import XBBControl
+import Support
 
 @Suite struct ControlSocketTests {
     private func connect(_ lab: DaemonLab) throws -> Descriptor {
@@ -108,7 +109,7 @@ import Xen
         #expect(try lab.control(["list", "--json"]).text == "{\"vbds\":[]}\n")
         let (json, exit) = try lab.control(["attach", "1", "xvda", "raw:/disk.img", "--option", "a=b", "--json"])
         #expect(exit == .clean)
-        #expect(try JSONValue(parsing: json)["result"]?.string == "attached")
+        #expect(try JSON(parsing: json)["result"]?.string == "attached")
         #expect(try lab.store.text("/local/domain/0/backend/vbd/1/51712/xbb-options") == "a=b")
         let list = try lab.control(["list"]).text.split(separator: "\n")
         #expect(list.count == 2 && list[1].contains("xvda") && list[1].hasSuffix("raw     /disk.img"))

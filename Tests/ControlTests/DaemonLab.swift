@@ -8,6 +8,7 @@ import Xen
 import XenLoopback
 
 @testable import XBBControl
+import Support
 
 /// A program that a test started.
 final class Program {
@@ -113,12 +114,12 @@ final class DaemonLab {
         return program
     }
 
-    func ask(_ request: ControlRequest) throws -> JSONValue {
+    func ask(_ request: ControlRequest) throws -> JSON {
         try ControlClient(path: socket).call(request).value
     }
 
     /// The row of a VBD in the list.
-    func row(_ vbd: String) throws -> JSONValue? {
+    func row(_ vbd: String) throws -> JSON? {
         try ask(.list)["vbds"]?.elements.first { $0["vbd"]?.string == vbd }
     }
 

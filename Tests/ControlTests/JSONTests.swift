@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
+import Support
 import Testing
 
 @testable import XBBControl
@@ -11,12 +12,12 @@ import Testing
             "\"a\\\"b\\\\c\\nd\\te\\u0001\"", "[1,[2,[]],{\"a\":null}]", "{\"a\":1,\"a\":2}", "\"\u{e9}\u{1f600}\"",
         ])
     func roundTrip(_ text: String) throws {
-        #expect(try JSONValue(parsing: text).serialized == text)
+        #expect(try JSON(parsing: text).serialized == text)
     }
 
     @Test("white space and escapes") func escapes() throws {
-        #expect(try JSONValue(parsing: " \t\r\n[ 1 , 2 ]\n").serialized == "[1,2]")
-        #expect(try JSONValue(parsing: "\"\\u00e9\\ud83d\\ude00\\/\\b\\f\"") == .string("\u{e9}\u{1f600}/\u{8}\u{c}"))
+        #expect(try JSON(parsing: " \t\r\n[ 1 , 2 ]\n").serialized == "[1,2]")
+        #expect(try JSON(parsing: "\"\\u00e9\\ud83d\\ude00\\/\\b\\f\"") == .string("\u{e9}\u{1f600}/\u{8}\u{c}"))
     }
 
     @Test(
@@ -27,12 +28,12 @@ import Testing
             "\"\\udc00\"", "\"a\nb\"", "1 1", "[]]", "'a'", "NaN", "\"\u{1}\"",
         ])
     func refused(_ text: String) {
-        #expect(throws: JSONError.self) { try JSONValue(parsing: text) }
+        #expect(throws: JSONError.self) { try JSON(parsing: text) }
     }
 
     @Test("bytes that are no UTF-8 are no string") func notUTF8() {
         for bytes in [[0x22, 0xff, 0x22], [0x22, 0xc3, 0x22], [0x22, 0xed, 0xa0, 0x80, 0x22]] as [[UInt8]] {
-            #expect(throws: JSONError.self) { try JSONValue(parsing: bytes) }
+            #expect(throws: JSONError.self) { try JSON(parsing: bytes) }
         }
     }
 
@@ -40,10 +41,10 @@ import Testing
         func nested(_ depth: Int) -> String {
             String(repeating: "[", count: depth) + String(repeating: "]", count: depth)
         }
-        #expect(throws: Never.self) { try JSONValue(parsing: nested(JSONValue.maximumDepth)) }
-        #expect(throws: JSONError.self) { try JSONValue(parsing: nested(JSONValue.maximumDepth + 2)) }
-        #expect(throws: JSONError.self) { try JSONValue(parsing: String(repeating: "[", count: 1_000_000)) }
-        #expect(throws: JSONError.self) { try JSONValue(parsing: String(repeating: "{\"a\":", count: 1_000_000)) }
+        #expect(throws: Never.self) { try JSON(parsing: nested(JSON.maximumDepth)) }
+        #expect(throws: JSONError.self) { try JSON(parsing: nested(JSON.maximumDepth + 2)) }
+        #expect(throws: JSONError.self) { try JSON(parsing: String(repeating: "[", count: 1_000_000)) }
+        #expect(throws: JSONError.self) { try JSON(parsing: String(repeating: "{\"a\":", count: 1_000_000)) }
     }
 
     @Test("random damage is an error or a value, and what is a value comes back", arguments: [UInt64(1), 2, 3])
@@ -61,9 +62,9 @@ import Testing
                 default: bytes.insert(whole[Int.random(in: 0..<whole.count, using: &random)], at: index)
                 }
             }
-            guard let value = try? JSONValue(parsing: bytes) else { continue }
+            guard let value = try? JSON(parsing: bytes) else { continue }
             accepted += 1
-            #expect(try JSONValue(parsing: value.serialized) == value, "seed \(seed)")
+            #expect(try JSON(parsing: value.serialized) == value, "seed \(seed)")
         }
         #expect(accepted > 0)
     }

@@ -6,6 +6,7 @@ import Testing
 import Xen
 
 @testable import XBBControl
+import Support
 
 @Suite struct SupervisorTests {
     @Test("a worker for each VBD, from its node to its end") func lives() throws {

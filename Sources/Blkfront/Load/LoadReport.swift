@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What a load run measured.
+import Support
 
 /// One kind of operation in a run. Latencies are in nanoseconds, from the first request of an operation to the last
 /// response.
@@ -41,16 +42,17 @@ public struct OperationReport: Sendable, Equatable {
         p999 = counter.latency.percentile(0.999)
     }
 
-    fileprivate func json(seconds: Double) -> JSONText {
+    fileprivate func json(seconds: Double) -> JSON {
         .object([
-            ("count", .unsigned(count)), ("errors", .unsigned(errors)), ("bytes", .unsigned(bytes)),
-            ("iops", .number(rate(Double(count), seconds))), ("mb_per_s", .number(rate(Double(bytes) / 1e6, seconds))),
+            ("count", .integer(count)), ("errors", .integer(errors)), ("bytes", .integer(bytes)),
+            ("iops", .decimal(rate(Double(count), seconds))),
+            ("mb_per_s", .decimal(rate(Double(bytes) / 1e6, seconds))),
             (
                 "latency_us",
                 .object([
-                    ("min", .number(micro(minimum))), ("mean", .number(micro(mean))), ("p50", .number(micro(p50))),
-                    ("p95", .number(micro(p95))), ("p99", .number(micro(p99))), ("p99.9", .number(micro(p999))),
-                    ("max", .number(micro(maximum))),
+                    ("min", .decimal(micro(minimum))), ("mean", .decimal(micro(mean))), ("p50", .decimal(micro(p50))),
+                    ("p95", .decimal(micro(p95))), ("p99", .decimal(micro(p99))), ("p99.9", .decimal(micro(p999))),
+                    ("max", .decimal(micro(maximum))),
                 ])
             ),
         ])
@@ -104,12 +106,12 @@ public struct LoadReport: Sendable {
     }
 
     /// For programs.
-    public var json: JSONText {
+    public var json: JSON {
         .object(
             [
-                ("ok", .bool(isGood)), ("seconds", .number(seconds)), ("iops", .number(operationsPerSecond)),
-                ("verified_blocks", .unsigned(verifiedBlocks)), ("notifications", .unsigned(notifications)),
-                ("publications", .unsigned(publications)),
+                ("ok", .bool(isGood)), ("seconds", .decimal(seconds)), ("iops", .decimal(operationsPerSecond)),
+                ("verified_blocks", .integer(verifiedBlocks)), ("notifications", .integer(notifications)),
+                ("publications", .integer(publications)),
                 ("failure", failure.map { .string($0.description) } ?? .null),
             ] + operations.map { ($0.name, $0.json(seconds: seconds)) })
     }

@@ -3,6 +3,7 @@
 import CLinux
 import Glibc
 import Xen
+import Support
 
 /// Listens at a path, mode 0600. One request of a client at a time: the next line is read when the answer is on its way.
 final class ControlServer {
@@ -71,7 +72,7 @@ final class ControlServer {
     }
 
     /// Sends the answer to a client's request.
-    func answer(_ value: JSONValue, to id: ClientID) {
+    func answer(_ value: JSON, to id: ClientID) {
         answer([UInt8](value.serialized.utf8), to: id)
     }
 
@@ -80,7 +81,7 @@ final class ControlServer {
         guard raw >= 0 else { return }
         let socket = Descriptor(owning: raw)
         guard clients.count < Self.clientLimit else {
-            let text = JSONValue.object([.init("error", .string("xbbd has too many clients"))]).serialized + "\n"
+            let text = JSON.object([("error", .string("xbbd has too many clients"))]).serialized + "\n"
             _ = socket.sendAvailable([UInt8](text.utf8)[...])
             return
         }

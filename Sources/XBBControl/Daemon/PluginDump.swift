@@ -3,6 +3,7 @@
 import CLinux
 import Glibc
 import Xen
+import Support
 
 /// One run of `xbb-vbd --dump-plugins`. Its completion is called once, with the value that the program printed.
 final class PluginDump {
@@ -19,12 +20,12 @@ final class PluginDump {
     private var output: [UInt8] = []
     private var isPipeOpen = true
     private var problem: String?
-    private var completion: ((Result<JSONValue, ControlError>) -> Void)?
+    private var completion: ((Result<JSON, ControlError>) -> Void)?
 
     /// Starts the program.
     init(
         arguments: [String], loop: EventLoop, now: UInt64 = clinux_monotonic_ns(),
-        completion: @escaping (Result<JSONValue, ControlError>) -> Void
+        completion: @escaping (Result<JSON, ControlError>) -> Void
     ) throws(XenError) {
         var ends: [Int32] = [-1, -1]
         if unsafe pipe2(&ends, O_CLOEXEC) != 0 { throw XenError(errno, "make a pipe") }
@@ -86,11 +87,11 @@ final class PluginDump {
         completion(result(exit))
     }
 
-    private func result(_ exit: WorkerExit) -> Result<JSONValue, ControlError> {
+    private func result(_ exit: WorkerExit) -> Result<JSON, ControlError> {
         if let problem { return .failure(ControlError("the worker program \(problem)")) }
         guard exit == .clean else { return .failure(ControlError("the worker program ended with \(exit)")) }
         do throws(JSONError) {
-            return .success(try JSONValue(parsing: output))
+            return .success(try JSON(parsing: output))
         } catch {
             return .failure(ControlError("the worker program's description of plugins is \(error)"))
         }

@@ -4,6 +4,7 @@ import CLinux
 import Glibc
 import Xen
 import XenBus
+import Support
 
 extension Supervisor {
     /// Takes a line of a client and answers it, at once or when the worker has.
@@ -11,8 +12,8 @@ extension Supervisor {
         do throws(ControlError) {
             let request = try ControlRequest(parsing: line)
             switch request {
-            case .ping: answer(.object([.init("pid", .integer(getpid()))]), to: client)
-            case .list: answer(.object([.init("vbds", .array(try list()))]), to: client)
+            case .ping: answer(.object([("pid", .integer(getpid()))]), to: client)
+            case .list: answer(.object([("vbds", .array(try list()))]), to: client)
             case .plugins: dumpPlugins(for: client)
             case .show(let vbd), .stats(let vbd), .set(let vbd, _, _):
                 guard let line = request.workerLine else { return }
@@ -24,7 +25,7 @@ extension Supervisor {
     }
 
     private func refuse(_ error: ControlError, to client: ControlServer.ClientID) {
-        answer(.object([.init("error", .string(error.description))]), to: client)
+        answer(.object([("error", .string(error.description))]), to: client)
     }
 
     // MARK: What a worker answers
@@ -95,9 +96,9 @@ extension Supervisor {
         }
     }
 
-    private func list() throws(ControlError) -> [JSONValue] {
+    private func list() throws(ControlError) -> [JSON] {
         do throws(XenError) {
-            var rows: [JSONValue] = []
+            var rows: [JSON] = []
             for (address, record) in records.sorted(by: { $0.key < $1.key }) { rows.append(try row(address, record)) }
             return rows
         } catch {
@@ -105,25 +106,25 @@ extension Supervisor {
         }
     }
 
-    private func row(_ address: VBDAddress, _ record: Record) throws(XenError) -> JSONValue {
+    private func row(_ address: VBDAddress, _ record: Record) throws(XenError) -> JSON {
         let path = address.backendPath(own: own)
-        func key(_ name: String) throws(XenError) -> JSONValue {
+        func key(_ name: String) throws(XenError) -> JSON {
             .text(try store.valueIfReadable("\(path)/\(name)").map { String(decoding: $0, as: UTF8.self) })
         }
         let hasParams = StorageSource(kind: address.kind) == .params
         let node = record.supervision.node
         return .object([
-            .init("vbd", .string("\(address)")), .init("kind", .string(address.kind)),
-            .init("domid", .integer(address.domain)), .init("devid", .integer(address.device)),
-            .init("device", .string(VirtualDevice.name(of: address.device))),
-            .init("backend_path", .string(path)), .init("worker", .string(word(record))),
-            .init("pid", record.process.map { .integer($0.process) } ?? .null),
-            .init("starts", .integer(record.startCount)),
-            .init("last_failure", .text(record.supervision.lastFailure)),
-            .init("state", .text(node.map { "\($0.state)" })),
-            .init("online", node.map { .bool($0.isOnline) } ?? .null),
-            .init("mode", try key(BackendKey.mode)), .init("format", hasParams ? .null : try key(BackendKey.format)),
-            .init("path", try key(hasParams ? BackendKey.params : BackendKey.physicalDevicePath)),
+            ("vbd", .string("\(address)")), ("kind", .string(address.kind)),
+            ("domid", .integer(address.domain)), ("devid", .integer(address.device)),
+            ("device", .string(VirtualDevice.name(of: address.device))),
+            ("backend_path", .string(path)), ("worker", .string(word(record))),
+            ("pid", record.process.map { .integer($0.process) } ?? .null),
+            ("starts", .integer(record.startCount)),
+            ("last_failure", .text(record.supervision.lastFailure)),
+            ("state", .text(node.map { "\($0.state)" })),
+            ("online", node.map { .bool($0.isOnline) } ?? .null),
+            ("mode", try key(BackendKey.mode)), ("format", hasParams ? .null : try key(BackendKey.format)),
+            ("path", try key(hasParams ? BackendKey.params : BackendKey.physicalDevicePath)),
         ])
     }
 
@@ -141,13 +142,13 @@ extension Supervisor {
         }
     }
 
-    private func finishDump(_ result: Result<JSONValue, ControlError>) {
+    private func finishDump(_ result: Result<JSON, ControlError>) {
         let clients = dumpClients
         dumpClients = []
         pluginDump = nil
         for client in clients {
             switch result {
-            case .success(let value): answer(.object([.init("plugins", value)]), to: client)
+            case .success(let value): answer(.object([("plugins", value)]), to: client)
             case .failure(let error): refuse(error, to: client)
             }
         }

@@ -3,6 +3,7 @@
 import CLinux
 import Glibc
 import Xen
+import Support
 
 extension Supervisor {
     /// Hands an event to a VBD's supervision and does what follows from it.
@@ -76,7 +77,7 @@ extension Supervisor {
         guard let process = record.process, let exit = process.takeExit() else { return }
         loop.remove(process.pidfd.raw)
         record.process = nil
-        let level: ControlLogLevel = exit == .clean || exit == .unknown ? .info : .error
+        let level: LogLevel = exit == .clean || exit == .unknown ? .info : .error
         log.write(level, "\(record.address): worker \(process.process) ended with \(exit)")
         if isStopping { return }
         do throws(XenError) {

@@ -3,6 +3,7 @@
 import CLinux
 import Glibc
 public import Xen
+import Support
 
 /// Supervises the VBDs of the domain that it runs in.
 public final class Supervisor {
@@ -24,7 +25,7 @@ public final class Supervisor {
     }
 
     let settings: SupervisorSettings
-    let log: ControlLog
+    let log: Log
     let store: any XenStore
     let own: DomainID
     let directory: RunDirectory
@@ -54,7 +55,7 @@ public final class Supervisor {
     /// Blocks SIGTERM, SIGINT and SIGHUP in the calling thread. `detach` may fork: it is called when what fails most
     /// has not failed, and before there is a thread or an epoll instance.
     public init(
-        settings: SupervisorSettings, store: any XenStore, log: ControlLog,
+        settings: SupervisorSettings, store: any XenStore, log: Log,
         detach: () throws(ControlError) -> Void = { () throws(ControlError) in }
     ) throws(ControlError) {
         self.settings = settings
@@ -129,7 +130,7 @@ public final class Supervisor {
     /// True from the moment that xbbd is to end: no worker is started any more.
     var isStopping: Bool { stopDeadline != nil }
 
-    func answer(_ value: JSONValue, to client: ControlServer.ClientID) { server?.answer(value, to: client) }
+    func answer(_ value: JSON, to client: ControlServer.ClientID) { server?.answer(value, to: client) }
     func answer(_ line: [UInt8], to client: ControlServer.ClientID) { server?.answer(line, to: client) }
 
     // MARK: Time

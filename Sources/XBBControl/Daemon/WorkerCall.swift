@@ -3,6 +3,7 @@
 import CLinux
 import Glibc
 import Xen
+import Support
 
 /// A call that is under way. Its completion is called once.
 final class WorkerCall {
@@ -72,7 +73,7 @@ final class WorkerCall {
     /// A worker opens images that guests write; what it says goes on only if it is JSON.
     private static func checked(_ line: [UInt8]) -> Result<[UInt8], ControlError> {
         do throws(JSONError) {
-            _ = try JSONValue(parsing: line)
+            _ = try JSON(parsing: line)
             return .success(line)
         } catch {
             return .failure(ControlError("the worker's answer is \(error)"))

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Answers of xbbd as text for people. Names stay those of the JSON; what a newer worker adds is shown as it comes.
+import Support
 
 /// Text from answers.
 public enum Reports {
     /// One cell: text as it is, null as "-", anything nested as JSON.
-    static func cell(_ value: JSONValue?) -> String {
+    static func cell(_ value: JSON?) -> String {
         switch value {
         case nil, .null?: "-"
         case .string(let text)?: text
@@ -15,7 +16,7 @@ public enum Reports {
     }
 
     /// All VBDs, one line each.
-    public static func list(_ answer: JSONValue) -> [String] {
+    public static func list(_ answer: JSON) -> [String] {
         var table = TextTable([
             .numbers("DOMID"), .words("DEVICE"), .words("KIND"), .words("WORKER"), .numbers("PID"), .words("STATE"),
             .words("MODE"), .words("FORMAT"), .words("PATH"),
@@ -28,7 +29,7 @@ public enum Reports {
     }
 
     /// Members of an object below one another; members of nested objects as "outer.inner".
-    public static func show(_ answer: JSONValue) -> [String] {
+    public static func show(_ answer: JSON) -> [String] {
         var table = TextTable([.words(""), .words("")])
         for member in answer.members {
             if case .object(let inner) = member.value {
@@ -41,11 +42,11 @@ public enum Reports {
     }
 
     /// Counters and latencies. With an `earlier` answer of `seconds` ago, what each counter grew by in a second too.
-    public static func stats(_ answer: JSONValue, earlier: JSONValue? = nil, seconds: Double = 1) -> [String] {
+    public static func stats(_ answer: JSON, earlier: JSON? = nil, seconds: Double = 1) -> [String] {
         counters(answer, earlier: earlier, seconds: seconds) + [""] + latencies(answer)
     }
 
-    private static func counters(_ answer: JSONValue, earlier: JSONValue?, seconds: Double) -> [String] {
+    private static func counters(_ answer: JSON, earlier: JSON?, seconds: Double) -> [String] {
         let queues = answer["queues"]?.elements ?? []
         let showsQueues = queues.count > 1
         var columns: [TextTable.Column] = [.words("COUNTER"), .numbers("TOTAL")]
@@ -64,13 +65,13 @@ public enum Reports {
     }
 
     /// The growth of a counter in a second, rounded; "-" where it did not grow or cannot be told.
-    static func rate(_ now: JSONValue, _ before: JSONValue?, seconds: Double) -> String {
+    static func rate(_ now: JSON, _ before: JSON?, seconds: Double) -> String {
         guard let now = now.unsigned, let before = before?.unsigned, now > before, seconds > 0 else { return "-" }
         let rate = (Double(now - before) / seconds).rounded()
         return rate < 1e18 ? String(UInt64(rate)) : "-"
     }
 
-    private static func latencies(_ answer: JSONValue) -> [String] {
+    private static func latencies(_ answer: JSON) -> [String] {
         let fields = ["p50", "p90", "p99", "p999", "max"]
         var table = TextTable([.words("LATENCY"), .numbers("COUNT")] + fields.map { .numbers($0) })
         for operation in answer["latency_ns"]?.members ?? [] {
@@ -83,7 +84,7 @@ public enum Reports {
     }
 
     /// Nanoseconds in the unit that gives one to three digits before the point.
-    static func duration(_ value: JSONValue?) -> String {
+    static func duration(_ value: JSON?) -> String {
         guard let nanoseconds = value?.unsigned else { return cell(value) }
         switch nanoseconds {
         case ..<1000: return "\(nanoseconds)ns"
@@ -98,7 +99,7 @@ public enum Reports {
     }
 
     /// All plugins, each with its options.
-    public static func plugins(_ answer: JSONValue) -> [String] {
+    public static func plugins(_ answer: JSON) -> [String] {
         var lines: [String] = []
         for plugin in answer["plugins"]?.elements ?? [] {
             if !lines.isEmpty { lines.append("") }
@@ -120,7 +121,7 @@ public enum Reports {
         return lines
     }
 
-    private static func options(_ options: [JSONValue]) -> [String] {
+    private static func options(_ options: [JSON]) -> [String] {
         if options.isEmpty { return [] }
         var table = TextTable([.words("  OPTION"), .words("TYPE"), .words("DEFAULT"), .words("HELP")])
         for option in options {

@@ -3,6 +3,7 @@
 import CLinux
 import Glibc
 import Xen
+import Support
 
 /// A connection to xbbd. Calls block until the answer is there; one thread.
 public final class ControlClient {
@@ -63,12 +64,12 @@ public struct ControlAnswer: Sendable {
     /// As it came, one line.
     public let text: String
     /// Its value.
-    public let value: JSONValue
+    public let value: JSON
 
     init(line: [UInt8]) throws(ControlError) {
         text = String(decoding: line, as: UTF8.self)
         do throws(JSONError) {
-            value = try JSONValue(parsing: line)
+            value = try JSON(parsing: line)
         } catch {
             throw ControlError("the answer of xbbd is \(error)")
         }

@@ -3,6 +3,7 @@
 import CLinux
 import Glibc
 import Xen
+import Support
 
 /// A listening Unix socket and its clients, served by the control thread without blocking.
 final class ControlSocket {
@@ -76,7 +77,7 @@ final class ControlSocket {
         while let end = client.input.firstIndex(of: UInt8(ascii: "\n")) {
             let line = String(decoding: client.input[..<end], as: UTF8.self)
             client.input.removeSubrange(...end)
-            let reply = [UInt8]((answer(line).text + "\n").utf8)
+            let reply = [UInt8]((answer(line).serialized + "\n").utf8)
             let sent = unsafe reply.withUnsafeBytes {
                 unsafe send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
             }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What `xbbctl plugins` shows: each plugin's description, as the plugin itself gives it.
+import Support
 
 extension PluginLibrary {
     /// A description of every plugin in the directories; one that cannot be loaded is listed with its error.

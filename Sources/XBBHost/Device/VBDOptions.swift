@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What a VBD's process was told at its start.
 import XenBus
+import Support
 
 /// How one VBD is served.
 public struct VBDOptions: Sendable {
@@ -72,8 +73,8 @@ public struct Tunables: Sendable, Equatable {
 
     var json: JSON {
         .object([
-            ("disable_flush", .number(disableFlush ? 1 : 0)), ("flush_interval", .number(flushInterval)),
-            ("no_coalesce_reqs", .number(noCoalesce ? 1 : 0)), ("poll_us", .number(pollMicroseconds)),
+            ("disable_flush", .integer(disableFlush ? 1 : 0)), ("flush_interval", .integer(flushInterval)),
+            ("no_coalesce_reqs", .integer(noCoalesce ? 1 : 0)), ("poll_us", .integer(pollMicroseconds)),
         ])
     }
 }

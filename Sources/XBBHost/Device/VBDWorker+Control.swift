@@ -2,13 +2,14 @@
 // What a worker answers on its control socket.
 import Glibc
 import XenBus
+import Support
 
 extension VBDWorker {
     /// The reply to one line.
     func answer(_ line: String) -> JSON {
         let words = line.split(separator: " ").map(String.init)
         switch words.first {
-        case "ping" where words.count == 1: return .object([("pid", .signed(Int64(getpid())))])
+        case "ping" where words.count == 1: return .object([("pid", .integer(Int64(getpid())))])
         case "show" where words.count == 1: return show()
         case "stats" where words.count == 1: return stats()
         case "set" where words.count == 3:
@@ -29,18 +30,18 @@ extension VBDWorker {
         let parts = options.backendPath.split(separator: "/").map(String.init)
         func text(_ value: String?) -> JSON { value.map { .string($0) } ?? .null }
         return .object([
-            ("backend_path", .string(options.backendPath)), ("domid", .number(UInt64(frontendDomain))),
-            ("device", text(parts.last)), ("pid", .signed(Int64(getpid()))),
+            ("backend_path", .string(options.backendPath)), ("domid", .integer(UInt64(frontendDomain))),
+            ("device", text(parts.last)), ("pid", .integer(Int64(getpid()))),
             ("state", text(machine.state.map { "\($0)" })),
             ("stage", .string(stageName)), ("format", text(device?.source.format)),
             ("path", text(device?.source.path)), ("plugin", text(device?.library.name)),
             ("plugin_version", text(device?.library.version)),
             ("read_only", device.map { .bool($0.isReadOnly) } ?? .null),
-            ("sectors", device.map { .number($0.info.sectorCount) } ?? .null),
-            ("logical_block", device.map { .number(UInt64($0.info.logicalBlock)) } ?? .null),
-            ("physical_block", device.map { .number(UInt64($0.info.physicalBlock)) } ?? .null),
-            ("queues", .number(UInt64(queues.count))),
-            ("ring_pages", .number(UInt64(connection?.rings.first?.pageReferences.count ?? 0))),
+            ("sectors", device.map { .integer($0.info.sectorCount) } ?? .null),
+            ("logical_block", device.map { .integer(UInt64($0.info.logicalBlock)) } ?? .null),
+            ("physical_block", device.map { .integer(UInt64($0.info.physicalBlock)) } ?? .null),
+            ("queues", .integer(UInt64(queues.count))),
+            ("ring_pages", .integer(UInt64(connection?.rings.first?.pageReferences.count ?? 0))),
             ("abi", text(connection?.ringProtocol.rawValue)), ("tunables", tunables.json),
         ])
     }
@@ -62,10 +63,10 @@ extension VBDWorker {
 
     private func stats() -> JSON {
         let counters = QueueCounter.allCases.map { counter -> (String, JSON) in
-            ("\(counter)", .number(statistics.reduce(0) { $0 &+ $1.value(counter) }))
+            ("\(counter)", .integer(statistics.reduce(0) { $0 &+ $1.value(counter) }))
         }
         let perQueue = statistics.map { queue -> JSON in
-            .object(QueueCounter.allCases.map { ("\($0)", .number(queue.value($0))) })
+            .object(QueueCounter.allCases.map { ("\($0)", .integer(queue.value($0))) })
         }
         let latencies = LatencyClass.allCases.map { latency -> (String, JSON) in
             var all = LatencyHistogram()
@@ -73,15 +74,15 @@ extension VBDWorker {
             return (
                 "\(latency)",
                 .object([
-                    ("count", .number(all.total)), ("p50", .number(all.percentile(0.5))),
-                    ("p90", .number(all.percentile(0.9))), ("p99", .number(all.percentile(0.99))),
-                    ("p999", .number(all.percentile(0.999))), ("max", .number(all.percentile(1))),
+                    ("count", .integer(all.total)), ("p50", .integer(all.percentile(0.5))),
+                    ("p90", .integer(all.percentile(0.9))), ("p99", .integer(all.percentile(0.99))),
+                    ("p999", .integer(all.percentile(0.999))), ("max", .integer(all.percentile(1))),
                 ])
             )
         }
         let violations = queues.reduce(UInt64(0)) { $0 &+ $1.violations }
         return .object([
-            ("totals", .object(counters + [("plugin_bad_completions", .number(violations))])),
+            ("totals", .object(counters + [("plugin_bad_completions", .integer(violations))])),
             ("latency_ns", .object(latencies)), ("queues", .array(perQueue)),
         ])
     }

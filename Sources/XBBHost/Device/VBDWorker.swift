@@ -9,6 +9,7 @@ import Glibc
 import PluginAPI
 import Xen
 import XenBus
+import Support
 
 /// Serves one VBD until it is over.
 public final class VBDWorker<Platform: Xen.XenPlatform> {

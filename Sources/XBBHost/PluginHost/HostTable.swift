@@ -4,6 +4,7 @@ import CLinux
 import Glibc
 import PluginAPI
 import Synchronization
+import Support
 
 /// What `struct xbb_hqueue` points to: one of the plugin's queues.
 ///

@@ -5,6 +5,7 @@ import Glibc
 import PluginAPI
 import Synchronization
 import Xen
+import Support
 
 /// An open disk. Control calls of the plugin are made from the control thread only.
 ///

@@ -7,6 +7,7 @@ import Memory
 import PluginAPI
 import Synchronization
 import Xen
+import Support
 
 /// What a queue is made of.
 package struct QueueConfiguration: Sendable {

@@ -2,25 +2,14 @@
 // A JSON value and its text. Objects keep their order and numbers their digits, so that what is read can be passed on.
 
 /// A JSON value (RFC 8259).
-public indirect enum JSONValue: Equatable, Sendable {
+public indirect enum JSON: Sendable {
     /// One member of an object.
-    public struct Member: Equatable, Sendable {
-        /// The name.
-        public let name: String
-        /// The value.
-        public let value: JSONValue
-
-        /// A member.
-        public init(_ name: String, _ value: JSONValue) {
-            self.name = name
-            self.value = value
-        }
-    }
+    public typealias Member = (name: String, value: JSON)
 
     /// An object, members in order.
     case object([Member])
     /// An array.
-    case array([JSONValue])
+    case array([JSON])
     /// A string.
     case string(String)
     /// A number by its digits.
@@ -31,15 +20,17 @@ public indirect enum JSONValue: Equatable, Sendable {
     case null
 
     /// A whole number.
-    public static func integer(_ value: some BinaryInteger) -> JSONValue { .number(String(value)) }
+    public static func integer(_ value: some BinaryInteger) -> JSON { .number(String(value)) }
+
+    /// A number; null if it is not finite.
+    public static func decimal(_ value: Double) -> JSON { value.isFinite ? .number("\(value)") : .null }
 
     /// A string, or null.
-    public static func text(_ value: String?) -> JSONValue { value.map { .string($0) } ?? .null }
+    public static func text(_ value: String?) -> JSON { value.map { .string($0) } ?? .null }
 
     /// The first member of that name; nil if this is no object or has none.
-    public subscript(_ name: String) -> JSONValue? {
-        guard case .object(let members) = self else { return nil }
-        return members.first { $0.name == name }?.value
+    public subscript(_ name: String) -> JSON? {
+        members.first { $0.name == name }?.value
     }
 
     /// The members of an object; none of anything else.
@@ -49,7 +40,7 @@ public indirect enum JSONValue: Equatable, Sendable {
     }
 
     /// The elements of an array; none of anything else.
-    public var elements: [JSONValue] {
+    public var elements: [JSON] {
         guard case .array(let elements) = self else { return [] }
         return elements
     }
@@ -114,5 +105,20 @@ public indirect enum JSONValue: Equatable, Sendable {
             }
         }
         output += "\""
+    }
+}
+
+extension JSON: Equatable {
+    /// Equal if kind, order, names and digits are.
+    public static func == (left: JSON, right: JSON) -> Bool {
+        switch (left, right) {
+        case (.object(let left), .object(let right)):
+            left.count == right.count && zip(left, right).allSatisfy { $0.name == $1.name && $0.value == $1.value }
+        case (.array(let left), .array(let right)): left == right
+        case (.string(let left), .string(let right)), (.number(let left), .number(let right)): left == right
+        case (.bool(let left), .bool(let right)): left == right
+        case (.null, .null): true
+        default: false
+        }
     }
 }

@@ -12,7 +12,7 @@ public struct JSONError: Error, Equatable, Sendable, CustomStringConvertible {
     public var description: String { "not JSON at byte \(offset): expected \(expectation)" }
 }
 
-extension JSONValue {
+extension JSON {
     /// Arrays and objects in one another, at most.
     public static let maximumDepth = 32
 
@@ -54,15 +54,15 @@ private struct JSONParser {
         if !take(byte) { throw failure(what) }
     }
 
-    mutating func document() throws(JSONError) -> JSONValue {
+    mutating func document() throws(JSONError) -> JSON {
         let value = try value(depth: 0)
         skipSpace()
         if next != nil { throw failure("the end") }
         return value
     }
 
-    private mutating func value(depth: Int) throws(JSONError) -> JSONValue {
-        guard depth <= JSONValue.maximumDepth else { throw failure("at most \(JSONValue.maximumDepth) levels") }
+    private mutating func value(depth: Int) throws(JSONError) -> JSON {
+        guard depth <= JSON.maximumDepth else { throw failure("at most \(JSON.maximumDepth) levels") }
         skipSpace()
         switch next {
         case UInt8(ascii: "{"): return try object(depth: depth)
@@ -76,9 +76,9 @@ private struct JSONParser {
         }
     }
 
-    private mutating func object(depth: Int) throws(JSONError) -> JSONValue {
+    private mutating func object(depth: Int) throws(JSONError) -> JSON {
         offset += 1
-        var members: [JSONValue.Member] = []
+        var members: [JSON.Member] = []
         skipSpace()
         if take(UInt8(ascii: "}")) { return .object(members) }
         repeat {
@@ -87,16 +87,16 @@ private struct JSONParser {
             let name = try string()
             skipSpace()
             try expect(UInt8(ascii: ":"), "':'")
-            members.append(JSONValue.Member(name, try value(depth: depth + 1)))
+            members.append(JSON.Member(name, try value(depth: depth + 1)))
             skipSpace()
         } while take(UInt8(ascii: ","))
         try expect(UInt8(ascii: "}"), "',' or '}'")
         return .object(members)
     }
 
-    private mutating func array(depth: Int) throws(JSONError) -> JSONValue {
+    private mutating func array(depth: Int) throws(JSONError) -> JSON {
         offset += 1
-        var elements: [JSONValue] = []
+        var elements: [JSON] = []
         skipSpace()
         if take(UInt8(ascii: "]")) { return .array(elements) }
         repeat {
@@ -107,7 +107,7 @@ private struct JSONParser {
         return .array(elements)
     }
 
-    private mutating func word(_ word: String, _ value: JSONValue) throws(JSONError) -> JSONValue {
+    private mutating func word(_ word: String, _ value: JSON) throws(JSONError) -> JSON {
         guard bytes[offset...].starts(with: word.utf8) else { throw failure("a value") }
         offset += word.utf8.count
         return value
