@@ -179,7 +179,7 @@ let package = Package(
             ]),
         .testTarget(
             name: "EndToEndTests",
-            dependencies: ["Blkfront", "Blkif", "Memory", "XenLoopback", "Xen", "CLinux", "xbb-vbd"]),
+            dependencies: ["Blkfront", "Blkif", "Memory", "XenLoopback", "Xen", "CLinux", "xbb-vbd", "xbbd"]),
     ],
     swiftLanguageModes: [.v6]
 )

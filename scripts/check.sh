@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 swift format lint --strict --recursive Package.swift Sources Plugins Tests
 echo "check: formatting is clean"
 if command -v shellcheck >/dev/null; then
-    shellcheck scripts/*.sh .ci/run
+    shellcheck scripts/*.sh scripts/xen/* .ci/run
     echo "check: shell scripts are clean"
 fi
 header=Sources/PluginAPI/include/xbb_plugin.h

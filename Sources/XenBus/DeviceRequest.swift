@@ -93,7 +93,7 @@ public struct ImageLocation: Equatable, Sendable {
 }
 
 /// The numbers of a device node.
-public struct DeviceNumber: Equatable, Sendable {
+public struct DeviceNumber: Equatable, Sendable, CustomStringConvertible {
     /// Major number.
     public let major: UInt32
     /// Minor number.
@@ -104,6 +104,9 @@ public struct DeviceNumber: Equatable, Sendable {
         self.major = major
         self.minor = minor
     }
+
+    /// In decimal, as lsblk shows it.
+    public var description: String { "\(major):\(minor)" }
 
     /// Reads `physical-device`: two hexadecimal numbers of at most 8 digits. Throws `.notADeviceNumber`.
     public init(parsing text: String, key: String = BackendKey.physicalDevice) throws(NegotiationError) {

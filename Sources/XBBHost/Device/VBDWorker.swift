@@ -390,7 +390,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
 
     private func open(_ request: DeviceRequest) -> VBDMachine.Event {
         var source = DiskSource(
-            format: request.image.format.name, path: request.image.path, readOnly: request.isReadOnly)
+            format: request.image.format.name, path: request.image.path, readOnly: request.isReadOnly,
+            deviceNumber: request.deviceNumber)
         source.options = pluginOptions()
         let mailbox = mailbox
         do throws(PluginError) {

@@ -3,6 +3,7 @@
 import CLinux
 import Glibc
 import Xen
+public import XenBus
 
 /// What an administrator asked for.
 public struct DiskSource: Sendable, Equatable {
@@ -16,16 +17,20 @@ public struct DiskSource: Sendable, Equatable {
     public var readOnly: Bool
     /// Go around the page cache where the filesystem can.
     public var direct: Bool
+    /// The block device that must stand at the path; nil where nobody has said which.
+    public var deviceNumber: DeviceNumber?
 
     /// A disk of `format` at `path`.
     public init(
-        format: String, path: String, options: [String: String] = [:], readOnly: Bool = false, direct: Bool = true
+        format: String, path: String, options: [String: String] = [:], readOnly: Bool = false, direct: Bool = true,
+        deviceNumber: DeviceNumber? = nil
     ) {
         self.format = format
         self.path = path
         self.options = options
         self.readOnly = readOnly
         self.direct = direct
+        self.deviceNumber = deviceNumber
     }
 }
 
@@ -43,8 +48,11 @@ struct DiskFile: ~Copyable {
 
     /// Opens an image or a block device; anything else is refused, without side effects.
     ///
-    /// O_NONBLOCK keeps the open of a FIFO or a tape from waiting; it means nothing for files and disks.
-    init(path: String, readOnly: Bool, direct: Bool) throws(PluginError) {
+    /// With `expected` anything but that device is refused: a name may have been given to another one since the hotplug
+    /// script looked. O_NONBLOCK keeps the open of a FIFO or a tape from waiting; it means nothing for files and disks.
+    init(
+        path: String, readOnly: Bool, direct: Bool, expecting expected: DeviceNumber? = nil
+    ) throws(PluginError) {
         var status = stat()
         if unsafe stat(path, &status) != 0 { throw Self.refuse(path, errno) }
         let kind = status.st_mode & S_IFMT
@@ -64,6 +72,13 @@ struct DiskFile: ~Copyable {
         if unsafe fstat(opened, &status) != 0 || (status.st_mode & S_IFMT) != kind {
             close(opened)
             throw PluginError(.open, "\(path) changed its kind while it was opened")
+        }
+        let found = DeviceNumber(major: gnu_dev_major(status.st_rdev), minor: gnu_dev_minor(status.st_rdev))
+        if let expected, kind != S_IFBLK || found != expected {
+            close(opened)
+            let what = kind == S_IFBLK ? "block device \(found)" : "a regular file"
+            throw PluginError(
+                .open, "\(path) is \(what) now, and was block device \(expected) when it was attached; attach it again")
         }
         descriptor = opened
         self.isDirect = isDirect

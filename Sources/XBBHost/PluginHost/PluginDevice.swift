@@ -61,7 +61,8 @@ public final class PluginDevice: @unchecked Sendable {
         if library.hasNoFile {
             file = -1
         } else {
-            let opened = try DiskFile(path: source.path, readOnly: source.readOnly, direct: source.direct)
+            let opened = try DiskFile(
+                path: source.path, readOnly: source.readOnly, direct: source.direct, expecting: source.deviceNumber)
             direct = opened.isDirect
             file = dup3Cloexec(opened.descriptor)
             if file < 0 { throw PluginError(.open, "cannot open \(source.path): \(errnoText(errno))") }

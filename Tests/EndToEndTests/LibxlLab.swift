@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The real xbbd under a toolstack that does what libxl does: nodes, states, hotplug scripts, removal.
+import Blkfront
+import CLinux
+import Foundation
+import Testing
+import Xen
+import XenLoopback
+
+/// A disk as libxl's device_disk_add writes it (libxl_disk.c of 4.17).
+struct LibxlDisk {
+    /// "vbd", "qdisk" or "vbd3".
+    var kind = "vbd"
+    /// The frontend's domain.
+    var guest: DomainID
+    var number: UInt32 = 51712
+    /// The target, with a format in front where the kind has one.
+    var params: String
+    var mode = "w"
+    var deviceType = "disk"
+    /// The domain of the backend.
+    var backend: DomainID = 0
+
+    /// What scripts are given: relative to the home of the backend's domain.
+    var busPath: String { "backend/\(kind)/\(guest)/\(number)" }
+    var back: String { "/local/domain/\(backend)/\(busPath)" }
+    var front: String { "/local/domain/\(guest)/device/vbd/\(number)" }
+}
+
+/// How a script ended.
+struct ScriptResult {
+    var status: Int32
+    var seconds: Double
+}
+
+/// A loopback Xen with xbbd, real workers and the toolstack's side of everything.
+final class LibxlLab {
+    static let script: String = {
+        let package = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+        return package.deletingLastPathComponent().appendingPathComponent("scripts/xen/block-xbb").path
+    }()
+
+    let directory: String
+    let xen: LoopbackXen
+    let control: LoopbackControl
+    let store: any XenStore
+    private let daemon = Process()
+    private var isStopped = false
+
+    /// xbbd serves `kinds` with `options`.
+    init(kinds: [String] = ["vbd"], options: [String] = []) throws {
+        var template = Array("/tmp/xbb-libxl-XXXXXX".utf8CString)
+        guard mkdtemp(&template) != nil else { throw XenError(errno, "mkdtemp") }
+        directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        xen = try LoopbackXen(directory: "\(directory)/xen")
+        control = try LoopbackControl(directory: xen.directory)
+        store = try xen.platform().openStore()
+        let plugins = try Lab.stagePlugins(in: "\(directory)/plugins")
+        mkdir("\(directory)/run", 0o755)
+        daemon.executableURL = URL(fileURLWithPath: "\(buildDirectory)/xbbd")
+        daemon.arguments =
+            [
+                "--loopback", xen.directory, "--run-dir", "\(directory)/run", "--plugin-dir", plugins, "--worker",
+                "\(buildDirectory)/xbb-vbd", "--stop-workers",
+            ] + kinds.flatMap { ["--backend", $0] } + options
+        daemon.environment = ["SWIFT_BACKTRACE": "enable=no"]
+        FileManager.default.createFile(atPath: "\(directory)/log", contents: nil)
+        daemon.standardError = FileHandle(forWritingAtPath: "\(directory)/log")
+        try daemon.run()
+        try eventually("xbbd to answer; log: \(log)") {
+            FileManager.default.fileExists(atPath: "\(directory)/run/xbbd.sock")
+        }
+    }
+
+    deinit { stop() }
+
+    /// Ends everything; workers end with xbbd.
+    func stop() {
+        if isStopped { return }
+        isStopped = true
+        daemon.terminate()
+        daemon.waitUntilExit()
+        xen.stop()
+        try? FileManager.default.removeItem(atPath: directory)
+    }
+
+    /// What xbbd and its workers have logged.
+    var log: String { (try? String(contentsOfFile: "\(directory)/log", encoding: .utf8)) ?? "" }
+
+    /// A new guest.
+    func guest() throws -> LoopbackDomain {
+        let id = try control.createDomain(pages: 8192)
+        return try LoopbackDomain(joining: id, directory: xen.directory)
+    }
+
+    /// A new image.
+    func image(_ name: String = "disk.img", bytes: Int = 16 << 20) throws -> String {
+        let path = "\(directory)/\(name)"
+        guard FileManager.default.createFile(atPath: path, contents: nil), truncate(path, bytes) == 0 else {
+            throw XenError(errno, "make \(path)")
+        }
+        return path
+    }
+
+    // MARK: XenStore
+
+    func key(_ name: String, of disk: LibxlDisk) throws -> String? { try store.text("\(disk.back)/\(name)") }
+
+    /// What libxl writes for a disk, in one transaction.
+    func makeNodes(_ disk: LibxlDisk) throws {
+        let backend: [(String, String)] = [
+            ("frontend", disk.front), ("params", disk.params), ("script", "/etc/xen/scripts/block-xbb"),
+            ("frontend-id", String(disk.guest)), ("online", "1"), ("removable", "0"), ("bootable", "1"),
+            ("state", "1"), ("dev", "xvd\(disk.number)"), ("type", disk.kind == "vbd" ? "phy" : disk.kind),
+            ("mode", disk.mode), ("device-type", disk.deviceType), ("discard-enable", "1"), ("specification", "xen"),
+        ]
+        let frontend: [(String, String)] = [
+            ("backend", disk.back), ("backend-id", String(disk.backend)), ("state", "1"),
+            ("virtual-device", String(disk.number)), ("device-type", disk.deviceType), ("trusted", "1"),
+        ]
+        try store.transaction { transaction throws(XenError) in
+            for (node, owner, reader, keys) in [
+                (disk.front, disk.guest, disk.backend, frontend), (disk.back, disk.backend, disk.guest, backend),
+            ] {
+                try store.makeDirectory(node, in: transaction)
+                try store.setPermissions(
+                    of: node,
+                    to: [
+                        .init(domain: owner, read: false, write: false),
+                        .init(domain: reader, read: true, write: false),
+                    ], in: transaction)
+                for (key, value) in keys where key != "script" || disk.kind != "qdisk" {
+                    try store.write("\(node)/\(key)", value, in: transaction)
+                }
+            }
+        }
+    }
+
+    /// Waits for a state as long as libxl does.
+    func awaitState(_ state: String, of disk: LibxlDisk) throws {
+        try eventually("\(disk.back) in state \(state), not \(try key("state", of: disk) ?? "none")", seconds: 10) {
+            try key("state", of: disk) == state
+        }
+    }
+
+    /// Nodes, state 2, script: libxl__device_disk_add for a vbd.
+    @discardableResult
+    func add(_ disk: LibxlDisk, seconds: Int = 30) throws -> ScriptResult {
+        try makeNodes(disk)
+        try awaitState("2", of: disk)
+        return try run("add", disk, seconds: seconds)
+    }
+
+    /// Runs block-xbb as libxl__get_hotplug_script_info says.
+    func run(_ action: String, _ disk: LibxlDisk, seconds: Int = 30) throws -> ScriptResult {
+        let (process, started) = try start(action, disk, seconds: seconds)
+        process.waitUntilExit()
+        return ScriptResult(
+            status: process.terminationStatus, seconds: Double(clinux_monotonic_ns() - started) / 1e9)
+    }
+
+    /// Starts block-xbb; when it was started, in ns.
+    func start(_ action: String, _ disk: LibxlDisk, seconds: Int = 30) throws -> (Process, UInt64) {
+        let process = Process()
+        process.executableURL = URL(fileURLWithPath: Self.script)
+        process.arguments = [action]
+        process.environment = [
+            "PATH": "/usr/bin:/bin", "XENBUS_PATH": disk.busPath, "XENBUS_TYPE": disk.kind,
+            "XENBUS_BASE_PATH": "backend", "script": Self.script, "XENSTORED_PATH": socket(disk.backend),
+            "XBB_HOTPLUG_LOCKS": "\(directory)/locks", "XBB_HOTPLUG_SECONDS": String(seconds),
+        ]
+        let started = clinux_monotonic_ns()
+        try process.run()
+        return (process, started)
+    }
+
+    private func socket(_ domain: DomainID) -> String {
+        "\(xen.directory)/xenstored\(domain == 0 ? "" : "-\(domain)").sock"
+    }
+
+    /// The frontend of a disk, connected.
+    func connect(_ disk: LibxlDisk, _ guest: LoopbackDomain) throws -> FrontDevice {
+        let device = FrontDevice(domain: guest, store: try guest.openStore(), number: disk.number)
+        try device.connect()
+        return device
+    }
+
+    /// What libxl writes to have a disk back: libxl__initiate_device_generic_remove.
+    func requestRemoval(_ disk: LibxlDisk) throws {
+        try store.transaction { transaction throws(XenError) in
+            try store.write("\(disk.back)/online", "0", in: transaction)
+            try store.write("\(disk.back)/state", "5", in: transaction)
+        }
+    }
+
+    /// The whole removal, script and nodes included.
+    func remove(_ disk: LibxlDisk) throws {
+        try requestRemoval(disk)
+        try awaitState("6", of: disk)
+        if disk.kind != "qdisk" { #expect(try run("remove", disk).status == 0) }
+        for path in [disk.back, disk.front] { try store.remove(path, in: .none) }
+    }
+
+    /// Runs a command line of the shell and gives what it printed.
+    @discardableResult
+    static func shell(_ command: String, environment: [String: String] = [:]) throws -> String {
+        let process = Process()
+        let pipe = Pipe()
+        process.executableURL = URL(fileURLWithPath: "/bin/sh")
+        process.arguments = ["-c", command]
+        process.environment = ["PATH": "/usr/sbin:/usr/bin:/sbin:/bin"].merging(environment) { $1 }
+        process.standardOutput = pipe
+        try process.run()
+        let output = pipe.fileHandleForReading.readDataToEndOfFile()
+        process.waitUntilExit()
+        guard process.terminationStatus == 0 else { throw LabError("\(command): \(process.terminationStatus)") }
+        return String(decoding: output, as: UTF8.self).trimmingCharacters(in: .newlines)
+    }
+
+    /// The tools of XenStore, in a domain.
+    func xenstore(_ command: String, domain: DomainID = 0) throws {
+        try Self.shell("xenstore-\(command)", environment: ["XENSTORED_PATH": socket(domain)])
+    }
+}
+
+/// A verified load of reads and writes over a connected device.
+func verifiedLoad(_ device: FrontDevice, count: UInt64 = 200) throws -> LoadReport {
+    var plan = LoadPlan()
+    plan.pattern = .randrw
+    plan.maxBlockSize = 64 << 10
+    plan.depth = 8
+    plan.count = count
+    plan.verify = true
+    return try LoadRun(device, plan).run()
+}
