@@ -4,7 +4,7 @@
 set -euo pipefail
 
 packages=(build-essential pkg-config libxen-dev libaio-dev xenstore-utils nbdkit nbdkit-plugin-dev libnbd-bin
-    qemu-utils fio e2fsprogs jq strace util-linux python3)
+    qemu-utils fio e2fsprogs jq strace util-linux python3 shellcheck)
 
 missing=()
 for package in "${packages[@]}"; do
