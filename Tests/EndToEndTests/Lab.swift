@@ -51,8 +51,10 @@ final class Lab {
     }
 
     /// A disk with nodes and a worker; nobody has connected yet.
-    func attach(_ number: UInt32 = 51712, _ storage: Storage = Storage(), arguments: [String] = []) throws -> Disk {
-        let disk = try Disk(self, number, storage, arguments)
+    func attach(
+        _ number: UInt32 = 51712, _ storage: Storage = Storage(), arguments: [String] = [], environment: [String] = []
+    ) throws -> Disk {
+        let disk = try Disk(self, number, storage, arguments, environment)
         disks.append(disk)
         try disk.startWorker()
         return disk
@@ -124,13 +126,17 @@ final class Disk {
     private let lab: Lab
     private let storage: Storage
     private let arguments: [String]
+    private let environment: [String]
     private var logs: [String] = []
 
-    fileprivate init(_ lab: Lab, _ number: UInt32, _ storage: Storage, _ arguments: [String]) throws {
+    fileprivate init(
+        _ lab: Lab, _ number: UInt32, _ storage: Storage, _ arguments: [String], _ environment: [String]
+    ) throws {
         self.lab = lab
         self.number = number
         self.storage = storage
         self.arguments = arguments
+        self.environment = environment
         back = "/local/domain/0/backend/vbd/\(lab.guest.id)/\(number)"
         front = "/local/domain/\(lab.guest.id)/device/vbd/\(number)"
         path = try storage.path ?? lab.image("\(number).img", bytes: storage.bytes)
@@ -176,7 +182,7 @@ final class Disk {
             logs.append(worker.log)
             worker = Worker(lab: lab, number: number, generation: worker.generation + 1)
         }
-        try worker.start(backend: back, plugins: lab.plugins, arguments)
+        try worker.start(backend: back, plugins: lab.plugins, arguments, environment: environment)
         if let format = storage.format { try write("xbb-format", format) }
         if let options = storage.options { try write("xbb-options", options) }
         try write("physical-device-path", path)

@@ -64,7 +64,7 @@ final class LibxlLab {
                 "\(buildDirectory)/xbb-vbd", "--stop-workers",
             ] + kinds.flatMap { ["--backend", $0] } + options
         daemon.environment = ["SWIFT_BACKTRACE": "enable=no"]
-        FileManager.default.createFile(atPath: "\(directory)/log", contents: nil)
+        _ = FileManager.default.createFile(atPath: "\(directory)/log", contents: nil)
         daemon.standardError = FileHandle(forWritingAtPath: "\(directory)/log")
         try daemon.run()
         try eventually("xbbd to answer; log: \(log)") {

@@ -29,7 +29,7 @@ final class Worker {
     var hasStarted: Bool { process != 0 }
     var log: String { (try? String(contentsOfFile: logPath, encoding: .utf8)) ?? "" }
 
-    func start(backend: String, plugins: String, _ arguments: [String]) throws {
+    func start(backend: String, plugins: String, _ arguments: [String], environment extra: [String] = []) throws {
         let words =
             [
                 "\(buildDirectory)/xbb-vbd", "--backend-path", backend, "--loopback", loopback, "--plugin-dir", plugins,
@@ -37,7 +37,7 @@ final class Worker {
             ] + arguments
         var pointers = words.map { strdup($0) } + [nil]
         // A crash must be an exit status, not a backtrace that takes seconds.
-        var environment = [strdup("SWIFT_BACKTRACE=enable=no"), nil]
+        var environment = (["SWIFT_BACKTRACE=enable=no"] + extra).map { strdup($0) } + [nil]
         defer { (pointers + environment).forEach { free($0) } }
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
