@@ -29,7 +29,8 @@ extension EndToEnd {
             let few = try load(2000)
             let many = try load(20000)
             // Without optimisation a turn of the queue makes one, of 64 requests; `make bench` shows none with it.
-            #expect(many < 20000 / 20, "20000 requests made \(many) allocations, 2000 made \(few), the first 2000 \(warm)")
+            #expect(
+                many < 20000 / 20, "20000 requests made \(many) allocations, 2000 made \(few), the first 2000 \(warm)")
             try device.close()
             try lab.finish()
         }
