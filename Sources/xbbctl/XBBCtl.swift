@@ -45,7 +45,7 @@ struct Connection: ParsableArguments {
     }
 
     func toolstack() throws(ControlError) -> Toolstack {
-        try Toolstack(store: try StoreAccess.open(loopback: loopback))
+        try Toolstack(store: try StoreAccess.open(loopback: loopback), loopback: loopback)
     }
 }
 

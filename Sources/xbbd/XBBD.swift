@@ -44,6 +44,9 @@ struct XBBD: ParsableCommand {
             valueName: "kind"))
     var backend: [String] = []
 
+    @Flag(help: "Serve disks of backend/vbd whose hotplug script is not block-xbb, too, such as plain phy: targets.")
+    var anyScript = false
+
     @Option(help: ArgumentHelp("The worker program. (default: xbb-vbd beside xbbd)", valueName: "path"))
     var worker: String?
 
@@ -102,6 +105,7 @@ struct XBBD: ParsableCommand {
         var settings = SupervisorSettings(
             runDirectory: DaemonProcess.absolute(runDir), kinds: backend.isEmpty ? ["vbd"] : backend, workers: workers)
         settings.stopsWorkers = stopWorkers
+        settings.claim.takesAnyScript = anyScript
         return settings
     }
 

@@ -5,6 +5,7 @@ import Glibc
 import Synchronization
 import Testing
 import Xen
+import XenBus
 import XenLoopback
 
 @testable import XBBControl
@@ -131,7 +132,9 @@ final class DaemonLab {
     }
 
     /// Makes the nodes of a VBD, as the toolstack does.
-    func makeNode(_ domain: DomainID, _ device: UInt32, kind: String = "vbd") throws -> VBDAddress {
+    func makeNode(
+        _ domain: DomainID, _ device: UInt32, kind: String = "vbd", script: String? = DiskClaim.scriptPath
+    ) throws -> VBDAddress {
         let address = try #require(VBDAddress(kind: kind, domain: domain, device: device))
         let request = AttachRequest(
             address: address, deviceName: "xvda",
@@ -139,6 +142,12 @@ final class DaemonLab {
             options: try PluginOptions([]))
         try store.transaction { (transaction) throws(XenError) in
             try DeviceNodes(request, own: 0).write(to: store, in: transaction)
+            let key = "\(address.backendPath(own: 0))/\(BackendKey.script)"
+            if let script {
+                if StorageSource(kind: kind) == .hotplug { try store.write(key, script, in: transaction) }
+            } else {
+                try store.remove(key, in: transaction)
+            }
         }
         return address
     }

@@ -23,7 +23,8 @@ import XenBus
             try nodes.write(to: lab.store, in: transaction)
         }
         let common = [
-            "params=qcow2:/a:b.qcow2", "frontend-id=1", "online=1", "removable=0", "bootable=1", "state=1", "dev=xvda",
+            "params=qcow2:/a:b.qcow2", "script=/etc/xen/scripts/block-xbb", "frontend-id=1", "online=1", "removable=0",
+            "bootable=1", "state=1", "dev=xvda",
             "type=phy", "mode=r", "device-type=disk", "discard-enable=0", "specification=xen",
         ]
         let expected = [
@@ -73,7 +74,8 @@ import XenBus
                 .init("xbb-format", "raw"), .init("physical-device-path", "/here/disk.img"),
             ])
         #expect(DeviceNodes.hotplug(try request(kind: "qdisk")) == [])
-        #expect(DeviceNodes(try request(kind: "qdisk"), own: 3).backend.contains(.init("type", "qdisk")))
+        let qdisk = DeviceNodes(try request(kind: "qdisk"), own: 3).backend
+        #expect(qdisk.contains(.init("type", "qdisk")) && !qdisk.contains { $0.key == "script" })
     }
 
     @Test(

@@ -77,12 +77,12 @@ extension EndToEnd {
 
         /// What Xen's own script "block" does for phy: targets, in its order (xen-utils-common, block-common.sh).
         @Test func xensOwnScriptIsUnderstood() throws {
-            let lab = try LibxlLab()
+            let lab = try LibxlLab(options: ["--any-script"])
             let guest = try lab.guest()
             let loop = try LibxlLab.shell("losetup --find --show '\(try lab.image())'")
             defer { _ = try? LibxlLab.shell("losetup -d \(loop)") }
             let number = try LibxlLab.shell("stat -L -c %t:%T \(loop)")
-            let disk = LibxlDisk(guest: guest.id, params: loop)
+            let disk = LibxlDisk(guest: guest.id, params: loop, script: "/etc/xen/scripts/block")
             try lab.makeNodes(disk)
             try lab.awaitState("2", of: disk)
             try lab.xenstore("write \(disk.busPath)/physical-device \(number)")

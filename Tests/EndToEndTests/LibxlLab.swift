@@ -16,6 +16,8 @@ struct LibxlDisk {
     var number: UInt32 = 51712
     /// The target, with a format in front where the kind has one.
     var params: String
+    /// The hotplug script; kinds without one have no such key.
+    var script = "/etc/xen/scripts/block-xbb"
     var mode = "w"
     var deviceType = "disk"
     /// The domain of the backend.
@@ -109,7 +111,7 @@ final class LibxlLab {
     /// What libxl writes for a disk, in one transaction.
     func makeNodes(_ disk: LibxlDisk) throws {
         let backend: [(String, String)] = [
-            ("frontend", disk.front), ("params", disk.params), ("script", "/etc/xen/scripts/block-xbb"),
+            ("frontend", disk.front), ("params", disk.params), ("script", disk.script),
             ("frontend-id", String(disk.guest)), ("online", "1"), ("removable", "0"), ("bootable", "1"),
             ("state", "1"), ("dev", "xvd\(disk.number)"), ("type", disk.kind == "vbd" ? "phy" : disk.kind),
             ("mode", disk.mode), ("device-type", disk.deviceType), ("discard-enable", "1"), ("specification", "xen"),

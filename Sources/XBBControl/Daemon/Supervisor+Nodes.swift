@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // XenStore as xbbd sees it: which VBDs there are and in which state, and what xbbd itself writes.
 import CLinux
+import Support
 import Xen
 import XenBus
 
 extension Supervisor {
     /// So many changed VBDs are kept apart; more of them are one look at the whole directory.
     private static let dirtyLimit = 256
-    /// So many junk names are reported.
+    /// So many names are reported that nothing is done about.
     private static let reportLimit = 64
     /// So many watch events are taken before other work has its turn.
     private static let eventLimit = 4096
@@ -53,7 +54,7 @@ extension Supervisor {
     }
 
     private func readNode(_ address: VBDAddress) throws(XenError) {
-        let facts = try facts(of: address)
+        let facts = try claimedFacts(of: address)
         if let record = records[address] {
             hand(.node(facts), to: record)
         } else if let facts {
@@ -61,6 +62,18 @@ extension Supervisor {
             records[address] = record
             hand(.node(facts), to: record)
         }
+    }
+
+    /// State and `online` of a VBD that is ours to serve; others are as if they were not there. What a worker serves is
+    /// ours until it ends, whoever started it.
+    func claimedFacts(of address: VBDAddress) throws(XenError) -> NodeFacts? {
+        guard let facts = try facts(of: address) else { return nil }
+        let script = try store.valueIfReadable("\(address.backendPath(own: own))/\(BackendKey.script)")
+        let text = script.map { String(decoding: $0, as: UTF8.self) }
+        guard let objection = settings.claim.objection(kind: address.kind, script: text) else { return facts }
+        if FileLock.isHeld(directory.workerLock(address)) { return facts }
+        if facts.state == .initialising { report("\(address)", objection, .info) }
+        return nil
     }
 
     /// State and `online`; nil where the node has no state.
@@ -94,8 +107,13 @@ extension Supervisor {
     }
 
     private func reportJunk(_ name: String, _ what: String) {
+        report("backend/\(OperatorText.escaped(name.utf8, limit: 128))", "is \(what) and ignored", .warning)
+    }
+
+    /// Says something of a name, once.
+    private func report(_ name: String, _ what: String, _ level: LogLevel) {
         guard reportedNames.count < Self.reportLimit, reportedNames.insert(name).inserted else { return }
-        log.warning("backend/\(OperatorText.escaped(name.utf8, limit: 128)) is \(what) and ignored")
+        log.write(level, "\(name) \(what)")
     }
 
     // MARK: What is written

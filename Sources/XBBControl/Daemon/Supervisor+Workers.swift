@@ -47,6 +47,9 @@ extension Supervisor {
                 log.info("\(address): worker \(process.process) goes on")
                 return .started
             }
+            if settings.claim.isKernels(address.kind) {
+                return .startFailed("the kernel's xen-blkback was loaded and takes backend/\(address.kind)")
+            }
             let arguments = settings.workers.arguments(
                 for: address, own: own, controlSocket: directory.workerSocket(address))
             let process = try WorkerProcess.spawn(arguments, kept: lock.file)
@@ -81,7 +84,7 @@ extension Supervisor {
         log.write(level, "\(record.address): worker \(process.process) ended with \(exit)")
         if isStopping { return }
         do throws(XenError) {
-            hand(.exited(exit, try facts(of: record.address)), to: record)
+            hand(.exited(exit, try claimedFacts(of: record.address)), to: record)
         } catch {
             // The next turn finds out that XenStore is gone; until then the VBD is one that failed.
             log.error("\(record.address): \(error)")

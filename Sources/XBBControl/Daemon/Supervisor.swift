@@ -38,7 +38,7 @@ public final class Supervisor {
     /// What watches said has changed; read before the loop sleeps again.
     var dirty: Set<VBDAddress> = []
     var dirtyKinds: Set<String> = []
-    /// Names below "backend" that were reported as junk.
+    /// Names below "backend" that were reported as junk or as somebody else's.
     var reportedNames: Set<String> = []
     private var watchPending = false
     private static let storeCheckInterval = 10 * RestartPolicy.second

@@ -7,6 +7,8 @@ public struct SupervisorSettings: Sendable {
     public var runDirectory: String
     /// Directory names below "backend".
     public var kinds: [String]
+    /// Which disks in them are served.
+    public var claim: DiskClaim
     /// How workers are started.
     public var workers: WorkerSettings
     /// Workers are told to hand over when xbbd ends.
@@ -19,5 +21,6 @@ public struct SupervisorSettings: Sendable {
         self.runDirectory = runDirectory
         self.kinds = kinds
         self.workers = workers
+        claim = DiskClaim(loopback: workers.loopback)
     }
 }

@@ -63,6 +63,14 @@ struct FileLock {
         return .held(note: String(decoding: note, as: UTF8.self))
     }
 
+    /// True while somebody holds the lock of `path`. No file is made.
+    static func isHeld(_ path: String) -> Bool {
+        let raw = unsafe clinux_open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0)
+        guard raw >= 0 else { return false }
+        let file = Descriptor(owning: raw)
+        return flock(file.raw, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK
+    }
+
     /// Writes into the file who holds the lock.
     func write(note: String) {
         _ = ftruncate(file.raw, 0)

@@ -51,7 +51,10 @@ struct DeviceNodes: Equatable {
     let toolstackPath: String
     let toolstack: [Entry]
 
-    /// The nodes for a backend in domain `own`. There is no `script`: xbbctl does the script's work itself.
+    /// The nodes for a backend in domain `own`.
+    ///
+    /// `script` says whose disk it is, and is what libxl runs when it removes the disk with its domain: without the key
+    /// it would refuse to (libxl_linux.c, libxl__hotplug_disk). When the disk is added, xbbctl does the script's work.
     init(_ request: AttachRequest, own: DomainID) {
         let address = request.address
         backendPath = address.backendPath(own: own)
@@ -65,21 +68,23 @@ struct DeviceNodes: Equatable {
             XenStorePermission(domain: address.domain, read: false, write: false),
             XenStorePermission(domain: own, read: true, write: false),
         ]
-        let common = [
-            Entry(BackendKey.params, request.disk.target),
-            Entry(BackendKey.frontendID, String(address.domain)),
-            Entry(BackendKey.online, "1"),
-            Entry(BackendKey.removable, "0"),
-            Entry("bootable", "1"),
-            Entry(BackendKey.state, XenbusState.initialising.text),
-            Entry(BackendKey.dev, request.deviceName),
-            // What libxl calls the kind "vbd".
-            Entry(BackendKey.type, address.kind == "vbd" ? "phy" : address.kind),
-            Entry(BackendKey.mode, request.isReadOnly ? "r" : "w"),
-            Entry(BackendKey.deviceType, "disk"),
-            Entry(BackendKey.discardEnable, request.isReadOnly ? "0" : "1"),
-            Entry("specification", "xen"),
-        ]
+        let script =
+            StorageSource(kind: address.kind) == .hotplug ? [Entry(BackendKey.script, DiskClaim.scriptPath)] : []
+        let common =
+            [Entry(BackendKey.params, request.disk.target)] + script + [
+                Entry(BackendKey.frontendID, String(address.domain)),
+                Entry(BackendKey.online, "1"),
+                Entry(BackendKey.removable, "0"),
+                Entry("bootable", "1"),
+                Entry(BackendKey.state, XenbusState.initialising.text),
+                Entry(BackendKey.dev, request.deviceName),
+                // What libxl calls the kind "vbd".
+                Entry(BackendKey.type, address.kind == "vbd" ? "phy" : address.kind),
+                Entry(BackendKey.mode, request.isReadOnly ? "r" : "w"),
+                Entry(BackendKey.deviceType, "disk"),
+                Entry(BackendKey.discardEnable, request.isReadOnly ? "0" : "1"),
+                Entry("specification", "xen"),
+            ]
         backend = [Entry(BackendKey.frontend, frontendPath)] + common
         toolstack = [Entry(BackendKey.frontend, frontendPath), Entry("backend", backendPath)] + common
         frontend = [

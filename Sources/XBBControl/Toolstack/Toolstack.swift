@@ -15,14 +15,18 @@ public final class Toolstack {
     /// The domain of the backend.
     public let own: DomainID
     private let takeSeconds: Double
+    private let claim: DiskClaim
 
-    /// A toolstack in the domain that XenStore says.
-    public convenience init(store: any XenStore) throws(ControlError) {
-        try self.init(store: store, takeSeconds: Self.takeSeconds)
+    /// A toolstack in the domain that XenStore says, on this machine or on the loopback Xen in a directory.
+    public convenience init(store: any XenStore, loopback: String?) throws(ControlError) {
+        try self.init(store: store, takeSeconds: Self.takeSeconds, claim: DiskClaim(loopback: loopback))
     }
 
-    init(store: any XenStore, takeSeconds: Double) throws(ControlError) {
+    init(store: any XenStore, takeSeconds: Double = Toolstack.takeSeconds, claim: DiskClaim = DiskClaim())
+        throws(ControlError)
+    {
         self.store = store
+        self.claim = claim
         self.takeSeconds = takeSeconds
         own = try asControlError { () throws(XenError) in try store.ownDomain() }
     }
@@ -33,6 +37,11 @@ public final class Toolstack {
     ///
     /// Throws what went wrong; then nothing of the disk is left in XenStore.
     public func attach(_ request: AttachRequest, waits: Bool = true) throws(ControlError) {
+        if claim.isKernels(request.address.kind) {
+            throw ControlError(
+                "backend/\(request.address.kind) is served by the kernel's xen-blkback, which is loaded here: unload it "
+                    + "and keep it from loading, or use another --kind; see xbbd(8), Coexistence")
+        }
         try makeNodes(request, withHotplug: !waits)
         guard waits else { return }
         do throws(ControlError) {
