@@ -3,7 +3,7 @@ SHELL := /bin/bash
 SWIFT ?= swift
 JOBS  ?= $(shell nproc)
 
-.PHONY: help setup build build-release demo test test-quick bench check fmt clean
+.PHONY: help setup build build-release install deb deb-test demo test test-quick bench check fmt clean
 
 help: ## what can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
@@ -18,6 +18,15 @@ build: setup ## everything, debug, staged in build/debug
 build-release: setup ## what is installed, release, staged in build/release
 	@scripts/build-release.sh
 	@scripts/stage.sh release
+
+install: ## what build-release built, below DESTDIR and PREFIX (/usr/local)
+	@scripts/install-tree.sh
+
+deb: ## the Debian packages, in build/deb
+	@scripts/deb.sh
+
+deb-test: deb ## install, use, upgrade, remove and purge them in a Debian without Swift (root)
+	@scripts/deb-test.sh
 
 demo: build-release ## a real disk image through a shared ring, without Xen (needs no root but for a loop device)
 	@scripts/demo.sh

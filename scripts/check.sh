@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 swift format lint --strict --recursive Package.swift Sources Plugins Tests
 echo "check: formatting is clean"
 if command -v shellcheck >/dev/null; then
-    shellcheck scripts/*.sh scripts/xen/* .ci/run
+    shellcheck scripts/*.sh scripts/xen/* packaging/*.sh .ci/run
+    shellcheck --shell=sh debian/xbb.p*
     echo "check: shell scripts are clean"
 fi
 header=Sources/PluginAPI/include/xbb_plugin.h

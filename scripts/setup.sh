@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-2-Clause
-# Installs the Debian packages that building, testing and the demo need, if any is missing.
+# Installs the Debian packages that building, testing and the demo need, and those that are named, if any is missing.
+# usage: setup.sh [PACKAGE...]
 set -euo pipefail
 
 packages=(build-essential pkg-config libxen-dev libaio-dev xenstore-utils nbdkit nbdkit-plugin-dev libnbd-bin
-    qemu-utils fio e2fsprogs jq strace util-linux python3 shellcheck)
+    qemu-utils fio e2fsprogs jq strace util-linux python3 shellcheck "$@")
 
 missing=()
 for package in "${packages[@]}"; do

@@ -1,0 +1,169 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-2-Clause
+# shellcheck disable=SC2317  # functions that check calls
+# What `make deb-test` does inside a Debian 12 that has neither Swift nor XBB. The packages are in /packages.
+set -uo pipefail
+cd /packages || exit 1
+export DEBIAN_FRONTEND=noninteractive XBB_LOOPBACK=/tmp/xen
+passed=0
+failed=0
+log=/tmp/step.log
+
+check() { # WHAT COMMAND...
+    local what=$1
+    shift
+    if "$@" >"$log" 2>&1; then
+        passed=$((passed + 1))
+        echo "ok      $what"
+    else
+        failed=$((failed + 1))
+        echo "FAILED  $what"
+        tail -15 "$log" | sed 's/^/        /'
+    fi
+}
+finish() {
+    echo "deb-test: $passed passed, $failed failed"
+    [[ $failed -eq 0 ]]
+    exit
+}
+need() { # the same, and nothing further makes sense without it
+    local before=$failed
+    check "$@"
+    [[ $failed -eq $before ]] || finish
+}
+within() { # SECONDS COMMAND...
+    local limit=$1
+    shift
+    for _ in $(seq $((limit * 10))); do
+        "$@" >/dev/null 2>&1 && return 0
+        sleep 0.1
+    done
+    "$@"
+}
+install_packages() { apt-get install -y -qq --no-install-recommends "$@"; }
+
+all_files() { find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /packages \
+    -o -path /var/cache -o -path /var/log -o -path /var/lib/apt -o -path /var/lib/dpkg \) -prune -o -print | sort; }
+
+no_swift() { ! command -v swift && [[ ! -e /opt/swift ]]; }
+objects() { dpkg -L xbb xbb-tools | while read -r file; do [[ -f $file ]] && readelf -h "$file" >/dev/null 2>&1 && echo "$file"; done; }
+all_libraries_found() { # and no folder of the machine that built them is looked into
+    local file bad=0
+    for file in $(objects); do
+        ldd "$file" | grep "not found" && { echo "$file"; bad=1; }
+        readelf -d "$file" | grep -E 'R(UN)?PATH' | grep -v "\[.ORIGIN[./a-z0-9_-]*]" && { echo "$file"; bad=1; }
+        readelf -S "$file" | grep -E '\.(debug_|symtab)' && { echo "$file is not stripped"; bad=1; }
+    done
+    [[ $bad -eq 0 ]]
+}
+files_are_there() {
+    local file
+    for file in /etc/xen/scripts/block-xbb /lib/systemd/system/xbbd.service /lib/modprobe.d/xbb.conf \
+        /usr/sbin/{xbbd,xbb-vbd,xbbctl} /usr/bin/{xbb-loopback,xbb-blkfront} /usr/include/xbb/{xbb_plugin.h,module.modulemap} \
+        /usr/lib/xbb/plugins/xbb-{file,rawdisk,null,error,delay}.so /usr/share/bash-completion/completions/xbbctl \
+        /usr/share/doc/xbb/{README.Debian,copyright,changelog.gz}; do
+        [[ -s $file ]] || { echo "$file is missing"; return 1; }
+    done
+    [[ -x /etc/xen/scripts/block-xbb ]]
+}
+conffiles_are() { [[ $(dpkg-query -W -f='${Conffiles}' xbb | awk 'NF {print $1}') == "/etc/xen/scripts/block-xbb" ]]; }
+man_pages() {
+    local page
+    for page in xbbd xbb-vbd xbbctl block-xbb xbb-loopback xbb-blkfront nbdkit-xbb-plugin; do
+        man -w "$page" && [[ $(man "$page" | wc -l) -gt 20 && -z $(man --warnings "$page" 2>&1 >/dev/null) ]] || return 1
+    done
+}
+helps() {
+    local program
+    for program in xbbd xbb-vbd xbbctl xbb-loopback xbb-blkfront; do
+        "$program" --help | grep -qi usage || { echo "$program --help"; return 1; }
+    done
+}
+completion() { bash -c '. /usr/share/bash-completion/completions/xbbctl && complete -p xbbctl'; }
+unit_is_sound() { systemd-analyze verify --man=no /lib/systemd/system/xbbd.service; }
+unit_is_enabled() { [[ -L /etc/systemd/system/multi-user.target.wants/xbbd.service ]]; }
+plugins_load_together() { # PLUGIN...: all in one process
+    xbb-vbd --dump-plugins | tee /tmp/plugins.json
+    local name
+    for name in "$@"; do jq -e --arg name "$name" '.. | objects | select(.name? == $name and (.error? == null))' /tmp/plugins.json >/dev/null ||
+        { echo "no $name"; return 1; }; done
+}
+blkback_stays_away() { grep -qx 'blacklist xen-blkback' /lib/modprobe.d/xbb.conf && modprobe -c | grep -q '^blacklist xen_blkback'; }
+
+start_xbbd() {
+    xbbd --loopback /tmp/xen >/tmp/xbbd.log 2>&1 &
+    xbbd=$!
+    within 10 test -S /run/xbb/xbbd.sock
+}
+ctl() { xbbctl --loopback /tmp/xen "$@"; }
+load() { xbb-blkfront load --domid 1 --vdev "$1" --rw randrw --bs 4k-64k --depth 16 --verify crc32c "${@:2}"; }
+nbdkit_copies() {
+    nbdkit -U - xbb domid=1 vdev=xvda --run "nbdcopy /tmp/content \"\$uri\" && nbdcopy \"\$uri\" /tmp/back" &&
+        cmp -n "$(stat -c %s /tmp/content)" /tmp/content /tmp/back && cmp -n "$(stat -c %s /tmp/content)" /tmp/content /tmp/disk.img
+}
+worker_of() { xbbctl --loopback /tmp/xen list --json | jq -r --arg device "$1" '.. | objects | select(.device? == $device) | .pid'; }
+build_example() {
+    # shellcheck disable=SC2046
+    gcc -std=c11 -Wall -Wextra -Werror -shared -fPIC -Wl,-z,defs $(pkg-config --cflags xbb-plugin-1) \
+        /usr/share/doc/xbb-plugin-dev/examples/c-memory/memory.c -o "$(pkg-config --variable=plugindir xbb-plugin-1)/xbb-memory.so"
+}
+upgrade_under_load() {
+    load xvda --time 12 >/tmp/load.log 2>&1 &
+    local load=$! before after
+    before=$(worker_of xvda)
+    sleep 1
+    install_packages ./next-xbb_*.deb ./next-xbb-tools_*.deb || return 1
+    # What the unit does: end the old xbbd, start the new one.
+    kill "$xbbd" && wait "$xbbd"
+    start_xbbd || return 1
+    within 10 test -n "$(worker_of xvda)"
+    after=$(worker_of xvda)
+    echo "worker $before before, $after after"
+    [[ -n $before && $before == "$after" ]] || return 1
+    wait "$load" || { cat /tmp/load.log; return 1; }
+}
+removal_is_refused() {
+    apt-get remove -y -qq xbb >/tmp/remove.log 2>&1 && return 1
+    cat /tmp/remove.log
+    grep -q 'vbd-1-51712' /tmp/remove.log && [[ -x /usr/sbin/xbbd ]] && dpkg-query -W -f='${db:Status-Status}\n' xbb | grep -qx installed
+}
+detach_all() { ctl detach 1 xvda && ctl detach 1 xvdb && [[ -z $(worker_of xvda)$(worker_of xvdb) ]]; }
+nothing_left() { diff /tmp/before <(all_files); }
+
+all_files >/tmp/before
+need "this system has no Swift" no_swift
+need "apt installs xbb and xbb-tools" install_packages ./xbb_*.deb ./xbb-tools_*.deb
+need "apt installs xbb-plugin-dev" install_packages ./xbb-plugin-dev_*.deb
+check "files are where they belong" files_are_there
+check "the hotplug script is the only conffile" conffiles_are
+check "programs find their libraries, nothing of the build machine is in them" all_libraries_found
+check "every program has --help" helps
+check "every program and plugin has its man page" man_pages
+check "bash completes xbbctl" completion
+check "the unit is sound" unit_is_sound
+check "the unit is enabled" unit_is_enabled
+check "xen-blkback is kept from loading" blkback_stays_away
+check "the plugins load together in one process" plugins_load_together file rawdisk null error delay
+
+truncate -s 64M /tmp/disk.img
+head -c 16M /dev/urandom >/tmp/content
+xbb-loopback run --dir /tmp/xen >/tmp/loopback.log 2>&1 &
+need "a Xen on loopback starts" within 10 test -S /tmp/xen/xenstored.sock
+need "xbbd starts" start_xbbd
+need "a guest and its disk" eval 'xbb-loopback domain create 1 && ctl attach 1 xvda raw:/tmp/disk.img'
+check "a load on the raw image verifies" load xvda
+check "nbdkit finds its plugin; nbdcopy copies in and out" nbdkit_copies
+check "gcc builds the example plugin with pkg-config" build_example
+check "the example plugin serves a disk" eval 'ctl attach 1 xvdb memory: --option size=16M && load xvdb'
+check "an upgrade under load: the worker stays, xbbd takes it over" upgrade_under_load
+check "removal is refused while a disk is served" removal_is_refused
+check "the disk is served after that" load xvda
+check "the disks are detached" detach_all
+kill "$xbbd" 2>/dev/null
+rm -f /usr/lib/xbb/plugins/xbb-memory.so
+check "apt removes the packages" apt-get remove -y -qq xbb xbb-tools xbb-plugin-dev
+check "after removal the kernel's backend may load again" test ! -e /lib/modprobe.d/xbb.conf
+check "after removal nothing is in /run" test ! -e /run/xbb
+check "purge" apt-get purge -y -qq --auto-remove xbb xbb-tools xbb-plugin-dev
+check "purge leaves nothing behind" nothing_left
+finish

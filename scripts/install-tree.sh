@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-2-Clause
+# Installs what `make build-release` built: the one place that knows where things belong.
+# usage: [DESTDIR=dir] [PREFIX=/usr/local] install-tree.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+destination=${DESTDIR:-}
+prefix=${PREFIX:-/usr/local}
+# /usr has its units and module options in /lib, as Debian 12 wants them; others below themselves, where systemd and kmod
+# look for them in /usr/local.
+system=$([[ $prefix == /usr ]] && echo /lib || echo "$prefix/lib")
+from=${XBB_BUILT:-.build/release}
+version=$(sed -nE 's/.*xbbVersion = "([^"]+)".*/\1/p' Sources/Support/Version.swift)
+library=$destination$prefix/lib/xbb
+nbdkit=$destination${NBDKIT_PLUGINDIR:-$(pkg-config --variable=plugindir nbdkit)}
+man=$destination$prefix/share/man
+completions=$destination$prefix/share/bash-completion/completions
+
+[[ $prefix == /* && $prefix != */ ]] || { echo "install: PREFIX must be an absolute path without '/' at its end" >&2; exit 64; }
+[[ -x $from/xbbd ]] || { echo "install: $from/xbbd is missing: make build-release first" >&2; exit 1; }
+
+objects=()
+# Copies a program or library; the folder of the Swift runtime is given relative to its own.
+put_object() { # FILE DESTINATION RUNTIME
+    install -D -m "$([[ $2 == *.so ]] && echo 644 || echo 755)" "$1" "$2"
+    if readelf -d "$2" | grep -q 'NEEDED.*libswift'; then
+        patchelf --set-rpath "\$ORIGIN/$3" "$2"
+        objects+=("$2")
+    else
+        patchelf --remove-rpath "$2"
+    fi
+}
+put_template() { # FILE DESTINATION
+    install -d "$(dirname "$2")"
+    sed -e "s|@PREFIX@|$prefix|g" -e "s|@VERSION@|$version|g" "$1" >"$2"
+    chmod 644 "$2"
+}
+
+for program in xbbd xbb-vbd xbbctl; do
+    put_object "$from/$program" "$destination$prefix/sbin/$program" ../lib/xbb/swift
+done
+for program in xbb-loopback xbb-blkfront; do
+    put_object "$from/$program" "$destination$prefix/bin/$program" ../lib/xbb/swift
+done
+for plugin in "$from"/libxbb-*.so; do
+    name=$(basename "$plugin")
+    put_object "$plugin" "$library/plugins/${name#lib}" ../swift
+done
+put_object "$from/libnbdkit-xbb-plugin.so" "$nbdkit/nbdkit-xbb-plugin.so" \
+    "$(realpath -m --relative-to="$nbdkit" "$library/swift")"
+
+# The Swift libraries that these need, and no others.
+runtime=$(swift -print-target-info | python3 -c 'import json, sys; print(json.load(sys.stdin)["paths"]["runtimeLibraryPaths"][0])')
+while [[ ${#objects[@]} -gt 0 ]]; do
+    mapfile -t needed < <(readelf -d "${objects[@]}" | sed -nE 's/.*NEEDED.*\[(lib[^]]*)\]/\1/p' | sort -u)
+    objects=()
+    for name in "${needed[@]}"; do
+        [[ -e $runtime/$name && ! -e $library/swift/$name ]] || continue
+        install -D -m 644 "$runtime/$name" "$library/swift/$name"
+        strip --strip-unneeded "$library/swift/$name"
+        objects+=("$library/swift/$name")
+    done
+done
+
+install -D -m 755 scripts/xen/block-xbb "$destination/etc/xen/scripts/block-xbb"
+put_template packaging/xbbd.service.in "$destination$system/systemd/system/xbbd.service"
+install -D -m 644 packaging/xbb-modprobe.conf "$destination$system/modprobe.d/xbb.conf"
+
+install -D -m 644 -t "$destination$prefix/include/xbb" Sources/PluginAPI/include/xbb_plugin.h
+install -D -m 644 -t "$destination$prefix/include/xbb" Sources/PluginAPI/include/module.modulemap
+put_template packaging/xbb-plugin-1.pc.in "$destination$prefix/share/pkgconfig/xbb-plugin-1.pc"
+
+for page in docs/man/*.[158]; do
+    install -D -m 644 -t "$man/man${page##*.}" "$page"
+done
+for program in xbbd xbbctl xbb-loopback xbb-blkfront; do
+    install -d "$completions"
+    # It is read by a shell, not run: no interpreter.
+    "$from/$program" --generate-completion-script bash | sed '1{/^#!/d}' >"$completions/$program"
+    chmod 644 "$completions/$program"
+done
