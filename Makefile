@@ -4,6 +4,7 @@ SWIFT ?= swift
 JOBS  ?= $(shell nproc)
 
 .PHONY: help setup build build-release install deb deb-test demo test test-quick bench check fmt clean
+.PHONY: xen-setup xen-test xen-shell
 
 help: ## what can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
@@ -36,6 +37,15 @@ test: build ## all tests
 
 bench: build-release ## figures beside the peers, as a table and as JSON in build/bench.json
 	@scripts/bench.sh
+
+xen-setup: setup ## install what the Xen lab needs
+	@lab/setup.sh
+
+xen-test: xen-setup build-release ## a real Xen with guests, emulated: all tests, or TESTS="10 20"
+	@lab/xen-lab test $(TESTS)
+
+xen-shell: xen-setup build-release ## the same machine, and a prompt in its dom0
+	@lab/xen-lab shell
 
 check: setup ## formatting, shell scripts, header as C11 and C++17
 	@scripts/check.sh

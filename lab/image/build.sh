@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-2-Clause
+# Builds what QEMU and xl boot, in build/lab, where it is not there or older than what it is made of:
+# tree/ (unpacked Debian packages), xen, vmlinux, dom0.cpio, guest.cpio.
+set -euo pipefail
+lab=$(cd "$(dirname "$0")/.." && pwd)
+out=$lab/../build/lab
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+export tree=$out/tree
+
+# Runs a command if the files that it depends on have changed since it last succeeded.
+made() { # name, file... -- command...
+    local name=$1 files=() sum
+    shift
+    while [[ $1 != -- ]]; do
+        files+=("$1")
+        shift
+    done
+    shift
+    sum=$(cat "${files[@]}" | sha256sum)
+    [[ $(cat "$out/$name.made" 2>/dev/null) != "$sum" ]] || return 0
+    rm -f "$out/$name.made"
+    "$@"
+    echo "$sum" >"$out/$name.made"
+    changed=1
+}
+
+kernel() {
+    # shellcheck source=lab/image/lib.sh
+    . "$lab/image/lib.sh"
+    unpack_kernel "$tree"/boot/vmlinuz-* "$out/vmlinux"
+    gunzip -c "$tree/boot/xen-4.17-amd64.gz" >"$out/xen"
+}
+
+started=$SECONDS
+changed=0
+made tree "$lab"/image/{packages,tree.sh} -- "$lab/image/tree.sh" "$lab/image/packages" "$tree"
+made kernel "$out/tree.made" "$lab/image/lib.sh" -- kernel
+made dom0 "$out/tree.made" "$lab"/image/{lib,dom0}.sh "$lab"/dom0/* -- "$lab/image/dom0.sh" "$out/dom0.cpio"
+made guest "$out/tree.made" "$lab"/image/{lib,guest,stub-library}.sh "$lab"/guest/* -- "$lab/image/guest.sh" "$out/guest.cpio"
+[[ $changed -eq 0 ]] || echo "lab: images are ready after $((SECONDS - started)) s"

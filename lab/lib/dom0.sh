@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: BSD-2-Clause
+# What a test says in dom0; sourced by run-test.sh. Every wait has a limit.
+# shellcheck shell=bash
+images=/srv/disk
+consoles=/var/log/xen/console
+raw_device=/dev/vda
+
+note() { printf '%s\n' "$(cut -d' ' -f1 /proc/uptime): $*"; }
+fail() {
+    note "FAILED: $*"
+    exit 1
+}
+
+# Waits until a command succeeds.
+await() { # seconds, what, command...
+    local end=$((SECONDS + $1)) what=$2
+    shift 2
+    until "$@" >/dev/null 2>&1; do
+        ((SECONDS < end)) || fail "waited too long for $what"
+        sleep 0.2
+    done
+}
+
+# A command that has to fail; its output goes to `refusal`.
+refuses() { # command...
+    if refusal=$("$@" 2>&1); then
+        fail "'$*' succeeded"
+    fi
+}
+
+## xbbd
+
+xbbd_start() { # options...
+    [[ -z $(pidof xbbd) ]] || fail "xbbd runs already"
+    mkdir -p /run/xbb
+    setsid xbbd "$@" >>/var/log/xbbd.log 2>&1 </dev/null &
+    await 30 "xbbd's socket" xbbctl list
+}
+
+xbbd_stop() {
+    local pid
+    pid=$(pidof xbbd)
+    kill -TERM "$pid"
+    await 30 "the end of xbbd" eval "! kill -0 $pid"
+}
+
+workers() { pidof xbb-vbd | wc -w; }
+
+## Guests
+
+domid() { xl domid "$1" 2>/dev/null; }
+
+# Creates a guest with our kernel and initramfs and waits until it takes commands.
+guest_create() { # name, disk...
+    guest_config "$@"
+    guest_up "$1"
+}
+
+# Writes /srv/NAME.cfg; `guest_extra` is added to the kernel's command line.
+guest_config() { # name, disk...
+    local name=$1 disk list=""
+    shift
+    for disk; do
+        list+="'$disk',"
+    done
+    cat >"/srv/$name.cfg" <<END
+name = "$name"
+type = "pv"
+kernel = "/srv/vmlinux"
+ramdisk = "/srv/guest.cpio"
+memory = ${guest_memory:-256}
+vcpus = 1
+extra = "console=hvc0 quiet panic=-1 ${guest_extra:-}"
+on_crash = "destroy"
+disk = [ $list ]
+END
+}
+
+guest_up() { # name
+    local log=$consoles/guest-$1.log
+    : >"$log"
+    note "xl create $1"
+    xl create -q "/srv/$1.cfg" || fail "xl create $1"
+    await 300 "guest $1" grep -q '^ready= 0' "$log"
+    note "guest $1 is domain $(domid "$1")"
+}
+
+# Starts a shell script in a guest, beside what runs there.
+guest_start() { # guest, name of the job, script
+    local tty
+    tty=$(xenstore-read "/local/domain/$(domid "$1")/console/tty") || fail "guest $1 has no console"
+    printf '%s %s\n' "$2" "$(printf '%s' "$3" | base64 -w 0)" >"$tty"
+}
+
+# Waits for a job of a guest; prints what it printed and returns its status.
+guest_wait() { # guest, name of the job, seconds
+    local log=$consoles/guest-$1.log
+    await "$3" "job $2 of guest $1" grep -aq "^$2= " "$log"
+    tr -d '\r' <"$log" | sed -n "s/^$2| //p"
+    return "$(tr -d '\r' <"$log" | sed -n "s/^$2= //p" | tail -1)"
+}
+
+# Runs a shell script in a guest to its end.
+jobs_run=0
+guest() { # guest, script, [seconds]
+    jobs_run=$((jobs_run + 1))
+    local job=j$$-$jobs_run-$RANDOM
+    guest_start "$1" "$job" "$2"
+    guest_wait "$1" "$job" "${3:-120}"
+}
+
+guest_shutdown() { # guest
+    xl shutdown "$1" >/dev/null || fail "xl shutdown $1"
+    await 120 "the end of guest $1" eval "! xl domid $1"
+}
+
+## What is left
+
+vbd_nodes() { xenstore-ls -f /local/domain/0/backend 2>/dev/null | grep -cE '^/local/domain/0/backend/[a-z0-9]+/[0-9]+/[0-9]+ ='; }
+descriptors() { find "/proc/$(pidof xbbd)/fd" -mindepth 1 | wc -l; }
+ports() { /usr/lib/xen-4.17/bin/lsevtchn 0 2>/dev/null | wc -l; }
+
+nothing_left() {
+    [[ $(xl list | wc -l) -eq 2 && $(workers) -eq 0 && $(vbd_nodes) -eq 0 && $(ports) -le $ports_before &&
+        $(descriptors) -le $descriptors_before ]]
+}
+
+# Ends whatever guests there are, then asks for what each of them must have given back.
+assert_nothing_left() {
+    local end=$((SECONDS + 30))
+    until nothing_left; do
+        if ((SECONDS > end)); then
+            xl list
+            xenstore-ls -f /local/domain/0/backend
+            fail "left: $(workers) workers, $(vbd_nodes) nodes, $(ports) ports (before: $ports_before)," \
+                "$(descriptors) descriptors of xbbd (before: $descriptors_before), $(($(xl list | wc -l) - 2)) domains"
+        fi
+        sleep 0.3
+    done
+}

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: BSD-2-Clause
+# The machine: QEMU with Xen and dom0 in it, and commands for dom0; sourced by xen-lab.
+# shellcheck shell=bash
+: "${lab:?}" "${out:?}"
+share=$out/share
+# Seconds; the machine is emulated and may be shared.
+boot_limit=${XEN_LAB_BOOT_SECONDS:-400}
+
+say() { printf '%s\n' "lab: $*"; }
+
+# What dom0 finds in /host: kernel and initramfs of guests, our programs, the tests.
+fill_share() {
+    rm -rf "${share:?}"
+    mkdir -p "$share"/{boot,jobs,logs}
+    ln "$out/vmlinux" "$out/guest.cpio" "$share/boot/"
+    pack_programs
+    cp -r "$lab/tests" "$lab/lib" "$lab/profiles" "$share/"
+}
+
+# Our programs as they are installed, and Swift's libraries where the programs look for them.
+pack_programs() {
+    local top=$lab/.. root=$out/xbb library
+    local stage=$top/build/release
+    [[ -x $stage/bin/xbbd ]] || { echo "lab: nothing is built: run 'make build-release'" >&2; return 1; }
+    rm -rf "$root"
+    mkdir -p "$root"/{usr/sbin,usr/lib/xbb,etc/xen/scripts}
+    cp "$stage"/bin/{xbbd,xbb-vbd,xbbctl} "$root/usr/sbin/"
+    cp -r "$stage/lib/xbb/plugins" "$root/usr/lib/xbb/"
+    cp "$top/scripts/xen/block-xbb" "$root/etc/xen/scripts/"
+    # Those of Debian's C library are in dom0 already.
+    while read -r library; do
+        case $library in
+        */libc.so.* | */libm.so.* | */ld-linux* | */libpthread* | */libdl* | */librt* | */libgcc_s*) continue ;;
+        esac
+        mkdir -p "$root$(dirname "$library")"
+        cp -L "$library" "$root$library"
+    done < <(ldd "$stage"/bin/{xbbd,xbb-vbd,xbbctl} "$stage"/lib/xbb/plugins/*.so | sed -n 's/.* => \(\/[^ ]*\) .*/\1/p' | sort -u)
+    find "$root" -type f ! -path '*/scripts/*' -exec strip --strip-unneeded {} +
+    tar -C "$root" -cf "$share/xbb.tar" .
+}
+
+# Two disks: vda for RawDisk as it is, vdb with a file system for images.
+make_disks() {
+    rm -f "$out"/vd[ab].img
+    truncate -s 1G "$out/vda.img"
+    truncate -s 8G "$out/vdb.img"
+    mke2fs -q -t ext4 -L images -E lazy_itable_init=1,lazy_journal_init=1 "$out/vdb.img"
+}
+
+boot() {
+    local started=$SECONDS
+    rm -f "$share"/jobs/*
+    qemu-system-x86_64 -accel tcg,thread=multi -machine q35 -cpu qemu64 -smp 2 -m 4096 -nographic -no-reboot -nic none \
+        -kernel "$out/xen" -append "dom0_mem=1536M,max:1536M console=com1 loglvl=all guest_loglvl=all bootscrub=0" \
+        -initrd "$out/vmlinux console=hvc0 quiet panic=5,$out/dom0.cpio" \
+        -virtfs local,path="$share",mount_tag=host,security_model=none \
+        -drive file="$out/vda.img",if=virtio,format=raw,cache=unsafe \
+        -drive file="$out/vdb.img",if=virtio,format=raw,cache=unsafe \
+        </dev/null >"$out/boot.log" 2>&1 &
+    qemu=$!
+    until [[ -e $share/jobs/ready ]]; do
+        if ! kill -0 "$qemu" 2>/dev/null || ((SECONDS - started > boot_limit)); then
+            say "dom0 did not come up; the end of $out/boot.log:"
+            tail -20 "$out/boot.log"
+            halt
+            return 1
+        fi
+        sleep 0.3
+    done
+    say "dom0 is ready after $((SECONDS - started)) s"
+}
+
+# Ends the machine, in order if it can.
+halt() {
+    local waited=0
+    [[ -n ${qemu:-} ]] || return 0
+    touch "$share/jobs/stop"
+    while kill -0 "$qemu" 2>/dev/null; do
+        ((++waited <= 100)) || kill -KILL "$qemu" 2>/dev/null
+        sleep 0.2
+    done
+    wait "$qemu" 2>/dev/null
+    qemu=
+}
+
+# Runs a shell script, given on standard input, in dom0; its output goes to a file. Status 124: it did not end in time.
+in_dom0() { # name, limit in seconds, output
+    local name=$1 limit=$2 output=$3 started=$SECONDS
+    rm -f "$share/jobs/$name".*
+    cat >"$share/jobs/$name.new"
+    mv "$share/jobs/$name.new" "$share/jobs/$name.sh"
+    until [[ -e $share/jobs/$name.rc ]]; do
+        if ! kill -0 "$qemu" 2>/dev/null; then
+            cp "$share/jobs/$name.out" "$output" 2>/dev/null
+            echo "lab: the machine has gone" >>"$output"
+            return 125
+        fi
+        if ((SECONDS - started > limit)); then
+            cp "$share/jobs/$name.out" "$output" 2>/dev/null
+            echo "lab: not ended after $limit s" >>"$output"
+            return 124
+        fi
+        sleep 0.3
+    done
+    mv "$share/jobs/$name.out" "$output"
+    return "$(cat "$share/jobs/$name.rc")"
+}
