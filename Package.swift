@@ -39,6 +39,7 @@ let package = Package(
         .executable(name: "xbbd", targets: ["xbbd"]),
         .executable(name: "xbb-vbd", targets: ["xbb-vbd"]),
         .executable(name: "xbbctl", targets: ["xbbctl"]),
+        .executable(name: "xbb-dm", targets: ["xbb-dm"]),
         .executable(name: "xbb-loopback", targets: ["xbb-loopback"]),
         .executable(name: "xbb-blkfront", targets: ["xbb-blkfront"]),
         .executable(name: "xbb-bench", targets: ["xbb-bench"]),
@@ -117,6 +118,7 @@ let package = Package(
                 "XBBControl", "CLinux", "Support",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
+        .executableTarget(name: "xbb-dm", dependencies: ["XBBControl", "Support"], swiftSettings: strict),
         .executableTarget(
             name: "xbb-loopback",
             dependencies: [
@@ -174,12 +176,11 @@ let package = Package(
             name: "ControlTests",
             dependencies: [
                 "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback", "CLinux", "Support", "fake-worker", "xbbd",
-                "xbbctl",
-                "xbb-vbd",
+                "xbbctl", "xbb-dm", "xbb-vbd",
             ]),
         .testTarget(
             name: "EndToEndTests",
-            dependencies: ["Blkfront", "Blkif", "Memory", "XenLoopback", "Xen", "CLinux", "xbb-vbd", "xbbd"]),
+            dependencies: ["Blkfront", "Blkif", "Memory", "XenLoopback", "Xen", "CLinux", "xbb-vbd", "xbbd", "xbb-dm"]),
     ],
     swiftLanguageModes: [.v6]
 )

@@ -62,7 +62,7 @@ import Testing
     @Test(
         "every option of --help is described in the page, and no other",
         arguments: [
-            ("xbbd", [["xbbd"]]), ("xbb-vbd", [["xbb-vbd"]]),
+            ("xbbd", [["xbbd"]]), ("xbb-vbd", [["xbb-vbd"]]), ("xbb-dm", [["xbb-dm"]]),
             ("xbbctl", [["xbbctl"]] + commands.map { ["xbbctl", $0] }),
         ])
     func options(_ name: String, _ calls: [[String]]) throws {

@@ -49,14 +49,19 @@ final class LibxlLab {
     private let daemon = Process()
     private var isStopped = false
 
-    /// xbbd serves `kinds` with `options`.
-    init(kinds: [String] = ["vbd"], options: [String] = []) throws {
+    /// The domain that xbbd runs in.
+    let domain: DomainID
+
+    /// xbbd serves `kinds` with `options`, in domain 0 or in a driver domain.
+    init(kinds: [String] = ["vbd"], options: [String] = [], inDriverDomain: Bool = false) throws {
         var template = Array("/tmp/xbb-libxl-XXXXXX".utf8CString)
         guard mkdtemp(&template) != nil else { throw XenError(errno, "mkdtemp") }
         directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
         xen = try LoopbackXen(directory: "\(directory)/xen")
         control = try LoopbackControl(directory: xen.directory)
         store = try xen.platform().openStore()
+        domain = inDriverDomain ? try control.createDomain() : 0
+        if inDriverDomain { try Self.prepareDriverDomain(domain, store) }
         let plugins = try Lab.stagePlugins(in: "\(directory)/plugins")
         mkdir("\(directory)/run", 0o755)
         daemon.executableURL = URL(fileURLWithPath: "\(buildDirectory)/xbbd")
@@ -65,7 +70,7 @@ final class LibxlLab {
                 "--loopback", xen.directory, "--run-dir", "\(directory)/run", "--plugin-dir", plugins, "--worker",
                 "\(buildDirectory)/xbb-vbd", "--stop-workers",
             ] + kinds.flatMap { ["--backend", $0] } + options
-        daemon.environment = ["SWIFT_BACKTRACE": "enable=no"]
+        daemon.environment = ["SWIFT_BACKTRACE": "enable=no", "XBB_LOOPBACK_DOMAIN": String(domain)]
         _ = FileManager.default.createFile(atPath: "\(directory)/log", contents: nil)
         daemon.standardError = FileHandle(forWritingAtPath: "\(directory)/log")
         try daemon.run()
@@ -84,6 +89,15 @@ final class LibxlLab {
         daemon.waitUntilExit()
         xen.stop()
         try? FileManager.default.removeItem(atPath: directory)
+    }
+
+    /// What libxl makes for a domain that may have backends (libxl_create.c, libxl__domain_make, driver_domain).
+    private static func prepareDriverDomain(_ domain: DomainID, _ store: any XenStore) throws {
+        for name in ["backend", "device-model", "libxl", "error"] {
+            let path = "/local/domain/\(domain)/\(name)"
+            try store.makeDirectory(path, in: .none)
+            try store.setPermissions(of: path, to: [.init(domain: domain, read: false, write: false)], in: .none)
+        }
     }
 
     /// What xbbd and its workers have logged.
@@ -200,7 +214,66 @@ final class LibxlLab {
         try requestRemoval(disk)
         try awaitState("6", of: disk)
         if disk.kind != "qdisk" { #expect(try run("remove", disk).status == 0) }
-        for path in [disk.back, disk.front] { try store.remove(path, in: .none) }
+        // In a driver domain `xl devd` removes the backend's path, and libxl waits until it is gone.
+        let backend = try xen.platform(domain: disk.backend).openStore()
+        try backend.remove(disk.back, in: .none)
+        try store.remove(disk.front, in: .none)
+    }
+
+    // MARK: Device model
+
+    /// A device model that was started.
+    struct DeviceModelRun {
+        let process: Process
+        let monitorPath: String
+        private let logPath: String
+
+        init(_ process: Process, monitorPath: String, logPath: String) {
+            self.process = process
+            self.monitorPath = monitorPath
+            self.logPath = logPath
+        }
+
+        var log: String { (try? String(contentsOfFile: logPath, encoding: .utf8)) ?? "" }
+
+        /// How it ended by itself.
+        func status() -> Int32 {
+            process.waitUntilExit()
+            return process.terminationReason == .exit ? process.terminationStatus : -process.terminationStatus
+        }
+    }
+
+    /// Starts xbb-dm with what libxl 4.17 gives to QEMU for a PV guest (libxl__build_device_model_args_new) and the
+    /// user's `extra` (device_model_args).
+    func startDeviceModel(_ guest: DomainID, extra: [String] = [], replacing arguments: [String]? = nil) throws
+        -> DeviceModelRun
+    {
+        let process = Process()
+        let monitor = "\(directory)/qmp-libxl-\(guest)"
+        let log = "\(directory)/qemu-dm-\(guest).log"
+        process.executableURL = URL(fileURLWithPath: "\(buildDirectory)/xbb-dm")
+        process.arguments =
+            arguments ?? [
+                "-xen-domid", String(guest), "-no-shutdown", "-chardev",
+                "socket,id=libxl-cmd,path=\(monitor),server=on,wait=off", "-mon", "chardev=libxl-cmd,mode=control",
+                "-chardev", "socket,id=libxenstat-cmd,path=\(directory)/qmp-libxenstat,server=on,wait=off", "-mon",
+                "chardev=libxenstat-cmd,mode=control", "-nodefaults", "-no-user-config", "-xen-attach", "-name",
+                "-vnc", "-vnc", "none", "-display", "none", "-nographic", "-machine", "xenpv", "-m", "256",
+            ]
+        process.arguments?.append(contentsOf: extra + ["--loopback", xen.directory])
+        process.environment = ["SWIFT_BACKTRACE": "enable=no", "XBB_LOOPBACK_DOMAIN": String(domain)]
+        _ = FileManager.default.createFile(atPath: log, contents: nil)
+        process.standardError = FileHandle(forWritingAtPath: log)
+        try process.run()
+        return DeviceModelRun(process, monitorPath: monitor, logPath: log)
+    }
+
+    /// Waits until a device model says that it runs; no longer than libxl does.
+    func awaitDeviceModel(_ guest: DomainID, _ model: DeviceModelRun) throws {
+        let home = "/local/domain/\(domain)"
+        try eventually("the device model to run; log: \(model.log)", seconds: 60) {
+            try store.text("\(home)/device-model/\(guest)/state") == "running"
+        }
     }
 
     /// Runs a command line of the shell and gives what it printed.

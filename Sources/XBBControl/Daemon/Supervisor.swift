@@ -76,23 +76,12 @@ public final class Supervisor {
         try detach()
         do throws(XenError) {
             if let identity = ProcessIdentity(running: getpid()) { ownLock.write(note: identity.note) }
-            signals = try Self.takeSignals()
+            signals = try SignalDescriptor.open([SIGTERM, SIGINT, SIGHUP])
             loop = try EventLoop()
             server = try ControlServer(path: directory.socket, loop: loop) { [unowned self] in request($1, from: $0) }
         } catch {
             throw ControlError("\(error)")
         }
-    }
-
-    private static func takeSignals() throws(XenError) -> Descriptor {
-        var set = sigset_t()
-        unsafe sigemptyset(&set)
-        for number in [SIGTERM, SIGINT, SIGHUP] { unsafe sigaddset(&set, number) }
-        unsafe pthread_sigmask(SIG_BLOCK, &set, nil)
-        signal(SIGPIPE, SIG_IGN)
-        signal(SIGCHLD, SIG_DFL)  // ignored, it would let children vanish without a status
-        let raw = unsafe signalfd(-1, &set, Int32(SFD_CLOEXEC) | Int32(SFD_NONBLOCK))
-        return try Descriptor(raw, "signalfd")
     }
 
     /// Supervises until SIGTERM or SIGINT. `ready` is called when all VBDs that are there have been looked at.

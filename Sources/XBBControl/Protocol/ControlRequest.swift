@@ -19,6 +19,8 @@ public struct ControlError: Error, Equatable, Sendable, CustomStringConvertible 
 public enum ControlStatus: Int32, Sendable {
     /// It could not be done.
     case failed = 1
+    /// Wrong usage.
+    case usage = 64
     /// xbbd or XenStore cannot be reached.
     case unreachable = 69
     /// The other side did not do its part in time; it may be tried again.

@@ -10,7 +10,7 @@ public enum StoreAccess {
     ///
     /// Sets XENSTORED_PATH of this process, which libxenstore looks at; to be called before there are threads.
     public static func open(loopback: String?) throws(ControlError) -> any XenStore {
-        if let loopback, unsafe setenv("XENSTORED_PATH", loopback + "/xenstored.sock", 1) != 0 {
+        if let loopback, unsafe setenv("XENSTORED_PATH", LoopbackPlace.storeSocket(in: loopback), 1) != 0 {
             throw ControlError("set XENSTORED_PATH: \(errnoText(errno))")
         }
         do throws(XenError) {

@@ -42,10 +42,11 @@ final class Hypervisor {
     private var nextNumber: DomainID = 1
     private let hooks: Hooks
 
-    /// A hypervisor with domain 0, which has no memory that it could grant.
+    /// A hypervisor with domain 0, which may be a frontend too: a toolstack attaches disks to its own domain, where a
+    /// boot loader reads them.
     init(hooks: Hooks) throws(XenError) {
         self.hooks = hooks
-        domains[0] = try HostedDomain(id: 0, serial: 0, pages: 0, entries: 512)
+        domains[0] = try HostedDomain(id: 0, serial: 0, pages: 8192, entries: 32768)
     }
 
     /// Serves one call. Throws the errno that becomes the answer.
@@ -70,7 +71,6 @@ final class Hypervisor {
             return answer(all[index].describe())
         case .join:
             let domain = try aliveDomain(of: client)
-            if domain.id == 0 { throw XenError(EPERM, "join domain 0") }
             if client.share != nil { throw XenError(EBUSY, "join domain \(domain.id) again") }
             client.share = FrontendShare()
             domain.shares.frontends += 1

@@ -16,7 +16,7 @@ public struct LoopbackPlatform: XenPlatform {
 
     /// Opens nothing yet.
     public init(
-        directory: String = LoopbackXen.defaultDirectory, domain: DomainID = 0, copiesData: Bool = true
+        directory: String = LoopbackXen.defaultDirectory, domain: DomainID = LoopbackPlace.domain, copiesData: Bool = true
     ) {
         self.directory = directory
         self.domain = domain
@@ -44,7 +44,7 @@ private let environmentLock = Mutex(())
 
 /// Connects libxenstore to the socket of `domain`.
 func openLoopbackStore(directory: String, domain: DomainID) throws(XenError) -> LibXenStore {
-    let path = domain == 0 ? directory + "/xenstored.sock" : directory + "/xenstored-\(domain).sock"
+    let path = LoopbackPlace.storeSocket(in: directory, domain: domain)
     return try environmentLock.withLock { _ throws(XenError) -> LibXenStore in
         let current = unsafe getenv("XENSTORED_PATH").map { unsafe String(cString: $0) }
         if current != path {

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The device model of a guest whose only devices "of QEMU" are disks, and XBB serves those.
+//
+// For disks below backend/qdisk libxl starts a device model with the guest and waits until it says that it runs
+// (libxl_dm.c, libxl__need_xenpv_qemu and libxl__spawn_local_dm). It looks at no such disk itself: so the device model
+// is who can make `xl create` fail when an image cannot be opened.
+import CLinux
+import Glibc
+import Support
+public import Xen
+import XenBus
+
+/// Says that it runs when all disks of the guest are open, answers libxl, and stays until it is ended or the guest is
+/// gone. One thread.
+public final class DeviceModel {
+    private let arguments: DeviceModelArguments
+    private let store: any XenStore
+    private let log: Log
+    private let loop: EventLoop
+    private let signals: Descriptor
+    private var monitor: MonitorServer?
+    private var hasEvents = false
+    private var isEnding = false
+
+    /// Kinds of backends that QEMU serves for such guests and nobody else.
+    private static let foreignKinds = ["vfb", "vkbd", "9pfs", "qusb"]
+    private static let guestToken = "guest"
+
+    /// Blocks SIGTERM, SIGINT and SIGHUP, with which libxl ends a device model, in the calling thread.
+    public init(_ arguments: DeviceModelArguments, store: any XenStore, log: Log) throws(ControlError) {
+        self.arguments = arguments
+        self.store = store
+        self.log = log
+        do throws(XenError) {
+            signals = try SignalDescriptor.open([SIGTERM, SIGINT, SIGHUP])
+            loop = try EventLoop()
+            try loop.add(store.watchFileDescriptor) { [unowned self] in hasEvents = true }
+            try loop.add(signals.raw) { [unowned self] in isEnding = true }
+        } catch {
+            throw ControlError("\(error)")
+        }
+    }
+
+    /// Runs until the end. Throws what keeps the guest from being started, and failures of XenStore.
+    public func run() throws(ControlError) {
+        let domain = arguments.domain
+        try asControlError { () throws(XenError) in
+            try store.watch(disksPath, token: "disks")
+            try store.watch("/local/domain/\(domain)/domid", token: Self.guestToken)
+        }
+        for kind in Self.foreignKinds {
+            let found = try asControlError { () throws(XenError) in
+                try store.childrenIfPresent("backend/\(kind)/\(domain)")
+            }
+            guard found.isEmpty else {
+                throw ControlError(
+                    "domain \(domain) has a device of kind \(kind), which only QEMU serves: take QEMU as device model")
+            }
+        }
+        // The socket first: libxl connects as soon as it reads "running".
+        if let path = arguments.monitorPath {
+            monitor = try asControlError { () throws(XenError) in try MonitorServer(path: path, loop: loop) }
+        }
+        defer { monitor?.close() }
+        try awaitDisks()
+        if isEnding { return }
+        try asControlError { () throws(XenError) in
+            try store.write("device-model/\(domain)/state", "running")
+        }
+        log.info("domain \(domain) runs")
+        _ = try turn(until: nil) { () throws(XenError) -> Bool? in try isGuestGone() ? true : nil }
+        log.info("domain \(domain) is over")
+    }
+
+    /// Relative: QEMU's and libxl's names below the home of the domain that this runs in.
+    private var disksPath: String { "backend/qdisk/\(arguments.domain)" }
+
+    /// Turns until `check`, asked now and after each change, gives something, the end is asked for, or it is `deadline`.
+    private func turn<Value>(
+        until deadline: UInt64?, _ check: () throws(XenError) -> Value?
+    ) throws(ControlError) -> Value? {
+        try asControlError { () throws(XenError) -> Value? in
+            while !isEnding {
+                while try store.nextWatchEvent() != nil {}
+                hasEvents = false
+                if let value = try check() { return value }
+                repeat {
+                    if let deadline, clinux_monotonic_ns() >= deadline { return nil }
+                    try loop.turn(until: deadline)
+                } while !hasEvents && !isEnding
+            }
+            return nil
+        }
+    }
+
+    /// What can be said of all disks together.
+    private enum Disks {
+        case open(Int)
+        case failed(String)
+    }
+
+    private func awaitDisks() throws(ControlError) {
+        var waitingFor = ""
+        let deadline = clinux_monotonic_ns() &+ UInt64(arguments.waitSeconds) &* RestartPolicy.second
+        let result = try turn(until: deadline) { () throws(XenError) -> Disks? in
+            var count = 0
+            for device in try store.childrenIfPresent(disksPath) {
+                let path = "\(disksPath)/\(device)"
+                let name = try store.text("\(path)/\(BackendKey.dev)") ?? device
+                switch try store.text("\(path)/\(BackendKey.hotplugStatus)") {
+                case "connected": count += 1
+                case "error":
+                    let reason = try store.text("\(path)/\(BackendKey.hotplugError)") ?? "the log of xbbd says why"
+                    return .failed("disk \(name) of domain \(arguments.domain): \(reason)")
+                default:
+                    waitingFor = "\(path) (\(name))"
+                    return nil
+                }
+            }
+            return .open(count)
+        }
+        switch result {
+        case .open(let count)?: log.info("domain \(arguments.domain): \(count) disks are open")
+        case .failed(let text)?: throw ControlError(text)
+        case nil where isEnding: return
+        case nil:
+            throw ControlError(
+                "nobody opened \(waitingFor) within \(arguments.waitSeconds) s: is xbbd running, with '--backend "
+                    + "qdisk'?", status: .timedOut)
+        }
+    }
+
+    /// A driver domain may not see the guest's home, so only "not there" is an answer.
+    private func isGuestGone() throws(XenError) -> Bool {
+        do throws(XenError) {
+            _ = try store.read("/local/domain/\(arguments.domain)/domid", in: .none)
+            return false
+        } catch {
+            if error.isNotFound { return true }
+            if error.code == EACCES { return false }
+            throw error
+        }
+    }
+}

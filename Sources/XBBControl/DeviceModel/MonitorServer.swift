@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The socket at which libxl asks a device model.
+import CLinux
+import Glibc
+import Support
+import Xen
+
+/// Listens at a path, mode 0600, greets and answers. Answers are short: a client that does not read them is dropped.
+final class MonitorServer {
+    private static let clientLimit = 8
+
+    private final class Client {
+        let socket: Descriptor
+        var input = LineBuffer(limit: ControlRequest.longestLine)
+
+        init(_ socket: Descriptor) {
+            self.socket = socket
+        }
+
+        /// False where the client does not take it.
+        func send(_ value: JSON) -> Bool {
+            let bytes = [UInt8]((value.serialized + "\r\n").utf8)
+            return socket.sendAvailable(bytes[...]) == bytes.count
+        }
+    }
+
+    private let path: String
+    private let loop: EventLoop
+    private let listener: Descriptor
+    private var clients: [Int32: Client] = [:]
+
+    /// Takes the place of a socket that is there.
+    init(path: String, loop: EventLoop) throws(XenError) {
+        self.path = path
+        self.loop = loop
+        unsafe unlink(path)
+        let mask = umask(0o177)
+        let raw = unsafe clinux_unix_listen(path, Int32(SOCK_STREAM.rawValue), 4)
+        let code = errno
+        umask(mask)
+        if raw < 0 { throw XenError(code, "listen at \(path)") }
+        listener = Descriptor(owning: raw)
+        try loop.add(raw) { [unowned self] in accept() }
+    }
+
+    /// Ends all connections and removes the socket.
+    func close() {
+        for raw in clients.keys { drop(raw) }
+        loop.remove(listener.raw)
+        unsafe unlink(path)
+    }
+
+    private func accept() {
+        let raw = clinux_accept(listener.raw)
+        guard raw >= 0 else { return }
+        let client = Client(Descriptor(owning: raw))
+        guard clients.count < Self.clientLimit, client.send(MachineProtocol.greeting) else { return }
+        do throws(XenError) {
+            try loop.add(raw) { [unowned self] in serve(raw) }
+            clients[raw] = client
+        } catch {
+            return  // no memory in the kernel: the client sees its connection closed
+        }
+    }
+
+    private func serve(_ raw: Int32) {
+        guard let client = clients[raw] else { return }
+        switch client.socket.readAvailable() {
+        case .wouldBlock: return
+        case .ended: return drop(raw)
+        case .bytes(let bytes): client.input.append(bytes)
+        }
+        while let line = client.input.next() {
+            if !client.send(MachineProtocol.answer(line)) { return drop(raw) }
+        }
+        if client.input.isOverlong { drop(raw) }
+    }
+
+    private func drop(_ raw: Int32) {
+        guard clients.removeValue(forKey: raw) != nil else { return }
+        loop.remove(raw)
+    }
+}
