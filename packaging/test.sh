@@ -59,7 +59,7 @@ all_libraries_found() { # and no folder of the machine that built them is looked
 files_are_there() {
     local file
     for file in /etc/xen/scripts/block-xbb /lib/systemd/system/xbbd.service /lib/modprobe.d/xbb.conf \
-        /usr/sbin/{xbbd,xbb-vbd,xbbctl} /usr/bin/{xbb-loopback,xbb-blkfront} /usr/include/xbb/{xbb_plugin.h,module.modulemap} \
+        /usr/sbin/{xbbd,xbb-vbd,xbbctl} /usr/lib/xbb/xbb-dm /usr/bin/{xbb-loopback,xbb-blkfront} /usr/include/xbb/{xbb_plugin.h,module.modulemap} \
         /usr/lib/xbb/plugins/xbb-{file,rawdisk,null,error,delay}.so /usr/share/bash-completion/completions/xbbctl \
         /usr/share/doc/xbb/{README.Debian,copyright,changelog.gz}; do
         [[ -s $file ]] || { echo "$file is missing"; return 1; }
@@ -69,13 +69,13 @@ files_are_there() {
 conffiles_are() { [[ $(dpkg-query -W -f='${Conffiles}' xbb | awk 'NF {print $1}') == "/etc/xen/scripts/block-xbb" ]]; }
 man_pages() {
     local page
-    for page in xbbd xbb-vbd xbbctl block-xbb xbb-loopback xbb-blkfront nbdkit-xbb-plugin; do
+    for page in xbbd xbb-vbd xbbctl block-xbb xbb-dm xbb-loopback xbb-blkfront nbdkit-xbb-plugin; do
         man -w "$page" && [[ $(man "$page" | wc -l) -gt 20 && -z $(man --warnings "$page" 2>&1 >/dev/null) ]] || return 1
     done
 }
 helps() {
     local program
-    for program in xbbd xbb-vbd xbbctl xbb-loopback xbb-blkfront; do
+    for program in xbbd xbb-vbd xbbctl xbb-loopback xbb-blkfront /usr/lib/xbb/xbb-dm; do
         "$program" --help | grep -qi usage || { echo "$program --help"; return 1; }
     done
 }

@@ -42,6 +42,7 @@ done
 for program in xbb-loopback xbb-blkfront; do
     put_object "$from/$program" "$destination$prefix/bin/$program" ../lib/xbb/swift
 done
+put_object "$from/xbb-dm" "$library/xbb-dm" swift
 for plugin in "$from"/libxbb-*.so; do
     name=$(basename "$plugin")
     put_object "$plugin" "$library/plugins/${name#lib}" ../swift

@@ -16,7 +16,8 @@ public struct LoopbackPlatform: XenPlatform {
 
     /// Opens nothing yet.
     public init(
-        directory: String = LoopbackXen.defaultDirectory, domain: DomainID = LoopbackPlace.domain, copiesData: Bool = true
+        directory: String = LoopbackXen.defaultDirectory, domain: DomainID = LoopbackPlace.domain,
+        copiesData: Bool = true
     ) {
         self.directory = directory
         self.domain = domain
