@@ -3,7 +3,7 @@ SHELL := /bin/bash
 SWIFT ?= swift
 JOBS  ?= $(shell nproc)
 
-.PHONY: help setup build build-release install deb deb-test demo test test-quick bench check fmt clean
+.PHONY: help setup build build-release install deb deb-test demo test test-quick bench count check fmt clean
 .PHONY: xen-setup xen-test xen-shell
 
 help: ## what can be done here
@@ -37,6 +37,10 @@ test: build ## all tests
 
 bench: build-release ## figures beside the peers, as a table and as JSON in build/bench.json
 	@scripts/bench.sh
+
+count: build-release ## instructions of a request in the host, counted by valgrind
+	@scripts/setup.sh valgrind
+	@scripts/count.sh
 
 xen-setup: setup ## install what the Xen lab needs
 	@lab/setup.sh

@@ -183,6 +183,9 @@ def main():
                 rows.append(row(f"null disk, 4k randread, depth {depth}", ours, theirs, "nbdkit null, fio nbd"))
             peer.terminate()
             lab.ctl("detach", "1", "xvda")
+        if options.only in (None, "cost") and shutil.which("valgrind"):
+            say("bench: instructions of a request, counted by callgrind")
+            facts["instructions per request"] = run(ROOT + "/scripts/count.sh").splitlines()
         if options.only in (None, "cost"):
             say("bench: allocations, system calls, memory")
             lab.attach("xvdb", "null:", "--option", "size=1G", "--option", "read-zeroes=off")

@@ -15,18 +15,20 @@ public struct RingOverflow: Error, Sendable, Equatable {
 /// Indices are free-running 32-bit numbers that wrap around. Only the two producer indices and the two event
 /// thresholds are shared; all else is private, so the frontend cannot change it.
 public struct BackRing: ~Copyable, Sendable {
-    private let pages: SharedPages
+    @usableFromInline let pages: SharedPages
     /// The layout of the frontend's ABI.
     public let layout: RingLayout
     /// Number of slots, a power of two.
     public let entryCount: Int
-    private let mask: UInt32
+    @usableFromInline let mask: UInt32
     /// The next request to take (`req_cons`).
-    public private(set) var requestConsumer: UInt32
+    @inlinable public var requestConsumer: UInt32 { consumer }
+    @usableFromInline var consumer: UInt32
     /// Responses written, not all of them visible yet (`rsp_prod_pvt`).
-    public private(set) var responseProducer: UInt32
+    @inlinable public var responseProducer: UInt32 { producer }
+    @usableFromInline var producer: UInt32
     /// Responses that the frontend can see: `sring.rsp_prod` as we last wrote it.
-    private var published: UInt32
+    @usableFromInline var published: UInt32
 
     /// Attaches to a ring in whatever state it is, at `sring.rsp_prod` (`BACK_RING_ATTACH`).
     ///
@@ -39,60 +41,59 @@ public struct BackRing: ~Copyable, Sendable {
         precondition(entryCount > 0)
         mask = UInt32(truncatingIfNeeded: entryCount - 1)
         published = pages.loadAcquire(at: RingLayout.responseProducer)
-        responseProducer = published
-        requestConsumer = published
+        producer = published
+        consumer = published
     }
 
     /// Requests that were taken and have no response yet.
-    public var outstanding: Int { Int(requestConsumer &- responseProducer) }
+    @inlinable public var outstanding: Int { Int(requestConsumer &- responseProducer) }
 
     /// Reads how many requests can be taken, `RING_HAS_UNCONSUMED_REQUESTS` with both overflow tests.
     ///
     /// Throws if the frontend claims more requests than slots are free (`RING_REQUEST_PROD_OVERFLOW`).
-    @inline(__always)
     public mutating func available() throws(RingOverflow) -> Int {
-        let producer = pages.loadAcquire(at: RingLayout.requestProducer)
-        if producer &- responseProducer > UInt32(truncatingIfNeeded: entryCount) {
-            throw RingOverflow(requestProducer: producer, entryCount: entryCount)
+        let shown = pages.loadAcquire(at: RingLayout.requestProducer)
+        if shown &- producer > UInt32(truncatingIfNeeded: entryCount) {
+            throw RingOverflow(requestProducer: shown, entryCount: entryCount)
         }
-        let waiting = Int32(bitPattern: producer &- requestConsumer)
+        let waiting = Int32(bitPattern: shown &- consumer)
         if waiting < 0 {
             // The producer index went backwards, behind what was already taken.
-            throw RingOverflow(requestProducer: producer, entryCount: entryCount)
+            throw RingOverflow(requestProducer: shown, entryCount: entryCount)
         }
         // RING_REQUEST_CONS_OVERFLOW: never hold more requests than there are slots for their responses.
-        let room = Int32(truncatingIfNeeded: entryCount) &- Int32(bitPattern: requestConsumer &- responseProducer)
+        let room = Int32(truncatingIfNeeded: entryCount) &- Int32(bitPattern: consumer &- producer)
         return Int(min(waiting, room))
     }
 
     /// Copies the next request out of the ring, once, and counts it as taken.
     ///
     /// Call at most as often as ``available()`` said.
-    @inline(__always)
+    @inlinable @inline(__always)
     public mutating func take(into copy: inout SlotBytes) {
-        let offset = RingLayout.ringHeaderSize + Int(requestConsumer & mask) * layout.slotSize
+        let offset = RingLayout.ringHeaderSize + Int(consumer & mask) * layout.slotSize
         pages.copySlot(at: offset, byteCount: layout.slotSize, into: &copy)
-        requestConsumer &+= 1
+        consumer &+= 1
     }
 
     /// Writes a response; the frontend sees it after ``publish()``.
     ///
     /// The padding is zeroed, so that nothing of ours shows through it (XSA-216).
-    @inline(__always)
+    @inlinable @inline(__always)
     public mutating func respond(id: UInt64, wireOperation: UInt8, status: BlockStatus) {
-        let offset = RingLayout.ringHeaderSize + Int(responseProducer & mask) * layout.slotSize
+        let offset = RingLayout.ringHeaderSize + Int(producer & mask) * layout.slotSize
         let statusBits = UInt32(UInt16(bitPattern: status.rawValue)) << 16
         pages.storeResponse(
             id, UInt32(wireOperation) | statusBits, hasTail: layout.responseSize == 16, at: offset)
-        responseProducer &+= 1
+        producer &+= 1
     }
 
     /// Shows all written responses to the frontend; true if it wants an event
     /// (`RING_PUSH_RESPONSES_AND_CHECK_NOTIFY`).
-    @inline(__always)
+    @inlinable @inline(__always)
     public mutating func publish() -> Bool {
         let old = published
-        published = responseProducer
+        published = producer
         if old == published { return false }
         pages.storeRelease(published, at: RingLayout.responseProducer)
         SharedPages.fullFence()
@@ -104,7 +105,7 @@ public struct BackRing: ~Copyable, Sendable {
     /// (`RING_FINAL_CHECK_FOR_REQUESTS`).
     ///
     /// A producer index that makes no sense counts as work; ``available()`` then says what is wrong.
-    @inline(__always)
+    @inlinable @inline(__always)
     public mutating func finalCheck() -> Bool {
         if hasNewRequests { return true }
         pages.store(requestConsumer &+ 1, at: RingLayout.requestEvent)
@@ -113,9 +114,9 @@ public struct BackRing: ~Copyable, Sendable {
     }
 
     /// True if the frontend's index says that there is something to take and there is room for it.
-    @inline(__always)
+    @inlinable @inline(__always)
     public var hasNewRequests: Bool {
-        let producer = pages.loadAcquire(at: RingLayout.requestProducer)
-        return producer != requestConsumer && outstanding < entryCount
+        let shown = pages.loadAcquire(at: RingLayout.requestProducer)
+        return shown != consumer && outstanding < entryCount
     }
 }

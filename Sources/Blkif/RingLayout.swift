@@ -44,27 +44,27 @@ public struct RingLayout: Sendable, Equatable {
     public let segmentsOffset: Int
 
     /// Where the slots begin, behind `struct sring`'s indices.
-    public static let ringHeaderSize = 64
+    @inlinable public static var ringHeaderSize: Int { 64 }
     /// Where `sring.req_prod` stands.
-    static let requestProducer = 0
+    @inlinable static var requestProducer: Int { 0 }
     /// Where `sring.req_event` stands.
-    static let requestEvent = 4
+    @inlinable static var requestEvent: Int { 4 }
     /// Where `sring.rsp_prod` stands.
-    static let responseProducer = 8
+    @inlinable static var responseProducer: Int { 8 }
     /// Where `sring.rsp_event` stands.
-    static let responseEvent = 12
+    @inlinable static var responseEvent: Int { 12 }
 
     /// The layout of 64-bit ABIs.
-    @inline(__always) static var wide: RingLayout {
+    @inlinable @inline(__always) static var wide: RingLayout {
         RingLayout(slotSize: 112, responseSize: 16, idOffset: 8, sectorOffset: 16, segmentsOffset: 24)
     }
     /// The layout of the 32-bit x86 ABI.
-    @inline(__always) static var narrow: RingLayout {
+    @inlinable @inline(__always) static var narrow: RingLayout {
         RingLayout(slotSize: 108, responseSize: 12, idOffset: 4, sectorOffset: 12, segmentsOffset: 20)
     }
 
-    @inline(__always)
-    private init(slotSize: Int, responseSize: Int, idOffset: Int, sectorOffset: Int, segmentsOffset: Int) {
+    @inlinable @inline(__always)
+    init(slotSize: Int, responseSize: Int, idOffset: Int, sectorOffset: Int, segmentsOffset: Int) {
         self.slotSize = slotSize
         self.responseSize = responseSize
         self.idOffset = idOffset

@@ -28,15 +28,21 @@ public struct FixedArray<Element: BitwiseCopyable>: ~Copyable {
         unsafe UnsafeMutableRawPointer(base).deallocate()
     }
 
+    /// One comparison for both ends: as an unsigned number a negative index is larger than any count.
+    @inlinable @inline(__always)
+    func checkIndex(_ index: Int) {
+        precondition(UInt(bitPattern: index) < UInt(bitPattern: count))
+    }
+
     /// The element at `index`, in place.
     @inlinable
     public subscript(index: Int) -> Element {
         @inline(__always) unsafeAddress {
-            precondition(index >= 0 && index < count)
+            checkIndex(index)
             return unsafe UnsafePointer(base + index)
         }
         @inline(__always) unsafeMutableAddress {
-            precondition(index >= 0 && index < count)
+            checkIndex(index)
             return unsafe base + index
         }
     }
@@ -44,21 +50,21 @@ public struct FixedArray<Element: BitwiseCopyable>: ~Copyable {
     /// Works on the element at `index` in place; the index is checked once.
     @inlinable @inline(__always)
     public mutating func update<Result>(_ index: Int, _ body: (inout Element) -> Result) -> Result {
-        precondition(index >= 0 && index < count)
+        checkIndex(index)
         return unsafe body(&base[index])
     }
 
     /// Looks at the element at `index` in place; the index is checked once.
     @inlinable @inline(__always)
     public func look<Result>(_ index: Int, _ body: (borrowing Element) -> Result) -> Result {
-        precondition(index >= 0 && index < count)
+        checkIndex(index)
         return unsafe body(base[index])
     }
 
     /// The address of the element at `index`, valid while the array lives.
-    @inlinable
+    @inlinable @inline(__always)
     @unsafe public func address(of index: Int) -> UnsafeMutablePointer<Element> {
-        precondition(index >= 0 && index < count)
+        checkIndex(index)
         return unsafe base + index
     }
 }

@@ -7,7 +7,7 @@ import CLinux
 /// Pages that were never touched take no memory. Offsets are in bytes and checked.
 @safe
 public final class HostMemory: Sendable {
-    nonisolated(unsafe) let base: UnsafeMutableRawPointer
+    @usableFromInline nonisolated(unsafe) let base: UnsafeMutableRawPointer
     /// Bytes, a multiple of the page size.
     public let byteCount: Int
 
@@ -27,6 +27,7 @@ public final class HostMemory: Sendable {
     }
 
     /// The address of `count` bytes at `offset`, valid while the region lives.
+    @inlinable @inline(__always)
     @unsafe public func address(at offset: Int, count: Int) -> UnsafeMutableRawPointer {
         precondition(offset >= 0 && count >= 0 && offset <= byteCount - count)
         return unsafe base + offset

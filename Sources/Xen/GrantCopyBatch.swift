@@ -12,9 +12,10 @@ public struct GrantCopyBatch: ~Copyable {
     /// `GNTST_okay` of xen/grant_table.h.
     public static let okay: Int16 = 0
 
-    private let operations: UnsafeMutablePointer<xengnttab_grant_copy_segment_t>
+    @usableFromInline let operations: UnsafeMutablePointer<xengnttab_grant_copy_segment_t>
+    @usableFromInline var used = 0
     /// Operations in the batch.
-    public private(set) var count = 0
+    @inlinable public var count: Int { used }
     /// The most operations that fit.
     public let capacity: Int
 
@@ -32,26 +33,28 @@ public struct GrantCopyBatch: ~Copyable {
 
     /// Empties the batch.
     public mutating func removeAll() {
-        count = 0
+        used = 0
     }
 
     /// Adds a copy of `length` bytes between `offset` of a granted page and `hostOffset` of `memory`.
     ///
     /// The caller has checked that the bytes lie in one page and that there is room (``capacity``).
+    @inlinable @inline(__always)
     public mutating func append(
         reference: UInt32, of domain: DomainID, offset: Int, length: Int,
         host memory: HostMemory, hostOffset: Int, toGuest: Bool
     ) {
-        precondition(offset >= 0 && length > 0 && offset <= 4096 - length && count < capacity)
+        precondition(offset >= 0 && length > 0 && offset <= 4096 - length && used < capacity)
         unsafe cxen_set_copy(
-            operations + count, domain, reference, UInt16(truncatingIfNeeded: offset),
+            operations + used, domain, reference, UInt16(truncatingIfNeeded: offset),
             UInt16(truncatingIfNeeded: length), memory.address(at: hostOffset, count: length), toGuest ? 1 : 0)
-        count += 1
+        used &+= 1
     }
 
     /// The status of an operation after the copy: ``okay`` or a negative `GNTST_` code.
+    @inlinable @inline(__always)
     public func status(at index: Int) -> Int16 {
-        precondition(index < count)
+        precondition(UInt(bitPattern: index) < UInt(bitPattern: used))
         return unsafe operations[index].status
     }
 
