@@ -85,7 +85,8 @@ let package = Package(
 
         // A frontend for loopback.
         .target(
-            name: "Blkfront", dependencies: ["Blkif", "Memory", "Xen", "XenLoopback", "Support"], swiftSettings: strict),
+            name: "Blkfront", dependencies: ["Blkif", "Memory", "Xen", "XenBus", "XenLoopback", "Support"],
+            swiftSettings: strict),
         .systemLibrary(name: "CNBDKit"),
         .target(
             name: "NBDKitBlkfront", dependencies: ["Blkfront", "CNBDKit", "Xen", "XenLoopback"],
@@ -152,31 +153,35 @@ let package = Package(
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])], linkerSettings: onlyEntryPoint()),
 
         // Tests; C oracles are compiled from Xen's own headers.
+        .target(name: "TestSupport", dependencies: ["Support"], path: "Tests/TestSupport"),
         .target(name: "CBlkifOracle", path: "Tests/CBlkifOracle"),
-        .testTarget(name: "BlkifTests", dependencies: ["Blkif", "Memory", "CBlkifOracle"]),
+        .testTarget(name: "BlkifTests", dependencies: ["Blkif", "Memory", "CBlkifOracle", "TestSupport"]),
         .testTarget(
-            name: "XenLoopbackTests", dependencies: ["XenLoopback", "Xen", "CXen", "CLinux", "xbb-loopback"]),
+            name: "XenLoopbackTests",
+            dependencies: ["XenLoopback", "Xen", "CXen", "CLinux", "TestSupport", "xbb-loopback"]),
         .testTarget(
             name: "BlkfrontTests",
-            dependencies: ["Blkfront", "Blkif", "Memory", "Xen", "XenLoopback", "CLinux", "Support"]),
-        .testTarget(name: "XenBusTests", dependencies: ["XenBus"]),
+            dependencies: [
+                "Blkfront", "Blkif", "Memory", "Xen", "XenBus", "XenLoopback", "CLinux", "Support", "TestSupport",
+            ]),
+        .testTarget(name: "XenBusTests", dependencies: ["XenBus", "TestSupport"]),
         .testTarget(
             name: "XBBHostTests",
             dependencies: [
                 "XBBHost", "XenLoopback", "Blkfront", "Blkif", "Memory", "Xen", "CXen", "CLinux", "CRing", "PluginAPI",
-                "XenBus",
+                "TestSupport", "XenBus",
             ]),
         .target(
             name: "CPluginHarness", dependencies: ["PluginAPI"], path: "Tests/CPluginHarness",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])],
             linkerSettings: [.linkedLibrary("dl")]),
-        .testTarget(name: "PluginTests", dependencies: ["PluginAPI", "CPluginHarness", "CLinux"]),
+        .testTarget(name: "PluginTests", dependencies: ["PluginAPI", "CPluginHarness", "CLinux", "TestSupport"]),
         .executableTarget(name: "fake-worker", dependencies: ["Xen", "CLinux"], path: "Tests/FakeWorker"),
         .testTarget(
             name: "ControlTests",
             dependencies: [
-                "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback", "CLinux", "Support", "fake-worker", "xbbd",
-                "xbbctl", "xbb-dm", "xbb-vbd",
+                "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback", "CLinux", "Support", "TestSupport",
+                "fake-worker", "xbbd", "xbbctl", "xbb-dm", "xbb-vbd",
             ]),
         .testTarget(
             name: "EndToEndTests",

@@ -2,6 +2,7 @@
 // Operations of many threads over one queue, without XenStore.
 import Blkif
 import Synchronization
+import TestSupport
 import Testing
 import XenLoopback
 

@@ -4,13 +4,14 @@ import Blkfront
 import Blkif
 import Testing
 import Xen
+import XenBus
 import XenLoopback
 
 @Suite struct FrontDeviceTests {
     /// Connects, moves data through every queue, closes; the keys that the backend saw.
     private func roundTrip(
         _ settings: ToySettings = ToySettings(), _ change: (inout FrontOptions) -> Void
-    ) throws -> (keys: [String: String], device: FrontDevice, states: [BusState]) {
+    ) throws -> (keys: [String: String], device: FrontDevice, states: [XenbusState]) {
         let lab = try DeviceLab()
         let host = try lab.host(settings: settings)
         let device = try lab.device(change)
@@ -156,7 +157,7 @@ import XenLoopback
     }
 
     @Test func aBackendThatIsStuckIsNamed() throws {
-        for (stuck, word) in [(BusState.initialising, "reach InitWait"), (.initWait, "connect")] {
+        for (stuck, word) in [(XenbusState.initialising, "reach InitWait"), (.initWait, "connect")] {
             let lab = try DeviceLab()
             var settings = ToySettings()
             settings.stuckIn = stuck

@@ -5,6 +5,7 @@ import CLinux
 import Glibc
 import Synchronization
 import Testing
+import XenBus
 import XenLoopback
 
 @Suite struct FrontDiskTests {
@@ -92,8 +93,8 @@ import XenLoopback
         try lab.stop()
     }
 
-    @Test(arguments: [BusState.closing, .closed])
-    func theBackendMayClose(state: BusState) throws {
+    @Test(arguments: [XenbusState.closing, .closed])
+    func theBackendMayClose(state: XenbusState) throws {
         let lab = try DeviceLab()
         let host = try lab.host()
         let device = try lab.device()

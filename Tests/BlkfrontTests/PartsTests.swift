@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The parts of the frontend that need nothing else: names, checksums, histograms, patterns, JSON.
+import TestSupport
 import Testing
 
 @testable import Blkfront

@@ -3,6 +3,7 @@
 import Blkif
 import CLinux
 import Glibc
+import TestSupport
 import Testing
 import Xen
 import XenLoopback

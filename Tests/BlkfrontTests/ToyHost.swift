@@ -7,6 +7,7 @@ import Glibc
 import Synchronization
 import Testing
 import Xen
+import XenBus
 import XenLoopback
 
 /// What the backend offers and how it behaves.
@@ -21,7 +22,7 @@ struct ToySettings: Sendable {
     var mischief = Mischief.none
     var mischiefAt = 0
     /// Never leaves this state by itself.
-    var stuckIn: BusState?
+    var stuckIn: XenbusState?
     /// Answers Initialised with Closing.
     var refuses = false
 }
@@ -44,7 +45,7 @@ final class ToyHost: @unchecked Sendable {
     /// The keys of the frontend at its last connection.
     let lastKeys = Mutex<[String: String]>([:])
     /// The states that the frontend showed.
-    let frontStates = Mutex<[BusState]>([])
+    let frontStates = Mutex<[XenbusState]>([])
     let failure = Mutex<String?>(nil)
 
     init(_ platform: LoopbackPlatform, domain: DomainID, number: UInt32 = 51712, settings: ToySettings = .init()) throws
@@ -128,7 +129,7 @@ final class ToyHost: @unchecked Sendable {
         }
     }
 
-    private func setState(_ state: BusState) throws {
+    private func setState(_ state: XenbusState) throws {
         try store.write("\(back)/state", String(state.rawValue))
     }
 
@@ -140,9 +141,9 @@ final class ToyHost: @unchecked Sendable {
     }
 
     private func followFrontend() throws {
-        let state = BusState(try store.text("\(front)/state"))
+        let state = XenbusState(try store.text("\(front)/state"))
         frontStates.withLock { if $0.last != state { $0.append(state) } }
-        let own = BusState(try store.text("\(back)/state"))
+        let own = XenbusState(try store.text("\(back)/state"))
         if own == settings.stuckIn { return }
         switch (state, own) {
         case (.initialised, .initWait), (.connected, .initWait):

@@ -3,6 +3,7 @@
 import CBlkifOracle
 import Glibc
 import Memory
+import TestSupport
 import Testing
 
 @testable import Blkif

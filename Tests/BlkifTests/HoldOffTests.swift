@@ -2,6 +2,7 @@
 // Two threads, one ring, and events only when publish() asks for one: no wake-up may be lost.
 import Glibc
 import Memory
+import TestSupport
 import Testing
 
 @testable import Blkif

@@ -2,6 +2,7 @@
 // Random requests: valid but for at most one rule, and bytes of no meaning at all.
 import CBlkifOracle
 import Memory
+import TestSupport
 import Testing
 
 @testable import Blkif

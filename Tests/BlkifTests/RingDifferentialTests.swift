@@ -6,6 +6,7 @@
 // `req_prod`: `publish()` compares with its private copy of the index that it published last, where the macros read
 // it back from the shared page; and `available()` refuses indices that the macros let pass (see RingSides.swift).
 import Memory
+import TestSupport
 import Testing
 
 @testable import Blkif

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 import Support
+import TestSupport
 import Testing
 
 @testable import XBBControl
@@ -49,7 +50,7 @@ import Testing
 
     @Test("random damage is an error or a value, and what is a value comes back", arguments: [UInt64(1), 2, 3])
     func damage(seed: UInt64) throws {
-        var random = SeededGenerator(seed: seed)
+        var random = SplitMix64(seed: seed)
         let whole = Array("{\"a\":[1,-2.5e3,\"x\\u00e9\\n\"],\"b\":{\"c\":null,\"d\":true},\"e\":\"\u{1f600}\"}".utf8)
         var accepted = 0
         for _ in 0..<20000 {
@@ -70,7 +71,7 @@ import Testing
     }
 
     @Test("lines of a stream, however it is cut") func lines() {
-        var random = SeededGenerator(seed: 4)
+        var random = SplitMix64(seed: 4)
         let text = Array("ping\r\n\nlist\nshow 1/2\nrest".utf8)
         for _ in 0..<200 {
             var buffer = LineBuffer(limit: 8)

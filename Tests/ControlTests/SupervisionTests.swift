@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
+import TestSupport
 import Testing
 import XenBus
 
@@ -162,7 +163,7 @@ import XenBus
 
     @Test("random lives: never two workers, never a question without an answer", arguments: [UInt64(11), 12, 13, 14])
     func randomLives(seed: UInt64) {
-        var random = SeededGenerator(seed: seed)
+        var random = SplitMix64(seed: seed)
         for life in 0..<300 {
             var supervision = VBDSupervision()
             var hasWorker = false

@@ -3,6 +3,7 @@
 import CPluginHarness
 import Glibc
 import PluginAPI
+import TestSupport
 import Testing
 
 /// Random requests with up to `depth` in flight, none overlapping another, checked against an array.
@@ -10,13 +11,13 @@ struct DataModel {
     var bytes: [UInt8]
     /// Discarded without a promise of zeroes: any content is right.
     var isUnknown: [Bool]
-    private var random: Random
+    private var random: SplitMix64
     private(set) var counts: [Int: Int] = [:]
 
     init(size: Int, seed: UInt64) {
         bytes = [UInt8](repeating: 0, count: size)
         isUnknown = [Bool](repeating: false, count: size / 512)
-        random = Random(state: seed)
+        random = SplitMix64(seed: seed)
     }
 
     /// Runs `count` requests and reads everything at the end.

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
+import TestSupport
 import Testing
 import XenBus
 
@@ -156,7 +157,7 @@ import XenBus
     }
 
     @Test func whatIsWrittenIsReadAgain() throws {
-        var random = SeededGenerator(seed: 1)
+        var random = SplitMix64(seed: 1)
         for order in 0...5 {
             for queues in 1...4 {
                 var next: UInt32 = 1

@@ -10,29 +10,6 @@ func reader(_ node: Node) -> (String) -> [UInt8]? {
     { node[$0].map { [UInt8]($0.utf8) } }
 }
 
-/// SplitMix64.
-struct SeededGenerator: RandomNumberGenerator {
-    var state: UInt64
-
-    init(seed: UInt64) {
-        state = seed
-    }
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var z = state
-        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
-        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
-        return z ^ (z >> 31)
-    }
-
-    mutating func pick<T>(_ choices: [T]) -> T {
-        choices[Int(next() % UInt64(choices.count))]
-    }
-
-    mutating func chance(_ percent: UInt64) -> Bool { next() % 100 < percent }
-}
-
 /// Values that no reader may trust, crash on or take for a number.
 let hostileValues: [[UInt8]] = [
     [], Array("-1".utf8), Array("+1".utf8), Array(" 1".utf8), Array("1 ".utf8), Array("1\n".utf8), Array("1\0".utf8),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Random lives of a VBD: hostile guest, toolstack, slow storage. The promises hold in all of them.
 
+import TestSupport
 import Testing
 
 @testable import XenBus
@@ -16,7 +17,7 @@ private struct World {
     }
 
     var machine: VBDMachine
-    var random: SeededGenerator
+    var random: SplitMix64
     let release: VBDMachine.StorageRelease
 
     // XenStore.
@@ -41,7 +42,7 @@ private struct World {
     var broken: [String] = []
 
     init(seed: UInt64) {
-        var random = SeededGenerator(seed: seed)
+        var random = SplitMix64(seed: seed)
         release = random.chance(75) ? .withFrontend : .withDevice
         storageWorks = random.pick([0, 90, 100])
         ringsWork = random.pick([0, 70, 100])
@@ -60,7 +61,7 @@ private struct World {
         release = .withFrontend
         (storageWorks, ringsWork, haste) = (100, 100, 0)
         (state, frontend) = (.initialising, .initialising)
-        random = SeededGenerator(seed: seed)
+        random = SplitMix64(seed: seed)
         machine = VBDMachine(attachment: .init())
         carryOut(machine.start())
         hand(.storageConfigured(goodRequest))

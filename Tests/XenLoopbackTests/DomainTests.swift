@@ -2,6 +2,7 @@
 // Domains: made, listed, joined, destroyed; and a broker that no client can stop.
 import CLinux
 import Glibc
+import TestSupport
 import Testing
 import Xen
 import XenLoopback
@@ -112,7 +113,7 @@ import XenLoopback
     @Test func framesAreGivenOnceAndComeBack() throws {
         let lab = try Lab()
         let guest = try lab.guest(pages: 16)
-        var random = SplitMix64(state: 99)
+        var random = SplitMix64(seed: 99)
         var mine: [(first: UInt32, count: Int)] = []
         var taken = Set<UInt32>()
         for _ in 0..<2000 {
@@ -184,7 +185,7 @@ import XenLoopback
     @Test func noClientStopsTheBroker() throws {
         let lab = try Lab()
         let guest = try lab.guest()
-        var random = SplitMix64(state: 7)
+        var random = SplitMix64(seed: 7)
         let path = lab.directory + "/hypervisor.sock"
         for round in 0..<400 {
             let socket = clinux_unix_connect(path, Int32(SOCK_SEQPACKET.rawValue))

@@ -3,6 +3,7 @@
 import CLinux
 import Glibc
 import Synchronization
+import TestSupport
 import Testing
 import Xen
 import XenLoopback
@@ -250,7 +251,7 @@ import XenLoopback
                 }
             }
         }
-        var random = SplitMix64(state: 1)
+        var random = SplitMix64(seed: 1)
         var lost = 0
         for round in 1...50_000 {
             counts.sent.store(round, ordering: .releasing)

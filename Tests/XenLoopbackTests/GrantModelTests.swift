@@ -4,6 +4,7 @@ import CXen
 import Glibc
 import Memory
 import Synchronization
+import TestSupport
 import Testing
 import Xen
 import XenLoopback
@@ -21,7 +22,7 @@ import XenLoopback
     @Test(arguments: [1, 2, 3, 4, UInt64.random(in: 5 ... .max)])
     func randomOperationsMatchTheModel(seed: UInt64) throws {
         print("GrantModelTests: seed \(seed)")
-        var random = SplitMix64(state: seed)
+        var random = SplitMix64(seed: seed)
         let lab = try Lab()
         let driver = try LoopbackControl(directory: lab.directory).createDomain(pages: 1)
         let guest = try lab.guest(pages: 32, entries: 48)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The XenStore core without sockets: watches, domains that come and go, clients that do not read.
+import TestSupport
 import Testing
 import Xen
 
@@ -236,7 +237,7 @@ import Xen
 
     @Test(arguments: [1, 2, 3, 4] as [UInt64])
     func junkNeverHarms(seed: UInt64) throws {
-        var random = SplitMix64(state: seed)
+        var random = SplitMix64(seed: seed)
         let store = TestCore(domains: 1)
         let control = try store.connect()
         for _ in 0..<1000 {

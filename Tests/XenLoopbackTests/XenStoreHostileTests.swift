@@ -2,6 +2,7 @@
 // The daemon with clients that break the protocol, do not read, or come in masses; and its own coming and going.
 import CLinux
 import Glibc
+import TestSupport
 import Testing
 import Xen
 
@@ -26,7 +27,7 @@ extension XenStoreTests {
     @Suite struct XenStoreHostileTests {
         @Test(arguments: [1, 2, 3] as [UInt64])
         func junkEndsTheConnectionAndNothingElse(seed: UInt64) throws {
-            var random = SplitMix64(state: seed)
+            var random = SplitMix64(seed: seed)
             let daemon = try TestDaemon()
             try daemon.server.addDomain(1)
             let store = try daemon.open()

@@ -2,6 +2,7 @@
 // Random operations of three clients with transactions, against a model of ten lines per operation.
 import CLinux
 import Glibc
+import TestSupport
 import Testing
 import Xen
 
@@ -112,7 +113,7 @@ private struct Open {
 /// Runs random operations; a transaction that took effect must have seen what it would have seen had it run all at
 /// once at its end.
 private func check(_ subject: some Subject, seed: UInt64, steps: Int) throws {
-    var random = SplitMix64(state: seed)
+    var random = SplitMix64(seed: seed)
     var model = Model()
     var version = 0
     var open: [[Open]] = [[], [], []]

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The parts of the XenStore core that stand alone: bytes, paths, permissions, the queue of a client.
+import TestSupport
 import Testing
 import Xen
 
@@ -8,7 +9,7 @@ import Xen
 @Suite struct XenStoreWireTests {
     @Test(arguments: [1, 2, 3] as [UInt64])
     func messagesComeOutAsTheyWentInHoweverTheBytesAreCut(seed: UInt64) throws {
-        var random = SplitMix64(state: seed)
+        var random = SplitMix64(seed: seed)
         var sent: [XenStoreMessage] = []
         var stream: [UInt8] = []
         for _ in 0..<200 {
@@ -200,7 +201,7 @@ import Xen
 
     @Test(arguments: [1, 2, 3] as [UInt64])
     func bytesLeaveInOrderHoweverTheyAreCut(seed: UInt64) {
-        var random = SplitMix64(state: seed)
+        var random = SplitMix64(seed: seed)
         var outbox = XenStoreOutbox()
         var expected: [UInt8] = []
         var sent: [UInt8] = []

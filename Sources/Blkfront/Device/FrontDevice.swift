@@ -7,6 +7,7 @@
 //
 // Every step is public, so that tests can leave the road after any of them.
 import Blkif
+import XenBus
 public import Xen
 public import XenLoopback
 
@@ -15,7 +16,7 @@ public enum FrontEvent: Sendable, Equatable {
     /// The backend wrote Connected again and the size is a new one, in bytes.
     case resized(UInt64)
     /// The backend wants to close, or has closed, or its node is gone.
-    case backendCloses(BusState)
+    case backendCloses(XenbusState)
 }
 
 /// A block device of a domain. Use from one thread; the queues may be used from others.
@@ -35,7 +36,7 @@ public final class FrontDevice {
     /// The backend's domain.
     public private(set) var backend: DomainID = 0
     /// The state that this frontend wrote last.
-    public private(set) var state = BusState.unknown
+    public private(set) var state = XenbusState.unknown
     /// What the backend said of its disk; read when it is connected.
     public private(set) var info = BackendInfo()
     /// The pages of each ring that were agreed on.
@@ -47,7 +48,7 @@ public final class FrontDevice {
     /// Grants that the backend had not given up when the device was closed. Their frames are never used again.
     public private(set) var leakedGrants: [UInt32] = []
     private var watches = false
-    private var lastBackendState = BusState.unknown
+    private var lastBackendState = XenbusState.unknown
 
     private static let token = "blkfront-backend"
 
@@ -107,9 +108,9 @@ public final class FrontDevice {
     /// (`xenbus_reset_state`).
     public func start() throws(BlkfrontError) {
         health = FrontHealth()
-        let own = BusState(try text("\(path)/state"))
+        let own = XenbusState(try text("\(path)/state"))
         let other = try backendState()
-        if own != .initialising, own != .unknown, other.rawValue >= BusState.initialised.rawValue, other != .closed {
+        if own != .initialising, own != .unknown, other.rawValue >= XenbusState.initialised.rawValue, other != .closed {
             try setState(.closing)
             _ = try awaitBackend("leave the state of an earlier connection") { $0 == .closing || $0.isOver }
             try setState(.closed)
@@ -177,7 +178,7 @@ public final class FrontDevice {
     }
 
     /// Writes the own state.
-    public func setState(_ state: BusState) throws(BlkfrontError) {
+    public func setState(_ state: XenbusState) throws(BlkfrontError) {
         do {
             try store.write("\(path)/state", String(state.rawValue))
         } catch {
@@ -187,8 +188,8 @@ public final class FrontDevice {
     }
 
     /// The backend's state now.
-    public func backendState() throws(BlkfrontError) -> BusState {
-        BusState(try text("\(backendPath)/state"))
+    public func backendState() throws(BlkfrontError) -> XenbusState {
+        XenbusState(try text("\(backendPath)/state"))
     }
 
     // MARK: Life
@@ -253,8 +254,8 @@ public final class FrontDevice {
 
     /// Waits until the backend's state satisfies `accept`; `step` completes "the backend did not ...".
     public func awaitBackend(
-        _ step: String, timeout: Int? = nil, where accept: (BusState) -> Bool
-    ) throws(BlkfrontError) -> BusState {
+        _ step: String, timeout: Int? = nil, where accept: (XenbusState) -> Bool
+    ) throws(BlkfrontError) -> XenbusState {
         let deadline = Deadline(milliseconds: timeout ?? options.timeout)
         while true {
             let now = try backendState()
@@ -290,9 +291,4 @@ public final class FrontDevice {
     }
 
     func text(_ path: String) throws(BlkfrontError) -> String? { try BackendInfo.text(path, store) }
-}
-
-extension BusState {
-    /// The backend has closed, or its node is gone.
-    var isOver: Bool { self == .closed || self == .unknown }
 }

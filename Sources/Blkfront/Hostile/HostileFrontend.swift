@@ -6,6 +6,7 @@ public import Blkif
 import CLinux
 public import Memory
 public import Xen
+import Support
 import XenLoopback
 
 /// Misuse of a device, step by step. Use from one thread, but for the ``RingFlipper``.

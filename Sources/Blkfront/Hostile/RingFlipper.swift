@@ -2,6 +2,7 @@
 // Changes a ring's slots while the backend reads them (XSA-155).
 public import Blkif
 public import Memory
+import Support
 import Synchronization
 
 /// A thread that writes to the slots of a ring as fast as it can: to operations, segment counts, sectors, references

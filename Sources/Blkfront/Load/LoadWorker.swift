@@ -3,6 +3,7 @@
 import Blkif
 import CLinux
 import Memory
+import Support
 
 /// What the requests of an operation have in common.
 struct LoadOperation: BitwiseCopyable, Sendable {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Blocks that say of themselves where they belong, which writing they are of, and whether they are whole.
+import Support
 
 /// What a block that was read back is, if it is not what was written.
 public enum VerifyFault: Error, Sendable, Equatable, CustomStringConvertible {
@@ -85,31 +86,5 @@ public struct VerifyPattern: Sendable {
         guard stored == UInt64(sum) else {
             throw .checksum(offset: offset, found: sum, expected: UInt32(truncatingIfNeeded: stored))
         }
-    }
-}
-
-/// A small random number generator that gives the same numbers for the same seed everywhere.
-public struct SplitMix64: RandomNumberGenerator, Sendable {
-    private var state: UInt64
-
-    /// A generator that starts from `seed`.
-    public init(seed: UInt64) {
-        state = seed
-    }
-
-    /// The next 64 bits.
-    @inline(__always)
-    public mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var value = state
-        value = (value ^ value >> 30) &* 0xbf58_476d_1ce4_e5b9
-        value = (value ^ value >> 27) &* 0x94d0_49bb_1331_11eb
-        return value ^ value >> 31
-    }
-
-    /// A number from 0 to `bound` - 1; `bound` must not be 0.
-    @inline(__always)
-    public mutating func below(_ bound: UInt64) -> UInt64 {
-        next().multipliedFullWidth(by: bound).high
     }
 }

@@ -2,6 +2,7 @@
 // A request as a test wants it, its bytes by our encoder and by C's structs, and a second opinion on what it means.
 import CBlkifOracle
 import Memory
+import TestSupport
 
 @testable import Blkif
 

@@ -3,6 +3,7 @@
 import CBlkifOracle
 import Glibc
 import Memory
+import TestSupport
 
 @testable import Blkif
 

@@ -4,6 +4,7 @@ import Blkif
 import CXen
 import Glibc
 import PluginAPI
+import TestSupport
 import Testing
 
 @testable import XBBHost

@@ -3,6 +3,7 @@
 import Blkif
 import Glibc
 import PluginAPI
+import TestSupport
 import Testing
 
 @testable import XBBHost
