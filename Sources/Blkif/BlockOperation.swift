@@ -6,9 +6,9 @@ public enum BlkifLimits {
     /// Bytes of a sector in requests, whatever the device has.
     public static let sectorSize = 512
     /// Sectors of a granted page.
-    public static let sectorsPerPage = 8
+    @inlinable public static var sectorsPerPage: Int { 8 }
     /// `BLKIF_MAX_SEGMENTS_PER_REQUEST`
-    public static let segmentsPerRequest = 11
+    @inlinable public static var segmentsPerRequest: Int { 11 }
     /// The most pages of a ring that we map.
     public static let ringPages = 32
     /// The most requests of a ring: those of 32 pages.

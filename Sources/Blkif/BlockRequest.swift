@@ -83,6 +83,7 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
     ///
     /// Returns the first rule that is broken, or nil. The id and the operation byte are set in either case, because
     /// a response needs them. What was in this request before is of no influence, so that it can be used again.
+    @inlinable @inline(__always)
     public mutating func parse(_ slot: borrowing SlotBytes, layout: RingLayout, disk: DiskLimits) -> RequestError? {
         // Once for each layout with offsets that the compiler knows: it is a third of the instructions.
         if layout.idOffset == RingLayout.wide.idOffset {
@@ -91,8 +92,8 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
         return parse(slot, known: RingLayout.narrow, disk: disk)
     }
 
-    @inline(__always)
-    private mutating func parse(
+    @inlinable @inline(__always)
+    mutating func parse(
         _ slot: borrowing SlotBytes, known layout: RingLayout, disk: DiskLimits
     ) -> RequestError? {
         wireOperation = slot.load(UInt8.self, at: 0)
@@ -116,8 +117,8 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
         return parseSegments(slot, layout: layout, disk: disk)
     }
 
-    @inline(__always)
-    private mutating func parseSegments(
+    @inlinable @inline(__always)
+    mutating func parseSegments(
         _ slot: borrowing SlotBytes, layout: RingLayout, disk: DiskLimits
     ) -> RequestError? {
         let count = slot.load(UInt8.self, at: 1)
@@ -147,8 +148,8 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
         return nil
     }
 
-    @inline(__always)
-    private mutating func parseDiscard(
+    @inlinable @inline(__always)
+    mutating func parseDiscard(
         _ slot: borrowing SlotBytes, layout: RingLayout, disk: DiskLimits
     ) -> RequestError? {
         if !disk.offersDiscard { return .unknownOperation }
@@ -161,7 +162,7 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
     }
 
     /// True if `count` sectors from `first` are on the disk; never wraps.
-    @inline(__always)
+    @inlinable @inline(__always)
     static func isOnDisk(first: UInt64, count: UInt64, disk: DiskLimits) -> Bool {
         count <= disk.sectorCount && first <= disk.sectorCount &- count
     }

@@ -89,7 +89,7 @@ public struct SharedPages: @unchecked Sendable {
         unsafe withUnsafeMutableBytes(of: &copy.words) { target in
             guard let base = target.baseAddress else { return }
             if byteCount == SlotBytes.byteCount && offset & 7 == 0 {
-                unsafe cring_copy_in_14(base, source)
+                unsafe cring_copy_in_112(base, source)
             } else {
                 unsafe cring_copy_in(base, source, byteCount / 4)
             }

@@ -77,6 +77,12 @@ static inline void cring_full_fence(void)
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
+/* What tells the calling thread from all others that run; pthread_self() is a call. */
+static inline uintptr_t cring_thread(void)
+{
+    return (uintptr_t)__builtin_thread_pointer();
+}
+
 /* Tells the processor that this is a waiting loop. */
 static inline void cring_cpu_pause(void)
 {
@@ -95,13 +101,14 @@ static inline void cring_copy_in(void *to, const void *from, size_t words)
     __asm__ volatile("" ::: "memory");
 }
 
-/* The same for the slots of 112 bytes, whose words of 64 bits are aligned. */
-static inline void cring_copy_in_14(void *to, const void *from)
+/* The same for the slots of 112 bytes, in as few loads as there can be. They are aligned to eight bytes only. */
+typedef uint8_t cring_bytes16 __attribute__((vector_size(16), aligned(8)));
+static inline void cring_copy_in_112(void *to, const void *from)
 {
-    const volatile uint64_t *source = (const volatile uint64_t *)from;
-    uint64_t *target = (uint64_t *)to;
+    const volatile cring_bytes16 *source = (const volatile cring_bytes16 *)from;
+    cring_bytes16 *target = (cring_bytes16 *)to;
 #pragma clang loop unroll(full)
-    for (size_t i = 0; i < 14; i++) target[i] = source[i];
+    for (size_t i = 0; i < 7; i++) target[i] = source[i];
     __asm__ volatile("" ::: "memory");
 }
 

@@ -40,10 +40,10 @@ enum PluginRequestState {
 /// complete() at any time. Ports that no queue uses are kept in ``CompletionPorts`` for the next connection.
 @safe
 final class CompletionPort: @unchecked Sendable {
-    private var requests: FixedArray<PluginRequest>
+    private let requests: FixedArray<PluginRequest>
     private var contexts: UnsafeMutableRawPointer
     /// Plugin requests of the pool.
-    let requestCount: Int
+    var requestCount: Int { unsafe requests.count }
     private let local: UnsafeMutablePointer<Int32>
     private(set) var localCount = 0
     /// Head of the stack of completions from other threads, an index plus one; atomic.
@@ -53,7 +53,7 @@ final class CompletionPort: @unchecked Sendable {
     /// Calls that broke the rule "exactly once"; atomic.
     private let violationCells: UnsafeMutablePointer<UInt64>
     /// The queue's thread.
-    private var owner = pthread_t()
+    private var owner: UInt = 0
     /// Wakes the queue's thread.
     let wakeDescriptor: Int32
     /// Bytes of scratch that each request has for the plugin.
@@ -64,9 +64,9 @@ final class CompletionPort: @unchecked Sendable {
     /// A pool of `requestCount` plugin requests, each with `contextSize` bytes of scratch for the plugin.
     init?(requestCount: Int, contextSize: Int) {
         precondition(unsafe MemoryLayout<PluginRequest>.offset(of: \.iov) == Self.vectorOffset)
+        precondition(unsafe MemoryLayout<PluginRequest>.offset(of: \.state) == Self.stateOffset)
         wakeDescriptor = eventfd(0, Int32(EFD_CLOEXEC) | Int32(EFD_NONBLOCK))
         if wakeDescriptor < 0 { return nil }
-        self.requestCount = requestCount
         self.contextSize = contextSize
         unsafe requests = unsafe FixedArray(zeroed: requestCount)
         unsafe local = .allocate(capacity: requestCount)
@@ -98,7 +98,7 @@ final class CompletionPort: @unchecked Sendable {
 
     /// Makes the calling thread the queue's thread.
     func adoptThread() {
-        owner = pthread_self()
+        owner = cring_thread()
         localCount = 0
     }
 
@@ -112,37 +112,37 @@ final class CompletionPort: @unchecked Sendable {
     @inline(__always)
     static var vectorOffset: Int { unsafe MemoryLayout<xbb_req>.stride }
 
+    /// Where a request's state stands.
+    @inline(__always)
+    private static var stateOffset: Int { unsafe vectorOffset + MemoryLayout<iovec>.stride }
+
     /// Called by the plugin, on any thread.
+    @inline(__always)
     func complete(_ req: UnsafeMutablePointer<xbb_req>?, _ status: Int32) {
-        guard let index = unsafe index(of: req) else {
+        guard let index = unsafe index(of: req), takesFromPlugin(index, PluginRequestState.completed) else {
             countViolation()
             return
         }
-        let request = unsafe requests.address(of: index)
         // A status above zero means nothing in the ABI; taking it for success would make up data.
-        let result = status > 0 ? -EIO : status
-        let cell = unsafe UnsafeMutableRawPointer(request) + Self.stateOffset
-        if pthread_equal(pthread_self(), owner) != 0 {
-            guard
-                unsafe cring_compare_exchange32(
-                    cell, PluginRequestState.plugin, PluginRequestState.completed) != 0
-            else {
-                countViolation()
-                return
-            }
-            unsafe request.pointee.status = result
+        unsafe requests.address(of: index).pointee.status = status > 0 ? -EIO : status
+        if cring_thread() == owner {
             unsafe local[localCount] = Int32(truncatingIfNeeded: index)
-            localCount += 1
-            return
+            localCount &+= 1
+        } else {
+            pushRemote(index)
         }
-        guard
-            unsafe cring_compare_exchange32(
-                cell, PluginRequestState.plugin, PluginRequestState.completed) != 0
-        else {
-            countViolation()
-            return
-        }
-        unsafe request.pointee.status = result
+    }
+
+    /// Changes the state of a request from "the plugin's"; false if it was not that. Exactly one caller succeeds.
+    @inline(__always)
+    private func takesFromPlugin(_ index: Int, _ state: UInt32) -> Bool {
+        let cell = unsafe UnsafeMutableRawPointer(requests.address(of: index)) + Self.stateOffset
+        return unsafe cring_compare_exchange32(cell, PluginRequestState.plugin, state) != 0
+    }
+
+    @inline(never)
+    private func pushRemote(_ index: Int) {
+        let request = unsafe requests.address(of: index)
         while true {
             let head = unsafe cring_load32_acquire(remoteHead)
             unsafe request.pointee.link = head
@@ -151,17 +151,17 @@ final class CompletionPort: @unchecked Sendable {
         wakeIfSleeping()
     }
 
-    private static let stateOffset = unsafe MemoryLayout<PluginRequest>.offset(of: \.state) ?? 0
-
+    @inline(__always)
     private func index(of req: UnsafeMutablePointer<xbb_req>?) -> Int? {
         guard let req = unsafe req else { return nil }
         let base = UInt(bitPattern: unsafe requests.address(of: 0))
         let distance = UInt(bitPattern: req) &- base
         let stride = unsafe UInt(MemoryLayout<PluginRequest>.stride)
-        guard distance % stride == 0, distance / stride < UInt(requestCount) else { return nil }
-        return Int(distance / stride)
+        guard distance % stride == 0, distance / stride < UInt(bitPattern: requestCount) else { return nil }
+        return Int(bitPattern: distance / stride)
     }
 
+    @inline(never)
     private func countViolation() {
         _ = unsafe cring_add64(violationCells, 1)
     }
@@ -171,8 +171,7 @@ final class CompletionPort: @unchecked Sendable {
 
     /// Takes a request back that the plugin did not accept; false if it has completed it nevertheless.
     func takeBack(_ index: Int32) -> Bool {
-        let cell = unsafe UnsafeMutableRawPointer(requests.address(of: Int(index))) + Self.stateOffset
-        return unsafe cring_compare_exchange32(cell, PluginRequestState.plugin, PluginRequestState.host) != 0
+        takesFromPlugin(Int(index), PluginRequestState.host)
     }
 
     /// True if another thread completed something; queue thread only.

@@ -9,34 +9,29 @@ extension QueueEngine {
     ///
     /// The batch has room for every segment of the ring, so all of them fit.
     mutating func collectCopies() -> Bool {
-        if copyInLists.isEmpty && copyOutLists.isEmpty { return false }
+        copiedLists = copying.count
+        if copiedLists == 0 { return false }
         copies.removeAll()
-        while let list = copyOutLists.popFirst() { collect(list, toGuest: true) }
-        while let list = copyInLists.popFirst() { collect(list, toGuest: false) }
+        for position in 0..<copiedLists { collect(copying[position]) }
         return copies.count > 0
     }
 
     @inline(__always)
-    private mutating func collect(_ list: Int32, toGuest: Bool) {
-        let position = Int(list)
-        lists[position].firstCopy = Int32(truncatingIfNeeded: copies.count)
-        copying.append(list)
-        let start = bufferStart(list) + Int(lists[position].headBytes)
-        var index = lists[position].first
+    private mutating func collect(_ list: Int32) {
+        let toGuest = lists[Int(list)].phase == .copyOut
+        let start = bufferStart(list) &+ Int(lists[Int(list)].headBytes)
+        var index = list
         while index >= 0 {
             let request = Int(index)
-            let data = start + Int(requests[request].bufferOffset)
             if requests[request].status == .okay {
-                requests.look(request) { [memory, domain] entry in
-                    var offset = data
-                    for number in 0..<Int(entry.request.segmentCount) {
-                        let segment = entry.request.segments[number]
-                        let length = segment.sectorCount &* 512
-                        copies.append(
-                            reference: segment.reference, of: domain, offset: Int(segment.firstSector) &* 512,
-                            length: length, host: memory, hostOffset: offset, toGuest: toGuest)
-                        offset &+= length
-                    }
+                var offset = start &+ Int(requests[request].bufferOffset)
+                for number in 0..<Int(requests[request].request.segmentCount) {
+                    let segment = requests[request].request.segments[number]
+                    let length = segment.sectorCount &* 512
+                    copies.append(
+                        reference: segment.reference, of: domain, offset: Int(segment.firstSector) &* 512,
+                        length: length, host: memory, hostOffset: offset, toGuest: toGuest)
+                    offset &+= length
                 }
             }
             index = requests[request].next
@@ -49,13 +44,11 @@ extension QueueEngine {
     mutating func copiesDone(succeeded: Bool) {
         stats.add(.grant_copy_calls)
         stats.add(.grant_copy_operations, UInt64(copies.count))
-        var left = copying.count
-        while left > 0, let list = copying.popFirst() {
-            left -= 1
-            let position = Int(list)
-            var copy = Int(lists[position].firstCopy)
+        var copy = 0
+        for _ in 0..<copiedLists {
+            guard let list = copying.popFirst() else { break }
             var failed: Int32 = 0
-            var index = lists[position].first
+            var index = list
             while index >= 0 {
                 let request = Int(index)
                 if requests[request].status == .okay {
@@ -64,20 +57,30 @@ extension QueueEngine {
                             stats.add(.grant_errors)
                             requests[request].status = .error
                         }
-                        copy += 1
+                        copy &+= 1
                     }
                 }
-                if requests[request].status != .okay { failed += 1 }
+                if requests[request].status != .okay { failed &+= 1 }
                 index = requests[request].next
             }
-            if lists[position].phase == .copyOut || (failed == 0 && !lists[position].isSplit) {
-                advance(list)
-            } else if failed == lists[position].requestCount {
+            if lists[Int(list)].phase == .copyOut {
                 finish(list)
+            } else if failed == 0 && !lists[Int(list)].isSplit {
+                startTransfer(list)
             } else {
-                split(list)
+                goOnWithout(failed, list)
             }
         }
         copies.removeAll()
+    }
+
+    /// After the copy from the guest failed for some requests of a write, or for a list that is to be split.
+    @inline(never)
+    private mutating func goOnWithout(_ failed: Int32, _ list: Int32) {
+        if failed == lists[Int(list)].requestCount {
+            finish(list)
+        } else {
+            split(list)
+        }
     }
 }

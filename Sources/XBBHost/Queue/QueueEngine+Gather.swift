@@ -27,7 +27,7 @@ extension QueueEngine {
                 break
             }
             ring.take(into: &slot)
-            taken += 1
+            taken &+= 1
             accept(index, slot)
         }
         stats.add(.reqs_received, UInt64(taken))
@@ -37,15 +37,12 @@ extension QueueEngine {
 
     /// Parses the slot into a pending request and puts it into a reqlist.
     @inline(__always)
-    private mutating func accept(_ index: Int32, _ slot: SlotBytes) {
-        let problem = requests.update(Int(index)) { [disk, now, layout = ring.layout] entry in
-            entry.received = now
-            entry.status = .okay
-            entry.next = -1
-            entry.bufferOffset = 0
-            return entry.request.parse(slot, layout: layout, disk: disk)
-        }
-        if let problem {
+    private mutating func accept(_ index: Int32, _ slot: borrowing SlotBytes) {
+        requests[Int(index)].received = now
+        requests[Int(index)].status = .okay
+        requests[Int(index)].next = -1
+        requests[Int(index)].bufferOffset = 0
+        if let problem = requests[Int(index)].request.parse(slot, layout: ring.layout, disk: disk) {
             reject(index, problem)
             return
         }
@@ -60,6 +57,7 @@ extension QueueEngine {
         startList(index)
     }
 
+    @inline(never)
     private mutating func reject(_ index: Int32, _ problem: RequestError) {
         stats.add(.rejected_requests)
         let request = requests[Int(index)].request
@@ -70,77 +68,33 @@ extension QueueEngine {
         respond(index)
     }
 
-    /// Begins a new tail list with one request. There are as many lists as requests, so one is always free.
+    /// Begins a new tail list with one request.
     @inline(__always)
     private mutating func startList(_ index: Int32) {
-        guard let list = freeLists.pop() else {
-            stats.add(.request_shortages)
-            requests[Int(index)].status = .error
-            respond(index)
-            return
-        }
-        let (operation, secure, first, sectors, segments) = requests.look(Int(index)) { entry in
-            (
-                entry.request.operation, entry.request.secure, entry.request.firstSector, entry.request.sectorCount,
-                entry.request.segmentCount
-            )
-        }
-        lists.update(Int(list)) { fresh in
-            fresh.operation = operation
-            fresh.phase = .collecting
-            fresh.secure = secure
-            fresh.durable = operation == .writeBarrier
-            fresh.isSplit = false
-            fresh.firstSector = first
-            fresh.sectorCount = sectors
-            fresh.first = index
-            fresh.last = index
-            fresh.requestCount = 1
-            fresh.segmentCount = Int32(segments)
-            fresh.bufferPages = 0
-            fresh.headBytes = 0
-            fresh.scratchPage = 0
-            fresh.current = -1
-            fresh.wasForced = false
-            fresh.progress = 0
-            fresh.length = 0
-            fresh.offset = 0
-            fresh.outstanding = 0
-            fresh.failure = 0
-        }
-        tail = list
-        listsInFlight += 1
+        lists[Int(index)] = Reqlist(index, requests[Int(index)])
+        tail = index
+        listsInFlight &+= 1
     }
 
     @inline(__always)
     private mutating func append(_ index: Int32, to list: Int32) {
-        let offset = lists[Int(list)].sectorCount &* 512
-        let (segments, sectors) = requests.update(Int(index)) { entry in
-            entry.bufferOffset = Int32(truncatingIfNeeded: offset)
-            return (entry.request.segmentCount, entry.request.sectorCount)
-        }
-        let last = lists.update(Int(list)) { grown in
-            defer { grown.last = index }
-            grown.requestCount &+= 1
-            grown.segmentCount &+= Int32(segments)
-            grown.sectorCount &+= sectors
-            return grown.last
-        }
-        requests[Int(last)].next = index
+        let (segments, sectors) = (requests[Int(index)].request.segmentCount, requests[Int(index)].request.sectorCount)
+        requests[Int(index)].bufferOffset = Int32(truncatingIfNeeded: lists[Int(list)].sectorCount &* 512)
+        requests[Int(lists[Int(list)].last)].next = index
+        lists[Int(list)].last = index
+        lists[Int(list)].requestCount &+= 1
+        lists[Int(list)].segmentCount &+= Int32(segments)
+        lists[Int(list)].sectorCount &+= sectors
     }
 
     /// True if the request belongs into the tail list.
     @inline(__always)
     private func continuesTail(_ index: Int32) -> Bool {
-        requests.look(Int(index)) { [rule] entry in
-            let (operation, first, sectors, segments) = (
-                entry.request.operation, entry.request.firstSector, entry.request.sectorCount,
-                entry.request.segmentCount
-            )
-            return lists.look(Int(tail)) {
-                rule.allows($0, operation: operation, first: first, sectors: sectors, segments: segments)
-            }
-        }
+        let request = Int(index)
+        return rule.allows(
+            lists[Int(tail)], operation: requests[request].request.operation,
+            first: requests[request].request.firstSector, sectors: requests[request].request.sectorCount,
+            segments: requests[request].request.segmentCount)
     }
 
     /// Sends the list that requests were being added to.
@@ -154,41 +108,52 @@ extension QueueEngine {
         begin(list)
     }
 
-    /// True if `list` must not run beside any other.
+    /// True if the list must not run beside any other.
     @inline(__always)
-    private func mustBeAlone(_ list: Reqlist) -> Bool {
-        if list.operation == .writeBarrier { return true }
-        if device.logicalBlock == 512 || list.sectorCount == 0 { return false }
-        return (list.operation == .write || list.operation == .flush) && !fillsWholeBlocks(list)
+    private func mustBeAlone(_ list: Int32) -> Bool {
+        switch lists[Int(list)].operation {
+        case .read, .discard: false
+        case .writeBarrier: true
+        case .write, .flush: blockMask > 511 && lists[Int(list)].sectorCount > 0 && !fillsWholeBlocks(list)
+        }
     }
 
     /// True if the list begins and ends at block boundaries of the disk.
     @inline(__always)
-    func fillsWholeBlocks(_ list: Reqlist) -> Bool {
-        let sectors = UInt64(device.logicalBlock / 512)
-        return (list.firstSector | list.sectorCount) & (sectors - 1) == 0
+    func fillsWholeBlocks(_ list: Int32) -> Bool {
+        ((lists[Int(list)].firstSector | lists[Int(list)].sectorCount) &* 512) & blockMask == 0
     }
 
     /// Starts a closed list on its way, or lets it wait behind those that wait already.
     @inline(__always)
     private mutating func begin(_ list: Int32) {
         if exclusive >= 0 || !memoryWaiters.isEmpty {
-            lists[Int(list)].phase = .waitingForMemory
-            memoryWaiters.append(list)
-        } else if mustBeAlone(lists[Int(list)]) {
-            exclusive = list
-            lists[Int(list)].phase = .waitingForDrain
-            startExclusiveIfAlone()
+            waitForMemory(list)
+        } else if mustBeAlone(list) {
+            startAlone(list)
         } else if allocate(list) {
             startPhases(list)
         } else {
             stats.add(.kva_shortages)
-            lists[Int(list)].phase = .waitingForMemory
-            memoryWaiters.append(list)
+            waitForMemory(list)
         }
     }
 
+    @inline(never)
+    private mutating func waitForMemory(_ list: Int32) {
+        lists[Int(list)].phase = .waitingForMemory
+        memoryWaiters.append(list)
+    }
+
+    @inline(never)
+    private mutating func startAlone(_ list: Int32) {
+        exclusive = list
+        lists[Int(list)].phase = .waitingForDrain
+        startExclusiveIfAlone()
+    }
+
     /// Starts the list that must be alone once all others are done.
+    @inline(never)
     mutating func startExclusiveIfAlone() {
         guard exclusive >= 0, lists[Int(exclusive)].phase == .waitingForDrain else { return }
         // The lists that wait for memory were taken after it, and so was the tail.
@@ -202,12 +167,11 @@ extension QueueEngine {
     }
 
     /// Gives memory to the lists that wait for it, in their order.
+    @inline(never)
     mutating func retryMemoryWaiters() {
         while exclusive < 0, let list = memoryWaiters.popFirst() {
-            if mustBeAlone(lists[Int(list)]) {
-                exclusive = list
-                lists[Int(list)].phase = .waitingForDrain
-                startExclusiveIfAlone()
+            if mustBeAlone(list) {
+                startAlone(list)
             } else if !allocate(list) {
                 stats.add(.kva_shortages)
                 memoryWaiters.prepend(list)

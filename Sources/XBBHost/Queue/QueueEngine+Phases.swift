@@ -15,64 +15,58 @@ extension QueueEngine {
     /// Takes memory for the list's data; false if none is free now.
     @inline(__always)
     mutating func allocate(_ list: Int32) -> Bool {
-        let (operation, firstSector, sectors) = lists.look(Int(list)) { ($0.operation, $0.firstSector, $0.sectorCount) }
-        if sectors == 0 || operation == .discard { return true }
+        let sectors = lists[Int(list)].sectorCount
+        if sectors == 0 || lists[Int(list)].operation == .discard { return true }
         // Whole blocks of the disk around the data: the head says how far into the first block it begins.
-        let block = UInt64(device.logicalBlock)
-        let first = firstSector &* 512
-        let head = first & (block - 1)
-        let bytes = (head &+ sectors &* 512 &+ block &- 1) & ~(block - 1)
+        let first = lists[Int(list)].firstSector &* 512
+        let head = first & blockMask
+        let bytes = (head &+ sectors &* 512 &+ blockMask) & ~blockMask
         let pages = Int(truncatingIfNeeded: (bytes &+ 4095) >> 12)
-        let needsScratch = block > 512 && lists[Int(list)].requestCount > 1 && hasRequestOfPartialBlocks(list)
-        let all = pages + (needsScratch ? QueueEngine.scratchPages : 0)
-        guard let page = buffers.allocate(all) else { return false }
-        lists.update(Int(list)) { waiting in
-            waiting.bufferPage = Int32(truncatingIfNeeded: page)
-            waiting.bufferPages = Int32(truncatingIfNeeded: all)
-            waiting.scratchPage = needsScratch ? Int32(truncatingIfNeeded: page + pages) : 0
-            waiting.headBytes = Int32(truncatingIfNeeded: head)
-            waiting.offset = first &- head
-            waiting.length = bytes
-        }
+        let scratch = blockMask > 511 && hasRequestOfPartialBlocks(list) ? QueueEngine.scratchPages : 0
+        guard let page = buffers.allocate(pages &+ scratch) else { return false }
+        lists[Int(list)].bufferPage = Int32(truncatingIfNeeded: page)
+        lists[Int(list)].bufferPages = Int32(truncatingIfNeeded: pages &+ scratch)
+        lists[Int(list)].scratchPage = scratch > 0 ? Int32(truncatingIfNeeded: page &+ pages) : 0
+        lists[Int(list)].headBytes = Int32(truncatingIfNeeded: head)
+        lists[Int(list)].offset = first &- head
+        lists[Int(list)].length = bytes
         return true
     }
 
     /// The first phase of a list that has its memory.
     @inline(__always)
     mutating func startPhases(_ list: Int32) {
-        let operation = lists[Int(list)].operation
-        if operation == .flush || operation == .writeBarrier {
-            startFlush(list, .flushBefore)
-        } else {
-            startData(list)
+        switch lists[Int(list)].operation {
+        case .read: startTransfer(list)
+        case .write where blockMask == 511: startCopyIn(list)
+        case .write, .discard: startData(list)
+        case .flush, .writeBarrier: startFlush(list, .flushBefore)
         }
     }
 
     /// Data phases, or the end for a flush without data.
+    @inline(never)
     private mutating func startData(_ list: Int32) {
-        let position = Int(list)
-        if lists[position].operation == .discard {
+        if lists[Int(list)].operation == .discard {
             startDiscard(list)
-        } else if lists[position].sectorCount == 0 {
+        } else if lists[Int(list)].sectorCount == 0 {
             finish(list)
-        } else if lists[position].operation == .read {
-            startTransfer(list)
-        } else if device.logicalBlock > 512 && !fillsWholeBlocks(lists[position]) {
-            lists[position].phase = .fillBlocks
-            beginSubmission(list)
-        } else {
+        } else if fillsWholeBlocks(list) {
             startCopyIn(list)
+        } else {
+            submit(list, .fillBlocks)
         }
     }
 
     /// Asks for a flush; a disk without a volatile cache needs none.
+    @inline(never)
     private mutating func startFlush(_ list: Int32, _ phase: ReqlistPhase) {
-        lists[Int(list)].phase = phase
         if !device.capabilities.contains(.flush) || (phase == .flushBefore && skipsFlush(list)) {
+            lists[Int(list)].phase = phase
             advance(list)
-            return
+        } else {
+            submit(list, phase)
         }
-        beginSubmission(list)
     }
 
     /// The seed's two tunables that trade safety for speed; they never touch barriers.
@@ -85,13 +79,10 @@ extension QueueEngine {
 
     private mutating func startDiscard(_ list: Int32) {
         let position = Int(list)
-        lists[position].phase = .transfer
         // A discard is advice: what does not fill whole blocks of the disk is left alone. A secure one is a promise.
-        let block = UInt64(device.logicalBlock)
-        let first = (lists[position].firstSector &* 512 &+ block &- 1) & ~(block - 1)
-        let end = ((lists[position].firstSector &+ lists[position].sectorCount) &* 512) & ~(block - 1)
-        if lists[position].secure && device.capabilities.contains(.discardSecure) && !fillsWholeBlocks(lists[position])
-        {
+        let first = (lists[position].firstSector &* 512 &+ blockMask) & ~blockMask
+        let end = ((lists[position].firstSector &+ lists[position].sectorCount) &* 512) & ~blockMask
+        if lists[position].secure && device.capabilities.contains(.discardSecure) && !fillsWholeBlocks(list) {
             fail(list, .error)
             return
         }
@@ -101,28 +92,28 @@ extension QueueEngine {
         }
         lists[position].offset = first
         lists[position].length = end - first
-        beginSubmission(list)
+        startTransfer(list)
     }
 
-    @inline(__always)
-    private mutating func startTransfer(_ list: Int32) {
-        lists[Int(list)].phase = .transfer
-        beginSubmission(list)
-    }
-
-    /// Puts the copies from the guest into the batch.
+    /// Puts the list among those whose data is to be copied from the guest.
     @inline(__always)
     private mutating func startCopyIn(_ list: Int32) {
         lists[Int(list)].phase = .copyIn
-        copyInLists.append(list)
+        copying.append(list)
+    }
+
+    /// Puts the list among those whose data is to be copied to the guest.
+    @inline(__always)
+    mutating func startCopyOut(_ list: Int32) {
+        lists[Int(list)].phase = .copyOut
+        copying.append(list)
     }
 
     // MARK: The end of a phase
 
     /// Goes on after a phase that ended well.
     mutating func advance(_ list: Int32) {
-        let position = Int(list)
-        switch lists[position].phase {
+        switch lists[Int(list)].phase {
         case .flushBefore: startData(list)
         case .fillBlocks: startCopyIn(list)
         case .copyIn: startTransfer(list)
@@ -134,11 +125,9 @@ extension QueueEngine {
 
     @inline(__always)
     private mutating func afterTransfer(_ list: Int32) {
-        let position = Int(list)
-        switch lists[position].operation {
+        switch lists[Int(list)].operation {
         case .read:
-            lists[position].phase = .copyOut
-            copyOutLists.append(list)
+            startCopyOut(list)
         case .writeBarrier where !device.capabilities.contains(.fua) && device.capabilities.contains(.flush):
             startFlush(list, .flushAfter)
         default:
@@ -149,12 +138,20 @@ extension QueueEngine {
     /// The plugin completed all parts of a phase.
     @inline(__always)
     mutating func phaseCompleted(_ list: Int32) {
+        if lists[Int(list)].isSplit || lists[Int(list)].failure != 0 {
+            phaseOfFailedCompleted(list)
+        } else {
+            advance(list)
+        }
+    }
+
+    /// The plugin completed all parts of a phase of a list that failed now or before.
+    @inline(never)
+    private mutating func phaseOfFailedCompleted(_ list: Int32) {
         let position = Int(list)
         let failure = lists[position].failure
         if lists[position].isSplit {
             finishSplitRequest(list)
-        } else if failure == 0 {
-            advance(list)
         } else if lists[position].requestCount > 1 && lists[position].phase == .transfer {
             split(list)
         } else if lists[position].requestCount > 1 && lists[position].phase == .fillBlocks {
@@ -168,7 +165,7 @@ extension QueueEngine {
 
     /// Answers all requests of a list with one status, and okay only to those that did not fail before.
     mutating func fail(_ list: Int32, _ status: BlockStatus) {
-        var index = lists[Int(list)].first
+        var index = list
         while index >= 0 {
             requests[Int(index)].status = status
             index = requests[Int(index)].next
@@ -179,20 +176,17 @@ extension QueueEngine {
     /// Frees what the list holds, then answers its requests.
     ///
     /// In this order, so that the resources of a request are free before the frontend can see its response.
-    @inline(__always)
     mutating func finish(_ list: Int32) {
-        var (index, page, pages) = lists.update(Int(list)) { done in
-            done.phase = .free
-            return (done.first, done.bufferPage, done.bufferPages)
-        }
-        if pages > 0 { buffers.release(Int(page), Int(pages)) }
+        lists[Int(list)].phase = .free
+        let pages = Int(lists[Int(list)].bufferPages)
+        if pages > 0 { buffers.release(Int(lists[Int(list)].bufferPage), pages) }
+        var index = list
         while index >= 0 {
             let next = requests[Int(index)].next
             respond(index)
             index = next
         }
-        freeLists.push(list)
-        listsInFlight -= 1
+        listsInFlight &-= 1
         if exclusive == list { exclusive = -1 }
         if exclusive >= 0 { startExclusiveIfAlone() }
         if !memoryWaiters.isEmpty { retryMemoryWaiters() }
@@ -201,16 +195,15 @@ extension QueueEngine {
     /// Writes the response of a request and gives the request back.
     @inline(__always)
     mutating func respond(_ index: Int32) {
-        let (id, wireOperation, operation, status, sectors, received) = requests.look(Int(index)) { entry in
-            (
-                entry.request.id, entry.request.wireOperation, entry.request.operation, entry.status,
-                entry.request.sectorCount, entry.received
-            )
-        }
-        ring.respond(id: id, wireOperation: wireOperation, status: status)
+        let request = Int(index)
+        let status = requests[request].status
+        ring.respond(
+            id: requests[request].request.id, wireOperation: requests[request].request.wireOperation, status: status)
         unpublished &+= 1
         if status == .okay {
-            count(operation, sectors, elapsed: now &- received)
+            count(
+                requests[request].request.operation, requests[request].request.sectorCount,
+                elapsed: now &- requests[request].received)
         } else {
             stats.add(.reqs_completed_with_error)
         }

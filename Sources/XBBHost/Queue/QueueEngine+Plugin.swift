@@ -7,59 +7,78 @@ import PluginAPI
 import Xen
 
 extension QueueEngine {
-    /// Begins to hand over `length` bytes from `offset` of the list, or a flush.
+    /// Begins to hand over `length` bytes from `offset` of the list.
     @inline(__always)
-    mutating func beginSubmission(_ list: Int32) {
+    mutating func startTransfer(_ list: Int32) {
+        lists[Int(list)].phase = .transfer
+        lists[Int(list)].progress = 0
+        lists[Int(list)].failure = 0
+        pumpTransfer(list)
+    }
+
+    /// Begins a phase of the plugin that is not the transfer: a flush, or the reading of blocks.
+    @inline(never)
+    mutating func submit(_ list: Int32, _ phase: ReqlistPhase) {
+        lists[Int(list)].phase = phase
         lists[Int(list)].progress = 0
         lists[Int(list)].failure = 0
         pump(list)
     }
 
     /// Makes plugin requests out of what is left of a list, as many as there are free ones.
-    @inline(__always)
     private mutating func pump(_ list: Int32) {
-        let position = Int(list)
-        let phase = lists[position].phase
-        if phase == .flushBefore || phase == .flushAfter {
-            guard let sub = freeSubs.pop() else {
-                subWaiters.append(list)
-                return
-            }
-            fill(sub, list, op: UInt8(XBB_OP_FLUSH), flags: 0, offset: 0, length: 0, buffer: -1)
-            return
-        }
-        if lists[position].failure != 0 {
+        if lists[Int(list)].failure != 0 {
             // A part failed while this list waited: the rest would not change the result.
-            lists[position].progress = lists[position].length
-            if lists[position].outstanding == 0 { phaseCompleted(list) }
+            lists[Int(list)].progress = lists[Int(list)].length
+            if lists[Int(list)].outstanding == 0 { phaseCompleted(list) }
             return
         }
-        if phase == .fillBlocks {
-            pumpFill(list)
+        switch lists[Int(list)].phase {
+        case .transfer: pumpTransfer(list)
+        case .fillBlocks: pumpFill(list)
+        default: pumpFlush(list)
+        }
+    }
+
+    /// Asks for a flush, which has one part and no length: all of the list counts as handed over.
+    private mutating func pumpFlush(_ list: Int32) {
+        guard let sub = freeSubs.pop() else {
+            subWaiters.append(list)
             return
         }
+        lists[Int(list)].progress = lists[Int(list)].length
+        lists[Int(list)].outstanding &+= 1
+        fill(sub, list, op: UInt8(XBB_OP_FLUSH), flags: 0, offset: 0, length: 0, buffer: -1)
+    }
+
+    /// Hands over the data, or the range of a discard.
+    @inline(__always)
+    private mutating func pumpTransfer(_ list: Int32) {
         let (op, flags, limit) = pluginOperation(list)
-        let hasData = op == UInt8(XBB_OP_READ) || op == UInt8(XBB_OP_WRITE)
-        var (done, end, offset) = lists.look(position) { ($0.progress, $0.length, $0.offset) }
-        let start = dataStart(list)
+        let start = op == UInt8(XBB_OP_DISCARD) ? -1 : dataStart(list)
+        let end = lists[Int(list)].length
+        var done = lists[Int(list)].progress
+        var parts: Int32 = 0
         while done < end {
             guard let sub = freeSubs.pop() else {
                 subWaiters.append(list)
                 break
             }
-            let length = min(end - done, limit)
+            let length = min(end &- done, limit)
             fill(
-                sub, list, op: op, flags: flags, offset: offset &+ done, length: length,
-                buffer: hasData ? start + Int(truncatingIfNeeded: done) : -1)
-            done = done &+ length
+                sub, list, op: op, flags: flags, offset: lists[Int(list)].offset &+ done, length: length,
+                buffer: start < 0 ? -1 : start &+ Int(truncatingIfNeeded: done))
+            done &+= length
+            parts &+= 1
         }
-        lists[position].progress = done
+        lists[Int(list)].progress = done
+        lists[Int(list)].outstanding &+= parts
     }
 
     /// Reads the blocks that the data fills only in part: at most the first and the last one.
     private mutating func pumpFill(_ list: Int32) {
         let position = Int(list)
-        let block = UInt64(device.logicalBlock)
+        let block = blockMask &+ 1
         let last = lists[position].length - block
         let start = dataStart(list)
         let (head, endsInside) = partialEnds(list)
@@ -78,6 +97,7 @@ extension QueueEngine {
                 subWaiters.append(list)
                 return
             }
+            lists[position].outstanding &+= 1
             fill(
                 sub, list, op: UInt8(XBB_OP_READ), flags: 0, offset: lists[position].offset &+ next, length: block,
                 buffer: start + Int(truncatingIfNeeded: next))
@@ -88,13 +108,12 @@ extension QueueEngine {
     /// True for each end at which the data, of the list or of the single request, fills a block only in part.
     private func partialEnds(_ list: Int32) -> (head: Bool, tail: Bool) {
         let position = Int(list)
-        let mask = UInt64(device.logicalBlock) - 1
         var (first, count) = (lists[position].firstSector, lists[position].sectorCount)
         if lists[position].isSplit {
             let request = requests[Int(lists[position].current)].request
             (first, count) = (request.firstSector, request.sectorCount)
         }
-        return ((first &* 512) & mask != 0, ((first &+ count) &* 512) & mask != 0)
+        return ((first &* 512) & blockMask != 0, ((first &+ count) &* 512) & blockMask != 0)
     }
 
     /// Operation, flags and largest length for what the list's phase asks of the plugin.
@@ -135,7 +154,6 @@ extension QueueEngine {
         } else {
             unsafe request.pointee.req.iovcnt = 0
         }
-        lists[Int(list)].outstanding += 1
         ready.append(sub)
     }
 
@@ -174,20 +192,17 @@ extension QueueEngine {
     /// One part of a list's phase ended with `status`.
     @inline(__always)
     private mutating func complete(_ list: Int32, _ status: Int32) {
-        if status != 0 { stats.add(.plugin_errors) }
-        let isOver = lists.update(Int(list)) { part in
-            part.outstanding &-= 1
-            if status != 0 && part.failure == 0 { part.failure = status }
-            return part.outstanding == 0
+        if status != 0 { recordFailure(list, status) }
+        lists[Int(list)].outstanding &-= 1
+        if lists[Int(list)].outstanding == 0 && lists[Int(list)].progress >= lists[Int(list)].length {
+            phaseCompleted(list)
         }
-        if isOver && isHandedOver(list) { phaseCompleted(list) }
     }
 
-    @inline(__always)
-    private func isHandedOver(_ list: Int32) -> Bool {
-        lists.look(Int(list)) { part in
-            part.progress >= part.length || part.phase == .flushBefore || part.phase == .flushAfter
-        }
+    @inline(never)
+    private mutating func recordFailure(_ list: Int32, _ status: Int32) {
+        stats.add(.plugin_errors)
+        if lists[Int(list)].failure == 0 { lists[Int(list)].failure = status }
     }
 
     /// Fails a request that the plugin would not take.

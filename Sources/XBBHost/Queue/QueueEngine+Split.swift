@@ -12,6 +12,7 @@ import Memory
 
 extension QueueEngine {
     /// Begins again with single requests.
+    @inline(never)
     mutating func split(_ list: Int32) {
         let position = Int(list)
         stats.add(.reqlists_split)
@@ -51,12 +52,10 @@ extension QueueEngine {
             lists[position].offset = offset
             lists[position].length = count
             if lists[position].operation == .read {
-                lists[position].phase = .transfer
-                beginSubmission(list)
+                startTransfer(list)
             } else if head != 0 || count != request.sectorCount &* 512 {
                 // Safe beside other lists: the blocks belong to this list alone, or it is alone.
-                lists[position].phase = .fillBlocks
-                beginSubmission(list)
+                submit(list, .fillBlocks)
             } else {
                 moveForWriting(list, head: 0)
             }
@@ -65,8 +64,7 @@ extension QueueEngine {
         // All were tried. Without any data to copy to the guest there is no copy whose end would finish the list.
         lists[position].isSplit = false
         if lists[position].operation == .read && hasSucceeded(list) {
-            lists[position].phase = .copyOut
-            copyOutLists.append(list)
+            startCopyOut(list)
         } else {
             finish(list)
         }
@@ -79,13 +77,12 @@ extension QueueEngine {
         memory.move(
             from: place(of: list, current), to: dataStart(list) + head,
             count: Int(requests[current].request.sectorCount) * 512)
-        lists[position].phase = .transfer
-        beginSubmission(list)
+        startTransfer(list)
     }
 
     /// True if any request of the list did not fail.
     private func hasSucceeded(_ list: Int32) -> Bool {
-        var index = lists[Int(list)].first
+        var index = list
         while index >= 0 {
             if requests[Int(index)].status == .okay { return true }
             index = requests[Int(index)].next
@@ -98,12 +95,12 @@ extension QueueEngine {
         let position = Int(list)
         let current = lists[position].current
         if lists[position].operation != .read {
-            let next = current < 0 ? lists[position].first : requests[Int(current)].next
+            let next = current < 0 ? list : requests[Int(current)].next
             return next < 0 ? nil : next
         }
         if current < 0 { return lists[position].last }
-        if current == lists[position].first { return nil }
-        var index = lists[position].first
+        if current == list { return nil }
+        var index = list
         while index >= 0 {
             let next = requests[Int(index)].next
             if next == current { return index }
@@ -114,20 +111,20 @@ extension QueueEngine {
 
     /// The whole blocks of the disk around a request: bytes before it, and offset and length in bytes.
     private func blocks(around request: BlockRequest) -> (head: Int, offset: UInt64, count: UInt64) {
-        let block = UInt64(device.logicalBlock)
         let first = request.firstSector &* 512
-        let head = first & (block - 1)
-        let count = (head &+ request.sectorCount &* 512 &+ block &- 1) & ~(block - 1)
+        let head = first & blockMask
+        let count = (head &+ request.sectorCount &* 512 &+ blockMask) & ~blockMask
         return (Int(head), first &- head, count)
     }
 
-    /// True if any request of the list does not begin and end at block boundaries of the disk.
-    func hasRequestOfPartialBlocks(_ list: Int32) -> Bool {
-        let sectors = UInt64(device.logicalBlock / 512)
-        var index = lists[Int(list)].first
+    /// True if the list has several requests and any of them does not begin and end at block boundaries of the disk.
+    @inline(never)
+    mutating func hasRequestOfPartialBlocks(_ list: Int32) -> Bool {
+        if lists[Int(list)].requestCount == 1 { return false }
+        var index = list
         while index >= 0 {
-            let request = requests[Int(index)].request
-            if (request.firstSector | request.sectorCount) & (sectors - 1) != 0 { return true }
+            let (first, count) = (requests[Int(index)].request.firstSector, requests[Int(index)].request.sectorCount)
+            if ((first | count) &* 512) & blockMask != 0 { return true }
             index = requests[Int(index)].next
         }
         return false

@@ -44,6 +44,8 @@ struct QueueEngine: ~Copyable {
     let stats: StatisticsCells
     /// Plugin requests that may be in flight.
     let depthLimit: Int
+    /// One less than the bytes of a block of the disk, a power of two.
+    let blockMask: UInt64
     var disk: DiskLimits
     var tuning = QueueTuning()
     var rule: CoalescingRule
@@ -52,22 +54,21 @@ struct QueueEngine: ~Copyable {
     var ring: BackRing
     var requests: FixedArray<PendingRequest>
     var freeRequests: IndexStack
+    /// A reqlist has the index of its first request.
     var lists: FixedArray<Reqlist>
-    var freeLists: IndexStack
     var buffers: BufferPool
     var freeSubs: IndexStack
 
     // Where lists wait.
     var memoryWaiters: IndexQueue
     var subWaiters: IndexQueue
-    var copyInLists: IndexQueue
-    var copyOutLists: IndexQueue
     /// Plugin requests that wait for submit().
     var ready: IndexQueue
     /// Copies between guest and memory for the next call of the grant table.
     var copies: GrantCopyBatch
-    /// Lists whose copies are in the batch, in its order.
+    /// Lists that wait for their copies; the first ``copiedLists`` of them are in the batch, in its order.
     var copying: IndexQueue
+    var copiedLists = 0
     /// The list that requests are being added to; -1 for none.
     var tail: Int32 = -1
     /// The list that must be alone: it waits for the others, and the ring waits for it; -1 for none.
@@ -103,17 +104,15 @@ struct QueueEngine: ~Copyable {
         self.memory = memory
         self.port = port
         self.stats = stats
+        blockMask = UInt64(device.logicalBlock) &- 1
         depthLimit = min(device.queueDepth ?? port.requestCount, port.requestCount)
         requests = FixedArray(zeroed: entries)
         freeRequests = IndexStack(full: entries)
         lists = FixedArray(zeroed: entries)
-        freeLists = IndexStack(full: entries)
         buffers = BufferPool(pageCount: memory.byteCount / BufferPool.pageSize)
         freeSubs = IndexStack(full: port.requestCount)
         memoryWaiters = IndexQueue(capacity: entries)
         subWaiters = IndexQueue(capacity: entries)
-        copyInLists = IndexQueue(capacity: entries)
-        copyOutLists = IndexQueue(capacity: entries)
         copying = IndexQueue(capacity: entries)
         ready = IndexQueue(capacity: port.requestCount)
         let mostSegments = entries * BlkifLimits.segmentsPerRequest

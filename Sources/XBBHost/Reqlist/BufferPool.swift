@@ -10,10 +10,9 @@ struct BufferPool: ~Copyable {
     static let pageSize = 4096
     let pageCount: Int
     private(set) var pagesInUse = 0
-    private(set) var mostPagesInUse = 0
     /// One bit for each page, set while it is free.
     private var freeBits: FixedArray<UInt64>
-    /// No word before this one has a free page.
+    /// No word before this one has a free page; always the index of a word.
     private var lowestWord = 0
 
     /// All pages free.
@@ -25,20 +24,41 @@ struct BufferPool: ~Copyable {
     }
 
     /// The first page of a free run of `count` pages, now in use; nil when there is none.
+    @inline(__always)
     mutating func allocate(_ count: Int) -> Int? {
+        if count == 1 && freeBits[lowestWord] != 0 {
+            let bits = freeBits[lowestWord]
+            freeBits[lowestWord] = bits & (bits &- 1)
+            pagesInUse &+= 1
+            return lowestWord &<< 6 &+ bits.trailingZeroBitCount
+        }
+        return allocateRun(count)
+    }
+
+    /// Gives a run back.
+    @inline(__always)
+    mutating func release(_ start: Int, _ count: Int) {
+        if count == 1 {
+            freeBits[start &>> 6] |= 1 &<< UInt64(truncatingIfNeeded: start & 63)
+        } else {
+            releaseRun(start, count)
+        }
+        pagesInUse &-= count
+        lowestWord = min(lowestWord, start &>> 6)
+    }
+
+    @inline(never)
+    private mutating func allocateRun(_ count: Int) -> Int? {
         precondition(count > 0)
         guard let start = count == 1 ? firstFreePage() : firstRun(count) else { return nil }
         for page in start..<(start + count) { freeBits[page >> 6] &= ~(1 << UInt64(page & 63)) }
         pagesInUse += count
-        if pagesInUse > mostPagesInUse { mostPagesInUse = pagesInUse }
         return start
     }
 
-    /// Gives a run back.
-    mutating func release(_ start: Int, _ count: Int) {
+    @inline(never)
+    private mutating func releaseRun(_ start: Int, _ count: Int) {
         for page in start..<(start + count) { freeBits[page >> 6] |= 1 << UInt64(page & 63) }
-        pagesInUse -= count
-        if start >> 6 < lowestWord { lowestWord = start >> 6 }
     }
 
     private mutating func firstFreePage() -> Int? {
@@ -51,7 +71,7 @@ struct BufferPool: ~Copyable {
             }
             word += 1
         }
-        lowestWord = freeBits.count
+        lowestWord = freeBits.count - 1
         return nil
     }
 

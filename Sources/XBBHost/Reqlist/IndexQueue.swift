@@ -22,40 +22,40 @@ struct IndexQueue: ~Copyable {
     @inline(__always)
     mutating func append(_ index: Int32) {
         precondition(count <= mask)
-        slots[(head + count) & mask] = index
-        count += 1
+        slots[(head &+ count) & mask] = index
+        count &+= 1
     }
 
     /// Puts an index before all others.
     @inline(__always)
     mutating func prepend(_ index: Int32) {
         precondition(count <= mask)
-        head = (head - 1) & mask
+        head = (head &- 1) & mask
         slots[head] = index
-        count += 1
+        count &+= 1
     }
 
     @inline(__always)
     mutating func popFirst() -> Int32? {
         if count == 0 { return nil }
         let index = slots[head]
-        head = (head + 1) & mask
-        count -= 1
+        head = (head &+ 1) & mask
+        count &-= 1
         return index
     }
 
     /// The index at a position from the front.
     @inline(__always)
     subscript(position: Int) -> Int32 {
-        precondition(position < count)
-        return slots[(head + position) & mask]
+        precondition(position >= 0 && position < count)
+        return slots[(head &+ position) & mask]
     }
 
     @inline(__always)
     mutating func removeFirst(_ number: Int) {
-        precondition(number <= count)
-        head = (head + number) & mask
-        count -= number
+        precondition(number >= 0 && number <= count)
+        head = (head &+ number) & mask
+        count &-= number
     }
 }
 
@@ -74,13 +74,13 @@ struct IndexStack: ~Copyable {
     @inline(__always)
     mutating func pop() -> Int32? {
         if count == 0 { return nil }
-        count -= 1
+        count &-= 1
         return slots[count]
     }
 
     @inline(__always)
     mutating func push(_ index: Int32) {
         slots[count] = index
-        count += 1
+        count &+= 1
     }
 }

@@ -2,17 +2,17 @@
 // Requests of one operation that go to the plugin as one.
 import Blkif
 
-/// A request between the ring and its response.
+/// A request between the ring and its response. What each request needs comes first; few need all segments.
 struct PendingRequest: BitwiseCopyable {
-    var request = BlockRequest()
-    /// The next request of the same reqlist, or of the free list; -1 at the end.
-    var next: Int32 = -1
-    /// Where its data begins in the reqlist's buffer, in bytes.
-    var bufferOffset: Int32 = 0
     /// When it was taken from the ring, in ns of the monotonic clock.
-    var received: UInt64 = 0
+    var received: UInt64
+    /// The next request of the same reqlist; -1 at the end.
+    var next: Int32
+    /// Where its data begins in the reqlist's buffer, in bytes.
+    var bufferOffset: Int32
     /// Its own result; a failure of one request says nothing of its neighbours.
-    var status: BlockStatus = .okay
+    var status: BlockStatus
+    var request: BlockRequest
 }
 
 /// Where a reqlist stands on its way.
@@ -39,29 +39,24 @@ enum ReqlistPhase: UInt8, BitwiseCopyable {
     case copyOut
 }
 
-/// Adjacent requests of one operation, or a single request.
+/// Adjacent requests of one operation, or a single request. It has the index of its first request.
 struct Reqlist: BitwiseCopyable {
-    var operation: BlockOperation = .read
-    var phase: ReqlistPhase = .free
-    /// Data must be on stable storage when it is answered: a barrier.
-    var durable = false
+    var operation: BlockOperation
+    var phase = ReqlistPhase.collecting
+    var secure: Bool
     /// The requests are done one by one, because together they failed or one of them could not be copied.
     var isSplit = false
-    /// Left behind by a newer reqlist, not sent because the ring was empty.
-    var wasForced = false
-    var secure = false
-    /// The chain of requests.
-    var first: Int32 = -1
-    var last: Int32 = -1
-    /// The request that is done now, of a split list.
+    /// The last request of the chain that begins with the list's own index.
+    var last: Int32
+    /// The request that is done now, of a split list; -1 for none.
     var current: Int32 = -1
-    var requestCount: Int32 = 0
-    var segmentCount: Int32 = 0
-    /// Next list in whichever queue it stands.
-    var next: Int32 = -1
+    var requestCount: Int32 = 1
+    var segmentCount: Int32
+    /// Plugin requests that have not completed.
+    var outstanding: Int32 = 0
     /// First sector and sectors of 512 bytes, of the whole list.
-    var firstSector: UInt64 = 0
-    var sectorCount: UInt64 = 0
+    var firstSector: UInt64
+    var sectorCount: UInt64
     /// First page and pages of its buffer; 0 pages while it has none.
     var bufferPage: Int32 = 0
     var bufferPages: Int32 = 0
@@ -71,16 +66,23 @@ struct Reqlist: BitwiseCopyable {
     var scratchPage: Int32 = 0
     /// Bytes in the buffer before the first sector of the list, where the disk's blocks are larger than a sector.
     var headBytes: Int32 = 0
-    /// First operation in the batch of copies.
-    var firstCopy: Int32 = 0
     /// What the plugin is asked for: bytes from `offset`, of which those before `progress` were handed over.
     var offset: UInt64 = 0
     var length: UInt64 = 0
     var progress: UInt64 = 0
-    /// Plugin requests that have not completed.
-    var outstanding: Int32 = 0
     /// The first failure, a negative errno, or 0.
     var failure: Int32 = 0
+
+    /// A list of one request, which is the first.
+    @inline(__always)
+    init(_ index: Int32, _ first: borrowing PendingRequest) {
+        operation = first.request.operation
+        secure = first.request.secure
+        last = index
+        segmentCount = Int32(first.request.segmentCount)
+        firstSector = first.request.firstSector
+        sectorCount = first.request.sectorCount
+    }
 }
 
 /// The rule by which adjacent requests become one reqlist.
@@ -100,9 +102,9 @@ struct CoalescingRule: Equatable, BitwiseCopyable {
         _ list: borrowing Reqlist, operation: BlockOperation, first: UInt64, sectors: UInt64, segments: UInt8
     ) -> Bool {
         if disabled { return false }
+        if first != list.firstSector &+ list.sectorCount { return false }
         if operation != list.operation { return false }
         if operation != .read && operation != .write { return false }
-        if first != list.firstSector &+ list.sectorCount { return false }
         if list.segmentCount &+ Int32(segments) > maxSegments { return false }
         return (list.sectorCount &+ sectors) &* 512 <= maxBytes
     }

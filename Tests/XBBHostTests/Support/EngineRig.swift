@@ -309,12 +309,12 @@ final class EngineRig {
     var use: Use {
         Use(
             requests: engine.ring.entryCount - engine.freeRequests.count,
-            lists: engine.ring.entryCount - engine.freeLists.count,
+            lists: engine.listsInFlight,
             pluginRequests: port.requestCount - engine.freeSubs.count, pages: engine.buffers.pagesInUse,
             ready: engine.ready.count,
             waiting: [
                 engine.memoryWaiters.count, engine.subWaiters.count,
-                engine.copying.count + engine.copyInLists.count + engine.copyOutLists.count,
+                engine.copying.count,
             ])
     }
     var isIdle: Bool { engine.isIdle }
@@ -356,7 +356,7 @@ final class EngineRig {
             lists += 1
             pages += Int(list.bufferPages)
             if list.bufferPages > 0 { runs.append((list.bufferPage, list.bufferPages)) }
-            var index = list.first
+            var index = Int32(number)
             var length: Int32 = 0
             while index >= 0, length <= Int32(entries) {
                 if seen[Int(index)] { problem("a request stands in two lists") }
@@ -368,7 +368,6 @@ final class EngineRig {
             requests += Int(length)
         }
         if lists != engine.listsInFlight { problem("\(lists) lists are used, \(engine.listsInFlight) are counted") }
-        if engine.freeLists.count != entries - lists { problem("lists leak") }
         if engine.freeRequests.count != entries - requests { problem("requests leak") }
         if engine.ring.outstanding != requests { problem("\(engine.ring.outstanding) outstanding, \(requests) held") }
         if engine.buffers.pagesInUse != pages { problem("pages leak") }
