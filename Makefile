@@ -45,10 +45,10 @@ count: build-release ## instructions of a request in the host, counted by valgri
 xen-setup: setup ## install what the Xen lab needs
 	@lab/setup.sh
 
-xen-test: xen-setup build-release ## a real Xen with guests, emulated: all tests, or TESTS="10 20"
+xen-test: xen-setup deb ## a real Xen with guests, emulated: all tests, or TESTS="10 20"
 	@lab/xen-lab test $(TESTS)
 
-xen-shell: xen-setup build-release ## the same machine, and a prompt in its dom0
+xen-shell: xen-setup deb ## the same machine, and a prompt in its dom0
 	@lab/xen-lab shell
 
 check: setup ## formatting, shell scripts, header as C11 and C++17

@@ -16,6 +16,8 @@ xen=usr/lib/xen-4.17/bin
 copy_closure "$image" bin/bash usr/bin/flock sbin/losetup usr/bin/stat usr/bin/logger usr/bin/cmp usr/bin/diff bin/dd usr/bin/timeout usr/bin/strace \
     usr/bin/jq usr/bin/sort bin/cp usr/bin/truncate sbin/mke2fs sbin/e2fsck sbin/debugfs sbin/sfdisk \
     usr/bin/xenstore "$xen"/{xl,xenstored,xenconsoled,xen-init-dom0,libxl-save-helper,lsevtchn,xenconsole}
+# What our packages depend on.
+copy_closure "$image" usr/lib/x86_64-linux-gnu/{libstdc++.so.6,libaio.so.1,libxenstore.so.4,libxengnttab.so.1,libxenevtchn.so.1}
 for name in exists list ls read rm watch write chmod; do
     copy_closure "$image" "usr/bin/xenstore-$name"
 done
@@ -24,8 +26,6 @@ for name in mkfs.ext4 mkfs.ext2; do
 done
 ln -s "/$xen/xl" "$image/usr/sbin/xl"
 cp -a "$tree/etc/xen" "$image/etc/xen"
-cp -L "$tree/usr/lib/x86_64-linux-gnu/libgcc_s.so.1" "$image/usr/lib/x86_64-linux-gnu/" 2>/dev/null ||
-    copy_file "$image" lib/x86_64-linux-gnu/libgcc_s.so.1
 copy_busybox "$image"
 copy_modules "$image" virtio_pci virtio_blk 9p 9pnet_virtio xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs loop ext4 \
     crc32c_generic xen-blkback xen-blkfront

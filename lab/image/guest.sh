@@ -11,11 +11,12 @@ image=$(mktemp -d)
 stubs=$(mktemp -d)
 trap 'rm -rf "$image" "$stubs"' EXIT
 chmod 755 "$image"
-mkdir -p "$image"/{bin,sbin,usr/bin,usr/sbin,dev,proc,sys,run,tmp,mnt,root,etc}
+mkdir -p "$image"/{bin,sbin,usr/bin,usr/sbin,dev,proc,sys,run,tmp,mnt,root,etc,newroot}
 for library in libgfapi.so.0 libnbd.so.0 libibverbs.so.1 librdmacm.so.1 librados.so.2 librbd.so.1 libpmemblk.so.1 libpmem.so.1; do
     "$lab/image/stub-library.sh" "$tree/usr/bin/fio" "$library" "$stubs/$library"
 done
-copy_closure "$image" usr/bin/fio sbin/mke2fs sbin/e2fsck sbin/sfdisk sbin/blockdev usr/bin/timeout bin/dd
+# Busybox' shell prefers its own programs to those of the PATH, so jobs run in bash.
+copy_closure "$image" bin/bash usr/bin/fio sbin/mke2fs sbin/e2fsck sbin/sfdisk sbin/blockdev usr/bin/timeout bin/dd
 mkdir -p "$image/usr/lib/x86_64-linux-gnu"
 cp "$stubs"/* "$image/usr/lib/x86_64-linux-gnu/"
 copy_modules "$image" xen-blkfront ext4 crc32c_generic crc32c-intel

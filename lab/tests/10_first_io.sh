@@ -2,7 +2,7 @@
 # A guest's blkfront writes to a disk and reads it; the bytes are in the image.
 # limit: 600
 truncate -s 64M "$images/a.img"
-guest_create first "format=raw,vdev=xvda,access=rw,script=block-xbb,target=raw:$images/a.img"
+guest_create first "$(disk xvda "raw:$images/a.img")"
 [[ $(guest first 'blockdev --getsize64 /dev/xvda') == $((64 << 20)) ]] || fail "the guest sees another size"
 
 sum=$(guest first '
