@@ -22,7 +22,7 @@ if [[ $(cat "$kept/base.list" 2>/dev/null) != "$include" ]]; then
     # shellcheck disable=SC2016  # apt's own variables
     mirror=$(apt-get indextargets --format '$(SITE)' "Created-By: Packages" "Release: bookworm" | head -1)
     rm -f "$kept/base.list"
-    debootstrap --variant=minbase --include="$include" bookworm "$root" "${mirror:-http://deb.debian.org/debian}" \
+    debootstrap --variant=minbase --include="$include" bookworm "$root" ${mirror:+"$mirror"} \
         >"$kept/debootstrap.log" 2>&1 || { tail -5 "$kept/debootstrap.log" >&2; exit 1; }
     # Where this machine has its packages from, and by which way.
     rm -f "$root/etc/apt/sources.list"
