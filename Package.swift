@@ -49,6 +49,7 @@ let package = Package(
         .library(name: "xbb-error", type: .dynamic, targets: ["ErrorPlugin"]),
         .library(name: "xbb-delay", type: .dynamic, targets: ["DelayPlugin"]),
         .library(name: "nbdkit-xbb-plugin", type: .dynamic, targets: ["NBDKitBlkfront"]),
+        .library(name: "evil-test-plugin", type: .dynamic, targets: ["EvilPlugin"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2")
@@ -59,7 +60,7 @@ let package = Package(
 
         // Unsafe memory behind a few small types with safe faces.
         .target(name: "CRing"),
-        .target(name: "CLinux"),
+        .target(name: "CLinux", linkerSettings: [.linkedLibrary("dl")]),
         .target(name: "Memory", dependencies: ["CRing", "CLinux"], swiftSettings: inlined),
 
         // What every program says and writes: version, log, JSON.
@@ -176,6 +177,10 @@ let package = Package(
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])],
             linkerSettings: [.linkedLibrary("dl")]),
         .testTarget(name: "PluginTests", dependencies: ["PluginAPI", "CPluginHarness", "CLinux", "TestSupport"]),
+        .target(
+            name: "EvilPlugin", dependencies: ["PluginAPI"], path: "Tests/EvilPlugin", publicHeadersPath: ".",
+            cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])], linkerSettings: onlyEntryPoint()),
+        .executableTarget(name: "confine-probe", dependencies: ["CLinux"], path: "Tests/ConfineProbe"),
         .executableTarget(name: "fake-worker", dependencies: ["Xen", "CLinux"], path: "Tests/FakeWorker"),
         .testTarget(
             name: "ControlTests",
@@ -185,7 +190,10 @@ let package = Package(
             ]),
         .testTarget(
             name: "EndToEndTests",
-            dependencies: ["Blkfront", "Blkif", "Memory", "XenLoopback", "Xen", "CLinux", "xbb-vbd", "xbbd", "xbb-dm"]),
+            dependencies: [
+                "Blkfront", "Blkif", "Memory", "XenLoopback", "Xen", "CLinux", "xbb-vbd", "xbbd", "xbb-dm",
+                "confine-probe",
+            ]),
     ],
     swiftLanguageModes: [.v6]
 )

@@ -23,6 +23,9 @@ let usage = """
       --max-ring-page-order N    the largest ring: 2^N pages, 0 to 5 (5)
       --memory-mib N             memory for data of each queue, 1 to 1024 MiB (16)
       --poll-us N                how long a queue looks for work before it sleeps, in us (0)
+      --user NAME                become this user when the storage is open ("xbb" where there is one)
+      --empty-dir DIR            the root directory from then on: an empty one
+      --no-confine               keep all rights; to look for faults, not to serve guests
       --dump-plugins             describe the plugins as JSON and exit
       --help                     this text
       --version                  the version
@@ -44,6 +47,9 @@ struct CommandLineOptions {
     var maxOrder = 5
     var memoryMiB = 16
     var pollMicroseconds = 0
+    var user: String?
+    var emptyDirectory: String?
+    var confines = true
     var dumpPlugins = false
 }
 
@@ -93,6 +99,9 @@ func parseArguments() -> CommandLineOptions {
         case "--max-ring-page-order": options.maxOrder = number(value(), name, 0...5)
         case "--memory-mib": options.memoryMiB = number(value(), name, 1...1024)
         case "--poll-us": options.pollMicroseconds = number(value(), name, 0...1_000_000)
+        case "--user": options.user = value()
+        case "--empty-dir": options.emptyDirectory = value()
+        case "--no-confine": options.confines = false
         case "--dump-plugins": options.dumpPlugins = true
         case "--help":
             print(usage, terminator: "")
@@ -115,6 +124,22 @@ func defaultPluginDirectory() -> String {
     let path = String(decoding: buffer.prefix(length).map { UInt8(bitPattern: $0) }, as: UTF8.self)
     let folder = path.split(separator: "/").dropLast(2).joined(separator: "/")
     return "/\(folder)/lib/xbb/plugins"
+}
+
+/// How the process is confined; an end with status 2 where a user that was asked for does not exist.
+func confinement(_ command: CommandLineOptions) -> ConfinementSettings? {
+    guard command.confines else { return nil }
+    var settings = ConfinementSettings()
+    settings.emptyDirectory = command.emptyDirectory
+    do throws(PluginError) {
+        settings.user = try ConfinementUser(named: command.user ?? ConfinementUser.usual)
+    } catch {
+        fail(error.description)
+    }
+    if let user = command.user, settings.user == nil {
+        fail("--user \(user): there is no such user; make it, or name another one")
+    }
+    return settings
 }
 
 func serve<Platform: XenPlatform>(_ platform: Platform, _ options: VBDOptions) -> Int32 {
@@ -152,6 +177,7 @@ options.memoryBytes = command.memoryMiB << 20
 options.pollNanoseconds = UInt64(command.pollMicroseconds) * 1000
 options.controlSocket = command.control
 options.logLevel = command.level
+options.confinement = confinement(command)
 if let directory = command.loopback {
     exit(serve(LoopbackPlatform(directory: directory), options))
 } else {

@@ -71,6 +71,14 @@ struct XBBD: ParsableCommand {
         help: ArgumentHelp("For workers: microseconds to look for work before sleeping, 0 to 1000000.", valueName: "n"))
     var pollUs: Int?
 
+    @Option(
+        help: ArgumentHelp(
+            "For workers: whom they become when their storage is open. (default: xbb)", valueName: "name"))
+    var user: String?
+
+    @Flag(help: "For workers: they keep all rights; to look for faults, not to serve guests.")
+    var noConfine = false
+
     func validate() throws {
         for kind in backend where !VBDAddress.isKind(kind) {
             throw ValidationError("--backend '\(kind)': expected a name such as vbd, qdisk or vbd3")
@@ -99,6 +107,8 @@ struct XBBD: ParsableCommand {
             executable: worker.map(DaemonProcess.absolute) ?? InstallPaths.worker(),
             loopback: loopback.map(DaemonProcess.absolute), pluginDirectories: plugins)
         workers.options = ["--log-level", logLevel]
+        if let user { workers.options += ["--user", user] }
+        if noConfine { workers.options.append("--no-confine") }
         for (name, value, _) in workerNumbers {
             if let value { workers.options += [name, String(value)] }
         }

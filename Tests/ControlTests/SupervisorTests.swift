@@ -24,6 +24,7 @@ import Support
             Array(arguments.dropFirst()) == [
                 "--backend-path", "/local/domain/0/backend/qdisk/2/51728", "--loopback", lab.root + "/xen",
                 "--plugin-dir", "/p1", "--plugin-dir", "/p2", "--control", lab.run + "/vbd-qdisk-2-51728.sock",
+                "--empty-dir", lab.run + "/empty",
                 "--storage-source", "params", "--log-level", "info",
             ])
         #expect(shown["request"]?.string == "show")

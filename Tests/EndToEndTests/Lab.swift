@@ -46,6 +46,9 @@ final class Lab {
             try FileManager.default.copyItem(atPath: "\(buildDirectory)/libxbb-\(name).so", toPath: copy)
             chmod(copy, 0o755)
         }
+        let evil = "\(folder)/xbb-evil.so"
+        try FileManager.default.copyItem(atPath: "\(buildDirectory)/libevil-test-plugin.so", toPath: evil)
+        chmod(evil, 0o755)
         chmod(folder, 0o755)
         return folder
     }

@@ -122,6 +122,19 @@ final class Worker {
         return ticks / Double(sysconf(Int32(_SC_CLK_TCK)))
     }
 
+    /// A field of /proc/PID/task/TID/status of each thread.
+    func status(_ name: String) throws -> [String] {
+        let threads = try FileManager.default.contentsOfDirectory(atPath: "/proc/\(process)/task")
+        return try threads.map { thread in
+            let text = try String(contentsOfFile: "/proc/\(process)/task/\(thread)/status", encoding: .utf8)
+            let line = text.split(separator: "\n").first { $0.hasPrefix("\(name):") } ?? ""
+            return line.dropFirst(name.count + 1).split { " \t".contains($0) }.joined(separator: " ")
+        }
+    }
+
+    /// Its root directory.
+    func root() throws -> String { try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(process)/root") }
+
     /// Open descriptors.
     func descriptors() throws -> Int {
         try FileManager.default.contentsOfDirectory(atPath: "/proc/\(process)/fd").count

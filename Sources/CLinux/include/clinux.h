@@ -41,6 +41,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "clinux_confine.h"
 #include "clinux_process.h"
 
 /* Request numbers made by macros that Swift cannot import. */

@@ -51,7 +51,8 @@ extension Supervisor {
                 return .startFailed("the kernel's xen-blkback was loaded and takes backend/\(address.kind)")
             }
             let arguments = settings.workers.arguments(
-                for: address, own: own, controlSocket: directory.workerSocket(address))
+                for: address, own: own, controlSocket: directory.workerSocket(address),
+                emptyDirectory: directory.emptyDirectory)
             let process = try WorkerProcess.spawn(arguments, kept: lock.file)
             // Without a note, as after a crash right here, a successor waits for the lock and knows no number.
             lock.write(note: ProcessIdentity(running: process.process)?.note ?? "")

@@ -23,12 +23,18 @@ struct RunDirectory {
                 throw ControlError("make run directory \(made): \(errnoText(errno))")
             }
         }
+        if unsafe mkdir(emptyDirectory, 0o555) != 0 && errno != EEXIST {
+            throw ControlError("make \(emptyDirectory): \(errnoText(errno))")
+        }
     }
 
     /// xbbd's own socket.
     var socket: String { path + "/xbbd.sock" }
     /// Held by the one xbbd that serves this directory.
     var lock: String { path + "/xbbd.lock" }
+
+    /// The root directory of confined workers: nobody can make a file there.
+    var emptyDirectory: String { path + "/empty" }
 
     /// The control socket of a worker.
     func workerSocket(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).sock" }

@@ -24,11 +24,11 @@ public struct WorkerSettings: Sendable, Equatable {
     }
 
     /// The arguments for a VBD, the program's name first.
-    func arguments(for address: VBDAddress, own: DomainID, controlSocket: String) -> [String] {
+    func arguments(for address: VBDAddress, own: DomainID, controlSocket: String, emptyDirectory: String) -> [String] {
         var arguments = [executable, "--backend-path", address.backendPath(own: own)]
         if let loopback { arguments += ["--loopback", loopback] }
         arguments += pluginArguments
-        arguments += ["--control", controlSocket]
+        arguments += ["--control", controlSocket, "--empty-dir", emptyDirectory]
         arguments += ["--storage-source", StorageSource(kind: address.kind) == .params ? "params" : "hotplug"]
         return arguments + options
     }

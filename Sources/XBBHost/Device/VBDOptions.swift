@@ -23,6 +23,8 @@ public struct VBDOptions: Sendable {
     public var blockingThreads = 4
     /// The socket for `xbbctl`; nil for none.
     public var controlSocket: String?
+    /// What the process gives up when its storage is open; nil: nothing.
+    public var confinement: ConfinementSettings?
     /// What is logged.
     public var logLevel: LogLevel = .info
 

@@ -13,7 +13,7 @@ import Support
 
 /// Serves one VBD until it is over.
 public final class VBDWorker<Platform: Xen.XenPlatform> {
-    let platform: Platform
+    let platform: PreparedHandles<Platform>
     let options: VBDOptions
     let log: Log
     let store: any XenStore
@@ -27,13 +27,15 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     var frontendPath = ""
     var device: PluginDevice?
     var request: DeviceRequest?
-    var queues: [QueueThread<Platform>] = []
+    var queues: [QueueThread<PreparedHandles<Platform>>] = []
     /// Statistics of each queue; they go on when the frontend reconnects.
     var statistics: [QueueStatistics] = []
     var connection: FrontendNode?
 
+    /// The process has given up what it does not need to serve its open storage (docs/confinement.md).
+    var isConfined = false
     private var control: ControlSocket?
-    private var pending: [VBDMachine.Event] = []
+    var pending: [VBDMachine.Event] = []
     private var timerDeadline: UInt64?
     private var backendChanged = true
     private var frontendChanged = true
@@ -46,7 +48,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
 
     /// Connects to XenStore and reads the backend's node.
     public init(platform: Platform, options: VBDOptions) throws(XenError) {
-        self.platform = platform
+        self.platform = PreparedHandles(platform)
         self.options = options
         let node = options.backendPath.split(separator: "/").suffix(2).joined(separator: "/")
         log = Log(name: "xbb-vbd \(node)", level: options.logLevel)
@@ -108,7 +110,9 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     private var configuration: VBDMachine.Configuration {
         VBDMachine.Configuration(
             limits: FrontendLimits(
-                maximumRingPageOrder: options.maxRingPageOrder, maximumQueueCount: options.maxQueues))
+                maximumRingPageOrder: options.maxRingPageOrder, maximumQueueCount: options.maxQueues),
+            // A confined process cannot open its storage again.
+            storageRelease: options.confinement == nil ? .withFrontend : .withDevice)
     }
 
     private func hand(_ event: VBDMachine.Event) {
@@ -386,51 +390,6 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         do throws(XenError) { try store.write("\(errorNode)/error", String(text.prefix(512))) } catch {
             log.error(error.description)
         }
-    }
-
-    private func open(_ request: DeviceRequest) -> VBDMachine.Event {
-        var source = DiskSource(
-            format: request.image.format.name, path: request.image.path, readOnly: request.isReadOnly,
-            deviceNumber: request.deviceNumber)
-        source.options = pluginOptions()
-        let mailbox = mailbox
-        do throws(PluginError) {
-            let device = try PluginDevice(source, directories: options.pluginDirectories, log: log) {
-                mailbox.post(.notified($0))
-            }
-            try device.start()
-            self.device = device
-            self.request = request
-            let info = device.info
-            log.info(
-                "opened \(source.path) as \(source.format) with plugin '\(device.library.name)': "
-                    + "\(info.sectorCount) sectors\(device.isReadOnly ? ", read-only" : "")")
-            return .deviceOpened(
-                DeviceFacts(
-                    sectorCount: info.sectorCount, physicalSectorSize: info.physicalBlock,
-                    isReadOnly: device.isReadOnly, canFlush: true,
-                    discard: info.capabilities.contains(.discard)
-                        ? DeviceFacts.Discard(
-                            granularity: info.discardGranularity, alignment: info.discardOffset,
-                            isSecure: info.capabilities.contains(.discardSecure)) : nil))
-        } catch {
-            return .deviceOpenFailed(error.description)
-        }
-    }
-
-    /// Options for the plugin: the toolstack's key "xbb-options", "name=value,name=value".
-    private func pluginOptions() -> [String: String] {
-        var found: [String: String] = [:]
-        do throws(XenError) {
-            let text = try store.text("\(options.backendPath)/xbb-options") ?? ""
-            for part in text.split(separator: ",") {
-                let pair = part.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
-                found[String(pair[0])] = pair.count == 2 ? String(pair[1]) : "on"
-            }
-        } catch {
-            log.error(error.description)
-        }
-        return found
     }
 
     // MARK: Queues

@@ -46,6 +46,8 @@ public struct PluginLibrary: @unchecked Sendable {
     public var isBlocking: Bool { unsafe table.flags & UInt32(XBB_PLUGIN_BLOCKING) != 0 }
     /// True if there is no file or device behind a disk.
     public var hasNoFile: Bool { unsafe table.flags & UInt32(XBB_PLUGIN_NO_FD) != 0 }
+    /// True if it makes sockets while it serves.
+    public var isNetwork: Bool { unsafe table.flags & UInt32(XBB_PLUGIN_NETWORK) != 0 }
     /// True if it never writes.
     public var isReadOnly: Bool { unsafe table.flags & UInt32(XBB_PLUGIN_RDONLY) != 0 }
 

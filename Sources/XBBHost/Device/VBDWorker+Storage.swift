@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Opening the storage of a VBD, once for a confined process.
+import Support
+import Xen
+import XenBus
+
+extension VBDWorker {
+    /// Opens the storage and gives up the rights that opening needs.
+    func open(_ request: DeviceRequest) -> VBDMachine.Event {
+        if isConfined {
+            log.info("\(request.image.path) is opened by a new process: this one is confined")
+            pending.append(.stopRequested(.handOver))
+            return .deviceOpenFailed("a confined process cannot open \(request.image.path)")
+        }
+        var source = DiskSource(
+            format: request.image.format.name, path: request.image.path, readOnly: request.isReadOnly,
+            deviceNumber: request.deviceNumber)
+        source.options = pluginOptions()
+        let mailbox = mailbox
+        do throws(PluginError) {
+            let device = try PluginDevice(source, directories: options.pluginDirectories, log: log) {
+                mailbox.post(.notified($0))
+            }
+            try confine(for: device)
+            try device.start()
+            self.device = device
+            self.request = request
+            let info = device.info
+            log.info(
+                "opened \(source.path) as \(source.format) with plugin '\(device.library.name)': "
+                    + "\(info.sectorCount) sectors\(device.isReadOnly ? ", read-only" : "")")
+            return .deviceOpened(
+                DeviceFacts(
+                    sectorCount: info.sectorCount, physicalSectorSize: info.physicalBlock,
+                    isReadOnly: device.isReadOnly, canFlush: true,
+                    discard: info.capabilities.contains(.discard)
+                        ? DeviceFacts.Discard(
+                            granularity: info.discardGranularity, alignment: info.discardOffset,
+                            isSecure: info.capabilities.contains(.discardSecure)) : nil))
+        } catch {
+            return .deviceOpenFailed(error.description)
+        }
+    }
+
+    /// Between open() and start() of the plugin, as its ABI says. Handles of Xen for every queue are opened before.
+    private func confine(for device: PluginDevice) throws(PluginError) {
+        guard let settings = options.confinement else { return }
+        do throws(XenError) {
+            try platform.prepare(queues: options.maxQueues)
+        } catch {
+            throw PluginError(.open, "\(error)")
+        }
+        isConfined = true
+        try Confinement.enter(settings, network: device.library.isNetwork, log: log)
+    }
+
+    /// Options for the plugin: the toolstack's key "xbb-options", "name=value,name=value".
+    private func pluginOptions() -> [String: String] {
+        var found: [String: String] = [:]
+        do throws(XenError) {
+            let text = try store.text("\(options.backendPath)/xbb-options") ?? ""
+            for part in text.split(separator: ",") {
+                let pair = part.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+                found[String(pair[0])] = pair.count == 2 ? String(pair[1]) : "on"
+            }
+        } catch {
+            log.error(error.description)
+        }
+        return found
+    }
+}

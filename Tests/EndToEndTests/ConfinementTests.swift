@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What a worker can still do when it serves: docs/confinement.md says it, this tries it.
+import Blkfront
+import CLinux
+import Foundation
+import Testing
+
+extension EndToEnd {
+    /// Changing root directory and user takes root, as xbbd is; those tests are for root.
+    @Suite struct ConfinementTests {
+        /// Has the plugin of a confined worker try something while it serves a read.
+        private func attempt(_ name: String, _ arguments: [String] = [], _ check: (Disk, FrontDevice) throws -> Void)
+            throws
+        {
+            let lab = try Lab()
+            let disk = try lab.attach(51712, .plugin("evil", "attempt=\(name)"), arguments: arguments)
+            let device = try disk.connect()
+            try device.queues[0].withQueue { (queue) throws in
+                try queue.submit(try queue.slot(), .read, sector: 0, byteCount: 4096)
+                try queue.publish()
+            }
+            try check(disk, device)
+            lab.stop()
+        }
+
+        /// A log line that says how an attempt ended.
+        private func outcome(_ name: String, _ arguments: [String] = []) throws -> String {
+            var outcome = ""
+            try attempt(name, arguments) { disk, _ in
+                try eventually("an outcome; log: \(disk.log)", seconds: 10) {
+                    disk.log.has("attempt \(name): ") || !disk.worker.isRunning
+                }
+                let lines = disk.log.split(separator: "\n")
+                outcome = String(lines.first { $0.contains("attempt \(name): ") } ?? "none: \(disk.log)")
+            }
+            return String(outcome.split(separator: "attempt \(name): ").last ?? "")
+        }
+
+        @Test(arguments: [
+            "rename", "socket", "socketpair", "netlink", "execve", "fork", "vfork", "ptrace", "read_memory", "kill",
+            "tgkill", "setuid", "capset", "chroot", "mount", "unshare", "bpf", "prctl", "personality", "last_words",
+        ])
+        func theProcessEndsThatTries(name: String) throws {
+            try attempt(name) { disk, _ in
+                let status = try disk.worker.awaitExit(seconds: 10)
+                #expect(status == .signalled(SIGSYS), "\(disk.log)")
+                #expect(!disk.log.has("attempt \(name): "))
+                // The attempt at the last words themselves has none; setuid is called by all threads of the process, and the
+                // first of them to die may be the one that takes no signals.
+                if !["last_words", "setuid"].contains(name) {
+                    #expect(disk.log.has("confinement: system call "), "\(disk.log)")
+                }
+            }
+        }
+
+        @Test(arguments: [
+            ("open", EACCES), ("create", EACCES), ("openat2", EACCES), ("stat", EACCES), ("unlink", EACCES),
+            ("readlink", EACCES), ("io_uring", EPERM), ("new_code", EACCES), ("changed_code", EACCES),
+            ("terminal_input", ENOTTY), ("signal_owner", EPERM), ("limit", EPERM),
+            ("send_elsewhere", EPERM),
+        ])
+        func anErrorIsAllThatItGets(name: String, code: Int32) throws {
+            let outcome = try outcome(name)
+            #expect(outcome == "-1 errno \(code)")
+        }
+
+        /// The same attempts without confinement: it is not something else that refuses them.
+        @Test(arguments: ["open", "stat", "socket", "new_code", "limit"])
+        func withoutConfinementItMay(name: String) throws {
+            let outcome = try outcome(name, ["--no-confine"])
+            #expect(!outcome.hasPrefix("-1 "), "\(outcome)")
+        }
+
+        @Test(.enabled(if: geteuid() == 0)) func namesLeadNowhereInTheEmptyDirectory() throws {
+            let empty = try emptyDirectory()
+            let outcome = try outcome("stat_by_flag", ["--empty-dir", empty])
+            #expect(outcome == "-1 errno \(ENOENT)")
+            rmdir(empty)
+        }
+
+        @Test func whatIsLeftIsLeft() throws {
+            let memory = try outcome("data_memory")
+            let line = try outcome("write_stderr")
+            let limit = try outcome("look_at_limit")
+            #expect(
+                memory == "0 errno 0" && line == "12 errno 0" && limit == "0 errno 0", "\(memory), \(line), \(limit)")
+        }
+
+        @Test(.enabled(if: geteuid() == 0)) func theWholeProcessIsConfined() throws {
+            let empty = try emptyDirectory()
+            let lab = try Lab()
+            // The image is in a directory that user nobody cannot enter.
+            let disk = try lab.attach(arguments: ["--user", "nobody", "--empty-dir", empty])
+            let device = try disk.connect()
+            #expect(try disk.load(device) { $0.count = 100 }.isGood)
+            let worker = disk.worker
+            let none = "0000000000000000"
+            let expected = [
+                "NoNewPrivs": "1", "Seccomp": "2", "CapPrm": none, "CapEff": none, "CapInh": none, "CapAmb": none,
+                "Groups": "",
+            ]
+            for (field, value) in expected {
+                let found = try worker.status(field)
+                #expect(found.count > 2 && found.allSatisfy { $0 == value }, "\(field): \(found)")
+            }
+            let nobody = try #require(getpwnam("nobody")).pointee
+            let user = "\(nobody.pw_uid)"
+            let users = try worker.status("Uid")
+            #expect(users.allSatisfy { $0 == Array(repeating: user, count: 4).joined(separator: " ") }, "\(users)")
+            #expect(try worker.root() == empty)
+            #expect(disk.log.has("user nobody"))
+            try device.close()
+            try lab.finish()
+            rmdir(empty)
+        }
+
+        @Test func aConfinedWorkerServesOneConnectionAfterAnother() throws {
+            let lab = try Lab()
+            let disk = try lab.attach(arguments: ["--max-queues", "4"])
+            for round in 0..<5 {
+                let device = try disk.connect { $0.queues = round % 2 == 0 ? 4 : 1 }
+                #expect(try disk.load(device) { $0.count = 60 }.isGood)
+                try device.close()
+            }
+            #expect(disk.log.components(separatedBy: "confined: ").count == 2, "confined once: \(disk.log)")
+            try lab.finish()
+        }
+
+        @Test func anotherImageIsForAnotherProcess() throws {
+            let lab = try Lab()
+            let disk = try lab.attach()
+            let device = try disk.connect()
+            try device.close()
+            try disk.write("physical-device-path", try lab.image("other.img", bytes: 1 << 20))
+            try lab.toolstack.write("\(disk.front)/state", "1")
+            #expect(try disk.worker.awaitExit() == .exited(0), "\(disk.log)")
+            #expect(disk.log.has("is opened by a new process"))
+            try disk.startWorker()
+            let again = try disk.connect()
+            #expect(try disk.load(again) { $0.count = 20 }.isGood)
+            try again.close()
+            try lab.finish()
+        }
+
+        @Test func aUserThatDoesNotExistIsSaid() throws {
+            let lab = try Lab()
+            let disk = try? lab.attach(arguments: ["--user", "no-such-user"])
+            _ = disk
+            let worker = try #require(lab.disks.first).worker
+            #expect(try worker.awaitExit() == .exited(2))
+            #expect(worker.log.has("--user no-such-user: there is no such user"))
+        }
+
+        private func emptyDirectory() throws -> String {
+            var template = Array("/tmp/xbb-empty-XXXXXX".utf8CString)
+            guard mkdtemp(&template) != nil else { throw LabError("mkdtemp: \(errno)") }
+            return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        }
+    }
+}

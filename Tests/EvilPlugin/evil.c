@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// xbb-evil: a plugin that does what a hijacked one might try. attempt=NAME is made while a read is served, on the
+// queue's thread, and its outcome is logged as "attempt NAME: RESULT errno ERRNO".
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "xbb_plugin.h"
+
+static long attempt_open(void) { return open("/etc/passwd", O_RDONLY); }
+static long attempt_create(void) { return open("/tmp/xbb-evil", O_RDWR | O_CREAT, 0600); }
+static long attempt_openat2(void) { uint64_t how[3] = {0}; return syscall(SYS_openat2, AT_FDCWD, "/etc/passwd", how, sizeof how); }
+static long attempt_stat(void) { struct stat found; return stat("/etc/passwd", &found); }
+// The flag lets the call through the filter; the name leads nowhere where the root directory is empty.
+static long attempt_stat_by_flag(void) { struct stat found; return fstatat(AT_FDCWD, "/etc/passwd", &found, AT_EMPTY_PATH); }
+static long attempt_unlink(void) { return unlink("/tmp/xbb-evil"); }
+static long attempt_readlink(void) { char text[64]; return readlink("/proc/self/exe", text, sizeof text); }
+static long attempt_rename(void) { return rename("/tmp/xbb-evil", "/tmp/xbb-evil-2"); }
+static long attempt_socket(void) { return socket(AF_INET, SOCK_STREAM, 0); }
+static long attempt_socketpair(void) { int both[2]; return socketpair(AF_UNIX, SOCK_STREAM, 0, both); }
+static long attempt_netlink(void) { return socket(AF_NETLINK, SOCK_RAW, 0); }
+static long attempt_execve(void)
+{
+    char *words[] = {"/bin/true", NULL};
+    return execve(words[0], words, NULL);
+}
+static long attempt_fork(void) { return fork(); }
+static long attempt_vfork(void) { return syscall(SYS_clone, CLONE_VM | SIGCHLD, 0, 0, 0, 0); }
+static long attempt_ptrace(void) { return ptrace(PTRACE_ATTACH, getppid(), NULL, NULL); }
+static long attempt_read_memory(void)
+{
+    char byte;
+    struct iovec here = {&byte, 1}, there = {(void *)0x1000, 1};
+    return process_vm_readv(getppid(), &here, 1, &there, 1, 0);
+}
+static long attempt_kill(void) { return kill(getppid(), SIGCONT); }
+static long attempt_tgkill(void) { return syscall(SYS_tgkill, getppid(), getppid(), SIGCONT); }
+static long attempt_setuid(void) { return setuid(0); }
+static long attempt_capset(void) { return syscall(SYS_capset, NULL, NULL); }
+static long attempt_chroot(void) { return chroot("/"); }
+static long attempt_mount(void) { return mount("none", "/", "tmpfs", 0, NULL); }
+static long attempt_unshare(void) { return unshare(CLONE_NEWUSER); }
+static long attempt_bpf(void) { return syscall(SYS_bpf, 0, NULL, 0); }
+static long attempt_io_uring(void) { char parameters[120] = {0}; return syscall(SYS_io_uring_setup, 4, parameters); }
+static long attempt_prctl(void) { return prctl(PR_SET_DUMPABLE, 1, 0, 0, 0); }
+static long attempt_personality(void) { return syscall(SYS_personality, 0x0400000); }
+static long attempt_new_code(void)
+{
+    void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return page == MAP_FAILED ? -1 : 0;
+}
+static long attempt_changed_code(void)
+{
+    void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return page == MAP_FAILED ? -2 : mprotect(page, 4096, PROT_READ | PROT_EXEC);
+}
+static long attempt_terminal_input(void) { return ioctl(2, 0x5412 /* TIOCSTI */, ""); }
+static long attempt_signal_owner(void) { return fcntl(2, F_SETOWN, getppid()); }
+static long attempt_limit(void) { uint64_t limit[2] = {1024, 1024}; return syscall(SYS_prlimit64, 0, 7, limit, NULL); }
+static long attempt_look_at_limit(void) { uint64_t limit[2]; return syscall(SYS_prlimit64, 0, 7, NULL, limit); }
+static long attempt_send_elsewhere(void)
+{
+    struct sockaddr_un there = {.sun_family = AF_UNIX};
+    return sendto(2, "", 0, 0, (struct sockaddr *)&there, sizeof there);
+}
+static long attempt_last_words(void)
+{
+    struct sigaction ignored = {.sa_handler = SIG_IGN};
+    return sigaction(SIGSYS, &ignored, NULL);
+}
+// What is left, so that it is known to be left.
+static long attempt_nothing(void) { return 0; }
+static long attempt_data_memory(void)
+{
+    void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return page == MAP_FAILED ? -1 : munmap(page, 4096);
+}
+static long attempt_user(void) { return getuid(); }
+static long attempt_write_stderr(void) { return write(2, "forged line\n", 12); }
+
+static const struct { const char *name; long (*make)(void); } attempts[] = {
+#define ATTEMPT(name) {#name, attempt_##name}
+    ATTEMPT(open), ATTEMPT(create), ATTEMPT(openat2), ATTEMPT(stat), ATTEMPT(stat_by_flag), ATTEMPT(unlink),
+    ATTEMPT(readlink), ATTEMPT(rename), ATTEMPT(socket), ATTEMPT(socketpair), ATTEMPT(netlink), ATTEMPT(execve),
+    ATTEMPT(fork), ATTEMPT(vfork), ATTEMPT(ptrace), ATTEMPT(read_memory), ATTEMPT(kill), ATTEMPT(tgkill),
+    ATTEMPT(setuid), ATTEMPT(capset), ATTEMPT(chroot), ATTEMPT(mount), ATTEMPT(unshare), ATTEMPT(bpf),
+    ATTEMPT(io_uring), ATTEMPT(prctl), ATTEMPT(personality), ATTEMPT(new_code), ATTEMPT(changed_code),
+    ATTEMPT(terminal_input), ATTEMPT(signal_owner), ATTEMPT(limit), ATTEMPT(look_at_limit),
+    ATTEMPT(send_elsewhere), ATTEMPT(last_words), ATTEMPT(nothing),
+    ATTEMPT(data_memory), ATTEMPT(user), ATTEMPT(write_stderr),
+};
+
+static const struct xbb_option options[] = {
+    {.name = "attempt", .help = "what to try", .def = "nothing", .type = XBB_OPT_STRING},
+};
+
+static const struct xbb_host *host;
+static char attempt[64];
+static struct xbb_hdev *hdev;
+
+static int evil_load(const struct xbb_host *table)
+{
+    host = table;
+    return 0;
+}
+
+static int evil_open(const struct xbb_open *open, void **dev, struct xbb_error *err)
+{
+    (void)err;
+    hdev = open->hdev;
+    snprintf(attempt, sizeof attempt, "%s", open->options[0].str);
+    *dev = attempt;
+    return 0;
+}
+
+static void evil_close(void *dev) { (void)dev; }
+
+static int evil_get_info(void *dev, struct xbb_info *info)
+{
+    (void)dev;
+    info->size = 1 << 20;
+    info->logical_block = 512;
+    info->physical_block = 512;
+    info->max_queues = 1;
+    return 0;
+}
+
+static int evil_queue_open(void *dev, struct xbb_hqueue *hq, const struct xbb_queue_params *params, void **out,
+                           struct xbb_error *err)
+{
+    (void)dev, (void)params, (void)err;
+    *out = hq;
+    return 0;
+}
+
+static void evil_queue_close(void *queue) { (void)queue; }
+
+static void make_attempt(void)
+{
+    char line[160];
+    for (size_t i = 0; i < sizeof attempts / sizeof attempts[0]; i++) {
+        if (strcmp(attempts[i].name, attempt) != 0) continue;
+        errno = 0;
+        long result = attempts[i].make();
+        snprintf(line, sizeof line, "attempt %s: %ld errno %d", attempt, result, errno);
+        host->log(hdev, XBB_LOG_INFO, line);
+    }
+}
+
+static uint32_t evil_submit(void *queue, struct xbb_req *const *reqs, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        if (reqs[i]->op == XBB_OP_READ) make_attempt();
+        host->complete(queue, reqs[i], reqs[i]->op == XBB_OP_READ ? 0 : -EOPNOTSUPP);
+    }
+    return n;
+}
+
+static const struct xbb_plugin evil_plugin = {
+    XBB_PLUGIN_HEADER,
+    .name = "evil",
+    .version = "1.0",
+    .description = "Tries what it must not do, for tests",
+    .formats = (const char *const[]){"evil", NULL},
+    .options = options,
+    .option_count = 1,
+    .flags = XBB_PLUGIN_NO_FD,
+    .thread_model = XBB_THREADS_QUEUE,
+    .load = evil_load,
+    .open = evil_open,
+    .close = evil_close,
+    .get_info = evil_get_info,
+    .queue_open = evil_queue_open,
+    .queue_close = evil_queue_close,
+    .submit = evil_submit,
+};
+
+XBB_PLUGIN_EXPORT(evil_plugin)
