@@ -124,8 +124,8 @@ guest_shutdown() { # guest
 
 ## What is left
 
-vbd_nodes() { xenstore-ls -f /local/domain/0/backend 2>/dev/null | grep -cE '^/local/domain/0/backend/[a-z0-9]+/[0-9]+/[0-9]+ ='; }
-descriptors() { find "/proc/$(pidof xbbd)/fd" -mindepth 1 | wc -l; }
+vbd_nodes() { xenstore-ls -f /local/domain/0/backend 2>/dev/null | grep -cE '^/local/domain/0/backend/(vbd|vbd3|qdisk)/[0-9]+/[0-9]+ ='; }
+descriptors() { find "/proc/$(pidof xbbd || echo none)/fd" -mindepth 1 2>/dev/null | wc -l; }
 ports() { /usr/lib/xen-4.17/bin/lsevtchn 0 2>/dev/null | wc -l; }
 
 nothing_left() {
