@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-2-Clause
 # Builds what QEMU and xl boot, in build/lab, where it is not there or older than what it is made of:
-# tree/ (unpacked Debian packages), xen, vmlinux, dom0.cpio, guest.cpio.
+# tree/ (unpacked Debian packages), xen, vmlinux, dom0.cpio, guest.cpio; with "systemd" also systemd.img, systemd.cpio.
+# usage: build.sh [lean | systemd]
 set -euo pipefail
 lab=$(cd "$(dirname "$0")/.." && pwd)
 out=$lab/../build/lab
@@ -37,6 +38,10 @@ started=$SECONDS
 changed=0
 made tree "$lab"/image/{packages,tree.sh} -- "$lab/image/tree.sh" "$lab/image/packages" "$tree"
 made kernel "$out/tree.made" "$lab/image/lib.sh" -- kernel
-made dom0 "$out/tree.made" "$lab"/image/{lib,dom0}.sh "$lab"/dom0/* -- "$lab/image/dom0.sh" "$out/dom0.cpio"
+made dom0 "$out/tree.made" "$lab"/image/{lib,dom0}.sh "$lab"/dom0/{init,agent} -- "$lab/image/dom0.sh" "$out/dom0.cpio"
 made guest "$out/tree.made" "$lab"/image/{lib,guest,stub-library}.sh "$lab"/guest/* -- "$lab/image/guest.sh" "$out/guest.cpio"
+if [[ ${1:-lean} == systemd ]]; then
+    made systemd "$out/tree.made" "$lab"/image/{lib.sh,systemd.sh,systemd-packages} "$lab"/dom0/{agent,lab.service} -- \
+        "$lab/image/systemd.sh" "$out/systemd.img" "$out/systemd.cpio"
+fi
 [[ $changed -eq 0 ]] || echo "lab: images are ready after $((SECONDS - started)) s"

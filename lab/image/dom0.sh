@@ -31,9 +31,10 @@ copy_modules "$image" virtio_pci virtio_blk 9p 9pnet_virtio xen-evtchn xen-gntde
     crc32c_generic xen-blkback xen-blkfront
 cat >"$image/etc/passwd" <<END
 root:x:0:0:root:/root:/bin/bash
+xbb:x:990:990:XBB:/:/bin/false
 nobody:x:65534:65534:nobody:/:/bin/false
 END
-echo "root:x:0:" >"$image/etc/group"
+printf "root:x:0:\nxbb:x:990:\n" >"$image/etc/group"
 install -m 755 "$lab/dom0/init" "$image/init"
 install -m 755 "$lab/dom0/agent" "$image/sbin/lab-agent"
 pack "$image" "$output"

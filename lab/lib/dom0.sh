@@ -117,6 +117,24 @@ guest() { # guest, script, [seconds]
     guest_wait "$1" "$job" "${3:-120}"
 }
 
+# fio writes, reads and verifies a part of a disk again and again, until guest_fio_end or an error.
+guest_fio_start() { # guest, disk
+    guest_start "$1" "fio-$2" "rm -f /tmp/stop-$2; while [ ! -e /tmp/stop-$2 ]; do
+        fio --name=$2 --filename=/dev/$2 --rw=randwrite --bsrange=4k-64k --size=8M --direct=1 --ioengine=libaio \
+            --iodepth=8 --fdatasync=32 --verify=crc32c --verify_fatal=1 --minimal >/tmp/$2.fio 2>&1 ||
+            { cat /tmp/$2.fio; exit 1; }; done"
+    await 120 "I/O on $2 of $1" completed_more "$1" "$2" 20
+}
+
+guest_fio_end() { # guest, disk
+    guest "$1" "touch /tmp/stop-$2"
+    guest_wait "$1" "fio-$2" 300 || fail "fio on $2 of $1"
+}
+
+# How many requests XBB has completed.
+completed() { xbbctl stats "$(domid "$1")" "$2" --json | jq .totals.reqs_completed; } # guest, disk
+completed_more() { [[ $(completed "$1" "$2") -gt $3 ]]; } # guest, disk, number
+
 guest_shutdown() { # guest
     xl shutdown "$1" >/dev/null || fail "xl shutdown $1"
     await 120 "the end of guest $1" eval "! xl domid $1"

@@ -14,6 +14,7 @@ fill_share() {
     mkdir -p "$share"/{boot,jobs,logs}
     ln "$out/vmlinux" "$out/guest.cpio" "$share/boot/"
     pack_programs || return 1
+    pack_next || return 1
     share_tests
 }
 
@@ -33,6 +34,17 @@ pack_programs() {
     tar -C "$root" -cf "$share/xbb.tar" .
 }
 
+# The packages, and xbb once more under a higher number, for the upgrade.
+pack_next() {
+    local next=$out/next
+    mkdir -p "$share/debs/next"
+    cp "$lab"/../build/deb/xbb{,-tools}_*.deb "$share/debs/" || return 1
+    rm -rf "${next:?}"
+    dpkg-deb -R "$lab"/../build/deb/xbb_*.deb "$next" || return 1
+    sed -i -E 's/^(Version: .*)$/\1+next/' "$next/DEBIAN/control"
+    dpkg-deb -b --root-owner-group "$next" "$share/debs/next/" >/dev/null
+}
+
 # Two disks: vda for RawDisk as it is, vdb with a file system for images.
 make_disks() {
     rm -f "$out"/vd[ab].img
@@ -41,15 +53,21 @@ make_disks() {
     mke2fs -q -t ext4 -L images -E lazy_itable_init=1,lazy_journal_init=1 "$out/vdb.img"
 }
 
-boot() {
-    local started=$SECONDS
+boot() { # lean | systemd
+    local started=$SECONDS initramfs=$out/dom0.cpio disks=()
+    machine=$1
+    if [[ $machine == systemd ]]; then
+        # What is written to it is forgotten.
+        initramfs=$out/systemd.cpio
+        disks=(-drive file="$out/systemd.img,if=virtio,format=raw,snapshot=on")
+    fi
     rm -f "$share"/jobs/*
     qemu-system-x86_64 -accel tcg,thread=multi -machine q35 -cpu qemu64 -smp 2 -m 4096 -nographic -no-reboot -nic none \
         -kernel "$out/xen" -append "dom0_mem=1536M,max:1536M console=com1 loglvl=all guest_loglvl=all bootscrub=0 spec-ctrl=no" \
-        -initrd "$out/vmlinux console=hvc0 quiet panic=5 mitigations=off cryptomgr.notests rodata=off,$out/dom0.cpio" \
+        -initrd "$out/vmlinux console=hvc0 quiet panic=5 mitigations=off cryptomgr.notests rodata=off,$initramfs" \
         -virtfs local,path="$share",mount_tag=host,security_model=none \
         -drive file="$out/vda.img",if=virtio,format=raw,cache=unsafe \
-        -drive file="$out/vdb.img",if=virtio,format=raw,cache=unsafe \
+        -drive file="$out/vdb.img",if=virtio,format=raw,cache=unsafe "${disks[@]}" \
         </dev/null >"$out/boot.log" 2>&1 &
     qemu=$!
     until [[ -e $share/jobs/ready ]]; do
@@ -61,7 +79,7 @@ boot() {
         fi
         sleep 0.3
     done
-    say "dom0 is ready after $((SECONDS - started)) s"
+    say "dom0 ($machine) is ready after $((SECONDS - started)) s"
 }
 
 # Ends the machine, in order if it can.

@@ -1,11 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-2-Clause
 # Runs one test in dom0, with a running xbbd, and looks whether anything is left behind it.
-# usage: run-test.sh NAME
+# usage: LAB_MACHINE=lean|systemd run-test.sh NAME
 name=$1
 . /host/lib/dom0.sh
 
-[[ -n $(pidof xbbd) ]] || (xbbd_start) || exit 1
+# With systemd xbbd is what a test installs.
+[[ $LAB_MACHINE == systemd || -n $(pidof xbbd) ]] || (xbbd_start) || exit 1
 ports_before=$(ports) descriptors_before=$(descriptors)
 (
     set -eE
@@ -26,6 +27,7 @@ if [[ $status -ne 0 ]]; then
     xenstore-ls -fp >"$logs/xenstore" 2>&1
     timeout 20 xbbctl list >"$logs/xbbctl-list" 2>&1
     ps >"$logs/ps" 2>&1
+    ! command -v journalctl >/dev/null || journalctl -b --no-pager >"$logs/journal"
     cp -r /var/log/xen /var/log/xbbd.log /var/log/messages "$logs/" 2>/dev/null
 fi
 # The next test begins with nothing, whatever this one left.
