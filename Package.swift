@@ -188,10 +188,13 @@ let package = Package(
                 "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback", "CLinux", "Support", "TestSupport",
                 "fake-worker", "xbbd", "xbbctl", "xbb-dm", "xbb-vbd",
             ]),
+        .target(
+            name: "CXLConfig", path: "Tests/CXLConfig",
+            linkerSettings: [.linkedLibrary("xlutil"), .linkedLibrary("xenlight")]),
         .testTarget(
             name: "EndToEndTests",
             dependencies: [
-                "Blkfront", "Blkif", "Memory", "XenLoopback", "Xen", "CLinux", "xbb-vbd", "xbbd", "xbb-dm",
+                "Blkfront", "Blkif", "Memory", "XenLoopback", "Xen", "CLinux", "CXLConfig", "xbb-vbd", "xbbd", "xbb-dm",
                 "confine-probe",
             ]),
     ],

@@ -24,6 +24,8 @@ extension EndToEnd {
             let guest = try lab.guest()
             for params in [
                 "raw:\(try lab.image("a.img"))", try lab.image("b:c.img"), "aio:\(try lab.image("d é\\ \"e\".img"))",
+                // What libxl makes of backendtype=tap.
+                "aio:raw:\(try lab.image("f:g.img"))",
             ] {
                 let disk = LibxlDisk(guest: guest.id, params: params)
                 #expect(try lab.add(disk).status == 0, "\(params): \(lab.log)")
@@ -81,13 +83,10 @@ extension EndToEnd {
             let guest = try lab.guest()
             let loop = try LibxlLab.shell("losetup --find --show '\(try lab.image())'")
             defer { _ = try? LibxlLab.shell("losetup -d \(loop)") }
-            let number = try LibxlLab.shell("stat -L -c %t:%T \(loop)")
             let disk = LibxlDisk(guest: guest.id, params: loop, script: "/etc/xen/scripts/block")
             try lab.makeNodes(disk)
             try lab.awaitState("2", of: disk)
-            try lab.xenstore("write \(disk.busPath)/physical-device \(number)")
-            try lab.xenstore("write \(disk.busPath)/physical-device-path \(loop)")
-            try lab.xenstore("write \(disk.busPath)/hotplug-status connected")
+            try lab.doAsXensBlock(disk, device: loop)
             let device = try lab.connect(disk, guest)
             #expect(try verifiedLoad(device).isGood)
             #expect(try lab.key("hotplug-status", of: disk) == "connected")
@@ -96,6 +95,7 @@ extension EndToEnd {
             // The status may come first: it is no word about XBB's own state.
             try lab.makeNodes(disk)
             try lab.awaitState("2", of: disk)
+            let number = try LibxlLab.shell("stat -L -c %t:%T \(loop)")
             for (key, value) in [
                 ("hotplug-status", "connected"), ("physical-device", number), ("physical-device-path", loop),
             ] { try lab.xenstore("write \(disk.busPath)/\(key) \(value)") }

@@ -175,6 +175,14 @@ final class LibxlLab {
             status: process.terminationStatus, seconds: Double(clinux_monotonic_ns() - started) / 1e9)
     }
 
+    /// What Xen's own script "block" writes, in its order (write_dev of block-common.sh).
+    func doAsXensBlock(_ disk: LibxlDisk, device: String) throws {
+        let number = try Self.shell("stat -L -c %t:%T \(device)")
+        for (key, value) in [
+            ("physical-device", number), ("physical-device-path", device), ("hotplug-status", "connected"),
+        ] { try xenstore("write \(disk.busPath)/\(key) \(value)", domain: disk.backend) }
+    }
+
     /// Starts block-xbb; when it was started, in ns.
     func start(_ action: String, _ disk: LibxlDisk, seconds: Int = 30) throws -> (Process, UInt64) {
         let process = Process()

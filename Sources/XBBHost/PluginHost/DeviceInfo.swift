@@ -104,6 +104,9 @@ public struct DeviceInfo: Sendable, Equatable {
                 .invalid, "the plugin reports a discard granularity of \(granularity) bytes and blocks of \(logical)")
         }
         capabilities = Capabilities(rawValue: info.caps)
+        if !capabilities.isDisjoint(with: [.discardSecure, .discardZeroes]), !capabilities.contains(.discard) {
+            throw PluginError(.invalid, "the plugin reports a kind of discard, and that it cannot discard")
+        }
         size = info.size
         logicalBlock = block
         physicalBlock = max(physical, block)

@@ -125,7 +125,15 @@ public final class PluginDevice: @unchecked Sendable {
         if result != 0 {
             throw PluginError(.open, "plugin '\(library.name)' gives no information: \(errnoText(-result))")
         }
-        return try DeviceInfo(validating: raw)
+        do throws(PluginError) {
+            let info = try DeviceInfo(validating: raw)
+            if info.capabilities.contains(.needsMemoryMap), unsafe library.table.mem_map == nil {
+                throw PluginError(.invalid, "the plugin says that it needs mem_map(), and has none")
+            }
+            return info
+        } catch {
+            throw PluginError(error.kind, "plugin '\(library.name)': \(error)")
+        }
     }
 
     /// Lets the plugin start its threads; after privileges were dropped.

@@ -69,6 +69,8 @@ public struct PluginLibrary: @unchecked Sendable {
             if unsafe access(path, F_OK) != 0 { continue }
             try checkOwner(of: directory)
             try checkOwner(of: path)
+            // A link is as good as the folder that it leads to.
+            if let target = folder(behindLink: path) { try checkOwner(of: target) }
             return try open(name: name, path: path)
         }
         throw PluginError(
@@ -103,6 +105,17 @@ public struct PluginLibrary: @unchecked Sendable {
             }
     }
 
+    /// The folder of the file that a link leads to; nil for what is no link.
+    private static func folder(behindLink path: String) -> String? {
+        var status = stat()
+        guard unsafe lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFLNK,
+            let resolved = unsafe realpath(path, nil)
+        else { return nil }
+        defer { unsafe free(resolved) }
+        let target = unsafe String(cString: resolved)
+        return "/" + target.split(separator: "/").dropLast().joined(separator: "/")
+    }
+
     /// Code is run from here with our rights, so only root and ourselves may be able to change it.
     private static func checkOwner(of path: String) throws(PluginError) {
         var status = stat()
@@ -118,20 +131,33 @@ public struct PluginLibrary: @unchecked Sendable {
     }
 
     private static func open(name: String, path: String) throws(PluginError) -> PluginLibrary {
+        try PluginFile.check(path)
         guard let handle = unsafe dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE) else {
-            throw PluginError(.incompatible, "cannot load \(path): \(dynamicLinkerMessage())")
+            throw PluginError(
+                .incompatible,
+                "cannot load plugin \(dynamicLinkerMessage(about: path)); install it again, or rebuild it for this system"
+            )
         }
         guard let symbol = unsafe dlsym(handle, XBB_PLUGIN_ENTRY) else {
             throw PluginError(
                 .incompatible,
-                "\(path) is no plugin of ABI \(XBB_ABI_MAJOR): it does not export \(XBB_PLUGIN_ENTRY)()")
+                "\(path) is no plugin of ABI \(XBB_ABI_MAJOR): it does not export \(XBB_PLUGIN_ENTRY)(); \(Self.remedy)"
+            )
         }
         typealias Entry = @convention(c) () -> UnsafePointer<xbb_plugin>?
         let entry = unsafe unsafeBitCast(symbol, to: Entry.self)
         guard let description = unsafe entry() else {
-            throw PluginError(.invalid, "\(path): \(XBB_PLUGIN_ENTRY)() returned NULL")
+            throw faulty(path, "\(XBB_PLUGIN_ENTRY)() returned NULL in place of its description")
         }
         return try unsafe check(description, name: name, path: path)
+    }
+
+    /// What helps where plugin and host are of different versions.
+    private static let remedy = "install a build of it for this version of XBB"
+
+    /// An error that only the plugin's author can mend.
+    private static func faulty(_ path: String, _ what: String) -> PluginError {
+        PluginError(.invalid, "plugin \(path): \(what); this is an error in the plugin, install another version of it")
     }
 
     /// Copies as much of the table as both sides know and checks it. The table is untrusted input.
@@ -142,7 +168,8 @@ public struct PluginLibrary: @unchecked Sendable {
         guard let smallest = unsafe MemoryLayout<xbb_plugin>.offset(of: \.poll), size >= smallest, size <= 65536 else {
             throw PluginError(
                 .incompatible,
-                "\(path): its description has \(size) bytes; one of ABI \(XBB_ABI_MAJOR) ends behind submit()")
+                "plugin \(path): its description has \(size) bytes; one of ABI \(XBB_ABI_MAJOR) ends behind submit(); "
+                    + Self.remedy)
         }
         var table = unsafe xbb_plugin()
         unsafe withUnsafeMutableBytes(of: &table) { copy in
@@ -152,12 +179,15 @@ public struct PluginLibrary: @unchecked Sendable {
         guard unsafe table.abi_major == UInt16(XBB_ABI_MAJOR) else {
             throw PluginError(
                 .incompatible,
-                "\(path) is of plugin ABI \(unsafe table.abi_major); this host knows ABI \(XBB_ABI_MAJOR)")
+                "plugin \(path) is of plugin ABI \(unsafe table.abi_major) and this host of \(XBB_ABI_MAJOR); \(Self.remedy)"
+            )
         }
         let missing = unsafe table.need_features & ~HostTable.features
         if missing != 0 {
             throw PluginError(
-                .incompatible, "\(path) needs host features 0x\(String(missing, radix: 16)) that this host lacks")
+                .incompatible,
+                "plugin \(path) needs features 0x\(String(missing, radix: 16)) that this version of XBB lacks; "
+                    + Self.remedy)
         }
         let required = unsafe [
             ("open", table.open != nil), ("close", table.close != nil), ("get_info", table.get_info != nil),
@@ -165,27 +195,31 @@ public struct PluginLibrary: @unchecked Sendable {
             ("submit", table.submit != nil),
         ]
         for (callback, present) in required where !present {
-            throw PluginError(.invalid, "\(path) has no \(callback)(), which every plugin must have")
+            throw faulty(path, "it has no \(callback)(), which every plugin must have")
         }
         guard let namePointer = unsafe table.name, unsafe String(cString: namePointer) == name else {
-            throw PluginError(.invalid, "\(path) does not call itself '\(name)', the name in its file name")
+            throw faulty(path, "it does not call itself '\(name)', the name in its file name")
         }
         guard unsafe table.req_ctx_size <= 4096 else {
-            throw PluginError(
-                .invalid, "\(path) wants \(unsafe table.req_ctx_size) bytes for each request; 4096 at most")
+            throw faulty(path, "it wants \(unsafe table.req_ctx_size) bytes for each request, and 4096 is the most")
         }
         guard unsafe table.option_count <= 256, unsafe table.option_count == 0 || table.options != nil else {
-            throw PluginError(.invalid, "\(path) has a bad list of options")
+            throw faulty(path, "its list of \(unsafe table.option_count) options is missing or too long")
         }
         let formats = unsafe formatNames(table.formats)
-        if formats.isEmpty { throw PluginError(.invalid, "\(path) names no format that it serves") }
+        if formats.isEmpty { throw faulty(path, "it names no format that it serves") }
         let library = unsafe PluginLibrary(
             table: table, name: name, version: table.version.map { unsafe String(cString: $0) } ?? "",
             summary: table.description.map { unsafe String(cString: $0) } ?? "", formats: formats, path: path,
             threadModel: PluginThreadModel(table.thread_model))
         if let load = unsafe table.load {
             let result = unsafe load(HostTable.shared)
-            if result != 0 { throw PluginError(.incompatible, "\(path): load() failed: \(errnoText(-result))") }
+            if result != 0 {
+                throw PluginError(
+                    .incompatible,
+                    "plugin \(path) cannot be used here: its load() failed: "
+                        + errnoText(result < 0 && result > -4096 ? -result : EIO))
+            }
         }
         return library
     }
@@ -198,7 +232,8 @@ public struct PluginLibrary: @unchecked Sendable {
     }
 }
 
-private func dynamicLinkerMessage() -> String {
-    guard let text = unsafe dlerror() else { return "unknown error" }
-    return unsafe String(cString: text)
+/// What the dynamic linker says, with the path of the library in front once.
+private func dynamicLinkerMessage(about path: String) -> String {
+    guard let text = unsafe dlerror().map({ unsafe String(cString: $0) }) else { return "\(path): unknown error" }
+    return text.hasPrefix(path) ? text : "\(path): \(text)"
 }
