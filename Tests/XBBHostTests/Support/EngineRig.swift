@@ -42,7 +42,11 @@ final class EngineRig {
             info.logical_block = 512
         }
 
-        mutating func remove(_ capability: UInt64) { info.caps &= ~capability }
+        /// Without discard there is none that is secure either: the host refuses a plugin that says so.
+        mutating func remove(_ capability: UInt64) {
+            info.caps &= ~capability
+            if capability == UInt64(XBB_CAP_DISCARD) { info.caps &= ~UInt64(XBB_CAP_DISCARD_SECURE) }
+        }
     }
 
     let guest: FakeGuest
