@@ -8,6 +8,7 @@ export DEBIAN_FRONTEND=noninteractive XBB_LOOPBACK=/tmp/xen
 passed=0
 failed=0
 log=/tmp/step.log
+dropin=/etc/systemd/system/xbbd.service.d
 
 check() { # WHAT COMMAND...
     local what=$1
@@ -40,6 +41,13 @@ within() { # SECONDS COMMAND...
     done
     "$@"
 }
+install_beside_blkback() { # as if the module were loaded and a disk bound to it
+    mkdir -p /sys/bus/xen-backend/drivers/vbd/vbd-3-51712
+    install_packages "$@" >/tmp/install.log 2>&1 || { cat /tmp/install.log; return 1; }
+    rm -r /sys/bus
+    grep 'xen-blkback serves backend/vbd, with the disks vbd-3-51712' /tmp/install.log
+}
+worker_user_is_there() { [[ $(getent passwd xbb) == xbb:x:*:/nonexistent:/usr/sbin/nologin ]]; }
 install_packages() { apt-get install -y -qq --no-install-recommends "$@"; }
 
 all_files() { find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /packages \
@@ -66,10 +74,14 @@ files_are_there() {
     done
     [[ -x /etc/xen/scripts/block-xbb ]]
 }
-conffiles_are() { [[ $(dpkg-query -W -f='${Conffiles}' xbb | awk 'NF {print $1}') == "/etc/xen/scripts/block-xbb" ]]; }
+conffiles_are() { # all of /etc, and dpkg knows it
+    diff <(dpkg-query -W -f='${Conffiles}\n' xbb | awk 'NF {print $1}' | sort) \
+        <(dpkg -L xbb | while read -r file; do [[ $file != /etc/* || ! -f $file ]] || echo "$file"; done | sort)
+}
 man_pages() {
     local page
-    for page in xbbd xbb-vbd xbbctl block-xbb xbb-dm xbb-loopback xbb-blkfront nbdkit-xbb-plugin; do
+    for page in xbbd xbb-vbd xbbctl block-xbb xbb-dm xbb-loopback xbb-blkfront nbdkit-xbb-plugin \
+        $(dpkg -L xbb xbb-tools | sed -nE 's|.*/man/man[0-9]/(.*)\.[0-9]\.gz$|\1|p'); do
         man -w "$page" && [[ $(man "$page" | wc -l) -gt 20 && -z $(man --warnings "$page" 2>&1 >/dev/null) ]] || return 1
     done
 }
@@ -90,11 +102,15 @@ plugins_load_together() { # PLUGIN...: all in one process
 }
 blkback_stays_away() { grep -qx 'blacklist xen-blkback' /lib/modprobe.d/xbb.conf && modprobe -c | grep -q '^blacklist xen_blkback'; }
 
+not_started_without_xen() { [[ $(systemctl show -P ActiveState,ConditionResult xbbd | paste -sd' ') == "inactive no" ]]; }
+# The unit as it is, but for the Xen that it meets.
 start_xbbd() {
-    xbbd --loopback /tmp/xen >/tmp/xbbd.log 2>&1 &
-    xbbd=$!
-    within 10 test -S /run/xbb/xbbd.sock
+    mkdir -p "$dropin"
+    printf '%s\n' '[Unit]' ConditionPathExists= '[Service]' ExecStart= "ExecStart=/usr/sbin/xbbd --any-script --loopback /tmp/xen" \
+        >"$dropin/loopback.conf"
+    systemctl daemon-reload && systemctl start xbbd && systemctl is-active xbbd
 }
+supervisor() { systemctl show -P MainPID xbbd; }
 ctl() { xbbctl --loopback /tmp/xen "$@"; }
 load() { xbb-blkfront load --domid 1 --vdev "$1" --rw randrw --bs 4k-64k --depth 16 --verify crc32c "${@:2}"; }
 nbdkit_copies() {
@@ -107,41 +123,45 @@ build_example() {
     gcc -std=c11 -Wall -Wextra -Werror -shared -fPIC -Wl,-z,defs $(pkg-config --cflags xbb-plugin-1) \
         /usr/share/doc/xbb-plugin-dev/examples/c-memory/memory.c -o "$(pkg-config --variable=plugindir xbb-plugin-1)/xbb-memory.so"
 }
-upgrade_under_load() {
-    load xvda --time 12 >/tmp/load.log 2>&1 &
-    local load=$! before after
-    before=$(worker_of xvda)
-    sleep 1
-    install_packages ./next-xbb_*.deb ./next-xbb-tools_*.deb || return 1
-    # What the unit does: end the old xbbd, start the new one.
-    kill "$xbbd" && wait "$xbbd"
-    start_xbbd || return 1
-    within 10 test -n "$(worker_of xvda)"
-    after=$(worker_of xvda)
-    echo "worker $before before, $after after"
-    [[ -n $before && $before == "$after" ]] || return 1
+# Does something to xbbd while a guest is busy: the same worker serves it, and the supervisor is another one.
+under_load() { # COMMAND...
+    load xvda --time 3 >/tmp/load.log 2>&1 &
+    local load=$! worker before
+    worker=$(worker_of xvda)
+    before=$(supervisor)
+    sleep 0.5
+    "$@" || return 1
+    within 10 systemctl is-active xbbd || return 1
+    within 10 xbbctl list || return 1
+    echo "worker $worker before, $(worker_of xvda) after; xbbd $before before, $(supervisor) after"
+    [[ -n $worker && $worker == "$(worker_of xvda)" && $before != "$(supervisor)" ]] || return 1
     wait "$load" || { cat /tmp/load.log; return 1; }
 }
+upgrade() { install_packages ./next-xbb_*.deb ./next-xbb-tools_*.deb; }
+kill_supervisor() { kill -KILL "$(supervisor)" && sleep 2; }
+stop_and_start() { systemctl stop xbbd && kill -0 "$(cut -d' ' -f1 /run/xbb/vbd-vbd-1-51712.lock)" && systemctl start xbbd; }
 removal_is_refused() {
     apt-get remove -y -qq xbb >/tmp/remove.log 2>&1 && return 1
     cat /tmp/remove.log
     grep -q 'vbd-1-51712' /tmp/remove.log && [[ -x /usr/sbin/xbbd ]] && dpkg-query -W -f='${db:Status-Status}\n' xbb | grep -qx installed
 }
 detach_all() { ctl detach 1 xvda && ctl detach 1 xvdb && [[ -z $(worker_of xvda)$(worker_of xvdb) ]]; }
-nothing_left() { diff /tmp/before <(all_files); }
+nothing_left() { diff /tmp/before <(all_files) && ! getent passwd xbb && ! getent group xbb; }
 
 all_files >/tmp/before
 need "this system has no Swift" no_swift
-need "apt installs xbb and xbb-tools" install_packages ./xbb_*.deb ./xbb-tools_*.deb
+need "apt installs xbb and xbb-tools, and says which disks xen-blkback keeps" install_beside_blkback ./xbb_*.deb ./xbb-tools_*.deb
 need "apt installs xbb-plugin-dev" install_packages ./xbb-plugin-dev_*.deb
 check "files are where they belong" files_are_there
-check "the hotplug script is the only conffile" conffiles_are
+check "what is in /etc are conffiles" conffiles_are
 check "programs find their libraries without any folder of the build machine" all_libraries_found
 check "every program has --help" helps
 check "every program and plugin has its man page" man_pages
 check "bash completes xbbctl" completion
+check "the user of the workers is there" worker_user_is_there
 check "the unit is sound" unit_is_sound
 check "the unit is enabled" unit_is_enabled
+check "xbbd is not started without Xen" not_started_without_xen
 check "xen-blkback is kept from loading" blkback_stays_away
 check "the plugins load together in one process" plugins_load_together file rawdisk null error delay
 
@@ -149,22 +169,27 @@ truncate -s 64M /tmp/disk.img
 head -c 16M /dev/urandom >/tmp/content
 xbb-loopback run --dir /tmp/xen >/tmp/loopback.log 2>&1 &
 need "a Xen on loopback starts" within 10 test -S /tmp/xen/xenstored.sock
-need "xbbd starts" start_xbbd
+need "systemd starts xbbd" start_xbbd
 need "a guest and its disk" eval 'xbb-loopback domain create 1 && ctl attach 1 xvda raw:/tmp/disk.img'
 check "a load on the raw image verifies" load xvda
 check "nbdkit finds its plugin; nbdcopy copies in and out" nbdkit_copies
 check "gcc builds the example plugin with pkg-config" build_example
 check "the example plugin serves a disk" eval 'ctl attach 1 xvdb memory: --option size=16M && load xvdb'
-check "an upgrade under load: the worker stays, xbbd takes it over" upgrade_under_load
+check "under load, xbbd is restarted: the worker stays" under_load systemctl restart xbbd
+check "under load, xbbd is stopped and started" under_load stop_and_start
+check "under load, xbbd is killed" under_load kill_supervisor
+check "under load, the packages are upgraded" under_load upgrade
+check "reload" systemctl reload xbbd
 check "removal is refused while a disk is served" removal_is_refused
 check "xbb-tools, which apt took away before it was refused, comes back" install_packages ./next-xbb-tools_*.deb
 check "the disk is served after that" load xvda
 check "the disks are detached" detach_all
-kill "$xbbd" 2>/dev/null
 rm -f /usr/lib/xbb/plugins/xbb-memory.so
 check "apt removes the packages" apt-get remove -y -qq xbb xbb-tools xbb-plugin-dev
 check "after removal the kernel's backend may load again" test ! -e /lib/modprobe.d/xbb.conf
+check "after removal xbbd is gone" eval '! systemctl is-active xbbd'
 check "after removal nothing is in /run" test ! -e /run/xbb
 check "purge" apt-get purge -y -qq --auto-remove xbb
+rm -r "$dropin"
 check "purge leaves nothing behind" nothing_left
 finish

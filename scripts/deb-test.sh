@@ -15,7 +15,7 @@ scripts/setup.sh debootstrap
 include=systemd,man-db,nbdkit,libnbd-bin,gcc,libc6-dev,pkg-config,binutils,jq
 work=$(mktemp -d /var/tmp/xbb-deb-test.XXXXXX)
 root=$work/root
-trap 'umount -q "$root/proc" "$root/sys"; rm -rf --one-file-system "$work"' EXIT
+trap 'kill -KILL "${outer:-}" 2>/dev/null; umount -q "$root/proc" "$root/sys"; rm -rf --one-file-system "$work"' EXIT
 mkdir -p "$kept" "$root"
 if [[ $(cat "$kept/base.list" 2>/dev/null) != "$include" ]]; then
     echo "deb-test: making a bare Debian 12"
@@ -31,6 +31,9 @@ if [[ $(cat "$kept/base.list" 2>/dev/null) != "$include" ]]; then
     grep -lE '^Acquire' /etc/apt/apt.conf.d/* | xargs -r cp -L -t "$root/etc/apt/apt.conf.d" || true
     cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
     chroot "$root" apt-get -qq update
+    # Nothing of the system's own may use apt meanwhile.
+    ln -s /dev/null "$root/etc/systemd/system/apt-daily.timer"
+    ln -s /dev/null "$root/etc/systemd/system/apt-daily-upgrade.timer"
     tar -C "$root" -cf "$kept/base.tar" .
     echo "$include" >"$kept/base.list"
 else
@@ -43,16 +46,41 @@ cp "$packages"/xbb*.deb packaging/test.sh "$root/packages/"
 for package in "$packages"/xbb_*.deb "$packages"/xbb-tools_*.deb; do
     dpkg-deb -R "$package" "$work/next"
     sed -i -E 's/^(Version: .*)$/\1+next/; s/\(= ([^)]*)\)/(= \1+next)/' "$work/next/DEBIAN/control"
-    dpkg-deb -b --root-owner-group "$work/next" "$root/packages/next-$(basename "$package")" >/dev/null
+    dpkg-deb -Znone -b --root-owner-group "$work/next" "$root/packages/next-$(basename "$package")" >/dev/null
     rm -rf "$work/next"
 done
 
-# A process tree and mounts of its own: nothing is left of them, however the test ends.
+# systemd as the first process of a process tree with mounts of its own: nothing is left of them, however the test ends.
 # shellcheck disable=SC2016
-unshare --mount --pid --fork --kill-child bash -c '
+unshare --mount --pid --fork --cgroup --kill-child bash -c '
+    set -e
     mount -t proc proc "$1/proc"
     mount -t tmpfs tmpfs "$1/run"
-    mount -t tmpfs tmpfs "$1/dev" && mkdir "$1/dev/shm" "$1/dev/pts"
-    for node in null zero full random urandom tty; do touch "$1/dev/$node"; mount --bind "/dev/$node" "$1/dev/$node"; done
+    mount -t tmpfs tmpfs "$1/dev"
+    mkdir "$1/dev/shm" "$1/dev/pts"
+    mount -t devpts -o newinstance,ptmxmode=666 devpts "$1/dev/pts"
+    ln -s pts/ptmx "$1/dev/ptmx"
     ln -s /proc/self/fd "$1/dev/fd"
-    exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 chroot "$1" bash /packages/test.sh' - "$root"
+    for node in null zero full random urandom tty; do touch "$1/dev/$node"; mount --bind "/dev/$node" "$1/dev/$node"; done
+    mount -t tmpfs tmpfs "$1/sys"
+    mkdir -p "$1/sys/fs/cgroup"
+    if [[ $(stat -f -c %T /sys/fs/cgroup) == cgroup2fs ]]; then
+        mount -t cgroup2 cgroup2 "$1/sys/fs/cgroup"
+    else
+        mount -t tmpfs tmpfs "$1/sys/fs/cgroup"
+        mkdir "$1/sys/fs/cgroup/systemd"
+        mount -t cgroup -o none,name=systemd cgroup "$1/sys/fs/cgroup/systemd"
+    fi
+    exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot "$1" /lib/systemd/systemd --unit=basic.target' \
+    - "$root" >"$kept/systemd.log" 2>&1 &
+outer=$!
+disown "$outer"
+inside() {
+    nsenter --target "$(pgrep -P "$outer")" --mount --pid --cgroup --root --wd \
+        env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 "$@"
+}
+for _ in $(seq 300); do
+    [[ $(inside systemctl is-system-running 2>/dev/null) =~ running|degraded ]] && break
+    sleep 0.2
+done
+inside bash /packages/test.sh

@@ -66,6 +66,9 @@ while [[ ${#objects[@]} -gt 0 ]]; do
 done
 
 install -D -m 755 scripts/xen/block-xbb "$destination/etc/xen/scripts/block-xbb"
+for file in etc/*; do
+    [[ ! -f $file ]] || install -D -m 644 -t "$destination/etc/xbb" "$file"
+done
 put_template packaging/xbbd.service.in "$destination$system/systemd/system/xbbd.service"
 install -D -m 644 packaging/xbb-modprobe.conf "$destination$system/modprobe.d/xbb.conf"
 
