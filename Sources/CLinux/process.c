@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 #include "clinux.h"
 #include "clinux_process.h"
+#include <grp.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -50,6 +51,17 @@ int clinux_pidfd_wait(int pidfd, int *code, int *signal)
     *code = info.si_code == CLD_EXITED ? info.si_status : 0;
     *signal = info.si_code == CLD_EXITED ? 0 : info.si_status;
     return 1;
+}
+
+int clinux_group(const char *name, gid_t *group)
+{
+    char space[65536];
+    struct group entry, *found = NULL;
+    int error = getgrnam_r(name, &entry, space, sizeof space, &found);
+    if (found) *group = entry.gr_gid;
+    if (found || error == 0 || error == ENOENT || error == ESRCH) return found != NULL;
+    errno = error;
+    return -1;
 }
 
 int clinux_notify(const char *path, const char *message)

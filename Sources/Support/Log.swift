@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// One line for each event, on standard error, where systemd's journal takes it.
+// One line for each event: to systemd's journal with fields where standard error goes there, else to standard error.
 import Glibc
 
 /// How much an event matters; the numbers are those of syslog(3), which the journal reads from the prefix "<n>".
@@ -29,29 +29,58 @@ public enum LogLevel: Int, Sendable, Comparable, CaseIterable {
 /// Writes each line with one write(2), so that lines of other processes on the same descriptor are not mixed up.
 /// What a guest, an image or a plugin can cause goes through a ``RateLimit`` first.
 public struct Log: Sendable {
-    /// Stands before each line: "xbb-vbd 1/51712".
+    /// Stands before each line: "xbb-vbd 1/51712". Its first word is the program's name.
     public let name: String
     /// Events that matter less are dropped.
-    public let level: LogLevel
+    public var level: LogLevel
     /// Puts "<n>" in front, which the journal and syslog read.
     public var showsPriority: Bool
     /// Where lines go.
     let descriptor: Int32
+    /// The journal, where lines go with fields.
+    let journal: Journal?
+    /// Where lines are remembered as well.
+    public var history: LogHistory?
+    /// The VBD that lines are about.
+    private var vbd: (domain: UInt16, device: UInt32)?
+    /// Fields of each line in the journal, "NAME=value".
+    var fields: [String] = []
 
-    /// A log whose lines begin with `name`, on standard error.
+    /// A log whose lines begin with `name`, on standard error or in the journal behind it.
     public init(name: String, level: LogLevel = .info, descriptor: Int32 = 2) {
+        self.init(
+            name: name, level: level, descriptor: descriptor, journal: descriptor == 2 ? Journal.ofStandardError : nil)
+    }
+
+    init(name: String, level: LogLevel, descriptor: Int32, journal: Journal?) {
         self.name = name
         self.level = level
         self.descriptor = descriptor
+        self.journal = journal
         showsPriority = unsafe getenv("JOURNAL_STREAM") != nil
+    }
+
+    /// The same log for lines about one VBD: the journal has them under XBB_DOMID and XBB_VDEV, decimal numbers.
+    public func about(domain: UInt16, device: UInt32) -> Log {
+        var log = self
+        log.vbd = (domain, device)
+        log.fields = ["XBB_DOMID=\(domain)", "XBB_VDEV=\(device)"]
+        return log
     }
 
     /// Writes one line of at most 1000 bytes; control characters in it are replaced, so that nobody can forge lines.
     public func write(_ level: LogLevel, _ text: @autoclosure () -> String) {
         if level > self.level { return }
-        var line = [UInt8]("\(showsPriority ? "<\(level.rawValue)>" : "")\(name): ".utf8)
-        for byte in text().utf8.prefix(1000) { line.append(byte < 0x20 || byte == 0x7f ? UInt8(ascii: "?") : byte) }
-        line.append(UInt8(ascii: "\n"))
+        let bytes = text().utf8.prefix(1000).map { $0 < 0x20 || $0 == 0x7f ? UInt8(ascii: "?") : $0 }
+        let message = String(decoding: bytes, as: UTF8.self)
+        history?.add(level, message, vbd)
+        if let journal {
+            let parts = name.split(separator: " ", maxSplits: 1)
+            let about = parts.count == 2 ? "\(parts[1]): " : ""
+            let program = parts.first ?? "xbb"
+            if journal.send(level, program: program, message: (about + message)[...], fields: fields) { return }
+        }
+        let line = [UInt8]("\(showsPriority ? "<\(level.rawValue)>" : "")\(name): \(message)\n".utf8)
         _ = unsafe line.withUnsafeBytes { unsafe Glibc.write(descriptor, $0.baseAddress, $0.count) }
     }
 

@@ -23,6 +23,7 @@ let usage = """
       --max-ring-page-order N    the largest ring: 2^N pages, 0 to 5 (5)
       --memory-mib N             memory for data of each queue, 1 to 1024 MiB (16)
       --poll-us N                how long a queue looks for work before it sleeps, in us (0)
+      --tunable KEY=VALUE        what xbbctl set changes, from the start; may be given more than once
       --user NAME                become this user when the storage is open ("xbb" where there is one)
       --empty-dir DIR            the root directory from then on: an empty one
       --no-confine               keep all rights; to look for faults, not to serve guests
@@ -47,6 +48,7 @@ struct CommandLineOptions {
     var maxOrder = 5
     var memoryMiB = 16
     var pollMicroseconds = 0
+    var tunables = Tunables()
     var user: String?
     var emptyDirectory: String?
     var confines = true
@@ -99,6 +101,11 @@ func parseArguments() -> CommandLineOptions {
         case "--max-ring-page-order": options.maxOrder = number(value(), name, 0...5)
         case "--memory-mib": options.memoryMiB = number(value(), name, 1...1024)
         case "--poll-us": options.pollMicroseconds = number(value(), name, 0...1_000_000)
+        case "--tunable":
+            let text = value()
+            let pair = text.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
+            guard pair.count == 2 else { fail("--tunable \(text): expected KEY=VALUE") }
+            if let problem = options.tunables.set(pair[0], pair[1]) { fail("--tunable \(problem)") }
         case "--user": options.user = value()
         case "--empty-dir": options.emptyDirectory = value()
         case "--no-confine": options.confines = false
@@ -175,6 +182,7 @@ options.maxQueues = command.maxQueues
 options.maxRingPageOrder = command.maxOrder
 options.memoryBytes = command.memoryMiB << 20
 options.pollNanoseconds = UInt64(command.pollMicroseconds) * 1000
+options.tunables = command.tunables
 options.controlSocket = command.control
 options.logLevel = command.level
 options.confinement = confinement(command)

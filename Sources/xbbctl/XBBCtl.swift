@@ -15,7 +15,10 @@ struct XBBCtl: ParsableCommand {
             wrong usage, 69 xbbd or XenStore cannot be reached, 75 timed out. See xbbctl(8).
             """,
         version: "xbbctl \(xbbVersion)",
-        subcommands: [List.self, Show.self, Stats.self, Set.self, Plugins.self, Attach.self, Detach.self])
+        subcommands: [
+            List.self, Show.self, Stats.self, Top.self, LogCommand.self, Set.self, Plugins.self, Attach.self,
+            Detach.self,
+        ])
 
     @OptionGroup var connection: Connection
 }

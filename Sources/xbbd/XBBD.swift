@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // xbbd: the command line of the supervisor.
 import ArgumentParser
+import Support
 import XBBControl
 import Xen
-import Support
 
 @main
 struct XBBD: ParsableCommand {
@@ -12,7 +12,8 @@ struct XBBD: ParsableCommand {
         abstract: "Starts and watches over one xbb-vbd for each virtual block device of this domain.",
         discussion: """
             Workers go on when xbbd ends, and the next xbbd takes them over. SIGTERM and SIGINT end it, SIGHUP tries \
-            devices again whose workers failed too often. See xbbd(8).
+            devices again whose workers failed too often. Options win over the configuration file. See xbbd(8) and \
+            xbb.conf(5).
             """,
         version: "xbbd \(xbbVersion)")
 
@@ -28,11 +29,23 @@ struct XBBD: ParsableCommand {
         }
     }
 
+    @Option(
+        help: ArgumentHelp(
+            "The configuration file. (default: \(DaemonConfiguration.usualPath) if it is there, and not on loopback)",
+            valueName: "path"))
+    var config: String?
+
+    @Flag(help: "Check the configuration file, say what is wrong with it, and end.")
+    var checkConfig = false
+
     @Option(help: ArgumentHelp("Run on the loopback Xen at this directory instead of on Xen.", valueName: "dir"))
     var loopback: String?
 
-    @Option(help: ArgumentHelp("Where sockets and locks are.", valueName: "dir"))
-    var runDir = "/run/xbb"
+    @Option(help: ArgumentHelp("Where sockets and locks are. (default: /run/xbb)", valueName: "dir"))
+    var runDir: String?
+
+    @Option(help: ArgumentHelp("Members of this group may use xbbctl too. (default: root alone)", valueName: "name"))
+    var socketGroup: String?
 
     @Option(
         help: ArgumentHelp("Where to look for plugins; may be given more than once.", valueName: "dir"))
@@ -44,19 +57,26 @@ struct XBBD: ParsableCommand {
             valueName: "kind"))
     var backend: [String] = []
 
-    @Flag(help: "Serve disks of backend/vbd whose hotplug script is not block-xbb, too, such as plain phy: targets.")
-    var anyScript = false
+    @Flag(
+        inversion: .prefixedNo,
+        help: """
+            Serve disks of backend/vbd whose hotplug script is not block-xbb, too, such as plain phy: targets. \
+            (default: no)
+            """)
+    var anyScript: Bool?
 
     @Option(help: ArgumentHelp("The worker program. (default: xbb-vbd beside xbbd)", valueName: "path"))
     var worker: String?
 
     @Flag var mode = RunMode.foreground
 
-    @Flag(help: "When xbbd ends, tell workers to hand their devices over and to end.")
-    var stopWorkers = false
+    @Flag(
+        inversion: .prefixedNo,
+        help: "When xbbd ends, tell workers to hand their devices over and to end. (default: no)")
+    var stopWorkers: Bool?
 
-    @Option(help: ArgumentHelp("error, warning, info or debug; for workers too.", valueName: "level"))
-    var logLevel = "info"
+    @Option(help: ArgumentHelp("error, warning, info or debug; for workers too. (default: info)", valueName: "level"))
+    var logLevel: String?
 
     @Option(help: ArgumentHelp("For workers: the most queues of a device, 1 to 64.", valueName: "n"))
     var maxQueues: Int?
@@ -73,58 +93,87 @@ struct XBBD: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
+            "For workers: a tunable that devices begin with; may be given more than once.", valueName: "key=value"))
+    var tunable: [String] = []
+
+    @Option(
+        help: ArgumentHelp(
             "For workers: whom they become when their storage is open. (default: xbb)", valueName: "name"))
     var user: String?
 
-    @Flag(help: "For workers: they keep all rights; to look for faults, not to serve guests.")
-    var noConfine = false
+    @Flag(
+        inversion: .prefixedNo,
+        help: "For workers: they give up rights when their storage is open; 'no' is to look for faults. (default: yes)")
+    var confine: Bool?
 
     func validate() throws {
         for kind in backend where !VBDAddress.isKind(kind) {
             throw ValidationError("--backend '\(kind)': expected a name such as vbd, qdisk or vbd3")
         }
         if Set(backend).count != backend.count { throw ValidationError("--backend: a kind is named twice") }
-        if LogLevel(word: logLevel) == nil {
+        if let logLevel, LogLevel(word: logLevel) == nil {
             throw ValidationError("--log-level '\(logLevel)': expected error, warning, info or debug")
         }
-        for (name, value, range) in workerNumbers {
-            if let value, !range.contains(value) {
-                throw ValidationError("\(name) \(value): expected \(range.lowerBound) to \(range.upperBound)")
+        for (name, value) in workerNumbers {
+            if let value, let range = DaemonConfiguration.numberRanges[name], !range.contains(value) {
+                throw ValidationError("--\(name) \(value): expected \(range.lowerBound) to \(range.upperBound)")
             }
         }
     }
 
-    private var workerNumbers: [(name: String, value: Int?, range: ClosedRange<Int>)] {
+    private var workerNumbers: [(name: String, value: Int?)] {
         [
-            ("--max-queues", maxQueues, 1...64), ("--max-ring-page-order", maxRingPageOrder, 0...5),
-            ("--memory-mib", memoryMib, 1...1024), ("--poll-us", pollUs, 0...1_000_000),
+            ("max-queues", maxQueues), ("max-ring-page-order", maxRingPageOrder), ("memory-mib", memoryMib),
+            ("poll-us", pollUs),
         ]
     }
 
-    private var settings: SupervisorSettings {
-        let plugins = pluginDir.isEmpty ? [InstallPaths.plugins()] : pluginDir.map(DaemonProcess.absolute)
+    private func configuration() throws(ControlError) -> DaemonConfiguration {
+        if let config { return try .read(DaemonProcess.absolute(config), isOptional: false) }
+        if loopback != nil && !checkConfig { return DaemonConfiguration() }
+        return try .read(DaemonConfiguration.usualPath, isOptional: !checkConfig)
+    }
+
+    private func level(_ file: DaemonConfiguration) -> LogLevel {
+        logLevel.flatMap { LogLevel(word: $0) } ?? file.logLevel ?? .info
+    }
+
+    /// Options, then the file, then what is usual.
+    private func settings(_ file: DaemonConfiguration) throws(ControlError) -> SupervisorSettings {
+        let plugins = pluginDir.map(DaemonProcess.absolute)
         var workers = WorkerSettings(
-            executable: worker.map(DaemonProcess.absolute) ?? InstallPaths.worker(),
-            loopback: loopback.map(DaemonProcess.absolute), pluginDirectories: plugins)
-        workers.options = ["--log-level", logLevel]
-        if let user { workers.options += ["--user", user] }
-        if noConfine { workers.options.append("--no-confine") }
-        for (name, value, _) in workerNumbers {
-            if let value { workers.options += [name, String(value)] }
+            executable: worker.map(DaemonProcess.absolute) ?? file.worker ?? InstallPaths.worker(),
+            loopback: loopback.map(DaemonProcess.absolute),
+            pluginDirectories: plugins.isEmpty ? file.pluginDirectories ?? [InstallPaths.plugins()] : plugins)
+        workers.options = ["--log-level", level(file).word]
+        for (name, value) in workerNumbers {
+            if let value = value ?? file.numbers[name] { workers.options += ["--\(name)", String(value)] }
         }
+        if let user = user ?? file.user { workers.options += ["--user", user] }
+        if confine ?? file.confines == false { workers.options.append("--no-confine") }
+        for (key, value) in file.tunables.sorted(by: { $0.key < $1.key }) {
+            workers.options += ["--tunable", "\(key)=\(value)"]
+        }
+        for setting in tunable { workers.options += ["--tunable", setting] }
         var settings = SupervisorSettings(
-            runDirectory: DaemonProcess.absolute(runDir), kinds: backend.isEmpty ? ["vbd"] : backend, workers: workers)
-        settings.stopsWorkers = stopWorkers
-        settings.claim.takesAnyScript = anyScript
+            runDirectory: runDir.map(DaemonProcess.absolute) ?? file.runDirectory ?? "/run/xbb",
+            kinds: backend.isEmpty ? file.backends ?? ["vbd"] : backend, workers: workers)
+        if let group = socketGroup ?? file.socketGroup { settings.socketGroup = try DaemonProcess.group(named: group) }
+        settings.claim.takesAnyScript = anyScript ?? file.takesAnyScript ?? false
+        settings.stopsWorkers = stopWorkers ?? file.stopsWorkers ?? false
         return settings
     }
 
     func run() throws {
-        let settings = settings
         let manager = ServiceManager()
-        var log = Log(name: "xbbd", level: LogLevel(word: logLevel) ?? .info)
+        var log = Log(name: "xbbd")
         if mode == .background { log.showsPriority = true }
         do throws(ControlError) {
+            let file = try configuration()
+            if checkConfig { return print("\(config ?? DaemonConfiguration.usualPath): no problem found") }
+            log.level = level(file)
+            log.history = LogHistory()
+            let settings = try settings(file)
             DaemonProcess.raiseDescriptorLimit()
             let store = try StoreAccess.open(loopback: settings.workers.loopback)
             let supervisor = try Supervisor(settings: settings, store: store, log: log) { () throws(ControlError) in
@@ -132,15 +181,14 @@ struct XBBD: ParsableCommand {
             }
             try supervise(supervisor, manager)
         } catch {
-            log.error(error.description)
+            for line in error.description.split(separator: "\n") { log.error(String(line)) }
             throw ExitCode(error.status.rawValue)
         }
     }
 
     private func supervise(_ supervisor: Supervisor, _ manager: ServiceManager) throws(ControlError) {
         do throws(XenError) {
-            try supervisor.run { manager.say("READY=1") }
-            manager.say("STOPPING=1")
+            try supervisor.run(for: manager)
         } catch {
             throw ControlError("XenStore: \(error); workers go on", status: .unreachable)
         }

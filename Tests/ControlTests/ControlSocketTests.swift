@@ -40,6 +40,20 @@ import Support
         #expect(status.st_mode & 0o777 == 0o600)
     }
 
+    @Test("or that of a group, where one is named", .enabled(if: geteuid() == 0)) func group() throws {
+        let lab = try DaemonLab()
+        try lab.startDaemon(["--socket-group", "daemon"])
+        var status = stat()
+        #expect(stat(lab.socket, &status) == 0)
+        #expect(status.st_mode & 0o777 == 0o660)
+        #expect(try status.st_gid == DaemonProcess.group(named: "daemon"))
+        let lost = try Program([
+            DaemonLab.products + "/xbbd", "--loopback", lab.root + "/xen", "--run-dir", lab.run, "--socket-group",
+            "no-such-group",
+        ])
+        #expect(lost.wait() == .failed(78))
+    }
+
     @Test("lines in one piece, in many, and without an end") func pieces() throws {
         let lab = try DaemonLab()
         try lab.startDaemon()

@@ -103,6 +103,13 @@ final class DaemonLab {
         close(file)
     }
 
+    /// Writes a file of the lab's directory.
+    func put(_ name: String, _ text: String) {
+        let file = clinux_open("\(root)/\(name)", O_WRONLY | O_CREAT | O_TRUNC, 0o600)
+        _ = text.withCString { Glibc.write(file, $0, strlen($0)) }
+        close(file)
+    }
+
     /// Starts xbbd with fake workers and waits until it answers.
     @discardableResult
     func startDaemon(_ options: [String] = []) throws -> Program {

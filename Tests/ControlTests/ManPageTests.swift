@@ -57,7 +57,9 @@ import Testing
         return options
     }
 
-    private static let commands: [String] = ["list", "show", "stats", "set", "plugins", "attach", "detach"]
+    private static let commands: [String] = [
+        "list", "show", "stats", "top", "log", "set", "plugins", "attach", "detach",
+    ]
 
     @Test(
         "every option of --help is described in the page, and no other",

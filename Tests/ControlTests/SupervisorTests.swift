@@ -260,7 +260,7 @@ import Support
             return String(decoding: bytes, as: UTF8.self)
         }
         _ = try lab.makeNode(1, 51712)
-        #expect(message() == "READY=1")
+        #expect(message() == "READY=1\nSTATUS=1 disks, 1 served")
         try eventually("a worker runs") { lab.worker("vbd-1-51712") != nil }
         let environment = try Descriptor(
             clinux_open("/proc/\(try #require(lab.worker("vbd-1-51712")))/environ", O_RDONLY, 0), "open environ")
@@ -271,6 +271,49 @@ import Support
         }
         program.process.send(SIGTERM)
         #expect(message() == "STOPPING=1")
+        #expect(program.wait() == .clean)
+    }
+
+    @Test("the service manager hears as long as the loop turns, and how many disks there are") func watchdog() throws {
+        let lab = try DaemonLab()
+        let path = lab.root + "/notify"
+        let socket = try Descriptor(bindDatagram(path), "bind")
+        let program = try Program([
+            "/usr/bin/env", "NOTIFY_SOCKET=\(path)", "WATCHDOG_USEC=400000", "FAKE_WORKER_DIR=\(lab.workers)",
+            DaemonLab.products + "/xbbd", "--loopback", lab.root + "/xen", "--run-dir", lab.run, "--worker",
+            DaemonLab.products + "/fake-worker",
+        ])
+        var messages: [String] = []
+        /// What comes within so many milliseconds.
+        func listen(_ milliseconds: Int32) {
+            var entry = pollfd(fd: socket.raw, events: Int16(POLLIN), revents: 0)
+            while poll(&entry, 1, milliseconds) == 1, case .bytes(let bytes) = socket.readAvailable() {
+                messages.append(String(decoding: bytes, as: UTF8.self))
+                if messages.count > 50 { return }
+            }
+        }
+        try eventually("it is ready and beats") {
+            listen(50)
+            return messages.first == "READY=1\nSTATUS=0 disks, 0 served" && messages.count { $0 == "WATCHDOG=1" } >= 3
+        }
+        lab.behave("vbd-1-51712", "exit 2")
+        for device in [51712, 51728] as [UInt32] { _ = try lab.makeNode(1, device) }
+        try eventually("the disks are counted") {
+            listen(50)
+            return messages.contains("STATUS=2 disks, 1 served; given up: vbd/1/51712")
+        }
+        // A loop that stands still does not beat.
+        program.process.send(SIGSTOP)
+        listen(300)
+        messages = []
+        listen(1000)
+        #expect(messages.isEmpty)
+        program.process.send(SIGCONT)
+        try eventually("it beats again") {
+            listen(50)
+            return messages.contains("WATCHDOG=1")
+        }
+        program.process.send(SIGTERM)
         #expect(program.wait() == .clean)
     }
 

@@ -146,6 +146,18 @@ extension EndToEnd {
             try lab.finish()
         }
 
+        @Test func aStorageThatIsLongInOpeningIsToldSo() throws {
+            let lab = try Lab()
+            let disk = try lab.attach(51712, .plugin("evil", "attempt=slow_open"))
+            try eventually("it is said") { try disk.worker.show("stage").has("opening for ") }
+            #expect(try disk.worker.show("path") == "/")
+            #expect(try "\(disk.worker.ask("stats")["error"] ?? "")".has("is being opened for "))
+            let device = try disk.connect()
+            #expect(try disk.worker.show("stage") == "connected")
+            try device.close()
+            try lab.finish()
+        }
+
         @Test func aVerySlowPluginBlocksNoOtherDiskAndNoQuestion() throws {
             let lab = try Lab()
             let slow = try lab.attach(51712, .plugin("delay", "delay-us=3000000"))

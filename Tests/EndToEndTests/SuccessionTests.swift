@@ -97,6 +97,23 @@ extension EndToEnd {
             try lab.finish()
         }
 
+        @Test func theEndOfXenStoreIsNotTheEndOfADisk() throws {
+            let lab = try Lab()
+            let disk = try lab.attach()
+            let device = try disk.connect()
+            let idle = try lab.attach(51728)
+            #expect(try disk.load(device) { $0.count = 50 }.isGood)
+            lab.xen.stopStore()
+            try eventually("it is noticed: \(disk.log)") { disk.log.has("cannot be detached any more") }
+            #expect(try disk.worker.show("xenstore") == "lost")
+            #expect(try disk.worker.show("stage") == "connected")
+            // Who serves nobody ends, and xbbd starts it again when there is a XenStore.
+            #expect(try idle.worker.awaitExit() == .exited(1))
+            disk.worker.signal(SIGTERM)
+            #expect(try disk.worker.awaitExit() == .exited(0), "\(disk.log)")
+            lab.stop()
+        }
+
         @Test func aSecondWorkerOnALockedImageIsRefused() throws {
             let lab = try Lab()
             let disk = try lab.attach()

@@ -124,6 +124,8 @@ static int evil_open(const struct xbb_open *open, void **dev, struct xbb_error *
 {
     (void)err;
     hdev = open->hdev;
+    // A server far away that does not answer.
+    if (strcmp(open->options[0].str, "slow_open") == 0) sleep(4);
     snprintf(attempt, sizeof attempt, "%s", open->options[0].str);
     *dev = attempt;
     return 0;

@@ -17,6 +17,9 @@ int clinux_pidfd_signal(int pidfd, int signal);
 /* Takes the end of a child: 1 and either *code or a *signal other than 0, 0 while it runs, -1 and errno. */
 int clinux_pidfd_wait(int pidfd, int *code, int *signal);
 
+/* The group of that name: 1, 0 where there is none, -1 and errno. */
+int clinux_group(const char *name, gid_t *group);
+
 /* One datagram to the socket at `path`, '@' in front for an abstract one, as sd_notify(3) sends it; -1 and errno. */
 int clinux_notify(const char *path, const char *message);
 

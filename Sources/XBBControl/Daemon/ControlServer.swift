@@ -5,7 +5,8 @@ import Glibc
 import Xen
 import Support
 
-/// Listens at a path, mode 0600. One request of a client at a time: the next line is read when the answer is on its way.
+/// Listens at a path, mode 0600, or 0660 for the members of a group. One request of a client at a time: the next line
+/// is read when the answer is on its way.
 final class ControlServer {
     /// Names a client as long as the server lives.
     typealias ClientID = UInt64
@@ -39,7 +40,9 @@ final class ControlServer {
 
     /// Takes the place of a socket that is there; who calls this makes sure that nobody serves it. `handler` takes each
     /// line and calls ``answer(_:to:)`` once, at once or later.
-    init(path: String, loop: EventLoop, handler: @escaping (ClientID, [UInt8]) -> Void) throws(XenError) {
+    init(path: String, group: UInt32? = nil, loop: EventLoop, handler: @escaping (ClientID, [UInt8]) -> Void)
+        throws(XenError)
+    {
         self.path = path
         self.loop = loop
         self.handler = handler
@@ -50,6 +53,9 @@ final class ControlServer {
         umask(mask)
         if raw < 0 { throw XenError(code, "listen at \(path)") }
         listener = Descriptor(owning: raw)
+        if let group, unsafe chown(path, uid_t.max, group) != 0 || chmod(path, 0o660) != 0 {
+            throw XenError(errno, "give \(path) to group \(group)")
+        }
         try loop.add(raw) { [unowned self] in accept() }
     }
 

@@ -15,6 +15,7 @@ extension Supervisor {
             case .ping: answer(.object([("pid", .integer(getpid()))]), to: client)
             case .list: answer(.object([("vbds", .array(try list()))]), to: client)
             case .plugins: dumpPlugins(for: client)
+            case .log(let vbd): answer(.object([("events", .array(events(of: vbd)))]), to: client)
             case .show(let vbd), .stats(let vbd), .set(let vbd, _, _):
                 guard let line = request.workerLine else { return }
                 try forward(line, to: try record(vbd), for: client)
@@ -126,6 +127,18 @@ extension Supervisor {
             ("mode", try key(BackendKey.mode)), ("format", hasParams ? .null : try key(BackendKey.format)),
             ("path", try key(hasParams ? BackendKey.params : BackendKey.physicalDevicePath)),
         ])
+    }
+
+    /// What is remembered of the log; of a VBD that is gone too.
+    private func events(of vbd: VBDReference?) -> [JSON] {
+        (log.history?.lines ?? []).compactMap { line in
+            if let vbd, line.vbd?.domain != vbd.domain || line.vbd?.device != vbd.device { return nil }
+            return .object([
+                ("time", .decimal((line.time * 1000).rounded() / 1000)), ("level", .string(line.level.word)),
+                ("domid", line.vbd.map { .integer($0.domain) } ?? .null),
+                ("devid", line.vbd.map { .integer($0.device) } ?? .null), ("text", .string(line.text)),
+            ])
+        }
     }
 
     // MARK: Plugins

@@ -19,7 +19,8 @@ extension Supervisor {
         switch action {
         case .start: return start(record)
         case .giveUp(let text):
-            log.error("\(record.address): \(text); given up until the VBD is made anew or xbbd gets SIGHUP")
+            log(record.address).error(
+                "\(record.address): \(text); given up until the VBD is made anew or xbbd gets SIGHUP")
             writeFailure(text, of: record.address)
         case .clearError: clearFailure(of: record.address)
         case .closeNode: closeNode(of: record.address)
@@ -39,12 +40,14 @@ extension Supervisor {
             case .taken(let taken): lock = taken
             case .held(let note):
                 guard let process = WorkerProcess.adopt(note: note) else {
-                    if !record.saidForeign { log.warning("\(address): a process that xbbd does not know serves it") }
+                    if !record.saidForeign {
+                        log(address).warning("\(address): a process that xbbd does not know serves it")
+                    }
                     record.saidForeign = true
                     return .lockHeld
                 }
                 try follow(process, record)
-                log.info("\(address): worker \(process.process) goes on")
+                log(address).info("\(address): worker \(process.process) goes on")
                 return .started
             }
             if settings.claim.isKernels(address.kind) {
@@ -63,10 +66,10 @@ extension Supervisor {
                 throw error
             }
             record.startCount += 1
-            log.info("\(address): worker \(process.process) started")
+            log(address).info("\(address): worker \(process.process) started")
             return .started
         } catch {
-            log.error("\(address): \(error)")
+            log(address).error("\(address): \(error)")
             return .startFailed("\(error)")
         }
     }
@@ -82,18 +85,19 @@ extension Supervisor {
         loop.remove(process.pidfd.raw)
         record.process = nil
         let level: LogLevel = exit == .clean || exit == .unknown ? .info : .error
-        log.write(level, "\(record.address): worker \(process.process) ended with \(exit)")
+        log(record.address).write(level, "\(record.address): worker \(process.process) ended with \(exit)")
         if isStopping { return }
         do throws(XenError) {
             hand(.exited(exit, try claimedFacts(of: record.address)), to: record)
         } catch {
             // The next turn finds out that XenStore is gone; until then the VBD is one that failed.
-            log.error("\(record.address): \(error)")
+            log(record.address).error("\(record.address): \(error)")
             hand(.exited(exit, record.supervision.node), to: record)
         }
         if case .waiting(let until) = record.supervision.phase {
             let now = clinux_monotonic_ns()
-            log.info("\(record.address): next worker in \((max(until, now) - now + 500_000_000) / 1_000_000_000) s")
+            log(record.address).info(
+                "\(record.address): next worker in \((max(until, now) - now + 500_000_000) / 1_000_000_000) s")
         }
     }
 
@@ -107,7 +111,7 @@ extension Supervisor {
                 unsafe unlink(directory.workerLock(record.address))
             }
         } catch {
-            log.warning("\(record.address): \(error)")
+            log(record.address).warning("\(record.address): \(error)")
         }
     }
 }

@@ -43,6 +43,8 @@ public final class Supervisor {
     private var watchPending = false
     private static let storeCheckInterval = 10 * RestartPolicy.second
     private var nextStoreCheck: UInt64 = 0
+    private var nextBeat: UInt64 = .max
+    private var status = ""
     var calls: [UInt64: WorkerCall] = [:]
     var lastCall: UInt64 = 0
     var pluginDump: PluginDump?
@@ -78,16 +80,20 @@ public final class Supervisor {
             if let identity = ProcessIdentity(running: getpid()) { ownLock.write(note: identity.note) }
             signals = try SignalDescriptor.open([SIGTERM, SIGINT, SIGHUP])
             loop = try EventLoop()
-            server = try ControlServer(path: directory.socket, loop: loop) { [unowned self] in request($1, from: $0) }
+            server = try ControlServer(path: directory.socket, group: settings.socketGroup, loop: loop) {
+                [unowned self] in request($1, from: $0)
+            }
         } catch {
             throw ControlError("\(error)")
         }
     }
 
-    /// Supervises until SIGTERM or SIGINT. `ready` is called when all VBDs that are there have been looked at.
+    /// Supervises until SIGTERM or SIGINT. `manager` hears when all VBDs that are there have been looked at, how many
+    /// there are whenever that changes, and as often as it wants that this loop turns: a loop that hangs is restarted.
     ///
     /// Throws when XenStore fails; workers go on.
-    public func run(ready: () -> Void = {}) throws(XenError) {
+    public func run(for manager: ServiceManager) throws(XenError) {
+        if manager.heartbeat != nil { nextBeat = 0 }
         for kind in settings.kinds { try store.watch(kindPath(kind), token: kind) }
         try loop.add(store.watchFileDescriptor) { [unowned self] in watchPending = true }
         try loop.add(signals.raw) { [unowned self] in takeSignal() }
@@ -96,7 +102,7 @@ public final class Supervisor {
         log.info(
             "serves domain \(own), backend/\(settings.kinds.joined(separator: ", backend/")); "
                 + "\(records.count) VBDs; xbbctl at \(directory.socket)")
-        ready()
+        manager.say("READY=1\n\(noteStatus() ?? "")")
         while true {
             if let stopDeadline {
                 let isLeft = settings.stopsWorkers && records.values.contains { $0.process != nil }
@@ -110,7 +116,10 @@ public final class Supervisor {
             if !isStopping { try readChanges() }
             try checkStore()
             expire()
+            if let status = noteStatus() { manager.say(status) }
+            beat(manager)
         }
+        manager.say("STOPPING=1")
         server?.close()
         let left = records.values.count { $0.process != nil }
         log.info("ends; \(left) workers go on")
@@ -119,13 +128,44 @@ public final class Supervisor {
     /// True from the moment that xbbd is to end: no worker is started any more.
     var isStopping: Bool { stopDeadline != nil }
 
+    /// The log for lines about one VBD.
+    func log(_ address: VBDAddress) -> Log { log.about(domain: address.domain, device: address.device) }
+
     func answer(_ value: JSON, to client: ControlServer.ClientID) { server?.answer(value, to: client) }
     func answer(_ line: [UInt8], to client: ControlServer.ClientID) { server?.answer(line, to: client) }
+
+    // MARK: The service manager
+
+    /// Counts of VBDs for `systemctl status`, "STATUS=...", when they have changed; else nil.
+    private func noteStatus() -> String? {
+        var served = 0
+        var failed: [VBDAddress] = []
+        for record in records.values {
+            if record.process != nil { served += 1 }
+            if case .failed = record.supervision.phase { failed.append(record.address) }
+        }
+        var text = "STATUS=\(records.count) disks, \(served) served"
+        if !failed.isEmpty {
+            text += "; given up: " + failed.sorted().prefix(8).map { "\($0)" }.joined(separator: " ")
+        }
+        if text == status { return nil }
+        status = text
+        return text
+    }
+
+    /// Says that the loop has come round, when it is time for that.
+    private func beat(_ manager: ServiceManager) {
+        guard let heartbeat = manager.heartbeat else { return }
+        let now = clinux_monotonic_ns()
+        if now < nextBeat { return }
+        manager.say("WATCHDOG=1")
+        nextBeat = now &+ heartbeat
+    }
 
     // MARK: Time
 
     private var nextDeadline: UInt64 {
-        var deadline = min(nextStoreCheck, stopDeadline ?? .max)
+        var deadline = min(nextStoreCheck, nextBeat, stopDeadline ?? .max)
         func consider(_ other: UInt64?) {
             if let other { deadline = min(deadline, other) }
         }

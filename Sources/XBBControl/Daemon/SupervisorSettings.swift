@@ -11,6 +11,8 @@ public struct SupervisorSettings: Sendable {
     public var claim: DiskClaim
     /// How workers are started.
     public var workers: WorkerSettings
+    /// The group whose members may ask, by its number; nil: root alone.
+    public var socketGroup: UInt32?
     /// Workers are told to hand over when xbbd ends.
     public var stopsWorkers = false
     /// When workers are started again.

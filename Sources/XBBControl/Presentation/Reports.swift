@@ -98,6 +98,15 @@ public enum Reports {
         "\(value / unit).\(value % unit * 10 / unit)"
     }
 
+    /// Lines of xbbd's log with their local time.
+    public static func log(_ answer: JSON) -> [String] {
+        (answer["events"]?.elements ?? []).map { event in
+            let level = event["level"]?.string ?? ""
+            let text = TextTable.printable(cell(event["text"]))
+            return "\(LocalTime.text(event["time"])) \(level == "info" ? "" : level + ": ")\(text)"
+        }
+    }
+
     /// All plugins, each with its options.
     public static func plugins(_ answer: JSON) -> [String] {
         var lines: [String] = []

@@ -15,7 +15,7 @@ public struct ControlError: Error, Equatable, Sendable, CustomStringConvertible 
     }
 }
 
-/// Exit statuses of xbbctl; the numbers above 1 are those of sysexits.h.
+/// Exit statuses of xbbctl and xbbd; the numbers above 1 are those of sysexits.h.
 public enum ControlStatus: Int32, Sendable {
     /// It could not be done.
     case failed = 1
@@ -25,6 +25,8 @@ public enum ControlStatus: Int32, Sendable {
     case unreachable = 69
     /// The other side did not do its part in time; it may be tried again.
     case timedOut = 75
+    /// The configuration file cannot be used.
+    case configuration = 78
 }
 
 /// A request to xbbd.
@@ -35,6 +37,8 @@ public enum ControlRequest: Equatable, Sendable {
     case list
     /// All plugins.
     case plugins
+    /// The last lines of xbbd's log, of one VBD or all.
+    case log(VBDReference?)
     /// One VBD.
     case show(VBDReference)
     /// The counters of one VBD.
@@ -55,12 +59,14 @@ public enum ControlRequest: Equatable, Sendable {
         case ("ping", 1): self = .ping
         case ("list", 1): self = .list
         case ("plugins", 1): self = .plugins
+        case ("log", 1): self = .log(nil)
+        case ("log", 2): self = .log(try Self.reference(words[1]))
         case ("show", 2): self = .show(try Self.reference(words[1]))
         case ("stats", 2): self = .stats(try Self.reference(words[1]))
         case ("set", 4): self = .set(try Self.reference(words[1]), key: words[2], value: words[3])
         default:
             throw ControlError(
-                "expected one of: ping, list, plugins, show VBD, stats VBD, set VBD KEY VALUE")
+                "expected one of: ping, list, plugins, log [VBD], show VBD, stats VBD, set VBD KEY VALUE")
         }
     }
 
@@ -77,6 +83,7 @@ public enum ControlRequest: Equatable, Sendable {
         case .ping: "ping"
         case .list: "list"
         case .plugins: "plugins"
+        case .log(let vbd): vbd.map { "log \($0)" } ?? "log"
         case .show(let vbd): "show \(vbd)"
         case .stats(let vbd): "stats \(vbd)"
         case .set(let vbd, let key, let value): "set \(vbd) \(key) \(value)"
@@ -86,7 +93,7 @@ public enum ControlRequest: Equatable, Sendable {
     /// The line for the worker of the VBD; nil where xbbd answers itself.
     var workerLine: String? {
         switch self {
-        case .ping, .list, .plugins: nil
+        case .ping, .list, .plugins, .log: nil
         case .show: "show"
         case .stats: "stats"
         case .set(_, let key, let value): "set \(key) \(value)"

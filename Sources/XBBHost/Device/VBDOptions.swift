@@ -23,6 +23,8 @@ public struct VBDOptions: Sendable {
     public var blockingThreads = 4
     /// The socket for `xbbctl`; nil for none.
     public var controlSocket: String?
+    /// What the disk begins with of all that can be changed while it is served; polling is ``pollNanoseconds``.
+    public var tunables = Tunables()
     /// What the process gives up when its storage is open; nil: nothing.
     public var confinement: ConfinementSettings?
     /// What is logged.
@@ -50,7 +52,7 @@ public struct Tunables: Sendable, Equatable {
     public init() {}
 
     /// Changes one by its name; nil if it worked, else what is wrong.
-    mutating func set(_ name: String, _ text: String) -> String? {
+    public mutating func set(_ name: String, _ text: String) -> String? {
         guard let number = UInt64(text), number <= 1_000_000_000 else {
             return "\(name)=\(text): expected a number from 0 to 1000000000"
         }

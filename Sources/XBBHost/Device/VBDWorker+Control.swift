@@ -42,7 +42,8 @@ extension VBDWorker {
             ("physical_block", device.map { .integer(UInt64($0.info.physicalBlock)) } ?? .null),
             ("queues", .integer(UInt64(queues.count))),
             ("ring_pages", .integer(UInt64(connection?.rings.first?.pageReferences.count ?? 0))),
-            ("abi", text(connection?.ringProtocol.rawValue)), ("tunables", tunables.json),
+            ("xenstore", .string(isStoreLost ? "lost" : "connected")), ("abi", text(connection?.ringProtocol.rawValue)),
+            ("tunables", tunables.json),
         ])
     }
 
@@ -77,6 +78,7 @@ extension VBDWorker {
                     ("count", .integer(all.total)), ("p50", .integer(all.percentile(0.5))),
                     ("p90", .integer(all.percentile(0.9))), ("p99", .integer(all.percentile(0.99))),
                     ("p999", .integer(all.percentile(0.999))), ("max", .integer(all.percentile(1))),
+                    ("histogram", .array(all.buckets.map { .array([.integer($0.bound), .integer($0.count)]) })),
                 ])
             )
         }

@@ -17,10 +17,14 @@ extension VBDWorker {
             deviceNumber: request.deviceNumber)
         source.options = pluginOptions()
         let mailbox = mailbox
+        let vigil = control.flatMap { OpeningVigil($0, opening: source.path) }
+        defer { vigil?.end() }
         do throws(PluginError) {
             let device = try PluginDevice(source, directories: options.pluginDirectories, log: log) {
                 mailbox.post(.notified($0))
             }
+            // Before the process is confined, whose threads are its own affair then.
+            vigil?.end()
             try confine(for: device)
             try device.start()
             self.device = device

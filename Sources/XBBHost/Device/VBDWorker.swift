@@ -34,9 +34,12 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
 
     /// The process has given up what it does not need to serve its open storage (docs/confinement.md).
     var isConfined = false
-    private var control: ControlSocket?
+    var control: ControlSocket?
     var pending: [VBDMachine.Event] = []
     private var timerDeadline: UInt64?
+    /// XenStore does not answer any more.
+    private(set) var isStoreLost = false
+    private var nextStoreCheck: UInt64 = 0
     private var backendChanged = true
     private var frontendChanged = true
     private var configured: DeviceRequest?
@@ -51,11 +54,13 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         self.platform = PreparedHandles(platform)
         self.options = options
         let node = options.backendPath.split(separator: "/").suffix(2).joined(separator: "/")
-        log = Log(name: "xbb-vbd \(node)", level: options.logLevel)
+        let numbers = node.split(separator: "/")
+        log = Log(name: "xbb-vbd \(node)", level: options.logLevel).about(
+            domain: numbers.first.flatMap { DomainID($0) } ?? 0, device: numbers.last.flatMap { UInt32($0) } ?? 0)
         store = try platform.openStore()
         guard let mailbox = Mailbox() else { throw XenError(errno, "make an event descriptor") }
         self.mailbox = mailbox
-        tunables = Tunables()
+        tunables = options.tunables
         tunables.pollMicroseconds = options.pollNanoseconds / 1000
         machine = VBDMachine(attachment: VBDMachine.Attachment(state: nil))
     }
@@ -97,14 +102,42 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         perform(machine.start())
         while true {
             if let exitReason { return exitReason }
-            if !pending.isEmpty {
-                hand(pending.removeFirst())
-            } else if backendChanged || frontendChanged {
-                try readChanges()
-            } else {
-                try wait(signals)
+            do throws(XenError) {
+                if !pending.isEmpty {
+                    hand(pending.removeFirst())
+                } else if (backendChanged || frontendChanged) && !isStoreLost {
+                    try readChanges()
+                } else {
+                    try wait(signals)
+                }
+            } catch {
+                if !goesOn(after: error) { throw error }
             }
         }
+    }
+
+    /// True where XenStore has died and rings are connected: they need it no more, and their guest is not to suffer.
+    private func goesOn(after error: XenError) -> Bool {
+        if queues.isEmpty { return false }
+        if isStoreLost { return true }
+        do throws(XenError) {
+            _ = try store.text("domid")
+            return false
+        } catch {
+            isStoreLost = true
+        }
+        log.error(
+            "XenStore: \(error); the disk is served on and cannot be detached any more; SIGTERM ends this process"
+        )
+        return true
+    }
+
+    /// libxenstore does not say when its connection ends: nothing is ever readable again. So it is asked.
+    private func checkStore() throws(XenError) {
+        let now = clinux_monotonic_ns()
+        if isStoreLost || now < nextStoreCheck { return }
+        nextStoreCheck = now &+ 10_000_000_000
+        _ = try store.text("domid")
     }
 
     private var configuration: VBDMachine.Configuration {
@@ -232,7 +265,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
 
     private func wait(_ signals: Int32) throws(XenError) {
         var descriptors = [store.watchFileDescriptor, mailbox.descriptor, signals] + (control?.descriptors ?? [])
-        descriptors = descriptors.filter { $0 >= 0 }
+        descriptors = descriptors.filter { $0 >= 0 && !(isStoreLost && $0 == store.watchFileDescriptor) }
         var entries = descriptors.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
         let count = unsafe poll(&entries, nfds_t(entries.count), timeout())
         if count < 0 && errno != EINTR { throw XenError(errno, "wait for events") }
@@ -240,6 +273,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
             timerDeadline = nil
             pending.append(.timerFired)
         }
+        try checkStore()
         for entry in entries where entry.revents != 0 {
             if entry.fd == store.watchFileDescriptor {
                 try takeWatchEvents()
@@ -254,9 +288,10 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     }
 
     private func timeout() -> Int32 {
-        guard let timerDeadline else { return -1 }
+        let deadline = min(timerDeadline ?? .max, isStoreLost ? .max : nextStoreCheck)
+        if deadline == .max { return -1 }
         let now = clinux_monotonic_ns()
-        return timerDeadline <= now ? 0 : Int32(clamping: (timerDeadline - now + 999_999) / 1_000_000)
+        return deadline <= now ? 0 : Int32(clamping: (deadline - now + 999_999) / 1_000_000)
     }
 
     private func takeSignal(_ signals: Int32) {
@@ -375,7 +410,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
                 return .updateDone
             }
         } catch {
-            return .storeFailed(error.description)
+            return goesOn(after: error) ? .updateDone : .storeFailed(error.description)
         }
     }
 

@@ -31,6 +31,11 @@ public struct LatencyHistogram: Sendable, Equatable {
     /// All counts.
     public var total: UInt64 { counts.reduce(0, &+) }
 
+    /// The buckets that were hit, each with the largest latency in ns that falls into it.
+    public var buckets: [(bound: UInt64, count: UInt64)] {
+        counts.indices.compactMap { counts[$0] == 0 ? nil : (Self.upperBound(of: $0), counts[$0]) }
+    }
+
     /// The latency in ns that `fraction` of the requests did not exceed; 0 when nothing was counted.
     public func percentile(_ fraction: Double) -> UInt64 {
         let all = total

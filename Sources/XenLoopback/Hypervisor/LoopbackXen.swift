@@ -52,6 +52,11 @@ public final class LoopbackXen: Sendable {
         try LoopbackControl(directory: directory).domains()
     }
 
+    /// Ends XenStore alone, as a crash of its daemon does.
+    public func stopStore() {
+        store.stop()
+    }
+
     /// Stops serving: sockets close, domains are forgotten. Shared memory stays with whoever mapped it.
     public func stop() {
         hypervisor.stop()

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The journal's native protocol: a datagram of fields for each line, so that lines of one disk can be found.
+import CLinux
+import Glibc
+
+/// The socket of systemd's journal. systemd.io/JOURNAL_NATIVE_PROTOCOL.
+public final class Journal: Sendable {
+    private let socket: Int32
+
+    /// The journal, if standard error of this process goes there; found once.
+    public static let ofStandardError = Journal(
+        path: "/run/systemd/journal/socket", descriptor: 2,
+        stream: unsafe getenv("JOURNAL_STREAM").map { unsafe String(cString: $0) })
+
+    /// The journal at `path`, if `stream` ("DEVICE:INODE", as $JOURNAL_STREAM) is what `descriptor` is; else nil.
+    ///
+    /// A service whose standard error was sent elsewhere has the variable too: its lines are wanted where they were
+    /// sent.
+    public init?(path: String, descriptor: Int32, stream: String?) {
+        var status = stat()
+        guard let stream, unsafe fstat(descriptor, &status) == 0, stream == "\(status.st_dev):\(status.st_ino)" else {
+            return nil
+        }
+        let raw = unsafe clinux_unix_connect(path, Int32(SOCK_DGRAM.rawValue | SOCK_NONBLOCK.rawValue))
+        if raw < 0 { return nil }
+        socket = raw
+    }
+
+    deinit {
+        close(socket)
+    }
+
+    /// Sends a line of a program with further fields, each "NAME=value" without line ends. False if the journal did not
+    /// take it.
+    func send(_ level: LogLevel, program: Substring, message: Substring, fields: [String]) -> Bool {
+        var text = "PRIORITY=\(level.rawValue)\nSYSLOG_IDENTIFIER=\(program)\nMESSAGE=\(message)\n"
+        for field in fields { text += field + "\n" }
+        let bytes = [UInt8](text.utf8)
+        let sent = unsafe bytes.withUnsafeBytes {
+            unsafe Glibc.send(socket, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
+        }
+        return sent == bytes.count
+    }
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The last lines of a log, for those who ask where there is no journal.
+import CLinux
+import Glibc
+import Synchronization
+
+/// Remembers the last lines of a log. Any thread.
+public final class LogHistory: Sendable {
+    /// A line.
+    public struct Line: Sendable {
+        /// Seconds since 1970.
+        public let time: Double
+        /// How much it matters.
+        public let level: LogLevel
+        /// What it says.
+        public let text: String
+        /// The frontend's domain and the device's number, if it is about a VBD.
+        public let vbd: (domain: UInt16, device: UInt32)?
+    }
+
+    private struct Ring {
+        var lines: [Line] = []
+        var next = 0
+    }
+    private let limit: Int
+    private let ring = Mutex(Ring())
+
+    /// Remembers `limit` lines.
+    public init(limit: Int = 512) {
+        self.limit = max(limit, 1)
+    }
+
+    func add(_ level: LogLevel, _ text: String, _ vbd: (domain: UInt16, device: UInt32)?) {
+        var now = timespec()
+        unsafe clock_gettime(CLOCK_REALTIME, &now)
+        let line = Line(time: Double(now.tv_sec) + Double(now.tv_nsec) / 1e9, level: level, text: text, vbd: vbd)
+        ring.withLock { ring in
+            if ring.lines.count < limit {
+                ring.lines.append(line)
+            } else {
+                ring.lines[ring.next] = line
+                ring.next = (ring.next + 1) % limit
+            }
+        }
+    }
+
+    /// All of them, oldest first.
+    public var lines: [Line] {
+        ring.withLock { Array($0.lines[$0.next...] + $0.lines[..<$0.next]) }
+    }
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// xbb.conf: what it means, and what is said about mistakes.
+import CLinux
+import Glibc
+import Support
+import Testing
+
+@testable import XBBControl
+
+@Suite struct ConfigurationTests {
+    private func parse(_ text: String) throws(ControlError) -> DaemonConfiguration {
+        try DaemonConfiguration(parsing: text, file: "xbb.conf")
+    }
+
+    private func problem(_ text: String) -> String {
+        do throws(ControlError) {
+            _ = try parse(text)
+            return "none"
+        } catch {
+            #expect(error.status == .configuration)
+            return error.description
+        }
+    }
+
+    @Test("every key has its meaning") func everyKey() throws {
+        let file = try parse(
+            """
+            # comment
+            ; comment
+            [xbbd]
+            run-dir = /run/other
+            socket-group=disk
+              backend = vbd, qdisk vbd3
+            any-script = yes
+            stop-workers = yes\r
+            log-level = debug
+
+            [worker]
+            program = "/opt/xbb vbd"
+            plugin-dir = /a /b,/c
+            user = nobody
+            confine = no
+            max-queues = 4
+            max-ring-page-order = 0
+            memory-mib = 1024
+            poll-us = 50
+            [tunables]
+            disable-flush = no
+            flush-interval = 7
+            no-coalesce-reqs = yes
+            """)
+        #expect(file.runDirectory == "/run/other" && file.socketGroup == "disk" && file.stopsWorkers == true)
+        #expect(file.takesAnyScript == true)
+        #expect(file.backends == ["vbd", "qdisk", "vbd3"] && file.logLevel == .debug)
+        #expect(file.worker == "/opt/xbb vbd" && file.pluginDirectories == ["/a", "/b", "/c"])
+        #expect(file.user == "nobody" && file.confines == false)
+        #expect(file.numbers == ["max-queues": 4, "max-ring-page-order": 0, "memory-mib": 1024, "poll-us": 50])
+        #expect(file.tunables == ["disable_flush": 0, "flush_interval": 7, "no_coalesce_reqs": 1])
+    }
+
+    @Test("an empty file says nothing") func empty() throws {
+        for text in ["", "\n\n", "[xbbd]\n[worker]\n", "# only this"] { #expect(try parse(text) == .init()) }
+    }
+
+    @Test(
+        "a mistake is named with its line and what to do",
+        arguments: [
+            ("max-queues = 1", "xbb.conf:1: 'max-queues' stands before the first section; put [xbbd] or [worker]"),
+            ("[xbbd", "xbb.conf:1: '[xbbd' is no section: expected a name in brackets, such as [xbbd]"),
+            ("[worker]\nmax-queues", "xbb.conf:2: 'max-queues': expected 'key = value'; a comment begins with '#'"),
+            ("[worker]\n\nmax-queues = 65", "xbb.conf:3: '65': expected a number from 1 to 64"),
+            ("[worker]\nmax-queues = 4 # four", "xbb.conf:2: '4 # four': expected a number from 1 to 64"),
+            ("[worker]\nmax_queues = 4", "xbb.conf:2: 'max_queues' is no key: expected small letters, digits and '-'"),
+            ("[xbbd]\nmax-queues = 4", "xbb.conf:2: there is no key 'max-queues' in [xbbd]; it belongs below [worker]"),
+            ("[xbbd]\nqueues = 4", "xbb.conf:2: there is no key 'queues' in [xbbd]; there are run-dir, socket-group"),
+            ("[disk]\nqueues = 4", "xbb.conf:2: there is no section [disk]; there are [xbbd], [worker], [tunables]"),
+            ("[xbbd]\nbackend = vbd vbd", "xbb.conf:2: 'vbd vbd': something is named twice"),
+            ("[xbbd]\nbackend = v/d", "xbb.conf:2: 'v/d': expected a name such as vbd, qdisk or vbd3"),
+            ("[xbbd]\nbackend =", "xbb.conf:2: expected at least one: a name such as vbd, qdisk or vbd3"),
+            ("[xbbd]\nrun-dir = run", "xbb.conf:2: 'run': expected a path that begins with '/'"),
+            ("[xbbd]\nstop-workers = true", "xbb.conf:2: 'true': expected yes or no"),
+            ("[xbbd]\nlog-level = 3", "xbb.conf:2: '3': expected error, warning, info or debug"),
+            ("[worker]\nuser = a b", "xbb.conf:2: 'a b': expected a name as in /etc/passwd or /etc/group"),
+            ("[worker]\nuser = \"xbb", "xbb.conf:2: the value of 'user' begins with '\"' and does not end with"),
+            ("[worker]\nuser = a\u{1}b", "xbb.conf:2: the value of 'user' has control characters"),
+            ("[tunables]\nflush-interval = -1", "xbb.conf:2: '-1': expected a number from 0 to 1000000000"),
+            ("[worker]\nuser = a\n[xbbd]\n[worker]\nuser = b", "xbb.conf:5: 'user' stands in line 2 already"),
+        ])
+    func mistakes(_ text: String, _ expected: String) {
+        #expect(problem(text).hasPrefix(expected))
+    }
+
+    @Test("all mistakes are told at once, in their order") func all() {
+        let lines = problem("nonsense\n[xbbd]\nlog-level = x\n[nowhere]\na = b\n").split(separator: "\n")
+        #expect(lines.map { $0.prefix(11) } == ["xbb.conf:1:", "xbb.conf:3:", "xbb.conf:5:"])
+    }
+
+    @Test("whatever the bytes are, it is an answer and not a crash") func anything() {
+        var generator = SplitMix64(seed: 7)
+        let pieces = ["[xbbd]", "[", "]", "=", "\n", "\"", " ", "backend", "max-queues", "9", "#", "\u{0}", "ü", "\r"]
+        for _ in 0..<2000 {
+            let text = (0..<Int.random(in: 0..<24, using: &generator)).map { _ in
+                pieces.randomElement(using: &generator) ?? ""
+            }.joined()
+            _ = problem(text)
+        }
+    }
+
+    /// The folder of the package, from the place of this file.
+    private static let package = InstallPaths.folder(of: InstallPaths.folder(of: InstallPaths.folder(of: #filePath)))
+
+    @Test("the file that is shipped names every key with its usual value") func shipped() throws {
+        let file = try DaemonConfiguration.read("\(Self.package)/etc/xbb.conf", isOptional: false)
+        #expect(file == .init(), "everything in it is a comment")
+        let raw = try Descriptor(clinux_open("\(Self.package)/etc/xbb.conf", O_RDONLY, 0), "open xbb.conf")
+        guard case .bytes(let bytes) = raw.readAvailable() else { return }
+        // Comments that are entries begin without a space.
+        let entries = String(decoding: bytes, as: UTF8.self).split(separator: "\n", omittingEmptySubsequences: false)
+            .map { $0.hasPrefix("#") && !$0.hasPrefix("# ") ? $0.dropFirst() : $0 }.joined(separator: "\n")
+        let whole = try parse(entries)
+        #expect(whole.backends == ["vbd"] && whole.runDirectory == "/run/xbb" && whole.user == "xbb")
+        #expect(whole.numbers.count == DaemonConfiguration.numberRanges.count && whole.tunables.count == 3)
+        #expect(Set(whole.tunables.values) == [0] && whole.stopsWorkers == false && whole.confines == true)
+    }
+
+    @Test("xbbd takes the file, and options win") func daemon() throws {
+        let lab = try DaemonLab()
+        lab.put(
+            "xbb.conf",
+            """
+            [xbbd]
+            backend = qdisk
+            log-level = warning
+            [worker]
+            max-queues = 4
+            poll-us = 20
+            user = nobody
+            plugin-dir = /p1 /p2
+            [tunables]
+            flush-interval = 3
+            """)
+        _ = try lab.makeNode(1, 51712, kind: "qdisk")
+        try lab.startDaemon(["--config", lab.root + "/xbb.conf", "--poll-us", "30", "--no-confine"])
+        try eventually("it is taken") { try lab.row("qdisk/1/51712")?["state"]?.string == "initWait" }
+        let shown = try lab.ask(.show(try #require(VBDReference(parsing: "1/51712"))))
+        let arguments = (shown["arguments"]?.elements ?? []).compactMap(\.string).joined(separator: " ")
+        #expect(
+            arguments.hasSuffix(
+                "--log-level warning --max-queues 4 --poll-us 30 --user nobody --no-confine "
+                    + "--tunable flush_interval=3"))
+        #expect(arguments.contains("--plugin-dir /p1 --plugin-dir /p2"))
+    }
+
+    @Test("--check-config says what is wrong and ends with 78") func check() throws {
+        let lab = try DaemonLab()
+        lab.put("good.conf", "[worker]\nmax-queues = 2\n")
+        lab.put("bad.conf", "[worker]\nmax-queues = many\n")
+        func check(_ path: String) throws -> (String, WorkerExit) {
+            let program = try Program(
+                [DaemonLab.products + "/xbbd", "--check-config", "--config", path], capture: true)
+            return (program.text(), program.wait())
+        }
+        let good = try check(lab.root + "/good.conf")
+        #expect(good.1 == .clean && good.0 == "\(lab.root)/good.conf: no problem found\n")
+        #expect(try check(lab.root + "/bad.conf").1 == .failed(78))
+        #expect(try check(lab.root + "/none.conf").1 == .failed(78))
+        // The daemon itself does not start with it either.
+        let daemon = try Program([
+            DaemonLab.products + "/xbbd", "--loopback", lab.root + "/xen", "--run-dir", lab.run, "--config",
+            lab.root + "/bad.conf",
+        ])
+        #expect(daemon.wait() == .failed(78))
+    }
+}
