@@ -15,7 +15,16 @@ scripts/setup.sh debootstrap
 include=systemd,man-db,nbdkit,libnbd-bin,gcc,libc6-dev,pkg-config,binutils,jq
 work=$(mktemp -d /var/tmp/xbb-deb-test.XXXXXX)
 root=$work/root
-trap 'kill -KILL "${outer:-}" 2>/dev/null; umount -q "$root/proc" "$root/sys"; rm -rf --one-file-system "$work"' EXIT
+cleanup() {
+    set +e
+    if [[ -n ${outer:-} ]]; then
+        kill -KILL "$outer" 2>/dev/null
+        for _ in $(seq 50); do kill -0 "$outer" 2>/dev/null || break; sleep 0.1; done
+    fi
+    umount -q "$root/proc" "$root/sys"
+    rm -rf --one-file-system "$work"
+}
+trap cleanup EXIT
 mkdir -p "$kept" "$root"
 if [[ $(cat "$kept/base.list" 2>/dev/null) != "$include" ]]; then
     echo "deb-test: making a bare Debian 12"
