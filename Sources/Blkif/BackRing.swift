@@ -29,6 +29,8 @@ public struct BackRing: ~Copyable, Sendable {
     @usableFromInline var producer: UInt32
     /// Responses that the frontend can see: `sring.rsp_prod` as we last wrote it.
     @usableFromInline var published: UInt32
+    /// The frontend was asked for an event at its next request.
+    @usableFromInline var asksForEvent = true
 
     /// Attaches to a ring in whatever state it is, at `sring.rsp_prod` (`BACK_RING_ATTACH`).
     ///
@@ -71,7 +73,7 @@ public struct BackRing: ~Copyable, Sendable {
     /// Call at most as often as ``available()`` said.
     @inlinable @inline(__always)
     public mutating func take(into copy: inout SlotBytes) {
-        let offset = RingLayout.ringHeaderSize + Int(consumer & mask) * layout.slotSize
+        let offset = RingLayout.ringHeaderSize &+ Int(consumer & mask) &* layout.slotSize
         pages.copySlot(at: offset, byteCount: layout.slotSize, into: &copy)
         consumer &+= 1
     }
@@ -81,7 +83,7 @@ public struct BackRing: ~Copyable, Sendable {
     /// The padding is zeroed, so that nothing of ours shows through it (XSA-216).
     @inlinable @inline(__always)
     public mutating func respond(id: UInt64, wireOperation: UInt8, status: BlockStatus) {
-        let offset = RingLayout.ringHeaderSize + Int(producer & mask) * layout.slotSize
+        let offset = RingLayout.ringHeaderSize &+ Int(producer & mask) &* layout.slotSize
         let statusBits = UInt32(UInt16(bitPattern: status.rawValue)) << 16
         pages.storeResponse(
             id, UInt32(wireOperation) | statusBits, hasTail: layout.responseSize == 16, at: offset)
@@ -109,8 +111,19 @@ public struct BackRing: ~Copyable, Sendable {
     public mutating func finalCheck() -> Bool {
         if hasNewRequests { return true }
         pages.store(requestConsumer &+ 1, at: RingLayout.requestEvent)
+        asksForEvent = true
         SharedPages.fullFence()
         return hasNewRequests
+    }
+
+    /// Takes back what ``finalCheck()`` asked for: no events while the backend looks at the ring of its own accord.
+    ///
+    /// The threshold becomes an index that the frontend has passed. An event that is on its way comes nevertheless.
+    @inlinable @inline(__always)
+    public mutating func holdOffEvents() {
+        if !asksForEvent { return }
+        asksForEvent = false
+        pages.store(requestConsumer, at: RingLayout.requestEvent)
     }
 
     /// True if the frontend's index says that there is something to take and there is room for it.

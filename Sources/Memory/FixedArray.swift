@@ -47,20 +47,6 @@ public struct FixedArray<Element: BitwiseCopyable>: ~Copyable {
         }
     }
 
-    /// Works on the element at `index` in place; the index is checked once.
-    @inlinable @inline(__always)
-    public mutating func update<Result>(_ index: Int, _ body: (inout Element) -> Result) -> Result {
-        checkIndex(index)
-        return unsafe body(&base[index])
-    }
-
-    /// Looks at the element at `index` in place; the index is checked once.
-    @inlinable @inline(__always)
-    public func look<Result>(_ index: Int, _ body: (borrowing Element) -> Result) -> Result {
-        checkIndex(index)
-        return unsafe body(base[index])
-    }
-
     /// The address of the element at `index`, valid while the array lives.
     @inlinable @inline(__always)
     @unsafe public func address(of index: Int) -> UnsafeMutablePointer<Element> {

@@ -26,7 +26,7 @@ public struct SharedPages: @unchecked Sendable {
 
     @inlinable @inline(__always)
     func at(_ offset: Int, _ size: Int) -> UnsafeMutableRawPointer {
-        precondition(offset >= 0 && offset <= byteCount - size && offset & 3 == 0)
+        precondition(offset >= 0 && offset <= byteCount &- size && offset & 3 == 0)
         return unsafe base + offset
     }
 

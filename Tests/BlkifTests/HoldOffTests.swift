@@ -137,6 +137,7 @@ private final class BackRunner: @unchecked Sendable {
         var request = BlockRequest()
         let disk = DiskLimits(sectorCount: 1)
         while report.requests < total {
+            if random.onceIn(2) { back.holdOffEvents() }
             guard case .count(let ready) = back.available() else { return report.problem = "backend: req_prod too far" }
             let count = random.onceIn(3) ? ready : min(ready, random.below(8))
             for _ in 0..<count {
@@ -177,6 +178,21 @@ struct HoldOffTests {
 
     @Test("Each pairing of our ends and those of the macros", arguments: Pairing.allCases, [RingABI.x86_64, .x86_32])
     func pairings(pairing: Pairing, abi: RingABI) { run(pairing, abi, total: 100_000) }
+
+    @Test("While the backend is at work, requests cause no events", arguments: [UInt32.max - 1, 0x7FFF_FFFE, 0])
+    func backendAtWork(start: UInt32) {
+        let world = RingWorld(.oursAlone, abi: .x86_64, pageCount: 1, start: start)
+        var slot = SlotBytes()
+        #expect(!world.back.finalCheck())
+        for step in 0..<6 {
+            if step % 2 == 1 { world.back.holdOffEvents() }
+            world.front.put(SlotBytes())
+            #expect(world.front.publish() == (step % 2 == 0))
+            #expect(world.back.finalCheck(), "what came without an event is seen before sleep")
+            world.back.take(into: &slot)
+            #expect(!world.back.finalCheck())
+        }
+    }
 
     private func run(_ pairing: Pairing, _ abi: RingABI, total: Int) {
         let seed = testSeed("hold-off, \(pairing), \(abi)")

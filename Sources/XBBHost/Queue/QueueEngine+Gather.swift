@@ -111,11 +111,10 @@ extension QueueEngine {
     /// True if the list must not run beside any other.
     @inline(__always)
     private func mustBeAlone(_ list: Int32) -> Bool {
-        switch lists[Int(list)].operation {
-        case .read, .discard: false
-        case .writeBarrier: true
-        case .write, .flush: blockMask > 511 && lists[Int(list)].sectorCount > 0 && !fillsWholeBlocks(list)
-        }
+        let operation = lists[Int(list)].operation
+        if operation == .read || operation == .discard { return false }
+        if operation == .writeBarrier { return true }
+        return blockMask > 511 && lists[Int(list)].sectorCount > 0 && !fillsWholeBlocks(list)
     }
 
     /// True if the list begins and ends at block boundaries of the disk.

@@ -36,11 +36,15 @@ extension QueueEngine {
     /// The first phase of a list that has its memory.
     @inline(__always)
     mutating func startPhases(_ list: Int32) {
-        switch lists[Int(list)].operation {
-        case .read: startTransfer(list)
-        case .write where blockMask == 511: startCopyIn(list)
-        case .write, .discard: startData(list)
-        case .flush, .writeBarrier: startFlush(list, .flushBefore)
+        let operation = lists[Int(list)].operation
+        if operation == .read {
+            startTransfer(list)
+        } else if operation == .write && blockMask == 511 {
+            startCopyIn(list)
+        } else if operation == .write || operation == .discard {
+            startData(list)
+        } else {
+            startFlush(list, .flushBefore)
         }
     }
 
@@ -140,6 +144,8 @@ extension QueueEngine {
     mutating func phaseCompleted(_ list: Int32) {
         if lists[Int(list)].isSplit || lists[Int(list)].failure != 0 {
             phaseOfFailedCompleted(list)
+        } else if lists[Int(list)].phase == .transfer && lists[Int(list)].operation == .read {
+            startCopyOut(list)
         } else {
             advance(list)
         }
@@ -176,6 +182,7 @@ extension QueueEngine {
     /// Frees what the list holds, then answers its requests.
     ///
     /// In this order, so that the resources of a request are free before the frontend can see its response.
+    @inline(__always)
     mutating func finish(_ list: Int32) {
         lists[Int(list)].phase = .free
         let pages = Int(lists[Int(list)].bufferPages)

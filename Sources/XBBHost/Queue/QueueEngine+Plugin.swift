@@ -119,19 +119,14 @@ extension QueueEngine {
     /// Operation, flags and largest length for what the list's phase asks of the plugin.
     @inline(__always)
     private func pluginOperation(_ list: Int32) -> (op: UInt8, flags: UInt16, limit: UInt64) {
-        let position = Int(list)
-        switch lists[position].operation {
-        case .read:
-            return (UInt8(XBB_OP_READ), 0, device.maxTransfer)
-        case .write, .flush:
-            return (UInt8(XBB_OP_WRITE), 0, device.maxTransfer)
-        case .writeBarrier:
-            let fua = device.capabilities.contains(.fua) ? UInt16(XBB_REQ_FUA) : 0
-            return (UInt8(XBB_OP_WRITE), fua, device.maxTransfer)
-        case .discard:
-            let secure = lists[position].secure && device.capabilities.contains(.discardSecure)
+        let operation = lists[Int(list)].operation
+        if operation == .read { return (UInt8(XBB_OP_READ), 0, device.maxTransfer) }
+        if operation == .discard {
+            let secure = lists[Int(list)].secure && device.capabilities.contains(.discardSecure)
             return (UInt8(XBB_OP_DISCARD), secure ? UInt16(XBB_REQ_SECURE) : 0, device.maxDiscard)
         }
+        let durable = operation == .writeBarrier && device.capabilities.contains(.fua)
+        return (UInt8(XBB_OP_WRITE), durable ? UInt16(XBB_REQ_FUA) : 0, device.maxTransfer)
     }
 
     @inline(__always)

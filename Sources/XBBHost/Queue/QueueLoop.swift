@@ -71,6 +71,7 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
     /// One way around: completions, ring, copies, plugin, responses. False if there was nothing to do.
     mutating func turn() -> Bool {
         engine.now = clinux_monotonic_ns()
+        engine.ring.holdOffEvents()
         var worked = engine.absorbCompletions()
         if engine.gather() { worked = true }
         if engine.collectCopies() {

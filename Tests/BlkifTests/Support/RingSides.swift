@@ -35,6 +35,12 @@ protocol BackSide: AnyObject, Sendable {
     func respond(id: UInt64, wireOperation: UInt8, status: BlockStatus)
     func publish() -> Bool
     func finalCheck() -> Bool
+    func holdOffEvents()
+}
+
+extension BackSide {
+    /// The macros have no such thing.
+    func holdOffEvents() {}
 }
 
 /// Our frontend.
@@ -70,6 +76,7 @@ final class OurBack: BackSide, @unchecked Sendable {
     var outstanding: Int { ring.outstanding }
     func available() -> Availability { (try? ring.available()).map(Availability.count) ?? .overflow }
     func availableOrThrow() throws(RingOverflow) -> Int { try ring.available() }
+    func holdOffEvents() { ring.holdOffEvents() }
     var hasNewRequests: Bool { ring.hasNewRequests }
     func take(into slot: inout SlotBytes) { ring.take(into: &slot) }
     func respond(id: UInt64, wireOperation: UInt8, status: BlockStatus) {
