@@ -18,6 +18,13 @@ echo "lab: making a Debian with systemd"
 mirror=$(apt-get indextargets --format '$(SITE)' "Created-By: Packages" "Release: bookworm" | head -1)
 debootstrap --variant=minbase --include="$include" bookworm "$root" "${mirror:-http://deb.debian.org/debian}" \
     >"$output.log" 2>&1 || { tail -5 "$output.log" >&2; exit 1; }
+# Security updates: debootstrap takes what was released, and packages are built with what is current.
+rm -f "$root/etc/apt/sources.list"
+cp -rL /etc/apt/sources.list* "$root/etc/apt/"
+cp -L /usr/share/keyrings/*.gpg "$root/usr/share/keyrings/"
+cp -L /etc/resolv.conf "$root/etc/"
+chroot "$root" sh -c 'apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q -y upgrade' >>"$output.log" 2>&1 ||
+    { tail -5 "$output.log" >&2; exit 1; }
 copy_modules "$root" virtio_pci virtio_blk 9p 9pnet_virtio xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs loop ext4 \
     crc32c_generic xen-blkback xen-blkfront
 install -m 755 "$lab/dom0/agent" "$root/usr/sbin/lab-agent"
