@@ -85,6 +85,7 @@ END
 
 guest_up() { # name
     local log=$consoles/guest-$1.log
+    mkdir -p "$consoles"
     : >"$log"
     note "xl create $1"
     xl create -q "/srv/$1.cfg" || fail "xl create $1"
