@@ -107,6 +107,12 @@ extension EndToEnd {
             try eventually("it is noticed: \(disk.log)") { disk.log.has("cannot be detached any more") }
             #expect(try disk.worker.show("xenstore") == "lost")
             #expect(try disk.worker.show("stage") == "connected")
+            // A load would end with XenStore, which its frontend watches; requests do not.
+            try device.queues[0].withQueue { (queue) throws in
+                #expect(try queue.status(.write, sector: 8, byteCount: 4096, fill: 7) == 0)
+                let (status, bytes) = try queue.read(sector: 8, byteCount: 4096)
+                #expect(status == 0 && bytes.allSatisfy { $0 == 7 })
+            }
             // Who serves nobody ends, and xbbd starts it again when there is a XenStore.
             #expect(try idle.worker.awaitExit() == .exited(1))
             disk.worker.signal(SIGTERM)
