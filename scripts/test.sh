@@ -23,14 +23,15 @@ for target in "${targets[@]}"; do
     timeout --kill-after=10 "$limit" \
         swift test --skip-build --no-parallel --filter "^$target\\." >"$log" 2>&1
     result=$?
-    good=$(grep -cE '^✔ Test .* passed after [0-9.]+ seconds' "$log" || true)
-    bad=$(grep -cE '^✘ Test .* failed after [0-9.]+ seconds' "$log" || true)
+    # The line that closes a run has the shape of a test's.
+    good=$(grep -vE '^[^ ]+ Test run with' "$log" | grep -cE '^✔ Test .* passed after [0-9.]+ seconds' || true)
+    bad=$(grep -vE '^[^ ]+ Test run with' "$log" | grep -cE '^✘ Test .* failed after [0-9.]+ seconds' || true)
     if [[ $result -ne 0 && $bad -eq 0 ]] || [[ $good -eq 0 ]]; then
         bad=$((bad + 1))
         echo "$target: did not end well (exit status $result)"
         tail -15 "$log"
     fi
-    grep -E '^✘ Test .*(recorded an issue|failed after [0-9.]+ seconds)' "$log" | cut -c1-400
+    grep -vE '^[^ ]+ Test run with' "$log" | grep -E '^✘ Test .*(recorded an issue|failed after [0-9.]+ seconds)' | cut -c1-400
     passed=$((passed + good))
     failed=$((failed + bad))
     echo "$target: $good passed, $bad failed in $((SECONDS - started)) s"
