@@ -28,18 +28,8 @@ trap cleanup EXIT
 mkdir -p "$kept" "$root"
 if [[ $(cat "$kept/base.list" 2>/dev/null) != "$include" ]]; then
     echo "deb-test: making a bare Debian 12"
-    # shellcheck disable=SC2016  # apt's own variables
-    mirror=$(apt-get indextargets --format '$(SITE)' "Created-By: Packages" "Release: bookworm" | head -1)
     rm -f "$kept/base.list"
-    debootstrap --variant=minbase --include="$include" bookworm "$root" ${mirror:+"$mirror"} \
-        >"$kept/debootstrap.log" 2>&1 || { tail -5 "$kept/debootstrap.log" >&2; exit 1; }
-    # Where this machine has its packages from, and by which way.
-    rm -f "$root/etc/apt/sources.list"
-    cp -rL /etc/apt/sources.list* "$root/etc/apt/"
-    cp -L /usr/share/keyrings/*.gpg "$root/usr/share/keyrings/"
-    grep -lE '^Acquire' /etc/apt/apt.conf.d/* | xargs -r cp -L -t "$root/etc/apt/apt.conf.d" || true
-    cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
-    chroot "$root" apt-get -qq update
+    scripts/bare-debian.sh "$root" "$include" "$kept/debootstrap.log"
     # Nothing of the system's own may use apt meanwhile.
     ln -s /dev/null "$root/etc/systemd/system/apt-daily.timer"
     ln -s /dev/null "$root/etc/systemd/system/apt-daily-upgrade.timer"
@@ -51,12 +41,9 @@ fi
 mkdir -p "$root/packages"
 cp "$packages"/xbb*.deb packaging/test.sh "$root/packages/"
 
-# The next version, for the upgrade: the same files under a higher number.
+# The next version, for the upgrade.
 for package in "$packages"/xbb_*.deb "$packages"/xbb-tools_*.deb; do
-    dpkg-deb -R "$package" "$work/next"
-    sed -i -E 's/^(Version: .*)$/\1+next/; s/\(= ([^)]*)\)/(= \1+next)/' "$work/next/DEBIAN/control"
-    dpkg-deb -Znone -b --root-owner-group "$work/next" "$root/packages/next-$(basename "$package")" >/dev/null
-    rm -rf "$work/next"
+    scripts/next-deb.sh "$package" "$root/packages/next-$(basename "$package")"
 done
 
 # systemd as the first process of a process tree with mounts of its own: nothing is left of them, however the test ends.

@@ -41,7 +41,7 @@ made kernel "$out/tree.made" "$lab/image/lib.sh" -- kernel
 made dom0 "$out/tree.made" "$lab"/image/{lib,dom0}.sh "$lab"/dom0/{init,agent} -- "$lab/image/dom0.sh" "$out/dom0.cpio"
 made guest "$out/tree.made" "$lab"/image/{lib,guest,stub-library}.sh "$lab"/guest/* -- "$lab/image/guest.sh" "$out/guest.cpio"
 if [[ ${1:-lean} == systemd ]]; then
-    made systemd "$out/tree.made" "$lab"/image/{lib.sh,systemd.sh,systemd-packages} "$lab"/dom0/{agent,lab.service} -- \
+    made systemd "$out/tree.made" "$lab/../scripts/bare-debian.sh" "$lab"/image/{lib.sh,systemd.sh,systemd-packages} "$lab"/dom0/{agent,lab.service} -- \
         "$lab/image/systemd.sh" "$out/systemd.img" "$out/systemd.cpio"
 fi
 [[ $changed -eq 0 ]] || echo "lab: images are ready after $((SECONDS - started)) s"

@@ -7,23 +7,15 @@ lab=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=lab/image/lib.sh
 . "$lab/image/lib.sh"
 output=$1 initramfs=$2
-[[ $(id -u) -eq 0 ]] || { echo "lab: only root can make a root file system" >&2; exit 1; }
 root=$(mktemp -d)
 boot=$(mktemp -d)
 trap 'rm -rf --one-file-system "$root" "$boot"' EXIT
 chmod 755 "$root" "$boot"
 include=$(grep -v '^#' "$lab/image/systemd-packages" | paste -sd,)
 echo "lab: making a Debian with systemd"
-# shellcheck disable=SC2016  # apt's own variables
-mirror=$(apt-get indextargets --format '$(SITE)' "Created-By: Packages" "Release: bookworm" | head -1)
-debootstrap --variant=minbase --include="$include" bookworm "$root" "${mirror:-http://deb.debian.org/debian}" \
-    >"$output.log" 2>&1 || { tail -5 "$output.log" >&2; exit 1; }
+"$lab/../scripts/bare-debian.sh" "$root" "$include" "$output.log"
 # Security updates: debootstrap takes what was released, and packages are built with what is current.
-rm -f "$root/etc/apt/sources.list"
-cp -rL /etc/apt/sources.list* "$root/etc/apt/"
-cp -L /usr/share/keyrings/*.gpg "$root/usr/share/keyrings/"
-cp -L /etc/resolv.conf "$root/etc/"
-chroot "$root" sh -c 'apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q -y upgrade' >>"$output.log" 2>&1 ||
+chroot "$root" env DEBIAN_FRONTEND=noninteractive apt-get -q -y upgrade >>"$output.log" 2>&1 ||
     { tail -5 "$output.log" >&2; exit 1; }
 copy_modules "$root" virtio_pci virtio_blk 9p 9pnet_virtio xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs loop ext4 \
     crc32c_generic xen-blkback xen-blkfront

@@ -36,13 +36,9 @@ pack_programs() {
 
 # The packages, and xbb once more under a higher number, for the upgrade.
 pack_next() {
-    local next=$out/next
     mkdir -p "$share/debs/next"
     cp "$lab"/../build/deb/xbb{,-tools}_*.deb "$share/debs/" || return 1
-    rm -rf "${next:?}"
-    dpkg-deb -R "$lab"/../build/deb/xbb_*.deb "$next" || return 1
-    sed -i -E 's/^(Version: .*)$/\1+next/' "$next/DEBIAN/control"
-    dpkg-deb -b --root-owner-group "$next" "$share/debs/next/" >/dev/null
+    "$lab/../scripts/next-deb.sh" "$lab"/../build/deb/xbb_*.deb "$share/debs/next/xbb_next.deb"
 }
 
 # Two disks: vda for RawDisk as it is, vdb with a file system for images.

@@ -12,9 +12,9 @@ done
 for disk in xvda xvdb; do
     guest_wait fio "$disk" 600 || fail "fio on $disk"
     note "fio on $disk is done"
-    xbbctl stats "$(domid fio)" "$disk" --json | jq -c .totals
-    xbbctl stats "$(domid fio)" "$disk" --json |
-        jq -e '.totals | .reqs_received == .reqs_completed and .reqs_completed_with_error == 0' >/dev/null ||
+    totals=$(xbbctl stats "$(domid fio)" "$disk" --json | jq -c .totals)
+    echo "$totals"
+    jq -e '.reqs_received == .reqs_completed and .reqs_completed_with_error == 0' <<<"$totals" >/dev/null ||
         fail "requests of $disk are missing or failed"
 done
 guest_shutdown fio

@@ -3,7 +3,6 @@
 # limit: 900
 truncate -s 64M "$images"/{a,b}.img
 guest_create hot "$(disk xvda "raw:$images/a.img")"
-domain=$(domid hot)
 attach() {
     xl block-attach hot "$(disk xvdb "raw:$images/b.img")"
     guest hot 'i=0; until [ -b /dev/xvdb ] && [ "$(blockdev --getsize64 /dev/xvdb)" = 67108864 ]; do
@@ -28,7 +27,7 @@ for force in "" --force; do
     attach
     guest_start hot "busy$force" 'fio --name=b --filename=/dev/xvdb --rw=randwrite --bs=16k --size=64M --direct=1 \
         --ioengine=libaio --iodepth=8 --time_based --runtime=600 --minimal >/dev/null 2>&1'
-    await 60 "I/O on xvdb" eval "xbbctl stats $domain xvdb --json | jq -e '.totals.reqs_completed > 100'"
+    await 60 "I/O on xvdb" completed_more hot xvdb 100
     xl block-detach $force hot xvdb
     if guest_wait hot "busy$force" 120; then
         fail "fio did not notice that its disk went"

@@ -4,13 +4,12 @@
 truncate -s 64M "$images/a.img"
 for round in $(seq "${XEN_LAB_DESTROYS:-20}"); do
     guest_create victim "$(disk xvda "raw:$images/a.img")" "$(disk xvdb "raw:$raw_device")"
-    domain=$(domid victim)
     for disk in xvda xvdb; do
         guest_start victim "$disk" "fio --name=$disk --filename=/dev/$disk --rw=randrw --bsrange=4k-256k --size=64M \
             --direct=1 --ioengine=libaio --iodepth=16 --fdatasync=64 --time_based --runtime=600 --minimal"
     done
     for disk in xvda xvdb; do
-        await 60 "I/O on $disk" eval "xbbctl stats $domain $disk --json | jq -e '.totals.reqs_completed > 50'"
+        await 60 "I/O on $disk" completed_more victim "$disk" 50
     done
     xl destroy victim
     assert_nothing_left

@@ -6,7 +6,7 @@ log=$consoles/guest-again.log
 busy() {
     guest_start again "$1" "fio --name=a --filename=/dev/xvda --rw=randrw --bsrange=4k-256k --size=64M --direct=1 \
         --ioengine=libaio --iodepth=16 --fdatasync=64 --time_based --runtime=600 --minimal"
-    await 60 "I/O" eval "xbbctl stats $(domid again) xvda --json | jq -e '.totals.reqs_completed > 50'"
+    await 60 "I/O" completed_more again xvda 50
 }
 guest_create again "$(disk xvda "raw:$images/a.img")"
 first=$(domid again)
