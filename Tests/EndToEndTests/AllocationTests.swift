@@ -46,14 +46,7 @@ struct AllocationCounter {
         cell = "\(directory)/mallocs"
         try Data(count: 8).write(to: URL(fileURLWithPath: cell))
         let library = "\(directory)/malloc-count.so"
-        let compiler = try Process.run(
-            URL(fileURLWithPath: "/usr/bin/env"),
-            arguments: [
-                "gcc", "-O2", "-shared", "-fPIC", "-o", library,
-                "\(EndToEnd.OutsidePluginTests.root)/scripts/malloc-count.c",
-            ])
-        compiler.waitUntilExit()
-        guard compiler.terminationStatus == 0 else { throw LabError("gcc malloc-count.c failed") }
+        try LibxlLab.shell("gcc -O2 -shared -fPIC -o '\(library)' '\(packageDirectory)/scripts/malloc-count.c'")
         environment = ["LD_PRELOAD=\(library)", "XBB_MALLOC_COUNT=\(cell)"]
     }
 

@@ -20,9 +20,15 @@ extension EndToEnd {
             var testDescription: String { macro }
         }
 
-        private static let source = "\(OutsidePluginTests.root)/Tests/BrokenPlugin/broken.c"
+        private static let source = "\(packageDirectory)/Tests/BrokenPlugin/broken.c"
         private static let faulty = "this is an error in the plugin, install another version of it"
         private static let otherVersion = "install a build of it for this version of XBB"
+
+        private func expectRefusal(of flaw: Flaw) throws {
+            try expectRefusal(flaw.text) { lab in
+                try lab.compilePlugin("broken", from: Self.source, options: ["-DNAME=broken", flaw.macro])
+            }
+        }
 
         /// Attaches a disk of plugin "broken" beside one that works, and looks at what is said of it.
         private func expectRefusal(_ text: String, _ prepare: (Lab) throws -> Void) throws {
@@ -76,9 +82,7 @@ extension EndToEnd {
             Flaw("-DLOAD_RESULT=7", "its load() failed: Input/output error"),
         ])
         func aTableThatIsWrong(_ flaw: Flaw) throws {
-            try expectRefusal(flaw.text) { lab in
-                try lab.compilePlugin("broken", from: Self.source, options: ["-DNAME=broken", flaw.macro])
-            }
+            try expectRefusal(of: flaw)
         }
 
         @Test(arguments: [
@@ -96,9 +100,7 @@ extension EndToEnd {
             Flaw("-DINFO=return -EIO", "gives no information: Input/output error"),
         ])
         func aDiskThatIsWrong(_ flaw: Flaw) throws {
-            try expectRefusal(flaw.text) { lab in
-                try lab.compilePlugin("broken", from: Self.source, options: ["-DNAME=broken", flaw.macro])
-            }
+            try expectRefusal(of: flaw)
         }
 
         @Test func whatIsNoLibrary() throws {

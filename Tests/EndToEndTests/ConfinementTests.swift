@@ -72,7 +72,7 @@ extension EndToEnd {
         }
 
         @Test(.enabled(if: geteuid() == 0)) func namesLeadNowhereInTheEmptyDirectory() throws {
-            let empty = try emptyDirectory()
+            let empty = try makeTemporaryDirectory("empty")
             let outcome = try outcome("stat_by_flag", ["--empty-dir", empty])
             #expect(outcome == "-1 errno \(ENOENT)")
             rmdir(empty)
@@ -87,7 +87,7 @@ extension EndToEnd {
         }
 
         @Test(.enabled(if: geteuid() == 0)) func theWholeProcessIsConfined() throws {
-            let empty = try emptyDirectory()
+            let empty = try makeTemporaryDirectory("empty")
             let lab = try Lab()
             // The image is in a directory that user nobody cannot enter.
             let disk = try lab.attach(arguments: ["--user", "nobody", "--empty-dir", empty])
@@ -149,12 +149,6 @@ extension EndToEnd {
             let worker = try #require(lab.disks.first).worker
             #expect(try worker.awaitExit() == .exited(2))
             #expect(worker.log.has("--user no-such-user: there is no such user"))
-        }
-
-        private func emptyDirectory() throws -> String {
-            var template = Array("/tmp/xbb-empty-XXXXXX".utf8CString)
-            guard mkdtemp(&template) != nil else { throw LabError("mkdtemp: \(errno)") }
-            return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
         }
     }
 }

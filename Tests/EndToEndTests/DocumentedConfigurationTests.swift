@@ -11,7 +11,7 @@ extension EndToEnd {
     @Suite struct DocumentedConfigurationTests {
         /// The blocks of the document that begin with "```cfg".
         static let configurations: [String] = {
-            let text = (try? String(contentsOfFile: "\(OutsidePluginTests.root)/docs/xl.md", encoding: .utf8)) ?? ""
+            let text = (try? String(contentsOfFile: "\(packageDirectory)/docs/xl.md", encoding: .utf8)) ?? ""
             return text.components(separatedBy: "```cfg\n").dropFirst().map { $0.components(separatedBy: "```")[0] }
         }()
 
@@ -87,7 +87,7 @@ extension EndToEnd {
                 try lab.makeNodes(disk)
                 if disk.script.hasSuffix("/block-xbb") {
                     try lab.awaitState("2", of: disk)
-                    try lab.run("add", disk)
+                    _ = try lab.run("add", disk)
                 } else if entry.kind == "vbd" {
                     try lab.awaitState("2", of: disk)
                     if !image.hasPrefix("/dev/") {

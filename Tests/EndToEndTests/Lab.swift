@@ -27,9 +27,7 @@ final class Lab {
     private(set) var disks: [Disk] = []
 
     init(pages: Int = 16384) throws {
-        var template = Array("/tmp/xbb-e2e-XXXXXX".utf8CString)
-        guard mkdtemp(&template) != nil else { throw XenError(errno, "mkdtemp") }
-        directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        directory = try makeTemporaryDirectory("e2e")
         xen = try LoopbackXen(directory: "\(directory)/xen")
         control = try LoopbackControl(directory: xen.directory)
         let id = try control.createDomain(pages: pages, grantEntries: 16384)
@@ -264,6 +262,17 @@ final class Disk {
         return try LoadRun(device, plan).run()
     }
 }
+
+/// A new directory below /tmp, which its maker removes.
+func makeTemporaryDirectory(_ name: String) throws -> String {
+    var template = Array("/tmp/xbb-\(name)-XXXXXX".utf8CString)
+    guard mkdtemp(&template) != nil else { throw XenError(errno, "mkdtemp") }
+    return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+}
+
+/// The directory of the package's sources.
+let packageDirectory = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+    .deletingLastPathComponent().path
 
 /// The directory of the programs that were built with the tests.
 let buildDirectory: String = {

@@ -37,10 +37,7 @@ struct ScriptResult {
 
 /// A loopback Xen with xbbd, real workers and the toolstack's side of everything.
 final class LibxlLab {
-    static let script: String = {
-        let package = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
-        return package.deletingLastPathComponent().appendingPathComponent("scripts/xen/block-xbb").path
-    }()
+    static let script = "\(packageDirectory)/scripts/xen/block-xbb"
 
     let directory: String
     let xen: LoopbackXen
@@ -54,9 +51,7 @@ final class LibxlLab {
 
     /// xbbd serves `kinds` with `options`, in domain 0 or in a driver domain.
     init(kinds: [String] = ["vbd"], options: [String] = [], inDriverDomain: Bool = false) throws {
-        var template = Array("/tmp/xbb-libxl-XXXXXX".utf8CString)
-        guard mkdtemp(&template) != nil else { throw XenError(errno, "mkdtemp") }
-        directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        directory = try makeTemporaryDirectory("libxl")
         xen = try LoopbackXen(directory: "\(directory)/xen")
         control = try LoopbackControl(directory: xen.directory)
         store = try xen.platform().openStore()

@@ -7,14 +7,10 @@ import Testing
 
 extension EndToEnd {
     @Suite struct OutsidePluginTests {
-        /// The package's folder, for the example and the header.
-        static let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
-            .deletingLastPathComponent().path
-
         /// The example is copied out of the package and finds nothing there but the header beside it.
         @Test func aSmallPluginFromOutsideServesADisk() throws {
             let lab = try Lab()
-            let source = "\(Self.root)/examples/c-memory/memory.c"
+            let source = "\(packageDirectory)/examples/c-memory/memory.c"
             let lines = try String(contentsOfFile: source, encoding: .utf8).split(
                 separator: "\n", omittingEmptySubsequences: false)
             #expect(lines.count <= 61, "the example says that a plugin of 60 lines is enough")
@@ -44,7 +40,7 @@ extension Lab {
         try files.createDirectory(atPath: folder, withIntermediateDirectories: false)
         try files.copyItem(atPath: source, toPath: "\(folder)/\(name).c")
         try files.copyItem(
-            atPath: "\(EndToEnd.OutsidePluginTests.root)/Sources/PluginAPI/include/xbb_plugin.h",
+            atPath: "\(packageDirectory)/Sources/PluginAPI/include/xbb_plugin.h",
             toPath: "\(folder)/xbb_plugin.h")
         let compiler = Process()
         compiler.executableURL = URL(fileURLWithPath: "/usr/bin/env")
