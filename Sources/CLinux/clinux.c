@@ -85,3 +85,12 @@ int clinux_unix_listen(const char *path, int type, int backlog)
     if (listen(made, backlog) != 0) return close_with_error(made);
     return made;
 }
+
+int clinux_unix_listen_private(const char *path, int backlog)
+{
+    unlink(path);
+    mode_t mask = umask(0177);
+    int made = clinux_unix_listen(path, SOCK_STREAM, backlog);
+    umask(mask);
+    return made;
+}

@@ -57,6 +57,12 @@ public indirect enum JSON: Sendable {
         return UInt64(digits)
     }
 
+    /// The number, if this is one.
+    public var double: Double? {
+        guard case .number(let digits) = self else { return nil }
+        return Double(digits)
+    }
+
     /// The text on one line.
     public var serialized: String {
         var output = ""

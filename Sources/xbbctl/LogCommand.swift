@@ -28,12 +28,11 @@ extension XBBCtl {
         @OptionGroup var format: Format
 
         func validate() throws {
-            if domid != nil, vdev == nil {
-                throw ValidationError("expected a virtual device after the domain, as in 1 xvda")
-            }
-            if let domid, domid >= 0x7ff0 { throw ValidationError("domain \(domid): expected 0 to 32751") }
-            if let vdev, VirtualDevice.number(of: vdev) == nil {
-                throw ValidationError("'\(vdev)' is no virtual device: expected a name such as xvda, or its number")
+            if let domid {
+                guard let vdev else {
+                    throw ValidationError("expected a virtual device after the domain, as in 1 xvda")
+                }
+                try Device.check(domid: domid, vdev: vdev)
             }
             guard (1...100_000).contains(lines) else {
                 throw ValidationError("--lines \(lines): expected 1 to 100000")

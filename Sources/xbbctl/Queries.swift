@@ -75,16 +75,9 @@ extension XBBCtl {
         @OptionGroup var device: Device
         @Flag(help: "Show them again and again, with what each counter grows by in a second.")
         var watch = false
-        @Option(help: ArgumentHelp("Seconds between two looks, 0.1 to 3600.", valueName: "seconds"))
-        var interval = 1.0
+        @OptionGroup var pace: Pace
         @OptionGroup var connection: Connection
         @OptionGroup var format: Format
-
-        func validate() throws {
-            guard (0.1...3600).contains(interval) else {
-                throw ValidationError("--interval \(interval): expected 0.1 to 3600 seconds")
-            }
-        }
 
         func run() throws {
             try perform { () throws(ControlError) in
@@ -103,7 +96,7 @@ extension XBBCtl {
                     if !format.json { print("") }
                     earlier = answer.value
                     fflush(nil)
-                    usleep(UInt32(interval * 1e6))
+                    pace.wait()
                 } while true
             }
         }

@@ -14,23 +14,16 @@ extension XBBCtl {
         @ParentCommand var parent: XBBCtl
         @Flag(help: "Look twice, show what was between, and end.")
         var once = false
-        @Option(help: ArgumentHelp("Seconds between two looks, 0.1 to 3600.", valueName: "seconds"))
-        var interval = 1.0
+        @OptionGroup var pace: Pace
         @OptionGroup var connection: Connection
         @OptionGroup var format: Format
-
-        func validate() throws {
-            guard (0.1...3600).contains(interval) else {
-                throw ValidationError("--interval \(interval): expected 0.1 to 3600 seconds")
-            }
-        }
 
         func run() throws {
             try perform { () throws(ControlError) in
                 let client = try connection.over(parent.connection).client()
                 var before = try look(client)
                 repeat {
-                    usleep(UInt32(interval * 1e6))
+                    pace.wait()
                     let now = try look(client)
                     show(TopReport.json(before: before, now: now))
                     before = now

@@ -64,11 +64,16 @@ struct Device: ParsableArguments {
         help: ArgumentHelp("The directory below backend/, where more than one has the device.", valueName: "kind"))
     var kind: String?
 
-    func validate() throws {
+    /// The rules for the words of a device, also where it may be left out.
+    static func check(domid: UInt16, vdev: String) throws {
         guard domid < 0x7ff0 else { throw ValidationError("domain \(domid): expected 0 to 32751") }
         guard VirtualDevice.number(of: vdev) != nil else {
             throw ValidationError("'\(vdev)' is no virtual device: expected a name such as xvda, or its number")
         }
+    }
+
+    func validate() throws {
+        try Self.check(domid: domid, vdev: vdev)
         if let kind, !VBDAddress.isKind(kind) {
             throw ValidationError("--kind '\(kind)': expected a name such as vbd, qdisk or vbd3")
         }
@@ -82,6 +87,21 @@ struct Device: ParsableArguments {
             return reference
         }
     }
+}
+
+/// How often something is looked at.
+struct Pace: ParsableArguments {
+    @Option(help: ArgumentHelp("Seconds between two looks, 0.1 to 3600.", valueName: "seconds"))
+    var interval = 1.0
+
+    func validate() throws {
+        guard (0.1...3600).contains(interval) else {
+            throw ValidationError("--interval \(interval): expected 0.1 to 3600 seconds")
+        }
+    }
+
+    /// Waits until the next look.
+    func wait() { usleep(UInt32(interval * 1e6)) }
 }
 
 /// Machine output.

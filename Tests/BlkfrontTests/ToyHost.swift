@@ -130,7 +130,7 @@ final class ToyHost: @unchecked Sendable {
     }
 
     private func setState(_ state: XenbusState) throws {
-        try store.write("\(back)/state", String(state.rawValue))
+        try store.write("\(back)/state", state.text)
     }
 
     private func offer() throws {

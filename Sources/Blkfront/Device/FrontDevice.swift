@@ -180,7 +180,7 @@ public final class FrontDevice {
     /// Writes the own state.
     public func setState(_ state: XenbusState) throws(BlkfrontError) {
         do {
-            try store.write("\(path)/state", String(state.rawValue))
+            try store.write("\(path)/state", state.text)
         } catch {
             throw .store(error)
         }

@@ -93,4 +93,8 @@ ssize_t clinux_recv_fds(int socket, void *bytes, size_t length, int *fds, int *c
 int clinux_unix_connect(const char *path, int type);
 int clinux_unix_listen(const char *path, int type, int backlog);
 
+/* A SOCK_STREAM that listens at `path` in the place of whatever is there, mode 0600 from the beginning. Changes the umask
+ * for a moment: not beside threads that make files. */
+int clinux_unix_listen_private(const char *path, int backlog);
+
 #endif

@@ -46,17 +46,11 @@ final class ControlServer {
         self.path = path
         self.loop = loop
         self.handler = handler
-        unsafe unlink(path)
-        let mask = umask(0o177)
-        let raw = unsafe clinux_unix_listen(path, Int32(SOCK_STREAM.rawValue), 16)
-        let code = errno
-        umask(mask)
-        if raw < 0 { throw XenError(code, "listen at \(path)") }
-        listener = Descriptor(owning: raw)
+        listener = try Descriptor(unsafe clinux_unix_listen_private(path, 16), "listen at \(path)")
         if let group, unsafe chown(path, uid_t.max, group) != 0 || chmod(path, 0o660) != 0 {
             throw XenError(errno, "give \(path) to group \(group)")
         }
-        try loop.add(raw) { [unowned self] in accept() }
+        try loop.add(listener.raw) { [unowned self] in accept() }
     }
 
     /// The number of connected clients.

@@ -33,14 +33,8 @@ final class MonitorServer {
     init(path: String, loop: EventLoop) throws(XenError) {
         self.path = path
         self.loop = loop
-        unsafe unlink(path)
-        let mask = umask(0o177)
-        let raw = unsafe clinux_unix_listen(path, Int32(SOCK_STREAM.rawValue), 4)
-        let code = errno
-        umask(mask)
-        if raw < 0 { throw XenError(code, "listen at \(path)") }
-        listener = Descriptor(owning: raw)
-        try loop.add(raw) { [unowned self] in accept() }
+        listener = try Descriptor(unsafe clinux_unix_listen_private(path, 4), "listen at \(path)")
+        try loop.add(listener.raw) { [unowned self] in accept() }
     }
 
     /// Ends all connections and removes the socket.

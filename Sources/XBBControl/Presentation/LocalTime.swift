@@ -7,9 +7,7 @@ import Support
 enum LocalTime {
     /// Seconds since 1970 as "2026-11-25 08:10:09"; "-" for anything else.
     static func text(_ value: JSON?) -> String {
-        guard case .number(let digits)? = value, let seconds = Double(digits), (0...1e11).contains(seconds) else {
-            return "-"
-        }
+        guard let seconds = value?.double, (0...1e11).contains(seconds) else { return "-" }
         var time = time_t(seconds)
         var parts = unsafe tm()
         guard unsafe localtime_r(&time, &parts) != nil else { return "-" }

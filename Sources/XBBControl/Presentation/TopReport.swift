@@ -60,10 +60,10 @@ public enum TopReport {
         ])
         for vbd in report["vbds"]?.elements ?? [] {
             func rate(_ name: String) -> String {
-                number(vbd[name]).map { String(UInt64(clamping($0.rounded()))) } ?? "-"
+                vbd[name]?.double.map { String(UInt64(clamping($0.rounded()))) } ?? "-"
             }
             func megabytes(_ name: String) -> String {
-                number(vbd[name]).map { value in
+                vbd[name]?.double.map { value in
                     let tenths = UInt64(clamping((value / 100_000).rounded()))
                     return "\(tenths / 10).\(tenths % 10)"
                 } ?? "-"
@@ -77,11 +77,6 @@ public enum TopReport {
             ])
         }
         return table.lines
-    }
-
-    private static func number(_ value: JSON?) -> Double? {
-        guard case .number(let digits)? = value else { return nil }
-        return Double(digits)
     }
 
     private static func clamping(_ value: Double) -> Double { min(max(value, 0), 1e18) }

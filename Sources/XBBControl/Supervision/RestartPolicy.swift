@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // When a worker that ended is started again.
+import Glibc
 
 /// How a worker ended.
 public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
@@ -30,7 +31,7 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
         case .clean: "exit status 0"
         case .failed(let code): "exit status \(code)"
         case .usage: "exit status 2: it does not understand its options"
-        case .signalled(31): "signal 31: it made a system call that its confinement forbids"
+        case .signalled(SIGSYS): "signal \(SIGSYS): it made a system call that its confinement forbids"
         case .signalled(let signal): "signal \(signal)"
         case .unknown: "end of an adopted process"
         }

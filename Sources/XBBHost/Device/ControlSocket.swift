@@ -20,28 +20,8 @@ final class ControlSocket {
     /// Listens at `path`, mode 0600. Throws what went wrong.
     init(path: String) throws(PluginError) {
         self.path = path
-        let kind = SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue
-        listener = socket(AF_UNIX, Int32(kind), 0)
-        var address = sockaddr_un()
-        address.sun_family = sa_family_t(AF_UNIX)
-        let bytes = [UInt8](path.utf8)
-        guard listener >= 0, bytes.count < MemoryLayout.size(ofValue: address.sun_path) else {
-            throw PluginError(.open, "control socket \(path): the path is too long or no descriptor is left")
-        }
-        unsafe withUnsafeMutableBytes(of: &address.sun_path) { unsafe $0.copyBytes(from: bytes) }
-        unsafe unlink(path)
-        let mask = umask(0o177)
-        let bound = unsafe withUnsafePointer(to: &address) { pointer in
-            unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                unsafe bind(listener, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
-            }
-        }
-        umask(mask)
-        if bound != 0 || listen(listener, 8) != 0 {
-            let code = errno
-            close(listener)
-            throw PluginError(.open, "control socket \(path): \(errnoText(code))")
-        }
+        listener = unsafe clinux_unix_listen_private(path, 8)
+        if listener < 0 { throw PluginError(.open, "control socket \(path): \(errnoText(errno))") }
     }
 
     deinit {

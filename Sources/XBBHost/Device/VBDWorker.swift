@@ -53,9 +53,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     public init(platform: Platform, options: VBDOptions) throws(XenError) {
         self.platform = PreparedHandles(platform)
         self.options = options
-        let node = options.backendPath.split(separator: "/").suffix(2).joined(separator: "/")
-        let numbers = node.split(separator: "/")
-        log = Log(name: "xbb-vbd \(node)", level: options.logLevel).about(
+        let numbers = options.backendPath.split(separator: "/").suffix(2)
+        log = Log(name: "xbb-vbd \(numbers.joined(separator: "/"))", level: options.logLevel).about(
             domain: numbers.first.flatMap { DomainID($0) } ?? 0, device: numbers.last.flatMap { UInt32($0) } ?? 0)
         store = try platform.openStore()
         guard let mailbox = Mailbox() else { throw XenError(errno, "make an event descriptor") }
