@@ -186,6 +186,7 @@ struct xbb_probe {
     const uint8_t *tail;                    /* last tail_len bytes, min(file_size, 4 KiB) */
     uint64_t       tail_len;
     uint64_t       file_size;
+    const char    *format;                  /* the entry of plugin->formats that is asked about */
 };
 
 enum { XBB_REF_BACKING = 1, XBB_REF_DATA = 2 };
@@ -329,8 +330,9 @@ struct xbb_plugin {
 
     int  (*load)(const struct xbb_host *host);          /* once; host is valid for ever */
 
-    /* Pure function of its argument: no I/O, no allocation kept, may run in another process.
-     * 0 = not mine .. 100 = certain.  "raw" plugins have no probe. */
+    /* Is the image of p->format?  Asked once for each of formats.  Pure function of its argument: no I/O,
+     * no allocation kept, may run in another process.
+     * 0 = no .. 100 = certain.  "raw" plugins have no probe. */
     int  (*probe)(const struct xbb_probe *p);
 
     /* Read the header of o->fd and say what is in it; follow no reference. */
