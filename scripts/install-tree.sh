@@ -65,6 +65,8 @@ while [[ ${#objects[@]} -gt 0 ]]; do
     done
 done
 
+scripts/describe-plugins.sh "$destination$prefix/sbin/xbb-vbd" "$library/plugins"
+
 install -D -m 755 scripts/xen/block-xbb "$destination/etc/xen/scripts/block-xbb"
 for file in etc/*; do
     [[ ! -f $file ]] || install -D -m 644 -t "$destination/etc/xbb" "$file"

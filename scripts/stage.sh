@@ -16,5 +16,6 @@ for library in "$from"/libxbb-*.so; do
     name=$(basename "$library")
     install -m 755 "$library" "$to/lib/xbb/plugins/${name#lib}"
 done
+scripts/describe-plugins.sh "$to/bin/xbb-vbd" "$to/lib/xbb/plugins"
 [[ -e $from/libnbdkit-xbb-plugin.so ]] && install -m 755 "$from/libnbdkit-xbb-plugin.so" "$to/lib/nbdkit/nbdkit-xbb-plugin.so"
 exit 0

@@ -10,6 +10,7 @@ import Support
 let usage = """
     usage: xbb-vbd --backend-path PATH [OPTION]...
            xbb-vbd --dump-plugins [--plugin-dir DIR]...
+           xbb-vbd --describe-plugin FILE
 
     Serves one virtual block device until it is detached.
 
@@ -28,6 +29,7 @@ let usage = """
       --empty-dir DIR            the root directory from then on: an empty one
       --no-confine               keep all rights; to look for faults, not to serve guests
       --dump-plugins             describe the plugins as JSON and exit
+      --describe-plugin FILE     load the plugin xbb-NAME.so and print its description, for the file xbb-NAME.plugin
       --help                     this text
       --version                  the version
 
@@ -53,6 +55,7 @@ struct CommandLineOptions {
     var emptyDirectory: String?
     var confines = true
     var dumpPlugins = false
+    var describedPlugin: String?
 }
 
 func fail(_ text: String) -> Never {
@@ -110,6 +113,7 @@ func parseArguments() -> CommandLineOptions {
         case "--empty-dir": options.emptyDirectory = value()
         case "--no-confine": options.confines = false
         case "--dump-plugins": options.dumpPlugins = true
+        case "--describe-plugin": options.describedPlugin = value()
         case "--help":
             print(usage, terminator: "")
             exit(0)
@@ -172,8 +176,17 @@ func serve<Platform: XenPlatform>(_ platform: Platform, _ options: VBDOptions) -
 
 let command = parseArguments()
 if command.dumpPlugins {
-    print(PluginLibrary.dump(directories: command.pluginDirectories).serialized)
+    print(PluginCatalog(directories: command.pluginDirectories).dump().serialized)
     exit(0)
+}
+if let plugin = command.describedPlugin {
+    do throws(PluginError) {
+        print(try PluginDescription.describe(plugin: plugin).json.serialized)
+        exit(0)
+    } catch {
+        Log(name: "xbb-vbd").error(error.description)
+        exit(1)
+    }
 }
 guard let backendPath = command.backendPath else { fail("--backend-path is missing") }
 var options = VBDOptions(backendPath: backendPath, pluginDirectories: command.pluginDirectories)

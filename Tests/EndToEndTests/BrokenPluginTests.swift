@@ -171,7 +171,7 @@ extension EndToEnd {
                     chown(folder, owner, 0)
                 }
             }
-            try expectRefusal("no plugin 'broken'") {
+            try expectRefusal("no plugin serves format 'broken'") {
                 symlink("/nonexistent/xbb-broken.so", "\($0.plugins)/xbb-broken.so")
             }
         }

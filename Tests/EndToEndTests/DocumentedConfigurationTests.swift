@@ -102,7 +102,7 @@ extension EndToEnd {
                 }
                 // A build without a plugin for the format has understood it no less.
                 if let error = try lab.key("hotplug-error", of: disk) {
-                    #expect(isQcow && error.has("no plugin 'qcow2'"), "\(disk.params): \(error)")
+                    #expect(isQcow && error.has("no plugin serves format 'qcow2'"), "\(disk.params): \(error)")
                     continue
                 }
                 let device = try lab.connect(disk, guest)

@@ -11,7 +11,7 @@ extension EndToEnd {
             let lab = try Lab()
             let disk = try lab.attach(51712, .plugin("qcow2"))
             try disk.awaitError("qcow2")
-            #expect(try disk.key("hotplug-error")?.contains("xbb-qcow2.so") == true)
+            #expect(try disk.key("hotplug-error")?.contains("no plugin serves format 'qcow2'") == true)
             #expect(try disk.key("hotplug-status") == "error")
             #expect(try disk.worker.ask("ping")["pid"] != nil)
             try lab.finish()

@@ -27,9 +27,9 @@ public final class PluginDevice: @unchecked Sendable {
     private let file: Int32
     private var isClosed = false
 
-    /// The plugin that serves a format: the format's own name, but "raw" is served by what the path is.
-    public static func pluginName(for source: DiskSource) throws(PluginError) -> String {
-        if source.format != "raw" { return source.format }
+    /// The plugin for a disk: "raw" is served by what the path is, any other format by the plugin that names it.
+    static func pluginName(for source: DiskSource, directories: [String]) throws(PluginError) -> String {
+        if source.format != "raw" { return try PluginCatalog(directories: directories).plugin(serving: source.format) }
         var status = stat()
         if unsafe stat(source.path, &status) == 0, status.st_mode & S_IFMT == S_IFBLK { return "rawdisk" }
         return "file"
@@ -41,7 +41,8 @@ public final class PluginDevice: @unchecked Sendable {
     public init(
         _ source: DiskSource, directories: [String], log: Log, onNotify: @escaping @Sendable (UInt32) -> Void
     ) throws(PluginError) {
-        let library = try PluginLibrary.load(name: Self.pluginName(for: source), directories: directories)
+        let library = try PluginLibrary.load(
+            name: Self.pluginName(for: source, directories: directories), directories: directories)
         guard library.formats.contains(source.format) else {
             throw PluginError(
                 .open,

@@ -42,6 +42,8 @@ public struct PluginLibrary: @unchecked Sendable {
     /// How calls are serialised.
     public let threadModel: PluginThreadModel
 
+    /// The version of the ABI that it was built for, "1.0".
+    public var abi: String { unsafe "\(table.abi_major).\(table.abi_minor)" }
     /// True if submit() may sleep.
     public var isBlocking: Bool { unsafe table.flags & UInt32(XBB_PLUGIN_BLOCKING) != 0 }
     /// True if there is no file or device behind a disk.
@@ -87,13 +89,18 @@ public struct PluginLibrary: @unchecked Sendable {
                 let file = unsafe withUnsafePointer(to: &entry.pointee.d_name) { field in
                     unsafe field.withMemoryRebound(to: CChar.self, capacity: 256) { unsafe String(cString: $0) }
                 }
-                guard file.hasPrefix("xbb-"), file.hasSuffix(".so") else { continue }
-                let name = String(file.dropFirst(4).dropLast(3))
-                if isValidName(name) { found.insert(name) }
+                if let name = name(inFile: file) { found.insert(name) }
             }
             unsafe closedir(stream)
         }
         return found.sorted()
+    }
+
+    /// The name of the plugin in a file called "xbb-<name>.so"; nil for other files.
+    static func name(inFile file: String) -> String? {
+        guard file.hasPrefix("xbb-"), file.hasSuffix(".so") else { return nil }
+        let name = String(file.dropFirst(4).dropLast(3))
+        return isValidName(name) ? name : nil
     }
 
     static func isValidName(_ name: String) -> Bool {

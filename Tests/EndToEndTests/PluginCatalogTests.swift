@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A plugin is chosen by the description files beside the libraries, and none is loaded for that.
+import Foundation
+import Support
+import TestSupport
+import Testing
+@testable import XBBHost
+
+extension EndToEnd {
+    @Suite struct PluginCatalogTests {
+        /// A folder with the names of plugins whose libraries are no libraries at all: whoever loads one fails.
+        private func folder(_ descriptions: [String: [String]?]) throws -> String {
+            let folder = try makeTemporaryDirectory("catalog")
+            for (name, formats) in descriptions {
+                try Data("not a library".utf8).write(to: URL(fileURLWithPath: "\(folder)/xbb-\(name).so"))
+                guard let formats else { continue }
+                let list = formats.map { "\"\($0)\"" }.joined(separator: ",")
+                try Data("{\"name\":\"\(name)\",\"formats\":[\(list)]}".utf8)
+                    .write(to: URL(fileURLWithPath: "\(folder)/xbb-\(name).plugin"))
+            }
+            return folder
+        }
+
+        private func chosen(_ format: String, _ folders: [String]) -> String {
+            do throws(PluginError) {
+                return try PluginCatalog(directories: folders).plugin(serving: format)
+            } catch {
+                return error.description
+            }
+        }
+
+        @Test func thePluginThatNamesTheFormatServesIt() throws {
+            let folder = try folder(["image": ["qcow2", "qcow"], "null": ["null"], "plain": nil])
+            #expect(chosen("qcow2", [folder]) == "image")
+            #expect(chosen("qcow", [folder]) == "image")
+            #expect(chosen("null", [folder]) == "null")
+            // Without a description it is what it is called; a described one is what it says.
+            #expect(chosen("plain", [folder]) == "plain")
+            #expect(chosen("image", [folder]).has("no plugin serves format 'image'"))
+            #expect(chosen("vhd", [folder]).has("serve null, plain, qcow, qcow2;"))
+            #expect(chosen("vhd", ["/nonexistent"]).has("serve nothing"))
+        }
+
+        @Test func twoPluginsForAFormatAreATieUnlessOneIsCalledAfterIt() throws {
+            let two = try folder(["a": ["vhd"], "b": ["vhd", "vdi"]])
+            #expect(chosen("vhd", [two]).has("more than one plugin: a, b"))
+            #expect(chosen("vdi", [two]) == "b")
+            #expect(chosen("vhd", [try folder(["a": ["vhd"], "vhd": ["vhd"]])]) == "vhd")
+            // Of one name the first folder's counts, also for what it says.
+            let first = try folder(["a": ["other"]])
+            #expect(chosen("vhd", [first, two]) == "b")
+        }
+
+        @Test(arguments: [
+            "", "{", "[]", "{\"name\":\"b\",\"formats\":[\"vhd\"]}", "{\"name\":\"a\"}",
+            "{\"name\":\"a\",\"formats\":7}",
+            String(repeating: "[", count: 70000),
+        ])
+        func aBrokenDescriptionCountsAsNone(text: String) throws {
+            let folder = try folder(["a": nil])
+            try Data(text.utf8).write(to: URL(fileURLWithPath: "\(folder)/xbb-a.plugin"))
+            #expect(chosen("a", [folder]) == "a")
+            #expect(chosen("vhd", [folder]).has("no plugin serves format 'vhd'"))
+        }
+
+        /// What the worker program writes for the build's plugins is what it reads, and a disk is served by it.
+        @Test func theWorkerProgramWritesDescriptions() throws {
+            let lab = try Lab()
+            for name in ["file", "error"] {
+                let text = try LibxlLab.shell(
+                    "\(buildDirectory)/xbb-vbd --describe-plugin \(lab.plugins)/xbb-\(name).so")
+                try Data(text.utf8).write(to: URL(fileURLWithPath: "\(lab.plugins)/xbb-\(name).plugin"))
+                let description = try #require(PluginDescription(parsing: [UInt8](text.utf8), name: name))
+                #expect(description.formats == (name == "file" ? ["raw"] : ["error", "raw"]))
+                #expect(description.json["abi"]?.string == "1.0")
+            }
+            let dump = try LibxlLab.shell("\(buildDirectory)/xbb-vbd --dump-plugins --plugin-dir \(lab.plugins)")
+            let names = try JSON(parsing: dump).elements.compactMap { $0["name"]?.string }
+            #expect(names == ["delay", "error", "evil", "file", "null", "rawdisk"])
+            #expect(!dump.has("\"error\":"))
+            try lab.attach(51712, .plugin("error", "size=16M")).connect().close()
+            try lab.finish()
+        }
+    }
+}
