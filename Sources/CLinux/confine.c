@@ -6,7 +6,9 @@
 #include <linux/capability.h>
 #include <pwd.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 
 int clinux_confine_root(const char *path)
 {
@@ -19,6 +21,24 @@ int clinux_confine_user(uint32_t user, uint32_t group)
     /* With all three numbers changed nothing is kept to go back with; a kernel that thinks otherwise is not trusted. */
     if (user != 0 && (setuid(0) == 0 || geteuid() == 0)) { errno = EPERM; return -1; }
     return 0;
+}
+
+int clinux_limit_resources(uint64_t memory, uint64_t seconds)
+{
+    unsigned long pages = 0;
+    FILE *file = fopen("/proc/self/statm", "re");
+    if (!file || fscanf(file, "%lu", &pages) != 1) {
+        if (file) fclose(file);
+        return -1;
+    }
+    fclose(file);
+    struct rusage used;
+    if (getrusage(RUSAGE_SELF, &used) != 0) return -1;
+    rlim_t space = (rlim_t)pages * (rlim_t)sysconf(_SC_PAGESIZE) + memory;
+    rlim_t time = (rlim_t)used.ru_utime.tv_sec + (rlim_t)used.ru_stime.tv_sec + 1 + seconds;
+    return setrlimit(RLIMIT_AS, &(struct rlimit){space, space}) != 0 ||
+                   setrlimit(RLIMIT_CPU, &(struct rlimit){time, time}) != 0 ||
+                   setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0}) != 0 ? -1 : 0;
 }
 
 int clinux_no_new_privileges(void) { return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); }

@@ -11,6 +11,8 @@ let usage = """
     usage: xbb-vbd --backend-path PATH [OPTION]...
            xbb-vbd --dump-plugins [--plugin-dir DIR]...
            xbb-vbd --describe-plugin FILE
+           xbb-vbd --probe IMAGE [OPTION]...
+           xbb-vbd --inspect IMAGE [--format FORMAT] [OPTION]...
 
     Serves one virtual block device until it is detached.
 
@@ -28,6 +30,10 @@ let usage = """
       --user NAME                become this user when the storage is open ("xbb" where there is one)
       --empty-dir DIR            the root directory from then on: an empty one
       --no-confine               keep all rights; to look for faults, not to serve guests
+      --state-dir DIR            remember there which format each image was served as
+      --probe IMAGE              say as JSON which formats an image looks like, and exit
+      --inspect IMAGE            say as JSON what is in an image, and exit
+      --format FORMAT            the format of the inspected image
       --dump-plugins             describe the plugins as JSON and exit
       --describe-plugin FILE     load the plugin xbb-NAME.so and print its description, for the file xbb-NAME.plugin
       --help                     this text
@@ -56,6 +62,10 @@ struct CommandLineOptions {
     var confines = true
     var dumpPlugins = false
     var describedPlugin: String?
+    var stateDirectory: String?
+    var probedImage: String?
+    var inspectedImage: String?
+    var format: String?
 }
 
 func fail(_ text: String) -> Never {
@@ -112,6 +122,10 @@ func parseArguments() -> CommandLineOptions {
         case "--user": options.user = value()
         case "--empty-dir": options.emptyDirectory = value()
         case "--no-confine": options.confines = false
+        case "--state-dir": options.stateDirectory = value()
+        case "--probe": options.probedImage = value()
+        case "--inspect": options.inspectedImage = value()
+        case "--format": options.format = value()
         case "--dump-plugins": options.dumpPlugins = true
         case "--describe-plugin": options.describedPlugin = value()
         case "--help":
@@ -188,6 +202,18 @@ if let plugin = command.describedPlugin {
         exit(1)
     }
 }
+if let image = command.probedImage ?? command.inspectedImage {
+    let examination = ImageExamination(
+        path: image, pluginDirectories: command.pluginDirectories, stateDirectory: command.stateDirectory)
+    do throws(PluginError) {
+        let isProbe = command.probedImage != nil
+        print((try isProbe ? examination.probe() : examination.inspect(format: command.format)).serialized)
+        exit(0)
+    } catch {
+        print(JSON.object([("image", .string(image)), ("error", .string(error.description))]).serialized)
+        exit(1)
+    }
+}
 guard let backendPath = command.backendPath else { fail("--backend-path is missing") }
 var options = VBDOptions(backendPath: backendPath, pluginDirectories: command.pluginDirectories)
 options.storageSource = command.source == "params" ? .params : .hotplug
@@ -197,6 +223,7 @@ options.memoryBytes = command.memoryMiB << 20
 options.pollNanoseconds = UInt64(command.pollMicroseconds) * 1000
 options.tunables = command.tunables
 options.controlSocket = command.control
+options.stateDirectory = command.stateDirectory
 options.logLevel = command.level
 options.confinement = confinement(command)
 if let directory = command.loopback {

@@ -16,8 +16,8 @@ struct XBBCtl: ParsableCommand {
             """,
         version: "xbbctl \(xbbVersion)",
         subcommands: [
-            List.self, Show.self, Stats.self, Top.self, LogCommand.self, Set.self, Plugins.self, Attach.self,
-            Detach.self,
+            List.self, Show.self, Stats.self, Top.self, LogCommand.self, Set.self, Plugins.self, Probe.self,
+            Inspect.self, Attach.self, Detach.self,
         ])
 
     @OptionGroup var connection: Connection

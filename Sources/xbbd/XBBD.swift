@@ -44,6 +44,12 @@ struct XBBD: ParsableCommand {
     @Option(help: ArgumentHelp("Where sockets and locks are. (default: /run/xbb)", valueName: "dir"))
     var runDir: String?
 
+    @Option(
+        help: ArgumentHelp(
+            "Where it is remembered as what images were served. (default: \(DaemonConfiguration.usualStateDirectory), on loopback its directory)",
+            valueName: "dir"))
+    var stateDir: String?
+
     @Option(help: ArgumentHelp("Members of this group may use xbbctl too. (default: root alone)", valueName: "name"))
     var socketGroup: String?
 
@@ -145,7 +151,10 @@ struct XBBD: ParsableCommand {
             executable: worker.map(DaemonProcess.absolute) ?? file.worker ?? InstallPaths.worker(),
             loopback: loopback.map(DaemonProcess.absolute),
             pluginDirectories: plugins.isEmpty ? file.pluginDirectories ?? [InstallPaths.plugins()] : plugins)
-        workers.options = ["--log-level", level(file).word]
+        let state = stateDir.map(DaemonProcess.absolute) ?? file.stateDirectory ?? workers.loopback
+        workers.options = [
+            "--log-level", level(file).word, "--state-dir", state ?? DaemonConfiguration.usualStateDirectory,
+        ]
         for (name, value) in workerNumbers {
             if let value = value ?? file.numbers[name] { workers.options += ["--\(name)", String(value)] }
         }

@@ -72,7 +72,7 @@ import Testing
             ("[worker]\nmax-queues = 4 # four", "xbb.conf:2: '4 # four': expected a number from 1 to 64"),
             ("[worker]\nmax_queues = 4", "xbb.conf:2: 'max_queues' is no key: expected small letters, digits and '-'"),
             ("[xbbd]\nmax-queues = 4", "xbb.conf:2: there is no key 'max-queues' in [xbbd]; it belongs below [worker]"),
-            ("[xbbd]\nqueues = 4", "xbb.conf:2: there is no key 'queues' in [xbbd]; there are run-dir, socket-group"),
+            ("[xbbd]\nqueues = 4", "xbb.conf:2: there is no key 'queues' in [xbbd]; there are run-dir, state-dir"),
             ("[disk]\nqueues = 4", "xbb.conf:2: there is no section [disk]; there are [xbbd], [worker], [tunables]"),
             ("[xbbd]\nbackend = vbd vbd", "xbb.conf:2: 'vbd vbd': something is named twice"),
             ("[xbbd]\nbackend = v/d", "xbb.conf:2: 'v/d': expected a name such as vbd, qdisk or vbd3"),
@@ -130,6 +130,7 @@ import Testing
             """
             [xbbd]
             backend = qdisk
+            state-dir = \(lab.root)/state
             log-level = warning
             [worker]
             max-queues = 4
@@ -146,7 +147,7 @@ import Testing
         let arguments = (shown["arguments"]?.elements ?? []).compactMap(\.string).joined(separator: " ")
         #expect(
             arguments.hasSuffix(
-                "--log-level warning --max-queues 4 --poll-us 30 --user nobody --no-confine "
+                "--log-level warning --state-dir \(lab.root)/state --max-queues 4 --poll-us 30 --user nobody --no-confine "
                     + "--tunable flush_interval=3"))
         #expect(arguments.contains("--plugin-dir /p1 --plugin-dir /p2"))
     }

@@ -58,7 +58,7 @@ import Testing
     }
 
     private static let commands: [String] = [
-        "list", "show", "stats", "top", "log", "set", "plugins", "attach", "detach",
+        "list", "show", "stats", "top", "log", "set", "plugins", "probe", "inspect", "attach", "detach",
     ]
 
     @Test(

@@ -46,7 +46,7 @@ extension FrontQueue {
         return try finish(id)
     }
 
-    private mutating func finish(_ id: Int) throws -> Int16 {
+    mutating func finish(_ id: Int) throws -> Int16 {
         let completion = try next()
         release(completion.id)
         return completion.status

@@ -11,6 +11,10 @@ int clinux_confine_root(const char *path);
 /* Becomes the user and the group in all threads, without supplementary groups and without a way back; -1 and errno. */
 int clinux_confine_user(uint32_t user, uint32_t group);
 
+/* At most `memory` bytes of address space beyond those that the process has, `seconds` of processor time beyond those that
+ * it had, and no core file; -1 and errno. */
+int clinux_limit_resources(uint64_t memory, uint64_t seconds);
+
 /* No privileges by execve(2) any more: the calling thread, and all of them with the filter; -1 and errno. */
 int clinux_no_new_privileges(void);
 

@@ -7,8 +7,13 @@ public struct DaemonConfiguration: Equatable, Sendable {
     /// Where the file is unless an option says otherwise.
     public static let usualPath = "/etc/xbb/xbb.conf"
 
+    /// Where it is remembered as what images were served, unless something else is said.
+    public static let usualStateDirectory = "/var/lib/xbb"
+
     /// Where sockets and locks are.
     public var runDirectory: String?
+    /// Where it is remembered as what images were served.
+    public var stateDirectory: String?
     /// Who besides root may ask xbbd.
     public var socketGroup: String?
     /// Directory names below "backend".
@@ -79,6 +84,7 @@ public struct DaemonConfiguration: Equatable, Sendable {
         let value = entry.value
         switch entry.key {
         case "run-dir": return Self.path(value, &runDirectory)
+        case "state-dir": return Self.path(value, &stateDirectory)
         case "socket-group": return Self.name(value, &socketGroup)
         case "backend": return Self.words(value, &backends, "a name such as vbd, qdisk or vbd3", VBDAddress.isKind)
         case "any-script": return Self.flag(value, &takesAnyScript)
@@ -105,7 +111,7 @@ public struct DaemonConfiguration: Equatable, Sendable {
 
     private static let sections = ["xbbd", "worker", "tunables"]
     private static let keys = [
-        "xbbd": ["run-dir", "socket-group", "backend", "any-script", "stop-workers", "log-level"],
+        "xbbd": ["run-dir", "state-dir", "socket-group", "backend", "any-script", "stop-workers", "log-level"],
         "worker": [
             "program", "plugin-dir", "user", "confine", "max-queues", "max-ring-page-order", "memory-mib", "poll-us",
         ],

@@ -21,6 +21,8 @@ public struct VBDOptions: Sendable {
     public var pollNanoseconds: UInt64 = 0
     /// Threads for each queue of a plugin that may sleep.
     public var blockingThreads = 4
+    /// Where it is remembered which format each image was served as; nil: nowhere.
+    public var stateDirectory: String?
     /// The socket for `xbbctl`; nil for none.
     public var controlSocket: String?
     /// What the disk begins with of all that can be changed while it is served; polling is ``pollNanoseconds``.

@@ -20,9 +20,12 @@ extension VBDWorker {
         let vigil = control.flatMap { OpeningVigil($0, opening: source.path) }
         defer { vigil?.end() }
         do throws(PluginError) {
+            source = try FormatDetection.resolve(
+                source, pluginDirectories: options.pluginDirectories, stateDirectory: options.stateDirectory, log: log)
             let device = try PluginDevice(source, directories: options.pluginDirectories, log: log) {
                 mailbox.post(.notified($0))
             }
+            remember(source)
             // Before the process is confined, whose threads are its own affair then.
             vigil?.end()
             try confine(for: device)
@@ -43,6 +46,16 @@ extension VBDWorker {
                             isSecure: info.capabilities.contains(.discardSecure)) : nil))
         } catch {
             return .deviceOpenFailed(error.description)
+        }
+    }
+
+    /// What was served as one format is not taken for another one later, whatever its content looks like then.
+    private func remember(_ source: DiskSource) {
+        guard let directory = options.stateDirectory, let image = ImageIdentity(of: source.path) else { return }
+        do throws(PluginError) {
+            try FormatRecords(stateDirectory: directory).note(image, format: source.format)
+        } catch {
+            log.warning("\(error); do not attach it with format=auto")
         }
     }
 

@@ -29,7 +29,7 @@ public struct PluginCatalog: Sendable {
             guard let directory = directories.first(where: { unsafe access("\($0)/xbb-\(name).so", F_OK) == 0 }) else {
                 continue
             }
-            let description = Self.contents("\(directory)/xbb-\(name).plugin")
+            let description = SmallFile.contents("\(directory)/xbb-\(name).plugin", limit: Self.byteLimit)
                 .flatMap { PluginDescription(parsing: $0, name: name) }
             entries.append(Entry(name: name, path: "\(directory)/xbb-\(name).so", description: description))
         }
@@ -72,15 +72,5 @@ public struct PluginCatalog: Sendable {
         } catch {
             return .object([("name", .string(entry.name)), ("error", .string(error.description))])
         }
-    }
-
-    /// The bytes of a small file; nil where there is none.
-    private static func contents(_ path: String) -> [UInt8]? {
-        let file = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0)
-        guard file >= 0 else { return nil }
-        defer { close(file) }
-        var bytes = [UInt8](repeating: 0, count: byteLimit)
-        let count = unsafe bytes.withUnsafeMutableBytes { unsafe read(file, $0.baseAddress, $0.count) }
-        return count > 0 ? Array(bytes[..<count]) : nil
     }
 }

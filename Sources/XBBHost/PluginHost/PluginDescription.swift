@@ -4,7 +4,6 @@ import CLinux
 import Glibc
 import PluginAPI
 import Support
-import Xen
 
 /// A plugin's own description, as JSON in a file and for `xbbctl plugins`.
 public struct PluginDescription: Sendable, Equatable {

@@ -44,6 +44,8 @@ public struct PluginLibrary: @unchecked Sendable {
 
     /// The version of the ABI that it was built for, "1.0".
     public var abi: String { unsafe "\(table.abi_major).\(table.abi_minor)" }
+    /// True if it can tell what is in an image.
+    public var canInspect: Bool { unsafe table.inspect != nil }
     /// True if submit() may sleep.
     public var isBlocking: Bool { unsafe table.flags & UInt32(XBB_PLUGIN_BLOCKING) != 0 }
     /// True if there is no file or device behind a disk.
@@ -82,18 +84,7 @@ public struct PluginLibrary: @unchecked Sendable {
 
     /// The names of the plugins in the directories, by their file names; nothing is loaded.
     public static func names(in directories: [String]) -> [String] {
-        var found: Set<String> = []
-        for directory in directories {
-            guard let stream = unsafe opendir(directory) else { continue }
-            while let entry = unsafe readdir(stream) {
-                let file = unsafe withUnsafePointer(to: &entry.pointee.d_name) { field in
-                    unsafe field.withMemoryRebound(to: CChar.self, capacity: 256) { unsafe String(cString: $0) }
-                }
-                if let name = name(inFile: file) { found.insert(name) }
-            }
-            unsafe closedir(stream)
-        }
-        return found.sorted()
+        Set(directories.flatMap { DirectoryListing.names(in: $0).compactMap { name(inFile: $0) } }).sorted()
     }
 
     /// The name of the plugin in a file called "xbb-<name>.so"; nil for other files.

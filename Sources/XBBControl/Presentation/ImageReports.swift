@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What is known of an image, as text for people. Names in it come from the image: they are printed without what a terminal
+// would act on.
+import Support
+
+extension Reports {
+    /// Which formats an image looks like.
+    public static func probe(_ answer: JSON) -> [String] {
+        var lines: [String] = []
+        var table = TextTable([.words("LOOKS LIKE"), .words("PLUGIN"), .numbers("SCORE")])
+        let matches = answer["matches"]?.elements ?? []
+        for match in matches { table.append(["format", "plugin", "score"].map { cell(match[$0]) }) }
+        lines += matches.isEmpty ? ["no plugin knows what it looks like"] : table.lines
+        if let format = answer["served_as"]?.string { lines.append("it was served as \(TextTable.printable(format))") }
+        if let format = answer["auto"]?.string {
+            lines.append("format=auto would be \(TextTable.printable(format))")
+        } else {
+            lines.append("format=auto is refused: \(TextTable.printable(cell(answer["reason"])))")
+        }
+        return lines
+    }
+
+    /// What is in an image.
+    public static func inspect(_ answer: JSON) -> [String] {
+        var table = TextTable([.words(""), .words("")])
+        for member in answer.members where member.name != "references" && member.name != "warnings" {
+            if case .array(let words) = member.value {
+                table.append([member.name, words.isEmpty ? "-" : words.map { cell($0) }.joined(separator: " ")])
+            } else {
+                table.append([member.name, cell(member.value)])
+            }
+        }
+        for reference in answer["references"]?.elements ?? [] {
+            table.append([cell(reference["kind"]), "\(cell(reference["format"])):\(cell(reference["name"]))"])
+        }
+        let warnings = (answer["warnings"]?.elements ?? []).map { "warning: \(TextTable.printable(cell($0)))" }
+        return table.lines + warnings
+    }
+}

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Asks a worker program about an image that nobody serves. It looks at it in a process without rights.
+import Support
+import Xen
+
+/// What is to be known of an image.
+public enum ImageQuestion: Sendable, Equatable {
+    /// Which formats its content looks like.
+    case probe
+    /// What is in it, as `format`; nil: as what it was served, else what it looks like.
+    case inspect(format: String?)
+
+    /// How long the program may take, in seconds.
+    private static let patience: UInt64 = 10
+
+    /// Asks; the answer is an object. Throws what is wrong with the image, or with the program.
+    public func ask(
+        about path: String, worker: String, pluginDirectories: [String], stateDirectory: String
+    ) throws(ControlError) -> ControlAnswer {
+        var arguments = [worker, self == .probe ? "--probe" : "--inspect", path, "--state-dir", stateDirectory]
+        for directory in pluginDirectories { arguments += ["--plugin-dir", directory] }
+        if case .inspect(let format?) = self { arguments += ["--format", format] }
+        let result: ChildProgram.Result
+        do throws(ChildProgram.StartError) {
+            result = try ChildProgram.run(arguments, seconds: Self.patience)
+        } catch {
+            throw ControlError("cannot start \(worker): \(errnoText(error.code))")
+        }
+        if let problem = result.problem {
+            throw ControlError("the process that looked at \(path) \(problem)")
+        }
+        return try ControlAnswer(line: result.output.filter { $0 != UInt8(ascii: "\n") })
+    }
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// `format=auto`: answered once, by what is remembered of an image or by a process that looks at it.
+import Support
+import Xen
+
+/// What a disk of format "auto" is.
+enum FormatDetection {
+    /// The word in place of a format.
+    static let word = "auto"
+    /// How long a look at an image may take, in seconds.
+    private static let patience: UInt64 = 10
+
+    /// The disk with its format; another process of this program looks at the image where nothing is remembered.
+    static func resolve(
+        _ source: DiskSource, pluginDirectories: [String], stateDirectory: String?, log: Log
+    ) throws(PluginError) -> DiskSource {
+        guard source.format == word else { return source }
+        var arguments = ["/proc/self/exe", "--probe", source.path]
+        for directory in pluginDirectories { arguments += ["--plugin-dir", directory] }
+        if let stateDirectory { arguments += ["--state-dir", stateDirectory] }
+        let answer = try look(arguments, source.path)
+        guard let format = answer["auto"]?.string else {
+            throw PluginError(.open, answer["reason"]?.string ?? "\(source.path): nobody can tell its format")
+        }
+        let isRemembered = answer["served_as"]?.string != nil
+        log.info(
+            "format=auto: \(source.path) \(isRemembered ? "was served as" : "looks like") \(format); say so in the "
+                + "configuration: \(format):\(source.path)")
+        var resolved = source
+        resolved.format = format
+        return resolved
+    }
+
+    private static func look(_ arguments: [String], _ path: String) throws(PluginError) -> JSON {
+        let result: ChildProgram.Result
+        do throws(ChildProgram.StartError) {
+            result = try ChildProgram.run(arguments, seconds: patience)
+        } catch {
+            throw PluginError(.open, "cannot start a process to look at \(path): \(errnoText(error.code))")
+        }
+        guard result.problem == nil, let answer = try? JSON(parsing: result.output) else {
+            throw PluginError(
+                .open,
+                "the process that looked at \(path) \(result.problem ?? "gave no answer"); say what the image is: "
+                    + "FORMAT:\(path)")
+        }
+        if let error = answer["error"]?.string { throw PluginError(.open, error) }
+        return answer
+    }
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What a plugin's inspect() says about an image (`struct xbb_image`). Names in it come from the image.
+import PluginAPI
+import Support
+import Xen
+
+/// The answer of one inspect().
+struct ImageDescription {
+    /// For the answer in JSON; sizes in bytes.
+    let members: [JSON.Member]
+    /// What an administrator should know before the image is served.
+    let warnings: [String]
+
+    /// Asks the plugin.
+    init(_ library: PluginLibrary, _ image: borrowing OpenImage, format: String) throws(PluginError) {
+        let raw = try Self.ask(library, image.descriptor, format: format)
+        let flags = raw.flags
+        var warnings: [String] = []
+        var words: [String] = []
+        for (bit, word, warning) in Self.flagMeanings where flags & UInt32(bit) != 0 {
+            words.append(word)
+            if let warning { warnings.append(warning) }
+        }
+        var references: [JSON] = []
+        let all = [raw.refs.0, raw.refs.1, raw.refs.2, raw.refs.3]
+        for reference in all.prefix(Int(min(raw.ref_count, 4))) {
+            let format = Self.text(reference.format)
+            let name = Self.text(reference.name)
+            let isBacking = reference.kind == UInt32(XBB_REF_BACKING)
+            references.append(
+                .object([
+                    ("kind", .string(isBacking ? "backing" : "data")), ("name", .string(name)),
+                    ("format", format.isEmpty ? .null : .string(format)),
+                ]))
+            if format.isEmpty { warnings.append("it names the file '\(name)' and not its format: it will be refused") }
+            if !isBacking { warnings.append("its data is in another file, '\(name)': it will be refused") }
+        }
+        members = [
+            ("virtual_size", .integer(raw.virtual_size)), ("metadata_memory", .integer(raw.metadata_memory)),
+            ("flags", .array(words.map { .string($0) })), ("references", .array(references)),
+        ]
+        self.warnings = warnings
+    }
+
+    private static var flagMeanings: [(Int, String, String?)] {
+        [
+            (Int(XBB_IMG_ENCRYPTED), "encrypted", nil), (Int(XBB_IMG_COMPRESSED), "compressed", nil),
+            (Int(XBB_IMG_DIRTY), "dirty", "it was not closed properly; check it (qemu-img check)"),
+            (Int(XBB_IMG_CORRUPT), "corrupt", "it is marked as damaged; check it (qemu-img check)"),
+            (
+                Int(XBB_IMG_UNKNOWN_FEAT), "unknown-feature",
+                "it has a feature that is not known here: it will be refused"
+            ),
+        ]
+    }
+
+    private static func ask(
+        _ library: PluginLibrary, _ descriptor: Int32, format: String
+    ) throws(PluginError) -> xbb_image {
+        guard let inspect = unsafe library.table.inspect else {
+            throw PluginError(.open, "plugin '\(library.name)' cannot tell what is in an image")
+        }
+        // What must be given is for serving: whoever only looks has no secret.
+        let missing = library.options.filter { $0.defaultText == nil }.map { ($0.name, "") }
+        let options = try PluginOptionValues(library.options, given: Dictionary(missing) { $1 })
+        var image = xbb_image()
+        image.struct_size = UInt32(MemoryLayout<xbb_image>.size)
+        var failure = xbb_error()
+        let result = unsafe format.withCString { name in
+            var request = unsafe xbb_open()
+            unsafe request.struct_size = UInt32(MemoryLayout<xbb_open>.size)
+            unsafe request.flags = UInt32(XBB_OPEN_RDONLY)
+            unsafe request.fd = descriptor
+            unsafe request.option_count = UInt32(options.count)
+            unsafe request.options = UnsafePointer(options.values)
+            unsafe request.format = name
+            unsafe request.label = name
+            return unsafe inspect(&request, &image, &failure)
+        }
+        if result != 0 {
+            let message = text(failure.message)
+            let code = result < 0 && result > -4096 ? -result : 5
+            throw PluginError(.open, "plugin '\(library.name)': \(message.isEmpty ? errnoText(code) : message)")
+        }
+        return image
+    }
+
+    /// The text in a C array.
+    private static func text<Array>(_ array: Array) -> String {
+        unsafe withUnsafeBytes(of: array) { bytes in unsafe String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self) }
+    }
+}

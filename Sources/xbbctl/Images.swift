@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Subcommands that look at an image without serving it. They ask no xbbd.
+import ArgumentParser
+import Support
+import XBBControl
+
+/// Which image, and with which plugins.
+struct LookedAtImage: ParsableArguments {
+    @Argument(help: ArgumentHelp("The image or block device.", valueName: "path"))
+    var path: String
+
+    @Option(help: ArgumentHelp("Where plugins are; may be given more than once.", valueName: "dir"))
+    var pluginDir: [String] = []
+
+    @Option(
+        help: ArgumentHelp(
+            "Where it is remembered as what images were served. (default: \(DaemonConfiguration.usualStateDirectory))",
+            valueName: "dir"))
+    var stateDir: String?
+
+    func ask(_ question: ImageQuestion) throws(ControlError) -> ControlAnswer {
+        let file = try DaemonConfiguration.read(DaemonConfiguration.usualPath, isOptional: true)
+        let plugins = pluginDir.isEmpty ? file.pluginDirectories ?? [InstallPaths.plugins()] : pluginDir
+        return try question.ask(
+            about: path, worker: file.worker ?? InstallPaths.worker(), pluginDirectories: plugins,
+            stateDirectory: stateDir ?? file.stateDirectory ?? DaemonConfiguration.usualStateDirectory)
+    }
+}
+
+extension XBBCtl {
+    struct Probe: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Says which formats an image looks like, and what format=auto would make of it.")
+        @OptionGroup var image: LookedAtImage
+        @OptionGroup var format: Format
+
+        func run() throws {
+            try perform { () throws(ControlError) in format.print(try image.ask(.probe), Reports.probe) }
+        }
+    }
+
+    struct Inspect: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Says what is in an image: sizes, features, the files that it names.")
+        @OptionGroup var image: LookedAtImage
+        @Option(
+            name: .customLong("format"),
+            help: ArgumentHelp(
+                "Its format. (default: what it was served as, else what it looks like)", valueName: "format"))
+        var imageFormat: String?
+        @OptionGroup var format: Format
+
+        func run() throws {
+            try perform { () throws(ControlError) in
+                format.print(try image.ask(.inspect(format: imageFormat)), Reports.inspect)
+            }
+        }
+    }
+}
