@@ -45,6 +45,7 @@ let package = Package(
         .executable(name: "xbb-bench", targets: ["xbb-bench"]),
         .library(name: "xbb-rawdisk", type: .dynamic, targets: ["RawDiskPlugin"]),
         .library(name: "xbb-file", type: .dynamic, targets: ["FilePlugin"]),
+        .library(name: "xbb-qcow", type: .dynamic, targets: ["QCOWPlugin"]),
         .library(name: "xbb-null", type: .dynamic, targets: ["NullPlugin"]),
         .library(name: "xbb-error", type: .dynamic, targets: ["ErrorPlugin"]),
         .library(name: "xbb-delay", type: .dynamic, targets: ["DelayPlugin"]),
@@ -147,6 +148,8 @@ let package = Package(
         ),
         plugin("RawDiskPlugin", path: "Plugins/RawDisk", ["PluginKit", "CAIO", "CLinux"]),
         plugin("FilePlugin", path: "Plugins/File", ["PluginKit", "CAIO", "CLinux"]),
+        .systemLibrary(name: "CQCOW", path: "Plugins/CQCOW"),
+        plugin("QCOWPlugin", path: "Plugins/QCOW", ["PluginKit", "CQCOW", "CLinux"]),
         plugin("ErrorPlugin", path: "Plugins/Testing/Error", ["PluginKit", "CLinux"]),
         plugin("DelayPlugin", path: "Plugins/Testing/Delay", ["PluginKit", "CLinux"]),
         .target(
@@ -176,7 +179,11 @@ let package = Package(
             name: "CPluginHarness", dependencies: ["PluginAPI"], path: "Tests/CPluginHarness",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])],
             linkerSettings: [.linkedLibrary("dl")]),
-        .testTarget(name: "PluginTests", dependencies: ["PluginAPI", "CPluginHarness", "CLinux", "TestSupport"]),
+        .executableTarget(
+            name: "qcow-read", dependencies: ["CPluginHarness"], path: "Tests/QCOWRead",
+            cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])]),
+        .testTarget(
+            name: "PluginTests", dependencies: ["PluginAPI", "CPluginHarness", "CLinux", "TestSupport", "qcow-read"]),
         .target(
             name: "EvilPlugin", dependencies: ["PluginAPI"], path: "Tests/EvilPlugin", publicHeadersPath: ".",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])], linkerSettings: onlyEntryPoint()),

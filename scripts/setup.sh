@@ -4,7 +4,7 @@
 # usage: setup.sh [PACKAGE...]
 set -euo pipefail
 
-packages=(build-essential pkg-config libxen-dev libaio-dev xenstore-utils nbdkit nbdkit-plugin-dev libnbd-bin
+packages=(build-essential pkg-config libxen-dev libaio-dev libqcow-dev zlib1g-dev libqcow-utils xenstore-utils nbdkit nbdkit-plugin-dev libnbd-bin
     qemu-utils fio e2fsprogs jq strace util-linux python3 shellcheck "$@")
 
 missing=()

@@ -8,7 +8,8 @@ import PluginAPI
 public struct Opening {
     private let open: UnsafePointer<xbb_open>
 
-    init?(_ open: UnsafePointer<xbb_open>?, optionCount: Int) {
+    /// What the host passed, or nil if it does not know all options of the schema.
+    public init?(_ open: UnsafePointer<xbb_open>?, optionCount: Int) {
         guard let open = unsafe open, unsafe Int(open.pointee.option_count) == optionCount,
             unsafe optionCount == 0 || open.pointee.options != nil
         else { return nil }
@@ -28,6 +29,19 @@ public struct Opening {
         else { return 0 }
         return unsafe options[index].num
     }
+
+    /// The text of a STRING, SECRET or ENUM option.
+    public func text(_ index: Int) -> String {
+        guard index >= 0, unsafe index < Int(open.pointee.option_count), let options = unsafe open.pointee.options,
+            let text = unsafe options[index].str
+        else { return "" }
+        return unsafe String(cString: text)
+    }
+
+    /// The format that was configured, one of the plugin's.
+    public var format: String { unsafe open.pointee.format.map { unsafe String(cString: $0) } ?? "" }
+    /// The image's name in messages; not necessarily a path.
+    public var label: String { unsafe open.pointee.label.map { unsafe String(cString: $0) } ?? "the image" }
 
     /// The truth of a BOOL option.
     public func isOn(_ index: Int) -> Bool { number(index) != 0 }

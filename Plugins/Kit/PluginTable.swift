@@ -5,7 +5,7 @@ import PluginAPI
 
 extension StaticString {
     /// The literal as the C string that it is: NUL-terminated and immortal.
-    @safe var cString: UnsafePointer<CChar> {
+    @safe public var cString: UnsafePointer<CChar> {
         unsafe UnsafeRawPointer(utf8Start).assumingMemoryBound(to: CChar.self)
     }
 }
@@ -31,6 +31,8 @@ public struct PluginOption: Sendable {
         /// Bytes, written with a suffix such as `64K`.
         case size(ClosedRange<UInt64>)
         case choice([StaticString])
+        /// Text that is never logged or shown.
+        case secret
     }
 
     let name: StaticString
@@ -63,6 +65,8 @@ public struct PluginOption: Sendable {
         case .choice(let choices):
             unsafe option.type = UInt32(XBB_OPT_ENUM)
             unsafe option.choices = stringList(choices)
+        case .secret:
+            unsafe option.type = UInt32(XBB_OPT_SECRET)
         }
         return unsafe option
     }

@@ -218,13 +218,19 @@ const struct xbb_plugin *harness_table(const struct harness_plugin *plugin) { re
 int harness_open(struct harness_plugin *plugin, int fd, uint32_t flags, const struct xbb_value *values,
                  struct harness_disk **out, struct xbb_error *error)
 {
+    return harness_open_format(plugin, fd, flags, plugin->table->formats[0], values, out, error);
+}
+
+int harness_open_format(struct harness_plugin *plugin, int fd, uint32_t flags, const char *format,
+                        const struct xbb_value *values, struct harness_disk **out, struct xbb_error *error)
+{
     struct harness_disk *disk = calloc(1, sizeof *disk);
     if (!disk) return -ENOMEM;
     disk->plugin = plugin->table;
     pthread_mutex_init(&disk->hdev.lock, NULL);
     struct xbb_open o = {
         .struct_size = sizeof o, .flags = flags, .hdev = &disk->hdev, .fd = fd,
-        .option_count = plugin->table->option_count, .options = values, .format = plugin->table->formats[0],
+        .option_count = plugin->table->option_count, .options = values, .format = format,
         .label = "disk under test",
     };
     int status = disk->plugin->open(&o, &disk->dev, error);

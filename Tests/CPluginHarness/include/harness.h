@@ -35,6 +35,9 @@ const struct xbb_plugin *harness_table(const struct harness_plugin *plugin);
 /* 0 or a negative errno; calls open() and start().  `values` has plugin->option_count entries. */
 int harness_open(struct harness_plugin *plugin, int fd, uint32_t flags, const struct xbb_value *values,
                  struct harness_disk **disk, struct xbb_error *error);
+/* The same for one of several formats. */
+int harness_open_format(struct harness_plugin *plugin, int fd, uint32_t flags, const char *format,
+                        const struct xbb_value *values, struct harness_disk **disk, struct xbb_error *error);
 void harness_close(struct harness_disk *disk);
 int harness_info(struct harness_disk *disk, struct xbb_info *info);
 int harness_resize(struct harness_disk *disk, uint64_t size, struct xbb_error *error);

@@ -9,9 +9,9 @@
 // The lock belongs to the open file description: it ends when the last descriptor of it is closed, also by a crash.
 import CLinux
 import Glibc
-import PluginKit
 
-enum ImageLock {
+/// Locks of images that QEMU respects too.
+public enum ImageLock {
     /// BLK_PERM_* of QEMU: bit numbers.
     private enum Permission: off_t, CaseIterable {
         case consistentRead = 0
@@ -25,7 +25,7 @@ enum ImageLock {
     /// Takes the lock of a reader or of the only writer.
     ///
     /// Readers share; a writer has no reader beside it that counts on unchanging data, and no other writer.
-    static func take(fd: Int32, isReadOnly: Bool) throws(PluginError) {
+    public static func take(fd: Int32, isReadOnly: Bool) throws(PluginError) {
         let used: [Permission] = isReadOnly ? [.consistentRead] : [.consistentRead, .write]
         let forbidden: [Permission] = [.write, .resize]
         let mine = used.map { usedBase + $0.rawValue } + forbidden.map { forbiddenBase + $0.rawValue }
@@ -58,7 +58,7 @@ enum ImageLock {
     }
 
     /// Gives back all bytes, for a descriptor that stays open.
-    static func release(fd: Int32) {
+    public static func release(fd: Int32) {
         for base in [usedBase, forbiddenBase] {
             for permission in Permission.allCases {
                 var lock = range(Int(F_UNLCK), base + permission.rawValue)

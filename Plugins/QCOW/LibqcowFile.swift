@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// libqcow and zlib: the one file of the plugin that calls them.
+//
+// libqcow decrypts.  It is not asked for anything that it is known to get wrong; docs/qcow.md lists what that is.
+import CQCOW
+import Glibc
+import PluginKit
+
+/// Handles of libqcow for one image, made in `open()`, while files can be opened.  A handle serves one read at a time.
+@safe
+final class LibqcowFile: @unchecked Sendable {
+    private let handles: [UnsafeMutablePointer<libqcow_file_t>]
+    /// A handle that is never read from: libqcow wants a parent before it reads an image that names one.
+    private let parent: UnsafeMutablePointer<libqcow_file_t>?
+
+    /// How many bytes of clusters a handle of libqcow 20201213 may come to keep, as many clusters as that are.
+    static let cachedClusters: UInt64 = 2 * 128
+
+    /// Opens the image at `fd` `count` times with the key that `password` gives.
+    init(fd: Int32, password: String, hasBackingFile: Bool, count: Int) throws(PluginError) {
+        // The first 16 bytes of the password are the key.
+        var key = [UInt8](repeating: 0, count: 16)
+        for (index, byte) in password.utf8.prefix(16).enumerated() { key[index] = byte }
+        let path = "/proc/self/fd/\(fd)"
+        unsafe parent = unsafe hasBackingFile ? try Self.open(path, key, nil) : nil
+        var opened: [UnsafeMutablePointer<libqcow_file_t>] = unsafe []
+        do throws(PluginError) {
+            for _ in 0..<max(count, 1) { unsafe opened.append(try Self.open(path, key, parent)) }
+        } catch {
+            for index in unsafe opened.indices { unsafe cqcow_close(opened[index]) }
+            if let parent = unsafe parent { unsafe cqcow_close(parent) }
+            throw error
+        }
+        unsafe handles = unsafe opened
+    }
+
+    deinit {
+        for index in unsafe handles.indices { unsafe cqcow_close(handles[index]) }
+        if let parent = unsafe parent { unsafe cqcow_close(parent) }
+    }
+
+    private static func open(
+        _ path: String, _ key: [UInt8], _ parent: UnsafeMutablePointer<libqcow_file_t>?
+    ) throws(PluginError) -> UnsafeMutablePointer<libqcow_file_t> {
+        var words = [CChar](repeating: 0, count: 200)
+        guard let handle = unsafe cqcow_open(path, key, parent, &words, words.count) else {
+            throw PluginError(EIO, "libqcow cannot open the encrypted image: \(Self.text(words))")
+        }
+        return unsafe handle
+    }
+
+    /// Fills `buffer` from `offset` of the disk, within one cluster; `number` chooses the handle.
+    ///
+    /// - Returns: 0 or -EIO.
+    func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: UInt64, number: Int) -> Int32 {
+        let handle = unsafe handles[number % handles.count]
+        let count = unsafe cqcow_read(handle, buffer.baseAddress, buffer.count, offset, nil, 0)
+        return count == Int64(buffer.count) ? 0 : -EIO
+    }
+
+    private static func text(_ words: [CChar]) -> String {
+        String(decoding: words.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+}
+
+/// Inflates clusters; for one thread.
+@safe
+final class Inflater {
+    private let stream: UnsafeMutablePointer<z_stream>
+
+    init() throws(PluginError) {
+        guard let stream = unsafe cqcow_inflater() else { throw PluginError(ENOMEM, "no memory to inflate clusters") }
+        unsafe self.stream = unsafe stream
+    }
+
+    deinit { unsafe cqcow_inflater_free(stream) }
+
+    /// True if all of `output` was filled from `input`.
+    func inflate(_ input: UnsafeRawBufferPointer, into output: UnsafeMutableRawBufferPointer) -> Bool {
+        unsafe cqcow_inflate(stream, input.baseAddress, input.count, output.baseAddress, output.count) != 0
+    }
+}
