@@ -142,10 +142,11 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
     private mutating func takeEvents(_ channelIsReady: Bool) {
         guard channelIsReady else { return }
         do throws(XenError) {
-            while try channels.takePending() != nil {
-                isMasked = true
-                engine.stats.add(.events_received)
-            }
+            // The handle has this one channel, which is masked now: a second read would find nothing. If it did not, the
+            // descriptor stays readable.
+            guard try channels.takePending() != nil else { return }
+            isMasked = true
+            engine.stats.add(.events_received)
         } catch {
             xenError = error
         }
