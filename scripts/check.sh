@@ -20,6 +20,8 @@ for compiler in g++ clang++; do
     "$compiler" -std=c++17 -Wall -Wextra -Wpedantic -Werror -fsyntax-only -include "$header" -x c++ /dev/null
 done
 echo "check: xbb_plugin.h compiles alone as C11 and C++17"
+scripts/abi-check.sh
+scripts/abi-check-test.sh
 
 # Documents name tests as `SuiteTests.function`; each of them is there.
 missing=0

@@ -5,7 +5,7 @@
 set -euo pipefail
 
 packages=(build-essential pkg-config libxen-dev libaio-dev libqcow-dev zlib1g-dev libqcow-utils xenstore-utils nbdkit nbdkit-plugin-dev libnbd-bin
-    qemu-utils fio e2fsprogs jq strace util-linux python3 shellcheck "$@")
+    qemu-utils fio e2fsprogs jq strace util-linux python3 shellcheck abigail-tools "$@")
 
 missing=()
 for package in "${packages[@]}"; do
