@@ -14,7 +14,9 @@ final class BackingFile: @unchecked Sendable {
     private let submit: HostChildSubmit
 
     /// Asks the host for the file that an image names.
-    init(_ reference: ImageReference, host: PluginHost, disk: OpaquePointer?) throws(PluginError) {
+    ///
+    /// With `lock` nobody may write to a raw one; other formats lock it themselves.
+    init(_ reference: ImageReference, host: PluginHost, disk: OpaquePointer?, lock: Bool) throws(PluginError) {
         var name = xbb_ref()
         try reference.fill(&name)
         let child = try unsafe host.openChild(&name, disk: disk)
@@ -24,6 +26,7 @@ final class BackingFile: @unchecked Sendable {
         let fd = unsafe host.descriptor(ofChild: child)
         if fd >= 0 {
             let file = try ImageFile(fd: fd)
+            if lock { try ImageLock.take(fd: fd, isReadOnly: true) }
             (self.file, size) = (file, file.size)
         } else {
             file = nil

@@ -42,7 +42,7 @@ final class QCOWDevice: @unchecked Sendable {
             let layer = try QCOWLayer(file)
             try Self.compare(opening.format, layer.header.version)
             if let reference = try ImageReference(backingOf: layer.header, opening: opening) {
-                backing = try unsafe BackingFile(reference, host: host, disk: opening.disk)
+                backing = try unsafe BackingFile(reference, host: host, disk: opening.disk, lock: isLocked)
             } else {
                 backing = nil
             }

@@ -19,6 +19,7 @@ let usage = """
       --backend-path PATH        the backend's XenStore node: /local/domain/0/backend/vbd/1/51712
       --loopback DIR             run on the loopback Xen at DIR instead of on Xen
       --plugin-dir DIR           where to look for plugins; may be given more than once
+      --backing-dir DIR          images may name backing files below it; may be given more than once (none)
       --control PATH             answer xbbctl on this Unix socket
       --storage-source SOURCE    who says where the storage is: hotplug (default) or params
       --log-level LEVEL          error, warning, info (default) or debug
@@ -49,6 +50,7 @@ struct CommandLineOptions {
     var backendPath: String?
     var loopback: String?
     var pluginDirectories: [String] = []
+    var backingDirectories: [String] = []
     var control: String?
     var source = "hotplug"
     var level = LogLevel.info
@@ -99,6 +101,10 @@ func parseArguments() -> CommandLineOptions {
         case "--backend-path": options.backendPath = value()
         case "--loopback": options.loopback = value()
         case "--plugin-dir": options.pluginDirectories.append(value())
+        case "--backing-dir":
+            let path = value()
+            if !path.hasPrefix("/") { fail("--backing-dir \(path): expected a path that begins with '/'") }
+            options.backingDirectories.append(path)
         case "--control": options.control = value()
         case "--storage-source":
             options.source = value()
@@ -225,6 +231,7 @@ options.tunables = command.tunables
 options.controlSocket = command.control
 options.stateDirectory = command.stateDirectory
 options.logLevel = command.level
+options.backing.directories = command.backingDirectories
 options.confinement = confinement(command)
 if let directory = command.loopback {
     exit(serve(LoopbackPlatform(directory: directory), options))

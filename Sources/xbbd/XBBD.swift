@@ -59,6 +59,12 @@ struct XBBD: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
+            "Images may name backing files below it; may be given more than once. Without it none is opened.",
+            valueName: "dir"))
+    var backingDir: [String] = []
+
+    @Option(
+        help: ArgumentHelp(
             "A directory below backend/ whose devices are served; may be given more than once. (default: vbd)",
             valueName: "kind"))
     var backend: [String] = []
@@ -157,6 +163,10 @@ struct XBBD: ParsableCommand {
         ]
         for (name, value) in workerNumbers {
             if let value = value ?? file.numbers[name] { workers.options += ["--\(name)", String(value)] }
+        }
+        let backing = backingDir.map(DaemonProcess.absolute)
+        for directory in backing.isEmpty ? file.backingDirectories ?? [] : backing {
+            workers.options += ["--backing-dir", directory]
         }
         if let user = user ?? file.user { workers.options += ["--user", user] }
         if confine ?? file.confines == false { workers.options.append("--no-confine") }

@@ -38,6 +38,7 @@ import Testing
             [worker]
             program = "/opt/xbb vbd"
             plugin-dir = /a /b,/c
+            backing-dir = /t
             user = nobody
             confine = no
             max-queues = 4
@@ -53,6 +54,7 @@ import Testing
         #expect(file.takesAnyScript == true)
         #expect(file.backends == ["vbd", "qdisk", "vbd3"] && file.logLevel == .debug)
         #expect(file.worker == "/opt/xbb vbd" && file.pluginDirectories == ["/a", "/b", "/c"])
+        #expect(file.backingDirectories == ["/t"])
         #expect(file.user == "nobody" && file.confines == false)
         #expect(file.numbers == ["max-queues": 4, "max-ring-page-order": 0, "memory-mib": 1024, "poll-us": 50])
         #expect(file.tunables == ["disable_flush": 0, "flush_interval": 7, "no_coalesce_reqs": 1])

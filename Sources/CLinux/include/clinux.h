@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/openat2.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -62,6 +63,14 @@ static inline int clinux_ioctl_pointer(int fd, unsigned long request, void *argu
     return ioctl(fd, request, argument);
 }
 static inline int clinux_open(const char *path, int flags, unsigned mode) { return open(path, flags, (mode_t)mode); }
+/* openat2(2) for `path` below `directory`, over no link of any kind; ENOSYS before Linux 5.6. */
+static inline int clinux_open_beneath(int directory, const char *path, int flags)
+{
+    struct open_how how = {
+        .flags = (uint64_t)flags, .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
+    };
+    return (int)syscall(SYS_openat2, directory, path, &how, sizeof how);
+}
 static inline int clinux_fcntl_pointer(int fd, int command, void *argument) { return fcntl(fd, command, argument); }
 static inline int clinux_fcntl_int(int fd, int command, int argument) { return fcntl(fd, command, argument); }
 /* The next client of a listening socket: close-on-exec, never blocks. */

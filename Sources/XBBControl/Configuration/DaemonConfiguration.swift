@@ -28,6 +28,8 @@ public struct DaemonConfiguration: Equatable, Sendable {
     public var logLevel: LogLevel?
     /// Where workers look for plugins.
     public var pluginDirectories: [String]?
+    /// Where the backing files may be that images name.
+    public var backingDirectories: [String]?
     /// Whom workers become.
     public var user: String?
     /// Workers give up their rights.
@@ -95,6 +97,8 @@ public struct DaemonConfiguration: Equatable, Sendable {
             return logLevel == nil ? "'\(value)': expected error, warning, info or debug" : nil
         case "plugin-dir":
             return Self.words(value, &pluginDirectories, "a path that begins with '/'") { $0.hasPrefix("/") }
+        case "backing-dir":
+            return Self.words(value, &backingDirectories, "a path that begins with '/'") { $0.hasPrefix("/") }
         case "user": return Self.name(value, &user)
         case "confine": return Self.flag(value, &confines)
         case "disable-flush", "no-coalesce-reqs":
@@ -113,7 +117,8 @@ public struct DaemonConfiguration: Equatable, Sendable {
     private static let keys = [
         "xbbd": ["run-dir", "state-dir", "socket-group", "backend", "any-script", "stop-workers", "log-level"],
         "worker": [
-            "program", "plugin-dir", "user", "confine", "max-queues", "max-ring-page-order", "memory-mib", "poll-us",
+            "program", "plugin-dir", "backing-dir", "user", "confine", "max-queues", "max-ring-page-order",
+            "memory-mib", "poll-us",
         ],
         "tunables": ["disable-flush", "flush-interval", "no-coalesce-reqs"],
     ]

@@ -23,6 +23,8 @@ public struct VBDOptions: Sendable {
     public var blockingThreads = 4
     /// Where it is remembered which format each image was served as; nil: nowhere.
     public var stateDirectory: String?
+    /// Where the files may be that images name.
+    public var backing = BackingPolicy()
     /// The socket for `xbbctl`; nil for none.
     public var controlSocket: String?
     /// What the disk begins with of all that can be changed while it is served; polling is ``pollNanoseconds``.

@@ -35,6 +35,13 @@ extension VBDWorker {
             ("state", text(machine.state.map { "\($0)" })),
             ("stage", .string(stageName)), ("format", text(device?.source.format)),
             ("path", text(device?.source.path)), ("plugin", text(device?.library.name)),
+            (
+                "images",
+                .array(
+                    (device?.images ?? []).map {
+                        .object([("format", .string($0.format)), ("path", .string($0.path))])
+                    })
+            ),
             ("plugin_version", text(device?.library.version)),
             ("read_only", device.map { .bool($0.isReadOnly) } ?? .null),
             ("sectors", device.map { .integer($0.info.sectorCount) } ?? .null),

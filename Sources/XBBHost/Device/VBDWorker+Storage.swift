@@ -22,10 +22,13 @@ extension VBDWorker {
         do throws(PluginError) {
             source = try FormatDetection.resolve(
                 source, pluginDirectories: options.pluginDirectories, stateDirectory: options.stateDirectory, log: log)
-            let device = try PluginDevice(source, directories: options.pluginDirectories, log: log) {
+            let device = try PluginDevice(
+                source, directories: options.pluginDirectories, backing: options.backing, log: log
+            ) {
                 mailbox.post(.notified($0))
             }
             remember(source)
+            tellChain(device)
             // Before the process is confined, whose threads are its own affair then.
             vigil?.end()
             try confine(for: device)
@@ -56,6 +59,18 @@ extension VBDWorker {
             try FormatRecords(stateDirectory: directory).note(image, format: source.format)
         } catch {
             log.warning("\(error); do not attach it with format=auto")
+        }
+    }
+
+    /// Which images a disk consists of, where it is more than one: in XenStore, for operators.
+    private func tellChain(_ device: PluginDevice) {
+        guard device.images.count > 1 else { return }
+        let chain = device.images.map { "\($0.format):\(BackingName.shown($0.path))" }.joined(separator: " ")
+        log.info("the disk consists of \(chain)")
+        do throws(XenError) {
+            try store.write("\(options.backendPath)/xbb-chain", chain)
+        } catch {
+            log.warning(error.description)
         }
     }
 

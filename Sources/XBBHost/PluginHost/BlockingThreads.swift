@@ -110,7 +110,7 @@ final class BlockingThreads: @unchecked Sendable {
             unsafe pthread_mutex_lock(mutex)
         }
         unsafe pthread_mutex_unlock(mutex)
-        if problem == nil { unsafe device.closeQueue(queue) }
+        if problem == nil { unsafe device.closeQueue(queue, of: host) }
     }
 
     /// Calls submit() until the request is taken; a plugin that never takes it gets it failed.

@@ -13,6 +13,8 @@ import Support
 final class HostQueue: @unchecked Sendable {
     let port: CompletionPort
     private let current: Mutex<PluginEvents?>
+    /// Queues of the children of the disk; for the queue's thread.
+    var childQueues: [ChildQueue] = []
 
     init(port: CompletionPort, events: PluginEvents?) {
         self.port = port
@@ -24,6 +26,12 @@ final class HostQueue: @unchecked Sendable {
     var events: PluginEvents? {
         get { current.withLock { $0 } }
         set { current.withLock { $0 = newValue } }
+    }
+
+    /// Closes them, behind the queue itself or where it cannot be opened.
+    func closeChildQueues() {
+        for queue in childQueues { queue.close() }
+        childQueues = []
     }
 
     /// The pointer for the plugin. It stays valid for ever: a plugin that breaks the rules may use it at any time.
@@ -42,6 +50,16 @@ final class HostDevice: Sendable {
     let log: Log
     private let limit = RateLimit(burst: 20, perSecond: 2)
     private let onNotify: @Sendable (UInt32) -> Void
+    private let kin = Mutex(Kin())
+
+    /// Opens what an image names.
+    typealias ChildOpener = @Sendable (xbb_ref) throws(PluginError) -> HostChild
+
+    private struct Kin {
+        var opener: ChildOpener?
+        var children: [HostChild] = []
+        var failure: PluginError?
+    }
 
     /// `onNotify` is called on any thread with an `XBB_NOTIFY_` number.
     init(log: Log, onNotify: @escaping @Sendable (UInt32) -> Void) {
@@ -65,12 +83,36 @@ final class HostDevice: Sendable {
     }
 
     func notify(_ what: UInt32) { onNotify(what) }
+
+    /// From now on child_open() opens files, with nil no more: it is for open() alone.
+    func allowChildren(_ opener: ChildOpener?) { kin.withLock { $0.opener = opener } }
+
+    /// What was opened for the disk, as long as it is open.
+    var children: [HostChild] { kin.withLock { $0.children } }
+
+    /// Why a child could not be opened: a chain's reason in full length, where each plugin has room for 247 bytes.
+    var childFailure: PluginError? { kin.withLock { $0.failure } }
+
+    /// `child_open()`.
+    func openChild(_ reference: xbb_ref) throws(PluginError) -> HostChild {
+        guard let opener = kin.withLock({ $0.opener }) else {
+            throw PluginError(.open, "child_open() is for open() alone")
+        }
+        do throws(PluginError) {
+            let child = try opener(reference)
+            kin.withLock { $0.children.append(child) }
+            return child
+        } catch {
+            kin.withLock { $0.failure = error }
+            throw error
+        }
+    }
 }
 
 /// The one table of this process, valid for ever.
 enum HostTable {
     /// What this host can do (`XBB_HOST_F_`).
-    static let features: UInt64 = UInt64(XBB_HOST_F_MEM_MAP)
+    static let features: UInt64 = UInt64(XBB_HOST_F_MEM_MAP) | UInt64(XBB_HOST_F_STACKING)
 
     /// The table that load() gets.
     nonisolated(unsafe) static let shared: UnsafePointer<xbb_host> = {
@@ -146,12 +188,32 @@ enum HostTable {
             unsafe HostDevice.from(hdev)?.notify(what)
         }
         unsafe host.extension = { _ in nil }
-        unsafe host.child_open = { _, _, _, error in
-            unsafe xbb_set_error(error, -EOPNOTSUPP, "this host opens no backing files yet")
+        unsafe host.child_open = { hdev, reference, out, failure in
+            guard let device = unsafe HostDevice.from(hdev), let reference = unsafe reference, let out = unsafe out
+            else {
+                return unsafe xbb_set_error(failure, -EINVAL, "child_open() without a disk or a name")
+            }
+            do throws(PluginError) {
+                unsafe out.pointee = try unsafe device.openChild(reference.pointee).immortalPointer()
+                return 0
+            } catch {
+                return unsafe xbb_set_error(failure, -EACCES, error.description)
+            }
         }
-        unsafe host.child_fd = { _ in -1 }
-        unsafe host.child_info = { _, _ in -EOPNOTSUPP }
-        unsafe host.child_submit = { _, _, _, _, _ in -EOPNOTSUPP }
+        unsafe host.child_fd = { child in unsafe HostChild.from(child)?.descriptor ?? -1 }
+        unsafe host.child_info = { child, out in
+            guard let child = unsafe HostChild.from(child), let out = unsafe out else { return -EINVAL }
+            return unsafe child.describe(out)
+        }
+        unsafe host.child_submit = { hq, child, request, done, argument in
+            guard let queue = unsafe HostQueue.from(hq), let child = unsafe HostChild.from(child),
+                let request = unsafe request, let done = unsafe done
+            else { return -EINVAL }
+            for below in queue.childQueues where below.serves(child) {
+                return unsafe below.submit(request, done, argument)
+            }
+            return -EOPNOTSUPP
+        }
         unsafe table.initialize(to: host)
         return unsafe UnsafePointer(table)
     }()

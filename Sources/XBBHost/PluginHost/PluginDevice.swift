@@ -25,6 +25,7 @@ public final class PluginDevice: @unchecked Sendable {
     private let host: HostDevice
     private let hostPointer: OpaquePointer
     private let file: Int32
+    private let chain: ImageChain
     private var isClosed = false
 
     /// The plugin for a disk: "raw" is served by what the path is, any other format by the plugin that names it.
@@ -37,9 +38,11 @@ public final class PluginDevice: @unchecked Sendable {
 
     /// Loads the plugin of the source's format, opens the image and lets the plugin look at it.
     ///
-    /// `onNotify` is called on any thread with an `XBB_NOTIFY_` number.
-    public init(
-        _ source: DiskSource, directories: [String], log: Log, onNotify: @escaping @Sendable (UInt32) -> Void
+    /// Files that the image names are opened where `backing` allows it. `onNotify` is called on any thread with an
+    /// `XBB_NOTIFY_` number.
+    public convenience init(
+        _ source: DiskSource, directories: [String], backing: BackingPolicy = BackingPolicy(), log: Log,
+        onNotify: @escaping @Sendable (UInt32) -> Void
     ) throws(PluginError) {
         let library = try PluginLibrary.load(
             name: Self.pluginName(for: source, directories: directories), directories: directories)
@@ -50,43 +53,75 @@ public final class PluginDevice: @unchecked Sendable {
                     + library.formats.joined(separator: ", "))
         }
         if library.isReadOnly && !source.readOnly {
-            throw PluginError(.open, "plugin '\(library.name)' only reads: attach the disk read-only (mode r)")
+            throw PluginError(
+                .open,
+                "plugin '\(library.name)' only reads: attach the disk read-only (mode r), or convert the image to raw "
+                    + "(qemu-img convert -O raw)")
         }
-        options = try PluginOptionValues(library.options, given: source.options)
-        self.library = library
-        self.source = source
-        host = HostDevice(log: log, onNotify: onNotify)
-        unsafe hostPointer = host.immortalPointer()
-        exclusion = library.threadModel == .queue ? nil : PluginExclusion()
+        let chain = ImageChain(policy: backing, pluginDirectories: directories)
         var direct = false
-        if library.hasNoFile {
-            file = -1
-        } else {
+        var file: Int32 = -1
+        if !library.hasNoFile {
             let opened = try DiskFile(
                 path: source.path, readOnly: source.readOnly, direct: source.direct, expecting: source.deviceNumber)
             direct = opened.isDirect
             file = dup3Cloexec(opened.descriptor)
             if file < 0 { throw PluginError(.open, "cannot open \(source.path): \(errnoText(errno))") }
+            do throws(PluginError) {
+                try chain.enter(source.path, format: source.format, file: file)
+            } catch {
+                _ = Glibc.close(file)
+                throw error
+            }
         }
-        do {
-            unsafe handle = try unsafe Self.open(
-                library, source, options: options, file: file, direct: direct, host: hostPointer)
+        try self.init(
+            library, source, file: file, direct: direct, isBacking: false, chain: chain, log: log, onNotify: onNotify)
+    }
+
+    /// Lets a plugin open the image at `file`, which it takes and closes, also where this fails.
+    init(
+        _ library: PluginLibrary, _ source: DiskSource, file: Int32, direct: Bool, isBacking: Bool, chain: ImageChain,
+        log: Log, onNotify: @escaping @Sendable (UInt32) -> Void
+    ) throws(PluginError) {
+        self.library = library
+        self.source = source
+        self.chain = chain
+        self.file = file
+        let host = HostDevice(log: log, onNotify: onNotify)
+        self.host = host
+        unsafe hostPointer = host.immortalPointer()
+        exclusion = library.threadModel == .queue ? nil : PluginExclusion()
+        var opened: UnsafeMutableRawPointer?
+        do throws(PluginError) {
+            options = try PluginOptionValues(library.options, given: source.options)
+            host.allowChildren { reference throws(PluginError) in
+                guard library.isBlocking else {
+                    throw PluginError(.open, "child_open() is for plugins that block (XBB_PLUGIN_BLOCKING)")
+                }
+                return try HostChild.open(
+                    reference, in: source.path, chain: chain, options: source.options, log: log, onNotify: onNotify)
+            }
+            defer { host.allowChildren(nil) }
+            unsafe opened = try unsafe Self.open(
+                library, source, options: options, file: file, direct: direct, isBacking: isBacking, host: hostPointer)
+            do throws(PluginError) {
+                info = try unsafe Self.query(library, opened)
+            } catch {
+                unsafe library.table.close(opened)
+                throw error
+            }
         } catch {
+            for child in host.children { child.close() }
             if file >= 0 { _ = Glibc.close(file) }
-            throw error
+            guard let cause = host.childFailure else { throw error }
+            throw isBacking ? cause : PluginError(.open, "cannot open \(source.path): \(cause)")
         }
-        do {
-            info = try unsafe Self.query(library, handle)
-        } catch {
-            unsafe library.table.close(handle)
-            if file >= 0 { _ = Glibc.close(file) }
-            throw error
-        }
+        unsafe handle = unsafe opened
     }
 
     private static func open(
         _ library: PluginLibrary, _ source: DiskSource, options: PluginOptionValues, file: Int32, direct: Bool,
-        host: OpaquePointer
+        isBacking: Bool, host: OpaquePointer
     ) throws(PluginError) -> UnsafeMutableRawPointer? {
         var handle: UnsafeMutableRawPointer?
         var failure = xbb_error()
@@ -96,6 +131,7 @@ public final class PluginDevice: @unchecked Sendable {
                 unsafe request.struct_size = UInt32(MemoryLayout<xbb_open>.size)
                 unsafe request.flags =
                     (source.readOnly ? UInt32(XBB_OPEN_RDONLY) : 0) | (direct ? UInt32(XBB_OPEN_DIRECT) : 0)
+                    | (isBacking ? UInt32(XBB_OPEN_BACKING) : 0)
                 unsafe request.hdev = host
                 unsafe request.fd = file
                 unsafe request.option_count = UInt32(options.count)
@@ -139,6 +175,7 @@ public final class PluginDevice: @unchecked Sendable {
 
     /// Lets the plugin start its threads; after privileges were dropped.
     public func start() throws(PluginError) {
+        for child in host.children { try child.device?.start() }
         guard let start = unsafe library.table.start else { return }
         var failure = xbb_error()
         let result = unsafe start(handle, &failure)
@@ -153,13 +190,28 @@ public final class PluginDevice: @unchecked Sendable {
     }
 
     /// Queues of the host that can be open at once.
-    public var maxQueues: Int { library.threadModel == .queue ? info.maxQueues : 1 }
+    public var maxQueues: Int {
+        let own = library.threadModel == .queue ? info.maxQueues : 1
+        return host.children.reduce(own) { min($0, $1.device?.maxQueues ?? $0) }
+    }
+
+    /// What the disk consists of: the path and the format of its image and of all below it.
+    public var images: [(path: String, format: String)] { chain.images.map { ($0.path, $0.format) } }
 
     /// True if the guest may not write: asked for, or the plugin cannot.
     public var isReadOnly: Bool { source.readOnly || !info.capabilities.contains(.write) }
 
-    /// Opens a queue of the plugin, on the thread that it will belong to.
+    /// Opens a queue of the plugin and of each child, on the thread that it will belong to.
     func openQueue(_ host: HostQueue, index: Int, depth: Int) throws(PluginError) -> UnsafeMutableRawPointer? {
+        for child in self.host.children {
+            guard let device = child.device else { continue }
+            do throws(PluginError) {
+                host.childQueues.append(try ChildQueue(child, device, index: index))
+            } catch {
+                host.closeChildQueues()
+                throw error
+            }
+        }
         exclusion?.lock()
         defer { exclusion?.unlock() }
         var parameters = xbb_queue_params()
@@ -169,15 +221,19 @@ public final class PluginDevice: @unchecked Sendable {
         var queue: UnsafeMutableRawPointer?
         var failure = xbb_error()
         let result = unsafe library.table.queue_open(handle, host.immortalPointer(), &parameters, &queue, &failure)
-        if result != 0 { throw Self.describe(failure, result, "plugin '\(library.name)' cannot open queue \(index)") }
+        if result != 0 {
+            host.closeChildQueues()
+            throw Self.describe(failure, result, "plugin '\(library.name)' cannot open queue \(index)")
+        }
         return unsafe queue
     }
 
     /// Closes a queue with nothing in flight, on its thread.
-    func closeQueue(_ queue: UnsafeMutableRawPointer?) {
+    func closeQueue(_ queue: UnsafeMutableRawPointer?, of host: HostQueue) {
         exclusion?.lock()
-        defer { exclusion?.unlock() }
         unsafe library.table.queue_close(queue)
+        exclusion?.unlock()
+        host.closeChildQueues()
     }
 
     /// Registers memory that will hold data, where the plugin wants to know.
@@ -210,6 +266,7 @@ public final class PluginDevice: @unchecked Sendable {
         if isClosed { return }
         isClosed = true
         unsafe library.table.close(handle)
+        for child in host.children { child.close() }
         if file >= 0 { _ = Glibc.close(file) }
     }
 

@@ -65,7 +65,7 @@ struct PluginQueue: ~Copyable {
         if let threads {
             threads.stop()
         } else {
-            unsafe device.closeQueue(handle)
+            unsafe device.closeQueue(handle, of: port.hostQueue)
             // The port outlives the queue, its events do not.
             port.hostQueue.events = nil
         }

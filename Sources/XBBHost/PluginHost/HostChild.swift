@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What `struct xbb_child` points to: a file that an image named, open for reading.
+import CLinux
+import Glibc
+import PluginAPI
+import Support
+import Synchronization
+import Xen
+
+/// An open child: a descriptor for raw ones, a disk of its own in a plugin for others.
+@safe
+final class HostChild: @unchecked Sendable {
+    /// A disk in a plugin; nil for a raw child.
+    let device: PluginDevice?
+    /// The descriptor of a raw child; the plugin's until close().
+    let descriptor: Int32
+    /// Bytes.
+    let size: UInt64
+    private let closed = Mutex(false)
+
+    private init(device: PluginDevice?, descriptor: Int32, size: UInt64) {
+        self.device = device
+        self.descriptor = descriptor
+        self.size = size
+    }
+
+    /// Opens what `reference` names for the image at `image`.
+    static func open(
+        _ reference: xbb_ref, in image: String, chain: ImageChain, options: [String: String], log: Log,
+        onNotify: @escaping @Sendable (UInt32) -> Void
+    ) throws(PluginError) -> HostChild {
+        guard Int(reference.kind) == Int(XBB_REF_BACKING), reference.flags == 0 else {
+            throw PluginError(.open, "\(image) names a data file, which is not opened")
+        }
+        let format = unsafe withUnsafeBytes(of: reference.format) {
+            unsafe String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
+        }
+        let bytes = unsafe withUnsafeBytes(of: reference.name) { unsafe Array($0.prefix { $0 != 0 }) }
+        let name = try BackingName(bytes, in: image, allowed: chain.policy)
+        guard !format.isEmpty else {
+            throw PluginError(
+                .open,
+                "\(image) does not say of which format its backing file is, and it is never guessed: say it with "
+                    + "qemu-img rebase -u -b \(BackingName.shown(name.path)) -F FORMAT, or in an option of the disk")
+        }
+        let plugin = format == "raw" ? nil : try library(for: format, chain)
+        let file = try name.open()
+        do throws(PluginError) {
+            try chain.enter(name.path, format: format, file: file)
+        } catch {
+            Glibc.close(file)
+            throw error
+        }
+        do throws(PluginError) {
+            guard let plugin else {
+                let end = lseek(file, 0, SEEK_END)
+                guard end >= 0 else { throw PluginError(.open, "cannot examine \(name.path): \(errnoText(errno))") }
+                return HostChild(device: nil, descriptor: file, size: UInt64(end))
+            }
+            // The same options as for the image above, as far as its plugin knows them.
+            let known = options.filter { option in plugin.options.contains { $0.name == option.key } }
+            let source = DiskSource(format: format, path: name.path, options: known, readOnly: true, direct: false)
+            let device = try PluginDevice(
+                plugin, source, file: file, direct: false, isBacking: true, chain: chain, log: log, onNotify: onNotify)
+            guard device.info.logicalBlock == 512, device.info.memoryAlignment == 1 else {
+                device.close()
+                throw PluginError(
+                    .open, "the backing file \(name.path) has blocks of \(device.info.logicalBlock) bytes")
+            }
+            return HostChild(device: device, descriptor: -1, size: device.info.size)
+        } catch {
+            // A PluginDevice that failed has closed it.
+            if plugin == nil { Glibc.close(file) }
+            throw error
+        }
+    }
+
+    private static func library(for format: String, _ chain: ImageChain) throws(PluginError) -> PluginLibrary {
+        let name = try PluginCatalog(directories: chain.pluginDirectories).plugin(serving: format)
+        let library = try PluginLibrary.load(name: name, directories: chain.pluginDirectories)
+        guard library.isBlocking, !library.hasNoFile, library.formats.contains(format) else {
+            throw PluginError(.open, "plugin '\(name)' cannot serve a backing file")
+        }
+        return library
+    }
+
+    /// After close() of the plugin that asked for it. The object stays: a plugin that breaks the rules may use it.
+    func close() {
+        let isFirst = closed.withLock { closed in
+            defer { closed = true }
+            return !closed
+        }
+        guard isFirst else { return }
+        device?.close()
+        if descriptor >= 0 { Glibc.close(descriptor) }
+    }
+
+    func immortalPointer() -> OpaquePointer {
+        unsafe OpaquePointer(Unmanaged.passRetained(self).toOpaque())
+    }
+
+    static func from(_ pointer: OpaquePointer?) -> HostChild? {
+        guard let pointer = unsafe pointer else { return nil }
+        return unsafe Unmanaged<HostChild>.fromOpaque(UnsafeRawPointer(pointer)).takeUnretainedValue()
+    }
+
+    /// `child_info()`.
+    func describe(_ out: UnsafeMutablePointer<xbb_info>) -> Int32 {
+        var info = xbb_info()
+        let known = Int(unsafe out.pointee.struct_size)
+        guard let least = MemoryLayout<xbb_info>.offset(of: \.logical_block), known >= least else { return -EINVAL }
+        info.struct_size = UInt32(known)
+        info.size = size
+        if let device {
+            info.logical_block = device.info.logicalBlock
+            info.physical_block = device.info.physicalBlock
+            info.max_transfer = device.info.maxTransfer
+            info.max_queues = UInt32(device.info.maxQueues)
+        }
+        unsafe withUnsafeBytes(of: &info) { bytes in
+            unsafe UnsafeMutableRawPointer(out).copyMemory(
+                from: bytes.baseAddress ?? UnsafeRawPointer(out), byteCount: min(known, bytes.count))
+        }
+        return 0
+    }
+}

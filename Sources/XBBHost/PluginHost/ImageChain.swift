@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The images below the one that is attached, opened one after the other while it is.
+import CLinux
+import Glibc
+import Synchronization
+import Support
+import Xen
+
+/// What a disk consists of, from the attached image down.
+final class ImageChain: Sendable {
+    /// One image.
+    struct Image: Sendable, Equatable {
+        let path: String
+        let format: String
+    }
+
+    /// What makes two names the same file.
+    private struct Identity: Hashable {
+        let device: UInt64
+        let inode: UInt64
+
+        init?(_ file: Int32) {
+            var status = stat()
+            guard unsafe fstat(file, &status) == 0 else { return nil }
+            let isDevice = status.st_mode & S_IFMT == S_IFBLK
+            device = isDevice ? .max : UInt64(status.st_dev)
+            inode = isDevice ? UInt64(status.st_rdev) : UInt64(status.st_ino)
+        }
+    }
+
+    private struct State {
+        var images: [Image] = []
+        var seen: Set<Identity> = []
+    }
+
+    let policy: BackingPolicy
+    let pluginDirectories: [String]
+    private let state = Mutex(State())
+
+    init(policy: BackingPolicy, pluginDirectories: [String]) {
+        self.policy = policy
+        self.pluginDirectories = pluginDirectories
+    }
+
+    /// The images so far.
+    var images: [Image] { state.withLock { $0.images } }
+
+    /// Notes an image that was opened; refuses one that is in the chain already, and one too many.
+    func enter(_ path: String, format: String, file: Int32) throws(PluginError) {
+        guard let identity = Identity(file) else {
+            throw PluginError(.open, "cannot examine \(path): \(errnoText(errno))")
+        }
+        let most = policy.mostImages
+        let problem: String? = state.withLock { state in
+            if !state.seen.insert(identity).inserted {
+                return "the backing file \(BackingName.shown(path)) is in the chain already: the images name each other"
+            }
+            if state.images.count >= most {
+                return
+                    "\(state.images.first?.path ?? path) has a chain of more than \(most) images; merge some of them "
+                    + "(qemu-img commit, qemu-img convert)"
+            }
+            state.images.append(Image(path: path, format: format))
+            return nil
+        }
+        if let problem { throw PluginError(.open, problem) }
+    }
+}
