@@ -5,6 +5,9 @@ images=/srv/disk
 consoles=/var/log/xen/console
 raw_device=/dev/vda
 
+# For waits without a process: each costs an emulated machine some 0.1 s.
+exec 8<> <(:)
+
 note() { printf '%s\n' "$(cut -d' ' -f1 /proc/uptime): $*"; }
 fail() {
     note "FAILED: $*"
@@ -17,7 +20,7 @@ await() { # seconds, what, command...
     shift 2
     until "$@" >/dev/null 2>&1; do
         ((SECONDS < end)) || fail "waited too long for $what"
-        sleep 0.2
+        read -rt 0.2 -u 8 || true
     done
 }
 
@@ -33,7 +36,7 @@ refuses() { # command...
 xbbd_start() { # options...
     [[ -z $(pidof xbbd) ]] || fail "xbbd runs already"
     mkdir -p /run/xbb
-    setsid xbbd "$@" >>/var/log/xbbd.log 2>&1 </dev/null &
+    setsid xbbd "$@" >>/var/log/xbbd.log 2>&1 </dev/null 8<&- &
     await 30 "xbbd's socket" xbbctl list
 }
 
@@ -48,6 +51,8 @@ workers() { pidof xbb-vbd | wc -w; }
 
 ## Guests
 
+guest_kernel_line="console=hvc0 quiet panic=-1 mitigations=off cryptomgr.notests rodata=off"
+
 domid() { xl domid "$1" 2>/dev/null; }
 
 # The configuration of a disk that XBB serves.
@@ -61,36 +66,42 @@ guest_create() { # name, disk...
     guest_up "$1"
 }
 
-# Writes /srv/NAME.cfg; `guest_extra` is added to the kernel's command line.
+# Writes /srv/NAME.cfg; `guest_extra` is added to the kernel's command line, `guest_lines` to the file. Other variables name
+# another type, kernel or ramdisk; an empty ramdisk is none.
 guest_config() { # name, disk...
-    local name=$1 disk list=""
+    local name=$1 disk list="" ramdisk=${guest_ramdisk-/srv/guest.cpio}
     shift
     for disk; do
         list+="'$disk',"
     done
     cat >"/srv/$name.cfg" <<END
 name = "$name"
-type = "pv"
-kernel = "/srv/vmlinux"
-ramdisk = "/srv/guest.cpio"
+type = "${guest_type:-pv}"
+kernel = "${guest_kernel:-/srv/vmlinux}"
+${ramdisk:+ramdisk = \"$ramdisk\"}
 memory = ${guest_memory:-256}
 vcpus = 1
 # Else Xen emulates each look at the clock, as the emulated CPU promises no constant one.
 tsc_mode = "native"
-extra = "console=hvc0 quiet panic=-1 mitigations=off cryptomgr.notests rodata=off ${guest_extra:-}"
+extra = "$guest_kernel_line ${guest_extra:-}"
 on_crash = "destroy"
 disk = [ $list ]
+${guest_lines:-}
 END
+    mkdir -p "$consoles"
+    : >"$consoles/guest-$name.log"
 }
 
 guest_up() { # name
-    local log=$consoles/guest-$1.log
-    mkdir -p "$consoles"
-    : >"$log"
     note "xl create $1"
     xl create -q "/srv/$1.cfg" || fail "xl create $1"
+    guest_ready "$1"
+}
+
+# Waits until a guest that was created takes commands.
+guest_ready() { # name
     note "guest $1 is built"
-    await 300 "guest $1" grep -q '^ready= 0' "$log"
+    await 300 "guest $1" grep -q '^ready= 0' "$consoles/guest-$1.log"
     note "guest $1 is domain $(domid "$1")"
 }
 
@@ -162,6 +173,6 @@ assert_nothing_left() {
             fail "left: $(workers) workers, $(vbd_nodes) nodes, $(ports) ports (before: $ports_before)," \
                 "$(descriptors) descriptors of xbbd (before: $descriptors_before), $(($(xl list | wc -l) - 2)) domains"
         fi
-        sleep 0.3
+        read -rt 0.3 -u 8 || true
     done
 }

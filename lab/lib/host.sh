@@ -5,6 +5,7 @@
 share=$out/share
 # Seconds; the machine is emulated and may be shared.
 boot_limit=${XEN_LAB_BOOT_SECONDS:-400}
+clock_shift=2
 
 say() { printf '%s\n' "lab: $*"; }
 
@@ -58,7 +59,10 @@ boot() { # lean | systemd
         disks=(-drive file="$out/systemd.img,if=virtio,format=raw,snapshot=on")
     fi
     rm -f "$share"/jobs/*
-    qemu-system-x86_64 -accel tcg,thread=multi -machine q35 -cpu qemu64 -smp 2 -m 4096 -nographic -no-reboot -nic none \
+    # Time is counted in instructions (2^shift ns each) and one thread runs both CPUs: on a busy machine the time limits of Xen's
+    # toolstack (10 s for a backend, 40 s for a script) would pass while next to nothing is done, and a CPU would wait for
+    # another that this machine does not run at the moment.
+    qemu-system-x86_64 -accel tcg,thread=single -icount shift="$clock_shift",sleep=on -rtc clock=vm -machine q35 -cpu qemu64 -smp 2 -m 4096 -nographic -no-reboot -nic none \
         -kernel "$out/xen" -append "dom0_mem=1536M,max:1536M console=com1 loglvl=all guest_loglvl=all bootscrub=0 spec-ctrl=no" \
         -initrd "$out/vmlinux console=hvc0 quiet panic=5 mitigations=off cryptomgr.notests rodata=off,$initramfs" \
         -virtfs local,path="$share",mount_tag=host,security_model=none \
