@@ -43,6 +43,7 @@ let package = Package(
         .executable(name: "xbb-loopback", targets: ["xbb-loopback"]),
         .executable(name: "xbb-blkfront", targets: ["xbb-blkfront"]),
         .executable(name: "xbb-bench", targets: ["xbb-bench"]),
+        .executable(name: "xbb-plugin-check", targets: ["xbb-plugin-check"]),
         .library(name: "xbb-rawdisk", type: .dynamic, targets: ["RawDiskPlugin"]),
         .library(name: "xbb-file", type: .dynamic, targets: ["FilePlugin"]),
         .library(name: "xbb-qcow", type: .dynamic, targets: ["QCOWPlugin"]),
@@ -51,6 +52,7 @@ let package = Package(
         .library(name: "xbb-delay", type: .dynamic, targets: ["DelayPlugin"]),
         .library(name: "nbdkit-xbb-plugin", type: .dynamic, targets: ["NBDKitBlkfront"]),
         .library(name: "evil-test-plugin", type: .dynamic, targets: ["EvilPlugin"]),
+        .library(name: "faulty-test-plugin", type: .dynamic, targets: ["FaultyPlugin"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2")
@@ -156,6 +158,17 @@ let package = Package(
             name: "NullPlugin", dependencies: ["PluginAPI"], path: "Plugins/Testing/Null",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])], linkerSettings: onlyEntryPoint()),
 
+        // What a plugin is checked with: a suspicious host in C, and the checks; for authors and for our own tests.
+        .target(
+            name: "CPluginHarness", dependencies: ["PluginAPI"],
+            cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])]),
+        .target(name: "CAllocations", cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])]),
+        .target(
+            name: "PluginCheck",
+            dependencies: ["CPluginHarness", "CAllocations", "XBBHost", "PluginAPI", "CLinux", "Support"],
+            swiftSettings: strict),
+        .executableTarget(name: "xbb-plugin-check", dependencies: ["PluginCheck", "Support"], swiftSettings: strict),
+
         // Tests; C oracles are compiled from Xen's own headers.
         .target(name: "TestSupport", dependencies: ["Support"], path: "Tests/TestSupport"),
         .target(name: "CBlkifOracle", path: "Tests/CBlkifOracle"),
@@ -175,17 +188,21 @@ let package = Package(
                 "XBBHost", "XenLoopback", "Blkfront", "Blkif", "Memory", "Xen", "CXen", "CLinux", "CRing", "PluginAPI",
                 "TestSupport", "XenBus",
             ]),
-        .target(
-            name: "CPluginHarness", dependencies: ["PluginAPI"], path: "Tests/CPluginHarness",
-            cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])],
-            linkerSettings: [.linkedLibrary("dl")]),
         .executableTarget(
             name: "qcow-read", dependencies: ["CPluginHarness"], path: "Tests/QCOWRead",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])]),
         .testTarget(
-            name: "PluginTests", dependencies: ["PluginAPI", "CPluginHarness", "CLinux", "TestSupport", "qcow-read"]),
+            name: "PluginTests",
+            dependencies: [
+                "PluginAPI", "PluginCheck", "CPluginHarness", "XBBHost", "CLinux", "Support", "TestSupport",
+                "qcow-read",
+                "xbb-plugin-check",
+            ]),
         .target(
             name: "EvilPlugin", dependencies: ["PluginAPI"], path: "Tests/EvilPlugin", publicHeadersPath: ".",
+            cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])], linkerSettings: onlyEntryPoint()),
+        .target(
+            name: "FaultyPlugin", dependencies: ["PluginAPI"], path: "Tests/FaultyPlugin", publicHeadersPath: ".",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])], linkerSettings: onlyEntryPoint()),
         .executableTarget(name: "confine-probe", dependencies: ["CLinux"], path: "Tests/ConfineProbe"),
         .executableTarget(name: "fake-worker", dependencies: ["Xen", "CLinux"], path: "Tests/FakeWorker"),

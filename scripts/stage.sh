@@ -9,7 +9,7 @@ from=.build/$configuration
 to=build/$configuration
 
 install -d -m 755 build "$to" "$to/bin" "$to/lib" "$to/lib/xbb" "$to/lib/xbb/plugins" "$to/lib/nbdkit"
-for program in xbbd xbb-vbd xbbctl xbb-dm xbb-loopback xbb-blkfront xbb-bench; do
+for program in xbbd xbb-vbd xbbctl xbb-dm xbb-loopback xbb-blkfront xbb-bench xbb-plugin-check; do
     [[ -e $from/$program ]] && install -m 755 "$from/$program" "$to/bin/$program"
 done
 for library in "$from"/libxbb-*.so; do

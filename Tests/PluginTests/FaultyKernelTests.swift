@@ -5,6 +5,7 @@ import CLinux
 import CPluginHarness
 import Glibc
 import PluginAPI
+import PluginCheck
 import Testing
 
 /// The shim and a copy of the plugin that was bound to it.

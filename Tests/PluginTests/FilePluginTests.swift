@@ -4,6 +4,7 @@ import CLinux
 import CPluginHarness
 import Glibc
 import PluginAPI
+import PluginCheck
 import Testing
 
 @Suite struct FilePluginTests {
@@ -259,8 +260,8 @@ import Testing
         let requests = (0..<8).map { _ in Request() }
         for (index, request) in requests.enumerated() { request.set(XBB_OP_WRITE, UInt64(index * 4096), 4096) }
         // Two iovecs at an address that nobody mapped: EFAULT from io_submit itself.
-        requests[4].handle.pointee.req.iov = UnsafePointer(bitPattern: 4096)
-        requests[4].handle.pointee.req.iovcnt = 2
+        requests[4].handle.pointee.req.pointee.iov = UnsafePointer(bitPattern: 4096)
+        requests[4].handle.pointee.req.pointee.iovcnt = 2
         #expect(queue.submit(requests) == 8)
         #expect(queue.run() == 0)
         #expect(requests.map(\.status) == [0, 0, 0, 0, -EFAULT, 0, 0, 0])

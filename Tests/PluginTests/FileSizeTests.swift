@@ -4,6 +4,7 @@ import CLinux
 import CPluginHarness
 import Glibc
 import PluginAPI
+import PluginCheck
 import Testing
 
 @Suite struct FileSizeTests {

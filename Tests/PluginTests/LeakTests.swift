@@ -5,6 +5,7 @@ import CLinux
 import CPluginHarness
 import Glibc
 import PluginAPI
+import PluginCheck
 import Testing
 
 /// Entries of a folder of /proc/self.

@@ -4,6 +4,7 @@ import CLinux
 import CPluginHarness
 import Glibc
 import PluginAPI
+import PluginCheck
 import Testing
 
 /// A loop device over a file, detached with its owner.

@@ -4,6 +4,7 @@
 import CPluginHarness
 import Glibc
 import PluginAPI
+import PluginCheck
 import Testing
 
 @Suite struct TableTests {
@@ -40,8 +41,7 @@ import Testing
             #expect(option.def != nil, "\(name) has no default")
             #expect(!String(cString: option.help).contains("\n"))
         }
-        var strings: [UnsafeMutablePointer<CChar>] = []
-        _ = try Plugin(name).values([:], keeping: &strings)
+        _ = try Plugin(name).values([:])
     }
 
     @Test(arguments: names)

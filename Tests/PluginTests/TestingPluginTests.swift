@@ -3,6 +3,7 @@
 import CPluginHarness
 import Glibc
 import PluginAPI
+import PluginCheck
 import Testing
 
 @Suite struct NullPluginTests {

@@ -68,12 +68,12 @@ static int read_disk(struct harness_disk *disk, uint64_t size, int out)
     for (uint64_t i = 0; i < count; i++) {
         uint64_t step = count == steps ? i : i < 64 ? i : i < 128 ? steps - 128 + i : steps / count * i;
         uint64_t offset = step * STEP, length = size - offset < STEP ? size - offset : STEP;
-        request->iov[0] = (struct iovec){ .iov_base = buffer, .iov_len = length };
-        request->req.op = XBB_OP_READ;
-        request->req.offset = offset;
-        request->req.length = length;
-        request->req.iovcnt = 1;
+        uint32_t segment = (uint32_t)length;
+        harness_shape(request, &segment, 1);
+        request->req->op = XBB_OP_READ;
+        request->req->offset = offset;
         if (harness_submit(queue, &request, 1) != 1 || harness_run(queue, 0, 5000, false) != 0) { failed++; continue; }
+        harness_fetch(request, buffer, length);
         if (request->status != 0) { failed++; last = request->status; memset(buffer, 0xEE, length); }
         if (out > 0 && pwrite(out, buffer, length, (off_t)offset) != (ssize_t)length) { perror("write"); exit(3); }
     }
@@ -105,7 +105,8 @@ int main(int argc, char **argv)
     inspect(table, fd, argv[2], list);
     struct harness_disk *disk;
     struct xbb_error error = { 0 };
-    int status = harness_open_format(plugin, fd, XBB_OPEN_RDONLY, argv[2], list, &disk, &error);
+    int status = harness_prepare(plugin, fd, XBB_OPEN_RDONLY, list, argv[2], &disk, &error);
+    if (status == 0) status = harness_start(disk, &error);
     if (status != 0) { printf("open: %d %s\n", status, error.message); return 1; }
     struct xbb_info info = { .struct_size = sizeof info };
     harness_info(disk, &info);

@@ -44,7 +44,8 @@ static uint32_t submit(void *q, struct xbb_req *const *reqs, uint32_t n) {
             if (reqs[i]->op == XBB_OP_WRITE) memcpy(place, v->iov_base, v->iov_len);
             place += v->iov_len;
         }
-        host->complete(queue->host_queue, reqs[i], reqs[i]->op <= XBB_OP_WRITE ? 0 : -EOPNOTSUPP);
+        int known = reqs[i]->op == XBB_OP_READ || reqs[i]->op == XBB_OP_WRITE;
+        host->complete(queue->host_queue, reqs[i], known ? 0 : -EOPNOTSUPP);
     }
     return n;
 }

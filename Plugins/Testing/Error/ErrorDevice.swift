@@ -11,7 +11,7 @@ final class ErrorDevice {
     let misbehaviour: Misbehaviour
     private let memory: MemoryDisk
     private let isReadOnly: Bool
-    /// XBB_OP_* that fail; 0: none, nil: any.
+    /// XBB_OP_* that fail; -1: none, nil: any.
     private let op: Int?
     private let code: Int32
     private let isShort: Bool
@@ -28,7 +28,7 @@ final class ErrorDevice {
         isReadOnly = opening.isReadOnly
         // "none", "any", then the operations in the order of their numbers.
         let choice = Int(number(.op))
-        op = choice == 1 ? nil : max(choice - 1, 0)
+        op = choice == 1 ? nil : choice - 1
         self.code = code(number(.error))
         isShort = number(.error) == 9
         (after, every, count) = (number(.after), max(number(.every), 1), number(.count))

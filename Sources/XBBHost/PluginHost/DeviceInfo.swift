@@ -60,7 +60,7 @@ public struct DeviceInfo: Sendable, Equatable {
     public var sectorCount: UInt64 { size / 512 }
 
     /// Checks what get_info() returned; the text of the error is for the operator.
-    init(validating info: xbb_info) throws(PluginError) {
+    package init(validating info: xbb_info) throws(PluginError) {
         func isPowerOfTwo(_ value: UInt32) -> Bool { value != 0 && value & (value - 1) == 0 }
         let logical = info.logical_block == 0 ? 512 : info.logical_block
         guard isPowerOfTwo(logical), (512...4096).contains(logical) else {

@@ -19,7 +19,7 @@ public struct PluginDescription: Sendable, Equatable {
     public let json: JSON
 
     /// Of a loaded plugin.
-    init(_ library: PluginLibrary) {
+    package init(_ library: PluginLibrary) {
         name = library.name
         formats = library.formats
         probes = unsafe library.table.probe != nil

@@ -28,7 +28,7 @@ public enum PluginThreadModel: Sendable, Equatable {
 @safe
 public struct PluginLibrary: @unchecked Sendable {
     /// The plugin's own table, as much of it as both sides know; zero where the plugin is older.
-    let table: xbb_plugin
+    package let table: xbb_plugin
     /// The name in the file name.
     public let name: String
     /// The plugin's version text.
@@ -75,7 +75,7 @@ public struct PluginLibrary: @unchecked Sendable {
             try checkOwner(of: path)
             // A link is as good as the folder that it leads to.
             if let target = folder(behindLink: path) { try checkOwner(of: target) }
-            return try open(name: name, path: path)
+            return try unsafe load(name: name, path: path, host: HostTable.shared)
         }
         throw PluginError(
             .missing,
@@ -88,7 +88,7 @@ public struct PluginLibrary: @unchecked Sendable {
     }
 
     /// The name of the plugin in a file called "xbb-<name>.so"; nil for other files.
-    static func name(inFile file: String) -> String? {
+    package static func name(inFile file: String) -> String? {
         guard file.hasPrefix("xbb-"), file.hasSuffix(".so") else { return nil }
         let name = String(file.dropFirst(4).dropLast(3))
         return isValidName(name) ? name : nil
@@ -128,7 +128,10 @@ public struct PluginLibrary: @unchecked Sendable {
         }
     }
 
-    private static func open(name: String, path: String) throws(PluginError) -> PluginLibrary {
+    /// Loads the plugin `name` from the file, whoever it belongs to, for the host with that table.
+    package static func load(
+        name: String, path: String, host: UnsafePointer<xbb_host>
+    ) throws(PluginError) -> PluginLibrary {
         try PluginFile.check(path)
         guard let handle = unsafe dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE) else {
             throw PluginError(
@@ -147,7 +150,7 @@ public struct PluginLibrary: @unchecked Sendable {
         guard let description = unsafe entry() else {
             throw faulty(path, "\(XBB_PLUGIN_ENTRY)() returned NULL in place of its description")
         }
-        return try unsafe check(description, name: name, path: path)
+        return try unsafe check(description, name: name, path: path, host: host)
     }
 
     /// What helps where plugin and host are of different versions.
@@ -160,7 +163,7 @@ public struct PluginLibrary: @unchecked Sendable {
 
     /// Copies as much of the table as both sides know and checks it. The table is untrusted input.
     private static func check(
-        _ description: UnsafePointer<xbb_plugin>, name: String, path: String
+        _ description: UnsafePointer<xbb_plugin>, name: String, path: String, host: UnsafePointer<xbb_host>
     ) throws(PluginError) -> PluginLibrary {
         let size = Int(unsafe description.pointee.struct_size)
         guard let smallest = unsafe MemoryLayout<xbb_plugin>.offset(of: \.poll), size >= smallest, size <= 65536 else {
@@ -211,7 +214,7 @@ public struct PluginLibrary: @unchecked Sendable {
             summary: table.description.map { unsafe String(cString: $0) } ?? "", formats: formats, path: path,
             threadModel: PluginThreadModel(table.thread_model))
         if let load = unsafe table.load {
-            let result = unsafe load(HostTable.shared)
+            let result = unsafe load(host)
             if result != 0 {
                 throw PluginError(
                     .incompatible,

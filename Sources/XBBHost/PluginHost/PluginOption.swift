@@ -45,7 +45,7 @@ public struct PluginOption: Sendable {
     /// What it takes.
     public let kind: Kind
     /// Bounds of numbers.
-    let bounds: ClosedRange<UInt64>
+    package let bounds: ClosedRange<UInt64>
 
     init?(_ option: xbb_option) {
         guard let name = unsafe option.name else { return nil }
@@ -119,12 +119,12 @@ public struct PluginOption: Sendable {
 
 /// The values that a plugin gets at open(), in the order of its schema. The texts live as long as this object.
 @safe
-final class PluginOptionValues: @unchecked Sendable {
-    let values: UnsafeMutablePointer<xbb_value>
-    let count: Int
+package final class PluginOptionValues: @unchecked Sendable {
+    package let values: UnsafeMutablePointer<xbb_value>
+    package let count: Int
 
     /// Checks `given` against the schema and fills in the defaults.
-    init(_ schema: [PluginOption], given: [String: String]) throws(PluginError) {
+    package init(_ schema: [PluginOption], given: [String: String]) throws(PluginError) {
         for name in given.keys.sorted() where !schema.contains(where: { $0.name == name }) {
             let known = schema.map(\.name).joined(separator: ", ")
             throw PluginError(.option, "unknown option '\(name)'; this plugin takes: \(known.isEmpty ? "none" : known)")

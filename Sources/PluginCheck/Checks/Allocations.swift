@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What malloc() has given to this process and not taken back.
+import CAllocations
+
+/// Live memory of the allocator.
+struct Allocations {
+    var blocks: Int
+    var bytes: Int
+
+    /// As it is now.
+    static var live: Allocations {
+        Allocations(blocks: Int(callocations_live_blocks()), bytes: Int(callocations_live_bytes()))
+    }
+
+    static func - (left: Allocations, right: Allocations) -> Allocations {
+        Allocations(blocks: left.blocks - right.blocks, bytes: left.bytes - right.bytes)
+    }
+}

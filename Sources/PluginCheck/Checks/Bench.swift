@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What a check works with, in the process that is made for it: the plugin, its image, and the line to the parent.
+import CLinux
+import CPluginHarness
+import Glibc
+import PluginAPI
+import Synchronization
+import XBBHost
+
+/// What a plugin is checked with.
+package struct Subject: Sendable {
+    /// The file of the plugin.
+    package var path: String
+    /// Values for its options.
+    package var options: [String: String] = [:]
+    /// The format to serve; nil for its first one.
+    package var format: String?
+    /// The image that the check may write to; nil where the plugin has none.
+    package var image: String?
+    /// What the image must read as, byte for byte.
+    package var reference: String?
+    /// A folder that goes away after the check.
+    package var folder: String = "/tmp"
+    /// Fewer rounds.
+    package var isQuick = false
+
+    package init(path: String) { self.path = path }
+
+    /// The name in the file name "xbb-NAME.so".
+    var name: String? {
+        PluginLibrary.name(inFile: path.split(separator: "/").last.map(String.init) ?? "")
+    }
+}
+
+/// The line to the parent; written by checks, by the harness and by the handlers of faults.
+private let reportDescriptor = Atomic<Int32>(-1)
+
+/// Writes a line. Words: "at", what is being done; "note", a figure; "fact", JSON; "fail", "skip", "pass".
+private func report(_ word: String, _ text: String) {
+    var line = "\(word) \(text.split(whereSeparator: \.isNewline).joined(separator: " "))\n"
+    line.withUTF8 { bytes in _ = unsafe write(reportDescriptor.load(ordering: .relaxed), bytes.baseAddress, bytes.count)
+    }
+}
+
+/// The surroundings of one check.
+@safe
+package final class Bench {
+    package let subject: Subject
+    private var loaded: Plugin?
+    /// Kept to the end of the process: what a failed check leaves is not closed behind its back.
+    private var kept: [AnyObject] = []
+
+    private init(_ subject: Subject) { self.subject = subject }
+
+    /// Makes the check and ends the process; the outcome goes to `descriptor`.
+    package static func run(
+        _ check: Check, _ subject: Subject, reportingTo descriptor: Int32, memoryLimit: Int, isVerbose: Bool
+    ) -> Never {
+        var limit = rlimit(rlim_cur: UInt(memoryLimit) << 20, rlim_max: UInt(memoryLimit) << 20)
+        _ = unsafe setrlimit(__rlimit_resource_t(RLIMIT_AS.rawValue), &limit)
+        limit = rlimit(rlim_cur: 0, rlim_max: 0)
+        _ = unsafe setrlimit(__rlimit_resource_t(RLIMIT_CORE.rawValue), &limit)
+        if !isVerbose { dup2(1, 2) }
+        // Out of the way of a plugin that closes descriptors by number, and of those it opens.
+        let kept = clinux_fcntl_int(descriptor, F_DUPFD_CLOEXEC, 200)
+        Glibc.close(descriptor)
+        reportDescriptor.store(kept, ordering: .relaxed)
+        harness_name_faults(kept)
+        unsafe harness_on_breach { text in
+            PluginCheck.report("fail", unsafe text.map { unsafe String(cString: $0) } ?? "")
+            _exit(3)
+        }
+        let bench = Bench(subject)
+        do throws(Failure) {
+            try check.body(bench)
+            PluginCheck.report("pass", "")
+        } catch {
+            PluginCheck.report(error.isSkip ? "skip" : "fail", error.description)
+        }
+        _exit(0)
+    }
+
+    /// Says what is being done, for the case that it is the last thing.
+    func at(_ what: String) { PluginCheck.report("at", what) }
+    /// Tells a figure.
+    func note(_ text: String) { PluginCheck.report("note", text) }
+    /// Tells the parent what it decides by.
+    func fact(_ json: String) { PluginCheck.report("fact", json) }
+    /// Where the parent reads.
+    var descriptor: Int32 { reportDescriptor.load(ordering: .relaxed) }
+
+    /// The plugin, loaded.
+    var plugin: Plugin {
+        get throws(Failure) {
+            if let loaded { return loaded }
+            guard let name = subject.name else { throw Failure("the file is not called xbb-NAME.so") }
+            at("load()")
+            let plugin = try Plugin(name: name, path: subject.path)
+            loaded = plugin
+            return plugin
+        }
+    }
+
+    /// Opens the disk: read-only where the plugin cannot write.
+    func disk(
+        _ options: [String: String] = [:], image: String? = nil, readOnly: Bool = false, started: Bool = true
+    ) throws(Failure) -> Disk {
+        let disk = try unkeptDisk(options, image: image, readOnly: readOnly, started: started)
+        kept.append(disk)
+        return disk
+    }
+
+    /// The same, for a check that closes it.
+    func unkeptDisk(
+        _ options: [String: String] = [:], image: String? = nil, readOnly: Bool = false, started: Bool = true
+    ) throws(Failure) -> Disk {
+        let plugin = try plugin
+        at("open()")
+        return try Disk(
+            plugin, plugin.library.hasNoFile ? nil : image ?? subject.image,
+            readOnly: readOnly || plugin.library.isReadOnly, subject.options.merging(options) { $1 },
+            format: subject.format, started: started)
+    }
+
+    /// What `get_info()` says, checked as the host does.
+    func info(_ disk: Disk) throws(Failure) -> DeviceInfo {
+        at("get_info()")
+        do throws(PluginError) {
+            return try DeviceInfo(validating: disk.info)
+        } catch {
+            throw Failure("get_info(): \(error)")
+        }
+    }
+
+    /// Opens a queue for guarded requests.
+    func queue(_ disk: Disk, index: UInt32 = 0, depth: UInt32 = 32) throws(Failure) -> Queue {
+        at("queue_open()")
+        let queue = try Queue(disk, index: index, depth: depth, guarded: true)
+        kept.append(queue)
+        return queue
+    }
+
+    /// Performs a request that must end with one of the statuses.
+    func perform(_ request: Request, on queue: Queue, expecting statuses: [Int32] = [0]) throws(Failure) {
+        at("a \(request.name)")
+        let status = queue.perform(request)
+        if status == 1 { throw Failure("submit() accepts nothing with nothing in flight, 100 times") }
+        if status == 2 { throw Failure("a \(request.name) was accepted and never completed") }
+        if !statuses.contains(status) {
+            let expected = statuses.map { $0 == 0 ? "0" : errorName($0) }.joined(separator: " or ")
+            throw Failure("a \(request.name) gave \(errorName(status)), and \(expected) was expected")
+        }
+    }
+
+    /// Closes the queues, then the disk.
+    func close(_ disk: Disk, _ queues: [Queue]) {
+        at("queue_close()")
+        for queue in queues { queue.close() }
+        at("close()")
+        disk.close()
+    }
+}
+
+/// "-5 (Input/output error)".
+func errorName(_ status: Int32) -> String {
+    status < 0 && status > -4096 ? "\(status) (\(unsafe String(cString: strerror(-status))))" : "\(status)"
+}

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Makes each check in a process of its own: a plugin that crashes, hangs or leaves costs that check and no other.
+import CLinux
+import Glibc
+import Support
+
+/// Runs checks of one plugin.
+package struct Runner {
+    /// This program.
+    package var program = "/proc/self/exe"
+    package var subject: Subject
+    /// The image or block device that was named; regular files are copied for each check.
+    package var image: String?
+    /// Seconds for each check.
+    package var timeLimit = 120
+    /// MiB of address space for each check.
+    package var memoryLimit = 4096
+    /// Lets what the plugin prints through.
+    package var isVerbose = false
+    /// What the plugin says of itself, once known.
+    private var description: JSON?
+    private var cannotLoad: String?
+    private var cannotOpen: String?
+
+    package init(_ subject: Subject) { self.subject = subject }
+
+    /// Makes the checks in their order and tells each result.
+    package mutating func run(_ checks: [Check], telling tell: (CheckResult) -> Void) -> [CheckResult] {
+        var results: [CheckResult] = []
+        if let first = Check.all.first(where: { $0.identifier == "table.accepted" }),
+            checks.contains(where: { $0.need != .file })
+        {
+            // What the other checks need is known from this one.
+            let result = make(first)
+            if case .failed(let why) = result.outcome { cannotLoad = why }
+        }
+        for check in checks {
+            let started = clinux_monotonic_ns()
+            var result = attempt(check)
+            result.seconds = Double(clinux_monotonic_ns() - started) / 1e9
+            if check.identifier == "open.good", case .failed = result.outcome { cannotOpen = "open.good failed" }
+            results.append(result)
+            tell(result)
+        }
+        return results
+    }
+
+    private mutating func attempt(_ check: Check) -> CheckResult {
+        let isFirst = check.identifier == "table.accepted"
+        if check.need != .file, !isFirst, cannotLoad != nil {
+            return CheckResult(check: check, outcome: .skipped("not checked: the plugin cannot be loaded"))
+        }
+        if check.need == .disk, let cannotOpen {
+            return CheckResult(check: check, outcome: .skipped("not checked: \(cannotOpen)"))
+        }
+        return make(check)
+    }
+
+    private var needsFile: Bool { description?["needs_file"] != .bool(false) }
+    private var format: String? { subject.format ?? description?["formats"]?.elements.first?.string }
+
+    private mutating func make(_ check: Check) -> CheckResult {
+        var template = Array("\(getenvText("TMPDIR") ?? "/tmp")/xbb-check-XXXXXX".utf8CString)
+        guard let made = unsafe mkdtemp(&template) else {
+            return CheckResult(check: check, outcome: .failed("cannot make a folder for it in TMPDIR: error \(errno)"))
+        }
+        let folder = unsafe String(cString: made)
+        defer { remove(folder) }
+        var subject = subject
+        subject.folder = folder
+        do throws(Failure) {
+            if check.need != .file { subject.image = try scratchImage(in: folder, required: check.need == .disk) }
+        } catch {
+            let outcome: CheckResult.Outcome = error.isSkip ? .skipped(error.description) : .failed(error.description)
+            return CheckResult(check: check, outcome: outcome)
+        }
+        return spawn(check, subject)
+    }
+
+    /// The image for one check: a copy, an empty disk for raw, or the block device itself.
+    private func scratchImage(in folder: String, required: Bool) throws(Failure) -> String? {
+        if let image {
+            var status = stat()
+            guard unsafe stat(image, &status) == 0 else { throw Failure("\(image): error \(errno)") }
+            if status.st_mode & S_IFMT == S_IFBLK { return image }
+            try copySparse(image, to: "\(folder)/image")
+            return "\(folder)/image"
+        }
+        guard description != nil, needsFile else { return nil }
+        guard format == "raw" else {
+            if required { throw .skip("it needs an image of format \(format ?? "?"): give --image FILE") }
+            return nil
+        }
+        try write([], to: "\(folder)/image")
+        if unsafe truncate("\(folder)/image", 16 << 20) != 0 { throw Failure("no room for an image in \(folder)") }
+        return "\(folder)/image"
+    }
+
+    private func arguments(_ check: Check, _ subject: Subject) -> [String] {
+        var words = ["xbb-plugin-check", "--run-check", check.identifier, "--folder", subject.folder]
+        words += ["--memory-limit", "\(memoryLimit)"]
+        if let image = subject.image { words += ["--image", image] }
+        if let format = subject.format { words += ["--format", format] }
+        if let reference = subject.reference { words += ["--reference", reference] }
+        if subject.isQuick { words.append("--quick") }
+        if isVerbose { words.append("--verbose") }
+        words += [subject.path, "--"]
+        return words + subject.options.sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" }
+    }
+
+    private mutating func spawn(_ check: Check, _ subject: Subject) -> CheckResult {
+        var ends: [Int32] = [-1, -1]
+        guard unsafe pipe(&ends) == 0 else {
+            return CheckResult(check: check, outcome: .failed("pipe: error \(errno)"))
+        }
+        let null = unsafe clinux_open("/dev/null", O_WRONLY | O_CLOEXEC, 0)
+        var process: pid_t = 0
+        let code = unsafe withCStrings(arguments(check, subject)) { arguments in
+            unsafe clinux_spawn(program, arguments, isVerbose ? -1 : null, ends[1], &process)
+        }
+        close(null)
+        close(ends[1])
+        defer { close(ends[0]) }
+        guard code == 0 else {
+            return CheckResult(check: check, outcome: .failed("cannot start the check: error \(code)"))
+        }
+        var reader = ReportReader(descriptor: ends[0])
+        let end = reader.follow(process, seconds: timeLimit)
+        if let fact = reader.fact { description = fact }
+        var result = CheckResult(check: check, outcome: reader.outcome(end, seconds: timeLimit))
+        result.notes = reader.notes
+        return result
+    }
+}
+
+/// What a check's process says, line by line.
+private struct ReportReader {
+    /// How the process ended.
+    enum End {
+        case exited(Int32)
+        case signalled(Int32)
+        case overtime
+    }
+
+    let descriptor: Int32
+    private var pending: [UInt8] = []
+    private var place = ""
+    private var verdict: CheckResult.Outcome?
+    private(set) var notes: [String] = []
+    private(set) var fact: JSON?
+
+    init(descriptor: Int32) {
+        self.descriptor = descriptor
+        _ = clinux_fcntl_int(descriptor, F_SETFL, O_NONBLOCK)
+    }
+
+    /// Reads until the process ends or its time is over; then nothing of it is left.
+    mutating func follow(_ process: pid_t, seconds: Int) -> End {
+        let watched = clinux_pidfd_open(process)
+        defer { close(watched) }
+        let deadline = clinux_monotonic_ns() + UInt64(seconds) * 1_000_000_000
+        var (exit, signal) = (Int32(0), Int32(0))
+        while true {
+            let now = clinux_monotonic_ns()
+            var polls = [
+                pollfd(fd: watched, events: Int16(POLLIN), revents: 0),
+                pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0),
+            ]
+            let wait = now < deadline ? Int32(min((deadline - now) / 1_000_000 + 1, 1000)) : 0
+            _ = unsafe poll(&polls, 2, wait)
+            let isOpen = take()
+            if unsafe clinux_pidfd_wait(watched, &exit, &signal) == 1 {
+                kill(-process, SIGKILL)
+                _ = take()
+                return signal != 0 ? .signalled(signal) : .exited(exit)
+            }
+            if now >= deadline {
+                kill(-process, SIGKILL)
+                while unsafe clinux_pidfd_wait(watched, &exit, &signal) == 0 { usleep(1000) }
+                return .overtime
+            }
+            // Closed by the plugin, perhaps: the end is waited for without it.
+            if !isOpen { usleep(1000) }
+        }
+    }
+
+    /// False at the end of what is written.
+    private mutating func take() -> Bool {
+        var chunk = [UInt8](repeating: 0, count: 4096)
+        while true {
+            let count = unsafe read(descriptor, &chunk, chunk.count)
+            if count == 0 { return false }
+            if count < 0 { return true }
+            pending += chunk[..<count]
+            while let end = pending.firstIndex(of: 10) {
+                take(line: String(decoding: pending[..<end], as: UTF8.self))
+                pending.removeSubrange(...end)
+            }
+        }
+    }
+
+    private mutating func take(line: String) {
+        let parts = line.split(separator: " ", maxSplits: 1, omittingEmptySubsequences: false)
+        let text = parts.count > 1 ? String(parts[1]) : ""
+        switch parts[0] {
+        case "at": place = text
+        case "note": notes.append(text)
+        case "fact": fact = try? JSON(parsing: text)
+        // The first one counts.
+        case "pass": verdict = verdict ?? .passed
+        case "skip": verdict = verdict ?? .skipped(text)
+        case "fail": verdict = verdict ?? .failed(text)
+        default: break
+        }
+    }
+
+    func outcome(_ end: End, seconds: Int) -> CheckResult.Outcome {
+        let place = place.isEmpty ? "" : " (during \(place))"
+        switch (end, verdict) {
+        case (.overtime, _): return .failed("it hangs: the check did not end within \(seconds) s\(place)")
+        case (.exited(0), .some(let verdict)): return verdict
+        case (_, .some(.failed(let why))): return .failed("\(why)\(place)")
+        case (.signalled(let signal), _): return .failed("the process was ended by signal \(signal)\(place)")
+        case (.exited(let status), _):
+            return .failed(
+                "the process ended with exit status \(status)\(place): a plugin never calls exit() and closes no "
+                    + "descriptor that is not its own")
+        }
+    }
+}
+
+private func getenvText(_ name: String) -> String? { unsafe getenv(name).map { unsafe String(cString: $0) } }
+
+/// Calls `body` with a NULL-terminated list of C strings.
+private func withCStrings(_ words: [String], _ body: (UnsafePointer<UnsafeMutablePointer<CChar>?>) -> Int32) -> Int32 {
+    var list = unsafe words.map { unsafe strdup($0) }
+    unsafe list.append(nil)
+    defer { unsafe list.forEach { unsafe free($0) } }
+    return unsafe body(list)
+}
+
+/// Removes a folder with plain files in it.
+private func remove(_ folder: String) {
+    if let stream = unsafe opendir(folder) {
+        while let entry = unsafe readdir(stream) {
+            let name = unsafe withUnsafePointer(to: &entry.pointee.d_name) { field in
+                unsafe field.withMemoryRebound(to: CChar.self, capacity: 256) { unsafe String(cString: $0) }
+            }
+            if name != ".", name != ".." { unsafe unlink("\(folder)/\(name)") }
+        }
+        unsafe closedir(stream)
+    }
+    unsafe rmdir(folder)
+}
+
+/// Copies a file without its holes.
+private func copySparse(_ source: String, to destination: String) throws(Failure) {
+    let (from, to) = unsafe (
+        clinux_open(source, O_RDONLY | O_CLOEXEC, 0),
+        clinux_open(destination, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+    )
+    defer {
+        close(from)
+        close(to)
+    }
+    let length = lseek(from, 0, SEEK_END)
+    guard from >= 0, to >= 0, length >= 0, ftruncate(to, length) == 0 else {
+        throw Failure("cannot copy \(source) to \(destination): error \(errno)")
+    }
+    var chunk = [UInt8](repeating: 0, count: 1 << 20)
+    var place = lseek(from, 0, clinux_SEEK_DATA)
+    while place >= 0, place < length {
+        let end = lseek(from, place, clinux_SEEK_HOLE)
+        while place < end {
+            let count = unsafe pread(from, &chunk, min(chunk.count, end - place), place)
+            guard count > 0, unsafe pwrite(to, chunk, count, place) == count else {
+                throw Failure("cannot copy \(source) to \(destination): error \(errno)")
+            }
+            place += count
+        }
+        place = lseek(from, place, clinux_SEEK_DATA)
+    }
+}
