@@ -2,19 +2,27 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # shellcheck disable=SC2317
 # Serves real images by the real host through shared rings on loopback, and drives them with standard clients.
-# The last line is "demo: ok" or "demo: FAILED".
+# The last line is "demo: ok", "demo: FAILED" or, after Ctrl-C, "demo: interrupted ...". Everything is in one folder below
+# TMPDIR (/var/tmp).
 # shellcheck disable=SC2317  # functions that a trap calls
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 root=$PWD/build/release
 export PATH=$root/bin:$PATH
-work=$(mktemp -d "${TMPDIR:-/var/tmp}/xbb-demo.XXXXXX")
+parent=${TMPDIR:-/var/tmp}
+needed=3072
+available=$(df --output=avail -BM "$parent" | tail -1 | tr -dc 0-9)
+if ((${available:-0} < needed)); then
+    echo "demo: $needed MiB are needed in $parent and ${available:-none} are free; TMPDIR=/PATH names another folder" >&2
+    echo "demo: FAILED"
+    exit 1
+fi
+work=$(mktemp -d "$parent/xbb-demo.XXXXXX") || exit 1
 xen=$work/xen
 socket=$work/run/xbbd.sock
 steps=9
 step=0
 loop=
-pids=()
 started=$SECONDS
 
 say() { step=$((step + 1)); printf '[%d/%d] %s\n' "$step" "$steps" "$*"; }
@@ -24,22 +32,30 @@ ctl() { xbbctl "$@" --loopback "$xen" --socket "$socket"; }
 cleanup() {
     result=$?
     trap - EXIT
-    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null; done
-    pkill -f "xbb-vbd .*--loopback $xen" 2>/dev/null
-    sleep 0.2
+    trap '' INT TERM HUP
+    disown -a
+    # Everything that was started has the folder on its command line, workers of a dead xbbd too.
+    [[ $result -eq 0 ]] && pkill -f "$work/"
+    for _ in $(seq 50); do
+        [[ $result -eq 0 ]] || break
+        pgrep -f "$work/" >/dev/null || break
+        sleep 0.1
+    done
+    pkill -KILL -f "$work/"
     [[ -n $loop ]] && losetup -d "$loop" 2>/dev/null
-    if [[ $result -eq 0 ]]; then
-        rm -rf "$work"
-        echo "demo: ok"
-    else
-        echo "demo: what is needed to understand it is in $work"
-        for log in "$work"/*.log; do [[ -s $log ]] && { echo "--- $log"; tail -15 "$log"; }; done
-        echo "demo: FAILED"
-    fi
+    case $result in
+        0) rm -rf "$work"; echo "demo: ok" ;;
+        130) rm -rf "$work"; echo "demo: interrupted, nothing is left of it" ;;
+        *)
+            for log in "$work"/*.log; do [[ -s $log ]] && { echo "--- $log"; tail -15 "$log"; }; done
+            echo "demo: what is needed to understand it is in $work; remove that folder afterwards"
+            echo "demo: FAILED"
+            ;;
+    esac
     exit "$result"
 }
 trap cleanup EXIT
-trap 'exit 130' INT TERM
+trap 'exit 130' INT TERM HUP
 fail() { echo "demo: $*" >&2; exit 1; }
 
 wait_for() { # wait_for SECONDS WHAT COMMAND...
@@ -52,17 +68,21 @@ wait_for() { # wait_for SECONDS WHAT COMMAND...
     fail "$what did not happen within $limit s"
 }
 
+# In a session of its own, which Ctrl-C does not reach: it would take Xen from under requests, which then never end.
+spawn() { setsid "$@" & }
+# run LOG COMMAND...: waits so that Ctrl-C ends the demo, whatever the command does.
+run() { setsid "${@:2}" >"$1" 2>&1 & wait $!; }
+
 export_disk() { # export_disk VDEV: an NBD socket whose requests go through the ring of that disk
-    nbdkit --foreground --exit-with-parent --unix "$work/$1.nbd" "$root/lib/nbdkit/nbdkit-xbb-plugin.so" \
-        dir="$xen" domid=1 vdev="$1" >"$work/nbdkit-$1.log" 2>&1 &
-    pids+=($!)
+    spawn nbdkit --foreground --exit-with-parent --unix "$work/$1.nbd" "$root/lib/nbdkit/nbdkit-xbb-plugin.so" \
+        dir="$xen" domid=1 vdev="$1" >"$work/nbdkit-$1.log" 2>&1
     wait_for 15 "the export of $1" nbdinfo --size "nbd+unix:///?socket=$work/$1.nbd"
 }
 
 fio_verify() { # fio_verify VDEV MEGABYTES
-    fio --name="verify-$1" --ioengine=nbd --uri="nbd+unix:///?socket=$work/$1.nbd" --rw=randwrite \
+    run "$work/fio-$1.log" fio --name="verify-$1" --ioengine=nbd --uri="nbd+unix:///?socket=$work/$1.nbd" --rw=randwrite \
         --bsrange=4k-256k --size="$2"M --iodepth=32 --verify=crc32c --verify_fatal=1 --do_verify=1 \
-        --randseed=20 --fsync=64 --verify_state_save=0 --output="$work/fio-$1.json" --output-format=json >"$work/fio-$1.log" 2>&1 ||
+        --randseed=20 --fsync=64 --verify_state_save=0 --output="$work/fio-$1.json" --output-format=json ||
         fail "fio --verify failed on $1"
     jq -r '.jobs[0] | "fio: \(.error) errors, wrote \(.write.io_bytes / 1048576 | floor) MiB at \(.write.bw / 1024 | floor) MiB/s, read back \(.read.io_bytes / 1048576 | floor) MiB at \(.read.bw / 1024 | floor) MiB/s"' \
         "$work/fio-$1.json" | while read -r line; do info "$line"; done
@@ -86,15 +106,13 @@ fi
 
 say "starting Xen without Xen: XenStore, grant tables and event channels in shared memory"
 mkdir -p "$xen" "$work/run"
-xbb-loopback run --dir "$xen" >"$work/loopback.log" 2>&1 &
-pids+=($!)
+spawn xbb-loopback run --dir "$xen" >"$work/loopback.log" 2>&1
 wait_for 10 "the start of xbb-loopback" test -S "$xen/xenstored.sock"
 wait_for 10 "the first answer of XenStore" env XENSTORED_PATH="$xen/xenstored.sock" xenstore-read -s /local/domain/0/domid
 xbb-loopback domain create --dir "$xen" 1 >>"$work/loopback.log" 2>&1 || fail "domain 1 cannot be made"
 
 say "starting xbbd"
-xbbd --loopback "$xen" --run-dir "$work/run" --plugin-dir "$root/lib/xbb/plugins" >"$work/xbbd.log" 2>&1 &
-pids+=($!)
+spawn xbbd --loopback "$xen" --run-dir "$work/run" --plugin-dir "$root/lib/xbb/plugins" >"$work/xbbd.log" 2>&1
 wait_for 10 "the start of xbbd" test -S "$socket"
 
 say "attaching disks, as a toolstack does"
@@ -108,14 +126,13 @@ XENSTORED_PATH="$xen/xenstored.sock" xenstore-ls -f /local/domain/0/backend/vbd/
     sed 's/^/      /'
 
 say "copying the filesystem out through the ring, and comparing it"
-nbdcopy "nbd+unix:///?socket=$work/xvda.nbd" "$work/copy.img" || fail "nbdcopy"
-qemu-img compare -q -f raw -F raw "$work/ext4.img" "$work/copy.img" || fail "the copy differs"
+run "$work/copy-out.log" nbdcopy "nbd+unix:///?socket=$work/xvda.nbd" "$work/copy.img" || fail "nbdcopy"
+run "$work/compare.log" qemu-img compare -q -f raw -F raw "$work/ext4.img" "$work/copy.img" || fail "the copy differs"
 e2fsck -fn "$work/copy.img" >"$work/e2fsck.log" 2>&1 || fail "e2fsck found errors in the copy"
 info "identical, and e2fsck finds no error"
 
 say "copying it into another disk through the ring"
-nbdcopy "$work/ext4.img" "nbd+unix:///?socket=$work/xvdb.nbd" || fail "nbdcopy into the scratch disk"
-nbdsh -u "nbd+unix:///?socket=$work/xvdb.nbd" -c 'h.flush()' 2>/dev/null || true
+run "$work/copy-in.log" nbdcopy --flush "$work/ext4.img" "nbd+unix:///?socket=$work/xvdb.nbd" || fail "nbdcopy into the scratch disk"
 cmp -n $((128 << 20)) "$work/ext4.img" "$work/scratch.img" || fail "what arrived in the image differs"
 head -c $((128 << 20)) "$work/scratch.img" >"$work/arrived.img"
 e2fsck -fn "$work/arrived.img" >"$work/e2fsck.log" 2>&1 || fail "e2fsck found errors in what was copied in"

@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-2-Clause
 # Installs the Debian packages that building, testing and the demo need, and those that are named, if any is missing.
+# Swift itself must be there; what its programs need of Debian is installed too, so an unpacked archive is enough.
 # usage: setup.sh [PACKAGE...]
 set -euo pipefail
 
+wanted="install Swift 6.2 or later for Debian 12 (https://www.swift.org/install/linux/) and put its usr/bin on the PATH"
+command -v swift >/dev/null || { echo "setup: swift is not on the PATH: $wanted" >&2; exit 1; }
+
 packages=(build-essential pkg-config libxen-dev libaio-dev libqcow-dev zlib1g-dev libqcow-utils xenstore-utils nbdkit nbdkit-plugin-dev libnbd-bin
-    qemu-utils fio e2fsprogs jq strace util-linux python3 shellcheck abigail-tools "$@")
+    qemu-utils fio e2fsprogs jq strace util-linux python3 shellcheck abigail-tools procps
+    git ca-certificates libcurl4 libncurses6 libsqlite3-0 libxml2 tzdata "$@")
 
 missing=()
 for package in "${packages[@]}"; do
@@ -13,27 +18,37 @@ for package in "${packages[@]}"; do
     [[ $status == ii* ]] || missing+=("$package")
 done
 if [[ ${#missing[@]} -gt 0 ]]; then
-    echo "setup: installing ${missing[*]}"
     sudo=()
     if [[ $(id -u) -ne 0 ]]; then
-        command -v sudo >/dev/null || { echo "setup: these packages are missing, and only root can install them: ${missing[*]}" >&2; exit 1; }
+        command -v sudo >/dev/null || {
+            echo "setup: packages are missing, and there is no sudo here. As root: apt-get install ${missing[*]}" >&2
+            exit 1
+        }
         sudo=(sudo)
     fi
+    echo "setup: installing ${missing[*]}"
     log=$(mktemp)
+    trap 'rm -f "$log"' EXIT
     for attempt in 1 2 3; do
-        if "${sudo[@]}" apt-get update -qq >"$log" 2>&1 &&
-            "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
-                apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$log" 2>&1; then
-            rm -f "$log"
+        if "${sudo[@]}" apt-get -o DPkg::Lock::Timeout=300 update -qq >"$log" 2>&1 &&
+            "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 \
+                install -y -qq --no-install-recommends "${missing[@]}" >>"$log" 2>&1; then
             echo "setup: done"
             break
         fi
-        echo "setup: attempt $attempt failed" >&2
         if [[ $attempt -eq 3 ]]; then
             tail -20 "$log" >&2
+            echo "setup: apt-get could not install them, see above; is the network there, and is this Debian 12?" >&2
             exit 1
         fi
+        echo "setup: attempt $attempt failed ($(grep -E '^[EW]:' "$log" | tail -1)), trying again" >&2
         sleep 5
     done
 fi
-command -v swift >/dev/null || { echo "setup: swift is missing: install Swift 6.2 or later (swift.org) and put it on the PATH" >&2; exit 1; }
+
+version=$(swift --version 2>&1) || { printf 'setup: swift does not start: %s\n' "$version" >&2; exit 1; }
+[[ $version =~ Swift\ version\ ([0-9]+)\.([0-9]+) ]] || { printf 'setup: this is not Swift: %s\n' "$version" >&2; exit 1; }
+if ((BASH_REMATCH[1] * 100 + BASH_REMATCH[2] < 602)); then
+    echo "setup: $(command -v swift) is ${BASH_REMATCH[0]}: $wanted" >&2
+    exit 1
+fi
