@@ -4,7 +4,7 @@ SWIFT ?= swift
 JOBS  ?= $(shell nproc)
 
 .PHONY: help setup build build-release install deb deb-test demo test test-quick bench count check fmt clean
-.PHONY: xen-setup xen-test xen-shell
+.PHONY: xen-setup xen-test xen-shell xen-bench
 
 help: ## what can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
@@ -47,6 +47,9 @@ xen-setup: setup ## install what the Xen lab needs
 
 xen-test: xen-setup deb ## a real Xen with guests, emulated: all tests, or TESTS="10 20"
 	@lab/xen-lab test $(TESTS)
+
+xen-bench: xen-setup deb ## figures beside xen-blkback and qdisk there, as a table and as JSON in build/xen-bench.json
+	@lab/xen-lab bench
 
 xen-shell: xen-setup deb ## the same machine, and a prompt in its dom0
 	@lab/xen-lab shell

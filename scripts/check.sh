@@ -8,7 +8,7 @@ echo "check: formatting is clean"
 shellcheck -x scripts/*.sh scripts/xen/* packaging/*.sh .ci/run lab/setup.sh lab/xen-lab lab/image/*.sh lab/dom0/init lab/dom0/agent lab/guest/init
 shellcheck --shell=sh debian/xbb.p*
 # Files that source each other.
-shellcheck -s bash -e SC1090,SC1091,SC2016,SC2034,SC2154 lab/lib/*.sh lab/tests/*.sh
+shellcheck -s bash -e SC1090,SC1091,SC2016,SC2034,SC2154 lab/lib/*.sh lab/tests/*.sh lab/bench/*.sh
 echo "check: shell scripts are clean"
 header=Sources/PluginAPI/include/xbb_plugin.h
 for compiler in gcc clang; do

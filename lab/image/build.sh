@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-2-Clause
 # Builds what QEMU and xl boot, in build/lab, where it is not there or older than what it is made of:
-# tree/ (unpacked Debian packages), xen, vmlinux, dom0.cpio, guest.cpio; with "systemd" also systemd.img, systemd.cpio.
-# usage: build.sh [lean | systemd]
+# tree/ (unpacked Debian packages), xen, vmlinux, dom0.cpio, guest.cpio; with "systemd" also systemd.img, systemd.cpio;
+# with "peers" also peers.tar, which has QEMU for dom0.
+# usage: build.sh [lean | systemd | peers]
 set -euo pipefail
 lab=$(cd "$(dirname "$0")/.." && pwd)
 out=$lab/../build/lab
@@ -43,5 +44,9 @@ made guest "$out/tree.made" "$lab"/image/{lib,guest,stub-library}.sh "$lab"/gues
 if [[ ${1:-lean} == systemd ]]; then
     made systemd "$out/tree.made" "$lab/../scripts/bare-debian.sh" "$lab"/image/{lib.sh,systemd.sh,systemd-packages} "$lab"/dom0/{agent,lab.service} -- \
         "$lab/image/systemd.sh" "$out/systemd.img" "$out/systemd.cpio"
+fi
+if [[ ${1:-} == peers ]]; then
+    made peers-tree "$lab"/image/{peer-packages,tree.sh} -- "$lab/image/tree.sh" "$lab/image/peer-packages" "$out/peers"
+    tree=$out/peers made peers "$out/peers-tree.made" "$lab"/image/{lib,peers}.sh -- "$lab/image/peers.sh" "$out/peers.tar"
 fi
 [[ $changed -eq 0 ]] || echo "lab: images are ready after $((SECONDS - started)) s"

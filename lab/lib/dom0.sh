@@ -130,10 +130,10 @@ guest() { # guest, script, [seconds]
 }
 
 # fio writes, reads and verifies a part of a disk again and again, until guest_fio_end or an error.
-guest_fio_start() { # guest, disk
+guest_fio_start() { # guest, disk, [another option of fio]
     guest_start "$1" "fio-$2" "rm -f /tmp/stop-$2; while [ ! -e /tmp/stop-$2 ]; do
         fio --name=$2 --filename=/dev/$2 --rw=randwrite --bsrange=4k-64k --size=8M --direct=1 --ioengine=libaio \
-            --iodepth=8 --fdatasync=32 --verify=crc32c --verify_fatal=1 --minimal >/tmp/$2.fio 2>&1 ||
+            --iodepth=8 --fdatasync=32 --verify=crc32c --verify_fatal=1 ${3:-} --minimal >/tmp/$2.fio 2>&1 ||
             { cat /tmp/$2.fio; exit 1; }; done"
     await 120 "I/O on $2 of $1" completed_more "$1" "$2" 20
 }

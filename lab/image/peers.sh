@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-2-Clause
+# What dom0 gets for a comparison beyond the lean image: QEMU, as Xen's toolstack starts it.
+# usage: tree=TREE peers.sh OUTPUT.tar
+set -euo pipefail
+lab=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=lab/image/lib.sh
+. "$lab/image/lib.sh"
+output=$1
+root=$(mktemp -d)
+trap 'rm -rf "$root"' EXIT
+chmod 755 "$root"
+copy_closure "$root" usr/libexec/xen-qemu-system-i386
+copy_file "$root" usr/share/qemu/keymaps/en-us
+tar -C "$root" -cf "$output" .
