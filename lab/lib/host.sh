@@ -63,8 +63,8 @@ boot() { # lean | systemd
     # Time is counted in instructions (2^shift ns each) and one thread runs both CPUs: on a busy machine the time limits of Xen's
     # toolstack (10 s for a backend, 40 s for a script) would pass while next to nothing is done, and a CPU would wait for
     # another that this machine does not run at the moment.
-    local clock=(-accel tcg,thread=single -icount shift="$clock_shift",sleep=on -rtc clock=vm)
-    [[ ${XEN_LAB_CLOCK:-counted} != real ]] || clock=(-accel tcg,thread=multi)
+    local clock=(-accel "tcg,thread=single" -icount "shift=$clock_shift,sleep=on" -rtc clock=vm)
+    [[ ${XEN_LAB_CLOCK:-counted} != real ]] || clock=(-accel "tcg,thread=multi")
     qemu-system-x86_64 "${clock[@]}" -machine q35 -cpu qemu64 -smp 2 -m 4096 -nographic -no-reboot -nic none \
         -kernel "$out/xen" -append "dom0_mem=1536M,max:1536M console=com1 loglvl=all guest_loglvl=all bootscrub=0 spec-ctrl=no" \
         -initrd "$out/vmlinux console=hvc0 quiet panic=5 mitigations=off cryptomgr.notests rodata=off,$initramfs" \
