@@ -67,7 +67,7 @@ all_libraries_found() { # and no folder of the machine that built them is looked
 files_are_there() {
     local file
     for file in /etc/xen/scripts/block-xbb /lib/systemd/system/xbbd.service /lib/modprobe.d/xbb.conf \
-        /usr/sbin/{xbbd,xbb-vbd,xbbctl} /usr/lib/xbb/xbb-dm /usr/bin/{xbb-loopback,xbb-blkfront} /usr/include/xbb/{xbb_plugin.h,module.modulemap} \
+        /usr/sbin/{xbbd,xbb-vbd,xbbctl} /usr/lib/xbb/xbb-dm /usr/bin/{xbb-loopback,xbb-blkfront,xbb-plugin-check} /usr/include/xbb/{xbb_plugin.h,module.modulemap} \
         /usr/lib/xbb/plugins/xbb-{file,rawdisk,null,error,delay}.so /usr/share/bash-completion/completions/xbbctl \
         /usr/share/doc/xbb/{README.Debian,copyright,changelog.gz}; do
         [[ -s $file ]] || { echo "$file is missing"; return 1; }
@@ -80,14 +80,14 @@ conffiles_are() { # all of /etc, and dpkg knows it
 }
 man_pages() {
     local page
-    for page in xbbd xbb-vbd xbbctl block-xbb xbb-dm xbb-loopback xbb-blkfront nbdkit-xbb-plugin \
+    for page in xbbd xbb-vbd xbbctl block-xbb xbb-dm xbb-loopback xbb-blkfront xbb-plugin-check nbdkit-xbb-plugin \
         $(dpkg -L xbb xbb-tools | sed -nE 's|.*/man/man[0-9]/(.*)\.[0-9]\.gz$|\1|p'); do
         man -w "$page" && [[ $(man "$page" | wc -l) -gt 20 && -z $(man --warnings "$page" 2>&1 >/dev/null) ]] || return 1
     done
 }
 helps() {
     local program
-    for program in xbbd xbb-vbd xbbctl xbb-loopback xbb-blkfront /usr/lib/xbb/xbb-dm; do
+    for program in xbbd xbb-vbd xbbctl xbb-loopback xbb-blkfront xbb-plugin-check /usr/lib/xbb/xbb-dm; do
         "$program" --help | grep -qi usage || { echo "$program --help"; return 1; }
     done
 }

@@ -41,7 +41,7 @@ put_template() { # FILE DESTINATION
 for program in xbbd xbb-vbd xbbctl; do
     put_object "$from/$program" "$destination$prefix/sbin/$program" ../lib/xbb/swift
 done
-for program in xbb-loopback xbb-blkfront; do
+for program in xbb-loopback xbb-blkfront xbb-plugin-check; do
     put_object "$from/$program" "$destination$prefix/bin/$program" ../lib/xbb/swift
 done
 put_object "$from/xbb-dm" "$library/xbb-dm" swift

@@ -45,7 +45,7 @@ struct xbb_hqueue {
     _Atomic enum phase phase;
     pthread_mutex_t lock;
     struct harness_request *done;       /* finished, newest first */
-    struct post *posts;
+    struct post *posts, *spare;
     struct xbb_watch watches[MAX_WATCHES];
     struct xbb_timer timers[MAX_TIMERS];
 };

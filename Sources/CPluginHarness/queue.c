@@ -117,7 +117,10 @@ static void run_posts(struct xbb_hqueue *hq)
     while (first) {
         struct post *next = first->next;
         first->fn(first->arg);
-        free(first);
+        pthread_mutex_lock(&hq->lock);
+        first->next = hq->spare;
+        hq->spare = first;
+        pthread_mutex_unlock(&hq->lock);
         first = next;
     }
 }

@@ -10,7 +10,7 @@ let usage = """
 
     Checks the storage plugin FILE, called xbb-NAME.so, against the plugin ABI of XBB. NAME=VALUE are its options.
 
-      --quick              fewer rounds, and without what takes long
+      --quick              fewer rounds
       --only NAME          only these checks: a group, or GROUP.CHECK; may be given more than once
       --skip NAME          without these
       --format FORMAT      the format to serve; without it the first one of the plugin
@@ -82,7 +82,7 @@ func parseArguments() -> CommandLineOptions {
         case "--run-check": options.check = value()
         case "--folder": options.runner.subject.folder = value()
         case "--list":
-            for check in Check.all { print("\(check.identifier)\(check.isLong ? " (long)" : ""): \(check.summary)") }
+            for check in Check.all { print("\(check.identifier): \(check.summary)") }
             exit(0)
         case "--help":
             print(usage, terminator: "")
@@ -117,8 +117,7 @@ func selected(_ options: CommandLineOptions) -> [Check] {
         fail("there is no check or group '\(name)'; see --list")
     }
     return Check.all.filter { check in
-        (options.only.isEmpty ? !(check.isLong && options.runner.subject.isQuick) : matches(check, options.only))
-            && !matches(check, options.skip)
+        (options.only.isEmpty || matches(check, options.only)) && !matches(check, options.skip)
     }
 }
 

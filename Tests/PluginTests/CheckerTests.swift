@@ -31,7 +31,8 @@ private struct Checker {
     @Test(arguments: ["null", "error", "delay", "file"])
     func goodPluginsPass(name: String) {
         let checker = Checker()
-        let result = checker.run("--quick \(name == "null" ? "--skip data,crash" : "") \(checker.plugin(name))")
+        let result = checker.run(
+            "--quick \(name == "null" ? "--skip data,mutation,crash,concurrency" : "") \(checker.plugin(name))")
         #expect(result.status == 0 && result.failures.isEmpty, "\(result.failures)")
     }
 
@@ -50,7 +51,21 @@ private struct Checker {
     /// The plugin that has all the faults has none unless it is asked to.
     @Test func theFaultyPluginWithoutAFaultPasses() {
         let checker = Checker()
-        let result = checker.run("--quick \(checker.plugin("faulty", from: faulty))")
+        let plugin = checker.plugin("faulty", from: faulty)
+        // At once, and later from the queue's own thread.
+        for mode in ["none", "holds"] {
+            let result = checker.run("--quick \(plugin) -- fault=\(mode)")
+            #expect(result.status == 0 && result.failures.isEmpty, "\(result.failures)")
+        }
+    }
+
+    @Test func theRawDiskPluginPassesOnABlockDevice() throws {
+        let checker = Checker()
+        let loop = try LoopDevice(size: 8 << 20)
+        defer { shell("losetup -d \(loop.path)") }
+        let plugin = checker.plugin("rawdisk")
+        #expect(checker.run("--quick --image \(loop.path) \(plugin)").status == 2, "it is written over unasked")
+        let result = checker.run("--quick --overwrite --image \(loop.path) \(plugin)")
         #expect(result.status == 0 && result.failures.isEmpty, "\(result.failures)")
     }
 
@@ -59,33 +74,51 @@ private struct Checker {
     static let faults: [(fault: String, check: String, words: String)] = [
         ("accepts-nothing", "operations.batches", "accepts nothing with nothing in flight"),
         ("accepts-too-many", "operations.batches", "was given 1 requests and accepted 2"),
+        ("changes-directory", "phases.process", "the working directory"),
+        ("changes-limits", "phases.process", "resource limit 7"),
+        ("changes-locale", "phases.process", "the locale"),
+        ("changes-umask", "phases.process", "the umask"),
         ("closes-descriptor", "open.descriptor-kept", "closed the host's descriptor"),
         ("closes-the-report", "open.good", "closes no descriptor that is not its own"),
         ("completes-after-close", "open.leaks", "complete() after queue_close()"),
         ("completes-twice", "operations.shapes", "twice"),
         ("completes-unaccepted", "operations.batches", "did not accept"),
+        ("corrupts", "data.model", "from byte 12345 on"),
         ("crashes", "operations.shapes", "SIGSEGV at address 0x8"),
+        ("discards-nothing", "data.model", "wrong data"),
+        ("drops-on-cancel", "cancel.all", "a hint drops nothing"),
         ("exits", "operations.shapes", "never calls exit()"),
+        ("forgets-flushed", "crash.flush", "gone after SIGKILL"),
+        ("forks", "phases.process", "child processes"),
+        ("handles-signals", "phases.process", "the handler of SIGUSR1"),
+        ("ignores-fua", "crash.fua", "a WRITE with FUA"),
         ("leaks-descriptors", "open.leaks", "50 descriptors"),
         ("leaks-memory", "open.leaks", "50 allocations"),
         ("leaks-threads", "open.leaks", "50 threads"),
         ("leaves-watches", "open.leaks", "queue_close() left a watch"),
+        ("logs-after-close", "ownership.late", "host->log() after close()"),
         ("loses-requests", "operations.shapes", "never completed"),
         ("no-message", "open.hostile", "without a message"),
+        ("opens-later", "phases.files", "/etc/hostname"),
         ("overruns-ctx", "operations.shapes", "behind ctx"),
         ("positive-error", "open.hostile", "negative errno"),
         ("positive-status", "operations.shapes", "status 512"),
         ("reads-past-iov", "operations.shapes", "ran over the end of the buffer of a WRITE"),
+        ("reads-twice", "mutation.writes", "stored as 238"),
+        ("shares-state", "concurrency.queues", "wrong data"),
         ("size-odd", "open.good", "not whole blocks"),
         ("size-too-large", "operations.shapes", "at 17825280 gave -5"),
         ("takes-unknown", "operations.unknown", "-EOPNOTSUPP"),
+        ("thread-in-open", "phases.threads", "open() starts a thread"),
         ("touches-buffer-late", "operations.shapes", "after its complete()"),
         ("touches-request-late", "operations.shapes", "touched the struct xbb_req"),
+        ("writes-short", "data.model", "wrong data"),
         ("writes-iovec", "operations.shapes", "iovec array"),
         ("writes-past-iov", "operations.shapes", "ran over the end of the buffer of a READ"),
         ("writes-read-only", "open.read-only", "XBB_OPEN_RDONLY"),
         ("writes-request", "operations.shapes", "changed the struct xbb_req"),
         ("wrong-thread", "operations.shapes", "from another thread"),
+        ("zeroes-nothing", "data.model", "wrong data"),
     ]
 
     @Test(arguments: faults)
@@ -103,6 +136,7 @@ private struct Checker {
         ("probe-opens-files", "probe.pure", "system call 257 openat"),
         ("probe-reads-too-far", "probe.fuzz", "SIGSEGV"),
         ("probe-score", "probe.fuzz", "gave 101"),
+        ("thread-in-load", "phases.threads", "load() starts a thread"),
         ("probe-takes-all", "probe.recognises", "a disk of zeroes"),
     ]
 
@@ -121,5 +155,60 @@ private struct Checker {
             "--quick --time-limit 3 --only operations.commands,operations.unknown \(plugin) -- fault=hangs")
         #expect(result.status == 1 && result.failures.keys.sorted() == ["operations.commands"], "\(result.failures)")
         #expect(result.failures["operations.commands"]?.contains("during a FLUSH") == true, "\(result.failures)")
+    }
+
+    @Test func theFileItselfIsChecked() {
+        let checker = Checker()
+        let folder = checker.folder.path
+        let sources = #filePath.replacing("Tests/PluginTests/CheckerTests.swift", with: "")
+        for (flags, check, words) in [
+            ("", "linkage.exports", "xbb_plugin_v1() is not exported"),
+            ("-DUNDEFINED", "linkage.imports", "no_such_function"),
+            ("-Wl,-z,execstack", "linkage.stack", "noexecstack"),
+            ("-DCHANGE='table->open=0'", "table.accepted", "it has no open()"),
+        ] {
+            let entry = check == "linkage.exports" ? "-DENTRY=other_function" : ""
+            let built = shell(
+                "gcc -std=c11 -shared -fPIC -DNAME=broken \(flags) \(entry) -I\(sources)Sources/PluginAPI/include "
+                    + "\(sources)Tests/BrokenPlugin/broken.c -o \(folder)/xbb-broken.so")
+            #expect(built.status == 0, "\(built.output)")
+            let result = checker.run("--quick --only \(check) \(folder)/xbb-broken.so")
+            #expect(result.status == 1 && result.failures[check]?.contains(words) == true, "\(result.failures)")
+        }
+        #expect(checker.run("--only linkage.file-name \(checker.plugin("null"))").status == 0)
+        shell("mv \(folder)/xbb-null.so \(folder)/null.so")
+        #expect(checker.run("--only linkage.file-name \(folder)/null.so").status == 1)
+    }
+
+    @Test func reportsAreForMachinesToo() {
+        let checker = Checker()
+        let plugin = checker.plugin("faulty", from: faulty)
+        let program = "\(buildFolder)/xbb-plugin-check --quick"
+        let junit = "\(checker.folder.path)/report.xml"
+        let tap = shell(
+            "\(program) --tap --junit \(junit) --only linkage,operations.unknown \(plugin) -- fault=takes-unknown")
+        let lines = tap.output.split(separator: "\n").map(String.init)
+        #expect(tap.status == 1 && lines.prefix(2) == ["TAP version 13", "1..6"], "\(tap.output)")
+        #expect(lines.count { $0.hasPrefix("ok ") } == 5 && lines.count { $0.hasPrefix("not ok 6 - ") } == 1)
+        let read = "import sys, xml.etree.ElementTree as x; r = x.parse(sys.argv[1]).getroot(); print(r.get('tests'), "
+        let parsed = shell("python3 -c \"\(read)r.get('failures'), len(r.findall('testcase/failure')))\" \(junit)")
+        #expect(parsed.output == "6 1 1\n", "\(parsed.output)")
+        #expect(shell("\(program) --only resize \(plugin)").status == 77)
+        for wrong in [
+            "", "--only nothing \(plugin)", "/nonexistent/xbb-a.so", "--frob \(plugin)", "\(plugin) -- fault",
+        ] {
+            #expect(shell("\(program) \(wrong)").status == 2, "\(wrong)")
+        }
+    }
+
+    /// Options that a person finds in one of them are in the other.
+    @Test func theManPageHasTheOptionsOfHelp() throws {
+        let page = #filePath.replacing("Tests/PluginTests/CheckerTests.swift", with: "docs/man/xbb-plugin-check.1")
+        let described = Set(
+            shell("grep -oE '(It|,) Fl -[a-z-]+' \(page) | sed 's/.*Fl -/--/'").output.split(separator: "\n"))
+        let helped = Set(
+            shell("\(buildFolder)/xbb-plugin-check --help | grep -oE '^  +--[a-z-]+' | tr -d ' '").output
+                .split(separator: "\n"))
+        #expect(described == helped && helped.count > 10, "\(described.symmetricDifference(helped))")
     }
 }

@@ -108,6 +108,19 @@ int harness_inspect(struct harness_plugin *plugin, int fd, const struct xbb_valu
  * False where the kernel does not let this be watched. */
 bool harness_forbid_calls(int report);
 
+/* A copy of this process whose end of a pipe is *progress, as the parent's is.  0 in the child, -1 and errno. */
+int harness_fork(int *progress);
+/* The same; the parent returns when the child has ended, with its exit status, and with the system calls that the child's
+ * threads made between two harness_mark(). -1 where that cannot be watched. */
+int harness_fork_counted(uint64_t *calls);
+void harness_mark(void);
+
+/* Changes every 64th byte of a request's buffers again and again, between these two, until harness_mutate_end(), which
+ * says how often all of them were changed. */
+enum { HARNESS_MUTATION_A = 0x11, HARNESS_MUTATION_B = 0x22 };
+bool harness_mutate(struct harness_request *request);
+uint64_t harness_mutate_end(void);
+
 /* Lines "PROPERTY=VALUE" of what the process has one of and plugins must not change. */
 void harness_process_state(char *text, uint64_t size);
 

@@ -75,13 +75,15 @@ package final class Bench {
             try check.body(bench)
             PluginCheck.report("pass", "")
         } catch {
-            PluginCheck.report(error.isSkip ? "skip" : "fail", error.description)
+            bench.tell(error)
         }
         _exit(0)
     }
 
     /// Says what is being done, for the case that it is the last thing.
     func at(_ what: String) { PluginCheck.report("at", what) }
+    /// Tells the outcome before the process ends in another way than by the end of its check.
+    func tell(_ failure: Failure) { PluginCheck.report(failure.isSkip ? "skip" : "fail", failure.description) }
     /// Tells a figure.
     func note(_ text: String) { PluginCheck.report("note", text) }
     /// Tells the parent what it decides by.

@@ -38,26 +38,25 @@ package struct Check: Sendable {
     /// What holds where it passes.
     package let summary: String
     package let need: Need
-    /// Left out by --quick.
-    package let isLong: Bool
     let body: @Sendable (Bench) throws(Failure) -> Void
 
     /// "group.name".
     package var identifier: String { "\(group.rawValue).\(name)" }
 
     init(
-        _ group: Group, _ name: String, _ summary: String, need: Need = .disk, long: Bool = false,
+        _ group: Group, _ name: String, _ summary: String, need: Need = .disk,
         _ body: @escaping @Sendable (Bench) throws(Failure) -> Void
     ) {
         self.group = group
         self.name = name
         self.summary = summary
         self.need = need
-        isLong = long
         self.body = body
     }
 
     /// All, in their order.
-    package static let all: [Check] =
-        linkage + table + probe + open + operations
+    package static let all: [Check] = [
+        linkage, table, probe, open, operations, data, ownership, phases, concurrency, acceptance, cancel, resize,
+        mutation, crash, figures,
+    ].flatMap { $0 }
 }

@@ -78,6 +78,20 @@ package struct DataModel {
         try check(queue, seed)
     }
 
+    /// Writes all of it once.
+    package mutating func overwrite(_ queue: Queue) throws(Failure) {
+        let info = queue.disk.info
+        guard info.caps & XBB_CAP_WRITE != 0 else { return }
+        let piece = info.max_transfer == 0 ? 64 << 10 : Int(min(info.max_transfer, 64 << 10))
+        for place in stride(from: 0, to: bytes.count, by: piece) {
+            let request = Request(guarded: isGuarded)
+            request.set(XBB_OP_WRITE, start + UInt64(place), min(piece, bytes.count - place))
+            request.put(newBytes(request.length))
+            _ = queue.perform(request)
+            try settle(request, info)
+        }
+    }
+
     /// Compares the whole of it.
     package func check(_ queue: Queue, _ seed: UInt64) throws(Failure) {
         try forEachPart { place, length throws(Failure) in

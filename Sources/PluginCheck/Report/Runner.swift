@@ -254,7 +254,7 @@ private func remove(_ folder: String) {
 }
 
 /// Copies a file without its holes.
-private func copySparse(_ source: String, to destination: String) throws(Failure) {
+func copySparse(_ source: String, to destination: String) throws(Failure) {
     let (from, to) = unsafe (
         clinux_open(source, O_RDONLY | O_CLOEXEC, 0),
         clinux_open(destination, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)

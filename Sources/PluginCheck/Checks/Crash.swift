@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A worker that is killed: what was said to be durable is there when the disk is opened again.
+import CPluginHarness
+import Glibc
+import PluginAPI
+import Support
+import XBBHost
+
+extension Check {
+    static let crash = [
+        Check(.crash, "flush", "after SIGKILL all writes are there that a flush, or no cache, made durable") {
+            bench throws(Failure) in
+            try bench.killedOften(withFUA: false)
+        },
+        Check(.crash, "fua", "after SIGKILL all writes are there that had FUA") { bench throws(Failure) in
+            try bench.killedOften(withFUA: true)
+        },
+    ]
+}
+
+private let blockBytes = 4096
+private let blockCount = 64
+
+/// Each sector of a block says which block it is, and which of the writes.
+private func content(_ block: Int, _ version: UInt32) -> [UInt8] {
+    var bytes = [UInt8](repeating: UInt8(truncatingIfNeeded: block), count: blockBytes)
+    for sector in stride(from: 0, to: blockBytes, by: 512) {
+        for byte in 0..<4 { bytes[sector + byte] = UInt8(truncatingIfNeeded: version >> (byte * 8)) }
+    }
+    return bytes
+}
+
+extension Bench {
+    fileprivate func killedOften(withFUA: Bool) throws(Failure) {
+        let rounds = subject.isQuick ? 2 : 20
+        var count = 0
+        for seed in 0..<UInt64(rounds) { count += try killed(seed: seed, withFUA: withFUA) }
+        note("\(count) acknowledgements before \(rounds) times SIGKILL")
+    }
+
+    /// How many writes were told to be durable.
+    private func killed(seed: UInt64, withFUA: Bool) throws(Failure) -> Int {
+        // The child of this process must be the first that loads the plugin.
+        at("a process that writes and is killed, round \(seed)")
+        var progress: Int32 = -1
+        let child = unsafe harness_fork(&progress)
+        try require(child >= 0, "cannot fork: error \(errno)")
+        if child == 0 { write(to: progress, seed: seed, withFUA: withFUA) }
+        defer { Glibc.close(progress) }
+        var durable = [UInt32](repeating: 0, count: blockCount)
+        var count = 0
+        let enough = 50 + Int(seed) * 23
+        var report: [UInt32] = [0, 0]
+        while unsafe read(progress, &report, 8) == 8 {
+            if Int(report[0]) < blockCount { durable[Int(report[0])] = report[1] }
+            count += 1
+            if count == enough { kill(child, SIGKILL) }
+        }
+        var status: Int32 = 0
+        unsafe waitpid(child, &status, 0)
+        // It ends by itself where there is nothing to check or something failed, and has said so.
+        if count < enough { _exit(0) }
+        try verify(durable, withFUA: withFUA, seed: seed)
+        return count
+    }
+
+    /// Writes until it is killed, and tells what is durable.
+    private func write(to progress: Int32, seed: UInt64, withFUA: Bool) -> Never {
+        func end(_ word: Failure) -> Never {
+            tell(word)
+            _exit(0)
+        }
+        do throws(Failure) {
+            let plugin = try plugin
+            if plugin.library.hasNoFile, !plugin.library.isNetwork {
+                throw .skip("the plugin has no file to keep data in")
+            }
+            let disk = try disk()
+            let info = try info(disk)
+            try require(info.capabilities.contains(.write), skipping: "the disk cannot be written")
+            try require(info.size >= UInt64(blockBytes * blockCount), skipping: "the disk is too small")
+            try require(!withFUA || info.capabilities.contains(.fua), skipping: "the plugin does not say FUA")
+            let hasCache = info.capabilities.contains(.flush)
+            let queue = try queue(disk)
+            var random = SplitMix64(seed: seed)
+            var pending: [(Int, UInt32)] = []
+            for version in UInt32(1)... {
+                let block = random.less(blockCount)
+                let isDurable = !hasCache || withFUA && random.less(2) == 0
+                let request = Request(guarded: true)
+                let flags = withFUA && isDurable && hasCache ? XBB_REQ_FUA : 0
+                request.set(XBB_OP_WRITE, UInt64(block * blockBytes), blockBytes, flags: flags)
+                request.put(content(block, version))
+                try perform(request, on: queue)
+                pending.append((block, version))
+                if !isDurable, withFUA || pending.count < 8 {
+                    if withFUA { pending.removeAll() }
+                    continue
+                }
+                if hasCache, !withFUA {
+                    let flush = Request(guarded: true)
+                    flush.set(XBB_OP_FLUSH, 0, 0)
+                    try perform(flush, on: queue)
+                }
+                for (block, version) in pending {
+                    let report = [UInt32(block), version]
+                    if unsafe Glibc.write(progress, report, 8) != 8 { _exit(0) }
+                }
+                pending.removeAll()
+            }
+        } catch {
+            end(error)
+        }
+        _exit(0)
+    }
+
+    private func verify(_ durable: [UInt32], withFUA: Bool, seed: UInt64) throws(Failure) {
+        // In a process of its own again, as a new worker is.
+        var done: Int32 = -1
+        let child = unsafe harness_fork(&done)
+        if child == 0 {
+            do throws(Failure) {
+                let disk = try disk()
+                let queue = try queue(disk)
+                for (block, version) in durable.enumerated() where version > 0 {
+                    let request = Request(guarded: true)
+                    request.set(XBB_OP_READ, UInt64(block * blockBytes), blockBytes)
+                    try perform(request, on: queue)
+                    let bytes = request.bytes
+                    for sector in stride(from: 0, to: blockBytes, by: 512) {
+                        let found = (0..<4).reduce(UInt32(0)) { $0 | UInt32(bytes[sector + $1]) << ($1 * 8) }
+                        if found >= version { continue }
+                        let how = withFUA ? "a WRITE with FUA" : "a WRITE and what makes it durable"
+                        throw Failure(
+                            "\(how) of \(blockBytes) bytes at \(block * blockBytes) was acknowledged and is gone after "
+                                + "SIGKILL: found version \(found) of \(version) (round \(seed))")
+                    }
+                }
+                close(disk, [queue])
+            } catch {
+                tell(error)
+            }
+            _exit(0)
+        }
+        defer { Glibc.close(done) }
+        var status: Int32 = 0
+        unsafe waitpid(child, &status, 0)
+        try require(
+            status == 0, "the disk cannot be opened and read after SIGKILL: the process ended with status \(status)")
+    }
+}

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// When a plugin may do what, who owns what when, and what it may never do (rules 7 and 9).
+import CPluginHarness
+import Glibc
+import PluginAPI
+import XBBHost
+
+extension Check {
+    static let ownership = [
+        Check(.ownership, "late", "nothing of a request is touched after its completion, also a while later") {
+            bench throws(Failure) in
+            let disk = try bench.disk()
+            let info = try bench.info(disk)
+            let queue = try bench.queue(disk)
+            let block = Int(info.logicalBlock)
+            let requests = (0..<64).map { index in
+                let request = Request(guarded: true)
+                let op = index % 2 == 0 && info.capabilities.contains(.write) ? XBB_OP_WRITE : XBB_OP_READ
+                request.set(op, UInt64(index) % (info.size / UInt64(block)) * UInt64(block), block)
+                return request
+            }
+            bench.at("64 requests in flight")
+            try bench.performAll(requests, on: queue)
+            bench.at("a while after the last completion")
+            queue.idle(milliseconds: 100)
+            bench.close(disk, [queue])
+            bench.at("a while after close()")
+            usleep(100_000)
+        },
+        Check(.ownership, "write-buffers", "the data of a write is not changed by it") { bench throws(Failure) in
+            let disk = try bench.disk()
+            let info = try bench.info(disk)
+            try require(info.capabilities.contains(.write), skipping: "the disk cannot be written")
+            let queue = try bench.queue(disk)
+            for length in info.lengths(info.maxTransfer) {
+                let data = (0..<length).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 8) }
+                let request = Request(guarded: true)
+                request.set(XBB_OP_WRITE, 0, length)
+                request.put(data)
+                try bench.perform(request, on: queue)
+                try require(
+                    request.bytes == data,
+                    "a \(request.name) changed its buffers, which are the guest's: copy what has to be changed")
+            }
+            bench.close(disk, [queue])
+        },
+    ]
+
+    static let phases = [
+        Check(.phases, "threads", "there are no threads before start()", need: .disk) { bench throws(Failure) in
+            let before = Residue.entries("task").count
+            _ = try bench.plugin
+            try require(
+                Residue.entries("task").count == before, "load() starts a thread: start() is the first to do so")
+            let disk = try bench.disk(started: false)
+            try require(
+                Residue.entries("task").count == before,
+                "open() starts a thread, before privileges are dropped: start() is the first to do so")
+            bench.at("start()")
+            try disk.start()
+            bench.close(disk, [])
+        },
+        Check(.phases, "process", "directory, umask, locale, limits, signals and processes stay as they are") {
+            bench throws(Failure) in
+            // Where the change of a directory can be seen.
+            _ = unsafe chdir(bench.subject.folder)
+            let state = ProcessState()
+            _ = try bench.plugin
+            try state.check(after: "load()")
+            let disk = try bench.disk(started: false)
+            try state.check(after: "open()")
+            bench.at("start()")
+            try disk.start()
+            try state.check(after: "start()")
+            let queue = try bench.queue(disk)
+            try state.check(after: "queue_open()")
+            try bench.perform(bench.firstRead(disk), on: queue)
+            try state.check(after: "submit()")
+            queue.close()
+            try state.check(after: "queue_close()")
+            disk.close()
+            try state.check(after: "close()")
+        },
+        Check(.phases, "files", "no file is opened after open() returned") { bench throws(Failure) in
+            let disk = try bench.disk()
+            let before = namedFiles()
+            let info = try bench.info(disk)
+            let queue = try bench.queue(disk)
+            try bench.perform(bench.firstRead(disk), on: queue)
+            if info.capabilities.contains(.write) {
+                let request = Request(guarded: true)
+                request.set(XBB_OP_WRITE, 0, Int(info.logicalBlock))
+                try bench.perform(request, on: queue)
+            }
+            let opened = namedFiles().subtracting(before)
+            try require(
+                opened.isEmpty,
+                "\(opened.sorted().prefix(3).joined(separator: ", ")) was opened after open() had returned: a confined "
+                    + "worker opens nothing then")
+            bench.close(disk, [queue])
+        },
+        Check(.phases, "unused", "a disk can be closed without a queue, and a queue without a request") {
+            bench throws(Failure) in
+            let unstarted = try bench.disk(started: false)
+            bench.close(unstarted, [])
+            bench.close(try bench.disk(), [])
+            let disk = try bench.disk()
+            bench.close(disk, [try bench.queue(disk)])
+            let again = try bench.disk()
+            for _ in 0..<3 {
+                let queue = try bench.queue(again)
+                try bench.perform(bench.firstRead(again), on: queue)
+                queue.close()
+            }
+            bench.close(again, [])
+        },
+    ]
+}
+
+/// The files that this process has open, by name.
+private func namedFiles() -> Set<String> {
+    var names: Set<String> = []
+    for entry in Residue.entries("fd") {
+        var target = [CChar](repeating: 0, count: 4096)
+        let length = unsafe readlink("/proc/self/fd/\(entry)", &target, target.count)
+        guard length > 0 else { continue }
+        let name = String(decoding: target.prefix(length).map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        if name.hasPrefix("/"), !name.hasPrefix("/proc/") { names.insert(name) }
+    }
+    return names
+}
