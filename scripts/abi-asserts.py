@@ -6,37 +6,15 @@ abidiff sees neither constants nor the arguments of a function behind a pointer 
 field that moved.
 usage: abi-asserts.py HEADER >asserts.c
 """
-import re
 import subprocess
 import sys
 import tempfile
 
+sys.dont_write_bytecode = True
+import xbb_header  # noqa: E402
+
 # Structs without struct_size: their size is part of the ABI, not only the places of their fields.
 FIXED = ("xbb_req", "xbb_error", "xbb_option", "xbb_value", "xbb_ref")
-# What a minor version is there to change, what is text, and what only C sources use.
-NOT_NUMBERS = ("XBB_ABI_MINOR", "XBB_PLUGIN_ENTRY", "XBB_PLUGIN_H", "XBB_PLUGIN_HEADER", "XBB_STATIC_ASSERT")
-
-
-def constants(text):
-    names = re.findall(r"^#define (XBB_\w+)[ \t]+\S", text, flags=re.M)
-    for body in re.findall(r"\benum\s*\{(.*?)\}", text, flags=re.S):
-        names += re.findall(r"\b(XBB_\w+)\s*=", body)
-    return [name for name in dict.fromkeys(names) if name not in NOT_NUMBERS]
-
-
-def fields(body):
-    """Name and type of each field of a struct's body."""
-    for declaration in re.sub(r"\s+", " ", body).split(";"):
-        declaration = declaration.strip()
-        if not declaration:
-            continue
-        if function := re.fullmatch(r"(.*\(\*)(\w+)(\)\(.*\))", declaration):
-            yield function[2], function[1] + function[3]
-            continue
-        kind, names = re.fullmatch(r"([^,]*[ *])(\w+(?:\[\d+\])?(?:, \w+)*)", declaration).groups()
-        for name in names.split(", "):
-            name, array = re.fullmatch(r"(\w+)(\[\d+\])?", name).groups()
-            yield name, kind.strip() + (array or "")
 
 
 def evaluate(header, expressions):
@@ -52,12 +30,12 @@ def evaluate(header, expressions):
 
 def main():
     header = sys.argv[1]
-    text = re.sub(r"/\*.*?\*/", "", open(header).read(), flags=re.S)
-    numbers = [(name, "==") for name in constants(text)]
+    text = xbb_header.text(header)
+    numbers = [(name, "==") for name in xbb_header.constants(text)]
     types = []
-    for struct, body in re.findall(r"^struct (\w+) \{(.*?)^\};", text, flags=re.S | re.M):
+    for struct, fields in xbb_header.structs(text):
         numbers.append((f"sizeof(struct {struct})", "==" if struct in FIXED else ">="))
-        for name, kind in fields(body):
+        for name, kind in fields:
             # A minor version may give a reserved field its meaning and name.
             if name.startswith("reserved"):
                 continue
@@ -65,8 +43,7 @@ def main():
             numbers.append((f"offsetof(struct {struct}, {name})", "=="))
             numbers.append((f"sizeof({field})", "=="))
             types.append((field, kind))
-    for start, name, end in re.findall(r"^typedef ([^;]*?\(\*)(\w+)(\)\([^;]*\));", text, flags=re.M):
-        types.append((f"({name})0", start + re.sub(r"\s+", " ", end)))
+    types += [(f"({name})0", kind) for name, kind in xbb_header.function_types(text)]
     types.append(("&xbb_plugin_v1", "const struct xbb_plugin *(*)(void)"))
 
     print("/* SPDX-License-Identifier: BSD-2-Clause")

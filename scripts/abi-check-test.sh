@@ -40,7 +40,7 @@ try inserted-field caught "$next;$quiet;/^    uint32_t +logical_block;/i uint64_
     "'struct xbb_info" "offsetof(struct xbb_info, physical_block) == 28"
 try renumbered-constant caught "$next;s/(XBB_OP_DISCARD +=) 4/\1 6/" "XBB_OP_DISCARD == 4"
 try renumbered-bit caught "$next;s/(XBB_CAP_FUA +\(1ull <<) 2\)/\1 12)/" "XBB_CAP_FUA == 4"
-try removed-constant caught "$next;/XBB_NOTIFY_LOST/d" "XBB_NOTIFY_LOST"
+try removed-constant caught "$next;/XBB_NOTIFY_FOUND +=/d" "XBB_NOTIFY_FOUND"
 try retyped-field caught "$next;$quiet;s/uint64_t( +length;  +)/int64_t \1/" "'struct xbb_req"
 try narrowed-field caught "$next;s/uint64_t( +max_discard;)/uint32_t\1/" "xbb_info *)0)->max_discard) == 8"
 try removed-callback caught "$next;/^    void \(\*cancel\)/d" "'struct xbb_plugin" "offsetof(struct xbb_plugin, drain_begin)"
@@ -58,5 +58,18 @@ try added-callback allowed "$next;/The plugin's side of host/,/^};/{/\(\*extensi
 }"
 try added-constant allowed "$next;/XBB_CAP_ROTATIONAL/a #define XBB_CAP_COPY (1ull << 10)"
 try named-reserved-field allowed "$next;s/^(    uint32_t +)reserved1;(  +.*)?$/\1priority;/"
+
+# The man page, without a function, without a constant, and with one that there is not.
+try_page() { # NAME SED-SCRIPT TEXT
+    sed -E -e "$2" docs/man/xbb-plugin.3 >"$work/$1.3"
+    if scripts/abi-page.py Sources/PluginAPI/include/xbb_plugin.h "$work/$1.3" 2>"$work/$1.out" ||
+        ! grep -qF -- "$3" "$work/$1.out"; then
+        echo "abi-check-test: a page with $1 passes for complete" >&2
+        failed=1
+    fi
+}
+try_page "no function" '/Fn timer_add/d' "has no entry '.Fn timer_add'"
+try_page "no constant" '/XBB_CAP_ROTATIONAL/d' "does not have XBB_CAP_ROTATIONAL"
+try_page "an unknown constant" 's/XBB_OP_DISCARD/XBB_OP_TRIM/' "speaks of XBB_OP_TRIM"
 [[ $failed -eq 0 ]] || exit 1
 echo "abi-check-test: breaks of the plugin ABI are caught, additions are not"

@@ -22,6 +22,8 @@ done
 echo "check: xbb_plugin.h compiles alone as C11 and C++17"
 scripts/abi-check.sh
 scripts/abi-check-test.sh
+scripts/abi-page.py "$header" docs/man/xbb-plugin.3
+echo "check: xbb-plugin(3) names all that is in xbb_plugin.h"
 
 # Documents name tests as `SuiteTests.function`; each of them is there.
 missing=0

@@ -2,6 +2,9 @@
  *
  * xbb_plugin.h - storage plugin ABI of the Xen block backend host, major version 1.
  *
+ * What is said here is the contract; docs/plugin-abi.md says the rest of it at length: phases, threads, what is called
+ * when, what recovery asks of a plugin.  Numbers, fields and meanings are frozen (scripts/abi-check.sh).
+ *
  * CONTRACT IN TEN RULES
  *  1. A plugin is one ELF shared object named xbb-<name>.so.  It exports exactly one symbol,
  *     xbb_plugin_v1(), and imports nothing from the host: link with -Wl,-z,defs.  Everything it may
@@ -53,7 +56,8 @@ struct xbb_watch;                           /* one watched file descriptor */
 struct xbb_timer;                           /* one timer */
 struct xbb_child;                           /* backing or data file opened by the host */
 
-/* Error out-parameter.  The callee may leave it untouched on success. */
+/* Error out-parameter: never NULL, zeroed by the caller.  The callee may leave it untouched.  What a control call
+ * returns is what counts: 0, or a negative errno; anything else is taken for -EIO. */
 struct xbb_error {
     int32_t  code;                          /* negative errno */
     uint32_t reserved;
@@ -64,7 +68,9 @@ struct xbb_error {
 
 enum {                                      /* xbb_req.op */
     XBB_OP_READ         = 1,
-    XBB_OP_WRITE        = 2,                /* needs XBB_CAP_WRITE */
+    XBB_OP_WRITE        = 2,                /* needs XBB_CAP_WRITE.  A completed one survives the death of
+                                               this process, also before a flush; one that was in flight
+                                               then may be there, in part, or not, and may come again */
     XBB_OP_FLUSH        = 3,                /* needs XBB_CAP_FLUSH; offset = length = iovcnt = 0.  Covers
                                                every write of the whole disk, on any queue, that was
                                                completed before this flush was submitted; none in flight */
@@ -74,7 +80,8 @@ enum {                                      /* xbb_req.op */
 
 enum {                                      /* xbb_req.flags: must be honoured.  A bit is only ever set */
     XBB_REQ_FUA         = 1u << 0,          /*   if the matching capability was declared.              */
-                                            /* FUA: WRITE, WRITE_ZEROES, DISCARD: durable before complete() */
+                                            /* FUA: WRITE, WRITE_ZEROES, DISCARD: durable before complete();
+                                               this request only, no other one */
     XBB_REQ_SECURE      = 1u << 1,          /* DISCARD: erase (XBB_CAP_DISCARD_SECURE) */
     XBB_REQ_MAY_UNMAP   = 1u << 2,          /* WRITE_ZEROES: may deallocate */
     XBB_REQ_NO_FALLBACK = 1u << 3,          /* WRITE_ZEROES: fail with -EOPNOTSUPP rather than write */
@@ -83,18 +90,23 @@ enum {                                      /* xbb_req.flags: must be honoured. 
 /* One validated request.  The host guarantees: op allowed by xbb_info.caps; offset + length <= size;
  * offset, length multiples of logical_block; length > 0 except FLUSH; length <= max_transfer (or
  * max_discard / max_write_zeroes); iovcnt <= max_iov; sum of iov_len == length; every iov_base and
- * iov_len a multiple of mem_align.  Requests in flight together have no order, overlapping or not.
- * Guest barriers never arrive here: the host drains, flushes, then writes with FUA. */
+ * iov_len a multiple of mem_align; reserved fields and hints are 0.  Requests in flight together have no order,
+ * overlapping or not.  Guest barriers never arrive here: the host drains, flushes, then writes with FUA.
+ * Until complete() the plugin may change offset, length, iov and iovcnt of a request that it accepts (to keep account
+ * of a part that is done); nothing else, and not the iovecs.
+ * After the worker was killed, another one may be given requests again that were accepted before: see WRITE below. */
 struct xbb_req {
     uint64_t            offset;             /* bytes, never sectors */
     uint64_t            length;             /* bytes */
-    const struct iovec *iov;                /* may be handed to preadv2()/io_uring as is */
+    const struct iovec *iov;                /* may be handed to preadv2()/io_uring as is; without meaning
+                                               when iovcnt is 0 */
     uint32_t            iovcnt;
     uint16_t            flags;              /* XBB_REQ_*: must be honoured */
     uint8_t             op;                 /* XBB_OP_* */
     uint8_t             reserved0;
     void               *ctx;                /* req_ctx_size bytes of scratch for the plugin, 16-byte
-                                               aligned, contents undefined at submit() */
+                                               aligned, contents undefined at submit(); the host's again
+                                               after complete().  NULL where req_ctx_size is 0 */
     uint32_t            hints;              /* advisory bits, may be ignored; none defined yet */
     uint32_t            reserved1;
     uint64_t            reserved2[2];
@@ -103,8 +115,9 @@ struct xbb_req {
 /* ---------------------------------------------------------------- device description */
 
 #define XBB_CAP_WRITE           (1ull << 0)
-#define XBB_CAP_FLUSH           (1ull << 1) /* has a volatile cache.  Without this bit every completed
-                                               write must already be durable */
+#define XBB_CAP_FLUSH           (1ull << 1) /* has a cache that a loss of power empties (not the end of this
+                                               process: rule of WRITE).  Without this bit every
+                                               completed write must already be durable */
 #define XBB_CAP_FUA             (1ull << 2) /* else the host emulates FUA with write + flush */
 #define XBB_CAP_DISCARD         (1ull << 3)
 #define XBB_CAP_DISCARD_SECURE  (1ull << 4)
@@ -120,15 +133,17 @@ struct xbb_info {                           /* filled in by get_info(); host zer
     uint32_t reserved0;
     uint64_t caps;                          /* XBB_CAP_* */
     uint64_t size;                          /* bytes, multiple of logical_block */
-    uint32_t logical_block;                 /* 512 or 4096; 0 means 512 */
+    uint32_t logical_block;                 /* 512 to 4096, a power of two; 0 means 512 */
     uint32_t physical_block;                /* 0 means logical_block */
     uint32_t optimal_io;                    /* bytes; 0 unknown */
-    uint32_t mem_align;                     /* buffer address and length; 0 means 1 */
+    uint32_t mem_align;                     /* buffer address and length, a power of two up to 4096; 0 means
+                                               1.  More than logical_block raises the disk's blocks to it */
     uint64_t max_transfer;                  /* bytes per read/write; 0 no limit; host splits */
     uint32_t max_iov;                       /* 0 no limit; host splits or bounces */
     uint32_t max_queues;                    /* 0 means 1 */
     uint32_t queue_depth;                   /* requests in flight per queue; 0 no limit */
-    uint32_t discard_granularity;           /* 0 means logical_block */
+    uint32_t discard_granularity;           /* 0 means logical_block.  For the guest to know: discards need
+                                               not be aligned to it */
     uint32_t discard_offset;                /* first discardable byte, modulo granularity */
     uint32_t reserved1;
     uint64_t max_discard;                   /* bytes; 0 no limit */
@@ -147,7 +162,7 @@ struct xbb_option {                         /* the schema; static const in the p
     const char        *help;                /* one line */
     const char        *def;                 /* default in text form; NULL: required */
     const char *const *choices;             /* ENUM: NULL-terminated list */
-    uint64_t           min, max;            /* UINT, SIZE */
+    uint64_t           min, max;            /* UINT, SIZE; no upper bound where max <= min */
     uint32_t           type;                /* XBB_OPT_* */
     uint32_t           flags;               /* must be 0 */
     uint64_t           reserved;
@@ -164,16 +179,16 @@ struct xbb_value {                          /* host parsed and checked it; index
 #define XBB_OPEN_DIRECT   (1u << 1)         /* fd was opened with O_DIRECT */
 #define XBB_OPEN_BACKING  (1u << 2)         /* this is a lower layer of a chain: always with RDONLY */
 
-struct xbb_open {
+struct xbb_open {                           /* borrowed for the call, with format and label */
     uint32_t                struct_size;
     uint32_t                flags;          /* XBB_OPEN_* */
-    struct xbb_hdev        *hdev;
+    struct xbb_hdev        *hdev;           /* until close() returns; NULL for inspect() */
     int32_t                 fd;             /* the image or device; -1 for network plugins.  Borrowed:
                                                stays open until close() returns, dup() it to keep it.
                                                Until then its file position, its status flags (O_DIRECT)
                                                and locks on it are the plugin's */
     uint32_t                option_count;
-    const struct xbb_value *options;        /* option_count == plugin->option_count */
+    const struct xbb_value *options;        /* option_count == plugin->option_count; until close() returns */
     const char             *format;         /* the entry of plugin->formats that was configured */
     const char             *label;          /* for messages only; not necessarily a path */
 };
@@ -235,9 +250,11 @@ enum { XBB_LOG_ERROR = 1, XBB_LOG_WARN = 2, XBB_LOG_INFO = 3, XBB_LOG_DEBUG = 4 
 enum { XBB_FD_READ = 1u, XBB_FD_WRITE = 2u };
 enum {                                      /* host->notify() */
     XBB_NOTIFY_INFO    = 1,                 /* size or limits changed: host calls get_info() again */
-    XBB_NOTIFY_LOST    = 2,                 /* storage is gone; requests will fail until FOUND */
+    XBB_NOTIFY_LOST    = 2,                 /* storage is gone: the plugin fails requests until FOUND; the
+                                               host tells the operator */
     XBB_NOTIFY_FOUND   = 3,
-    XBB_NOTIFY_CORRUPT = 4,                 /* image damage seen: host stops writes to this disk */
+    XBB_NOTIFY_CORRUPT = 4,                 /* image damage seen: the plugin itself fails what would add to
+                                               it (-EIO); the host tells the operator and may stop writes */
 };
 
 typedef void (*xbb_fd_fn)(void *arg, int fd, uint32_t events);
@@ -252,29 +269,36 @@ struct xbb_host {
     uint16_t abi_major, abi_minor;
     uint64_t features;                      /* XBB_HOST_F_* */
 
-    /* Any thread.  Rate-limited per disk by the host.  hdev may be NULL.  One line, no newline. */
+    /* Any thread.  Rate-limited per disk by the host.  hdev may be NULL.  One line, no newline; nothing that a guest
+     * wrote. */
     void (*log)(struct xbb_hdev *hdev, uint32_t level, const char *line);
 
-    /* Any thread.  status: 0 or negative errno.  Cheap on the queue's own thread: no lock, no syscall;
+    /* Any thread.  status: 0 or negative errno; above 0 is taken for -EIO.  Cheap on the queue's own thread: no lock, no syscall;
      * the host batches responses until the current callback returns.  From other threads: lock-free
      * push and at most one eventfd write per batch.  Such a call may still be returning when the queue's
-     * thread sees the request, so hq stays valid until the plugin's close() has returned. */
+     * thread sees the request, so hq stays valid until the plugin's close() has returned.  A queue that is opened later
+     * may have the same hq. */
     void (*complete)(struct xbb_hqueue *hq, struct xbb_req *req, int32_t status);
 
-    /* Queue thread only (inside queue_open() counts).  Level-triggered. */
+    /* Queue thread only (inside queue_open() and queue_close() counts); a function may remove its own watch.
+     * Level-triggered; errors and hang-ups are told as READ and WRITE, asked for or not.  One watch for each fd of a
+     * queue; watch_del() comes before close(2) of the fd.  All watches and timers of a queue are deleted when
+     * queue_close() returns.  -EOPNOTSUPP for XBB_PLUGIN_BLOCKING, whose threads sleep in submit(). */
     int  (*watch_add)(struct xbb_hqueue *hq, int fd, uint32_t events, xbb_fd_fn fn, void *arg,
                       struct xbb_watch **out);
     void (*watch_set)(struct xbb_watch *w, uint32_t events);
     void (*watch_del)(struct xbb_watch *w);
 
     int  (*timer_add)(struct xbb_hqueue *hq, xbb_fn fn, void *arg, struct xbb_timer **out);
-    void (*timer_set)(struct xbb_timer *t, uint64_t delay_ns);  /* one shot; 0 disarms */
+    /* One shot, never early, some ms late; 0 disarms. */
+    void (*timer_set)(struct xbb_timer *t, uint64_t delay_ns);
     void (*timer_del)(struct xbb_timer *t);
 
-    /* Any thread: run fn(arg) on the queue's thread. */
+    /* Any thread: run fn(arg) on the queue's thread, soon and in the order of the calls.  Nothing runs after
+     * queue_close() began; what was not run by then is dropped.  Does nothing for XBB_PLUGIN_BLOCKING. */
     void (*post)(struct xbb_hqueue *hq, xbb_fn fn, void *arg);
 
-    /* Any thread. */
+    /* Any thread, from the return of open() to close().  Returns at once: the host acts on it later. */
     void (*notify)(struct xbb_hdev *hdev, uint32_t what);
 
     /* Draft and third-party additions, by versioned name ("xbb.draft.zoned/1"); NULL if unknown. */
@@ -293,15 +317,18 @@ struct xbb_host {
 
 /* ---------------------------------------------------------------- the plugin */
 
-/* Gaps are for models not thought of yet.  The host may always use a stricter one. */
+/* What is called at the same time: callbacks of watches, timers and post() count as calls.  Gaps are for models not
+ * thought of yet; an unknown one counts as the next smaller number.  The host may always use a stricter one. */
 enum {
     XBB_THREADS_PROCESS = 1000,             /* one call into the plugin at a time, in the whole process */
     XBB_THREADS_DEVICE  = 2000,             /* one call at a time per disk; max_queues counts as 1 */
-    XBB_THREADS_QUEUE   = 3000,             /* one call at a time per queue */
+    XBB_THREADS_QUEUE   = 3000,             /* one call at a time per queue; get_info() and other control calls
+                                               of an open disk may run beside them */
 };
 
 #define XBB_PLUGIN_BLOCKING   (1u << 0)     /* submit() may sleep: host gives each queue its own thread
-                                               and never runs the ring on it */
+                                               and never runs the ring on it.  A queue's depth is 1 then,
+                                               poll() and watches, timers, post() are not used */
 #define XBB_PLUGIN_NETWORK    (1u << 1)     /* makes sockets after start(), e.g. to reconnect */
 #define XBB_PLUGIN_RDONLY     (1u << 2)     /* never writes: host attaches disks read-only */
 #define XBB_PLUGIN_NO_FD      (1u << 3)     /* no file behind it (network, memory): xbb_open.fd is -1 */
@@ -314,7 +341,7 @@ typedef void (*xbb_stat_fn)(void *arg, const char *name, uint64_t value);
 struct xbb_plugin {
     uint32_t                 struct_size;
     uint16_t                 abi_major, abi_minor;
-    uint64_t                 need_features; /* XBB_HOST_F_* without which load() would be pointless */
+    uint64_t                 need_features; /* XBB_HOST_F_*: a host that lacks one refuses the plugin */
     const char              *name;          /* [a-z][a-z0-9-]*, equals <name> in the file name */
     const char              *version;
     const char              *description;
@@ -326,48 +353,61 @@ struct xbb_plugin {
     uint32_t                 req_ctx_size;  /* per-request scratch, at most 4096 */
 
     /* Required: open, close, get_info, queue_open, queue_close, submit.  The rest may be NULL.
-     * Control calls (all but submit and poll) may block; the host runs them off the I/O threads. */
+     * Control calls (all but submit, poll and cancel) may block.  The host makes them off the I/O threads, except for
+     * queue_open, queue_close, mem_map and mem_unmap, which run on the thread of the queue that they are for. */
 
-    int  (*load)(const struct xbb_host *host);          /* once; host is valid for ever */
+    /* Once in a process, before everything else; also where nobody opens a disk (to describe the plugin, to probe an
+     * image): keep the pointer, check what is needed, no more.  host is valid for ever.  No threads yet. */
+    int  (*load)(const struct xbb_host *host);
 
     /* Is the image of p->format?  Asked once for each of formats.  Pure function of its argument: no I/O,
      * no allocation kept, may run in another process.
      * 0 = no .. 100 = certain.  "raw" plugins have no probe. */
     int  (*probe)(const struct xbb_probe *p);
 
-    /* Read the header of o->fd and say what is in it; follow no reference. */
+    /* Read the header of o->fd and say what is in it; follow no reference.  In a process of its own with limits of
+     * memory and time, without hdev, and without open(). */
     int  (*inspect)(const struct xbb_open *o, struct xbb_image *out, struct xbb_error *err);
 
     /* Before privileges drop.  Everything that needs a path, a socket connect or a device ioctl
-     * happens here.  No threads yet. */
+     * happens here.  No threads yet.  On failure nothing is kept, and close() is not called. */
     int  (*open)(const struct xbb_open *o, void **dev, struct xbb_error *err);
 
     /* After privileges drop and seccomp; threads may be created from here on. */
     int  (*start)(void *dev, struct xbb_error *err);
-    void (*close)(void *dev);                           /* all queues closed before; join threads */
+    void (*close)(void *dev);                           /* all queues closed before; join threads.  Once for each
+                                                           open() that succeeded, also if start() did not */
 
+    /* First between open() and start(), then again whenever the plugin asked for it with notify(INFO).  What may change
+     * then is size (a whole number of logical blocks); the rest stays as it was first. */
     int  (*get_info)(void *dev, struct xbb_info *out);
 
+    /* After start(), on the thread that the queue will belong to.  Queues come and go with the guest's driver while the
+     * disk stays open; there may be none for any time. */
     int  (*queue_open)(void *dev, struct xbb_hqueue *hq, const struct xbb_queue_params *p, void **q,
                        struct xbb_error *err);
     void (*queue_close)(void *q);                       /* nothing in flight */
 
-    /* Accept reqs[0 .. k-1] and return k <= n.  The rest is offered again after the next completion on
-     * this queue.  The array itself is borrowed for the call.
+    /* Accept reqs[0 .. k-1] and return k <= n; one that is completed in submit() is accepted.  The rest is offered
+     * again, at the latest after the next completion on this queue; with nothing in flight some ms later, and it fails
+     * with -EIO when nothing was accepted for seconds.  The array itself is borrowed for the call.
      * When submit() returns, accepted requests must be on their way (this is the "kick").
      * Unknown op: accept it and complete with -EOPNOTSUPP.  Unknown flag: -EINVAL. */
     uint32_t (*submit)(void *q, struct xbb_req *const *reqs, uint32_t n);
 
-    /* Reap without sleeping; return completions done.  Called in busy-poll mode and before sleeping. */
+    /* Reap without sleeping; return completions done.  Called while requests are in flight, in busy-poll mode and
+     * before sleeping.  A plugin that has it is not asked through its watches while the queue is busy. */
     uint32_t (*poll)(void *q);
 
-    /* Please hurry: finish req (NULL: all of this queue) now, with -ECANCELED if need be. */
+    /* Please hurry: finish req (NULL: all of this queue) now, with -ECANCELED if need be.  Queue thread; a hint. */
     void (*cancel)(void *q, struct xbb_req *req);
 
     /* Between the two the host submits nothing; stop internal requests (prefetch, cleaning) too. */
     int  (*drain_begin)(void *dev);
     void (*drain_end)(void *dev);
 
+    /* Before queue_open() of the queue that will use the region, and after its queue_close().  A failure matters only
+     * with XBB_CAP_NEEDS_MEM_MAP. */
     int  (*mem_map)(void *dev, const struct xbb_mem *m);
     void (*mem_unmap)(void *dev, const struct xbb_mem *m);
 
@@ -382,7 +422,7 @@ struct xbb_plugin {
     const void *(*extension)(const char *id);
 };
 
-/* The one exported symbol.  Returns a static const description; no side effects. */
+/* The one exported symbol.  Returns a static const description, the same at each call; no side effects. */
 #define XBB_PLUGIN_ENTRY "xbb_plugin_v1"
 const struct xbb_plugin *xbb_plugin_v1(void);
 
