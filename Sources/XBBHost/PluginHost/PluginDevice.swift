@@ -244,7 +244,9 @@ public final class PluginDevice: @unchecked Sendable {
         unsafe memory.fd = -1
         unsafe memory.addr = address
         unsafe memory.length = UInt64(byteCount)
+        exclusion?.lock()
         let result = unsafe map(handle, &memory)
+        exclusion?.unlock()
         if result != 0 && info.capabilities.contains(.needsMemoryMap) {
             throw PluginError(.open, "plugin '\(library.name)' cannot use the host's memory: \(errnoText(-result))")
         }
@@ -258,7 +260,9 @@ public final class PluginDevice: @unchecked Sendable {
         unsafe memory.fd = -1
         unsafe memory.addr = address
         unsafe memory.length = UInt64(byteCount)
+        exclusion?.lock()
         unsafe unmap(handle, &memory)
+        exclusion?.unlock()
     }
 
     /// Closes the disk; all queues were closed before. Once.

@@ -58,6 +58,8 @@ final class PluginEvents: @unchecked Sendable {
     }
 
     let epoll: Int32
+    /// Held around each call of the plugin, where it wants no two at a time.
+    var exclusion: PluginExclusion?
     private let port: CompletionPort
     private var watches: [UInt64: PluginWatch] = [:]
     private var timers: [ObjectIdentifier: PluginTimer] = [:]
@@ -163,7 +165,9 @@ final class PluginEvents: @unchecked Sendable {
             for timer in Array(timers.values) {
                 guard let deadline = timer.deadline, deadline <= now, !timer.isRemoved else { continue }
                 timer.deadline = nil
+                exclusion?.lock()
                 unsafe timer.function(timer.argument)
+                exclusion?.unlock()
                 ran = true
             }
         }
@@ -174,7 +178,11 @@ final class PluginEvents: @unchecked Sendable {
                 list = []
                 return taken
             }
-            for entry in entries { unsafe entry.function(entry.argument) }
+            for entry in entries {
+                exclusion?.lock()
+                unsafe entry.function(entry.argument)
+                exclusion?.unlock()
+            }
             ran = ran || !entries.isEmpty
         }
         return ran
@@ -205,7 +213,9 @@ final class PluginEvents: @unchecked Sendable {
                 var events: UInt32 = 0
                 if bits & ~UInt32(EPOLLOUT.rawValue) != 0 { events |= UInt32(XBB_FD_READ) }
                 if bits & ~UInt32(EPOLLIN.rawValue) != 0 { events |= UInt32(XBB_FD_WRITE) }
+                exclusion?.lock()
                 unsafe watch.function(watch.argument, watch.descriptor, events)
+                exclusion?.unlock()
             }
         }
         return channel

@@ -40,6 +40,7 @@ struct PluginQueue: ~Copyable {
             threads = nil
             let host = port.hostQueue
             host.events = events
+            events.exclusion = device.exclusion
             do throws(PluginError) {
                 unsafe handle = try device.openQueue(host, index: index, depth: depth)
             } catch {
