@@ -26,6 +26,8 @@ for name in mkfs.ext4 mkfs.ext2; do
 done
 ln -s "/$xen/xl" "$image/usr/sbin/xl"
 cp -a "$tree/etc/xen" "$image/etc/xen"
+# GRUB as a guest's kernel, with its own blkfront.
+install -D -m 644 -t "$image/usr/lib/grub-xen" "$tree/usr/lib/grub-xen/grub-x86_64-xen.bin"
 copy_busybox "$image"
 copy_modules "$image" virtio_pci virtio_blk 9p 9pnet_virtio xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs loop ext4 \
     crc32c_generic xen-blkback xen-blkfront
