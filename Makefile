@@ -3,7 +3,7 @@ SHELL := /bin/bash
 SWIFT ?= swift
 JOBS  ?= $(shell nproc)
 
-.PHONY: help setup build build-release install deb deb-test demo test test-quick bench count check fmt clean
+.PHONY: help setup build build-release install deb deb-test demo test test-long test-quick bench bench-qcow count check fmt clean
 .PHONY: xen-setup xen-test xen-shell xen-bench
 
 help: ## what can be done here
@@ -34,6 +34,12 @@ demo: build-release ## a real disk image through a shared ring, without Xen (nee
 
 test: build ## all tests
 	@scripts/test.sh
+
+test-long: build ## all kinds of QCOW images and all hostile ones: minutes
+	@scripts/test-long.sh
+
+bench-qcow: build-release ## figures of QCOW images beside libqcow and qemu-nbd
+	@scripts/bench-qcow.sh
 
 bench: build-release ## figures beside the peers, as a table and as JSON in build/bench.json
 	@scripts/bench.sh

@@ -100,6 +100,11 @@ plugins_load_together() { # PLUGIN...: all in one process
     for name in "$@"; do jq -e --arg name "$name" '.. | objects | select(.name? == $name and (.error? == null))' /tmp/plugins.json >/dev/null ||
         { echo "no $name"; return 1; }; done
 }
+qcow_comes_and_goes() { # libqcow with it, and the plugin beside the others
+    install_packages ./xbb-plugin-qcow_*.deb && dpkg -s libqcow1 >/dev/null && plugins_load_together qcow file &&
+        jq -e '.. | objects | select(.name? == "qcow") | .formats == ["qcow2", "qcow"]' /tmp/plugins.json &&
+        apt-get purge -y -qq --auto-remove xbb-plugin-qcow && [[ ! -e /usr/lib/xbb/plugins/xbb-qcow.so ]]
+}
 blkback_stays_away() { grep -qx 'blacklist xen-blkback' /lib/modprobe.d/xbb.conf && modprobe -c | grep -q '^blacklist xen_blkback'; }
 
 not_started_without_xen() { [[ $(systemctl show -P ActiveState,ConditionResult xbbd | paste -sd' ') == "inactive no" ]]; }
@@ -164,6 +169,7 @@ check "the unit is enabled" unit_is_enabled
 check "xbbd is not started without Xen" not_started_without_xen
 check "xen-blkback is kept from loading" blkback_stays_away
 check "the plugins load together in one process" plugins_load_together file rawdisk null error delay
+check "xbb-plugin-qcow brings libqcow, and both go" qcow_comes_and_goes
 
 truncate -s 64M /tmp/disk.img
 head -c 16M /dev/urandom >/tmp/content

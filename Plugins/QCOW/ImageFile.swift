@@ -43,6 +43,16 @@ final class ImageFile: Sendable {
         return found
     }
 
+    /// Big-endian numbers of 8 bytes for `open()`: as many as the file has whole of `count` at `offset`.
+    func words(at offset: UInt64, count: Int) throws(PluginError) -> [UInt64] {
+        let found = try bytes(at: offset, count: count * 8)
+        return unsafe found.withUnsafeBytes { raw in
+            (0..<raw.count / 8).map {
+                unsafe UInt64(bigEndian: raw.loadUnaligned(fromByteOffset: $0 * 8, as: UInt64.self))
+            }
+        }
+    }
+
     /// Fills all of `buffer` from `offset`; any thread.
     ///
     /// - Returns: 0 or a negative errno, -EIO at the end of the file: nothing is made up.

@@ -31,31 +31,41 @@ final class QCOWLayer: Sendable {
         self.file = file
         header = check.header
         size = check.header.size & ~511
+        l1 = try Self.readL1(file, check)
+    }
+
+    /// The entries that the disk needs, a part of the table at a time: it may have 32 MiB.
+    private static func readL1(_ file: ImageFile, _ check: QCOWCheck) throws(PluginError) -> [UInt64] {
         let count = Int(check.neededL1)
-        let bytes = try file.bytes(at: check.header.l1Offset, count: count * 8)
-        guard bytes.count == count * 8 else { throw PluginError(EIO, "the image was cut off while it was opened") }
-        let mask: UInt64 = check.header.version == 1 ? .max : 0x00ff_ffff_ffff_fe00
-        var table = [UInt64](repeating: 0, count: count)
-        for index in 0..<count {
-            var entry: UInt64 = 0
-            for byte in 0..<8 { entry = entry << 8 | UInt64(bytes[index * 8 + byte]) }
-            // libqcow takes reserved bits for a part of the place, and finds a table only at a multiple of its length.
-            let isStrange = entry & ~(mask | 1 << 63) != 0 || (entry & mask) % (8 << UInt64(check.header.l2Bits)) != 0
-            guard check.header.encryption == 0 || !isStrange else {
-                throw PluginError(
-                    EOPNOTSUPP,
-                    "the image is encrypted, and entry \(index) of its L1 table is one that libqcow does not read right: "
-                        + "convert the image")
-            }
-            entry &= mask
-            guard entry == 0 || check.mayHoldL2(entry) else {
-                throw PluginError(
-                    EINVAL,
-                    "the image is damaged: entry \(index) of its L1 table points to offset \(entry), where no L2 table "
-                        + "can be")
-            }
-            table[index] = entry
+        var table: [UInt64] = []
+        table.reserveCapacity(count)
+        while table.count < count {
+            let part = min(count - table.count, 8192)
+            let words = try file.words(at: check.header.l1Offset + UInt64(table.count) * 8, count: part)
+            guard words.count == part else { throw PluginError(EIO, "the image was cut off while it was opened") }
+            for word in words { table.append(word == 0 ? 0 : try place(word, table.count, check)) }
         }
-        l1 = table
+        return table
+    }
+
+    /// The place of the L2 table that an entry points to.
+    private static func place(_ entry: UInt64, _ index: Int, _ check: QCOWCheck) throws(PluginError) -> UInt64 {
+        let mask: UInt64 = check.header.version == 1 ? .max : 0x00ff_ffff_ffff_fe00
+        let place = entry & mask
+        // libqcow takes reserved bits for a part of the place, and finds a table only at a multiple of its length.
+        let isStrange = entry & ~(mask | 1 << 63) != 0 || place % (8 << UInt64(check.header.l2Bits)) != 0
+        guard check.header.encryption == 0 || !isStrange else {
+            throw PluginError(
+                EOPNOTSUPP,
+                "the image is encrypted, and entry \(index) of its L1 table is one that libqcow does not read right: "
+                    + "convert the image")
+        }
+        guard place == 0 || check.mayHoldL2(place) else {
+            throw PluginError(
+                EINVAL,
+                "the image is damaged: entry \(index) of its L1 table points to offset \(place), where no L2 table can be"
+            )
+        }
+        return place
     }
 }

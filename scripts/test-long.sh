@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-2-Clause
+# The tests that take minutes, on what `make build` built: all kinds of QCOW images and all hostile ones.
+# Their time is in docs/qcow.md.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+export XBB_LONG=1 XBB_BUILD_DIR=$PWD/.build/debug XBB_STAGE_DIR=$PWD/build/debug SWIFT_BACKTRACE=enable=no
+started=$SECONDS
+log=build/test-logs/long.log
+mkdir -p build/test-logs
+timeout --kill-after=10 3600 swift test --skip-build --no-parallel --filter 'QCOWCorpusTests' >"$log" 2>&1
+result=$?
+grep -E '^(qcow corpus|hostile):|^✘' "$log" | cut -c1-400
+grep -qE '^✔ Test run with [1-9]' "$log" || result=1
+echo "test-long: $([[ $result -eq 0 ]] && echo passed || echo FAILED) in $((SECONDS - started)) s"
+exit "$result"
