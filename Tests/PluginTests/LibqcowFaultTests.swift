@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What libqcow alone gets wrong, shown with its own tool-kit: the reasons for docs/decisions/0009-qcow-and-libqcow.md.
 import Glibc
+import PluginCheck
 import Testing
 
 @Suite struct LibqcowFaultTests {
@@ -29,9 +30,9 @@ import Testing
             """
         let program = "\(folder.path)/program"
         let built = shell("cat > \(program).c <<'END'\n\(source)\nEND\ngcc -o \(program) \(program).c -lqcow")
-        guard built.status == 0 else { throw Failure(description: built.output) }
+        guard built.status == 0 else { throw Failure(built.output) }
         let result = shell("\(program) \(image) \(offset) \(length) \(parent)")
-        guard result.status == 0 else { throw Failure(description: "libqcow: \(result.status)") }
+        guard result.status == 0 else { throw Failure("libqcow: \(result.status)") }
         return result.output
     }
 
