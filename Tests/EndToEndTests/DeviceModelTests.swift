@@ -110,7 +110,7 @@ extension EndToEnd {
             let cases = [
                 ("aio:\(image).missing", "No such file"), ("aio:\(image)", "is in use"),
                 ("aio:", "an empty drive is not served"),
-                ("aio:\(try lab.image("empty", bytes: 0))", "empty"), ("qed:\(image)", "xbb-qed.so"),
+                ("aio:\(try lab.image("empty", bytes: 0))", "empty"), ("qed:\(image)", "no plugin serves format 'qed'"),
                 ("aio:disk.img", "disk.img"), ("tap:\(image)", "tap:"),
             ]
             for (params, text) in cases {

@@ -50,7 +50,8 @@ extension EndToEnd {
                 ("disk.img", "expected FORMAT:/PATH"), ("raw:disk.img", "expected FORMAT:/PATH"),
                 ("Raw:\(image)", "'Raw' is no format"), ("raw:\(image).missing", "does not exist"),
                 ("raw:\(lab.directory)", "is a directory"), ("raw:/dev/null", "neither a regular file nor a block"),
-                ("nosuch:\(image)", "xbb-nosuch.so"), ("raw:\(try lab.image("empty", bytes: 0))", "empty"),
+                ("nosuch:\(image)", "no plugin serves format 'nosuch'"),
+                ("raw:\(try lab.image("empty", bytes: 0))", "empty"),
             ]
             for (index, (params, text)) in cases.enumerated() {
                 let disk = LibxlDisk(guest: guest.id, number: UInt32(51712 + 16 * index), params: params)
