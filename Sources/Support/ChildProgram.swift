@@ -20,10 +20,7 @@ public enum ChildProgram {
     public static func run(_ arguments: [String], seconds: UInt64, limit: Int = 1 << 20) throws(StartError) -> Result {
         var ends: [Int32] = [-1, -1]
         guard let program = arguments.first, unsafe pipe2(&ends, O_CLOEXEC) == 0 else { throw StartError(code: errno) }
-        var list: [UnsafeMutablePointer<CChar>?] = unsafe arguments.map { unsafe strdup($0) } + [nil]
-        defer { for index in unsafe list.indices { unsafe free(list[index]) } }
-        var process: pid_t = 0
-        let code = unsafe clinux_spawn(program, &list, ends[1], -1, &process)
+        let (code, process) = startProgram(program, arguments, output: ends[1])
         close(ends[1])
         defer { close(ends[0]) }
         if code != 0 { throw StartError(code: code) }

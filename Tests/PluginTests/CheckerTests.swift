@@ -123,10 +123,7 @@ private struct Checker {
 
     @Test(arguments: faults)
     func eachFaultIsNamed(fault: String, check: String, words: String) {
-        let checker = Checker()
-        let plugin = checker.plugin("faulty", from: faulty)
-        let result = checker.run("--quick --time-limit 30 --only \(check) \(plugin) -- fault=\(fault)")
-        #expect(result.status == 1 && result.failures[check]?.contains(words) == true, "\(result.failures)")
+        expectNamed(check, words, "--time-limit 30", fault: "fault=\(fault)")
     }
 
     /// What is wrong before open() is chosen by the environment.
@@ -142,9 +139,16 @@ private struct Checker {
 
     @Test(arguments: early)
     func eachEarlyFaultIsNamed(fault: String, check: String, words: String) {
+        expectNamed(check, words, environment: "XBB_FAULT=\(fault)")
+    }
+
+    /// The check alone fails, and says it in these words.
+    private func expectNamed(
+        _ check: String, _ words: String, _ options: String = "", fault: String = "", environment: String = ""
+    ) {
         let checker = Checker()
         let plugin = checker.plugin("faulty", from: faulty)
-        let result = checker.run("--quick --only \(check) \(plugin)", environment: "XBB_FAULT=\(fault)")
+        let result = checker.run("--quick \(options) --only \(check) \(plugin) -- \(fault)", environment: environment)
         #expect(result.status == 1 && result.failures[check]?.contains(words) == true, "\(result.failures)")
     }
 

@@ -42,8 +42,7 @@ extension Check {
             for depth in [1, 3, 8] where depth <= info.queueDepth ?? 8 {
                 let queue = try bench.queue(disk, depth: UInt32(depth))
                 var waiting = (0..<100).map { index in
-                    let request = Request(guarded: true)
-                    request.set(XBB_OP_READ, UInt64(index) % (info.size / block) * block, Int(block))
+                    let request = Request(XBB_OP_READ, UInt64(index) % (info.size / block) * block, Int(block))
                     return request
                 }
                 var flying: [Request] = []
@@ -157,9 +156,8 @@ extension Bench {
         let block = UInt64(info.logicalBlock)
         for round in 0..<20 {
             let requests = (0..<16).map { index in
-                let request = Request(guarded: true)
                 let op = info.capabilities.contains(.write) && index % 2 == 0 ? XBB_OP_WRITE : XBB_OP_READ
-                request.set(op, UInt64(index) % (info.size / block) * block, Int(block))
+                let request = Request(op, UInt64(index) % (info.size / block) * block, Int(block))
                 return request
             }
             let accepted = queue.submit(requests)

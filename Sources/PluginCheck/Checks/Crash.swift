@@ -87,9 +87,8 @@ extension Bench {
             for version in UInt32(1)... {
                 let block = random.less(blockCount)
                 let isDurable = !hasCache || withFUA && random.less(2) == 0
-                let request = Request(guarded: true)
                 let flags = withFUA && isDurable && hasCache ? XBB_REQ_FUA : 0
-                request.set(XBB_OP_WRITE, UInt64(block * blockBytes), blockBytes, flags: flags)
+                let request = Request(XBB_OP_WRITE, UInt64(block * blockBytes), blockBytes, flags: flags)
                 request.put(content(block, version))
                 try perform(request, on: queue)
                 pending.append((block, version))
@@ -98,8 +97,7 @@ extension Bench {
                     continue
                 }
                 if hasCache, !withFUA {
-                    let flush = Request(guarded: true)
-                    flush.set(XBB_OP_FLUSH, 0, 0)
+                    let flush = Request(XBB_OP_FLUSH, 0, 0)
                     try perform(flush, on: queue)
                 }
                 for (block, version) in pending {
@@ -123,8 +121,7 @@ extension Bench {
                 let disk = try disk()
                 let queue = try queue(disk)
                 for (block, version) in durable.enumerated() where version > 0 {
-                    let request = Request(guarded: true)
-                    request.set(XBB_OP_READ, UInt64(block * blockBytes), blockBytes)
+                    let request = Request(XBB_OP_READ, UInt64(block * blockBytes), blockBytes)
                     try perform(request, on: queue)
                     let bytes = request.bytes
                     for sector in stride(from: 0, to: blockBytes, by: 512) {

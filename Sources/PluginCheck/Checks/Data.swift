@@ -49,14 +49,12 @@ extension Check {
             let queues = try (bench.queue(disks.0), bench.queue(disks.1))
             let block = Int(info.logicalBlock)
             for (queue, value) in [(queues.0, UInt8(0xaa)), (queues.1, 0x55)] {
-                let request = Request(guarded: true)
-                request.set(XBB_OP_WRITE, 0, block)
+                let request = Request(XBB_OP_WRITE, 0, block)
                 request.put([UInt8](repeating: value, count: block))
                 try bench.perform(request, on: queue)
             }
             for (queue, value) in [(queues.0, UInt8(0xaa)), (queues.1, 0x55)] {
-                let request = Request(guarded: true)
-                request.set(XBB_OP_READ, 0, block)
+                let request = Request(XBB_OP_READ, 0, block)
                 try bench.perform(request, on: queue)
                 try require(
                     request.bytes.allSatisfy { $0 == value },
@@ -75,9 +73,8 @@ extension Check {
             let length = UInt64(max(lseek(file, 0, SEEK_END), 0))
             try require(size == length, "the disk has \(size) bytes, and the reference \(length)")
             for offset in stride(from: 0, to: size, by: 256 << 10) {
-                let request = Request(guarded: true)
                 let count = Int(min(size - offset, 256 << 10))
-                request.set(XBB_OP_READ, offset, count)
+                let request = Request(XBB_OP_READ, offset, count)
                 try bench.perform(request, on: queue)
                 var expected = [UInt8](repeating: 0, count: count)
                 _ = unsafe pread(file, &expected, count, Int(offset))

@@ -105,8 +105,7 @@ extension PluginOption {
 extension Bench {
     /// A read of the first block.
     func firstRead(_ disk: Disk) throws(Failure) -> Request {
-        let request = Request(guarded: true)
-        request.set(XBB_OP_READ, 0, Int(try info(disk).logicalBlock))
+        let request = Request(XBB_OP_READ, 0, Int(try info(disk).logicalBlock))
         return request
     }
 
@@ -137,8 +136,7 @@ extension Bench {
         if let info = try? DeviceInfo(validating: disk.info) {
             let queue = try Queue(disk, depth: 4, guarded: true)
             for offset in reads ? [0, info.size - UInt64(info.logicalBlock)] : [] {
-                let request = Request(guarded: true)
-                request.set(XBB_OP_READ, offset, Int(info.logicalBlock))
+                let request = Request(XBB_OP_READ, offset, Int(info.logicalBlock))
                 at("a \(request.name) of what open() took")
                 let status = queue.perform(request)
                 try require(status <= 0, "a \(request.name) is not completed")

@@ -13,15 +13,12 @@ extension Check {
             let queue = try bench.queue(disk)
             let raw = disk.info
             let operations = info.capabilities.contains(.write) ? [XBB_OP_WRITE, XBB_OP_READ] : [XBB_OP_READ]
-            for length in info.lengths(info.maxTransfer) {
-                for offset in info.offsets(for: length) {
-                    for cuts in info.scatterLists(length, mostSegments: Int(raw.max_iov)) {
-                        for op in operations {
-                            let request = Request(guarded: true)
-                            request.set(op, offset, length, cuts: cuts)
-                            if op == XBB_OP_WRITE { request.put([UInt8](repeating: 0x5a, count: length)) }
-                            try bench.perform(request, on: queue)
-                        }
+            for (length, offset) in info.places(info.maxTransfer) {
+                for cuts in info.scatterLists(length, mostSegments: Int(raw.max_iov)) {
+                    for op in operations {
+                        let request = Request(op, offset, length, cuts: cuts)
+                        if op == XBB_OP_WRITE { request.put([UInt8](repeating: 0x5a, count: length)) }
+                        try bench.perform(request, on: queue)
                     }
                 }
             }
@@ -42,30 +39,21 @@ extension Check {
                 commands.append((XBB_OP_WRITE_ZEROES, info.maxWriteZeroes, fua + [XBB_REQ_MAY_UNMAP]))
             }
             for (op, most, flagSets) in commands {
-                for length in info.lengths(most) {
-                    for offset in info.offsets(for: length) {
-                        for flags in flagSets {
-                            let request = Request(guarded: true)
-                            request.set(op, offset, length, flags: flags)
-                            try bench.perform(request, on: queue)
-                        }
-                    }
+                for (length, offset) in info.places(most) {
+                    for flags in flagSets { try bench.perform(Request(op, offset, length, flags: flags), on: queue) }
                 }
             }
             if info.capabilities.contains(.writeZeroes) {
                 // It may be refused, and by no other error.
-                let request = Request(guarded: true)
-                request.set(XBB_OP_WRITE_ZEROES, 0, Int(info.logicalBlock), flags: XBB_REQ_NO_FALLBACK)
+                let request = Request(XBB_OP_WRITE_ZEROES, 0, Int(info.logicalBlock), flags: XBB_REQ_NO_FALLBACK)
                 try bench.perform(request, on: queue, expecting: [0, -EOPNOTSUPP])
             }
             if info.capabilities.contains(.flush) {
-                let request = Request(guarded: true)
-                request.set(XBB_OP_FLUSH, 0, 0)
+                let request = Request(XBB_OP_FLUSH, 0, 0)
                 try bench.perform(request, on: queue)
             }
             if info.capabilities.contains(.fua), info.capabilities.contains(.write) {
-                let request = Request(guarded: true)
-                request.set(XBB_OP_WRITE, 0, Int(info.logicalBlock), flags: XBB_REQ_FUA)
+                let request = Request(XBB_OP_WRITE, 0, Int(info.logicalBlock), flags: XBB_REQ_FUA)
                 try bench.perform(request, on: queue)
             }
             bench.close(disk, [queue])
@@ -76,8 +64,7 @@ extension Check {
             let info = try bench.info(disk)
             let queue = try bench.queue(disk)
             for op in [0, 6, 7, 100, 255] {
-                let request = Request(guarded: true)
-                request.set(op, 0, Int(info.logicalBlock))
+                let request = Request(op, 0, Int(info.logicalBlock))
                 bench.at("an unknown operation \(op)")
                 let status = queue.perform(request)
                 try require(
@@ -86,8 +73,7 @@ extension Check {
                 )
             }
             for flags in [1 << 4, 1 << 8, 1 << 15] {
-                let request = Request(guarded: true)
-                request.set(XBB_OP_READ, 0, Int(info.logicalBlock), flags: flags)
+                let request = Request(XBB_OP_READ, 0, Int(info.logicalBlock), flags: flags)
                 bench.at("a READ with an unknown flag")
                 let status = queue.perform(request)
                 // A flag is sent only by a host that was told of it, so some do not look.
@@ -106,9 +92,8 @@ extension Check {
                 let queue = try bench.queue(disk, depth: UInt32(depth))
                 for size in [1, depth / 2, depth] where size > 0 {
                     let requests = (0..<size).map { index in
-                        let request = Request(guarded: true)
                         let block = UInt64(info.logicalBlock)
-                        request.set(XBB_OP_READ, UInt64(index) % (info.size / block) * block, Int(block))
+                        let request = Request(XBB_OP_READ, UInt64(index) % (info.size / block) * block, Int(block))
                         return request
                     }
                     bench.at("a batch of \(size) READs in a queue of depth \(depth)")
@@ -145,6 +130,11 @@ extension Bench {
 }
 
 extension DeviceInfo {
+    /// Every length up to `most` at every place for it.
+    func places(_ most: UInt64) -> [(length: Int, offset: UInt64)] {
+        lengths(most).flatMap { length in offsets(for: length).map { (length, $0) } }
+    }
+
     /// Lengths of requests: one block, its multiples, odd ones, and the most.
     func lengths(_ most: UInt64) -> [Int] {
         let block = Int(logicalBlock)

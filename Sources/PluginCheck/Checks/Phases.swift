@@ -14,9 +14,8 @@ extension Check {
             let queue = try bench.queue(disk)
             let block = Int(info.logicalBlock)
             let requests = (0..<64).map { index in
-                let request = Request(guarded: true)
                 let op = index % 2 == 0 && info.capabilities.contains(.write) ? XBB_OP_WRITE : XBB_OP_READ
-                request.set(op, UInt64(index) % (info.size / UInt64(block)) * UInt64(block), block)
+                let request = Request(op, UInt64(index) % (info.size / UInt64(block)) * UInt64(block), block)
                 return request
             }
             bench.at("64 requests in flight")
@@ -34,8 +33,7 @@ extension Check {
             let queue = try bench.queue(disk)
             for length in info.lengths(info.maxTransfer) {
                 let data = (0..<length).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 8) }
-                let request = Request(guarded: true)
-                request.set(XBB_OP_WRITE, 0, length)
+                let request = Request(XBB_OP_WRITE, 0, length)
                 request.put(data)
                 try bench.perform(request, on: queue)
                 try require(
@@ -88,8 +86,7 @@ extension Check {
             let queue = try bench.queue(disk)
             try bench.perform(bench.firstRead(disk), on: queue)
             if info.capabilities.contains(.write) {
-                let request = Request(guarded: true)
-                request.set(XBB_OP_WRITE, 0, Int(info.logicalBlock))
+                let request = Request(XBB_OP_WRITE, 0, Int(info.logicalBlock))
                 try bench.perform(request, on: queue)
             }
             let opened = namedFiles().subtracting(before)

@@ -3,6 +3,7 @@
 import CLinux
 import CPluginHarness
 import Glibc
+import XBBHost
 
 /// Things of this process that can be counted.
 struct Residue: Equatable {
@@ -24,18 +25,7 @@ struct Residue: Equatable {
     }
 
     /// Names in a folder of /proc/self.
-    static func entries(_ name: String) -> [String] {
-        guard let folder = unsafe opendir("/proc/self/\(name)") else { return [] }
-        defer { unsafe closedir(folder) }
-        var names: [String] = []
-        while let entry = unsafe readdir(folder) {
-            let name = unsafe withUnsafePointer(to: &entry.pointee.d_name) { field in
-                unsafe field.withMemoryRebound(to: CChar.self, capacity: 256) { unsafe String(cString: $0) }
-            }
-            if name != ".", name != ".." { names.append(name) }
-        }
-        return names
-    }
+    static func entries(_ name: String) -> [String] { DirectoryListing.names(in: "/proc/self/\(name)") }
 
     private static func lines(_ name: String) -> Int {
         let file = unsafe clinux_open("/proc/self/\(name)", O_RDONLY | O_CLOEXEC, 0)

@@ -25,8 +25,7 @@ extension Check {
                 let now = try bench.info(disk).size
                 try require(now == size, "resize() to \(size) succeeds, and get_info() says \(now)")
                 let queue = try bench.queue(disk)
-                let request = Request(guarded: true)
-                request.set(XBB_OP_READ, size - UInt64(before.logicalBlock), Int(before.logicalBlock))
+                let request = Request(XBB_OP_READ, size - UInt64(before.logicalBlock), Int(before.logicalBlock))
                 try bench.perform(request, on: queue)
                 queue.close()
             }

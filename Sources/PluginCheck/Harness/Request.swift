@@ -18,6 +18,12 @@ package final class Request {
         unsafe handle.pointee.guarded = guarded
     }
 
+    /// A guarded request; see ``set(_:_:_:flags:cuts:)``.
+    package convenience init(_ op: Int, _ offset: UInt64, _ length: Int, flags: Int = 0, cuts: [Int] = []) {
+        self.init(guarded: true)
+        set(op, offset, length, flags: flags, cuts: cuts)
+    }
+
     deinit {
         // What the plugin still has is not taken from it.
         if unsafe handle.pointee.state != UInt32(HARNESS_OFFERED) { unsafe harness_request_free(handle) }

@@ -3,6 +3,7 @@
 import CLinux
 import Glibc
 import Support
+import XBBHost
 
 /// Runs checks of one plugin.
 package struct Runner {
@@ -114,10 +115,8 @@ package struct Runner {
             return CheckResult(check: check, outcome: .failed("pipe: error \(errno)"))
         }
         let null = unsafe clinux_open("/dev/null", O_WRONLY | O_CLOEXEC, 0)
-        var process: pid_t = 0
-        let code = unsafe withCStrings(arguments(check, subject)) { arguments in
-            unsafe clinux_spawn(program, arguments, isVerbose ? -1 : null, ends[1], &process)
-        }
+        let (code, process) = startProgram(
+            program, arguments(check, subject), output: isVerbose ? -1 : null, kept: ends[1])
         close(null)
         close(ends[1])
         defer { close(ends[0]) }
@@ -231,25 +230,9 @@ private struct ReportReader {
 
 private func getenvText(_ name: String) -> String? { unsafe getenv(name).map { unsafe String(cString: $0) } }
 
-/// Calls `body` with a NULL-terminated list of C strings.
-private func withCStrings(_ words: [String], _ body: (UnsafePointer<UnsafeMutablePointer<CChar>?>) -> Int32) -> Int32 {
-    var list = unsafe words.map { unsafe strdup($0) }
-    unsafe list.append(nil)
-    defer { unsafe list.forEach { unsafe free($0) } }
-    return unsafe body(list)
-}
-
 /// Removes a folder with plain files in it.
 private func remove(_ folder: String) {
-    if let stream = unsafe opendir(folder) {
-        while let entry = unsafe readdir(stream) {
-            let name = unsafe withUnsafePointer(to: &entry.pointee.d_name) { field in
-                unsafe field.withMemoryRebound(to: CChar.self, capacity: 256) { unsafe String(cString: $0) }
-            }
-            if name != ".", name != ".." { unsafe unlink("\(folder)/\(name)") }
-        }
-        unsafe closedir(stream)
-    }
+    for name in DirectoryListing.names(in: folder) { unsafe unlink("\(folder)/\(name)") }
     unsafe rmdir(folder)
 }
 

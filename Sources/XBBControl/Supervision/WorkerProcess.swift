@@ -2,6 +2,7 @@
 // A process that is followed by its pidfd: a child that was started here, or a worker that an earlier xbbd left.
 import CLinux
 import Glibc
+import Support
 import Xen
 
 /// A process and its name that survives a successor of xbbd: number and start time.
@@ -67,10 +68,7 @@ final class WorkerProcess {
         _ arguments: [String], output: Descriptor? = nil, kept: Descriptor? = nil
     ) throws(XenError) -> WorkerProcess {
         guard let program = arguments.first else { throw XenError(EINVAL, "start a process without a name") }
-        var list: [UnsafeMutablePointer<CChar>?] = unsafe arguments.map { unsafe strdup($0) } + [nil]
-        defer { for index in unsafe list.indices { unsafe free(list[index]) } }
-        var process: pid_t = 0
-        let code = unsafe clinux_spawn(program, &list, output?.raw ?? -1, kept?.raw ?? -1, &process)
+        let (code, process) = startProgram(program, arguments, output: output?.raw ?? -1, kept: kept?.raw ?? -1)
         if code != 0 { throw XenError(code, "start \(program)") }
         let raw = clinux_pidfd_open(process)
         if raw < 0 {

@@ -24,8 +24,8 @@ struct ImageDescription {
         var references: [JSON] = []
         let all = [raw.refs.0, raw.refs.1, raw.refs.2, raw.refs.3]
         for reference in all.prefix(Int(min(raw.ref_count, 4))) {
-            let format = Self.text(reference.format)
-            let name = Self.text(reference.name)
+            let format = text(inArray: reference.format)
+            let name = text(inArray: reference.name)
             let isBacking = reference.kind == UInt32(XBB_REF_BACKING)
             references.append(
                 .object([
@@ -66,27 +66,10 @@ struct ImageDescription {
         var image = xbb_image()
         image.struct_size = UInt32(MemoryLayout<xbb_image>.size)
         var failure = xbb_error()
-        let result = unsafe format.withCString { name in
-            var request = unsafe xbb_open()
-            unsafe request.struct_size = UInt32(MemoryLayout<xbb_open>.size)
-            unsafe request.flags = UInt32(XBB_OPEN_RDONLY)
-            unsafe request.fd = descriptor
-            unsafe request.option_count = UInt32(options.count)
-            unsafe request.options = UnsafePointer(options.values)
-            unsafe request.format = name
-            unsafe request.label = name
-            return unsafe inspect(&request, &image, &failure)
-        }
-        if result != 0 {
-            let message = text(failure.message)
-            let code = result < 0 && result > -4096 ? -result : 5
-            throw PluginError(.open, "plugin '\(library.name)': \(message.isEmpty ? errnoText(code) : message)")
-        }
+        let result = unsafe withOpenRequest(
+            format, label: format, flags: Int(XBB_OPEN_RDONLY), file: descriptor, options: options, host: nil
+        ) { request in unsafe inspect(request, &image, &failure) }
+        if result != 0 { throw PluginError(failure, result, "plugin '\(library.name)'") }
         return image
-    }
-
-    /// The text in a C array.
-    private static func text<Array>(_ array: Array) -> String {
-        unsafe withUnsafeBytes(of: array) { bytes in unsafe String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self) }
     }
 }

@@ -106,28 +106,11 @@ final class BlockingThreads: @unchecked Sendable {
             head = (head + 1) % capacity
             count -= 1
             unsafe pthread_mutex_unlock(mutex)
-            unsafe serve(queue, &request)
+            unsafe device.offer(&request, to: queue, answeringAt: port)
             unsafe pthread_mutex_lock(mutex)
         }
         unsafe pthread_mutex_unlock(mutex)
         if problem == nil { unsafe device.closeQueue(queue, of: host) }
-    }
-
-    /// Calls submit() until the request is taken; a plugin that never takes it gets it failed.
-    private func serve(_ queue: UnsafeMutableRawPointer?, _ request: inout UnsafeMutablePointer<xbb_req>?) {
-        var pause: UInt32 = 100
-        while true {
-            device.exclusion?.lock()
-            let taken = unsafe device.library.table.submit(queue, &request, 1)
-            device.exclusion?.unlock()
-            if taken >= 1 { return }
-            if pause > 1_000_000 {
-                unsafe port.complete(request, -EIO)
-                return
-            }
-            usleep(pause)
-            pause *= 2
-        }
     }
 }
 

@@ -58,19 +58,7 @@ final class ChildQueue {
         unsafe slot.pointee.state = PluginRequestState.plugin
         var offered: UnsafeMutablePointer<xbb_req>? = unsafe UnsafeMutableRawPointer(slot)
             .assumingMemoryBound(to: xbb_req.self)
-        var pause: UInt32 = 100
-        while true {
-            device.exclusion?.lock()
-            let taken = unsafe device.library.table.submit(handle, &offered, 1)
-            device.exclusion?.unlock()
-            if taken >= 1 { break }
-            if pause > 1_000_000 {
-                unsafe port.complete(offered, -EIO)
-                break
-            }
-            usleep(pause)
-            pause *= 2
-        }
+        unsafe device.offer(&offered, to: handle, answeringAt: port)
         while true {
             port.takeRemote()
             if port.localCount > 0 { break }

@@ -32,9 +32,7 @@ final class HostChild: @unchecked Sendable {
         guard Int(reference.kind) == Int(XBB_REF_BACKING), reference.flags == 0 else {
             throw PluginError(.open, "\(image) names a data file, which is not opened")
         }
-        let format = unsafe withUnsafeBytes(of: reference.format) {
-            unsafe String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
-        }
+        let format = text(inArray: reference.format)
         let bytes = unsafe withUnsafeBytes(of: reference.name) { unsafe Array($0.prefix { $0 != 0 }) }
         let name = try BackingName(bytes, in: image, allowed: chain.policy)
         guard !format.isEmpty else {

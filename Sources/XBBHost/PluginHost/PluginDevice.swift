@@ -125,32 +125,14 @@ public final class PluginDevice: @unchecked Sendable {
     ) throws(PluginError) -> UnsafeMutableRawPointer? {
         var handle: UnsafeMutableRawPointer?
         var failure = xbb_error()
-        let result = unsafe source.format.withCString { format in
-            unsafe source.path.withCString { label in
-                var request = unsafe xbb_open()
-                unsafe request.struct_size = UInt32(MemoryLayout<xbb_open>.size)
-                unsafe request.flags =
-                    (source.readOnly ? UInt32(XBB_OPEN_RDONLY) : 0) | (direct ? UInt32(XBB_OPEN_DIRECT) : 0)
-                    | (isBacking ? UInt32(XBB_OPEN_BACKING) : 0)
-                unsafe request.hdev = host
-                unsafe request.fd = file
-                unsafe request.option_count = UInt32(options.count)
-                unsafe request.options = UnsafePointer(options.values)
-                unsafe request.format = format
-                unsafe request.label = label
-                return unsafe library.table.open(&request, &handle, &failure)
-            }
-        }
-        if result != 0 { throw describe(failure, result, "plugin '\(library.name)' cannot open \(source.path)") }
+        let flags =
+            (source.readOnly ? Int(XBB_OPEN_RDONLY) : 0) | (direct ? Int(XBB_OPEN_DIRECT) : 0)
+            | (isBacking ? Int(XBB_OPEN_BACKING) : 0)
+        let result = unsafe withOpenRequest(
+            source.format, label: source.path, flags: flags, file: file, options: options, host: host
+        ) { request in unsafe library.table.open(request, &handle, &failure) }
+        if result != 0 { throw PluginError(failure, result, "plugin '\(library.name)' cannot open \(source.path)") }
         return unsafe handle
-    }
-
-    private static func describe(_ failure: xbb_error, _ result: Int32, _ what: String) -> PluginError {
-        let message = unsafe withUnsafeBytes(of: failure.message) { bytes in
-            unsafe String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
-        }
-        let code = result < 0 && result > -4096 ? -result : EIO
-        return PluginError(.open, "\(what): \(message.isEmpty ? errnoText(code) : message)")
     }
 
     private static func query(
@@ -179,7 +161,7 @@ public final class PluginDevice: @unchecked Sendable {
         guard let start = unsafe library.table.start else { return }
         var failure = xbb_error()
         let result = unsafe start(handle, &failure)
-        if result != 0 { throw Self.describe(failure, result, "plugin '\(library.name)' cannot start") }
+        if result != 0 { throw PluginError(failure, result, "plugin '\(library.name)' cannot start") }
     }
 
     /// Asks the plugin again after it reported a change.
@@ -223,7 +205,7 @@ public final class PluginDevice: @unchecked Sendable {
         let result = unsafe library.table.queue_open(handle, host.immortalPointer(), &parameters, &queue, &failure)
         if result != 0 {
             host.closeChildQueues()
-            throw Self.describe(failure, result, "plugin '\(library.name)' cannot open queue \(index)")
+            throw PluginError(failure, result, "plugin '\(library.name)' cannot open queue \(index)")
         }
         return unsafe queue
     }
@@ -234,6 +216,26 @@ public final class PluginDevice: @unchecked Sendable {
         unsafe library.table.queue_close(queue)
         exclusion?.unlock()
         host.closeChildQueues()
+    }
+
+    /// Calls submit() until the request is taken; a plugin that never takes it gets it failed. On a thread that may sleep.
+    func offer(
+        _ request: inout UnsafeMutablePointer<xbb_req>?, to queue: UnsafeMutableRawPointer?,
+        answeringAt port: CompletionPort
+    ) {
+        var pause: UInt32 = 100
+        while true {
+            exclusion?.lock()
+            let taken = unsafe library.table.submit(queue, &request, 1)
+            exclusion?.unlock()
+            if taken >= 1 { return }
+            if pause > 1_000_000 {
+                unsafe port.complete(request, -EIO)
+                return
+            }
+            usleep(pause)
+            pause *= 2
+        }
     }
 
     /// Registers memory that will hold data, where the plugin wants to know.

@@ -17,9 +17,9 @@ enum SmallFile {
 }
 
 /// The names in a folder.
-enum DirectoryListing {
-    /// Without those that begin with '.'; none where there is no folder.
-    static func names(in directory: String) -> [String] {
+package enum DirectoryListing {
+    /// Without "." and ".."; none where there is no folder.
+    package static func names(in directory: String) -> [String] {
         guard let stream = unsafe opendir(directory) else { return [] }
         defer { unsafe closedir(stream) }
         var names: [String] = []
@@ -27,7 +27,7 @@ enum DirectoryListing {
             let name = unsafe withUnsafePointer(to: &entry.pointee.d_name) { field in
                 unsafe field.withMemoryRebound(to: CChar.self, capacity: 256) { unsafe String(cString: $0) }
             }
-            if !name.hasPrefix(".") { names.append(name) }
+            if name != ".", name != ".." { names.append(name) }
         }
         return names
     }
