@@ -78,7 +78,7 @@ install -D -m 644 -t "$destination$prefix/include/xbb" Sources/PluginAPI/include
 install -D -m 644 -t "$destination$prefix/include/xbb" Sources/PluginAPI/include/module.modulemap
 put_template packaging/xbb-plugin-1.pc.in "$destination$prefix/share/pkgconfig/xbb-plugin-1.pc"
 
-for page in docs/man/*.[1358]; do
+for page in docs/man/*.[13578]; do
     install -D -m 644 -t "$man/man${page##*.}" "$page"
 done
 for program in xbbd xbbctl xbb-loopback xbb-blkfront; do

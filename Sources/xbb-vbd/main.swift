@@ -35,6 +35,7 @@ let usage = """
       --probe IMAGE              say as JSON which formats an image looks like, and exit
       --inspect IMAGE            say as JSON what is in an image, and exit
       --format FORMAT            the format of the inspected image
+      --chain                    inspect the images below it too, where --backing-dir allows
       --dump-plugins             describe the plugins as JSON and exit
       --describe-plugin FILE     load the plugin xbb-NAME.so and print its description, for the file xbb-NAME.plugin
       --help                     this text
@@ -68,6 +69,7 @@ struct CommandLineOptions {
     var probedImage: String?
     var inspectedImage: String?
     var format: String?
+    var inspectsChain = false
 }
 
 func fail(_ text: String) -> Never {
@@ -132,6 +134,7 @@ func parseArguments() -> CommandLineOptions {
         case "--probe": options.probedImage = value()
         case "--inspect": options.inspectedImage = value()
         case "--format": options.format = value()
+        case "--chain": options.inspectsChain = true
         case "--dump-plugins": options.dumpPlugins = true
         case "--describe-plugin": options.describedPlugin = value()
         case "--help":
@@ -208,12 +211,22 @@ if let plugin = command.describedPlugin {
         exit(1)
     }
 }
-if let image = command.probedImage ?? command.inspectedImage {
+/// What is known of an image that nobody serves. A chain is looked at by processes of its own, others by this one.
+func examine(_ image: String, _ command: CommandLineOptions) throws(PluginError) -> JSON {
+    if command.probedImage == nil, command.inspectsChain {
+        return try ChainExamination(
+            path: image, pluginDirectories: command.pluginDirectories, stateDirectory: command.stateDirectory,
+            backing: BackingPolicy(directories: command.backingDirectories)
+        ).inspect(format: command.format)
+    }
     let examination = ImageExamination(
         path: image, pluginDirectories: command.pluginDirectories, stateDirectory: command.stateDirectory)
+    return try command.probedImage != nil ? examination.probe() : examination.inspect(format: command.format)
+}
+
+if let image = command.probedImage ?? command.inspectedImage {
     do throws(PluginError) {
-        let isProbe = command.probedImage != nil
-        print((try isProbe ? examination.probe() : examination.inspect(format: command.format)).serialized)
+        print(try examine(image, command).serialized)
         exit(0)
     } catch {
         print(JSON.object([("image", .string(image)), ("error", .string(error.description))]).serialized)

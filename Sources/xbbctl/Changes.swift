@@ -13,7 +13,8 @@ extension XBBCtl {
         @OptionGroup var device: Device
         @Argument(
             help: ArgumentHelp(
-                "The image and its format: raw:/dev/vg/disk, qcow2:/disk.qcow2, null:.", valueName: "format:path"))
+                "The image and its format: raw:/dev/vg/disk, qcow2:/disk.qcow2, null,size=1G:.",
+                valueName: "format:path"))
         var image: String
         @Flag(help: "The guest may not write.")
         var readonly = false
@@ -37,7 +38,7 @@ extension XBBCtl {
                 else { throw ControlError("'\(device.vdev)' is no virtual device") }
                 let request = AttachRequest(
                     address: address, deviceName: device.vdev, disk: disk, isReadOnly: readonly,
-                    options: try PluginOptions(options))
+                    options: try PluginOptions(disk.options + options))
                 let toolstack = try connection.over(parent.connection).toolstack()
                 try toolstack.attach(request, waits: !noWait)
                 XBBCtl.report(address, toolstack, noWait ? "requested" : "attached", format)

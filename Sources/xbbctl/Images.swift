@@ -18,10 +18,11 @@ struct LookedAtImage: ParsableArguments {
             valueName: "dir"))
     var stateDir: String?
 
-    func ask(_ question: ImageQuestion) throws(ControlError) -> ControlAnswer {
+    /// Asks what `question` makes of what is configured.
+    func ask(_ question: (DaemonConfiguration) -> ImageQuestion) throws(ControlError) -> ControlAnswer {
         let file = try DaemonConfiguration.read(DaemonConfiguration.usualPath, isOptional: true)
         let plugins = pluginDir.isEmpty ? file.pluginDirectories ?? [InstallPaths.plugins()] : pluginDir
-        return try question.ask(
+        return try question(file).ask(
             about: path, worker: file.worker ?? InstallPaths.worker(), pluginDirectories: plugins,
             stateDirectory: stateDir ?? file.stateDirectory ?? DaemonConfiguration.usualStateDirectory)
     }
@@ -35,24 +36,35 @@ extension XBBCtl {
         @OptionGroup var format: Format
 
         func run() throws {
-            try perform { () throws(ControlError) in format.print(try image.ask(.probe), Reports.probe) }
+            try perform { () throws(ControlError) in format.print(try image.ask { _ in .probe }, Reports.probe) }
         }
     }
 
     struct Inspect: ParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Says what is in an image: sizes, features, the files that it names.")
+            abstract: "Says what is in an image and in those below it: sizes, features, the files that they name.")
         @OptionGroup var image: LookedAtImage
         @Option(
             name: .customLong("format"),
             help: ArgumentHelp(
                 "Its format. (default: what it was served as, else what it looks like)", valueName: "format"))
         var imageFormat: String?
+
+        @Option(
+            help: ArgumentHelp(
+                "Where backing files may be; may be given more than once. (default: those of xbb.conf)",
+                valueName: "dir"))
+        var backingDir: [String] = []
         @OptionGroup var format: Format
 
         func run() throws {
             try perform { () throws(ControlError) in
-                format.print(try image.ask(.inspect(format: imageFormat)), Reports.inspect)
+                let answer = try image.ask { file in
+                    .inspect(
+                        format: imageFormat,
+                        backingDirectories: backingDir.isEmpty ? file.backingDirectories ?? [] : backingDir)
+                }
+                format.print(answer, Reports.inspect)
             }
         }
     }

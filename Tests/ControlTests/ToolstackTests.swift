@@ -80,9 +80,19 @@ import XenBus
 
     @Test(
         "what is no disk",
-        arguments: ["", "raw", "/disk.img", ":/disk", "RAW:/disk", "raw :/disk", "raw:/a\nb", "raw:/\u{7f}"])
+        arguments: [
+            "", "raw", "/disk.img", ":/disk", "RAW:/disk", "raw :/disk", ",a=b:/disk", "raw:/a\nb", "raw:/\u{7f}",
+        ])
     func noDisk(_ text: String) {
         #expect(throws: ControlError.self) { try DiskSpecification(parsing: text, workingDirectory: "/") }
+    }
+
+    @Test("options stand behind the format as in a target of block-xbb") func optionsInDisk() throws {
+        let disk = try DiskSpecification(parsing: "null,size=1G,sparse=on:/a,b:c", workingDirectory: "/")
+        #expect(disk.format.name == "null" && disk.path == "/a,b:c" && disk.options == ["size=1G", "sparse=on"])
+        #expect(throws: ControlError.self) {
+            try PluginOptions(try DiskSpecification(parsing: "null,:", workingDirectory: "/").options)
+        }
     }
 
     @Test("what is no option", arguments: ["", "a", "=b", "a=b,c", "a b=c", "a=\n", "a/b=c", "é=1"])

@@ -3,6 +3,7 @@
 import Blkfront
 import Blkif
 import Foundation
+import Support
 import Testing
 
 /// A lab with the QCOW plugin and a folder of templates.
@@ -169,6 +170,39 @@ extension EndToEnd {
             // Without a directory that is allowed nothing is opened, not even beside the image.
             try lab.run("qemu-img create -q -f qcow2 -b base.raw -F raw case.qcow2")
             #expect(try lab.refusal("case.qcow2", number: 52016, allowed: []).contains("and none is set"))
+            try lab.lab.finish()
+        }
+
+        /// An administrator sees the whole chain, and why a disk would be refused, without attaching it.
+        @Test func inspectFollowsWhatWouldBeServed() throws {
+            let lab = try QCOWLab()
+            try lab.run(
+                """
+                truncate -s 1M base.raw && qemu-img create -q -f qcow2 -b base.raw -F raw middle.qcow2
+                qemu-img create -q -f qcow2 -b middle.qcow2 -F qcow2 top.qcow2
+                qemu-img create -q -f qcow2 loop.qcow2 1M && qemu-img rebase -u -b loop.qcow2 -F qcow2 loop.qcow2
+                qemu-img create -q -f qcow2 out.qcow2 1M && qemu-img rebase -u -b /etc/hostname -F raw out.qcow2
+                """)
+            func inspect(_ name: String, _ more: String = "--backing-dir .") throws -> JSON {
+                let directory = more.replacing(" .", with: " \(lab.templates)")
+                return try JSON(
+                    parsing: lab.run(
+                        "\(buildDirectory)/xbbctl inspect \(name) --json --plugin-dir \(lab.lab.plugins) \(directory)"))
+            }
+            func shape(_ answer: JSON) -> [String] {
+                (answer["chain"]?.elements ?? []).map {
+                    "\($0["format"]?.string ?? $0["error"]?.string ?? "") \($0["virtual_size"]?.unsigned ?? 0)"
+                }
+            }
+            #expect(try shape(inspect("top.qcow2")) == ["qcow2 1048576", "raw 1048576"])
+            #expect(try shape(inspect("base.raw --format raw")) == [])
+            #expect(try shape(inspect("loop.qcow2")).first?.contains("the images name each other") == true)
+            #expect(try shape(inspect("out.qcow2")).first?.contains("must be below a backing-dir") == true)
+            #expect(try shape(inspect("top.qcow2", "")).first?.contains("and none is set") == true)
+            let text = try lab.run(
+                "\(buildDirectory)/xbbctl inspect out.qcow2 --plugin-dir \(lab.lab.plugins) --backing-dir \(lab.templates)"
+            )
+            #expect(text.contains("below it, /etc/hostname would be refused: "), "\(text)")
             try lab.lab.finish()
         }
 

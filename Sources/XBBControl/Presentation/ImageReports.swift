@@ -20,10 +20,24 @@ extension Reports {
         return lines
     }
 
-    /// What is in an image.
+    /// What is in an image, and in those below it.
     public static func inspect(_ answer: JSON) -> [String] {
+        var lines = inspectOne(answer)
+        for image in answer["chain"]?.elements ?? [] {
+            lines.append("")
+            lines += image["error"] == nil ? inspectOne(image) : [refusal(of: image)]
+        }
+        return lines
+    }
+
+    private static func refusal(of image: JSON) -> String {
+        TextTable.printable("below it, \(cell(image["image"])) would be refused: \(cell(image["error"]))")
+    }
+
+    private static func inspectOne(_ answer: JSON) -> [String] {
+        let apart = ["references", "warnings", "chain"]
         var table = TextTable([.words(""), .words("")])
-        for member in answer.members where member.name != "references" && member.name != "warnings" {
+        for member in answer.members where !apart.contains(member.name) {
             if case .array(let words) = member.value {
                 table.append([member.name, words.isEmpty ? "-" : words.map { cell($0) }.joined(separator: " ")])
             } else {

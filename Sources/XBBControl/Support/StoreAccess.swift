@@ -16,7 +16,9 @@ public enum StoreAccess {
         do throws(XenError) {
             return try LibXenStore()
         } catch {
-            let hint = loopback.map { "is 'xbb-loopback run --dir \($0)' running?" } ?? "does this machine run on Xen?"
+            let hint =
+                loopback.map { "is 'xbb-loopback run --dir \($0)' running?" }
+                ?? "does this machine run on Xen? If not: --loopback DIR"
             throw ControlError("\(error); \(hint)", status: .unreachable)
         }
     }

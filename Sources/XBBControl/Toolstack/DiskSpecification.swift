@@ -3,14 +3,16 @@
 import Glibc
 public import XenBus
 
-/// "FORMAT:PATH".
+/// "FORMAT:PATH" or "FORMAT,KEY=VALUE...:PATH", as in the target of block-xbb(8).
 public struct DiskSpecification: Equatable, Sendable {
     /// The format; never guessed.
     public let format: ImageFormat
     /// Absolute path; empty where the format needs none ("null:").
     public let path: String
+    /// "KEY=VALUE" each, for the plugin.
+    public let options: [String]
 
-    /// Reads "FORMAT:PATH". What stands behind the first ':' is the path with all further ':'; a relative path begins in
+    /// Reads "FORMAT:PATH" or "FORMAT,KEY=VALUE...:PATH". What stands behind the first ':' is the path with all further ':'; a relative path begins in
     /// `workingDirectory`.
     public init(parsing text: String, workingDirectory: String) throws(ControlError) {
         let parts = text.split(separator: ":", maxSplits: 1, omittingEmptySubsequences: false)
@@ -18,8 +20,10 @@ public struct DiskSpecification: Equatable, Sendable {
             throw ControlError(
                 "'\(text)' is no disk: expected FORMAT:PATH, such as raw:/dev/vg/disk or qcow2:/disk.qcow2")
         }
+        let words = parts[0].split(separator: ",", omittingEmptySubsequences: false).map(String.init)
+        options = Array(words.dropFirst())
         do throws(NegotiationError) {
-            format = try ImageFormat(parsing: String(parts[0]), key: "FORMAT")
+            format = try ImageFormat(parsing: words[0], key: "FORMAT")
         } catch {
             throw ControlError("'\(text)' is no disk: \(error)")
         }

@@ -7,11 +7,14 @@ import Xen
 public enum ImageQuestion: Sendable, Equatable {
     /// Which formats its content looks like.
     case probe
-    /// What is in it, as `format`; nil: as what it was served, else what it looks like.
-    case inspect(format: String?)
+    /// What is in it, as `format`; nil: as what it was served, else what it looks like. With what is in the images below
+    /// it that are in the directories.
+    case inspect(format: String?, backingDirectories: [String])
 
-    /// How long the program may take, in seconds.
-    private static let patience: UInt64 = 10
+    /// How long the program may take, in seconds; a chain has many images.
+    private var patience: UInt64 {
+        self == .probe ? 10 : 60
+    }
 
     /// Asks; the answer is an object. Throws what is wrong with the image, or with the program.
     public func ask(
@@ -19,10 +22,14 @@ public enum ImageQuestion: Sendable, Equatable {
     ) throws(ControlError) -> ControlAnswer {
         var arguments = [worker, self == .probe ? "--probe" : "--inspect", path, "--state-dir", stateDirectory]
         for directory in pluginDirectories { arguments += ["--plugin-dir", directory] }
-        if case .inspect(let format?) = self { arguments += ["--format", format] }
+        if case .inspect(let format, let backingDirectories) = self {
+            arguments.append("--chain")
+            if let format { arguments += ["--format", format] }
+            for directory in backingDirectories { arguments += ["--backing-dir", directory] }
+        }
         let result: ChildProgram.Result
         do throws(ChildProgram.StartError) {
-            result = try ChildProgram.run(arguments, seconds: Self.patience)
+            result = try ChildProgram.run(arguments, seconds: patience)
         } catch {
             throw ControlError("cannot start \(worker): \(errnoText(error.code))")
         }

@@ -27,7 +27,7 @@ extension VBDWorker {
             ) {
                 mailbox.post(.notified($0))
             }
-            remember(source)
+            if !device.library.hasNoFile { remember(source) }
             tellChain(device)
             // Before the process is confined, whose threads are its own affair then.
             vigil?.end()

@@ -15,10 +15,16 @@ enum FormatDetection {
         _ source: DiskSource, pluginDirectories: [String], stateDirectory: String?, log: Log
     ) throws(PluginError) -> DiskSource {
         guard source.format == word else { return source }
-        var arguments = ["/proc/self/exe", "--probe", source.path]
+        var arguments = ["--probe", source.path]
         for directory in pluginDirectories { arguments += ["--plugin-dir", directory] }
         if let stateDirectory { arguments += ["--state-dir", stateDirectory] }
-        let answer = try look(arguments, source.path)
+        let answer: JSON
+        do throws(PluginError) {
+            answer = try OwnProcess.ask(arguments, about: source.path, seconds: patience)
+        } catch {
+            throw PluginError(.open, "\(error); say what the image is: FORMAT:\(source.path)")
+        }
+        if let error = answer["error"]?.string { throw PluginError(.open, error) }
         guard let format = answer["auto"]?.string else {
             throw PluginError(.open, answer["reason"]?.string ?? "\(source.path): nobody can tell its format")
         }
@@ -29,22 +35,5 @@ enum FormatDetection {
         var resolved = source
         resolved.format = format
         return resolved
-    }
-
-    private static func look(_ arguments: [String], _ path: String) throws(PluginError) -> JSON {
-        let result: ChildProgram.Result
-        do throws(ChildProgram.StartError) {
-            result = try ChildProgram.run(arguments, seconds: patience)
-        } catch {
-            throw PluginError(.open, "cannot start a process to look at \(path): \(errnoText(error.code))")
-        }
-        guard result.problem == nil, let answer = try? JSON(parsing: result.output) else {
-            throw PluginError(
-                .open,
-                "the process that looked at \(path) \(result.problem ?? "gave no answer"); say what the image is: "
-                    + "FORMAT:\(path)")
-        }
-        if let error = answer["error"]?.string { throw PluginError(.open, error) }
-        return answer
     }
 }

@@ -66,8 +66,15 @@ public struct ImageExamination {
         // Whoever says the format needs no memory of it.
         let remembered = asked == nil ? try memory.get() : try? memory.get()
         let known = asked ?? remembered
-        let libraries = try load { known.map($0.formats.contains) ?? ($0.probes || $0.inspects) }
-        if let known, known != "raw" { _ = try catalog.plugin(serving: known) }
+        let libraries: [PluginLibrary]
+        if let known {
+            // The one that would serve it, where several could.
+            libraries =
+                known == "raw"
+                ? [] : [try PluginLibrary.load(name: catalog.plugin(serving: known), directories: directories)]
+        } else {
+            libraries = try load { $0.probes || $0.inspects }
+        }
         try confine()
         let format: String
         if let known {

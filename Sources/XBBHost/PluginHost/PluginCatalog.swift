@@ -55,7 +55,8 @@ public struct PluginCatalog: Sendable {
         throw PluginError(
             .missing,
             "no plugin serves format '\(format)': those in \(directories.joined(separator: ", ")) serve "
-                + "\(known.isEmpty ? "nothing" : known.joined(separator: ", ")); install the plugin for it")
+                + "\(known.isEmpty ? "nothing" : known.joined(separator: ", ")); install the plugin for it "
+                + "(Debian: xbb-plugin-NAME, xbb-plugin-qcow for qcow and qcow2)")
     }
 
     /// A description of each, with its path. One without a description file is loaded for it; one that cannot be loaded is

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Looks at an image and at all below it, as far as a worker would open them. Each is looked at by a process of its own.
+import Glibc
+import Support
+import Xen
+
+/// What `xbb-vbd --inspect IMAGE --chain` does.
+public struct ChainExamination {
+    /// How long the look at one image may take, in seconds.
+    private static let patience: UInt64 = 10
+
+    private let path: String
+    private let policy: BackingPolicy
+    /// What every process is asked with.
+    private let options: [String]
+    private let pluginDirectories: [String]
+
+    /// The chain of the image at `path`. With a state directory what is remembered of that image counts.
+    public init(path: String, pluginDirectories: [String], stateDirectory: String?, backing: BackingPolicy) {
+        self.path = path
+        self.pluginDirectories = pluginDirectories
+        policy = backing
+        options =
+            pluginDirectories.flatMap { ["--plugin-dir", $0] } + (stateDirectory.map { ["--state-dir", $0] } ?? [])
+    }
+
+    /// What is in the image, with the member "chain": what is in those below it, from the top down. Where the chain ends
+    /// before its base, the last element is an "image" with an "error".
+    public func inspect(format: String?) throws(PluginError) -> JSON {
+        let top = try look(path, format)
+        if let error = top["error"]?.string { throw PluginError(.open, error) }
+        var below: [JSON] = []
+        var above = (path: Self.absolute(path), answer: top)
+        let seen = ImageChain(policy: policy, pluginDirectories: pluginDirectories)
+        do throws(PluginError) {
+            try enter(above.path, top["format"]?.string ?? "", seen)
+        } catch {
+            throw PluginError(.open, "\(path): \(error)")
+        }
+        while let reference = above.answer["references"]?.elements.first(where: { $0["kind"]?.string == "backing" }) {
+            let name = reference["name"]?.string ?? ""
+            do throws(PluginError) {
+                // That it is of no known format is among the warnings about the image above.
+                guard let format = reference["format"]?.string else { break }
+                let next = try BackingName([UInt8](name.utf8), in: above.path, allowed: policy)
+                let file = try next.open()
+                defer { close(file) }
+                try seen.enter(next.path, format: format, file: file)
+                let answer = try look(next.path, format)
+                below.append(answer)
+                if answer["error"] != nil { break }
+                above = (next.path, answer)
+            } catch {
+                below.append(.object([("image", .string(name)), ("error", .string(error.description))]))
+                break
+            }
+        }
+        return .object(top.members + [("chain", .array(below))])
+    }
+
+    private func enter(_ path: String, _ format: String, _ chain: ImageChain) throws(PluginError) {
+        let file = try DiskFile(path: path, readOnly: true, direct: false)
+        try chain.enter(path, format: format, file: file.descriptor)
+    }
+
+    private func look(_ image: String, _ format: String?) throws(PluginError) -> JSON {
+        try OwnProcess.ask(
+            ["--inspect", image] + options + (format.map { ["--format", $0] } ?? []), about: image,
+            seconds: Self.patience)
+    }
+
+    /// Names in an image begin in the folder of that image.
+    private static func absolute(_ path: String) -> String {
+        guard !path.hasPrefix("/"), let raw = unsafe getcwd(nil, 0) else { return path }
+        defer { unsafe free(raw) }
+        return unsafe String(cString: raw) + "/" + path
+    }
+}
