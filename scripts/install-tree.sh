@@ -74,11 +74,9 @@ done
 put_template packaging/xbbd.service.in "$destination$system/systemd/system/xbbd.service"
 install -D -m 644 packaging/xbb-modprobe.conf "$destination$system/modprobe.d/xbb.conf"
 
-install -D -m 644 -t "$destination$prefix/include/xbb" Sources/PluginAPI/include/xbb_plugin.h
-install -D -m 644 -t "$destination$prefix/include/xbb" Sources/PluginAPI/include/module.modulemap
-put_template packaging/xbb-plugin-1.pc.in "$destination$prefix/share/pkgconfig/xbb-plugin-1.pc"
+DESTDIR=$destination PREFIX=$prefix scripts/install-dev.sh
 
-for page in docs/man/*.[13578]; do
+for page in docs/man/*.[1578]; do
     install -D -m 644 -t "$man/man${page##*.}" "$page"
 done
 for program in xbbd xbbctl xbb-loopback xbb-blkfront; do

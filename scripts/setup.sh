@@ -11,6 +11,8 @@ command -v swift >/dev/null || { echo "setup: swift is not on the PATH: $wanted"
 packages=(build-essential pkg-config libxen-dev libaio-dev libqcow-dev zlib1g-dev libqcow-utils xenstore-utils nbdkit nbdkit-plugin-dev libnbd-bin
     qemu-utils fio e2fsprogs jq strace util-linux python3 shellcheck abigail-tools procps
     git ca-certificates libcurl4 libncurses6 libsqlite3-0 libxml2 tzdata "$@")
+# For the example in Rust, any since 1.63.
+command -v cargo >/dev/null && command -v rustc >/dev/null || packages+=(cargo rustc)
 
 missing=()
 for package in "${packages[@]}"; do

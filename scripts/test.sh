@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # Runs all tests of what `make build` built, one test target after the other, and counts them at the end.
 # A target that does not end within its time has failed.
+# "authors-test" is scripts/authors-test.sh.
 # usage: test.sh [TARGET...]
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -11,7 +12,8 @@ export XBB_BUILD_DIR=$PWD/.build/debug XBB_STAGE_DIR=$PWD/build/debug
 export SWIFT_BACKTRACE=enable=no
 targets=("$@")
 [[ ${#targets[@]} -gt 0 ]] ||
-    targets=(BlkifTests XenBusTests XBBHostTests PluginTests XenLoopbackTests BlkfrontTests ControlTests EndToEndTests)
+    targets=(BlkifTests XenBusTests XBBHostTests PluginTests XenLoopbackTests BlkfrontTests ControlTests EndToEndTests
+        authors-test)
 limit=${XBB_TEST_LIMIT:-900}
 passed=0
 failed=0
@@ -20,6 +22,17 @@ mkdir -p "$logs"
 for target in "${targets[@]}"; do
     log=$logs/$target.log
     started=$SECONDS
+    if [[ $target == authors-test ]]; then
+        scripts/authors-test.sh >"$log" 2>&1
+        good=$(grep -c '^ok ' "$log")
+        bad=$(grep -c '^FAILED ' "$log")
+        [[ $good -gt 0 ]] || bad=$((bad + 1))
+        sed -n '/^FAILED /,/^ok /p' "$log" | cut -c1-400
+        passed=$((passed + good))
+        failed=$((failed + bad))
+        echo "$target: $good passed, $bad failed in $((SECONDS - started)) s"
+        continue
+    fi
     timeout --kill-after=10 "$limit" \
         swift test --skip-build --no-parallel --filter "^$target\\." >"$log" 2>&1
     result=$?

@@ -57,6 +57,13 @@ func number(_ text: String, _ name: String) -> Int {
     return value
 }
 
+/// A check may change its working directory.
+func absolute(_ path: String) -> String {
+    guard !path.hasPrefix("/"), let folder = unsafe getcwd(nil, 0) else { return path }
+    defer { unsafe free(folder) }
+    return "\(unsafe String(cString: folder))/\(path)"
+}
+
 func parseArguments() -> CommandLineOptions {
     var options = CommandLineOptions()
     var left = CommandLine.arguments.dropFirst()[...]
@@ -102,7 +109,7 @@ func parseArguments() -> CommandLineOptions {
             guard options.runner.subject.path.isEmpty else {
                 fail("one plugin at a time, and '\(word)' is a second one")
             }
-            options.runner.subject.path = word.contains("/") ? word : "./\(word)"
+            options.runner.subject.path = absolute(word)
         }
     }
     return options

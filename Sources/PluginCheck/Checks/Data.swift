@@ -58,7 +58,8 @@ extension Check {
                 try bench.perform(request, on: queue)
                 try require(
                     request.bytes.allSatisfy { $0 == value },
-                    "what was written to one disk is read from another: keep nothing of a disk in global variables")
+                    "what was written to one disk is read from another: keep nothing of a disk in global variables "
+                        + "(--skip data.two-disks where options name one storage for both)")
             }
             bench.close(disks.0, [queues.0])
             bench.close(disks.1, [queues.1])
