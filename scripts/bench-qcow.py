@@ -34,7 +34,7 @@ def main():
         try:
             for number, name in enumerate(["plain", "deflated"]):
                 path, disk = f"{work}/{name}", f"xvd{'ab'[number]}"
-                lab.attach(disk, "qcow2:" + path, "--mode", "r")
+                lab.attach(disk, "qcow2:" + path, "--readonly")
                 for kind, rw, block, depth in [("random", "randread", 4096, 32), ("sequential", "read", 65536, 16)]:
                     ours, theirs = [], []
                     for _ in range(given.rounds):
@@ -58,9 +58,7 @@ def main():
             for process in peers:
                 process.terminate()
             lab.stop()
-    print(f"{'row':<32}{'xbb':>10}{'peer':>10}  {'ratio':>6}  peer")
-    for row in rows:
-        print(f"{row['row']:<32}{row['xbb']:>10}{row['peer_value']:>10}  {row['ratio']:>6}  {row['peer']}")
+    bench.print_table({"rows": rows, "facts": {}})
     os.makedirs(os.path.join(ROOT, "build"), exist_ok=True)
     with open(os.path.join(ROOT, "build/bench-qcow.json"), "w") as file:
         json.dump(rows, file, indent=1)

@@ -18,7 +18,10 @@ def say(text):
 
 
 def run(*command, **options):
-    return subprocess.run(command, check=True, capture_output=True, text=True, **options).stdout
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    if done.returncode:
+        raise SystemExit(f"bench: status {done.returncode} of {' '.join(command)}\n{done.stderr}")
+    return done.stdout
 
 
 class Lab:
