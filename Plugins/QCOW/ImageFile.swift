@@ -43,12 +43,17 @@ final class ImageFile: Sendable {
         return found
     }
 
-    /// Big-endian numbers of 8 bytes for `open()`: as many as the file has whole of `count` at `offset`.
-    func words(at offset: UInt64, count: Int) throws(PluginError) -> [UInt64] {
+    /// Those of `count` big-endian numbers of 8 bytes at `offset` that are not 0, with their indexes; for `open()`.
+    func nonZeroWords(at offset: UInt64, count: Int) throws(PluginError) -> [(index: Int, word: UInt64)] {
         let found = try bytes(at: offset, count: count * 8)
+        guard found.count == count * 8 else { throw PluginError(EIO, "the image was cut off while it was opened") }
         return unsafe found.withUnsafeBytes { raw in
-            (0..<raw.count / 8).map {
-                unsafe UInt64(bigEndian: raw.loadUnaligned(fromByteOffset: $0 * 8, as: UInt64.self))
+            guard let base = raw.baseAddress else { return [] }
+            // All bytes are like the first, and that is 0.
+            if unsafe raw[0] == 0 && memcmp(base, base + 1, raw.count - 1) == 0 { return [] }
+            return (0..<count).compactMap {
+                let word = unsafe UInt64(bigEndian: raw.loadUnaligned(fromByteOffset: $0 * 8, as: UInt64.self))
+                return word == 0 ? nil : ($0, word)
             }
         }
     }

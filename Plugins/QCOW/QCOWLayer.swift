@@ -34,16 +34,16 @@ final class QCOWLayer: Sendable {
         l1 = try Self.readL1(file, check)
     }
 
-    /// The entries that the disk needs, a part of the table at a time: it may have 32 MiB.
+    /// The entries that the disk needs, a part of the table at a time: it may have 32 MiB, most of it often zeroes.
     private static func readL1(_ file: ImageFile, _ check: QCOWCheck) throws(PluginError) -> [UInt64] {
         let count = Int(check.neededL1)
-        var table: [UInt64] = []
-        table.reserveCapacity(count)
-        while table.count < count {
-            let part = min(count - table.count, 8192)
-            let words = try file.words(at: check.header.l1Offset + UInt64(table.count) * 8, count: part)
-            guard words.count == part else { throw PluginError(EIO, "the image was cut off while it was opened") }
-            for word in words { table.append(word == 0 ? 0 : try place(word, table.count, check)) }
+        var table = [UInt64](repeating: 0, count: count)
+        var done = 0
+        while done < count {
+            let part = min(count - done, 8192)
+            let entries = try file.nonZeroWords(at: check.header.l1Offset + UInt64(done) * 8, count: part)
+            for (index, word) in entries { table[done + index] = try place(word, done + index, check) }
+            done += part
         }
         return table
     }

@@ -42,7 +42,9 @@ enum QCOWProbe {
     }
 
     /// Bytes that an open image takes: its L1 table, and for each queue pieces of tables and inflated clusters.
+    /// 0 of an image that is refused for its features: the sizes in such a header may be anything.
     private static func memory(_ check: QCOWCheck) -> UInt64 {
+        guard (try? check.features()) != nil else { return 0 }
         let l1 = check.l1Bytes
         let perQueue = min(check.l1Bytes << UInt64(check.header.l2Bits), 1 << 20) + 2 * check.header.clusterSize
         return l1 + 4 * perQueue

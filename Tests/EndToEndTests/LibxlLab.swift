@@ -291,7 +291,11 @@ final class LibxlLab {
         try process.run()
         let output = pipe.fileHandleForReading.readDataToEndOfFile()
         process.waitUntilExit()
-        guard process.terminationStatus == 0 else { throw LabError("\(command): \(process.terminationStatus)") }
+        guard process.terminationStatus == 0 else {
+            throw LabError(
+                "\(command): status \(process.terminationStatus)\n\(String(decoding: output.suffix(2000), as: UTF8.self))"
+            )
+        }
         return String(decoding: output, as: UTF8.self).trimmingCharacters(in: .newlines)
     }
 

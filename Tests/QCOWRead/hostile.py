@@ -134,6 +134,12 @@ def main():
             fields(runner, images["two"], VERSION3[:12], "qcow2", quick, "version 2")
             fields(runner, images["aes"], VERSION3, "qcow2", True, "AES without a password")
 
+        # Nothing is judged but the features of such an image, so its sizes are whatever they are.
+        for feature in (2, 1 << 63):
+            data = put(put(images["plain"], 72, 8, feature), 36, 4, 0xffffffff)
+            for bits in (0, 2, 61, 62, 63, 64, 0xffffffff):
+                runner.run(f"feature {feature:#x}, clusters of 2^{bits}", put(data, 20, 4, bits))
+
         # Bombs: tables as large as the header can say, in files that are large enough and have nothing in them.
         for name, field, size, value in [("L1", 36, 4, 0x7fffffff), ("L1", 36, 4, 4 << 20), ("refcount", 56, 4, 0xffffffff),
                                          ("refcount", 56, 4, 1 << 20), ("snapshot", 60, 4, 0xffffffff)]:
