@@ -218,8 +218,8 @@ let package = Package(
         .testTarget(
             name: "EndToEndTests",
             dependencies: [
-                "Blkfront", "Blkif", "Memory", "XenLoopback", "Xen", "CLinux", "CXLConfig", "xbb-vbd", "xbbd", "xbb-dm",
-                "confine-probe",
+                "Blkfront", "Blkif", "Memory", "XenLoopback", "Xen", "CLinux", "CXLConfig", "TestSupport", "xbb-vbd",
+                "xbbd", "xbb-dm", "confine-probe",
             ]),
     ],
     swiftLanguageModes: [.v6]

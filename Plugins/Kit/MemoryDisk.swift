@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// A disk in anonymous memory, for the plugins that test the host.
+// A disk in memory, for the plugins that test the host.
 import CLinux
 import Glibc
 import PluginAPI
@@ -10,16 +10,28 @@ public final class MemoryDisk {
     /// Bytes.
     public let size: UInt64
     private let base: UnsafeMutableRawPointer
+    private let isKept: Bool
 
-    /// Reserves `size` bytes of address space, a multiple of 512 and not 0.
-    public init(size: UInt64) throws(PluginError) {
+    /// Reserves `size` bytes of address space, a multiple of 512 and not 0. With `file` they are that file's, so that
+    /// they outlive the process; it grows to `size`.
+    public init(size: UInt64, file: String? = nil) throws(PluginError) {
         guard size > 0, size % 512 == 0, size <= UInt64(Int.max) else {
             throw PluginError(EINVAL, "size must be a multiple of 512 and not 0")
         }
-        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
-        guard let base = unsafe clinux_mmap(nil, Int(size), PROT_READ | PROT_WRITE, flags, -1, 0) else {
+        var opened: Int32 = -1
+        if let file {
+            opened = unsafe clinux_open(file, O_RDWR | O_CLOEXEC, 0)
+            var status = stat()
+            guard opened >= 0, unsafe fstat(opened, &status) == 0,
+                status.st_size >= off_t(size) || ftruncate(opened, off_t(size)) == 0
+            else { throw PluginError(system: "cannot keep the disk in \(file)") }
+        }
+        defer { if opened >= 0 { close(opened) } }
+        let flags = file == nil ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED
+        guard let base = unsafe clinux_mmap(nil, Int(size), PROT_READ | PROT_WRITE, flags, opened, 0) else {
             throw PluginError(system: "no memory for the disk")
         }
+        isKept = file != nil
         self.size = size
         unsafe self.base = unsafe base
     }
@@ -76,7 +88,8 @@ public final class MemoryDisk {
         let first = min((offset + page - 1) & ~(page - 1), end)
         let last = max(end & ~(page - 1), first)
         unsafe memset(base + Int(offset), 0, Int(first - offset))
-        if last > first, unsafe madvise(base + Int(first), Int(last - first), MADV_DONTNEED) != 0 {
+        // A kept disk is not private: what is given back would come again from the file.
+        if last > first, unsafe isKept || madvise(base + Int(first), Int(last - first), MADV_DONTNEED) != 0 {
             unsafe memset(base + Int(first), 0, Int(last - first))
         }
         unsafe memset(base + Int(last), 0, Int(end - last))

@@ -47,6 +47,14 @@ public struct BackRing: ~Copyable, Sendable {
         consumer = published
     }
 
+    /// Goes on behind requests that an earlier process took and that have no response yet.
+    ///
+    /// At most ``entryCount`` of them, so that ``available()`` finds no overflow where there is none.
+    public mutating func resume(consumer: UInt32) {
+        precondition(consumer &- producer <= UInt32(truncatingIfNeeded: entryCount))
+        self.consumer = consumer
+    }
+
     /// Requests that were taken and have no response yet.
     @inlinable public var outstanding: Int { Int(requestConsumer &- responseProducer) }
 

@@ -54,6 +54,27 @@ public struct SharedPages: @unchecked Sendable {
         unsafe cring_store32_relaxed(at(offset, 4), value)
     }
 
+    /// Loads 64 bits with no ordering; the offset is a multiple of eight.
+    @inlinable @inline(__always)
+    public func load64(at offset: Int) -> UInt64 {
+        precondition(offset & 7 == 0)
+        return unsafe cring_load64_relaxed(at(offset, 8))
+    }
+
+    /// Stores 64 bits with no ordering; the offset is a multiple of eight.
+    @inlinable @inline(__always)
+    public func store64(_ value: UInt64, at offset: Int) {
+        precondition(offset & 7 == 0)
+        unsafe cring_store64_relaxed(at(offset, 8), value)
+    }
+
+    /// Stores 64 bits after everything that was written before; the offset is a multiple of eight.
+    @inlinable @inline(__always)
+    public func storeRelease64(_ value: UInt64, at offset: Int) {
+        precondition(offset & 7 == 0)
+        unsafe cring_store64_release(at(offset, 8), value)
+    }
+
     /// Writes the 12 bytes of a response and, with `hasTail`, four zero bytes behind them.
     @inlinable @inline(__always)
     public func storeResponse(_ id: UInt64, _ rest: UInt32, hasTail: Bool, at offset: Int) {

@@ -31,6 +31,9 @@ let usage = """
       --user NAME                become this user when the storage is open ("xbb" where there is one)
       --empty-dir DIR            the root directory from then on: an empty one
       --no-confine               keep all rights; to look for faults, not to serve guests
+      --journal PATH             write down there which requests are in flight, for a successor
+      --predecessor END          how the process ended that served the disk before: unknown (default), handed-over,
+                                 killed:HOW or crashed:HOW
       --state-dir DIR            remember there which format each image was served as
       --probe IMAGE              say as JSON which formats an image looks like, and exit
       --inspect IMAGE            say as JSON what is in an image, and exit
@@ -63,6 +66,8 @@ struct CommandLineOptions {
     var user: String?
     var emptyDirectory: String?
     var confines = true
+    var journal: String?
+    var predecessor = Predecessor.unknown
     var dumpPlugins = false
     var describedPlugin: String?
     var stateDirectory: String?
@@ -130,6 +135,13 @@ func parseArguments() -> CommandLineOptions {
         case "--user": options.user = value()
         case "--empty-dir": options.emptyDirectory = value()
         case "--no-confine": options.confines = false
+        case "--journal": options.journal = value()
+        case "--predecessor":
+            let text = value()
+            guard let end = Predecessor(text) else {
+                fail("--predecessor \(text): expected unknown, handed-over, killed:HOW or crashed:HOW")
+            }
+            options.predecessor = end
         case "--state-dir": options.stateDirectory = value()
         case "--probe": options.probedImage = value()
         case "--inspect": options.inspectedImage = value()
@@ -243,6 +255,8 @@ options.pollNanoseconds = UInt64(command.pollMicroseconds) * 1000
 options.tunables = command.tunables
 options.controlSocket = command.control
 options.stateDirectory = command.stateDirectory
+options.journal = command.journal
+options.predecessor = command.predecessor
 options.logLevel = command.level
 options.backing.directories = command.backingDirectories
 options.confinement = confinement(command)

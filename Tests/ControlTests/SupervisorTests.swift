@@ -24,7 +24,7 @@ import Support
             Array(arguments.dropFirst()) == [
                 "--backend-path", "/local/domain/0/backend/qdisk/2/51728", "--loopback", lab.root + "/xen",
                 "--plugin-dir", "/p1", "--plugin-dir", "/p2", "--control", lab.run + "/vbd-qdisk-2-51728.sock",
-                "--empty-dir", lab.run + "/empty",
+                "--empty-dir", lab.run + "/empty", "--journal", lab.run + "/vbd-qdisk-2-51728.journal",
                 "--storage-source", "params", "--log-level", "info", "--state-dir", lab.root + "/xen",
             ])
         #expect(shown["request"]?.string == "show")
@@ -87,7 +87,7 @@ import Support
         lab.behave("vbd-1-51712", word)
         for device in [51712, 51728] as [UInt32] { _ = try lab.makeNode(1, device) }
         try lab.startDaemon()
-        try eventually("three attempts") { lab.starts.count { $0.hasSuffix("-51712") } == 3 }
+        try eventually("three attempts") { lab.starts.count { $0.hasSuffix("-51712") } >= 3 }
         let row = try #require(try lab.row("vbd/1/51712"))
         #expect(["waiting", "running"].contains(row["worker"]?.string))
         #expect(row["last_failure"]?.string == (word == "crash" ? "signal 6" : "exit status 1"))

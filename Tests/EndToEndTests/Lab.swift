@@ -178,12 +178,13 @@ final class Disk {
     }
 
     /// Starts a worker (again) and tells it where the storage is.
-    func startWorker() throws {
+    func startWorker(_ more: [String] = [], environment: [String]? = nil) throws {
         if worker.hasStarted {
             logs.append(worker.log)
             worker = Worker(lab: lab, number: number, generation: worker.generation + 1)
         }
-        try worker.start(backend: back, plugins: lab.plugins, arguments, environment: environment)
+        try worker.start(
+            backend: back, plugins: lab.plugins, arguments + more, environment: environment ?? self.environment)
         if let format = storage.format { try write("xbb-format", format) }
         if let options = storage.options { try write("xbb-options", options) }
         try write("physical-device-path", path)

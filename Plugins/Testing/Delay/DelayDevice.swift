@@ -47,7 +47,8 @@ final class DelayDevice: ThreadBody {
     init(host: PluginHost, opening: Opening) throws(PluginError) {
         func number(_ option: DelayOption) -> UInt64 { opening.number(option.rawValue) }
         self.host = host
-        memory = try MemoryDisk(size: number(.size))
+        memory = try MemoryDisk(
+            size: number(.size), file: opening.isOn(DelayOption.keep.rawValue) ? opening.label : nil)
         isReadOnly = opening.isReadOnly
         delay = number(.delay) * 1000
         reorders = number(.reorder) != 0

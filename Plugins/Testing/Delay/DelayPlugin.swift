@@ -11,6 +11,7 @@ enum DelayOption: Int, CaseIterable {
     case reorder
     case hold
     case seed
+    case keep
 }
 
 private let options: [PluginOption] = [
@@ -23,6 +24,8 @@ private let options: [PluginOption] = [
         "hold", .uint(0...65536), default: "0", help: "complete as soon as so many wait, or after their delay; 0: never"
     ),
     PluginOption("seed", .uint(0...(1 << 62)), default: "1", help: "of the random order"),
+    PluginOption(
+        "keep", .bool, default: "off", help: "the memory is the file at the disk's path, and outlives the process"),
 ]
 
 nonisolated(unsafe) private let plugin = unsafe makePlugin(

@@ -24,7 +24,8 @@ final class ErrorDevice {
     init(host: PluginHost, opening: Opening, code: (UInt64) -> Int32) throws(PluginError) {
         func number(_ option: ErrorOption) -> UInt64 { opening.number(option.rawValue) }
         self.host = host
-        memory = try MemoryDisk(size: number(.size))
+        memory = try MemoryDisk(
+            size: number(.size), file: opening.isOn(ErrorOption.keep.rawValue) ? opening.label : nil)
         isReadOnly = opening.isReadOnly
         // "none", "any", then the operations in the order of their numbers.
         let choice = Int(number(.op))
@@ -46,6 +47,7 @@ final class ErrorDevice {
     /// Performs the request, or fails it if its turn has come.
     func perform(_ request: UnsafeMutablePointer<xbb_req>) -> Int32 {
         guard unsafe isHit(request) else { return unsafe memory.perform(request) }
+        if misbehaviour == .crash { abort() }
         if isShort { unsafe _ = memory.perform(request, limit: request.pointee.length / 1024 * 512) }
         return -code
     }

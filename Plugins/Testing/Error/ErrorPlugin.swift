@@ -15,6 +15,7 @@ enum ErrorOption: Int, CaseIterable {
     case start
     case length
     case misbehave
+    case keep
 }
 
 /// The errors that can be asked for, in the order of the choices.
@@ -40,6 +41,8 @@ private let options: [PluginOption] = [
     PluginOption("length", .size(anySize), default: "0", help: "length of that range; 0: to the end of the disk"),
     PluginOption(
         "misbehave", .choice(Misbehaviour.names), default: "none", help: "break a rule of the ABI, to test the host"),
+    PluginOption(
+        "keep", .bool, default: "off", help: "the memory is the file at the disk's path, and outlives the process"),
 ]
 
 /// Breaches of the contract, in the order of the choices.
@@ -52,10 +55,12 @@ enum Misbehaviour: UInt64 {
     case wrongSize
     case completeRefused
     case positiveStatus
+    /// What would fail kills the process instead.
+    case crash
 
     static let names: [StaticString] = [
         "none", "complete-twice", "accept-nothing", "short-accept", "accept-too-many", "wrong-size",
-        "complete-refused", "positive-status",
+        "complete-refused", "positive-status", "crash",
     ]
 }
 

@@ -72,6 +72,11 @@ static inline void cring_store64_relaxed(void *p, uint64_t value)
     __atomic_store_n((volatile uint64_t *)p, value, __ATOMIC_RELAXED);
 }
 
+static inline void cring_store64_release(void *p, uint64_t value)
+{
+    __atomic_store_n((volatile uint64_t *)p, value, __ATOMIC_RELEASE);
+}
+
 static inline void cring_full_fence(void)
 {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);

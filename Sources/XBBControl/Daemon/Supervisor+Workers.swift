@@ -54,8 +54,7 @@ extension Supervisor {
                 return .startFailed("the kernel's xen-blkback was loaded and takes backend/\(address.kind)")
             }
             let arguments = settings.workers.arguments(
-                for: address, own: own, controlSocket: directory.workerSocket(address),
-                emptyDirectory: directory.emptyDirectory)
+                for: address, own: own, in: directory, predecessor: record.lastExit)
             let process = try WorkerProcess.spawn(arguments, kept: lock.file)
             // Without a note, as after a crash right here, a successor waits for the lock and knows no number.
             lock.write(note: ProcessIdentity(running: process.process)?.note ?? "")
@@ -84,6 +83,7 @@ extension Supervisor {
         guard let process = record.process, let exit = process.takeExit() else { return }
         loop.remove(process.pidfd.raw)
         record.process = nil
+        record.lastExit = exit
         let level: LogLevel = exit == .clean || exit == .unknown ? .info : .error
         log(record.address).write(level, "\(record.address): worker \(process.process) ended with \(exit)")
         if isStopping { return }
@@ -96,8 +96,10 @@ extension Supervisor {
         }
         if case .waiting(let until) = record.supervision.phase {
             let now = clinux_monotonic_ns()
-            log(record.address).info(
-                "\(record.address): next worker in \((max(until, now) - now + 500_000_000) / 1_000_000_000) s")
+            let left = max(until, now) - now
+            let seconds = (left + RestartPolicy.second / 2) / RestartPolicy.second
+            let time = left < RestartPolicy.second ? "\(left / RestartPolicy.millisecond) ms" : "\(seconds) s"
+            log(record.address).info("\(record.address): next worker in \(time)")
         }
     }
 
@@ -108,6 +110,7 @@ extension Supervisor {
             guard case .taken(let lock) = try FileLock.attempt(directory.workerLock(record.address)) else { return }
             withExtendedLifetime(lock) {
                 unsafe unlink(directory.workerSocket(record.address))
+                unsafe unlink(directory.workerJournal(record.address))
                 unsafe unlink(directory.workerLock(record.address))
             }
         } catch {

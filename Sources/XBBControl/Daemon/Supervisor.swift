@@ -13,6 +13,8 @@ public final class Supervisor {
         var supervision: VBDSupervision
         /// The worker, if it is known.
         var process: WorkerProcess?
+        /// How the last worker ended that is known of.
+        var lastExit: WorkerExit?
         /// Workers started for this VBD by this process.
         var startCount = 0
         /// It was said that somebody else serves this VBD.

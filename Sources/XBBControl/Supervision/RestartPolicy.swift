@@ -25,6 +25,17 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
         }
     }
 
+    /// What its successor is told: a worker that came to grief by itself may have done so because of a request.
+    var asPredecessor: String {
+        switch self {
+        case .clean: "handed-over"
+        case .failed, .usage, .signalled(SIGKILL), .signalled(SIGTERM), .signalled(SIGINT), .signalled(SIGHUP):
+            "killed:\(self)"
+        case .signalled: "crashed:\(self)"
+        case .unknown: "unknown"
+        }
+    }
+
     /// For the log: "exit status 1".
     public var description: String {
         switch self {
@@ -40,8 +51,9 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
 
 /// How often and how fast.
 public struct RestartPolicy: Equatable, Sendable {
-    /// Seconds before each start after a failure; the last one for all further ones.
-    public var delays: [UInt64] = [1, 2, 4, 8, 16, 30]
+    /// Milliseconds before each start after a failure; the last one for all further ones. The first is for a guest that
+    /// waits for its disk, the others are for a machine that has other things to do.
+    public var delays: [UInt64] = [0, 100, 250, 500, 1000, 2000, 4000, 8000, 16000, 30000]
     /// A worker that ran for so many seconds has no failures behind it.
     public var steadySeconds: UInt64 = 60
     /// So many failures ...
@@ -49,14 +61,15 @@ public struct RestartPolicy: Equatable, Sendable {
     /// ... within so many seconds, and it is not started any more.
     public var windowSeconds: UInt64 = 300
 
-    /// 1, 2, 4, 8, 16, 30, 30 ... seconds, until there were 10 failures in 5 minutes.
+    /// At once, then after 0.1, 0.25, 0.5, 1, 2, 4, 8, 16 s, until there were 10 failures in 5 minutes.
     public init() {}
 
     static let second: UInt64 = 1_000_000_000
+    static let millisecond: UInt64 = 1_000_000
 
     /// Nanoseconds before the start that follows `failures` failures; 0 after none.
     func delay(afterFailures failures: Int) -> UInt64 {
         guard failures > 0, let last = delays.last else { return 0 }
-        return (failures <= delays.count ? delays[failures - 1] : last) * Self.second
+        return (failures <= delays.count ? delays[failures - 1] : last) * Self.millisecond
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What stands in /run/xbb: xbbd's lock and socket, and a lock and a socket for each VBD.
+// What stands in /run/xbb: xbbd's lock and socket, and a lock, a socket and a journal for each VBD.
 import CLinux
 import Glibc
 import Xen
@@ -38,6 +38,9 @@ struct RunDirectory {
 
     /// The control socket of a worker.
     func workerSocket(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).sock" }
+
+    /// What a worker writes down of requests in flight, for the one after it.
+    func workerJournal(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).journal" }
 
     /// The lock of a worker.
     func workerLock(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).lock" }

@@ -198,7 +198,9 @@ public struct VBDSupervision: Sendable {
         if failures.count >= policy.failureLimit {
             return giveUp("the worker failed \(failures.count) times in \(policy.windowSeconds) s, last: \(text)")
         }
-        phase = .waiting(until: now &+ policy.delay(afterFailures: failures.count))
+        let delay = policy.delay(afterFailures: failures.count)
+        if delay == 0 { return begin() }
+        phase = .waiting(until: now &+ delay)
         return []
     }
 

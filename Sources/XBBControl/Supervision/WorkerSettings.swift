@@ -23,12 +23,16 @@ public struct WorkerSettings: Sendable, Equatable {
         self.pluginDirectories = pluginDirectories
     }
 
-    /// The arguments for a VBD, the program's name first.
-    func arguments(for address: VBDAddress, own: DomainID, controlSocket: String, emptyDirectory: String) -> [String] {
+    /// The arguments for a VBD, the program's name first. `predecessor` says how the last worker ended.
+    func arguments(
+        for address: VBDAddress, own: DomainID, in directory: RunDirectory, predecessor: WorkerExit?
+    ) -> [String] {
         var arguments = [executable, "--backend-path", address.backendPath(own: own)]
         if let loopback { arguments += ["--loopback", loopback] }
         arguments += pluginArguments
-        arguments += ["--control", controlSocket, "--empty-dir", emptyDirectory]
+        arguments += ["--control", directory.workerSocket(address), "--empty-dir", directory.emptyDirectory]
+        arguments += ["--journal", directory.workerJournal(address)]
+        if let predecessor { arguments += ["--predecessor", predecessor.asPredecessor] }
         arguments += ["--storage-source", StorageSource(kind: address.kind) == .params ? "params" : "hotplug"]
         return arguments + options
     }

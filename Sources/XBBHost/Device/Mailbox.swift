@@ -8,6 +8,8 @@ import Synchronization
 enum DeviceMessage: Sendable, Equatable {
     /// A queue does not read its ring any more.
     case queueFailed(String)
+    /// The queue of this number has begun the requests of an earlier process again.
+    case replayed(Int)
     /// The plugin called notify() with an `XBB_NOTIFY_` number.
     case notified(UInt32)
 }

@@ -27,6 +27,10 @@ public struct VBDOptions: Sendable {
     public var backing = BackingPolicy()
     /// The socket for `xbbctl`; nil for none.
     public var controlSocket: String?
+    /// The file that says which requests are in flight, for a successor of this process; nil: none.
+    public var journal: String?
+    /// How the process ended that served the disk before.
+    public var predecessor = Predecessor.unknown
     /// What the disk begins with of all that can be changed while it is served; polling is ``pollNanoseconds``.
     public var tunables = Tunables()
     /// What the process gives up when its storage is open; nil: nothing.

@@ -28,6 +28,7 @@ extension VBDWorker {
                 mailbox.post(.notified($0))
             }
             if !device.library.hasNoFile { remember(source) }
+            storageIdentity = StorageIdentity(file: device.file)
             tellChain(device)
             // Before the process is confined, whose threads are its own affair then.
             vigil?.end()
@@ -35,6 +36,7 @@ extension VBDWorker {
             try device.start()
             self.device = device
             self.request = request
+            KillPoint.reach(.opened)
             let info = device.info
             log.info(
                 "opened \(source.path) as \(source.format) with plugin '\(device.library.name)': "
@@ -78,7 +80,7 @@ extension VBDWorker {
     private func confine(for device: PluginDevice) throws(PluginError) {
         guard let settings = options.confinement else { return }
         do throws(XenError) {
-            try platform.prepare(queues: options.maxQueues)
+            try platform.prepare(queues: mostQueues)
         } catch {
             throw PluginError(.open, "\(error)")
         }

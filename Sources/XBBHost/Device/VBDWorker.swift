@@ -31,6 +31,13 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     /// Statistics of each queue; they go on when the frontend reconnects.
     var statistics: [QueueStatistics] = []
     var connection: FrontendNode?
+    /// Which requests are in flight, for a successor; nil where there is none.
+    var journal: JournalFile?
+    /// Why there is no journal although there should be one.
+    var journalProblem: String?
+    var storageIdentity = StorageIdentity()
+    /// Queues that wait until the one before has done the requests of an earlier process again.
+    var queuesToStart: ArraySlice<QueueThread<PreparedHandles<Platform>>> = []
 
     /// The process has given up what it does not need to serve its open storage (docs/confinement.md).
     var isConfined = false
@@ -62,6 +69,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         tunables = options.tunables
         tunables.pollMicroseconds = options.pollNanoseconds / 1000
         machine = VBDMachine(attachment: VBDMachine.Attachment(state: nil))
+        openJournal()
     }
 
     /// Runs until the VBD is over. `signals` is a signalfd with SIGTERM and SIGINT, or -1.
@@ -310,6 +318,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         case .queueFailed(let text):
             log.error(text)
             reportError(text)
+        case .replayed(let index): replayed(index)
         case .notified(let what):
             notified(what)
         }
@@ -352,7 +361,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
             device = nil
             pending.append(.deviceClosed)
         case .connectRings(let origin): pending.append(connect(origin))
-        case .startQueues: for queue in queues { queue.beginTaking() }
+        case .startQueues: startQueues()
         case .disconnectRings:
             disconnect()
             pending.append(.ringsDisconnected)
@@ -431,10 +440,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     private func connect(_ origin: VBDMachine.RingOrigin) -> VBDMachine.Event {
         guard let device, let request else { return .ringsFailed("no device is open") }
         do throws(XenError) {
-            let limits = FrontendLimits(
-                maximumRingPageOrder: options.maxRingPageOrder,
-                maximumQueueCount: min(options.maxQueues, device.maxQueues, device.info.logicalBlock > 512 ? 1 : 64))
-            let read = try readFrontend(limits)
+            let read = try readFrontend(limits(origin, device))
             let node: FrontendNode
             switch read {
             case .failure(let error): return .ringsFailed(error.description)
@@ -445,13 +451,16 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
                 sectorCount: device.info.sectorCount, readOnly: device.isReadOnly || request.isReadOnly,
                 offersDiscard: device.info.capabilities.contains(.discard) && request.mayDiscard && !device.isReadOnly,
                 offersBarrier: node.rings.count == 1, offersFlush: true)
-            for (index, ring) in node.rings.enumerated() {
-                try start(index, ring, node, device, disk)
+            let sources = try journalSources(origin, node, device, disk)
+            for (index, (ring, source)) in zip(node.rings, sources).enumerated() {
+                try start(index, ring, node, device, disk, source)
             }
+            journal?.complete()
             connection = node
             log.info(
                 "connected to domain \(frontendDomain): \(node.rings.count) queues, "
                     + "\(node.rings[0].pageReferences.count) ring pages, \(node.ringProtocol.rawValue)")
+            KillPoint.reach(.connected)
             return .ringsConnected(RingFacts(queueCount: node.rings.count, keepsGrants: false))
         } catch {
             disconnect()
@@ -460,19 +469,21 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     }
 
     private func start(
-        _ index: Int, _ ring: FrontendRing, _ node: FrontendNode, _ device: PluginDevice, _ disk: DiskLimits
+        _ index: Int, _ ring: FrontendRing, _ node: FrontendNode, _ device: PluginDevice, _ disk: DiskLimits,
+        _ journal: QueueJournalSource
     ) throws(XenError) {
         let mailbox = mailbox
         do throws(QueueFailure) {
+            var configuration = QueueConfiguration(
+                domain: frontendDomain, index: index, ringReferences: ring.pageReferences,
+                eventChannel: ring.eventChannel, abi: node.ringProtocol == .x86_32 ? .x86_32 : .native,
+                disk: disk, memoryBytes: options.memoryBytes, blockingThreads: blockingThreads(device, node),
+                pollNanoseconds: tunables.pollMicroseconds * 1000, tuning: tunables.tuning)
+            configuration.journal = journal
             let queue = try QueueThread(
-                platform: platform, device: device,
-                configuration: QueueConfiguration(
-                    domain: frontendDomain, index: index, ringReferences: ring.pageReferences,
-                    eventChannel: ring.eventChannel, abi: node.ringProtocol == .x86_32 ? .x86_32 : .native,
-                    disk: disk, memoryBytes: options.memoryBytes, blockingThreads: blockingThreads(device, node),
-                    pollNanoseconds: tunables.pollMicroseconds * 1000, tuning: tunables.tuning),
-                statistics: statistics[index], log: log, faultLimit: faultLimit,
-                onFailure: { mailbox.post(.queueFailed($0.text)) })
+                platform: platform, device: device, configuration: configuration, statistics: statistics[index],
+                log: log, faultLimit: faultLimit,
+                onFailure: { mailbox.post(.queueFailed($0.text)) }, onReplayed: { mailbox.post(.replayed(index)) })
             try queue.start()
             queues.append(queue)
         } catch {
@@ -486,7 +497,10 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     }
 
     private func disconnect() {
+        if !queues.isEmpty { KillPoint.reach(.draining) }
+        queuesToStart = []
         for queue in queues { queue.stop() }
+        if !queues.isEmpty { KillPoint.reach(.drained) }
         queues = []
         connection = nil
     }

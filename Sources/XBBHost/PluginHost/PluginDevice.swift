@@ -24,7 +24,8 @@ public final class PluginDevice: @unchecked Sendable {
     private let options: PluginOptionValues
     private let host: HostDevice
     private let hostPointer: OpaquePointer
-    private let file: Int32
+    /// The image or device; -1 where the plugin opens none.
+    let file: Int32
     private let chain: ImageChain
     private var isClosed = false
 

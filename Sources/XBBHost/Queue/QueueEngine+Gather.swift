@@ -10,6 +10,7 @@ extension QueueEngine {
     /// not read. A refused request is answered at once and harms no other.
     mutating func gather() -> Bool {
         guard mayGather else { return false }
+        if !replays.isEmpty { return replay() }
         let available: Int
         do throws(RingOverflow) {
             available = try ring.available()
@@ -27,6 +28,7 @@ extension QueueEngine {
                 break
             }
             ring.take(into: &slot)
+            journal.take(index, slot)
             taken &+= 1
             accept(index, slot)
         }
@@ -37,7 +39,7 @@ extension QueueEngine {
 
     /// Parses the slot into a pending request and puts it into a reqlist.
     @inline(__always)
-    private mutating func accept(_ index: Int32, _ slot: borrowing SlotBytes) {
+    mutating func accept(_ index: Int32, _ slot: borrowing SlotBytes) {
         requests[Int(index)].received = now
         requests[Int(index)].status = .okay
         requests[Int(index)].next = -1

@@ -199,11 +199,12 @@ extension QueueEngine {
         if !memoryWaiters.isEmpty { retryMemoryWaiters() }
     }
 
-    /// Writes the response of a request and gives the request back.
+    /// Writes the response of a request.
     @inline(__always)
     mutating func respond(_ index: Int32) {
         let request = Int(index)
         let status = requests[request].status
+        journal.answer(index, at: ring.responseProducer)
         ring.respond(
             id: requests[request].request.id, wireOperation: requests[request].request.wireOperation, status: status)
         unpublished &+= 1
@@ -214,7 +215,17 @@ extension QueueEngine {
         } else {
             stats.add(.reqs_completed_with_error)
         }
-        freeRequests.push(index)
+        answered.append(index)
+    }
+
+    /// Gives requests back whose responses the frontend can see now.
+    @inline(__always)
+    mutating func releaseAnswered() {
+        while let index = answered.popFirst() {
+            journal.release(index)
+            freeRequests.push(index)
+        }
+        if replaying.isCareful { replayedAlone() }
     }
 
     @inline(__always)

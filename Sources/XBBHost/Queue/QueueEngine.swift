@@ -52,12 +52,20 @@ struct QueueEngine: ~Copyable {
 
     // Pools.
     var ring: BackRing
+    var journal: QueueJournal
     var requests: FixedArray<PendingRequest>
     var freeRequests: IndexStack
     /// A reqlist has the index of its first request.
     var lists: FixedArray<Reqlist>
     var buffers: BufferPool
     var freeSubs: IndexStack
+
+    /// Requests whose responses the frontend cannot see yet. They are free when it can: a successor must find what
+    /// it may have to do again.
+    var answered: IndexQueue
+    /// Requests of an earlier process that are to be done again before any other.
+    var replays: IndexQueue
+    var replaying: Replaying
 
     // Where lists wait.
     var memoryWaiters: IndexQueue
@@ -94,10 +102,11 @@ struct QueueEngine: ~Copyable {
 
     init(
         ring: consuming BackRing, domain: DomainID, device: DeviceInfo, disk: DiskLimits, memory: HostMemory,
-        port: CompletionPort, stats: StatisticsCells
+        port: CompletionPort, stats: StatisticsCells, journal: QueueJournal, recovery: QueueRecovery
     ) {
         let entries = ring.entryCount
         self.ring = ring
+        self.journal = journal
         self.domain = domain
         self.device = device
         self.disk = disk
@@ -107,7 +116,11 @@ struct QueueEngine: ~Copyable {
         blockMask = UInt64(device.logicalBlock) &- 1
         depthLimit = min(device.queueDepth ?? port.requestCount, port.requestCount)
         requests = FixedArray(zeroed: entries)
-        freeRequests = IndexStack(full: entries)
+        freeRequests = IndexStack(full: entries, except: recovery.replays)
+        answered = IndexQueue(capacity: entries)
+        replays = IndexQueue(capacity: entries)
+        for index in recovery.replays { replays.append(index) }
+        replaying = Replaying(recovery)
         lists = FixedArray(zeroed: entries)
         buffers = BufferPool(pageCount: memory.byteCount / BufferPool.pageSize)
         freeSubs = IndexStack(full: port.requestCount)
@@ -139,4 +152,7 @@ struct QueueEngine: ~Copyable {
 
     /// True if ``gather()`` may take requests now.
     var mayGather: Bool { overflow == nil && !isDraining && !isHeld && exclusive < 0 && memoryWaiters.isEmpty }
+
+    /// True if requests of the ring are what it would take: those of an earlier process come first.
+    var mayLookAtRing: Bool { mayGather && replays.isEmpty }
 }

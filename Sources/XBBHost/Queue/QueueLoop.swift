@@ -52,6 +52,19 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
         return engine.fault
     }
 
+    /// A request that was answered with an error because it made processes crash.
+    mutating func takePoison() -> BlockRequest? {
+        if engine.replaying.poison == nil { return nil }
+        defer { engine.replaying.poison = nil }
+        return engine.replaying.poison
+    }
+
+    /// True once, when the requests of an earlier process are on their way or done.
+    mutating func takeReplayed() -> Bool {
+        defer { engine.replaying.isDone = false }
+        return engine.replaying.isDone
+    }
+
     mutating func takeXenError() -> XenError? {
         if xenError == nil { return nil }
         defer { xenError = nil }
@@ -73,12 +86,20 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
         engine.now = clinux_monotonic_ns()
         engine.ring.holdOffEvents()
         var worked = engine.absorbCompletions()
-        if engine.gather() { worked = true }
+        if worked { KillPoint.reach(.completed) }
+        if engine.gather() {
+            worked = true
+            KillPoint.reach(.taken)
+        }
         if engine.collectCopies() {
             worked = true
             copy()
+            KillPoint.reach(.copied)
         }
-        if submit() { worked = true }
+        if submit() {
+            worked = true
+            KillPoint.reach(.submitted)
+        }
         publish()
         if engine.pluginInFlight > 0 && queue.canPoll && queue.poll() { worked = true }
         if engine.port.localCount > 0 { worked = true }
@@ -119,7 +140,16 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
         engine.stats.add(.reqs_queued_for_completion, engine.unpublished)
         engine.stats.add(.reqs_completed, engine.unpublished)
         engine.unpublished = 0
-        guard engine.ring.publish() else { return }
+        KillPoint.reach(.answered)
+        let wantsEvent = engine.ring.publish()
+        KillPoint.reach(.published)
+        engine.releaseAnswered()
+        KillPoint.reach(.released)
+        if wantsEvent { notify() }
+    }
+
+    /// Sends the frontend an event. To one that an earlier process left: the event of its last responses may be lost.
+    mutating func notify() {
         engine.stats.add(.notifications_sent)
         do throws(XenError) {
             try channels.notify(channel)
@@ -158,7 +188,7 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
     mutating func sleep(unless mustStay: () -> Bool) {
         if events.runDue(now: engine.now) { return }
         if spin() { return }
-        if engine.mayGather {
+        if engine.mayLookAtRing {
             if engine.ring.finalCheck() { return }
             // The ring is empty and the frontend knows that we want an event: now it may come.
             if isMasked {
@@ -189,7 +219,7 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
         if pollNanoseconds == 0 { return false }
         let end = clinux_monotonic_ns() &+ pollNanoseconds
         repeat {
-            if engine.mayGather && engine.ring.hasNewRequests { return true }
+            if engine.mayLookAtRing && engine.ring.hasNewRequests { return true }
             if engine.port.hasRemote { return true }
             if engine.pluginInFlight > 0 && queue.canPoll && queue.poll() { return true }
             cring_cpu_pause()

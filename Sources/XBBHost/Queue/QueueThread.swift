@@ -30,6 +30,8 @@ package struct QueueConfiguration: Sendable {
     /// How long the queue looks for work before it sleeps, in ns.
     package var pollNanoseconds: UInt64
     package var tuning: QueueTuning
+    /// Where its requests are written down while they are on their way; nil: where nobody will read it.
+    var journal: QueueJournalSource?
 
     /// A queue of `domain` with the usual limits.
     package init(
@@ -75,6 +77,10 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private let faultLimit: RateLimit
     /// Called on the queue's thread when the ring is not read any more.
     private let onFailure: @Sendable (QueueFailure) -> Void
+    /// Called on the queue's thread when the requests of an earlier process were begun again.
+    private let onReplayed: @Sendable () -> Void
+    private let journal: QueueJournalSource
+    private let summary = Mutex<RecoverySummary?>(nil)
     private let wishes: Mutex<Wishes>
     private let wishesChanged = Atomic<Bool>(false)
     private let port: CompletionPort
@@ -85,7 +91,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// Prepares a queue; ``start()`` makes it run.
     package init(
         platform: Platform, device: PluginDevice, configuration: QueueConfiguration, statistics: QueueStatistics,
-        log: Log, faultLimit: RateLimit, onFailure: @escaping @Sendable (QueueFailure) -> Void
+        log: Log, faultLimit: RateLimit, onFailure: @escaping @Sendable (QueueFailure) -> Void,
+        onReplayed: @escaping @Sendable () -> Void = {}
     ) throws(QueueFailure) {
         self.platform = platform
         self.device = device
@@ -94,6 +101,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         self.log = log
         self.faultLimit = faultLimit
         self.onFailure = onFailure
+        self.onReplayed = onReplayed
         wishes = Mutex(
             Wishes(
                 tuning: configuration.tuning, sectorCount: configuration.disk.sectorCount,
@@ -104,6 +112,10 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         guard let port = CompletionPorts.take(requestCount: max(entries, 32) + 32, contextSize: context) else {
             throw QueueFailure(text: "no descriptor for queue \(configuration.index): \(errnoText(errno))")
         }
+        guard let journal = configuration.journal ?? .anonymous(entries: entries) else {
+            throw QueueFailure(text: "no memory for queue \(configuration.index)")
+        }
+        self.journal = journal
         // Immortal: a plugin that completes too late must not write to memory of somebody else.
         self.port = port
     }
@@ -153,6 +165,9 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         change { $0.sectorCount = count }
     }
 
+    /// What an earlier process left; nil for a queue that begins with nothing in flight.
+    var recovery: RecoverySummary? { summary.withLock { $0 } }
+
     /// Calls of complete() that broke the plugin ABI.
     var violations: UInt64 { port.violations }
 
@@ -181,19 +196,19 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             let grants = try platform.openGrants()
             let mapping = try grants.map(configuration.ringReferences, of: domain, writable: true)
             defer { unmap(mapping, grants) }
+            KillPoint.reach(.mapped)
             let channels = try platform.openEvents()
-            let channel = try channels.bind(configuration.eventChannel, of: domain)
+            let channel = try bind(
+                configuration.eventChannel, of: domain, on: channels, patient: journal.isInherited)
             defer { unbind(channel, channels) }
+            KillPoint.reach(.bound)
             guard let memory = HostMemory(byteCount: max(configuration.memoryBytes, QueueEngine.smallestMemory)),
                 let events = PluginEvents(port: port)
             else { throw XenError(ENOMEM, "reserve memory for queue \(configuration.index)") }
             let watched = events.add(
                 channels.fileDescriptor, UInt32(EPOLLIN.rawValue), PluginEvents.Source.eventChannel.rawValue)
             if watched != 0 { throw XenError(-watched, "watch event channel \(channel)") }
-            let engine = QueueEngine(
-                ring: BackRing(attaching: mapping.pages, abi: configuration.abi), domain: domain,
-                device: device.info, disk: configuration.disk, memory: memory, port: port,
-                stats: statistics.cells)
+            let engine = try makeEngine(BackRing(attaching: mapping.pages, abi: configuration.abi), memory)
             let queue: PluginQueue
             do throws(PluginError) {
                 unsafe try device.map(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
@@ -206,12 +221,32 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             started.signal()
             var loop = QueueLoop<Platform>(
                 engine: engine, queue: queue, events: events, grants: grants, channels: channels, channel: channel)
+            if journal.isInherited { loop.notify() }
             run(&loop)
             loop.finish()
             unsafe device.unmap(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
         } catch {
             throw QueueFailure(text: error.description)
         }
+    }
+
+    /// The engine, behind what an earlier process left in the ring and in the journal.
+    private func makeEngine(_ attached: consuming BackRing, _ memory: HostMemory) throws(XenError) -> QueueEngine {
+        var ring = attached
+        let journal: QueueJournal
+        let recovery: QueueRecovery
+        do throws(JournalProblem) {
+            (journal, recovery) = try self.journal.start(&ring)
+        } catch {
+            throw XenError(EIO, error.text)
+        }
+        if !recovery.replays.isEmpty {
+            let found = RecoverySummary(recovery, journal, layout: ring.layout, disk: configuration.disk)
+            summary.withLock { $0 = found }
+        }
+        return QueueEngine(
+            ring: ring, domain: configuration.domain, device: device.info, disk: configuration.disk, memory: memory,
+            port: port, stats: statistics.cells, journal: journal, recovery: recovery)
     }
 
     private func unmap(_ mapping: GrantMapping, _ grants: Platform.Grants) {
@@ -237,6 +272,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
                             + "\(overflow.requestProducer), further than its ring of \(overflow.entryCount) slots "
                             + "allows; its ring is not read any more"))
             }
+            if let poison = loop.takePoison() { report(poison: poison) }
+            if loop.takeReplayed() { onReplayed() }
             if let error = loop.takeXenError() { reportXenError(error) }
             if worked { continue }
             if loop.isDrained { return }
@@ -258,6 +295,12 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         log.warning(
             "queue \(configuration.index): request refused: \(fault.error.text): operation \(fault.wireOperation), "
                 + "sector \(fault.firstSector), \(fault.sectorCount) sectors\(more)")
+    }
+
+    private func report(poison: BlockRequest) {
+        log.error(
+            "queue \(configuration.index): \(poison.text): plugin '\(device.library.name)' crashed with this request "
+                + "alone \(QueueRecovery.poisonLimit) times; it is answered with an error and not tried again")
     }
 
     private func reportXenError(_ error: XenError) {

@@ -71,6 +71,14 @@ struct IndexStack: ~Copyable {
         for position in 0..<capacity { slots[position] = Int32(truncatingIfNeeded: capacity - 1 - position) }
     }
 
+    /// All of them but those that are in use already.
+    init(full capacity: Int, except used: [Int32]) {
+        let used = Set(used)
+        slots = FixedArray(zeroed: capacity)
+        count = 0
+        for index in (0..<Int32(capacity)).reversed() where !used.contains(index) { push(index) }
+    }
+
     @inline(__always)
     mutating func pop() -> Int32? {
         if count == 0 { return nil }

@@ -47,6 +47,8 @@ public enum QueueCounter: Int, CaseIterable, Sendable {
     case grant_copy_calls, grant_copy_operations
     /// Times that the queue's thread went to sleep.
     case sleeps
+    /// Requests of an earlier process that were done again, and those that were answered with an error instead.
+    case replayed_requests, poisoned_requests
 }
 
 /// Operations whose latency is kept apart.

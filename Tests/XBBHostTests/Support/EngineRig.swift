@@ -49,11 +49,14 @@ final class EngineRig {
         }
     }
 
+    private let setup: Setup
+    private var oldPorts: [CompletionPort] = []
     let guest: FakeGuest
-    let plugin: FakePlugin
+    private(set) var plugin: FakePlugin
     let disk: FakeDisk
-    let port: CompletionPort
-    let memory: HostMemory
+    private(set) var port: CompletionPort
+    private(set) var memory: HostMemory
+    let journal: JournalMapping
     let statistics = QueueStatistics()
     var engine: QueueEngine
 
@@ -78,22 +81,71 @@ final class EngineRig {
         var setup = Setup()
         change(&setup)
         setup.info.size = UInt64(setup.sectors) * 512
+        self.setup = setup
         let info = try DeviceInfo(validating: setup.info)
         let entries = RingLayout(setup.abi).entryCount(pages: setup.ringPages)
         guest = FakeGuest(
             ringPageCount: setup.ringPages, abi: setup.abi, startIndex: setup.startIndex, pageCount: entries * 12)
         freePages = (0..<UInt32(entries * 12)).reversed().map { FakeGuest.firstReference + $0 }
         disk = FakeDisk(sectorCount: setup.sectors)
-        port = try #require(CompletionPort(requestCount: setup.pluginRequests, contextSize: 0))
+        port = try #require(CompletionPorts.take(requestCount: setup.pluginRequests, contextSize: 0))
         port.adoptThread()
+        journal = try #require(JournalMapping.anonymous(queues: 1, entries: entries))
         memory = try #require(HostMemory(byteCount: setup.memoryBytes))
         plugin = FakePlugin(disk: disk, info: info, port: port)
+        engine = try Self.engine(
+            setup, info, guest, QueueJournalSource(mapping: journal, index: 0), memory, port, statistics)
+    }
+
+    private static func engine(
+        _ setup: Setup, _ info: DeviceInfo, _ guest: FakeGuest, _ source: QueueJournalSource, _ memory: HostMemory,
+        _ port: CompletionPort, _ statistics: QueueStatistics
+    ) throws(JournalProblem) -> QueueEngine {
         let limits = DiskLimits(
             sectorCount: UInt64(setup.sectors), readOnly: setup.readOnly,
             offersDiscard: info.capabilities.contains(.discard), offersBarrier: setup.offersBarrier)
-        engine = QueueEngine(
-            ring: BackRing(attaching: guest.ringPages.shared, abi: setup.abi), domain: FakeGuest.domain, device: info,
-            disk: limits, memory: memory, port: port, stats: statistics.cells)
+        var ring = BackRing(attaching: guest.ringPages.shared, abi: setup.abi)
+        let (journal, recovery) = try source.start(&ring)
+        return QueueEngine(
+            ring: ring, domain: FakeGuest.domain, device: info, disk: limits, memory: memory, port: port,
+            stats: statistics.cells, journal: journal, recovery: recovery)
+    }
+
+    deinit {
+        // Each has a descriptor and is never freed: the next rig takes them.
+        for port in oldPorts + [port] { CompletionPorts.giveBack(port) }
+    }
+
+    // MARK: The host's death
+
+    /// What a new process makes of the ring and the journal; the old one has had no time for anything.
+    func succeed(_ predecessor: Predecessor = .killed("signal 9")) throws {
+        rules += plugin.problems
+        oldPorts.append(port)
+        port = try #require(CompletionPorts.take(requestCount: setup.pluginRequests, contextSize: 0))
+        port.adoptThread()
+        memory = try #require(HostMemory(byteCount: setup.memoryBytes))
+        let info = plugin.info
+        plugin = FakePlugin(disk: disk, info: info, port: port)
+        engine = try Self.engine(
+            setup, info, guest, QueueJournalSource(mapping: journal, index: 0, inheritance: .journal(predecessor)),
+            memory, port, statistics)
+    }
+
+    /// The first `steps` of a turn, 0 to 7: completions, ring, copies, plugin, responses shown, seen, known.
+    func turn(steps: Int) {
+        _ = guest.publish()
+        engine.now += 1000
+        if steps > 0 { _ = engine.absorbCompletions() }
+        if steps > 1 { _ = engine.gather() }
+        if steps > 2 { _ = copy() }
+        if steps > 3 { _ = submit() }
+        if steps > 4, engine.unpublished > 0 {
+            engine.unpublished = 0
+            _ = engine.ring.publish()
+            if steps > 5 { takeAnswers() }
+            if steps > 6 { engine.releaseAnswered() }
+        }
     }
 
     // MARK: The guest's side
@@ -251,9 +303,13 @@ final class EngineRig {
         engine.stats.add(.reqs_completed, engine.unpublished)
         engine.unpublished = 0
         if engine.ring.publish() { notifications += 1 }
+        engine.releaseAnswered()
         takeAnswers()
         return true
     }
+
+    /// The guest looks at its ring, whoever has written to it.
+    func settleAnswers() { takeAnswers() }
 
     private func takeAnswers() {
         let fresh: [BlockResponse]
@@ -312,7 +368,7 @@ final class EngineRig {
 
     var use: Use {
         Use(
-            requests: engine.ring.entryCount - engine.freeRequests.count,
+            requests: engine.ring.entryCount - engine.freeRequests.count - engine.answered.count,
             lists: engine.listsInFlight,
             pluginRequests: port.requestCount - engine.freeSubs.count, pages: engine.buffers.pagesInUse,
             ready: engine.ready.count,
@@ -372,7 +428,9 @@ final class EngineRig {
             requests += Int(length)
         }
         if lists != engine.listsInFlight { problem("\(lists) lists are used, \(engine.listsInFlight) are counted") }
-        if engine.freeRequests.count != entries - requests { problem("requests leak") }
+        // Requests of a dead process that were not begun again are nobody's yet.
+        requests += engine.replays.count
+        if engine.freeRequests.count + engine.answered.count != entries - requests { problem("requests leak") }
         if engine.ring.outstanding != requests { problem("\(engine.ring.outstanding) outstanding, \(requests) held") }
         if engine.buffers.pagesInUse != pages { problem("pages leak") }
         if engine.freeSubs.count + engine.ready.count + engine.pluginInFlight != port.requestCount {

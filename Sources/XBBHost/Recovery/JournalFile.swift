@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The file in the run directory that outlives the process.
+import CLinux
+import Glibc
+import Memory
+import Xen
+
+/// Mapped memory of a journal: of its file, or of nothing that outlives the process.
+@safe
+final class JournalMapping: @unchecked Sendable {
+    let pages: SharedPages
+    private let base: UnsafeMutableRawPointer
+    private let entries: Int
+
+    private init(_ base: UnsafeMutableRawPointer, byteCount: Int, entries: Int) {
+        unsafe self.base = unsafe base
+        self.entries = entries
+        pages = unsafe SharedPages(base: base, byteCount: byteCount)
+    }
+
+    /// Maps `byteCount` bytes of a file; nil where the kernel refuses.
+    static func map(_ descriptor: Int32, byteCount: Int, entries: Int) -> JournalMapping? {
+        guard byteCount > 0,
+            let base = unsafe clinux_mmap(nil, byteCount, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0)
+        else { return nil }
+        return unsafe JournalMapping(base, byteCount: byteCount, entries: entries)
+    }
+
+    /// Memory that ends with the process, for a disk without a journal: the way of a request is one and the same.
+    static func anonymous(queues: Int, entries: Int) -> JournalMapping? {
+        let bytes = JournalLayout.fileSize(queues: queues, entries: entries)
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS
+        guard let base = unsafe clinux_mmap(nil, bytes, PROT_READ | PROT_WRITE, flags, -1, 0) else { return nil }
+        return unsafe JournalMapping(base, byteCount: bytes, entries: entries)
+    }
+
+    deinit {
+        unsafe munmap(base, pages.byteCount)
+    }
+
+    /// The part of a queue, which must be one of those that the mapping was made for.
+    func queue(_ index: Int) -> SharedPages {
+        let size = JournalLayout.queueSize(entries: entries)
+        let offset = JournalLayout.pageSize + index * size
+        precondition(index >= 0 && offset <= pages.byteCount - size)
+        return unsafe SharedPages(base: base + offset, byteCount: size)
+    }
+}
+
+/// An open journal. Opened before the process is confined, sized and mapped when a frontend connects; control thread.
+final class JournalFile {
+    let path: String
+    private let descriptor: Int32
+    private var mapping: JournalMapping?
+
+    /// Opens or makes the file.
+    init(path: String) throws(XenError) {
+        self.path = path
+        descriptor = unsafe clinux_open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
+        if descriptor < 0 { throw XenError(errno, "open journal \(path)") }
+    }
+
+    deinit {
+        close(descriptor)
+    }
+
+    /// Queues of the connection that the file is of, for what must be had before it is read; at most 64.
+    var queueCount: Int {
+        guard let first = JournalMapping.map(descriptor, byteCount: JournalLayout.pageSize, entries: 0),
+            size >= JournalLayout.pageSize, first.pages.load64(at: JournalLayout.magicOffset) == JournalLayout.magic
+        else { return 0 }
+        return min(Int(first.pages.load(at: JournalLayout.queueCountOffset)), JournalLayout.mostQueues)
+    }
+
+    private var size: Int {
+        var status = stat()
+        return unsafe fstat(descriptor, &status) == 0 ? Int(status.st_size) : 0
+    }
+
+    /// What an earlier process wrote, if it is of this connection.
+    func adopt(_ connection: JournalConnection) throws(JournalProblem) -> JournalMapping {
+        let size = size
+        guard size >= JournalLayout.pageSize else { throw JournalProblem("it is empty or cut off") }
+        guard size <= JournalLayout.fileSize(queues: JournalLayout.mostQueues, entries: JournalLayout.mostEntries)
+        else { throw JournalProblem("it is too long") }
+        guard let mapping = JournalMapping.map(descriptor, byteCount: size, entries: connection.entries) else {
+            throw JournalProblem("it cannot be mapped: \(errnoText(errno))")
+        }
+        try connection.compare(with: mapping.pages)
+        self.mapping = mapping
+        return mapping
+    }
+
+    /// Begins anew for a connection; what was there is gone. Not complete before ``complete()``.
+    func begin(_ connection: JournalConnection) throws(XenError) -> JournalMapping {
+        mapping = nil
+        let bytes = JournalLayout.fileSize(queues: connection.rings.count, entries: connection.entries)
+        if ftruncate(descriptor, 0) != 0 { throw XenError(errno, "empty journal \(path)") }
+        // All of its blocks are had now: a full file system must not become a fault when the memory is written.
+        let code = posix_fallocate(descriptor, 0, off_t(bytes))
+        if code != 0 {
+            _ = ftruncate(descriptor, 0)
+            throw XenError(code, "reserve \(bytes) bytes for journal \(path)")
+        }
+        guard let made = JournalMapping.map(descriptor, byteCount: bytes, entries: connection.entries) else {
+            throw XenError(errno, "map journal \(path)")
+        }
+        connection.write(to: made.pages)
+        mapping = made
+        return made
+    }
+
+    /// All queues have begun theirs: from here on a successor can go on with it.
+    func complete() {
+        mapping?.pages.storeRelease(1, at: JournalLayout.stateOffset)
+    }
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Where everything stands in a journal: the one place that knows. docs/recovery.md describes the same for readers.
+//
+//   page 0        what was agreed on: magic, version, sizes, frontend, image
+//   per queue     one page: requests taken, the one that is replayed alone, the ring;
+//                 then a slot of 128 bytes for each request that can be in flight; then a trial of 8 bytes for each
+import Memory
+
+/// Offsets and sizes in bytes. All numbers are little-endian, as the ring's are.
+enum JournalLayout {
+    /// "XBBJRNL" and a line feed, which a transfer as text would change.
+    static let magic: UInt64 = 0x0a4c_4e52_4a42_4258
+    /// Raised when a reader of the old layout would read the new one wrongly.
+    static let version: UInt32 = 1
+    static let pageSize = 4096
+    static let slotSize = 128
+    static let trialSize = 8
+    static let nameSize = 32
+    static let mostQueues = 64
+    static let mostRingPages = 32
+    static let mostEntries = 1024
+
+    // The first page.
+    static let magicOffset = 0
+    static let versionOffset = 8
+    /// 1 while everything below is complete.
+    static let stateOffset = 12
+    static let fileSizeOffset = 16
+    static let queueCountOffset = 24
+    static let ringPagesOffset = 28
+    static let entriesOffset = 32
+    static let slotSizeOffset = 36
+    static let queueSizeOffset = 40
+    static let domainOffset = 48
+    /// 1 for the 32-bit x86 ABI, 0 for the others.
+    static let protocolOffset = 52
+    /// Bit 0: read-only.
+    static let flagsOffset = 56
+    static let imageDeviceOffset = 64
+    static let imageNumberOffset = 72
+    static let formatOffset = 80
+    static let pluginOffset = 112
+
+    // The page of a queue.
+    static let consumedOffset = 0
+    static let aloneOffset = 8
+    static let channelOffset = 64
+    static let referencesOffset = 68
+
+    // A slot.
+    /// 1 more than the number of the request since the connection began; 0: free.
+    static let takenOffset = 0
+    /// The index of its response and ``answeredBit``, or 0.
+    static let answerOffset = 8
+    static let bytesOffset = 16
+    static let answeredBit: UInt64 = 1 << 32
+
+    /// Bytes of a queue with `entries` slots.
+    static func queueSize(entries: Int) -> Int {
+        let bytes = pageSize + entries * (slotSize + trialSize)
+        return (bytes + pageSize - 1) & ~(pageSize - 1)
+    }
+
+    /// Bytes of a journal.
+    static func fileSize(queues: Int, entries: Int) -> Int { pageSize + queues * queueSize(entries: entries) }
+
+    /// Where a slot begins in its queue.
+    @inline(__always)
+    static func slot(_ index: Int32) -> Int { pageSize &+ Int(index) &* slotSize }
+
+    /// Where a slot's trial stands in its queue.
+    static func trial(_ index: Int32, entries: Int) -> Int { pageSize + entries * slotSize + Int(index) * trialSize }
+}
+
+/// Why a journal cannot be gone on with. The text is for the operator.
+struct JournalProblem: Error, Equatable {
+    let text: String
+    init(_ text: String) { self.text = text }
+}
