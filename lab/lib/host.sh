@@ -65,7 +65,7 @@ boot() { # lean | systemd
     # another that this machine does not run at the moment.
     local clock=(-accel "tcg,thread=single" -icount "shift=$clock_shift,sleep=on" -rtc clock=vm)
     [[ ${XEN_LAB_CLOCK:-counted} != real ]] || clock=(-accel "tcg,thread=multi")
-    qemu-system-x86_64 "${clock[@]}" -machine q35 -cpu qemu64 -smp 2 -m 4096 -nographic -no-reboot -nic none \
+    qemu-system-x86_64 "${clock[@]}" -machine q35 -cpu qemu64,+npt -smp 2 -m 4096 -nographic -no-reboot -nic none \
         -kernel "$out/xen" -append "dom0_mem=1536M,max:1536M console=com1 loglvl=all guest_loglvl=all bootscrub=0 spec-ctrl=no" \
         -initrd "$out/vmlinux console=hvc0 quiet panic=5 mitigations=off cryptomgr.notests rodata=off,$initramfs" \
         -virtfs local,path="$share",mount_tag=host,security_model=none \
