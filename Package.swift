@@ -145,15 +145,21 @@ let package = Package(
 
         // Plugins.
         .systemLibrary(name: "CAIO", path: "Plugins/CAIO"),
+        // For every author of a plugin in Swift; it is shipped as sources (packaging/PluginKit) and needs the header alone.
+        .target(name: "PluginKit", dependencies: ["PluginAPI"], path: "Plugins/Kit", swiftSettings: strict),
+        // For plugins over a file descriptor: asynchronous I/O, threads, locks.
         .target(
-            name: "PluginKit", dependencies: ["PluginAPI", "CAIO", "CLinux"], path: "Plugins/Kit", swiftSettings: strict
-        ),
-        plugin("RawDiskPlugin", path: "Plugins/RawDisk", ["PluginKit", "CAIO", "CLinux"]),
-        plugin("FilePlugin", path: "Plugins/File", ["PluginKit", "CAIO", "CLinux"]),
+            name: "FileKit", dependencies: ["PluginKit", "PluginAPI", "CAIO", "CLinux"], path: "Plugins/FileKit",
+            swiftSettings: strict),
+        plugin("RawDiskPlugin", path: "Plugins/RawDisk", ["PluginKit", "FileKit", "CAIO", "CLinux"]),
+        plugin("FilePlugin", path: "Plugins/File", ["PluginKit", "FileKit", "CAIO", "CLinux"]),
         .systemLibrary(name: "CQCOW", path: "Plugins/CQCOW"),
-        plugin("QCOWPlugin", path: "Plugins/QCOW", ["PluginKit", "CQCOW", "CLinux"]),
-        plugin("ErrorPlugin", path: "Plugins/Testing/Error", ["PluginKit", "CLinux"]),
-        plugin("DelayPlugin", path: "Plugins/Testing/Delay", ["PluginKit", "CLinux"]),
+        plugin("QCOWPlugin", path: "Plugins/QCOW", ["PluginKit", "FileKit", "CQCOW", "CLinux"]),
+        .target(
+            name: "TestingKit", dependencies: ["PluginKit", "PluginAPI", "CLinux"], path: "Plugins/Testing/Memory",
+            swiftSettings: strict),
+        plugin("ErrorPlugin", path: "Plugins/Testing/Error", ["PluginKit", "TestingKit", "CLinux"]),
+        plugin("DelayPlugin", path: "Plugins/Testing/Delay", ["PluginKit", "TestingKit", "CLinux"]),
         .target(
             name: "NullPlugin", dependencies: ["PluginAPI"], path: "Plugins/Testing/Null",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])], linkerSettings: onlyEntryPoint()),
@@ -191,6 +197,7 @@ let package = Package(
         .executableTarget(
             name: "qcow-read", dependencies: ["CPluginHarness"], path: "Tests/QCOWRead",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])]),
+        .testTarget(name: "PluginKitTests", dependencies: ["PluginKit", "PluginAPI"]),
         .testTarget(
             name: "PluginTests",
             dependencies: [

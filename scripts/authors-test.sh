@@ -13,6 +13,8 @@ trap 'rm -rf "$work"' EXIT
 prefix=$work/prefix
 DESTDIR='' PREFIX=$prefix scripts/install-dev.sh || exit 1
 # pkg-config asks for nothing of this machine's own xbb-plugin-dev, should there be one.
+export TMPDIR=$work/tmp
+mkdir "$TMPDIR"
 export PATH=$stage/bin:$PATH PKG_CONFIG_PATH=$prefix/share/pkgconfig XBB_PLUGINKIT=$prefix/share/xbb/PluginKit
 unset CPATH C_INCLUDE_PATH XBB_LOOPBACK
 examples=$prefix/share/doc/xbb-plugin-dev/examples
@@ -32,7 +34,7 @@ run() { # WHAT LIMIT SCRIPT: in the current folder
     else
         failed=$((failed + 1))
         echo "FAILED  $1 ($((SECONDS - started)) s)"
-        for log in "$3.log" ./*.log; do [[ ! -s $log ]] || tail -20 "$log" | sed "s|^|        ${log##*/}: |"; done
+        for log in "$3.log" "$TMPDIR"/xbb.*/*.log; do [[ ! -s $log ]] || tail -20 "$log" | sed "s|^|        ${log##*/}: |"; done
         return 1
     fi
 }

@@ -16,6 +16,12 @@ sed -e "s|@PREFIX@|$prefix|g" -e "s|@VERSION@|$version|g" packaging/xbb-plugin-1
 chmod 644 "$to/share/pkgconfig/xbb-plugin-1.pc"
 install -D -m 644 -t "$to/share/man/man3" docs/man/*.3
 
+# PluginKit is compiled with each plugin, against the header above.
+kit=$to/share/xbb/PluginKit
+install -D -m 644 -t "$kit/Sources/PluginKit" Plugins/Kit/*.swift
+install -D -m 644 -t "$kit" packaging/PluginKit/Package.swift Plugins/plugin.map
+ln -sfn ../../../include/xbb "$kit/PluginAPI"
+
 # Not what somebody built in these folders.
 documents=$to/share/doc/xbb-plugin-dev
 for file in $(cd examples && find . -type f -not -path '*/target/*' -not -path '*/.build/*' -not -name '*.so'); do

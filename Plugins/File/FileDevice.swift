@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // An open image file: how it is accessed, its size, and how blocks of it are given back or zeroed.
 import CLinux
+import FileKit
 import Glibc
 import PluginAPI
 import PluginKit
@@ -17,21 +18,22 @@ final class FileDevice: StorageDevice {
 
     init(host: PluginHost, opening: Opening) throws(PluginError) {
         let status = try FileDevice.checkedStatus(opening)
-        isLocked = opening.isOn(FileOption.lock.rawValue)
+        let (direct, threads) = (try opening[FileOption.direct], Int(clamping: try opening[FileOption.threads]))
+        let discards = try opening[FileOption.discard]
+        isLocked = try opening[FileOption.lock]
         if isLocked { try ImageLock.take(fd: opening.fd, isReadOnly: opening.isReadOnly) }
         let wasDirect = DirectIO.isOn(fd: opening.fd)
         let alignment = try FileDevice.chooseAccess(
-            opening.fd, DirectChoice(rawValue: opening.number(FileOption.direct.rawValue)) ?? .auto, host, opening)
+            opening.fd, direct, host, opening)
         changedDirect = DirectIO.isOn(fd: opening.fd) != wasDirect
         logicalBlock = UInt64(max(alignment?.offset ?? 512, 512))
         memoryAlignment = alignment?.memory ?? 1
         preferredBlock = UInt32(truncatingIfNeeded: status.st_blksize)
         canPunch =
-            !opening.isReadOnly && opening.isOn(FileOption.discard.rawValue)
+            !opening.isReadOnly && discards
             && FileDevice.canPunch(opening.fd, behind: status.st_size)
 
         let size = UInt64(status.st_size) & ~(logicalBlock - 1)
-        let threads = Int(opening.number(FileOption.threads.rawValue))
         // With asynchronous I/O the threads only discard, zero and finish partial transfers.
         super.init(
             host: host, opening: opening, isAsynchronous: alignment != nil, blockSize: logicalBlock, byteCount: size,

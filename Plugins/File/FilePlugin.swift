@@ -1,40 +1,38 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // xbb-file: raw disk images in regular files.  The entry point and the option schema.
+import FileKit
 import Glibc
 import PluginAPI
 import PluginKit
 
-/// The place of each option in the schema.
-enum FileOption: Int, CaseIterable {
-    case direct
-    case threads
-    case lock
-    case discard
+/// What can be configured.
+enum FileOption {
+    static let direct = PluginOption.choice(
+        "direct", default: DirectChoice.auto,
+        help: "bypass the page cache with O_DIRECT and asynchronous I/O; auto: if the host opened the image so")
+    static let threads = PluginOption.count(
+        "threads", default: 8, in: 1...64, help: "threads per disk for files that cannot do asynchronous I/O")
+    static let lock = PluginOption.bool(
+        "lock", default: true, help: "refuse an image that someone else writes to (as QEMU does)")
+    static let discard = PluginOption.bool(
+        "discard", default: true, help: "let the guest punch holes into the file")
+    static let all: [any OptionSchema] = [direct, threads, lock, discard]
 }
 
-/// How the option `direct` can be set, in the order of its choices.
-enum DirectChoice: UInt64 {
+/// How the option `direct` can be set.
+enum DirectChoice: String, OptionChoice {
     case auto
     case on
     case off
 }
 
-private let options: [PluginOption] = [
-    PluginOption(
-        "direct", .choice(["auto", "on", "off"]), default: "auto",
-        help: "bypass the page cache with O_DIRECT and asynchronous I/O; auto: if the host opened the image so"),
-    PluginOption(
-        "threads", .uint(1...64), default: "8", help: "threads per disk for files that cannot do asynchronous I/O"),
-    PluginOption("lock", .bool, default: "on", help: "refuse an image that someone else writes to (as QEMU does)"),
-    PluginOption("discard", .bool, default: "on", help: "let the guest punch holes into the file"),
-]
-
 nonisolated(unsafe) private let plugin = unsafe makePlugin(
-    name: "file", version: "1.0", description: "Raw disk image in a regular file", formats: ["raw"], options: options
+    name: "file", version: "1.0", description: "Raw disk image in a regular file", formats: ["raw"],
+    options: FileOption.all
 ) { plugin in
     unsafe addDeviceCallbacks(to: &plugin)
     unsafe plugin.open = { open, out, failure in
-        unsafe openBoxed(open, out, failure, optionCount: FileOption.allCases.count) {
+        unsafe openBoxed(open, out, failure, options: FileOption.all) {
             host, opening throws(PluginError) in
             try FileDevice(host: host, opening: opening)
         }

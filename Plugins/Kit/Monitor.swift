@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A mutex with a condition, and threads that take no signals: what the plugins' own threads are made of.
-import CLinux
 import Glibc
 
 /// A lock to wait under.  The corresponding C functions are `pthread_mutex_*` and `pthread_cond_*`.
@@ -72,13 +71,18 @@ public struct PluginThread {
     public init(_ body: any ThreadBody) throws(PluginError) {
         var thread = pthread_t()
         let carrier = unsafe box(Carrier(body))
-        let code = unsafe clinux_thread_start(
-            &thread,
+        // Signals are for the host's threads; a thread inherits the mask of the one that makes it.
+        var (all, before) = (sigset_t(), sigset_t())
+        unsafe sigfillset(&all)
+        unsafe pthread_sigmask(SIG_SETMASK, &all, &before)
+        let code = unsafe pthread_create(
+            &thread, nil,
             { argument in
                 unsafe unboxed(argument, as: Carrier.self)?.body.run()
                 unsafe releaseBox(argument, as: Carrier.self)
                 return nil
             }, carrier)
+        unsafe pthread_sigmask(SIG_SETMASK, &before, nil)
         guard code == 0 else {
             unsafe releaseBox(carrier, as: Carrier.self)
             throw PluginError(system: "cannot start a thread", code)

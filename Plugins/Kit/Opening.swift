@@ -7,42 +7,44 @@ import PluginAPI
 @safe
 public struct Opening {
     private let open: UnsafePointer<xbb_open>
+    private let schema: [any OptionSchema]
 
     /// What the host passed, or nil if it does not know all options of the schema.
-    public init?(_ open: UnsafePointer<xbb_open>?, optionCount: Int) {
-        guard let open = unsafe open, unsafe Int(open.pointee.option_count) == optionCount,
-            unsafe optionCount == 0 || open.pointee.options != nil
+    public init?(_ open: UnsafePointer<xbb_open>?, options schema: [any OptionSchema]) {
+        guard let open = unsafe open, unsafe Int(open.pointee.option_count) == schema.count,
+            unsafe schema.isEmpty || open.pointee.options != nil
         else { return nil }
         unsafe self.open = unsafe open
+        self.schema = schema
     }
 
-    /// The image or device; borrowed until `close()` returns.
+    /// The image or device; borrowed until `close()` returns. -1 for plugins without a file.
     public var fd: Int32 { unsafe open.pointee.fd }
     /// `xbb_hdev`, the host's name for the disk.
     public var disk: OpaquePointer? { unsafe open.pointee.hdev }
+    /// What the host can be told about this disk.
+    public var hostDisk: HostDisk { unsafe HostDisk(disk: open.pointee.hdev) }
     /// The disk must not be written to.
     public var isReadOnly: Bool { unsafe open.pointee.flags & UInt32(XBB_OPEN_RDONLY) != 0 }
-
-    /// The number of option `index`: BOOL 0 or 1, UINT, SIZE, ENUM as the index of the choice.
-    public func number(_ index: Int) -> UInt64 {
-        guard index >= 0, unsafe index < Int(open.pointee.option_count), let options = unsafe open.pointee.options
-        else { return 0 }
-        return unsafe options[index].num
-    }
-
-    /// The text of a STRING, SECRET or ENUM option.
-    public func text(_ index: Int) -> String {
-        guard index >= 0, unsafe index < Int(open.pointee.option_count), let options = unsafe open.pointee.options,
-            let text = unsafe options[index].str
-        else { return "" }
-        return unsafe String(cString: text)
-    }
-
+    /// The host opened the descriptor with O_DIRECT.
+    public var isDirect: Bool { unsafe open.pointee.flags & UInt32(XBB_OPEN_DIRECT) != 0 }
+    /// The disk is a lower layer of a chain.
+    public var isBacking: Bool { unsafe open.pointee.flags & UInt32(XBB_OPEN_BACKING) != 0 }
     /// The format that was configured, one of the plugin's.
     public var format: String { unsafe open.pointee.format.map { unsafe String(cString: $0) } ?? "" }
     /// The image's name in messages; not necessarily a path.
     public var label: String { unsafe open.pointee.label.map { unsafe String(cString: $0) } ?? "the image" }
 
-    /// The truth of a BOOL option.
-    public func isOn(_ index: Int) -> Bool { number(index) != 0 }
+    /// The value of an option, which the host parsed and checked.
+    public subscript<Value>(option: PluginOption<Value>) -> Value {
+        get throws(PluginError) {
+            guard let index = schema.firstIndex(where: { $0.name.description == option.name.description }),
+                let value = unsafe open.pointee.options?[index],
+                let decoded = unsafe option.decode(value.num, value.str.map { unsafe String(cString: $0) } ?? "")
+            else {
+                throw .invalid("option \(option.name) is not in the plugin's list, or the host gave no value")
+            }
+            return decoded
+        }
+    }
 }

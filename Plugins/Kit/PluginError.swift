@@ -22,6 +22,9 @@ public struct PluginError: Error {
         self.init(code, "\(what): \(words)")
     }
 
+    /// What the disk was configured with is wrong: EINVAL.
+    public static func invalid(_ message: String) -> PluginError { PluginError(EINVAL, message) }
+
     /// Fills in the caller's `xbb_error` and gives the negative errno to return.
     public func report(to error: UnsafeMutablePointer<xbb_error>?) -> Int32 {
         unsafe message.withCString { text in unsafe xbb_set_error(error, -code, text) }

@@ -18,7 +18,8 @@ public struct PluginHost: @unchecked Sendable {
         case debug = 4
     }
 
-    let table: UnsafePointer<xbb_host>
+    /// The functions themselves.
+    public let table: UnsafePointer<xbb_host>
 
     /// `xbb_host.complete`, to be kept by those who call it often.
     public let complete: HostComplete
@@ -58,4 +59,31 @@ public struct PluginHost: @unchecked Sendable {
     public func notify(disk: OpaquePointer?, _ what: Int) {
         unsafe table.pointee.notify?(disk, UInt32(truncatingIfNeeded: what))
     }
+}
+
+/// What the host can be told about one open disk. Any thread, until `close()` returns.
+@safe
+public struct HostDisk: @unchecked Sendable {
+    let disk: OpaquePointer?
+
+    init(disk: OpaquePointer?) { unsafe self.disk = unsafe disk }
+
+    /// What can change about a disk; `XBB_NOTIFY_*`.
+    public enum Change: Int, Sendable {
+        /// Its size: the host asks for ``StorageDisk/info`` again.
+        case info = 1
+        /// The storage is gone; requests fail until `found`.
+        case lost = 2
+        case found = 3
+        /// Damage was seen.
+        case corrupt = 4
+    }
+
+    /// One line for the operator, rate-limited by the host. Nothing that a guest wrote.
+    public func log(_ level: PluginHost.Level, _ line: String) {
+        unsafe PluginHost.current?.log(level, disk: disk, line)
+    }
+
+    /// Tells the host that something changed. It acts on it later.
+    public func notify(_ change: Change) { unsafe PluginHost.current?.notify(disk: disk, change.rawValue) }
 }

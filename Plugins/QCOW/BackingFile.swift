@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The layer below an image, opened by the host.
+import FileKit
 import Glibc
 import PluginAPI
 import PluginKit

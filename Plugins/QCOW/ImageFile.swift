@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Reading an image file: the system calls and the pointers that they want, behind functions that check lengths.
 import CLinux
+import FileKit
 import Glibc
 import PluginKit
 

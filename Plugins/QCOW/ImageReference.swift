@@ -13,8 +13,8 @@ struct ImageReference {
     /// The backing file of an image, with the format that the image or else the administrator gives; nil without one.
     init?(backingOf header: QCOWHeader, opening: Opening) throws(PluginError) {
         guard let name = header.backingName else { return nil }
-        let chosen = BackingFormat.names[Int(min(opening.number(QCOWOption.backingFormat.rawValue), 3))]
-        let format = header.backingFormat ?? (chosen.map { Array($0.utf8) } ?? [])
+        let chosen = try opening[QCOWOption.backingFormat]
+        let format = header.backingFormat ?? (chosen == .none ? [] : Array(chosen.rawValue.utf8))
         self.init(kind: UInt32(XBB_REF_BACKING), name: name, format: format)
     }
 

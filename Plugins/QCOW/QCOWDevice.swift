@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // An open image: its layer, what lies below it, and its queues.
+import FileKit
 import Glibc
 import PluginAPI
 import PluginKit
@@ -31,10 +32,11 @@ final class QCOWDevice: @unchecked Sendable {
                 "QCOW images can only be read: attach the disk read-only, or convert the image to raw "
                     + "(qemu-img convert -O raw)")
         }
+        cacheBytes = try opening[QCOWOption.cache]
+        isLocked = try opening[QCOWOption.lock]
         let file = try ImageFile(fd: opening.fd)
         var cleanUp: [() -> Void] = [{ file.finish() }]
         do throws(PluginError) {
-            isLocked = opening.isOn(QCOWOption.lock.rawValue)
             if isLocked {
                 try ImageLock.take(fd: file.fd, isReadOnly: true)
                 cleanUp.append { ImageLock.release(fd: file.fd) }
@@ -55,7 +57,6 @@ final class QCOWDevice: @unchecked Sendable {
         self.host = host
         unsafe disk = opening.disk
         label = opening.label
-        cacheBytes = opening.number(QCOWOption.cache.rawValue)
         queueCount = Self.mostQueues
         report()
     }
@@ -70,7 +71,7 @@ final class QCOWDevice: @unchecked Sendable {
 
     private static func decryption(_ layer: QCOWLayer, _ opening: Opening) throws(PluginError) -> LibqcowFile? {
         guard layer.isEncrypted else { return nil }
-        let password = opening.text(QCOWOption.password.rawValue)
+        let password = try opening[QCOWOption.password].text
         guard !password.isEmpty else {
             throw PluginError(EACCES, "the image is encrypted with AES: give its password in the option 'password'")
         }

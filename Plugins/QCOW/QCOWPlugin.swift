@@ -4,33 +4,31 @@ import Glibc
 import PluginAPI
 import PluginKit
 
-/// The place of each option in the schema.
-enum QCOWOption: Int, CaseIterable {
-    case password
-    case backingFormat
-    case cache
-    case lock
+/// What can be configured.
+enum QCOWOption {
+    static let password = PluginOption.secret("password", default: "", help: "of images that are encrypted with AES")
+    static let backingFormat = PluginOption.choice(
+        "backing-format", default: BackingFormat.none,
+        help: "the format of backing files of which the image does not say it; none: such an image is refused")
+    static let cache = PluginOption.size(
+        "cache", default: "1M", in: (64 << 10)...(256 << 20),
+        help: "memory for tables of the image, for each thread that reads")
+    static let lock = PluginOption.bool(
+        "lock", default: true, help: "refuse an image that someone writes to (as QEMU does)")
+    static let all: [any OptionSchema] = [password, backingFormat, cache, lock]
 }
 
-/// Formats that an administrator can give to a backing file, in the order of the choices.
-enum BackingFormat {
-    static let names: [String?] = [nil, "raw", "qcow2", "qcow"]
+/// Formats that an administrator can give to a backing file.
+enum BackingFormat: String, OptionChoice {
+    case none
+    case raw
+    case qcow2
+    case qcow
 }
-
-private let options: [PluginOption] = [
-    PluginOption("password", .secret, default: "", help: "of images that are encrypted with AES"),
-    PluginOption(
-        "backing-format", .choice(["none", "raw", "qcow2", "qcow"]), default: "none",
-        help: "the format of backing files of which the image does not say it; none: such an image is refused"),
-    PluginOption(
-        "cache", .size((64 << 10)...(256 << 20)), default: "1M",
-        help: "memory for tables of the image, for each thread that reads"),
-    PluginOption("lock", .bool, default: "on", help: "refuse an image that someone writes to (as QEMU does)"),
-]
 
 nonisolated(unsafe) private let plugin = unsafe makePlugin(
     name: "qcow", version: "1.0", description: "QCOW images, read-only (libqcow)", formats: ["qcow2", "qcow"],
-    options: options, flags: XBB_PLUGIN_BLOCKING | XBB_PLUGIN_RDONLY
+    options: QCOWOption.all, flags: XBB_PLUGIN_BLOCKING | XBB_PLUGIN_RDONLY
 ) { plugin in
     unsafe plugin.probe = { request in
         guard let request = unsafe request else { return 0 }
@@ -38,7 +36,7 @@ nonisolated(unsafe) private let plugin = unsafe makePlugin(
     }
     unsafe plugin.inspect = { open, image, failure in
         do throws(PluginError) {
-            guard let image = unsafe image, let opening = unsafe Opening(open, optionCount: QCOWOption.allCases.count)
+            guard let image = unsafe image, let opening = unsafe Opening(open, options: QCOWOption.all)
             else { throw PluginError(EINVAL, "inspect() without an image") }
             try unsafe QCOWProbe.inspect(opening, &image.pointee)
             return 0
@@ -47,7 +45,7 @@ nonisolated(unsafe) private let plugin = unsafe makePlugin(
         }
     }
     unsafe plugin.open = { open, out, failure in
-        unsafe openBoxed(open, out, failure, optionCount: QCOWOption.allCases.count) {
+        unsafe openBoxed(open, out, failure, options: QCOWOption.all) {
             host, opening throws(PluginError) in
             try QCOWDevice(host: host, opening: opening)
         }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // An open block device: its limits, its size, and the ioctls that discard and zero blocks.
 import CLinux
+import FileKit
 import Glibc
 import PluginAPI
 import PluginKit
@@ -18,11 +19,12 @@ final class RawDiskDevice: StorageDevice {
     init(host: PluginHost, opening: Opening) throws(PluginError) {
         let fd = opening.fd
         let number = try RawDiskDevice.checkedDeviceNumber(opening)
+        let discards = try opening[RawDiskOption.discard]
         limits = try BlockLimits(fd: fd, device: number)
         changedDirect = !DirectIO.isOn(fd: fd)
         guard DirectIO.set(fd: fd, on: true) else { throw PluginError(system: "the device has no direct I/O") }
         memoryAlignment = DirectIO.alignment(fd: fd)?.memory ?? limits.logicalBlock
-        mayDiscard = opening.isOn(RawDiskOption.discard.rawValue) && limits.canDiscard
+        mayDiscard = discards && limits.canDiscard
         let size = RawDiskDevice.size(fd: fd, block: limits.logicalBlock) ?? 0
         super.init(
             host: host, opening: opening, isAsynchronous: true, blockSize: UInt64(limits.logicalBlock),

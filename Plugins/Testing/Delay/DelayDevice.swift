@@ -6,6 +6,7 @@ import CLinux
 import Glibc
 import PluginAPI
 import PluginKit
+import TestingKit
 
 /// A request that waits.
 @safe
@@ -45,15 +46,14 @@ final class DelayDevice: ThreadBody {
     private var thread: PluginThread?
 
     init(host: PluginHost, opening: Opening) throws(PluginError) {
-        func number(_ option: DelayOption) -> UInt64 { opening.number(option.rawValue) }
         self.host = host
         memory = try MemoryDisk(
-            size: number(.size), file: opening.isOn(DelayOption.keep.rawValue) ? opening.label : nil)
+            size: try opening[DelayOption.size], file: try opening[DelayOption.keep] ? opening.label : nil)
         isReadOnly = opening.isReadOnly
-        delay = number(.delay) * 1000
-        reorders = number(.reorder) != 0
-        hold = Int(number(.hold))
-        randomState = number(.seed)
+        delay = try opening[DelayOption.delay] * 1000
+        reorders = try opening[DelayOption.reorder]
+        hold = Int(clamping: try opening[DelayOption.hold])
+        randomState = try opening[DelayOption.seed]
     }
 
     func start() throws(PluginError) { thread = try PluginThread(self) }

@@ -4,37 +4,29 @@ import Glibc
 import PluginAPI
 import PluginKit
 
-/// The place of each option in the schema.
-enum DelayOption: Int, CaseIterable {
-    case size
-    case delay
-    case reorder
-    case hold
-    case seed
-    case keep
+/// What can be configured.
+enum DelayOption {
+    static let size = PluginOption.size(
+        "size", default: "64M", in: 512...(16 << 30), help: "size of the disk, a multiple of 512")
+    static let delay = PluginOption.count(
+        "delay-us", default: 1000, in: 0...600_000_000, help: "microseconds from submission to completion")
+    static let reorder = PluginOption.bool(
+        "reorder", default: false, help: "a random delay up to twice that, and random order among those due")
+    static let hold = PluginOption.count(
+        "hold", default: 0, in: 0...65536, help: "complete as soon as so many wait, or after their delay; 0: never")
+    static let seed = PluginOption.count("seed", default: 1, in: 0...(1 << 62), help: "of the random order")
+    static let keep = PluginOption.bool(
+        "keep", default: false, help: "the memory is the file at the disk's path, and outlives the process")
+    static let all: [any OptionSchema] = [size, delay, reorder, hold, seed, keep]
 }
-
-private let options: [PluginOption] = [
-    PluginOption("size", .size(512...(16 << 30)), default: "64M", help: "size of the disk, a multiple of 512"),
-    PluginOption(
-        "delay-us", .uint(0...600_000_000), default: "1000", help: "microseconds from submission to completion"),
-    PluginOption(
-        "reorder", .bool, default: "off", help: "a random delay up to twice that, and random order among those due"),
-    PluginOption(
-        "hold", .uint(0...65536), default: "0", help: "complete as soon as so many wait, or after their delay; 0: never"
-    ),
-    PluginOption("seed", .uint(0...(1 << 62)), default: "1", help: "of the random order"),
-    PluginOption(
-        "keep", .bool, default: "off", help: "the memory is the file at the disk's path, and outlives the process"),
-]
 
 nonisolated(unsafe) private let plugin = unsafe makePlugin(
     name: "delay", version: "1.0", description: "Disk in memory that completes late, for tests",
     formats: ["delay", "raw"],
-    options: options, flags: XBB_PLUGIN_NO_FD
+    options: DelayOption.all, flags: XBB_PLUGIN_NO_FD
 ) { plugin in
     unsafe plugin.open = { open, out, failure in
-        unsafe openBoxed(open, out, failure, optionCount: DelayOption.allCases.count) {
+        unsafe openBoxed(open, out, failure, options: DelayOption.all) {
             host, opening throws(PluginError) in
             try DelayDevice(host: host, opening: opening)
         }

@@ -4,6 +4,7 @@ import Glibc
 import PluginAPI
 import PluginKit
 import Synchronization
+import TestingKit
 
 /// A disk in memory with a rule for failures.
 final class ErrorDevice {
@@ -20,23 +21,22 @@ final class ErrorDevice {
     private let matched = Atomic<UInt64>(0)
     private let failed = Atomic<UInt64>(0)
 
-    /// `code` gives the errno of a choice of the option `error`.
-    init(host: PluginHost, opening: Opening, code: (UInt64) -> Int32) throws(PluginError) {
-        func number(_ option: ErrorOption) -> UInt64 { opening.number(option.rawValue) }
+    init(host: PluginHost, opening: Opening) throws(PluginError) {
         self.host = host
         memory = try MemoryDisk(
-            size: number(.size), file: opening.isOn(ErrorOption.keep.rawValue) ? opening.label : nil)
+            size: try opening[ErrorOption.size], file: try opening[ErrorOption.keep] ? opening.label : nil)
         isReadOnly = opening.isReadOnly
-        // "none", "any", then the operations in the order of their numbers.
-        let choice = Int(number(.op))
-        op = choice == 1 ? nil : choice - 1
-        self.code = code(number(.error))
-        isShort = number(.error) == 9
-        (after, every, count) = (number(.after), max(number(.every), 1), number(.count))
-        let start = number(.start)
-        let (end, overflow) = start.addingReportingOverflow(number(.length))
-        range = start..<(number(.length) == 0 || overflow ? .max : end)
-        misbehaviour = Misbehaviour(rawValue: number(.misbehave)) ?? .none
+        op = try opening[ErrorOption.op].number
+        let failure = try opening[ErrorOption.error]
+        code = failure.code
+        isShort = failure == .short
+        after = try opening[ErrorOption.after]
+        every = max(try opening[ErrorOption.every], 1)
+        count = try opening[ErrorOption.count]
+        let (start, length) = (try opening[ErrorOption.start], try opening[ErrorOption.length])
+        let (end, overflow) = start.addingReportingOverflow(length)
+        range = start..<(length == 0 || overflow ? .max : end)
+        misbehaviour = try opening[ErrorOption.misbehave]
     }
 
     func describe(_ info: inout xbb_info) {

@@ -4,75 +4,105 @@ import Glibc
 import PluginAPI
 import PluginKit
 
-/// The place of each option in the schema.
-enum ErrorOption: Int, CaseIterable {
-    case size
-    case op
-    case error
-    case after
-    case every
-    case count
-    case start
-    case length
-    case misbehave
-    case keep
+/// What can be configured.
+enum ErrorOption {
+    static let size = PluginOption.size(
+        "size", default: "64M", in: 512...(16 << 30), help: "size of the disk, a multiple of 512")
+    static let op = PluginOption.choice("op", default: FailingOperation.none, help: "which operations fail")
+    static let error = PluginOption.choice(
+        "error", default: Failure.eio, help: "how they fail; short: half of the data is moved before EIO")
+    static let after = PluginOption.count(
+        "after", default: 0, in: 0...(1 << 40), help: "let so many of them succeed first")
+    static let every = PluginOption.count("every", default: 1, in: 1...(1 << 40), help: "then fail each n-th")
+    static let count = PluginOption.count(
+        "count", default: 0, in: 0...(1 << 40), help: "fail so many and no more; 0: no limit")
+    static let start = PluginOption.size(
+        "start", default: "0", in: 0...(1 << 40), help: "fail only what touches the range that starts here")
+    static let length = PluginOption.size(
+        "length", default: "0", in: 0...(1 << 40), help: "length of that range; 0: to the end of the disk")
+    static let misbehave = PluginOption.choice(
+        "misbehave", default: Misbehaviour.none, help: "break a rule of the ABI, to test the host")
+    static let keep = PluginOption.bool(
+        "keep", default: false, help: "the memory is the file at the disk's path, and outlives the process")
+    static let all: [any OptionSchema] = [size, op, error, after, every, count, start, length, misbehave, keep]
 }
 
-/// The errors that can be asked for, in the order of the choices.
-private let errors: [(name: StaticString, code: Int32)] = [
-    ("eio", EIO), ("enospc", ENOSPC), ("einval", EINVAL), ("eopnotsupp", EOPNOTSUPP), ("etimedout", ETIMEDOUT),
-    ("enomem", ENOMEM), ("erofs", EROFS), ("enodev", ENODEV), ("eagain", EAGAIN), ("short", EIO),
-]
-
-private let anySize: ClosedRange<UInt64> = 0...(1 << 40)
-
-private let options: [PluginOption] = [
-    PluginOption("size", .size(512...(16 << 30)), default: "64M", help: "size of the disk, a multiple of 512"),
-    PluginOption(
-        "op", .choice(["none", "any", "read", "write", "flush", "discard", "write-zeroes"]), default: "none",
-        help: "which operations fail"),
-    PluginOption(
-        "error", .choice(errors.map(\.name)), default: "eio",
-        help: "how they fail; short: half of the data is moved before EIO"),
-    PluginOption("after", .uint(0...(1 << 40)), default: "0", help: "let so many of them succeed first"),
-    PluginOption("every", .uint(1...(1 << 40)), default: "1", help: "then fail each n-th"),
-    PluginOption("count", .uint(0...(1 << 40)), default: "0", help: "fail so many and no more; 0: no limit"),
-    PluginOption("start", .size(anySize), default: "0", help: "fail only what touches the range that starts here"),
-    PluginOption("length", .size(anySize), default: "0", help: "length of that range; 0: to the end of the disk"),
-    PluginOption(
-        "misbehave", .choice(Misbehaviour.names), default: "none", help: "break a rule of the ABI, to test the host"),
-    PluginOption(
-        "keep", .bool, default: "off", help: "the memory is the file at the disk's path, and outlives the process"),
-]
-
-/// Breaches of the contract, in the order of the choices.
-enum Misbehaviour: UInt64 {
+/// The operations that can fail.
+enum FailingOperation: String, OptionChoice {
     case none
-    case completeTwice
-    case acceptNothing
-    case shortAccept
-    case acceptTooMany
-    case wrongSize
-    case completeRefused
-    case positiveStatus
+    case any
+    case read
+    case write
+    case flush
+    case discard
+    case writeZeroes = "write-zeroes"
+
+    /// `XBB_OP_*`; -1: none, nil: any.
+    var number: Int? {
+        switch self {
+        case .none: -1
+        case .any: nil
+        case .read: XBB_OP_READ
+        case .write: XBB_OP_WRITE
+        case .flush: XBB_OP_FLUSH
+        case .discard: XBB_OP_DISCARD
+        case .writeZeroes: XBB_OP_WRITE_ZEROES
+        }
+    }
+}
+
+/// The errors that can be asked for.
+enum Failure: String, OptionChoice {
+    case eio
+    case enospc
+    case einval
+    case eopnotsupp
+    case etimedout
+    case enomem
+    case erofs
+    case enodev
+    case eagain
+    case short
+
+    /// A positive errno value.
+    var code: Int32 {
+        switch self {
+        case .eio, .short: EIO
+        case .enospc: ENOSPC
+        case .einval: EINVAL
+        case .eopnotsupp: EOPNOTSUPP
+        case .etimedout: ETIMEDOUT
+        case .enomem: ENOMEM
+        case .erofs: EROFS
+        case .enodev: ENODEV
+        case .eagain: EAGAIN
+        }
+    }
+}
+
+/// Breaches of the contract.
+enum Misbehaviour: String, OptionChoice {
+    case none
+    case completeTwice = "complete-twice"
+    case acceptNothing = "accept-nothing"
+    case shortAccept = "short-accept"
+    case acceptTooMany = "accept-too-many"
+    case wrongSize = "wrong-size"
+    case completeRefused = "complete-refused"
+    case positiveStatus = "positive-status"
     /// What would fail kills the process instead.
     case crash
-
-    static let names: [StaticString] = [
-        "none", "complete-twice", "accept-nothing", "short-accept", "accept-too-many", "wrong-size",
-        "complete-refused", "positive-status", "crash",
-    ]
 }
 
 nonisolated(unsafe) private let plugin = unsafe makePlugin(
     name: "error", version: "1.0", description: "Disk in memory that fails on demand, for tests",
     formats: ["error", "raw"],
-    options: options, flags: XBB_PLUGIN_NO_FD
+    options: ErrorOption.all, flags: XBB_PLUGIN_NO_FD
 ) { plugin in
     unsafe plugin.open = { open, out, failure in
-        unsafe openBoxed(open, out, failure, optionCount: ErrorOption.allCases.count) {
+        unsafe openBoxed(open, out, failure, options: ErrorOption.all) {
             host, opening throws(PluginError) in
-            try ErrorDevice(host: host, opening: opening) { errors[Int(min($0, UInt64(errors.count - 1)))].code }
+            try ErrorDevice(host: host, opening: opening)
         }
     }
     unsafe plugin.close = { device in unsafe releaseBox(device, as: ErrorDevice.self) }

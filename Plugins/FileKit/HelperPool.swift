@@ -5,6 +5,7 @@
 import CLinux
 import Glibc
 import PluginAPI
+import PluginKit
 
 /// What is left to do for a request; lies in `xbb_req.ctx`.
 @safe

@@ -2,6 +2,7 @@
 // The functions of the table that every StorageDevice has in common.
 import Glibc
 import PluginAPI
+import PluginKit
 
 /// Fills in all required callbacks but `open`, and `start`, `poll` and `stats`.
 public func addDeviceCallbacks(to plugin: inout xbb_plugin) {

@@ -3,6 +3,7 @@
 import CLinux
 import Glibc
 import PluginAPI
+import PluginKit
 
 /// System calls for one request, repeated until all of it is done or an error is certain.
 public enum BlockingIO {

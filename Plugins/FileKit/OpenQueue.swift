@@ -3,6 +3,7 @@
 import CLinux
 import Glibc
 import PluginAPI
+import PluginKit
 
 /// What the ABI's `void *q` points to.
 @safe

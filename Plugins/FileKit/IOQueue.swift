@@ -7,6 +7,7 @@ import CAIO
 import CLinux
 import Glibc
 import PluginAPI
+import PluginKit
 import Synchronization
 
 /// Scratch memory per request: an iocb while the kernel has the request, a `Job` while a helper thread has it.

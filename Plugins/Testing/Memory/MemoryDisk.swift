@@ -3,6 +3,7 @@
 import CLinux
 import Glibc
 import PluginAPI
+import PluginKit
 
 /// Memory that reads as zeroes until it is written; pages exist once they are touched.
 @safe

@@ -3,6 +3,7 @@
 import CLinux
 import Glibc
 import PluginAPI
+import PluginKit
 import Synchronization
 
 /// The base of the devices of RawDisk and File.

@@ -9,6 +9,7 @@
 // The lock belongs to the open file description: it ends when the last descriptor of it is closed, also by a crash.
 import CLinux
 import Glibc
+import PluginKit
 
 /// Locks of images that QEMU respects too.
 public enum ImageLock {

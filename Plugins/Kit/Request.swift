@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A request that the plugin has accepted: what it asks for, its data behind checked bounds, and its completion, exactly once.
+import Glibc
+import PluginAPI
+
+/// How a request ended.
+public struct Outcome: Sendable, Equatable {
+    /// 0 or a negative errno.
+    public let status: Int32
+
+    /// All of it was done.
+    public static let done = Outcome(status: 0)
+    /// An operation that this disk does not have.
+    public static let unsupported = Outcome(status: -EOPNOTSUPP)
+    /// The storage failed.
+    public static let ioError = Outcome(status: -EIO)
+
+    /// Failed with a positive errno value; anything else counts as EIO.
+    public static func failed(_ code: Int32) -> Outcome { Outcome(status: code > 0 && code < 4096 ? -code : -EIO) }
+}
+
+/// What a request asks for.
+public enum Operation: UInt8, Sendable {
+    case read = 1
+    case write = 2
+    /// Everything that was completed before becomes durable.
+    case flush = 3
+    case discard = 4
+    case writeZeroes = 5
+
+    /// `XBB_REQ_*` that the operation can have on a disk with these capabilities.
+    func knownFlags(_ capabilities: Capabilities) -> UInt16 {
+        let force = capabilities.contains(.force) ? UInt16(XBB_REQ_FUA) : 0
+        switch self {
+        case .read, .flush: return 0
+        case .write: return force
+        case .discard: return force | (capabilities.contains(.secureDiscard) ? UInt16(XBB_REQ_SECURE) : 0)
+        case .writeZeroes: return force | UInt16(XBB_REQ_MAY_UNMAP) | UInt16(XBB_REQ_NO_FALLBACK)
+        }
+    }
+
+    /// What the disk must have declared for it.
+    var capability: Capabilities {
+        switch self {
+        case .read: []
+        case .write: .write
+        case .flush: .flush
+        case .discard: .discard
+        case .writeZeroes: .writeZeroes
+        }
+    }
+}
+
+/// An accepted request. It can be completed once, on any thread; one that is dropped without that fails with EIO.
+///
+/// The host has checked that it lies within the disk and keeps to its limits; the kit, that the disk declared what is
+/// asked for.
+@safe
+public struct Request: ~Copyable, @unchecked Sendable {
+    let request: UnsafeMutablePointer<xbb_req>
+    let queue: OpaquePointer?
+    let completion: HostComplete
+
+    init(_ request: UnsafeMutablePointer<xbb_req>, queue: OpaquePointer?, complete: @escaping HostComplete) {
+        unsafe self.request = unsafe request
+        unsafe self.queue = unsafe queue
+        unsafe completion = unsafe complete
+    }
+
+    deinit { unsafe completion(queue, request, -EIO) }
+
+    /// Gives the request back to the host, which ends it for the plugin.
+    public consuming func complete(_ outcome: Outcome = .done) {
+        unsafe completion(queue, request, outcome.status)
+        discard self
+    }
+
+    /// Takes the request apart without completing it.
+    consuming func release() -> UnsafeMutablePointer<xbb_req> {
+        let request = unsafe request
+        discard self
+        return unsafe request
+    }
+
+    // MARK: What it asks for
+
+    /// What to do.
+    public var operation: Operation { unsafe Operation(rawValue: request.pointee.op) ?? .flush }
+    /// Bytes from the beginning of the disk.
+    public var offset: UInt64 { unsafe request.pointee.offset }
+    /// Bytes.
+    public var length: UInt64 { unsafe request.pointee.length }
+    /// Must be durable when it is completed; only with ``Capabilities/force``.
+    public var isForced: Bool { has(XBB_REQ_FUA) }
+    /// A discard must leave nothing to find; only with ``Capabilities/secureDiscard``.
+    public var isSecure: Bool { has(XBB_REQ_SECURE) }
+    /// Zeroes may be written by deallocating.
+    public var mayDeallocate: Bool { has(XBB_REQ_MAY_UNMAP) }
+    /// Zeroes must be written fast, or not at all: ``Outcome/unsupported``.
+    public var mustBeFast: Bool { has(XBB_REQ_NO_FALLBACK) }
+
+    private func has(_ flag: Int) -> Bool { unsafe Int(request.pointee.flags) & flag != 0 }
+
+    // MARK: Its data
+
+    /// Does a read from a disk that is in memory.
+    ///
+    /// - Returns: `done`, or `ioError` if the request does not lie within it.
+    public func read(from disk: borrowing DiskMemory) -> Outcome {
+        guard let place = place(in: disk.size) else { return .ioError }
+        unsafe forEachPart(from: 0, count: Int(length)) { memory, position, count in
+            unsafe memcpy(memory, disk.base + place + position, count)
+        }
+        return .done
+    }
+
+    /// Does a write to a disk that is in memory.
+    ///
+    /// - Returns: `done`, or `ioError` if the request does not lie within it.
+    public func write(to disk: inout DiskMemory) -> Outcome {
+        guard let place = place(in: disk.size) else { return .ioError }
+        let base = unsafe disk.base
+        unsafe forEachPart(from: 0, count: Int(length)) { memory, position, count in
+            unsafe memcpy(base + place + position, memory, count)
+        }
+        return .done
+    }
+
+    /// Fills the range of the request with zeroes, in a disk that is in memory.
+    ///
+    /// - Returns: `done`, or `ioError` if the request does not lie within it.
+    public func zero(in disk: inout DiskMemory) -> Outcome {
+        guard let place = place(in: disk.size) else { return .ioError }
+        unsafe memset(disk.base + place, 0, Int(length))
+        return .done
+    }
+
+    /// Copies bytes of an array into the buffers of a read, as ``fill(from:at:)-(RawSpan,_)`` does.
+    @discardableResult
+    public func fill(from source: borrowing [UInt8], at position: UInt64 = 0) -> Int {
+        unsafe fill(from: source.span.bytes, at: position)
+    }
+
+    /// Copies bytes out of the buffers of a write into an array, as ``copy(to:from:)-(MutableRawSpan,_)`` does.
+    @discardableResult
+    public func copy(to target: inout [UInt8], from position: UInt64 = 0) -> Int {
+        var span = target.mutableSpan
+        var bytes = unsafe span.mutableBytes
+        return copy(to: &bytes, from: position)
+    }
+
+    /// Copies bytes into the buffers of a read, from `position` of the request's data on: as many as there are and fit.
+    ///
+    /// - Returns: how many that are.
+    @discardableResult
+    public func fill(from source: RawSpan, at position: UInt64 = 0) -> Int {
+        let count = room(at: position, source.byteCount)
+        unsafe source.withUnsafeBytes { bytes in
+            guard let base = bytes.baseAddress else { return }
+            unsafe forEachPart(from: Int(clamping: position), count: count) { memory, done, count in
+                unsafe memcpy(memory, base + done, count)
+            }
+        }
+        return count
+    }
+
+    /// Copies bytes out of the buffers of a write, from `position` of the request's data on: as many as there are and fit.
+    /// A guest may change them meanwhile: look at the copy, not at the buffers again.
+    ///
+    /// - Returns: how many that are.
+    @discardableResult
+    public func copy(to target: inout MutableRawSpan, from position: UInt64 = 0) -> Int {
+        let count = room(at: position, target.byteCount)
+        unsafe target.withUnsafeMutableBytes { bytes in
+            guard let base = bytes.baseAddress else { return }
+            unsafe forEachPart(from: Int(clamping: position), count: count) { memory, done, count in
+                unsafe memcpy(base + done, memory, count)
+            }
+        }
+        return count
+    }
+
+    /// Fills the buffers of a read with zeroes.
+    public func fillWithZeroes() {
+        unsafe forEachPart(from: 0, count: room(at: 0, .max)) { memory, _, count in unsafe memset(memory, 0, count) }
+    }
+
+    /// Where the request begins in a disk of `size` bytes, if it lies within it.
+    private func place(in size: UInt64) -> Int? {
+        offset <= size && length <= size - offset ? Int(exactly: offset) : nil
+    }
+
+    private func room(at position: UInt64, _ wanted: Int) -> Int {
+        position < length ? min(wanted, Int(clamping: length - position)) : 0
+    }
+
+    /// Walks over the buffers of the bytes `from ..< from + count`; `body` gets memory, the bytes before it, and its bytes.
+    private func forEachPart(
+        from: Int, count: Int, _ body: (UnsafeMutableRawPointer, _ position: Int, _ count: Int) -> Void
+    ) {
+        guard unsafe request.pointee.iovcnt > 0, let parts = unsafe request.pointee.iov else { return }
+        var (skip, done) = (from, 0)
+        for index in unsafe 0..<Int(request.pointee.iovcnt) {
+            guard done < count else { return }
+            let part = unsafe parts[index]
+            guard let base = unsafe part.iov_base else { return }
+            let size = unsafe part.iov_len
+            if skip >= size {
+                skip -= size
+                continue
+            }
+            let some = min(size - skip, count - done)
+            unsafe body(base + skip, done, some)
+            skip = 0
+            done += some
+        }
+    }
+}
+
+/// The requests of one call of `submit()`, in order. Those that are taken are accepted; the rest is offered again.
+@safe
+public struct RequestBatch: ~Copyable {
+    private let requests: UnsafePointer<UnsafeMutablePointer<xbb_req>?>
+    /// Requests in it that are not taken.
+    public var remaining: Int { count - taken }
+    private let count: Int
+    private(set) var taken = 0
+    private let queue: OpaquePointer?
+    private let complete: HostComplete
+    private let capabilities: Capabilities
+
+    init(
+        _ requests: UnsafePointer<UnsafeMutablePointer<xbb_req>?>, count: Int, queue: OpaquePointer?,
+        complete: @escaping HostComplete, capabilities: Capabilities
+    ) {
+        unsafe self.requests = unsafe requests
+        self.count = count
+        unsafe self.queue = unsafe queue
+        unsafe self.complete = unsafe complete
+        self.capabilities = capabilities
+    }
+
+    /// Accepts the next request. One that the disk did not declare is failed here, and the one after it is taken.
+    public mutating func next() -> Request? {
+        while taken < count {
+            guard let request = unsafe requests[taken] else { return nil }
+            taken += 1
+            let refusal = unsafe refusal(of: request)
+            if refusal == 0 { return unsafe Request(request, queue: queue, complete: complete) }
+            unsafe complete(queue, request, refusal)
+        }
+        return nil
+    }
+
+    private func refusal(of request: UnsafeMutablePointer<xbb_req>) -> Int32 {
+        guard let operation = unsafe Operation(rawValue: request.pointee.op),
+            capabilities.contains(operation.capability)
+        else { return -EOPNOTSUPP }
+        return unsafe request.pointee.flags & ~operation.knownFlags(capabilities) == 0 ? 0 : -EINVAL
+    }
+}
+
+/// Requests that wait, first in first out. They are linked in their own scratch memory, so that nothing is allocated.
+/// Those that are left when the list ends fail with EIO.
+@safe
+public struct RequestList: ~Copyable, @unchecked Sendable {
+    private var first: UnsafeMutablePointer<Link>?
+    private var last: UnsafeMutablePointer<Link>?
+    /// How many wait.
+    public private(set) var count = 0
+
+    /// What lies in `xbb_req.ctx` meanwhile.
+    @safe
+    struct Link {
+        var next: UnsafeMutablePointer<Link>?
+        let request: UnsafeMutablePointer<xbb_req>
+        let queue: OpaquePointer?
+        let complete: HostComplete
+    }
+
+    /// An empty list.
+    public init() {}
+
+    deinit {
+        var link = unsafe first
+        while let this = unsafe link {
+            unsafe link = unsafe this.pointee.next
+            let (complete, queue, request) = unsafe (this.pointee.complete, this.pointee.queue, this.pointee.request)
+            unsafe complete(queue, request, -EIO)
+        }
+    }
+
+    /// Nothing waits.
+    public var isEmpty: Bool { count == 0 }
+
+    /// Adds a request at the end.
+    public mutating func append(_ request: consuming Request) {
+        let (queue, complete) = unsafe (request.queue, request.completion)
+        guard let scratch = unsafe request.request.pointee.ctx else { return }
+        let link = unsafe scratch.bindMemory(to: Link.self, capacity: 1)
+        let pointer = unsafe request.release()
+        unsafe link.initialize(to: Link(next: nil, request: pointer, queue: queue, complete: complete))
+        if let last = unsafe last { unsafe last.pointee.next = unsafe link } else { unsafe first = unsafe link }
+        unsafe last = unsafe link
+        count += 1
+    }
+
+    /// Takes the oldest one.
+    public mutating func removeFirst() -> Request? {
+        guard let link = unsafe first else { return nil }
+        unsafe first = unsafe link.pointee.next
+        if unsafe first == nil { unsafe last = nil }
+        count -= 1
+        return unsafe Request(link.pointee.request, queue: link.pointee.queue, complete: link.pointee.complete)
+    }
+}

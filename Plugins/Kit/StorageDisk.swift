@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What a plugin in Swift is made of: a disk and its queues, and what the host is told about them.
+import Glibc
+import PluginAPI
+
+/// What a disk can do beside reads; `XBB_CAP_*`.
+public struct Capabilities: OptionSet, Sendable {
+    /// `XBB_CAP_*`
+    public let rawValue: UInt64
+    /// From `XBB_CAP_*`.
+    public init(rawValue: UInt64) { self.rawValue = rawValue }
+
+    /// Writes.
+    public static let write = Capabilities(rawValue: XBB_CAP_WRITE)
+    /// There is a cache that a loss of power empties; without this every completed write is durable.
+    public static let flush = Capabilities(rawValue: XBB_CAP_FLUSH)
+    /// Single writes that are durable at once (FUA).
+    public static let force = Capabilities(rawValue: XBB_CAP_FUA)
+    /// Discards.
+    public static let discard = Capabilities(rawValue: XBB_CAP_DISCARD)
+    /// Discards that leave nothing to find.
+    public static let secureDiscard = Capabilities(rawValue: XBB_CAP_DISCARD_SECURE)
+    /// What was discarded reads as zeroes.
+    public static let discardZeroes = Capabilities(rawValue: XBB_CAP_DISCARD_ZEROES)
+    /// Zeroes without data.
+    public static let writeZeroes = Capabilities(rawValue: XBB_CAP_WRITE_ZEROES)
+    /// The data of writes are looked at more than once: the host hands over copies that no guest changes.
+    public static let stableBuffers = Capabilities(rawValue: XBB_CAP_STABLE_BUFFERS)
+    /// A disk that turns.
+    public static let rotational = Capabilities(rawValue: XBB_CAP_ROTATIONAL)
+}
+
+/// The description of a disk; `xbb_info`. 0 is "no limit" or "as the host likes".
+public struct DiskInfo: Sendable {
+    /// Bytes, a multiple of `logicalBlock`. The one thing that may change later.
+    public var size: UInt64
+    /// What it can do. Of a read-only disk the kit leaves the rest away.
+    public var capabilities: Capabilities
+    /// The unit of offsets and lengths: 512 to 4096, a power of two.
+    public var logicalBlock: UInt32 = 512
+    /// The unit in which writes are fast.
+    public var physicalBlock: UInt32 = 0
+    /// The best size of a request.
+    public var optimalTransfer: UInt32 = 0
+    /// Bytes of a read or write.
+    public var maxTransfer: UInt64 = 0
+    /// Bytes of a discard.
+    public var maxDiscard: UInt64 = 0
+    /// Bytes of a request for zeroes.
+    public var maxWriteZeroes: UInt64 = 0
+    /// Queues, each of which has its own thread.
+    public var maxQueues: UInt32 = 1
+    /// Requests in flight on a queue.
+    public var queueDepth: UInt32 = 0
+
+    /// A disk of so many bytes.
+    public init(size: UInt64, capabilities: Capabilities = []) {
+        self.size = size
+        self.capabilities = capabilities
+    }
+
+    func allowed(isReadOnly: Bool) -> Capabilities {
+        isReadOnly ? capabilities.intersection([.rotational, .stableBuffers]) : capabilities
+    }
+
+    func fill(_ info: inout xbb_info, isReadOnly: Bool) {
+        info.size = size
+        info.caps = allowed(isReadOnly: isReadOnly).rawValue
+        info.logical_block = logicalBlock
+        info.physical_block = physicalBlock
+        info.optimal_io = optimalTransfer
+        info.max_transfer = maxTransfer
+        info.max_discard = maxDiscard
+        info.max_write_zeroes = maxWriteZeroes
+        info.max_queues = maxQueues
+        info.queue_depth = queueDepth
+    }
+}
+
+/// Which queue is opened.
+public struct QueueParameters: Sendable {
+    /// 0 and upwards.
+    public let index: Int
+    /// The host never has more requests in flight on it.
+    public let depth: Int
+}
+
+/// Takes requests. Called on the queue's thread, and never for two batches of one queue at once.
+public protocol StorageQueue: AnyObject, Sendable {
+    /// Accepts requests with `batch.next()`. Those that are accepted must be on their way when this returns: completed,
+    /// or handed to somebody who will. It must not wait.
+    func submit(_ batch: inout RequestBatch)
+    /// The queue is closed; nothing is in flight.
+    func queueClosed()
+}
+
+extension StorageQueue {
+    /// Nothing.
+    public func queueClosed() {}
+}
+
+/// An open disk. What is not said to be otherwise is called on one thread at a time, and beside calls on queues.
+public protocol StorageDisk: AnyObject, Sendable {
+    /// What its queues are; a disk that needs no state for each queue is its own (`typealias Queue = MyDisk`).
+    associatedtype Queue: StorageQueue
+    /// Asked before ``start()``, and after ``HostDisk/notify(_:)`` with `info`.
+    var info: DiskInfo { get }
+    /// Threads may be made from here on.
+    func start() throws(PluginError)
+    /// On the thread of the queue that is opened.
+    func openQueue(_ parameters: QueueParameters) throws(PluginError) -> Queue
+    /// Ends threads. No queue is open, and nothing comes after this.
+    func close()
+}
+
+extension StorageDisk {
+    /// Nothing.
+    public func start() throws(PluginError) {}
+    /// Nothing.
+    public func close() {}
+}
+
+extension StorageDisk where Queue == Self {
+    /// The disk itself.
+    public func openQueue(_ parameters: QueueParameters) throws(PluginError) -> Self { self }
+}
