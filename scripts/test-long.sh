@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-2-Clause
-# The tests that take minutes, on what `make build` built: all kinds of QCOW images and all hostile ones.
+# The tests that take minutes, on what `make build` built: a thousand kills, all kinds of QCOW images and all hostile ones.
 # Their time is in docs/qcow.md.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -8,9 +8,12 @@ export XBB_LONG=1 XBB_BUILD_DIR=$PWD/.build/debug XBB_STAGE_DIR=$PWD/build/debug
 started=$SECONDS
 log=build/test-logs/long.log
 mkdir -p build/test-logs
+scripts/kill-test.sh "${XBB_KILLS:-1000}" debug 200 | tee build/test-logs/kills.log
+kills=${PIPESTATUS[0]}
 timeout --kill-after=10 3600 swift test --skip-build --no-parallel --filter 'QCOWCorpusTests' >"$log" 2>&1
 result=$?
 grep -E '^(qcow corpus|hostile):|^✘' "$log" | cut -c1-400
 grep -qE '^✔ Test run with [1-9]' "$log" || result=1
+[[ $kills -eq 0 ]] || result=1
 echo "test-long: $([[ $result -eq 0 ]] && echo passed || echo FAILED) in $((SECONDS - started)) s"
 exit "$result"

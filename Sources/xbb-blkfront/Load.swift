@@ -61,6 +61,9 @@ struct Load: ParsableCommand {
     @Option(help: "Seed of the random numbers.")
     var seed: UInt64 = 1
 
+    @Option(help: "Report pauses of so many milliseconds or more without any answer.")
+    var pauses: Double?
+
     @Option(help: "Milliseconds without any answer after which the run fails.")
     var stallTimeout = 60_000
 
@@ -82,6 +85,7 @@ struct Load: ParsableCommand {
         plan.skew = skew
         plan.spins = spins
         plan.seed = seed
+        plan.pauseThreshold = pauses.map { UInt64(max(0, min($0, 1e9)) * 1e6) }
         plan.stallTimeout = stallTimeout
         return plan
     }

@@ -87,6 +87,15 @@ struct XBBD: ParsableCommand {
         help: "When xbbd ends, tell workers to hand their devices over and to end. (default: no)")
     var stopWorkers: Bool?
 
+    @Option(
+        help: ArgumentHelp(
+            "So many failures of a worker within --restart-window seconds, and its device is given up. (default: 10)",
+            valueName: "n"))
+    var restartLimit: Int?
+
+    @Option(help: ArgumentHelp("See --restart-limit. (default: 300)", valueName: "seconds"))
+    var restartWindow: Int?
+
     @Option(help: ArgumentHelp("error, warning, info or debug; for workers too. (default: info)", valueName: "level"))
     var logLevel: String?
 
@@ -125,6 +134,14 @@ struct XBBD: ParsableCommand {
         if Set(backend).count != backend.count { throw ValidationError("--backend: a kind is named twice") }
         if let logLevel, LogLevel(word: logLevel) == nil {
             throw ValidationError("--log-level '\(logLevel)': expected error, warning, info or debug")
+        }
+        for (name, value, range) in [
+            ("restart-limit", restartLimit, DaemonConfiguration.restartLimits),
+            ("restart-window", restartWindow, DaemonConfiguration.restartWindows),
+        ] {
+            if let value, !range.contains(value) {
+                throw ValidationError("--\(name) \(value): expected \(range.lowerBound) to \(range.upperBound)")
+            }
         }
         for (name, value) in workerNumbers {
             if let value, let range = DaemonConfiguration.numberRanges[name], !range.contains(value) {
@@ -180,6 +197,8 @@ struct XBBD: ParsableCommand {
         if let group = socketGroup ?? file.socketGroup { settings.socketGroup = try DaemonProcess.group(named: group) }
         settings.claim.takesAnyScript = anyScript ?? file.takesAnyScript ?? false
         settings.stopsWorkers = stopWorkers ?? file.stopsWorkers ?? false
+        if let limit = restartLimit ?? file.restartLimit { settings.policy.failureLimit = limit }
+        if let window = restartWindow ?? file.restartWindow { settings.policy.windowSeconds = UInt64(window) }
         return settings
     }
 

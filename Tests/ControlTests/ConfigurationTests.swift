@@ -33,6 +33,8 @@ import Testing
               backend = vbd, qdisk vbd3
             any-script = yes
             stop-workers = yes\r
+            restart-limit = 3
+            restart-window = 60
             log-level = debug
 
             [worker]
@@ -51,7 +53,7 @@ import Testing
             no-coalesce-reqs = yes
             """)
         #expect(file.runDirectory == "/run/other" && file.socketGroup == "disk" && file.stopsWorkers == true)
-        #expect(file.takesAnyScript == true)
+        #expect(file.takesAnyScript == true && file.restartLimit == 3 && file.restartWindow == 60)
         #expect(file.backends == ["vbd", "qdisk", "vbd3"] && file.logLevel == .debug)
         #expect(file.worker == "/opt/xbb vbd" && file.pluginDirectories == ["/a", "/b", "/c"])
         #expect(file.backingDirectories == ["/t"])
@@ -122,6 +124,8 @@ import Testing
         let whole = try parse(entries)
         #expect(whole.backends == ["vbd"] && whole.runDirectory == "/run/xbb" && whole.user == "xbb")
         #expect(whole.numbers.count == DaemonConfiguration.numberRanges.count && whole.tunables.count == 3)
+        let policy = RestartPolicy()
+        #expect(whole.restartLimit == policy.failureLimit && whole.restartWindow == Int(policy.windowSeconds))
         #expect(Set(whole.tunables.values) == [0] && whole.stopsWorkers == false && whole.confines == true)
     }
 

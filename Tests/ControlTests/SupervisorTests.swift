@@ -135,6 +135,25 @@ import Support
         try eventually("the child has ended") { lab.starts.count >= 2 }
     }
 
+    @Test(
+        "a worker is told how the last one ended",
+        arguments: [("crash", "crashed:signal 6"), ("exit 1", "killed:exit status 1")])
+    func predecessor(_ word: String, _ end: String) throws {
+        let lab = try DaemonLab()
+        lab.behave("vbd-1-51712", word)
+        _ = try lab.makeNode(1, 51712)
+        try lab.startDaemon()
+        try eventually("a failure") { !lab.starts.isEmpty }
+        lab.behave("vbd-1-51712", "serve")
+        let vbd = try #require(VBDReference(parsing: "1/51712"))
+        try eventually("a worker that serves") { try lab.row("vbd/1/51712")?["state"]?.string == "initWait" }
+        try eventually("its answer") {
+            let arguments = try? lab.ask(.show(vbd))["arguments"]?.elements.compactMap(\.string)
+            guard let arguments, let index = arguments.firstIndex(of: "--predecessor") else { return false }
+            return arguments[index + 1] == end
+        }
+    }
+
     @Test("who hands over is followed at once") func handOver() throws {
         let lab = try DaemonLab()
         lab.behave("vbd-1-51712", "hand-over")

@@ -205,6 +205,14 @@ extension EndToEnd {
             try lab.finish(mostLog: 1 << 20)
         }
 
+        /// xbbd, its workers, xbb-blkfront and xbbctl, as an administrator has them; xbbd is killed too.
+        @Test func xbbdReplacesKilledWorkers() throws {
+            let output = try LibxlLab.shell(
+                "'\(packageDirectory)/scripts/kill-test.sh' 12 debug 150 2>&1 || echo FAILED")
+            print(output)
+            #expect(output.hasSuffix("kill-test: ok"), "\(output)")
+        }
+
         // MARK: A request that kills
 
         @Test func aRequestThatKillsItsWorkerFailsAlone() throws {

@@ -52,6 +52,8 @@ public struct LoadPlan: Sendable {
     public var skew = 0
     /// Looks at the ring this many times before it waits for an event.
     public var spins = 0
+    /// Counts times of so many nanoseconds or more without any response, nil for none.
+    public var pauseThreshold: UInt64?
     /// A run without any answer for so many milliseconds fails.
     public var stallTimeout = 60_000
     /// Where the random numbers begin.

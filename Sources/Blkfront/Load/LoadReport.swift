@@ -83,6 +83,8 @@ public struct LoadReport: Sendable {
     public var notifications: UInt64 = 0
     /// See ``notifications``.
     public var publications: UInt64 = 0
+    /// Pauses of ``LoadPlan/pauseThreshold`` or more without any response, in ns, of each queue by itself.
+    public var pauses: [UInt64] = []
     /// What ended the run early.
     public var failure: LoadFailure?
 
@@ -112,6 +114,7 @@ public struct LoadReport: Sendable {
                 ("ok", .bool(isGood)), ("seconds", .decimal(seconds)), ("iops", .decimal(operationsPerSecond)),
                 ("verified_blocks", .integer(verifiedBlocks)), ("notifications", .integer(notifications)),
                 ("publications", .integer(publications)),
+                ("pauses_ms", .array(pauses.map { .decimal((micro($0)).rounded() / 1000) })),
                 ("failure", failure.map { .string($0.description) } ?? .null),
             ] + operations.map { ($0.name, $0.json(seconds: seconds)) })
     }
@@ -121,6 +124,13 @@ public struct LoadReport: Sendable {
         var lines = operations.map { $0.line(seconds: seconds) }
         lines.append("time: \(rounded(seconds, 2)) s, \(notifications) notifications for \(publications) publications")
         if verifiedBlocks > 0 { lines.append("verified: \(verifiedBlocks) blocks") }
+        if !pauses.isEmpty {
+            let sorted = pauses.sorted()
+            let (median, longest) = (sorted[sorted.count / 2], sorted[sorted.count - 1])
+            lines.append(
+                "pauses: \(sorted.count), median \(rounded(micro(median) / 1000, 1)) ms, longest "
+                    + "\(rounded(micro(longest) / 1000, 1)) ms")
+        }
         if let failure { lines.append("FAILED: \(failure)") }
         return lines.joined(separator: "\n")
     }

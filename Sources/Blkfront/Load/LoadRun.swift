@@ -87,6 +87,7 @@ public struct LoadRun {
         shared.outcome.withLock { outcome in
             outcome.counters.add(worker.counters)
             outcome.report.verifiedBlocks += worker.verifiedBlocks
+            outcome.report.pauses += worker.longPauses
             outcome.report.notifications += notifications
             outcome.report.publications += publications
         }

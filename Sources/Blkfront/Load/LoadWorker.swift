@@ -60,6 +60,10 @@ struct LoadWorker: ~Copyable, Sendable {
     private var limitCount: UInt64?
     private var limitBlocks: UInt64?
     private(set) var counters = LoadCounters()
+    /// When the last response came, 0 before the first; and the pauses that were long enough, as far as there is room.
+    private var lastResponse: UInt64 = 0
+    private var pauses: FixedArray<UInt64>
+    private var pauseCount = 0
     private(set) var verifiedBlocks: UInt64 = 0
 
     enum Mode: Sendable { case fill, load, readBack }
@@ -84,6 +88,7 @@ struct LoadWorker: ~Copyable, Sendable {
         owners = FixedArray(zeroed: slotCount)
         positions = FixedArray(zeroed: slotCount)
         lengths = FixedArray(zeroed: slotCount)
+        pauses = FixedArray(zeroed: plan.pauseThreshold == nil ? 0 : 65536)
         blockMap = BlockMap(blocks: plan.verify ? Int(clamping: blocks) : 0)
         limitCount = plan.count.map { $0 / UInt64(count) + (UInt64(index) < $0 % UInt64(count) ? 1 : 0) }
     }
@@ -315,7 +320,10 @@ struct LoadWorker: ~Copyable, Sendable {
         var now: UInt64 = 0
         do {
             while let completion = try queue.nextCompletion() {
-                if !any { now = clinux_monotonic_ns() }
+                if !any {
+                    now = clinux_monotonic_ns()
+                    notePause(until: now)
+                }
                 any = true
                 try take(completion, &queue, now: now)
             }
@@ -328,6 +336,18 @@ struct LoadWorker: ~Copyable, Sendable {
         }
         return any
     }
+
+    private mutating func notePause(until now: UInt64) {
+        guard let threshold = plan.pauseThreshold else { return }
+        if lastResponse > 0, now &- lastResponse >= threshold, pauseCount < pauses.count {
+            pauses[pauseCount] = now &- lastResponse
+            pauseCount += 1
+        }
+        lastResponse = now
+    }
+
+    /// The pauses of the run, in ns.
+    var longPauses: [UInt64] { (0..<pauseCount).map { pauses[$0] } }
 
     @inline(__always)
     private mutating func take(

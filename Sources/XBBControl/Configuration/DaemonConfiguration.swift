@@ -24,6 +24,10 @@ public struct DaemonConfiguration: Equatable, Sendable {
     public var worker: String?
     /// Workers are told to hand over when xbbd ends.
     public var stopsWorkers: Bool?
+    /// After so many failures of a worker within ``restartWindow`` seconds it is not started any more.
+    public var restartLimit: Int?
+    /// See ``restartLimit``.
+    public var restartWindow: Int?
     /// What is logged, by workers too.
     public var logLevel: LogLevel?
     /// Where workers look for plugins.
@@ -43,6 +47,11 @@ public struct DaemonConfiguration: Equatable, Sendable {
     public static let numberRanges: [String: ClosedRange<Int>] = [
         "max-queues": 1...64, "max-ring-page-order": 0...5, "memory-mib": 1...1024, "poll-us": 0...1_000_000,
     ]
+
+    /// Failures that a VBD may be given.
+    public static let restartLimits = 1...1_000_000
+    /// Seconds in which failures count together.
+    public static let restartWindows = 1...86400
 
     /// No file.
     public init() {}
@@ -92,6 +101,8 @@ public struct DaemonConfiguration: Equatable, Sendable {
         case "any-script": return Self.flag(value, &takesAnyScript)
         case "program": return Self.path(value, &worker)
         case "stop-workers": return Self.flag(value, &stopsWorkers)
+        case "restart-limit": return Self.number(value, Self.restartLimits, &restartLimit)
+        case "restart-window": return Self.number(value, Self.restartWindows, &restartWindow)
         case "log-level":
             logLevel = LogLevel(word: value)
             return logLevel == nil ? "'\(value)': expected error, warning, info or debug" : nil
@@ -115,7 +126,10 @@ public struct DaemonConfiguration: Equatable, Sendable {
 
     private static let sections = ["xbbd", "worker", "tunables"]
     private static let keys = [
-        "xbbd": ["run-dir", "state-dir", "socket-group", "backend", "any-script", "stop-workers", "log-level"],
+        "xbbd": [
+            "run-dir", "state-dir", "socket-group", "backend", "any-script", "stop-workers", "restart-limit",
+            "restart-window", "log-level",
+        ],
         "worker": [
             "program", "plugin-dir", "backing-dir", "user", "confine", "max-queues", "max-ring-page-order",
             "memory-mib", "poll-us",

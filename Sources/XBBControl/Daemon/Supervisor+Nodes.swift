@@ -144,13 +144,14 @@ extension Supervisor {
         }
     }
 
-    /// Writes state 6 for a VBD that has no worker, if the toolstack still waits for it.
-    func closeNode(of address: VBDAddress) {
+    /// Writes a state for a VBD that has no worker: 6 for a toolstack that waits for it, 5 for a guest whose requests
+    /// nobody answers any more.
+    func change(_ address: VBDAddress, from old: XenbusState, to new: XenbusState) {
         let path = address.backendPath(own: own)
-        attempt("close \(address)") { (transaction) throws(XenError) in
+        attempt("write state \(new.text) of \(address)") { (transaction) throws(XenError) in
             let state = XenbusState.reading(try store.valueIfReadable("\(path)/\(BackendKey.state)", in: transaction))
-            guard state == .closing else { return }
-            try store.write("\(path)/\(BackendKey.state)", XenbusState.closed.text, in: transaction)
+            guard state == old else { return }
+            try store.write("\(path)/\(BackendKey.state)", new.text, in: transaction)
         }
     }
 

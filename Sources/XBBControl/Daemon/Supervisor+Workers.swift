@@ -22,8 +22,9 @@ extension Supervisor {
             log(record.address).error(
                 "\(record.address): \(text); given up until the VBD is made anew or xbbd gets SIGHUP")
             writeFailure(text, of: record.address)
+        case .dismissGuest: change(record.address, from: .connected, to: .closing)
         case .clearError: clearFailure(of: record.address)
-        case .closeNode: closeNode(of: record.address)
+        case .closeNode: change(record.address, from: .closing, to: .closed)
         case .forget: forget(record)
         }
         return nil

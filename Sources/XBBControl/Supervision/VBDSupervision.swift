@@ -76,6 +76,8 @@ public struct VBDSupervision: Sendable {
         case start
         /// Tell the toolstack that nobody serves the VBD.
         case giveUp(String)
+        /// The guest uses a disk that nobody serves any more: let its frontend close it.
+        case dismissGuest
         /// Take back what `giveUp` wrote.
         case clearError
         /// The toolstack waits for state 6 and no worker is there to write it.
@@ -207,7 +209,8 @@ public struct VBDSupervision: Sendable {
     private mutating func giveUp(_ text: String) -> [Action] {
         failures = []
         phase = .failed(text)
-        return [.giveUp(text)] + (node?.awaitsClose == true ? [.closeNode] : [])
+        if node?.awaitsClose == true { return [.giveUp(text), .closeNode] }
+        return [.giveUp(text)] + (node?.state == .connected ? [.dismissGuest] : [])
     }
 
     private mutating func retry() -> [Action] {

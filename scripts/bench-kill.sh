@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-2-Clause
+# shellcheck disable=SC2317  # functions that a trap calls
+# How long a guest waits when its worker is killed: one guest reads 4k at a time, and its worker is killed again and again.
+# usage: bench-kill.sh [KILLS]     what was staged in build/release
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+kills=${1:-60}
+root=$PWD/build/release
+export PATH=$root/bin:$PATH
+work=$(mktemp -d "${TMPDIR:-/var/tmp}/xbb-kill.XXXXXX") || exit 1
+xen=$work/xen
+run=$work/run
+trap 'trap - EXIT; kill $(jobs -p) 2>/dev/null; wait 2>/dev/null; rm -rf "$work"' EXIT
+wait_for() { for _ in $(seq 400); do "$@" >/dev/null 2>&1 && return 0; sleep 0.05; done; echo "bench-kill: no $1" >&2; exit 1; }
+mkdir -p "$xen" "$run"
+xbb-loopback run --dir "$xen" >"$work/log" 2>&1 &
+wait_for xbb-loopback domain list --dir "$xen"
+xbbd --loopback "$xen" --run-dir "$run" --plugin-dir "$root/lib/xbb/plugins" --restart-limit 1000000 --restart-window 1 \
+    --stop-workers >>"$work/xbbd.log" 2>&1 &
+wait_for test -S "$run/xbbd.sock"
+xbb-loopback domain create --dir "$xen" 1 >/dev/null
+truncate -s 64M "$work/image"
+xbbctl attach 1 xvda "raw:$work/image" --loopback "$xen" --socket "$run/xbbd.sock" >/dev/null || exit 1
+xbb-blkfront load --dir "$xen" --domid 1 --rw randread --bs 4k --depth 1 --pauses 5 --json --time "$((kills / 2 + 3))" \
+    >"$work/load.json" &
+load=$!
+sleep 1
+for _ in $(seq "$kills"); do
+    sleep 0.45
+    read -r process _ <"$run/vbd-vbd-1-51712.lock"
+    kill -KILL "$process"
+done
+wait "$load" || exit 1
+# The machine makes pauses of its own; as many of the longest as there were kills are taken for those of the kills.
+jq -r --argjson kills "$kills" '.pauses_ms | sort | .[-$kills:] |
+    "\($kills) kills: median \(.[length / 2 | floor]) ms, 90 %: \(.[length * 0.9 | floor]) ms, shortest \(.[0]) ms, longest \(.[-1]) ms"' \
+    "$work/load.json"
+jq -r --argjson kills "$kills" '"\(.pauses_ms | length - $kills) other pauses of 5 ms or more"' "$work/load.json"
+echo "$(nproc) cores, load average $(cut -d' ' -f1-3 /proc/loadavg)"
+[[ -n ${KEEP_LOG:-} ]] && cp "$work/xbbd.log" "$KEEP_LOG"
+exit 0

@@ -1,0 +1,131 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-2-Clause
+# shellcheck disable=SC2317  # functions that a trap calls
+# Kills workers at random under verified load, xbbd with them now and then, and counts what the guests saw.
+#
+# Guests with a disk each: on files, with rings of 4 and of 32 pages, and for root one on a loop device. At the end
+# nothing may be lost, mapped, bound or left running.
+# usage: kill-test.sh [KILLS [debug|release [MILLISECONDS]]]   what was staged; mean time between two kills (250)
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+kills=${1:-100}
+root=$PWD/build/${2:-debug}
+between=${3:-250}
+export PATH=$root/bin:$PATH SWIFT_BACKTRACE=enable=no
+work=$(mktemp -d "${TMPDIR:-/var/tmp}/xbb-kill.XXXXXX") || exit 1
+xen=$work/xen
+run=$work/run
+loop=
+domains=()
+
+worker() { # worker DOMAIN: the process that the disk's lock names, if it is a worker and alive
+    local process
+    read -r process _ 2>/dev/null <"$run/vbd-vbd-$1-51712.lock" || return 1
+    [[ $(readlink "/proc/$process/exe") == "$root/bin/xbb-vbd" ]] && echo "$process"
+}
+cleanup() {
+    result=$?
+    trap - EXIT INT TERM
+    local left
+    left=$(jobs -p)
+    # shellcheck disable=SC2086  # numbers
+    [[ -n $left ]] && kill $left 2>/dev/null
+    for domain in "${domains[@]}"; do left=$(worker "$domain") && kill -KILL "$left"; done
+    wait 2>/dev/null
+    [[ -n $loop ]] && losetup -d "$loop" 2>/dev/null
+    if [[ $result -eq 0 ]]; then rm -rf "$work"; else echo "kill-test: FAILED; logs are in $work"; fi
+    exit "$result"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+fail() { echo "kill-test: $*" >&2; exit 1; }
+wait_for() { # wait_for WHAT COMMAND...
+    for _ in $(seq 600); do "${@:2}" >/dev/null 2>&1 && return 0; sleep 0.05; done
+    fail "$1 did not happen within 30 s"
+}
+start_xbbd() {
+    xbbd --loopback "$xen" --run-dir "$run" --plugin-dir "$root/lib/xbb/plugins" --restart-limit 1000000 \
+        --restart-window 1 >>"$work/xbbd.log" 2>&1 &
+    xbbd=$!
+}
+ctl() { xbbctl "$@" --loopback "$xen" --socket "$run/xbbd.sock"; }
+
+mkdir -p "$xen" "$run"
+xbb-loopback run --dir "$xen" >"$work/loopback.log" 2>&1 &
+wait_for "the start of xbb-loopback" xbb-loopback domain list --dir "$xen"
+start_xbbd
+wait_for "the start of xbbd" test -S "$run/xbbd.sock"
+truncate -s 64M "$work"/{1,2,3}.img
+images=("$work/1.img" "$work/2.img")
+if [[ $(id -u) -eq 0 ]] && loop=$(losetup --find --show "$work/3.img" 2>/dev/null); then
+    images+=("$loop")
+else
+    loop=
+fi
+pages=(4 32 1)
+declare -A load
+for index in "${!images[@]}"; do
+    domain=$((index + 1))
+    domains+=("$domain")
+    xbb-loopback domain create --dir "$xen" "$domain" >>"$work/loopback.log" || fail "domain $domain"
+    ctl attach "$domain" xvda "raw:${images[index]}" >/dev/null || fail "attach ${images[index]}"
+    # Longer than the kills take; ended by its own clock, which begins again below.
+    xbb-blkfront load --dir "$xen" --domid "$domain" --rw randrw --bs 4k-128k --depth 32 --ring-pages "${pages[index]}" \
+        --verify crc32c --flush-every 16 --discard-every 50 --barrier-every 64 --pauses 10 --seed "$domain" --json \
+        --time "$((kills * between / 1000 + kills / 20 + 5))" >"$work/load-$domain.json" 2>"$work/load-$domain.log" &
+    load[$domain]=$!
+done
+for domain in "${domains[@]}"; do wait_for "the first worker of $domain" worker "$domain"; done
+sleep 1
+descriptors=$(find "/proc/$xbbd/fd" | wc -l)
+done_kills=0
+both=0
+RANDOM=${XBB_TEST_SEED:-$$}
+started=$SECONDS
+while [[ $done_kills -lt $kills ]]; do
+    pause=$((RANDOM % (2 * between)))
+    sleep "$((pause / 1000)).$(printf '%03d' $((pause % 1000)))"
+    domain=${domains[RANDOM % ${#domains[@]}]}
+    kill -0 "${load[$domain]}" 2>/dev/null || break
+    process=$(worker "$domain") || continue
+    if [[ $((RANDOM % 25)) -eq 0 ]]; then
+        kill -KILL "$xbbd" "$process" 2>/dev/null
+        wait "$xbbd" 2>/dev/null
+        start_xbbd
+        both=$((both + 1))
+    else
+        kill -KILL "$process" 2>/dev/null || continue
+    fi
+    done_kills=$((done_kills + 1))
+done
+seconds=$((SECONDS - started))
+good=true
+for domain in "${domains[@]}"; do
+    wait "${load[$domain]}" || { good=false; cat "$work/load-$domain.log"; }
+done
+echo "kill-test: $done_kills kills of workers in $seconds s, $both of them together with xbbd"
+for domain in "${domains[@]}"; do
+    jq -r --arg domain "$domain" '"  guest \($domain): ok \(.ok), \([.read, .write, .flush, .barrier, .discard | .count // 0] | add) operations, "
+        + "\([.read, .write, .flush, .barrier, .discard | .errors // 0] | add) errors, \(.verified_blocks) blocks verified, failure: \(.failure)"' \
+        "$work/load-$domain.json"
+done
+jq -sr '[.[].pauses_ms[]] | sort | if length == 0 then "  no pause of 10 ms" else
+    "  pauses of 10 ms or more: \(length), median \(.[length / 2 | floor]) ms, 95 %: \(.[length * 0.95 | floor]) ms, longest \(.[length - 1]) ms" end' \
+    "$work"/load-*.json
+echo "  processor: $(nproc) cores, load average $(cut -d' ' -f1-3 /proc/loadavg)"
+replayed=$(grep -o 'with [0-9]* requests in flight' "$work/xbbd.log" | awk '{ n += $2 } END { print n + 0 }')
+echo "  $replayed requests were done again"
+$good || fail "a guest saw an error"
+[[ $done_kills -eq $kills ]] || fail "a load ended early"
+now=$(find "/proc/$xbbd/fd" | wc -l)
+[[ $now -le $((descriptors + 2)) ]] || fail "xbbd had $descriptors descriptors and has $now"
+for domain in "${domains[@]}"; do ctl detach "$domain" xvda >/dev/null || fail "detach of guest $domain"; done
+gone() { ! worker "$1"; }
+for domain in "${domains[@]}"; do wait_for "the end of the worker of guest $domain" gone "$domain"; done
+xbb-loopback domain list --dir "$xen" --json >"$work/domains.json"
+jq -e 'all(.mapped == 0 and .copying == 0 and .grant_handles == 0 and .ports_bound == 0)' "$work/domains.json" >/dev/null ||
+    { cat "$work/domains.json"; fail "something of a guest is still mapped or bound"; }
+clean() { [[ -z $(find "$run" -name 'vbd-*') ]]; }
+wait_for "the end of all files of disks" clean
+echo "kill-test: ok"
+exit 0
