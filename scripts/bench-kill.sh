@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # shellcheck disable=SC2317  # functions that a trap calls
 # How long a guest waits when its worker is killed: one guest reads 4k at a time, and its worker is killed again and again.
-# usage: bench-kill.sh [KILLS]     what was staged in build/release
+# usage: bench-kill.sh [KILLS [FORMAT:PATH]]     what was staged in build/release; a file by default
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 kills=${1:-60}
+image=${2:-raw:}
 root=$PWD/build/release
 export PATH=$root/bin:$PATH
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/xbb-kill.XXXXXX") || exit 1
@@ -21,13 +22,14 @@ xbbd --loopback "$xen" --run-dir "$run" --plugin-dir "$root/lib/xbb/plugins" --r
 wait_for test -S "$run/xbbd.sock"
 xbb-loopback domain create --dir "$xen" 1 >/dev/null
 truncate -s 64M "$work/image"
-xbbctl attach 1 xvda "raw:$work/image" --loopback "$xen" --socket "$run/xbbd.sock" >/dev/null || exit 1
-xbb-blkfront load --dir "$xen" --domid 1 --rw randread --bs 4k --depth 1 --pauses 5 --json --time "$((kills / 2 + 3))" \
+[[ $image == raw: ]] && image+=$work/image
+xbbctl attach 1 xvda "$image" --loopback "$xen" --socket "$run/xbbd.sock" >/dev/null || exit 1
+xbb-blkfront load --dir "$xen" --domid 1 --rw randread --bs 4k --depth 1 --pauses 5 --json --time "$((kills * 12 / 10 + 3))" \
     >"$work/load.json" &
 load=$!
 sleep 1
 for _ in $(seq "$kills"); do
-    sleep 0.45
+    sleep 1.1
     read -r process _ <"$run/vbd-vbd-1-51712.lock"
     kill -KILL "$process"
 done

@@ -79,6 +79,15 @@ export_disk() { # export_disk VDEV: an NBD socket whose requests go through the 
     wait_for 15 "the export of $1" nbdinfo --size "nbd+unix:///?socket=$work/$1.nbd"
 }
 
+kill_worker() { # kill_worker VDEV: three times, under whatever it is doing
+    local process number
+    for number in 1 2 3; do
+        sleep 1
+        process=$(ctl list --json | jq -r --arg disk "$1" 'first(.. | objects | select(.device? == $disk) | .pid // empty)')
+        [[ -n $process ]] && kill -KILL "$process" && echo "$number" >"$work/killed"
+    done
+}
+
 fio_verify() { # fio_verify VDEV MEGABYTES
     run "$work/fio-$1.log" fio --name="verify-$1" --ioengine=nbd --uri="nbd+unix:///?socket=$work/$1.nbd" --rw=randwrite \
         --bsrange=4k-256k --size="$2"M --iodepth=32 --verify=crc32c --verify_fatal=1 --do_verify=1 \
@@ -138,8 +147,13 @@ head -c $((128 << 20)) "$work/scratch.img" >"$work/arrived.img"
 e2fsck -fn "$work/arrived.img" >"$work/e2fsck.log" 2>&1 || fail "e2fsck found errors in what was copied in"
 info "identical in the image file, and e2fsck finds no error"
 
-say "writing and verifying at random, 4k to 256k, depth 32 (File)"
+say "writing and verifying at random, 4k to 256k, depth 32 (File), while its worker is killed"
+kill_worker xvdb 2>"$work/kill.log" &
+killer=$!
 fio_verify xvdb 1024
+wait "$killer"
+[[ -s $work/killed ]] || fail "the worker of xvdb was not killed"
+info "its worker was killed $(<"$work/killed") times meanwhile; the guest saw a delay and no error"
 if [[ -n $loop ]]; then
     say "the same on a block device (RawDisk on $loop)"
     fio_verify xvdc 1024

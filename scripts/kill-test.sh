@@ -63,16 +63,23 @@ else
     loop=
 fi
 pages=(4 32 1)
+# Connects, writes, reads, reads all back and closes, again and again until told to stop. A good run is a line of JSON.
+load() { # load DOMAIN RING-PAGES
+    local seed=$((1000 * $1))
+    while [[ ! -e $work/stop ]]; do
+        seed=$((seed + 1))
+        xbb-blkfront load --dir "$xen" --domid "$1" --rw randrw --bs 4k-128k --depth 32 --ring-pages "$2" --time 6 \
+            --verify crc32c --flush-every 16 --discard-every 50 --barrier-every 64 --pauses 10 --seed "$seed" \
+            --timeout 60000 --json >>"$work/load-$1.json" 2>>"$work/load-$1.log" || return 1
+    done
+}
 declare -A load
 for index in "${!images[@]}"; do
     domain=$((index + 1))
     domains+=("$domain")
     xbb-loopback domain create --dir "$xen" "$domain" >>"$work/loopback.log" || fail "domain $domain"
     ctl attach "$domain" xvda "raw:${images[index]}" >/dev/null || fail "attach ${images[index]}"
-    # Longer than the kills take; ended by its own clock, which begins again below.
-    xbb-blkfront load --dir "$xen" --domid "$domain" --rw randrw --bs 4k-128k --depth 32 --ring-pages "${pages[index]}" \
-        --verify crc32c --flush-every 16 --discard-every 50 --barrier-every 64 --pauses 10 --seed "$domain" --json \
-        --time "$((kills * between / 1000 + kills / 20 + 5))" >"$work/load-$domain.json" 2>"$work/load-$domain.log" &
+    load "$domain" "${pages[index]}" &
     load[$domain]=$!
 done
 for domain in "${domains[@]}"; do wait_for "the first worker of $domain" worker "$domain"; done
@@ -80,6 +87,7 @@ sleep 1
 descriptors=$(find "/proc/$xbbd/fd" | wc -l)
 done_kills=0
 both=0
+upgrades=0
 RANDOM=${XBB_TEST_SEED:-$$}
 started=$SECONDS
 while [[ $done_kills -lt $kills ]]; do
@@ -88,6 +96,10 @@ while [[ $done_kills -lt $kills ]]; do
     domain=${domains[RANDOM % ${#domains[@]}]}
     kill -0 "${load[$domain]}" 2>/dev/null || break
     process=$(worker "$domain") || continue
+    if [[ $((RANDOM % 12)) -eq 0 ]]; then
+        ctl upgrade "$domain" xvda >>"$work/upgrade.log" 2>&1 && upgrades=$((upgrades + 1))
+        continue
+    fi
     if [[ $((RANDOM % 25)) -eq 0 ]]; then
         kill -KILL "$xbbd" "$process" 2>/dev/null
         wait "$xbbd" 2>/dev/null
@@ -99,15 +111,16 @@ while [[ $done_kills -lt $kills ]]; do
     done_kills=$((done_kills + 1))
 done
 seconds=$((SECONDS - started))
+touch "$work/stop"
 good=true
 for domain in "${domains[@]}"; do
     wait "${load[$domain]}" || { good=false; cat "$work/load-$domain.log"; }
 done
-echo "kill-test: $done_kills kills of workers in $seconds s, $both of them together with xbbd"
+echo "kill-test: $done_kills kills of workers in $seconds s, $both of them together with xbbd; $upgrades upgrades between them"
 for domain in "${domains[@]}"; do
-    jq -r --arg domain "$domain" '"  guest \($domain): ok \(.ok), \([.read, .write, .flush, .barrier, .discard | .count // 0] | add) operations, "
-        + "\([.read, .write, .flush, .barrier, .discard | .errors // 0] | add) errors, \(.verified_blocks) blocks verified, failure: \(.failure)"' \
-        "$work/load-$domain.json"
+    jq -rs --arg domain "$domain" 'def all(f): [.[] | .read, .write, .flush, .barrier, .discard | f // 0] | add;
+        "  guest \($domain): \(length) runs, \([.[] | select(.ok)] | length) of them good, \(all(.count)) operations, \(all(.errors)) errors, "
+        + "\([.[].verified_blocks] | add) blocks verified\([.[].failure | values] | map(", " + .) | add // "")"' "$work/load-$domain.json"
 done
 jq -sr '[.[].pauses_ms[]] | sort | if length == 0 then "  no pause of 10 ms" else
     "  pauses of 10 ms or more: \(length), median \(.[length / 2 | floor]) ms, 95 %: \(.[length * 0.95 | floor]) ms, longest \(.[length - 1]) ms" end' \

@@ -61,14 +61,7 @@ import XenBus
         var now: UInt64 = 0
         for _ in 0..<1000 {
             now += 50 * Self.second
-            if supervision.handle(.exited(.unknown, Self.waiting), now: now).isEmpty {
-                guard let deadline = supervision.deadline else {
-                    Issue.record("given up")
-                    return
-                }
-                now = deadline
-                #expect(supervision.handle(.timer, now: now) == [.start])
-            }
+            #expect(supervision.handle(.exited(.unknown, Self.waiting), now: now) == [.start], "at once")
             #expect(supervision.handle(.started, now: now) == [])
         }
     }
@@ -79,6 +72,15 @@ import XenBus
         #expect(supervision.handle(.started, now: Self.second) == [])
         #expect(supervision.handle(.exited(.clean, Self.waiting), now: 2 * Self.second) == [])
         #expect(supervision.deadline == 2 * Self.second + 100 * RestartPolicy.millisecond)
+    }
+
+    @Test("who was told to hand over is followed at once, and nothing is counted") func replaced() {
+        var supervision = running()
+        for second in 0..<100 as Range<UInt64> {
+            #expect(supervision.handle(.replaced(Self.waiting), now: second * Self.second) == [.start])
+            #expect(supervision.handle(.started, now: second * Self.second) == [])
+        }
+        #expect(supervision.handle(.replaced(nil), now: 1) == [.forget])
     }
 
     @Test("wrong usage does not get better") func usage() {

@@ -154,6 +154,44 @@ import Support
         }
     }
 
+    @Test("an upgrade replaces workers at once, as often as it is asked for") func upgrade() throws {
+        let lab = try DaemonLab()
+        for device in [51712, 51728] as [UInt32] { _ = try lab.makeNode(1, device) }
+        try lab.startDaemon()
+        try eventually("both are started") { lab.starts.count == 2 }
+        for round in 1...3 {
+            try eventually("they serve") {
+                try lab.ask(.list)["vbds"]?.elements.allSatisfy { $0["worker"]?.string == "running" } ?? false
+            }
+            #expect(try lab.ask(.upgrade(nil))["vbds"]?.elements.count == 2)
+            try eventually("new workers") { lab.starts.count >= 2 + 2 * round }
+        }
+        let vbd = try #require(VBDReference(parsing: "vbd/1/51712"))
+        #expect(try lab.row("vbd/1/51712")?["went_back"] == .bool(false))
+        #expect(throws: ControlError.self) { try lab.ask(.upgrade(VBDReference(parsing: "vbd/1/51800"))) }
+        _ = try lab.ask(.upgrade(vbd))
+        try eventually("one more") { lab.starts.count >= 9 }
+    }
+
+    @Test("where the new worker fails, the program of the old one comes back") func goBack() throws {
+        let lab = try DaemonLab()
+        _ = try lab.makeNode(1, 51712)
+        try lab.startDaemon()
+        let vbd = try #require(VBDReference(parsing: "vbd/1/51712"))
+        try eventually("it serves") { (try? lab.ask(.show(vbd))["arguments"]) != nil }
+        lab.behave("vbd-1-51712", "exit 1")
+        _ = try lab.ask(.upgrade(vbd))
+        try eventually("the new one fails") { try lab.row("vbd/1/51712")?["went_back"] == .bool(true) }
+        lab.behave("vbd-1-51712", "serve")
+        try eventually("the old one serves") {
+            (try? lab.ask(.show(vbd))["arguments"]?.elements.first?.string)?.hasPrefix("/proc/") == true
+        }
+        _ = try lab.ask(.upgrade(vbd))
+        try eventually("the installed one again") {
+            (try? lab.ask(.show(vbd))["arguments"]?.elements.first?.string)?.hasSuffix("/fake-worker") == true
+        }
+    }
+
     @Test("who hands over is followed at once") func handOver() throws {
         let lab = try DaemonLab()
         lab.behave("vbd-1-51712", "hand-over")

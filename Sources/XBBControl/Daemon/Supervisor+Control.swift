@@ -16,6 +16,7 @@ extension Supervisor {
             case .list: answer(.object([("vbds", .array(try list()))]), to: client)
             case .plugins: dumpPlugins(for: client)
             case .log(let vbd): answer(.object([("events", .array(events(of: vbd)))]), to: client)
+            case .upgrade(let vbd): answer(.object([("vbds", .array(try upgrade(vbd)))]), to: client)
             case .show(let vbd), .stats(let vbd), .set(let vbd, _, _):
                 guard let line = request.workerLine else { return }
                 try forward(line, to: try record(vbd), for: client)
@@ -31,7 +32,7 @@ extension Supervisor {
 
     // MARK: What a worker answers
 
-    private func record(_ vbd: VBDReference) throws(ControlError) -> Record {
+    func record(_ vbd: VBDReference) throws(ControlError) -> Record {
         let found = records.values.filter { vbd.matches($0.address) }
         guard let record = found.first else {
             throw ControlError("there is no VBD \(vbd); 'xbbctl list' shows those that there are")
@@ -120,7 +121,7 @@ extension Supervisor {
             ("device", .string(VirtualDevice.name(of: address.device))),
             ("backend_path", .string(path)), ("worker", .string(word(record))),
             ("pid", record.process.map { .integer($0.process) } ?? .null),
-            ("starts", .integer(record.startCount)),
+            ("starts", .integer(record.startCount)), ("went_back", .bool(record.replacement.hasGoneBack)),
             ("last_failure", .text(record.supervision.lastFailure)),
             ("state", .text(node.map { "\($0.state)" })),
             ("online", node.map { .bool($0.isOnline) } ?? .null),

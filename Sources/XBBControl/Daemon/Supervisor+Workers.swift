@@ -54,8 +54,9 @@ extension Supervisor {
             if settings.claim.isKernels(address.kind) {
                 return .startFailed("the kernel's xen-blkback was loaded and takes backend/\(address.kind)")
             }
-            let arguments = settings.workers.arguments(
+            var arguments = settings.workers.arguments(
                 for: address, own: own, in: directory, predecessor: record.lastExit)
+            if case .wentBack(let program) = record.replacement { arguments[0] = Self.path(of: program) }
             let process = try WorkerProcess.spawn(arguments, kept: lock.file)
             // Without a note, as after a crash right here, a successor waits for the lock and knows no number.
             lock.write(note: ProcessIdentity(running: process.process)?.note ?? "")
@@ -88,8 +89,10 @@ extension Supervisor {
         let level: LogLevel = exit == .clean || exit == .unknown ? .info : .error
         log(record.address).write(level, "\(record.address): worker \(process.process) ended with \(exit)")
         if isStopping { return }
+        let isPlanned = noteEnd(exit, of: record)
         do throws(XenError) {
-            hand(.exited(exit, try claimedFacts(of: record.address)), to: record)
+            let facts = try claimedFacts(of: record.address)
+            hand(isPlanned ? .replaced(facts) : .exited(exit, facts), to: record)
         } catch {
             // The next turn finds out that XenStore is gone; until then the VBD is one that failed.
             log(record.address).error("\(record.address): \(error)")

@@ -15,6 +15,8 @@ public final class Supervisor {
         var process: WorkerProcess?
         /// How the last worker ended that is known of.
         var lastExit: WorkerExit?
+        /// The change of the worker's program that is under way.
+        var replacement = Replacement.none
         /// Workers started for this VBD by this process.
         var startCount = 0
         /// It was said that somebody else serves this VBD.

@@ -45,6 +45,8 @@ public enum ControlRequest: Equatable, Sendable {
     case stats(VBDReference)
     /// Changes a tunable of one VBD.
     case set(VBDReference, key: String, value: String)
+    /// Lets new workers take over from those of one VBD or all.
+    case upgrade(VBDReference?)
 
     /// The most bytes of a request's line.
     public static let longestLine = 4096
@@ -63,10 +65,13 @@ public enum ControlRequest: Equatable, Sendable {
         case ("log", 2): self = .log(try Self.reference(words[1]))
         case ("show", 2): self = .show(try Self.reference(words[1]))
         case ("stats", 2): self = .stats(try Self.reference(words[1]))
+        case ("upgrade", 1): self = .upgrade(nil)
+        case ("upgrade", 2): self = .upgrade(try Self.reference(words[1]))
         case ("set", 4): self = .set(try Self.reference(words[1]), key: words[2], value: words[3])
         default:
             throw ControlError(
-                "expected one of: ping, list, plugins, log [VBD], show VBD, stats VBD, set VBD KEY VALUE")
+                "expected one of: ping, list, plugins, log [VBD], show VBD, stats VBD, set VBD KEY VALUE, upgrade [VBD]"
+            )
         }
     }
 
@@ -86,6 +91,7 @@ public enum ControlRequest: Equatable, Sendable {
         case .log(let vbd): vbd.map { "log \($0)" } ?? "log"
         case .show(let vbd): "show \(vbd)"
         case .stats(let vbd): "stats \(vbd)"
+        case .upgrade(let vbd): vbd.map { "upgrade \($0)" } ?? "upgrade"
         case .set(let vbd, let key, let value): "set \(vbd) \(key) \(value)"
         }
     }
@@ -93,7 +99,7 @@ public enum ControlRequest: Equatable, Sendable {
     /// The line for the worker of the VBD; nil where xbbd answers itself.
     var workerLine: String? {
         switch self {
-        case .ping, .list, .plugins, .log: nil
+        case .ping, .list, .plugins, .log, .upgrade: nil
         case .show: "show"
         case .stats: "stats"
         case .set(_, let key, let value): "set \(key) \(value)"

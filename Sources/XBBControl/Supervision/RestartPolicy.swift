@@ -25,13 +25,29 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
         }
     }
 
+    /// Somebody ended it.
+    var isFromOutside: Bool {
+        switch self {
+        case .signalled(SIGKILL), .signalled(SIGTERM), .signalled(SIGINT), .signalled(SIGHUP): true
+        case .clean, .failed, .usage, .signalled, .unknown: false
+        }
+    }
+
+    /// It came to grief by itself.
+    var isFailure: Bool {
+        switch self {
+        case .failed, .usage: true
+        case .signalled: !isFromOutside
+        case .clean, .unknown: false
+        }
+    }
+
     /// What its successor is told: a worker that came to grief by itself may have done so because of a request.
     var asPredecessor: String {
         switch self {
         case .clean: "handed-over"
-        case .failed, .usage, .signalled(SIGKILL), .signalled(SIGTERM), .signalled(SIGINT), .signalled(SIGHUP):
-            "killed:\(self)"
-        case .signalled: "crashed:\(self)"
+        case .signalled where !isFromOutside: "crashed:\(self)"
+        case .failed, .usage, .signalled: "killed:\(self)"
         case .unknown: "unknown"
         }
     }
@@ -54,6 +70,8 @@ public struct RestartPolicy: Equatable, Sendable {
     /// Milliseconds before each start after a failure; the last one for all further ones. The first is for a guest that
     /// waits for its disk, the others are for a machine that has other things to do.
     public var delays: [UInt64] = [0, 100, 250, 500, 1000, 2000, 4000, 8000, 16000, 30000]
+    /// Only failures within so many seconds make the next pause longer: one now and then costs the guest nothing.
+    public var burstSeconds: UInt64 = 30
     /// A worker that ran for so many seconds has no failures behind it.
     public var steadySeconds: UInt64 = 60
     /// So many failures ...

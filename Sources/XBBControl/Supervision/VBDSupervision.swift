@@ -64,6 +64,8 @@ public struct VBDSupervision: Sendable {
         case lockHeld
         /// The worker ended; the node was read afterwards.
         case exited(WorkerExit, NodeFacts?)
+        /// The worker ended as it was told to, for another one to go on; the node was read afterwards.
+        case replaced(NodeFacts?)
         /// ``VBDSupervision/deadline`` has come.
         case timer
         /// The administrator wants another attempt.
@@ -126,6 +128,10 @@ public struct VBDSupervision: Sendable {
             phase = .foreign(recheck: now &+ RestartPolicy.second)
             return []
         case .exited(let exit, let facts): return exited(exit, facts, now: now)
+        case .replaced(let facts):
+            node = facts
+            guard case .running = phase else { return [] }
+            return begin()
         case .timer:
             guard let deadline, now >= deadline else { return [] }
             return begin()
@@ -200,7 +206,8 @@ public struct VBDSupervision: Sendable {
         if failures.count >= policy.failureLimit {
             return giveUp("the worker failed \(failures.count) times in \(policy.windowSeconds) s, last: \(text)")
         }
-        let delay = policy.delay(afterFailures: failures.count)
+        let recent = failures.count { now &- $0 < policy.burstSeconds * RestartPolicy.second }
+        let delay = policy.delay(afterFailures: recent)
         if delay == 0 { return begin() }
         phase = .waiting(until: now &+ delay)
         return []

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// xbbctl upgrade: disks go over to new workers while guests use them.
+import ArgumentParser
+import CLinux
+import Glibc
+import Support
+import XBBControl
+
+extension XBBCtl {
+    struct Upgrade: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Lets workers of the installed version take over from those that run.",
+            discussion: """
+                Requests in flight are finished, then the next worker goes on with the same rings: guests see a short delay. \
+                Where the new worker fails, the program before it comes back, and the exit status is 1.
+                """)
+        @ParentCommand var parent: XBBCtl
+        @Argument(help: "The guest's domain number; without it, all devices.")
+        var domid: UInt16?
+        @Argument(help: "The virtual device: xvda, xvda1, sda, hda or a number.")
+        var vdev: String?
+        @Option(
+            help: ArgumentHelp("The directory below backend/, where more than one has the device.", valueName: "kind"))
+        var kind: String?
+        @Option(help: ArgumentHelp("How long to wait for the new workers.", valueName: "seconds"))
+        var timeout = 30.0
+        @OptionGroup var connection: Connection
+
+        func validate() throws {
+            guard (0.1...86400).contains(timeout) else {
+                throw ValidationError("--timeout \(timeout): expected 0.1 to 86400 seconds")
+            }
+            guard let domid else { return }
+            guard let vdev else { throw ValidationError("domain \(domid): which of its devices?") }
+            try Device.check(domid: domid, vdev: vdev)
+            if let kind, !VBDAddress.isKind(kind) {
+                throw ValidationError("--kind '\(kind)': expected a name such as vbd, qdisk or vbd3")
+            }
+        }
+
+        private var reference: VBDReference? {
+            guard let domid, let vdev, let number = VirtualDevice.number(of: vdev) else { return nil }
+            return VBDReference(kind: kind, domain: domid, device: number)
+        }
+
+        func run() throws {
+            try perform { () throws(ControlError) in
+                let connection = connection.over(parent.connection)
+                let told = try connection.ask(.upgrade(reference)).value["vbds"]?.elements ?? []
+                var old: [String: UInt64] = [:]
+                for entry in told {
+                    if let name = entry["vbd"]?.string, let process = entry["pid"]?.unsigned { old[name] = process }
+                }
+                let end = clinux_monotonic_ns() + UInt64(timeout * 1e9)
+                var failed = false
+                while !old.isEmpty {
+                    for row in try connection.ask(.list).value["vbds"]?.elements ?? [] {
+                        guard let name = row["vbd"]?.string, let before = old[name], let now = row["pid"]?.unsigned,
+                            now != before, answers(name, connection)
+                        else { continue }
+                        old[name] = nil
+                        let wentBack = row["went_back"].map { $0 == .bool(true) } ?? false
+                        failed = failed || wentBack
+                        let note = wentBack ? ", which is of the old version: the new one failed" : ""
+                        print("\(name): worker \(before) handed over to \(now)\(note)")
+                    }
+                    if clinux_monotonic_ns() > end {
+                        let names = old.keys.sorted().joined(separator: ", ")
+                        throw ControlError("no new worker within \(timeout) s: \(names)", status: .timedOut)
+                    }
+                    if !old.isEmpty { usleep(20_000) }
+                }
+                if failed { throw ControlError("a new worker failed; xbbctl log says why") }
+            }
+        }
+
+        /// The new worker is there and has its storage.
+        private func answers(_ name: String, _ connection: Connection) -> Bool {
+            guard let reference = VBDReference(parsing: name), let answer = try? connection.ask(.show(reference)) else {
+                return false
+            }
+            let stage = answer.value["stage"]?.string ?? ""
+            return ["connected", "ready", "idle", "resting"].contains(stage)
+        }
+    }
+}
