@@ -20,14 +20,36 @@ struct RingBenchSettings {
     var pollNanoseconds: UInt64 = 0
     var spins = 0
     var depths = [1, 32, 256]
-    var backends = RingBackend.allCases
+    var backends = [RingBackend.xbb, .xbbWithCopy, .echo]
+    /// MiB of the disk that are read.
+    var diskMebibytes: UInt64 = 1024
+    /// Sectors of a request, 1 to 8.
+    var sectors: UInt8 = 8
 }
 
-/// The backends that are compared.
-enum RingBackend: String, CaseIterable {
-    case xbb
-    case xbbWithCopy = "xbb_with_copy"
-    case echo = "c_echo"
+/// One of the backends that are compared: XBB with a plugin, or the C echo backend.
+struct RingBackend: Hashable {
+    let name: String
+    /// The plugin's; nil for the C echo backend.
+    var format: String?
+    var directory: String?
+    var options: [String: String] = [:]
+    var copies = false
+
+    static let xbb = RingBackend(name: "xbb", format: "null", options: ["size": "1G", "read-zeroes": "off"])
+    static let xbbWithCopy = RingBackend(
+        name: "xbb_with_copy", format: "null", options: ["size": "1G", "read-zeroes": "on"], copies: true)
+    static let echo = RingBackend(name: "c_echo")
+    static let all = [xbb, xbbWithCopy, echo]
+
+    /// The plugin at `path`, called xbb-NAME.so; nil for another name.
+    static func plugin(_ path: String) -> RingBackend? {
+        let parts = path.split(separator: "/", omittingEmptySubsequences: false)
+        guard let file = parts.last, file.hasPrefix("xbb-"), file.hasSuffix(".so") else { return nil }
+        let name = String(file.dropFirst(4).dropLast(3))
+        let folder = parts.dropLast().joined(separator: "/")
+        return RingBackend(name: name, format: name, directory: parts.count > 1 ? folder : ".", copies: true)
+    }
 }
 
 final class RingBench {
@@ -38,8 +60,6 @@ final class RingBench {
     private let references: [UInt32]
     private let log = Log(name: "xbb-bench", level: .warning)
     private static let ringPages = 8
-    private static let diskPages: UInt64 = 1 << 18
-
     init(_ settings: RingBenchSettings) throws {
         self.settings = settings
         directory = "/tmp/xbb-bench-\(getpid())"
@@ -54,12 +74,14 @@ final class RingBench {
         var rows: [JSON] = []
         for depth in settings.depths {
             var rates: [RingBackend: [Double]] = [:]
+            var times: [RingBackend: [Double]] = [:]
             var details: [RingBackend: [(String, JSON)]] = [:]
             for _ in 0..<settings.repeats {
                 for backend in settings.backends {
-                    let (rate, detail) = try measure(backend, depth: depth)
-                    rates[backend, default: []].append(rate)
-                    details[backend] = detail
+                    let run = try measure(backend, depth: depth)
+                    rates[backend, default: []].append(run.rate)
+                    times[backend, default: []].append(run.hostNanoseconds)
+                    details[backend] = run.detail
                 }
             }
             for backend in settings.backends {
@@ -67,10 +89,17 @@ final class RingBench {
                 guard let low = sorted.first, let high = sorted.last else { continue }
                 let median = sorted[sorted.count / 2]
                 var row: [(String, JSON)] = [
-                    ("backend", .string(backend.rawValue)), ("depth", .integer(UInt64(depth))),
+                    ("backend", .string(backend.name)), ("depth", .integer(UInt64(depth))),
                     ("requests_per_s_median", .integer(UInt64(median))), ("requests_per_s_min", .integer(UInt64(low))),
                     ("requests_per_s_max", .integer(UInt64(high))),
                 ]
+                if backend.format != nil {
+                    row += spread("host_ns_per_request", times[backend] ?? [])
+                    if let first = settings.backends.first, backend != first, backend.directory != nil {
+                        let pairs = zip(times[backend] ?? [], times[first] ?? [])
+                        row += spread("host_ns_more_than_\(first.name)", pairs.map { $0 - $1 })
+                    }
+                }
                 row += details[backend] ?? []
                 rows.append(.object(row))
             }
@@ -79,7 +108,24 @@ final class RingBench {
         xen.stop()
     }
 
-    private func measure(_ backend: RingBackend, depth: Int) throws -> (Double, [(String, JSON)]) {
+    /// Median and extremes, in tenths.
+    private func spread(_ name: String, _ values: [Double]) -> [(String, JSON)] {
+        let sorted = values.sorted()
+        guard let low = sorted.first, let high = sorted.last else { return [] }
+        return [("median", sorted[sorted.count / 2]), ("min", low), ("max", high)].map { part, value in
+            ("\(name)_\(part)", .number("\((value * 10).rounded() / 10)"))
+        }
+    }
+
+    private struct Measurement {
+        /// Requests a second.
+        let rate: Double
+        /// Processor time of all threads but the frontend's, for a request.
+        let hostNanoseconds: Double
+        let detail: [(String, JSON)]
+    }
+
+    private func measure(_ backend: RingBackend, depth: Int) throws -> Measurement {
         let requests = depth == 1 ? settings.requests / 20 : settings.requests
         let first = try guest.allocateFrames(Self.ringPages)
         defer { guest.freeFrames(first, count: Self.ringPages) }
@@ -91,7 +137,8 @@ final class RingBench {
         defer { port.close() }
         let front = FrontRing(initializing: guest.pages(at: first, count: Self.ringPages), abi: .native)
         var load = BenchFrontend(
-            ring: front, references: references, depth: depth, pages: Self.diskPages, scattered: true)
+            ring: front, references: references, depth: depth, pages: settings.diskMebibytes << 8, scattered: true,
+            sectors: settings.sectors)
         let stop = try start(backend, ring: ring, port: port.number)
         func drive(_ count: UInt64) throws -> BenchFrontend.Result {
             try load.run(
@@ -104,17 +151,29 @@ final class RingBench {
         }
         _ = try drive(min(requests / 10, 100_000))
         let before = stop.counters()
-        let start = clinux_monotonic_ns()
+        let (start, busy) = (clinux_monotonic_ns(), hostTime())
         let result = try drive(requests)
-        let elapsed = clinux_monotonic_ns() - start
+        let (elapsed, used) = (clinux_monotonic_ns() - start, hostTime() - busy)
         let after = stop.counters()
         stop.end()
-        if result.errors > 0 { fail("\(backend.rawValue): \(result.errors) errors") }
+        if result.errors > 0 { fail("\(backend.name): \(result.errors) errors") }
         var detail: [(String, JSON)] = [
             ("frontend_waits", .integer(result.waits)), ("frontend_notifications", .integer(result.notifications)),
         ]
         for (name, value) in after { detail.append((name, .integer(value &- (before[name] ?? 0)))) }
-        return (Double(requests) / (Double(elapsed) / 1e9), detail)
+        return Measurement(
+            rate: Double(requests) / (Double(elapsed) / 1e9), hostNanoseconds: Double(used) / Double(requests),
+            detail: detail)
+    }
+
+    /// ns that the process used on its processors, without this thread, which is the frontend's.
+    private func hostTime() -> Int {
+        func time(_ clock: clockid_t) -> Int {
+            var value = timespec()
+            unsafe clock_gettime(clock, &value)
+            return value.tv_sec * 1_000_000_000 + value.tv_nsec
+        }
+        return time(CLOCK_PROCESS_CPUTIME_ID) - time(CLOCK_THREAD_CPUTIME_ID)
     }
 
     /// A running backend.
@@ -124,17 +183,16 @@ final class RingBench {
     }
 
     private func start(_ backend: RingBackend, ring: [UInt32], port: EventPort) throws -> Running {
-        switch backend {
-        case .echo: return try startEcho(ring, port)
-        case .xbb, .xbbWithCopy: return try startHost(ring, port, copies: backend == .xbbWithCopy)
-        }
+        guard let format = backend.format else { return try startEcho(ring, port) }
+        let source = DiskSource(format: format, path: "", options: backend.options)
+        return try startHost(
+            source, backend.directory ?? settings.pluginDirectory, ring, port, copies: backend.copies)
     }
 
-    private func startHost(_ ring: [UInt32], _ port: EventPort, copies: Bool) throws -> Running {
-        let source = DiskSource(
-            format: "null", path: "", options: ["size": "1G", "read-zeroes": copies ? "on" : "off"])
-        let device = try PluginDevice(
-            source, directories: [settings.pluginDirectory], log: log, onNotify: { _ in })
+    private func startHost(
+        _ source: DiskSource, _ directory: String, _ ring: [UInt32], _ port: EventPort, copies: Bool
+    ) throws -> Running {
+        let device = try PluginDevice(source, directories: [directory], log: log, onNotify: { _ in })
         try device.start()
         let statistics = QueueStatistics()
         let queue = try QueueThread(

@@ -36,9 +36,13 @@ public struct BenchFrontend: ~Copyable {
 
     /// A frontend on an empty ring. `references` are grants of `depth` pages that the backend may write; `depth` is
     /// at most the ring's number of slots. The disk has `pages` pages of 4 KiB, which are read one after the other,
-    /// or, if `scattered`, far from each other.
-    public init(ring: consuming FrontRing, references: [UInt32], depth: Int, pages: UInt64, scattered: Bool = false) {
+    /// or, if `scattered`, far from each other. Of each page the first `sectors` (1 to 8) are read.
+    public init(
+        ring: consuming FrontRing, references: [UInt32], depth: Int, pages: UInt64, scattered: Bool = false,
+        sectors: UInt8 = 8
+    ) {
         precondition(depth > 0 && depth <= ring.entryCount && references.count >= depth && pages > 0)
+        precondition((1...8).contains(sectors))
         let encoder = RequestEncoder(layout: ring.layout)
         sectorOffset = ring.layout.sectorOffset
         self.ring = ring
@@ -50,7 +54,7 @@ public struct BenchFrontend: ~Copyable {
         for id in 0..<depth {
             slots[id] = encoder.slot(
                 operation: BlockOperation.read.rawValue, id: UInt64(id), firstSector: 0,
-                segments: [BlockSegment(reference: references[id], firstSector: 0, lastSector: 7)])
+                segments: [BlockSegment(reference: references[id], firstSector: 0, lastSector: sectors - 1)])
         }
     }
 
