@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # Does what authors of plugins are told to do: each example is copied into an empty folder, where its README's commands
 # build it against what xbb-plugin-dev installs, check it, and serve a disk with it, on the Xen that docs/plugin-authors.md
-# sets up. Nothing of this tree is used but the programs of `make build`.
-# usage: authors-test.sh [EXAMPLE...]
+# sets up; and so are the commands of that page. Nothing of this tree is used but the programs of `make build`.
+# usage: authors-test.sh [EXAMPLE | guide]...
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 guide=$PWD/docs/plugin-authors.md
@@ -26,6 +26,10 @@ failed=0
 commands() { # FILE SECTION: the shell commands in it
     awk -v section="## $2" '/^```$/ {inside = 0} inside && here; /^## / {here = $0 == section} /^```sh$/ {inside = 1}' "$1"
 }
+leave() { # a script that ends, in whatever way, leaves nothing running that it started
+    # shellcheck disable=SC2016
+    echo 'trap '\''result=$?; trap - EXIT; kill $(jobs -p) 2>/dev/null || true; wait; exit $result'\'' EXIT'
+}
 run() { # WHAT LIMIT SCRIPT: in the current folder
     local started=$SECONDS
     if [[ -s $3 ]] && timeout --kill-after=10 "$2" bash -euo pipefail "$3" >"$3.log" 2>&1; then
@@ -40,15 +44,14 @@ run() { # WHAT LIMIT SCRIPT: in the current folder
 }
 
 for name in "${names[@]}"; do
+    [[ $name != guide ]] || continue
     folder=$work/authors/$name
     mkdir -p "$work/authors"
     cp -r "$examples/$name" "$folder" || { failed=$((failed + 1)); continue; }
     cd "$folder" || exit 1
     for section in Build Check; do commands README.md "$section" >"$work/$name-$section"; done
     {
-        # Whatever happens, nothing that was started stays.
-        # shellcheck disable=SC2016
-        echo 'trap '\''result=$?; trap - EXIT; kill $(jobs -p) 2>/dev/null || true; wait; exit $result'\'' EXIT'
+        leave
         commands "$guide" "A Xen to try it on"
         commands README.md Serve
         commands "$guide" "Clean up"
@@ -58,5 +61,23 @@ for name in "${names[@]}"; do
     run "$name: serve" 120 "$work/$name-Serve"
     cd "$work" || exit 1
 done
+# The guide itself, as somebody does it who reads from its beginning.
+walk() { # LANGUAGE SECTION...
+    local language=$1
+    shift
+    mkdir -p "$work/guide/$language"
+    cd "$work/guide/$language" || exit 1
+    {
+        leave
+        for section in "$@"; do commands "$guide" "$section"; done
+    } >"$work/guide-$language"
+    run "guide: $language" 900 "$work/guide-$language"
+    cd "$work" || exit 1
+}
+if [[ $# -eq 0 || " $* " == *" guide "* ]]; then
+    walk c "In C" "A Xen to try it on" "Serve a disk" "Clean up" "Packaging it"
+    walk swift "In Swift"
+    walk rust "In Rust"
+fi
 echo "authors-test: $passed passed, $failed failed"
 [[ $failed -eq 0 && $passed -gt 0 ]]
