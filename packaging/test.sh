@@ -68,6 +68,8 @@ files_are_there() {
     local file
     for file in /etc/xen/scripts/block-xbb /lib/systemd/system/xbbd.service /lib/modprobe.d/xbb.conf \
         /usr/sbin/{xbbd,xbb-vbd,xbbctl} /usr/lib/xbb/xbb-dm /usr/bin/{xbb-loopback,xbb-blkfront,xbb-plugin-check} /usr/include/xbb/{xbb_plugin.h,module.modulemap} \
+        /usr/share/xbb/PluginKit/{Package.swift,plugin.map,PluginAPI/module.modulemap,Sources/PluginKit/Plugin.swift} \
+        /usr/share/doc/xbb-plugin-dev/examples/{c-memory,c-aio,rust-nbd,swift-ramdisk,swift-embedded}/README.md \
         /usr/lib/xbb/plugins/xbb-{file,rawdisk,null,error,delay}.so /usr/share/bash-completion/completions/xbbctl \
         /usr/share/doc/xbb/{README.Debian,copyright,changelog.gz}; do
         [[ -s $file ]] || { echo "$file is missing"; return 1; }

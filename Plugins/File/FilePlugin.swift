@@ -39,23 +39,15 @@ nonisolated(unsafe) private let plugin = unsafe makePlugin(
     }
     unsafe plugin.resize = { device, size, failure in
         guard let device = unsafe unboxed(device, as: StorageDevice.self) as? FileDevice else { return -EINVAL }
-        do throws(PluginError) {
-            try device.resize(to: size)
-            return 0
-        } catch {
-            return unsafe error.report(to: failure)
-        }
+        return unsafe reporting(to: failure) { () throws(PluginError) in try device.resize(to: size) }
     }
     unsafe plugin.extents = { device, offset, length, report, argument, failure in
         guard let device = unsafe unboxed(device, as: StorageDevice.self) as? FileDevice, let report = unsafe report
         else { return -EINVAL }
-        do throws(PluginError) {
+        return unsafe reporting(to: failure) { () throws(PluginError) in
             try device.extents(from: offset, length: length) { offset, length, flags in
                 unsafe report(argument, offset, length, flags) == 0
             }
-            return 0
-        } catch {
-            return unsafe error.report(to: failure)
         }
     }
 }

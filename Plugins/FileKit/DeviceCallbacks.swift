@@ -9,12 +9,7 @@ public func addDeviceCallbacks(to plugin: inout xbb_plugin) {
     unsafe plugin.req_ctx_size = requestScratchSize
     unsafe plugin.start = { device, failure in
         guard let device = unsafe unboxed(device, as: StorageDevice.self) else { return -EINVAL }
-        do throws(PluginError) {
-            try device.start()
-            return 0
-        } catch {
-            return unsafe error.report(to: failure)
-        }
+        return unsafe reporting(to: failure) { () throws(PluginError) in try device.start() }
     }
     unsafe plugin.close = { device in
         unsafe unboxed(device, as: StorageDevice.self)?.close()
@@ -31,12 +26,9 @@ public func addDeviceCallbacks(to plugin: inout xbb_plugin) {
         guard let device = unsafe unboxed(device, as: StorageDevice.self), let handle = unsafe handle,
             let parameters = unsafe parameters, let out = unsafe out
         else { return -EINVAL }
-        do throws(PluginError) {
+        return unsafe reporting(to: failure) { () throws(PluginError) in
             unsafe out.pointee = try UnsafeMutableRawPointer(
                 device.openQueue(handle, index: parameters.pointee.index, depth: parameters.pointee.depth))
-            return 0
-        } catch {
-            return unsafe error.report(to: failure)
         }
     }
     unsafe plugin.queue_close = { queue in

@@ -35,13 +35,10 @@ nonisolated(unsafe) private let plugin = unsafe makePlugin(
         return unsafe QCOWProbe.score(request)
     }
     unsafe plugin.inspect = { open, image, failure in
-        do throws(PluginError) {
+        unsafe reporting(to: failure) { () throws(PluginError) in
             guard let image = unsafe image, let opening = unsafe Opening(open, options: QCOWOption.all)
             else { throw PluginError(EINVAL, "inspect() without an image") }
             try unsafe QCOWProbe.inspect(opening, &image.pointee)
-            return 0
-        } catch {
-            return unsafe error.report(to: failure)
         }
     }
     unsafe plugin.open = { open, out, failure in

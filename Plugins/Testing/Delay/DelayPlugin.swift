@@ -33,12 +33,7 @@ nonisolated(unsafe) private let plugin = unsafe makePlugin(
     }
     unsafe plugin.start = { device, failure in
         guard let device = unsafe unboxed(device, as: DelayDevice.self) else { return -EINVAL }
-        do throws(PluginError) {
-            try device.start()
-            return 0
-        } catch {
-            return unsafe error.report(to: failure)
-        }
+        return unsafe reporting(to: failure) { () throws(PluginError) in try device.start() }
     }
     unsafe plugin.close = { device in
         unsafe unboxed(device, as: DelayDevice.self)?.stop()
