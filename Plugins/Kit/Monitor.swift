@@ -64,7 +64,7 @@ public protocol ThreadBody: AnyObject {
 }
 
 /// A running thread, to be joined once.
-public struct PluginThread {
+public struct PluginThread: Sendable {
     private let thread: pthread_t
 
     /// Starts a thread that keeps `body` alive while it runs.  Not before the plugin's `start()`.
@@ -90,8 +90,17 @@ public struct PluginThread {
         self.thread = thread
     }
 
+    /// Starts a thread that runs `body`.  Not before the plugin's `start()`.
+    public init(_ body: @escaping @Sendable () -> Void) throws(PluginError) { try self.init(Closure(body)) }
+
     /// Waits for the end of the thread.
     public func join() { pthread_join(thread, nil) }
+
+    private final class Closure: ThreadBody {
+        let body: @Sendable () -> Void
+        init(_ body: @escaping @Sendable () -> Void) { self.body = body }
+        func run() { body() }
+    }
 
     private final class Carrier {
         let body: any ThreadBody

@@ -101,6 +101,24 @@ extension PluginKitSuite {
             #expect(read.bytes.allSatisfy { $0 == 0 })
         }
 
+        @Test func requestsGoToAThreadAndEndWithIt() throws {
+            let mailbox = RequestMailbox()
+            let tests = (0..<100).map { _ in TestRequest(XBB_OP_READ, parts: [512]) }
+            let thread = try PluginThread {
+                while let request = mailbox.take() { request.complete() }
+            }
+            for test in tests { mailbox.put(request(test)) }
+            mailbox.close()
+            thread.join()
+            #expect(FakeHost.completions.map(\.request) == tests.map(\.pointer))
+            #expect(FakeHost.completions.allSatisfy { $0.status == 0 })
+            FakeHost.reset()
+            mailbox.put(request(tests[0]))
+            #expect(FakeHost.completions.map(\.status) == [-EIO])
+            let nothing = mailbox.take() == nil
+            #expect(nothing)
+        }
+
         @Test func aThreadGetsNoSignals() throws {
             final class Body: ThreadBody {
                 nonisolated(unsafe) var isBlocked = false

@@ -37,33 +37,34 @@ static uint32_t direct_block(int fd) {
     return block;
 }
 
+// The descriptor is the host's: it gets it back as it was.
+static int refuse(const struct disk *disk, struct xbb_error *err, int code, const char *message) {
+    if (disk->flags >= 0) fcntl(disk->fd, F_SETFL, disk->flags);
+    return xbb_set_error(err, code, message);
+}
+
 static int open_disk(const struct xbb_open *open, void **out, struct xbb_error *err) {
     struct stat status;
     struct disk disk = {.fd = open->fd, .flags = fcntl(open->fd, F_GETFL), .block = 512};
-    if (disk.flags < 0 || fstat(disk.fd, &status) < 0) return xbb_set_error(err, -errno, "the image cannot be examined");
+    if (disk.flags < 0 || fstat(disk.fd, &status) < 0) return refuse(&disk, err, -errno, "the image cannot be examined");
     disk.size = (uint64_t)status.st_size;
     if (!S_ISREG(status.st_mode) && ioctl(disk.fd, BLKGETSIZE64, &disk.size) < 0)
-        return xbb_set_error(err, -errno, "neither a file nor a block device");
+        return refuse(&disk, err, -errno, "neither a file nor a block device");
     // Without O_DIRECT, io_submit() sleeps until the data are there. tmpfs has none, and needs none.
-    if (fcntl(disk.fd, F_SETFL, disk.flags | O_DIRECT) == 0 && !(disk.block = direct_block(disk.fd))) {
-        fcntl(disk.fd, F_SETFL, disk.flags);
-        return xbb_set_error(err, -EINVAL, "the image takes no direct I/O");
-    }
-    if (disk.size < disk.block) {
-        fcntl(disk.fd, F_SETFL, disk.flags);
-        return xbb_set_error(err, -EINVAL, "the image is smaller than one block");
-    }
+    if (fcntl(disk.fd, F_SETFL, disk.flags | O_DIRECT) == 0 && !(disk.block = direct_block(disk.fd)))
+        return refuse(&disk, err, -EINVAL, "the image takes no direct I/O");
+    if (disk.size < disk.block) return refuse(&disk, err, -EINVAL, "the image is smaller than one block");
     disk.size -= disk.size % disk.block;
     if (!(open->flags & XBB_OPEN_RDONLY)) disk.caps = XBB_CAP_WRITE | XBB_CAP_FLUSH | XBB_CAP_FUA;
     struct disk *kept = malloc(sizeof *kept);
-    if (!kept) return xbb_set_error(err, -ENOMEM, "no memory for a disk");
+    if (!kept) return refuse(&disk, err, -ENOMEM, "no memory for a disk");
     *kept = disk, *out = kept;
     return 0;
 }
 
 static void close_disk(void *dev) {
     struct disk *disk = dev;
-    fcntl(disk->fd, F_SETFL, disk->flags);          // the descriptor is the host's: as it was
+    fcntl(disk->fd, F_SETFL, disk->flags);
     free(disk);
 }
 
