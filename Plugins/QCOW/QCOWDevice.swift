@@ -110,7 +110,8 @@ final class QCOWDevice: @unchecked Sendable {
         info.logical_block = 512
         info.physical_block = 4096
         info.optimal_io = UInt32(truncatingIfNeeded: layer.header.clusterSize)
-        info.max_transfer = 16 << 20
+        // The host's threads share a sequential read then: one thread would inflate a long one alone.
+        info.max_transfer = max(layer.header.clusterSize, 64 << 10)
         info.max_iov = 1024
         info.max_queues = UInt32(queueCount)
     }
