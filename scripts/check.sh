@@ -25,6 +25,14 @@ scripts/abi-check-test.sh
 scripts/abi-page.py "$header" docs/man/xbb-plugin.3
 echo "check: xbb-plugin(3) names all that is in xbb_plugin.h"
 
+# What the documents promise of the examples.
+if grep -rnE '^[^/]*[Uu]nsafe' examples/swift-ramdisk/Sources; then
+    echo "check: examples/swift-ramdisk has unsafe code" >&2
+    exit 1
+fi
+[[ $(wc -l <examples/c-memory/memory.c) -le 70 ]] || { echo "check: examples/c-memory has more than 70 lines" >&2; exit 1; }
+echo "check: the tutorial is short, and the example in Swift is safe"
+
 # Documents name tests as `SuiteTests.function`; each of them is there.
 missing=0
 while read -r name; do
