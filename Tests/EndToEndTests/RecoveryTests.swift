@@ -370,6 +370,34 @@ extension EndToEnd {
             try lab.finish()
         }
 
+        @Test(.enabled(if: geteuid() == 0, "mounting takes root"))
+        func aFullRunDirectoryCostsRecoveryAndNothingElse() throws {
+            let lab = try Lab()
+            let folder = "\(lab.directory)/run"
+            mkdir(folder, 0o755)
+            try LibxlLab.shell("mount -t tmpfs -o size=8k tmpfs '\(folder)'")
+            defer { _ = try? LibxlLab.shell("umount '\(folder)'") }
+            let disk = try lab.attach(
+                51712, try kept(lab, "delay", "delay-us=100000"), arguments: ["--journal", "\(folder)/journal"])
+            let device = try disk.connect()
+            #expect(try disk.load(device) { $0.count = 4 }.isGood)
+            #expect(disk.log.has("No space left on device; if this process is killed, the guest loses its disk"))
+            // A kill while nothing is in flight is no loss.
+            disk.worker.kill()
+            try disk.startWorker(["--predecessor", "killed:signal 9"])
+            try eventually("the successor") { try disk.worker.show("stage") == "connected" }
+            try device.queues[0].withQueue { (queue) throws in
+                try queue.submit(try queue.slot(), .read, sector: 0, byteCount: 4096)
+                try queue.publish()
+            }
+            usleep(30_000)
+            disk.worker.kill()
+            try disk.startWorker(["--predecessor", "killed:signal 9"])
+            try disk.awaitError("requests in flight are lost")
+            try device.close()
+            try lab.finish()
+        }
+
         @Test func aDiskWithoutAPlaceForItsJournalIsServed() throws {
             let lab = try Lab()
             let disk = try lab.attach(arguments: ["--journal", "\(lab.directory)/none/journal"])
