@@ -107,6 +107,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
             pending.append(.storageRejected(error.description))
         }
         perform(machine.start())
+        // What was read is read again soon, because the watch says so; a guest whose worker died need not wait for that.
+        if case .success(let node) = node { takeStorage(node) }
         while true {
             if let exitReason { return exitReason }
             do throws(XenError) {
@@ -241,16 +243,21 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
             reject(error)
         case .success(let node):
             hand(.backendChanged(state: node.state, isOnline: node.isOnline))
-            do throws(NegotiationError) {
-                guard let request = try node.deviceRequest(from: options.storageSource) else { return }
-                rejected = nil
-                if request != configured {
-                    configured = request
-                    pending.append(.storageConfigured(request))
-                }
-            } catch {
-                reject(error)
+            takeStorage(node)
+        }
+    }
+
+    /// What the node says of the storage, if it is new.
+    private func takeStorage(_ node: BackendNode) {
+        do throws(NegotiationError) {
+            guard let request = try node.deviceRequest(from: options.storageSource) else { return }
+            rejected = nil
+            if request != configured {
+                configured = request
+                pending.append(.storageConfigured(request))
             }
+        } catch {
+            reject(error)
         }
     }
 
