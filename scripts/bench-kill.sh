@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # shellcheck disable=SC2317  # functions that a trap calls
 # How long a guest waits when its worker is killed: one guest reads 4k at a time, and its worker is killed again and again.
-# usage: bench-kill.sh [KILLS [FORMAT:PATH]]     what was staged in build/release; a file by default
+# usage: bench-kill.sh [KILLS [FORMAT:PATH [kill|upgrade]]]     what was staged in build/release; a file by default
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 kills=${1:-60}
 image=${2:-raw:}
+how=${3:-kill}
 root=$PWD/build/release
 export PATH=$root/bin:$PATH
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/xbb-kill.XXXXXX") || exit 1
@@ -24,19 +25,23 @@ xbb-loopback domain create --dir "$xen" 1 >/dev/null
 truncate -s 64M "$work/image"
 [[ $image == raw: ]] && image+=$work/image
 xbbctl attach 1 xvda "$image" --loopback "$xen" --socket "$run/xbbd.sock" >/dev/null || exit 1
-xbb-blkfront load --dir "$xen" --domid 1 --rw randread --bs 4k --depth 1 --pauses 5 --json --time "$((kills * 12 / 10 + 3))" \
+xbb-blkfront load --dir "$xen" --domid 1 --rw randread --bs 4k --depth 1 --pauses 5 --json --time "$((kills * 13 / 10 + 4))" \
     >"$work/load.json" &
 load=$!
 sleep 1
 for _ in $(seq "$kills"); do
     sleep 1.1
+    if [[ $how == upgrade ]]; then
+        xbbctl upgrade 1 xvda --loopback "$xen" --socket "$run/xbbd.sock" >/dev/null || exit 1
+        continue
+    fi
     read -r process _ <"$run/vbd-vbd-1-51712.lock"
     kill -KILL "$process"
 done
 wait "$load" || exit 1
 # The machine makes pauses of its own; as many of the longest as there were kills are taken for those of the kills.
 jq -r --argjson kills "$kills" '.pauses_ms | sort | .[-$kills:] |
-    "\($kills) kills: median \(.[length / 2 | floor]) ms, 90 %: \(.[length * 0.9 | floor]) ms, shortest \(.[0]) ms, longest \(.[-1]) ms"' \
+    "\($kills) times: median \(.[length / 2 | floor]) ms, 90 %: \(.[length * 0.9 | floor]) ms, shortest \(.[0]) ms, longest \(.[-1]) ms"' \
     "$work/load.json"
 jq -r --argjson kills "$kills" '"\(.pauses_ms | length - $kills) other pauses of 5 ms or more"' "$work/load.json"
 echo "$(nproc) cores, load average $(cut -d' ' -f1-3 /proc/loadavg)"
