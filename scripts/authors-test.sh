@@ -32,7 +32,8 @@ leave() { # a script that ends, in whatever way, leaves nothing running that it 
 }
 run() { # WHAT LIMIT SCRIPT: in the current folder
     local started=$SECONDS
-    if [[ -s $3 ]] && timeout --kill-after=10 "$2" bash -euo pipefail "$3" >"$3.log" 2>&1; then
+    # More than what `leave` wrote.
+    if [[ $(wc -l <"$3") -gt 1 ]] && timeout --kill-after=10 "$2" bash -euo pipefail "$3" >"$3.log" 2>&1; then
         passed=$((passed + 1))
         echo "ok      $1 ($((SECONDS - started)) s)"
     else
@@ -49,7 +50,7 @@ for name in "${names[@]}"; do
     mkdir -p "$work/authors"
     cp -r "$examples/$name" "$folder" || { failed=$((failed + 1)); continue; }
     cd "$folder" || exit 1
-    for section in Build Check; do commands README.md "$section" >"$work/$name-$section"; done
+    for section in Build Check; do { leave; commands README.md "$section"; } >"$work/$name-$section"; done
     {
         leave
         commands "$guide" "A Xen to try it on"
