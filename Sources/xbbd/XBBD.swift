@@ -135,16 +135,12 @@ struct XBBD: ParsableCommand {
         if let logLevel, LogLevel(word: logLevel) == nil {
             throw ValidationError("--log-level '\(logLevel)': expected error, warning, info or debug")
         }
-        for (name, value, range) in [
+        let own: [(name: String, value: Int?, range: ClosedRange<Int>?)] = [
             ("restart-limit", restartLimit, DaemonConfiguration.restartLimits),
             ("restart-window", restartWindow, DaemonConfiguration.restartWindows),
-        ] {
-            if let value, !range.contains(value) {
-                throw ValidationError("--\(name) \(value): expected \(range.lowerBound) to \(range.upperBound)")
-            }
-        }
-        for (name, value) in workerNumbers {
-            if let value, let range = DaemonConfiguration.numberRanges[name], !range.contains(value) {
+        ]
+        for (name, value, range) in own + workerNumbers.map({ ($0, $1, DaemonConfiguration.numberRanges[$0]) }) {
+            if let value, let range, !range.contains(value) {
                 throw ValidationError("--\(name) \(value): expected \(range.lowerBound) to \(range.upperBound)")
             }
         }

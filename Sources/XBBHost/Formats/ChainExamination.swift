@@ -6,22 +6,15 @@ import Xen
 
 /// What `xbb-vbd --inspect IMAGE --chain` does.
 public struct ChainExamination {
-    /// How long the look at one image may take, in seconds.
-    private static let patience: UInt64 = 10
-
     private let path: String
     private let policy: BackingPolicy
-    /// What every process is asked with.
-    private let options: [String]
-    private let pluginDirectories: [String]
+    private let process: OwnProcess
 
     /// The chain of the image at `path`. With a state directory what is remembered of that image counts.
     public init(path: String, pluginDirectories: [String], stateDirectory: String?, backing: BackingPolicy) {
         self.path = path
-        self.pluginDirectories = pluginDirectories
         policy = backing
-        options =
-            pluginDirectories.flatMap { ["--plugin-dir", $0] } + (stateDirectory.map { ["--state-dir", $0] } ?? [])
+        process = OwnProcess(pluginDirectories: pluginDirectories, stateDirectory: stateDirectory)
     }
 
     /// What is in the image, with the member "chain": what is in those below it, from the top down. Where the chain ends
@@ -31,7 +24,7 @@ public struct ChainExamination {
         if let error = top["error"]?.string { throw PluginError(.open, error) }
         var below: [JSON] = []
         var above = (path: Self.absolute(path), answer: top)
-        let seen = ImageChain(policy: policy, pluginDirectories: pluginDirectories)
+        let seen = ImageChain(policy: policy, pluginDirectories: process.pluginDirectories)
         do throws(PluginError) {
             try enter(above.path, top["format"]?.string ?? "", seen)
         } catch {
@@ -64,9 +57,7 @@ public struct ChainExamination {
     }
 
     private func look(_ image: String, _ format: String?) throws(PluginError) -> JSON {
-        try OwnProcess.ask(
-            ["--inspect", image] + options + (format.map { ["--format", $0] } ?? []), about: image,
-            seconds: Self.patience)
+        try process.ask("--inspect", about: image, format.map { ["--format", $0] } ?? [])
     }
 
     /// Names in an image begin in the folder of that image.

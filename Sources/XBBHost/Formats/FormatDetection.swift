@@ -7,20 +7,16 @@ import Xen
 enum FormatDetection {
     /// The word in place of a format.
     static let word = "auto"
-    /// How long a look at an image may take, in seconds.
-    private static let patience: UInt64 = 10
 
     /// The disk with its format; another process of this program looks at the image where nothing is remembered.
     static func resolve(
         _ source: DiskSource, pluginDirectories: [String], stateDirectory: String?, log: Log
     ) throws(PluginError) -> DiskSource {
         guard source.format == word else { return source }
-        var arguments = ["--probe", source.path]
-        for directory in pluginDirectories { arguments += ["--plugin-dir", directory] }
-        if let stateDirectory { arguments += ["--state-dir", stateDirectory] }
+        let process = OwnProcess(pluginDirectories: pluginDirectories, stateDirectory: stateDirectory)
         let answer: JSON
         do throws(PluginError) {
-            answer = try OwnProcess.ask(arguments, about: source.path, seconds: patience)
+            answer = try process.ask("--probe", about: source.path)
         } catch {
             throw PluginError(.open, "\(error); say what the image is: FORMAT:\(source.path)")
         }

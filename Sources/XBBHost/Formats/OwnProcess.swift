@@ -3,12 +3,23 @@
 import Support
 import Xen
 
-enum OwnProcess {
-    /// Starts this program with `arguments` and waits for its answer, an object; one with the member "error" is an answer too.
-    static func ask(_ arguments: [String], about image: String, seconds: UInt64) throws(PluginError) -> JSON {
+/// Processes of this program that look at one image each.
+struct OwnProcess {
+    /// How long the look at one image may take, in seconds.
+    private static let patience: UInt64 = 10
+
+    let pluginDirectories: [String]
+    let stateDirectory: String?
+
+    /// Starts one with the option `question`, "--probe" or "--inspect", and waits for its answer, an object; one with the
+    /// member "error" is an answer too.
+    func ask(_ question: String, about image: String, _ more: [String] = []) throws(PluginError) -> JSON {
+        var arguments = ["/proc/self/exe", question, image]
+        for directory in pluginDirectories { arguments += ["--plugin-dir", directory] }
+        if let stateDirectory { arguments += ["--state-dir", stateDirectory] }
         let result: ChildProgram.Result
         do throws(ChildProgram.StartError) {
-            result = try ChildProgram.run(["/proc/self/exe"] + arguments, seconds: seconds)
+            result = try ChildProgram.run(arguments + more, seconds: Self.patience)
         } catch {
             throw PluginError(.open, "cannot start a process to look at \(image): \(errnoText(error.code))")
         }
