@@ -22,6 +22,8 @@ struct IOQueue: ~Copyable {
     private let pool: Unmanaged<HelperPool>
     /// nil: every request goes to the helper threads.
     private let context: io_context_t?
+    /// Requests that the context has room for.
+    private let contextDepth: Int
     private let isRingReadable: Bool
     private let completionFD: Int32
     private let batch: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?>
@@ -41,17 +43,19 @@ struct IOQueue: ~Copyable {
         isAsynchronous: Bool, size: UnsafeMutablePointer<Atomic<UInt64>>, counters: UnsafeMutablePointer<QueueCounters>
     ) throws(PluginError) {
         var context: io_context_t?
+        var contextDepth = 0
         var completionFD: Int32 = -1
         if isAsynchronous {
-            let code = unsafe io_setup(Int32(depth), &context)
-            if code == -EAGAIN {
+            let code: Int32
+            unsafe (code, context, contextDepth) = unsafe KernelContexts.take(depth: depth)
+            if code == EAGAIN {
                 throw PluginError(EAGAIN, "no room for \(depth) asynchronous requests: raise the sysctl fs.aio-max-nr")
             }
-            guard code == 0 else { throw PluginError(system: "io_setup", -code) }
+            guard code == 0 else { throw PluginError(system: "io_setup", code) }
             completionFD = eventfd(0, Int32(EFD_CLOEXEC) | Int32(EFD_NONBLOCK))
             guard completionFD >= 0 else {
                 let failure = PluginError(system: "eventfd")
-                unsafe _ = io_destroy(context)
+                if let context = unsafe context { unsafe KernelContexts.giveBack(context, depth: contextDepth) }
                 throw failure
             }
         }
@@ -60,6 +64,7 @@ struct IOQueue: ~Copyable {
         self.fd = fd
         unsafe self.pool = unsafe Unmanaged.passUnretained(pool)
         unsafe self.context = unsafe context
+        self.contextDepth = contextDepth
         unsafe isRingReadable = caio_ring_readable(context)
         self.completionFD = completionFD
         unsafe batch = .allocate(capacity: depth)
@@ -72,8 +77,8 @@ struct IOQueue: ~Copyable {
     }
 
     deinit {
-        if unsafe context != nil {
-            unsafe _ = io_destroy(context)
+        if let context = unsafe context {
+            unsafe KernelContexts.giveBack(context, depth: contextDepth)
             close(completionFD)
         }
         unsafe batch.deallocate()

@@ -7,7 +7,7 @@
 
 extern char **environ;
 
-int clinux_spawn(const char *path, char *const arguments[], int output, int kept, pid_t *process)
+int clinux_spawn(const char *path, char *const arguments[], int output, int kept, int second, pid_t *process)
 {
     posix_spawnattr_t attributes;
     posix_spawn_file_actions_t actions;
@@ -29,7 +29,8 @@ int clinux_spawn(const char *path, char *const arguments[], int output, int kept
     if (!error) error = posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
     if (!error && output >= 0) error = posix_spawn_file_actions_adddup2(&actions, output, 1);
     if (!error && kept >= 0) error = posix_spawn_file_actions_adddup2(&actions, kept, 3);
-    if (!error) error = posix_spawn_file_actions_addclosefrom_np(&actions, kept >= 0 ? 4 : 3);
+    if (!error && second >= 0) error = posix_spawn_file_actions_adddup2(&actions, second, 4);
+    if (!error) error = posix_spawn_file_actions_addclosefrom_np(&actions, second >= 0 ? 5 : kept >= 0 ? 4 : 3);
     if (!error) error = posix_spawn(process, path, &actions, &attributes, arguments, environ);
     posix_spawn_file_actions_destroy(&actions);
     posix_spawnattr_destroy(&attributes);

@@ -4,13 +4,13 @@ import CLinux
 import Glibc
 
 /// Starts `program` as clinux_spawn() does, `arguments` with its name first; `output` becomes its standard output and `kept`
-/// its descriptor 3, -1 for none. 0 and the child's number, or an errno.
+/// its descriptor 3, `second` its descriptor 4, -1 for none. 0 and the child's number, or an errno.
 public func startProgram(
-    _ program: String, _ arguments: [String], output: Int32 = -1, kept: Int32 = -1
+    _ program: String, _ arguments: [String], output: Int32 = -1, kept: Int32 = -1, second: Int32 = -1
 ) -> (code: Int32, process: pid_t) {
     var list: [UnsafeMutablePointer<CChar>?] = unsafe arguments.map { unsafe strdup($0) } + [nil]
     defer { for index in unsafe list.indices { unsafe free(list[index]) } }
     var process: pid_t = 0
-    let code = unsafe clinux_spawn(program, &list, output, kept, &process)
+    let code = unsafe clinux_spawn(program, &list, output, kept, second, &process)
     return (code, process)
 }

@@ -32,6 +32,8 @@ let usage = """
       --empty-dir DIR            the root directory from then on: an empty one
       --no-confine               keep all rights; to look for faults, not to serve guests
       --journal PATH             write down there which requests are in flight, for a successor
+      --lock FD                  the inherited descriptor whose flock(2) says who serves the disk; let go with the disk
+      --standby FD               prepare, say so on this inherited socket, and serve when told there and --lock is free
       --predecessor END          how the process ended that served the disk before: unknown (default), handed-over,
                                  killed:HOW or crashed:HOW
       --state-dir DIR            remember there which format each image was served as
@@ -67,6 +69,8 @@ struct CommandLineOptions {
     var emptyDirectory: String?
     var confines = true
     var journal: String?
+    var lock: Int32?
+    var standby: Int32?
     var predecessor = Predecessor.unknown
     var dumpPlugins = false
     var describedPlugin: String?
@@ -136,6 +140,8 @@ func parseArguments() -> CommandLineOptions {
         case "--empty-dir": options.emptyDirectory = value()
         case "--no-confine": options.confines = false
         case "--journal": options.journal = value()
+        case "--lock": options.lock = Int32(number(value(), name, 3...1023))
+        case "--standby": options.standby = Int32(number(value(), name, 3...1023))
         case "--predecessor":
             let text = value()
             guard let end = Predecessor(text) else {
@@ -158,6 +164,7 @@ func parseArguments() -> CommandLineOptions {
         default: fail("unknown option \(name)")
         }
     }
+    if options.standby != nil && options.lock == nil { fail("--standby needs --lock") }
     if options.pluginDirectories.isEmpty { options.pluginDirectories = [defaultPluginDirectory()] }
     return options
 }
@@ -256,6 +263,8 @@ options.tunables = command.tunables
 options.controlSocket = command.control
 options.stateDirectory = command.stateDirectory
 options.journal = command.journal
+options.lock = command.lock
+options.standby = command.standby
 options.predecessor = command.predecessor
 options.logLevel = command.level
 options.backing.directories = command.backingDirectories

@@ -11,8 +11,9 @@ extension XBBCtl {
         static let configuration = CommandConfiguration(
             abstract: "Lets workers of the installed version take over from those that run.",
             discussion: """
-                Requests in flight are finished, then the next worker goes on with the same rings: guests see a short delay. \
-                Where the new worker fails, the program before it comes back, and the exit status is 1.
+                New workers prepare themselves; then requests in flight are finished, and the new ones go on with the same \
+                rings: guests see a short delay. Where a new worker does not get ready, the old one serves on; where it \
+                fails later, the program before it comes back. The exit status is 1 then.
                 """)
         @ParentCommand var parent: XBBCtl
         @Argument(help: "The guest's domain number; without it, all devices.")
@@ -55,9 +56,17 @@ extension XBBCtl {
                 var failed = false
                 while !old.isEmpty {
                     for row in try connection.ask(.list).value["vbds"]?.elements ?? [] {
-                        guard let name = row["vbd"]?.string, let before = old[name], let now = row["pid"]?.unsigned,
-                            now != before, answers(name, connection)
-                        else { continue }
+                        guard let name = row["vbd"]?.string, let before = old[name], let now = row["pid"]?.unsigned
+                        else {
+                            continue
+                        }
+                        if now == before, let reason = row["refused"]?.string {
+                            old[name] = nil
+                            failed = true
+                            print("\(name): worker \(before) serves on, the new one cannot take over: \(reason)")
+                            continue
+                        }
+                        guard now != before, answers(name, connection) else { continue }
                         old[name] = nil
                         let wentBack = row["went_back"].map { $0 == .bool(true) } ?? false
                         failed = failed || wentBack

@@ -122,6 +122,14 @@ final class DaemonLab {
         return program
     }
 
+    /// Ends every xbbd at once, without a chance to say goodbye.
+    func killDaemons() {
+        for daemon in daemons where daemon.exit == nil {
+            daemon.process.send(SIGKILL)
+            daemon.wait()
+        }
+    }
+
     func ask(_ request: ControlRequest) throws -> JSON {
         try ControlClient(path: socket).call(request).value
     }

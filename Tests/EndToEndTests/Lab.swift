@@ -55,9 +55,17 @@ final class Lab {
     func attach(
         _ number: UInt32 = 51712, _ storage: Storage = Storage(), arguments: [String] = [], environment: [String] = []
     ) throws -> Disk {
+        let disk = try prepare(number, storage, arguments: arguments, environment: environment)
+        try disk.startWorker()
+        return disk
+    }
+
+    /// A disk with nodes, without a worker.
+    func prepare(
+        _ number: UInt32 = 51712, _ storage: Storage = Storage(), arguments: [String] = [], environment: [String] = []
+    ) throws -> Disk {
         let disk = try Disk(self, number, storage, arguments, environment)
         disks.append(disk)
-        try disk.startWorker()
         return disk
     }
 
@@ -93,7 +101,7 @@ final class Lab {
 
     /// Ends everything without checks; also what a test that failed has left.
     func stop() {
-        for disk in disks { disk.worker.kill() }
+        for disk in disks { disk.killWorkers() }
         disks = []
         xen.stop()
         try? FileManager.default.removeItem(atPath: directory)
@@ -129,6 +137,8 @@ final class Disk {
     private let arguments: [String]
     private let environment: [String]
     private var logs: [String] = []
+    /// Workers that were started beside the one that serves.
+    private var others: [Worker] = []
 
     fileprivate init(
         _ lab: Lab, _ number: UInt32, _ storage: Storage, _ arguments: [String], _ environment: [String]
@@ -178,16 +188,37 @@ final class Disk {
     }
 
     /// Starts a worker (again) and tells it where the storage is.
-    func startWorker(_ more: [String] = [], environment: [String]? = nil) throws {
-        if worker.hasStarted {
-            logs.append(worker.log)
-            worker = Worker(lab: lab, number: number, generation: worker.generation + 1)
-        }
+    func startWorker(_ more: [String] = [], environment: [String]? = nil, descriptors: [Int32] = []) throws {
+        if worker.hasStarted { follow(with: Worker(lab: lab, number: number, generation: nextGeneration)) }
         try worker.start(
-            backend: back, plugins: lab.plugins, arguments + more, environment: environment ?? self.environment)
+            backend: back, plugins: lab.plugins, arguments + more, environment: environment ?? self.environment,
+            descriptors: descriptors)
         if let format = storage.format { try write("xbb-format", format) }
         if let options = storage.options { try write("xbb-options", options) }
         try write("physical-device-path", path)
+    }
+
+    /// Starts a worker beside the one that serves, without waiting for anything.
+    func startBeside(_ more: [String], environment: [String], descriptors: [Int32]) throws -> Worker {
+        let other = Worker(lab: lab, number: number, generation: nextGeneration)
+        others.append(other)
+        try other.start(
+            backend: back, plugins: lab.plugins, arguments + more, environment: environment, descriptors: descriptors,
+            awaitsSocket: false)
+        return other
+    }
+
+    /// Makes another worker the one that serves.
+    func follow(with next: Worker) {
+        logs.append(worker.log)
+        worker = next
+    }
+
+    private var nextGeneration: Int { max(worker.generation, others.map(\.generation).max() ?? 0) + 1 }
+
+    fileprivate func killWorkers() {
+        for other in others { other.kill() }
+        worker.kill()
     }
 
     /// Everything that its workers have logged.

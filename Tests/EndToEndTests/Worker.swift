@@ -29,7 +29,11 @@ final class Worker {
     var hasStarted: Bool { process != 0 }
     var log: String { (try? String(contentsOfFile: logPath, encoding: .utf8)) ?? "" }
 
-    func start(backend: String, plugins: String, _ arguments: [String], environment extra: [String] = []) throws {
+    /// `descriptors` become its 3, 4 and so on. Without `awaitsSocket` it returns before the worker has come to anything.
+    func start(
+        backend: String, plugins: String, _ arguments: [String], environment extra: [String] = [],
+        descriptors: [Int32] = [], awaitsSocket: Bool = true
+    ) throws {
         let words =
             [
                 "\(buildDirectory)/xbb-vbd", "--backend-path", backend, "--loopback", loopback, "--plugin-dir", plugins,
@@ -43,12 +47,17 @@ final class Worker {
         posix_spawn_file_actions_init(&actions)
         defer { posix_spawn_file_actions_destroy(&actions) }
         posix_spawn_file_actions_addopen(&actions, 2, logPath, O_WRONLY | O_CREAT | O_APPEND, 0o600)
+        for (index, descriptor) in descriptors.enumerated() {
+            posix_spawn_file_actions_adddup2(&actions, descriptor, Int32(3 + index))
+        }
         let result = posix_spawn(&process, words[0], &actions, nil, &pointers, &environment)
         guard result == 0 else { throw LabError("spawn \(words[0]): error \(result)") }
-        try eventually("the control socket of \(backend); log: \(log)") {
-            !isRunning || FileManager.default.fileExists(atPath: socketPath)
-        }
+        if !awaitsSocket { return }
+        try eventually("the control socket of \(backend); log: \(log)") { !isRunning || hasSocket }
     }
+
+    /// It serves, or is about to.
+    var hasSocket: Bool { FileManager.default.fileExists(atPath: socketPath) }
 
     var isRunning: Bool {
         if process == 0 || status != nil { return false }

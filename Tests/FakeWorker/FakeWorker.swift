@@ -12,6 +12,8 @@
 //   exit N     ends with status N at once
 //   crash      dies of SIGABRT at once
 //   orphan     leaves a child that holds descriptor 3 for 2 seconds, and ends with status 1
+//   hang       never gets ready to stand by
+//   late N     stands by and takes over, then ends with status N
 //   hand-over  ends with status 0 after 0.2 s and leaves the node as it is
 //
 // Each start appends a line to FAKE_WORKER_DIR/log: number of the process, VBD.
@@ -72,14 +74,33 @@ struct FakeWorker {
             usleep(200_000)
             exit(0)
         case _ where word.hasPrefix("exit "): exit(Int32(word.dropFirst(5)) ?? 99)
+        case "hang" where argument("--standby") != nil:
+            while true { sleep(60) }
         default: break
         }
+        if argument("--standby") != nil { standBy() }
+        if word.hasPrefix("late ") { exit(Int32(word.dropFirst(5)) ?? 99) }
         do {
             try FakeWorker(path: path, word: word).run()
         } catch {
             say("fake-worker: \(error)\n", to: 2)
             exit(1)
         }
+    }
+
+    /// Waits for its turn as xbb-vbd does: a word on descriptor 4, then the lock of descriptor 3.
+    static func standBy() {
+        say("ready\n", to: 4)
+        var word: [UInt8] = []
+        var byte: UInt8 = 0
+        while byte != UInt8(ascii: "\n") {
+            if read(4, &byte, 1) != 1 { exit(0) }
+            word.append(byte)
+        }
+        flock(3, LOCK_EX)
+        ftruncate(3, 0)
+        let note = String(decoding: word, as: UTF8.self).split(separator: " ").dropFirst().prefix(2)
+        pwrite(3, note.joined(separator: " ") + "\n", note.joined().utf8.count + 2, 0)
     }
 
     init(path: String, word: String) throws {
@@ -147,7 +168,8 @@ struct FakeWorker {
             for _ in 0..<64 { say(block, to: client) }
         default:
             let arguments = CommandLine.arguments.map(quoted).joined(separator: ",")
-            say("{\"request\":\(quoted(String(line))),\"pid\":\(getpid()),\"arguments\":[\(arguments)]}\n", to: client)
+            let facts = "\"stage\":\"ready\",\"request\":\(quoted(String(line))),\"pid\":\(getpid())"
+            say("{\(facts),\"arguments\":[\(arguments)]}\n", to: client)
         }
     }
 }

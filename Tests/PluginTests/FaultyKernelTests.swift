@@ -25,6 +25,8 @@ struct FaultyKernel {
     }
 
     let plugin: Plugin
+    /// Another one for days without a readable ring: a plugin keeps its contexts, spoilt ones too.
+    let ringless: Plugin
     private let accessor: @convention(c) () -> UnsafeMutableRawPointer
 
     /// Loaded once: the copy of the plugin stays bound to the shim.
@@ -42,8 +44,11 @@ struct FaultyKernel {
         let settingsOfThread = unsafeBitCast(symbol, to: (@convention(c) () -> UnsafeMutableRawPointer).self)
         accessor = settingsOfThread
         // Another file is another library to the loader, also if the plugin is loaded already.
-        shell("cp \(library("file")) \(folder.path)/libxbb-file-copy.so")
-        plugin = try Plugin("file", library: "\(folder.path)/libxbb-file-copy.so")
+        func copy(_ name: String) throws -> Plugin {
+            shell("cp \(library("file")) \(folder.path)/libxbb-file-\(name).so")
+            return try Plugin("file", library: "\(folder.path)/libxbb-file-\(name).so")
+        }
+        (plugin, ringless) = (try copy("copy"), try copy("ringless"))
     }
 
     /// The settings of the calling thread.
@@ -102,7 +107,8 @@ struct FaultyKernel {
         let kernel = try FaultyKernel.shared.get()
         kernel.mine.pointee = FaultyKernelTests.days[day]
         defer { kernel.mine.pointee = .init() }
-        let disk = try Disk(kernel.plugin, folder.file("disk", size: 2 << 20), ["direct": "on"])
+        let plugin = FaultyKernelTests.days[day].noRing != 0 ? kernel.ringless : kernel.plugin
+        let disk = try Disk(plugin, folder.file("disk", size: 2 << 20), ["direct": "on"])
         let queue = try Queue(disk)
         var model = DataModel(size: 2 << 20, seed: UInt64(100 + day))
         try model.run(on: queue, count: 600, depth: 20, seed: UInt64(100 + day))

@@ -6,9 +6,10 @@
 #include <sys/types.h>
 
 /* Starts `path` in a process group of its own with no signal blocked or ignored, standard input from /dev/null, standard
- * output to `output` (-1: as here), descriptor 3 a copy of `kept` (-1: none), and no other descriptor than 0 to 3.
- * The environment is that of this process. 0 and *process, or an errno, also that of a failed execve. */
-int clinux_spawn(const char *path, char *const arguments[], int output, int kept, pid_t *process);
+ * output to `output` (-1: as here), descriptor 3 a copy of `kept` (-1: none), 4 one of `second` (-1: none; only with
+ * `kept`, and not 3 itself), and no other descriptor than these. The environment is that of this process. 0 and *process,
+ * or an errno, also that of a failed execve. */
+int clinux_spawn(const char *path, char *const arguments[], int output, int kept, int second, pid_t *process);
 
 /* A close-on-exec descriptor of a process that is readable once it has ended; -1 and errno. */
 int clinux_pidfd_open(pid_t process);

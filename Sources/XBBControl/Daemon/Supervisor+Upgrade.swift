@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Workers of a new version take over from those that run, and the old version comes back where the new one fails.
 //
-// A worker that is told to hand over finishes what is in flight and ends; the next one goes on with the same rings. The
-// program of the one that ends is kept open, so that it is there after its file was replaced.
+// The new worker is started beside the old one and prepares itself. Only when it says that it is ready is the old one told
+// to hand over; if it is not, the old one serves on. The program of the old one is kept open, so that it is there after its
+// file was replaced.
 import CLinux
 import Glibc
 import Support
@@ -13,9 +14,11 @@ extension Supervisor {
     enum Replacement {
         /// None, or it is long ago.
         case none
+        /// A new worker prepares itself; the program of the one that serves.
+        case preparing(Descriptor?)
         /// The worker was told to hand over; its program.
         case draining(Descriptor?)
-        /// A new worker was started at this time, in ns; the program of the one before.
+        /// A new worker took over at this time, in ns; the program of the one before.
         case onTrial(Descriptor, since: UInt64)
         /// The new worker failed; workers are of this program until the next upgrade.
         case wentBack(Descriptor)
@@ -25,30 +28,149 @@ extension Supervisor {
         }
     }
 
-    /// Tells workers to hand over; returns who was told.
+    /// Starts new workers beside those that serve; returns whose disks are to go over.
     func upgrade(_ vbd: VBDReference?) throws(ControlError) -> [JSON] {
         let chosen = try vbd.map { (vbd) throws(ControlError) in [try record(vbd)] } ?? Array(records.values)
         var told: [JSON] = []
         for record in chosen.sorted(by: { $0.address < $1.address }) {
             guard let process = record.process else { continue }
-            let raw = unsafe clinux_open("/proc/\(process.process)/exe", O_RDONLY | O_CLOEXEC, 0)
-            record.replacement = .draining(raw < 0 ? nil : Descriptor(owning: raw))
-            process.send(SIGTERM)
-            log(record.address).info("\(record.address): worker \(process.process) is told to hand over")
             told.append(.object([("vbd", .string("\(record.address)")), ("pid", .integer(process.process))]))
+            switch record.replacement {
+            case .preparing, .draining: break
+            case .none, .onTrial, .wentBack: begin(record, process)
+            }
         }
         if told.isEmpty, let vbd { throw ControlError("\(vbd) has no worker that could hand over") }
         return told
     }
 
+    private func begin(_ record: Record, _ process: WorkerProcess) {
+        let raw = unsafe clinux_open("/proc/\(process.process)/exe", O_RDONLY | O_CLOEXEC, 0)
+        record.replacement = .preparing(raw < 0 ? nil : Descriptor(owning: raw))
+        record.refusal = nil
+        dismiss(record)
+        let arguments = settings.workers.arguments(
+            for: record.address, own: own, in: directory, predecessor: nil, standsBy: true)
+        do throws(XenError) {
+            let standby = try startStandby(record, arguments)
+            log(record.address).info(
+                "\(record.address): worker \(standby.process.process) prepares to take over from \(process.process)")
+        } catch {
+            refuse(record, "\(error)")
+        }
+    }
+
+    /// The old worker serves on, and so does its program after it.
+    private func refuse(_ record: Record, _ reason: String) {
+        guard case .preparing(let program) = record.replacement else { return }
+        record.replacement = program.map { .wentBack($0) } ?? .none
+        record.refusal = reason
+        let process = record.process.map { "worker \($0.process)" } ?? "the old version"
+        log(record.address).error(
+            "\(record.address): the new worker cannot take over (\(reason)); \(process) serves on")
+    }
+
+    // MARK: Who stands by
+
+    private func startStandby(_ record: Record, _ arguments: [String]) throws(XenError) -> Standby {
+        let standby = try Standby(arguments, lockPath: directory.workerLock(record.address))
+        do throws(XenError) {
+            try loop.add(standby.process.pidfd.raw) { [unowned self, unowned record] in standbyEnded(record) }
+            if let channel = standby.channel {
+                try loop.add(channel.raw) { [unowned self, unowned record] in standbySpoke(record) }
+            }
+        } catch {
+            bury(standby)
+            throw error
+        }
+        record.standby = standby
+        return standby
+    }
+
+    private func standbySpoke(_ record: Record) {
+        guard let standby = record.standby, standby.takeWord(loop) else { return }
+        guard case .preparing(let program) = record.replacement, let process = record.process else { return }
+        guard standby.call(after: nil, loop) else { return }
+        process.send(SIGTERM)
+        record.replacement = .draining(program)
+        log(record.address).info("\(record.address): worker \(process.process) is told to hand over")
+    }
+
+    private func standbyEnded(_ record: Record) {
+        guard let standby = record.standby, let exit = standby.process.takeExit() else { return }
+        loop.remove(standby.process.pidfd.raw)
+        standby.closeChannel(loop)
+        record.standby = nil
+        switch record.replacement {
+        case .preparing: refuse(record, "\(exit)")
+        case .draining:
+            // The old worker is on its way out; its program goes on when it has ended.
+            log(record.address).error("\(record.address): the new worker failed while it took over (\(exit))")
+        case .none, .onTrial, .wentBack: break
+        }
+    }
+
+    /// Ends what takes too long to get ready.
+    func expireStandby(_ record: Record, now: UInt64) {
+        guard let deadline = record.standby?.deadline, deadline <= now else { return }
+        dismiss(record)
+        refuse(record, "it was not ready within \(Standby.patience / RestartPolicy.second) s")
+    }
+
+    /// Ends whoever stands by.
+    func dismiss(_ record: Record) {
+        guard let standby = record.standby else { return }
+        record.standby = nil
+        bury(standby)
+    }
+
+    /// Kills a process that serves nobody, and takes its end when it comes.
+    private func bury(_ standby: Standby) {
+        standby.closeChannel(loop)
+        let process = standby.process
+        loop.remove(process.pidfd.raw)
+        process.send(SIGKILL)
+        do throws(XenError) {
+            try loop.add(process.pidfd.raw) { [unowned self] in
+                if process.takeExit() != nil { loop.remove(process.pidfd.raw) }
+            }
+        } catch {
+            log.warning("\(error)")
+        }
+    }
+
+    /// Makes the process that stands by the worker, after the one before has ended; nil where there is none that can.
+    func promote(_ record: Record) -> WorkerProcess? {
+        guard let standby = record.standby else { return nil }
+        guard standby.isCalled || standby.call(after: record.lastExit, loop) else {
+            dismiss(record)
+            return nil
+        }
+        record.standby = nil
+        loop.remove(standby.process.pidfd.raw)
+        return standby.process
+    }
+
+    // MARK: The end of a worker
+
     /// What the end of a worker means for an upgrade; true if it ended as it was told to.
     func noteEnd(_ exit: WorkerExit, of record: Record) -> Bool {
+        let now = clinux_monotonic_ns()
         switch record.replacement {
+        case .preparing(let program):
+            // It did not wait to be told. The new version goes on from what it left, like after any other end.
+            dismiss(record)
+            record.replacement = program.map { .onTrial($0, since: now) } ?? .none
+            return false
         case .draining(let program):
-            record.replacement = program.map { .onTrial($0, since: clinux_monotonic_ns()) } ?? .none
+            if record.standby != nil {
+                record.replacement = program.map { .onTrial($0, since: now) } ?? .none
+                return true
+            }
+            record.replacement = program.map { .wentBack($0) } ?? .none
             return !exit.isFailure && !exit.isFromOutside
         case .onTrial(let program, let since):
-            if clinux_monotonic_ns() &- since > settings.policy.steadySeconds * RestartPolicy.second {
+            if now &- since > settings.policy.steadySeconds * RestartPolicy.second {
                 record.replacement = .none
                 return false
             }

@@ -36,6 +36,12 @@ extension Supervisor {
         let address = record.address
         if isStopping { return .startFailed("xbbd ends") }
         do throws(XenError) {
+            if let process = promote(record) {
+                try follow(process, record)
+                record.startCount += 1
+                log(address).info("\(address): worker \(process.process) takes over")
+                return .started
+            }
             let lock: FileLock
             switch try FileLock.attempt(directory.workerLock(address)) {
             case .taken(let taken): lock = taken
@@ -98,6 +104,7 @@ extension Supervisor {
             log(record.address).error("\(record.address): \(error)")
             hand(.exited(exit, record.supervision.node), to: record)
         }
+        if record.supervision.deadline == nil { dismiss(record) }
         if case .waiting(let until) = record.supervision.phase {
             let now = clinux_monotonic_ns()
             let left = max(until, now) - now
@@ -109,6 +116,7 @@ extension Supervisor {
 
     /// Drops a VBD whose node is gone, with its files unless somebody still holds them.
     private func forget(_ record: Record) {
+        dismiss(record)
         records[record.address] = nil
         do throws(XenError) {
             guard case .taken(let lock) = try FileLock.attempt(directory.workerLock(record.address)) else { return }

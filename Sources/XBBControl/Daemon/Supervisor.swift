@@ -13,10 +13,14 @@ public final class Supervisor {
         var supervision: VBDSupervision
         /// The worker, if it is known.
         var process: WorkerProcess?
+        /// Who is prepared to serve it next.
+        var standby: Standby?
         /// How the last worker ended that is known of.
         var lastExit: WorkerExit?
         /// The change of the worker's program that is under way.
         var replacement = Replacement.none
+        /// Why the last upgrade was not begun.
+        var refusal: String?
         /// Workers started for this VBD by this process.
         var startCount = 0
         /// It was said that somebody else serves this VBD.
@@ -173,7 +177,12 @@ public final class Supervisor {
         func consider(_ other: UInt64?) {
             if let other { deadline = min(deadline, other) }
         }
-        if !isStopping { for record in records.values { consider(record.supervision.deadline) } }
+        if !isStopping {
+            for record in records.values {
+                consider(record.supervision.deadline)
+                consider(record.standby?.deadline)
+            }
+        }
         for call in calls.values { consider(call.deadline) }
         consider(pluginDump?.deadline)
         return deadline
@@ -192,6 +201,7 @@ public final class Supervisor {
         if let pluginDump, pluginDump.deadline <= now { pluginDump.expire() }
         if isStopping { return }
         for record in records.values {
+            expireStandby(record, now: now)
             if let deadline = record.supervision.deadline, deadline <= now { hand(.timer, to: record) }
         }
     }
@@ -208,6 +218,8 @@ public final class Supervisor {
         }
         log.info("SIG\(info.ssi_signo == UInt32(SIGINT) ? "INT" : "TERM")")
         stopDeadline = clinux_monotonic_ns() &+ 10 * RestartPolicy.second
+        // Who is taking over goes on; who only stands by is of no use to the next xbbd.
+        for record in records.values where record.standby?.isCalled == false { dismiss(record) }
         if settings.stopsWorkers {
             for record in records.values { record.process?.send(SIGTERM) }
         }

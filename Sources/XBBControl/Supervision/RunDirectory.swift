@@ -49,7 +49,7 @@ struct RunDirectory {
 /// An exclusive flock(2) on a file that is made where there is none.
 ///
 /// The lock belongs to the open file, not to the process: a child that inherits the descriptor goes on holding it, so
-/// that a worker needs to know nothing of it and holds it until its last process has ended.
+/// that a worker holds it until its last process has ended, or until it unlocks it because it has handed over.
 struct FileLock {
     /// The locked file, close-on-exec.
     let file: Descriptor

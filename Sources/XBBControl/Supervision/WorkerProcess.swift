@@ -63,12 +63,13 @@ final class WorkerProcess {
         self.isAdopted = isAdopted
     }
 
-    /// Starts a program with clinux_spawn(); `kept` becomes its descriptor 3, `output` its standard output.
+    /// Starts a program with clinux_spawn(); `kept` becomes its descriptor 3, `second` 4, `output` its standard output.
     static func spawn(
-        _ arguments: [String], output: Descriptor? = nil, kept: Descriptor? = nil
+        _ arguments: [String], output: Descriptor? = nil, kept: Descriptor? = nil, second: Descriptor? = nil
     ) throws(XenError) -> WorkerProcess {
         guard let program = arguments.first else { throw XenError(EINVAL, "start a process without a name") }
-        let (code, process) = startProgram(program, arguments, output: output?.raw ?? -1, kept: kept?.raw ?? -1)
+        let (code, process) = startProgram(
+            program, arguments, output: output?.raw ?? -1, kept: kept?.raw ?? -1, second: second?.raw ?? -1)
         if code != 0 { throw XenError(code, "start \(program)") }
         let raw = clinux_pidfd_open(process)
         if raw < 0 {

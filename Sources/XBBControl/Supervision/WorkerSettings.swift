@@ -23,15 +23,18 @@ public struct WorkerSettings: Sendable, Equatable {
         self.pluginDirectories = pluginDirectories
     }
 
-    /// The arguments for a VBD, the program's name first. `predecessor` says how the last worker ended.
+    /// The arguments for a VBD, the program's name first. `predecessor` says how the last worker ended. The lock is its
+    /// descriptor 3 and, for one that stands by, the channel 4.
     func arguments(
-        for address: VBDAddress, own: DomainID, in directory: RunDirectory, predecessor: WorkerExit?
+        for address: VBDAddress, own: DomainID, in directory: RunDirectory, predecessor: WorkerExit?,
+        standsBy: Bool = false
     ) -> [String] {
         var arguments = [executable, "--backend-path", address.backendPath(own: own)]
         if let loopback { arguments += ["--loopback", loopback] }
         arguments += pluginArguments
         arguments += ["--control", directory.workerSocket(address), "--empty-dir", directory.emptyDirectory]
         arguments += ["--journal", directory.workerJournal(address)]
+        arguments += ["--lock", "3"] + (standsBy ? ["--standby", "4"] : [])
         if let predecessor { arguments += ["--predecessor", predecessor.asPredecessor] }
         arguments += ["--storage-source", StorageSource(kind: address.kind) == .params ? "params" : "hotplug"]
         return arguments + options

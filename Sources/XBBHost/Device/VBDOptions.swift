@@ -29,6 +29,11 @@ public struct VBDOptions: Sendable {
     public var controlSocket: String?
     /// The file that says which requests are in flight, for a successor of this process; nil: none.
     public var journal: String?
+    /// A descriptor of the file whose flock(2) says who serves the disk, inherited locked; nil: nobody asks.
+    public var lock: Int32?
+    /// A descriptor of a socket: the process stands by until it is told there that its turn has come, and then waits for
+    /// ``lock``, which it does not hold yet. nil: it serves at once.
+    public var standby: Int32?
     /// How the process ended that served the disk before.
     public var predecessor = Predecessor.unknown
     /// What the disk begins with of all that can be changed while it is served; polling is ``pollNanoseconds``.

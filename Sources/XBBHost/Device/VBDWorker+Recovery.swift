@@ -47,11 +47,11 @@ extension VBDWorker {
                 guard let journal else { throw JournalProblem(journalProblem ?? "there is none") }
                 let mapping = try journal.adopt(connection)
                 return (0..<node.rings.count).map {
-                    QueueJournalSource(mapping: mapping, index: $0, inheritance: .journal(options.predecessor))
+                    QueueJournalSource(mapping: mapping, index: $0, inheritance: .journal(predecessor))
                 }
             } catch {
                 // Who hands over has answered all that it took, so that the ring alone says what is to be done.
-                if options.predecessor != .handedOver { inheritance = .unusable(error.text) }
+                if predecessor != .handedOver { inheritance = .unusable(error.text) }
                 log.info("journal \(options.journal ?? ""): \(error.text)")
             }
         }
@@ -86,8 +86,8 @@ extension VBDWorker {
             let plugin = device?.library.name ?? ""
             let examples = found.flatMap(\.examples).prefix(3).joined(separator: ", ")
             log.write(
-                options.predecessor.hasCrashed ? .error : .info,
-                "the process before this one \(options.predecessor.text) with \(count) requests in flight in plugin "
+                predecessor.hasCrashed ? .error : .info,
+                "the process before this one \(predecessor.text) with \(count) requests in flight in plugin "
                     + "'\(plugin)', which are done again\(found.contains(where: \.isCareful) ? " one by one" : ""): "
                     + "\(examples)\(count > 3 ? ", ..." : "")")
         }

@@ -20,6 +20,10 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     let mailbox: Mailbox
     let faultLimit = RateLimit()
     var machine: VBDMachine
+    /// Who serves the disk; nil where nobody asks.
+    var lock: DiskLock?
+    /// How the process ended that served the disk before.
+    var predecessor: Predecessor
     var tunables: Tunables
 
     /// The frontend's domain and node, as the toolstack wrote them.
@@ -66,6 +70,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         store = try platform.openStore()
         guard let mailbox = Mailbox() else { throw XenError(errno, "make an event descriptor") }
         self.mailbox = mailbox
+        predecessor = options.predecessor
+        lock = try options.lock.map { (descriptor) throws(XenError) in try DiskLock(owning: descriptor) }
         tunables = options.tunables
         tunables.pollMicroseconds = options.pollNanoseconds / 1000
         machine = VBDMachine(attachment: VBDMachine.Attachment(state: nil))
@@ -74,6 +80,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
 
     /// Runs until the VBD is over. `signals` is a signalfd with SIGTERM and SIGINT, or -1.
     public func run(signals: Int32 = -1) throws(XenError) -> VBDMachine.ExitReason {
+        if let channel = options.standby, !(try standBy(channel, signals: signals)) { return .handedOver }
         if let path = options.controlSocket {
             do throws(PluginError) {
                 control = try ControlSocket(path: path)
@@ -165,7 +172,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     // MARK: XenStore
 
     /// The whole node in one transaction; nil if it is gone, a failure if a key breaks a rule.
-    private func readBackend() throws(XenError) -> Result<BackendNode, NegotiationError>? {
+    func readBackend() throws(XenError) -> Result<BackendNode, NegotiationError>? {
         try store.transaction { [store, options] (transaction) throws(XenError) in
             var gone = false
             var failure: XenError?
@@ -386,7 +393,13 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         device = nil
         log.info("done: \(reason)")
         switch reason {
-        case .handedOver, .storeFailed: break
+        case .handedOver:
+            KillPoint.reach(.closed)
+            // A name that the next process gives to its own socket.
+            control = nil
+            lock?.letGo()
+            KillPoint.reach(.letGo)
+        case .storeFailed: break
         case .detached, .vanished, .conflict:
             do throws(XenError) { try store.remove(errorNode, in: .none) } catch {}
         }

@@ -39,6 +39,16 @@ enum KillPoint: String, CaseIterable, Sendable {
     case draining
     /// Nothing is in flight and mapped any more.
     case drained
+    /// Before it hands over: the storage is closed.
+    case closed
+    /// The next process may begin, and this one has not ended.
+    case letGo
+    /// A process is ready to stand by and has not said so.
+    case prepared
+    /// One that stands by was told that its turn has come.
+    case called
+    /// It holds the lock, and nobody knows.
+    case inherited
 
     /// Kills the process where XBB_KILL_POINT names this place: "taken", or "taken:3" for the third time.
     @inline(__always)

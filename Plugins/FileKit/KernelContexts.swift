@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Contexts of Linux AIO that no queue uses at present.
+//
+// To destroy one takes the kernel a grace period of RCU, some 30 ms in which the caller sleeps and a guest waits whose disk
+// goes over to another process. So a queue that closes leaves its context for the next one, and the end of the process
+// takes away what is left. There are never more than were in use at the same time.
+import CAIO
+import Synchronization
+
+/// The store of contexts of this process.
+enum KernelContexts {
+    @safe
+    private struct Kept: @unchecked Sendable {
+        let context: io_context_t
+        let depth: Int
+    }
+    private static let kept = Mutex<[Kept]>([])
+
+    /// A context with nothing in flight that has room for `depth` requests, and for how many it has; else the kernel's errno.
+    static func take(depth: Int) -> (code: Int32, context: io_context_t?, depth: Int) {
+        let (fitting, other) = kept.withLock { kept -> (Kept?, Kept?) in
+            let best = kept.indices.filter { kept[$0].depth >= depth }.min { kept[$0].depth < kept[$1].depth }
+            if let best { return (kept.remove(at: best), nil) }
+            return (nil, kept.popLast())
+        }
+        if let fitting { return unsafe (0, fitting.context, fitting.depth) }
+        if let other { unsafe _ = io_destroy(other.context) }
+        var context: io_context_t?
+        let code = unsafe io_setup(Int32(clamping: depth), &context)
+        return unsafe (-code, context, depth)
+    }
+
+    /// Keeps a context for which nothing is in flight and all completions were read.
+    static func giveBack(_ context: io_context_t, depth: Int) {
+        kept.withLock { $0.append(unsafe Kept(context: context, depth: depth)) }
+    }
+}
