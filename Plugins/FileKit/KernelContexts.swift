@@ -3,7 +3,8 @@
 //
 // To destroy one takes the kernel a grace period of RCU, some 30 ms in which the caller sleeps and a guest waits whose disk
 // goes over to another process. So a queue that closes leaves its context for the next one, and the end of the process
-// takes away what is left. There are never more than were in use at the same time.
+// takes away what is left. There are never more than were in use at the same time, and no more than a few: all processes
+// of the machine share the sysctl fs.aio-max-nr.
 import CAIO
 import Synchronization
 
@@ -15,6 +16,8 @@ enum KernelContexts {
         let depth: Int
     }
     private static let kept = Mutex<[Kept]>([])
+    /// The most requests that all contexts together have room for: those of eight queues of the largest rings.
+    private static let mostRequests = 8192
 
     /// A context with nothing in flight that has room for `depth` requests, and for how many it has; else the kernel's errno.
     static func take(depth: Int) -> (code: Int32, context: io_context_t?, depth: Int) {
@@ -30,8 +33,13 @@ enum KernelContexts {
         return unsafe (-code, context, depth)
     }
 
-    /// Keeps a context for which nothing is in flight and all completions were read.
+    /// Keeps a context for which nothing is in flight and all completions were read, or destroys it.
     static func giveBack(_ context: io_context_t, depth: Int) {
-        kept.withLock { $0.append(unsafe Kept(context: context, depth: depth)) }
+        let isKept = kept.withLock { kept in
+            guard kept.reduce(depth, { $0 + $1.depth }) <= mostRequests else { return false }
+            kept.append(unsafe Kept(context: context, depth: depth))
+            return true
+        }
+        if !isKept { unsafe _ = io_destroy(context) }
     }
 }

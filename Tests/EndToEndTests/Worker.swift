@@ -86,7 +86,12 @@ final class Worker {
 
     /// One command and its answer. An answer is the proof that the control thread lives.
     func ask(_ command: String) throws -> [String: Any] {
-        let descriptor = clinux_unix_connect(socketPath, Int32(SOCK_STREAM.rawValue))
+        var descriptor = clinux_unix_connect(socketPath, Int32(SOCK_STREAM.rawValue))
+        // The name is there a moment before somebody listens.
+        for _ in 0..<1000 where descriptor < 0 && errno == ECONNREFUSED && isRunning {
+            usleep(1000)
+            descriptor = clinux_unix_connect(socketPath, Int32(SOCK_STREAM.rawValue))
+        }
         guard descriptor >= 0 else { throw LabError("connect to \(socketPath): \(errno); log: \(log.suffix(1000))") }
         defer { close(descriptor) }
         var limit = timeval(tv_sec: 20, tv_usec: 0)
