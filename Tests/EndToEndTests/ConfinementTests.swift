@@ -131,7 +131,7 @@ extension EndToEnd {
             let disk = try lab.attach()
             let device = try disk.connect()
             try device.close()
-            try disk.write("physical-device-path", try lab.image("other.img", bytes: 1 << 20))
+            try disk.exchange(try lab.image("other.img", bytes: 1 << 20))
             try lab.toolstack.write("\(disk.front)/state", "1")
             #expect(try disk.worker.awaitExit() == .exited(0), "\(disk.log)")
             #expect(disk.log.has("is opened by a new process"))

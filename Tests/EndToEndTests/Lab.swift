@@ -130,7 +130,7 @@ final class Disk {
     let number: UInt32
     let back: String
     let front: String
-    let path: String
+    private(set) var path: String
     private(set) var worker: Worker
     private let lab: Lab
     private let storage: Storage
@@ -219,6 +219,12 @@ final class Disk {
     fileprivate func killWorkers() {
         for other in others { other.kill() }
         worker.kill()
+    }
+
+    /// Names another image, as a hotplug script would; workers that start later are told of it, too.
+    func exchange(_ image: String) throws {
+        path = image
+        try write("physical-device-path", path)
     }
 
     /// Everything that its workers have logged.
