@@ -35,7 +35,7 @@ demo: build-release ## a real disk image through a shared ring, without Xen (nee
 test: build ## all tests
 	@scripts/test.sh
 
-test-long: build ## a thousand kills, all kinds of QCOW images and all hostile ones: minutes
+test-long: build build-release ## a thousand kills and upgrades, all kinds of QCOW images and all hostile ones: minutes
 	@scripts/test-long.sh
 
 bench-qcow: build-release ## figures of QCOW images beside libqcow and qemu-nbd

@@ -130,10 +130,11 @@ build_example() {
     gcc -std=c11 -Wall -Wextra -Werror -shared -fPIC -Wl,-z,defs $(pkg-config --cflags xbb-plugin-1) \
         /usr/share/doc/xbb-plugin-dev/examples/c-memory/memory.c -o "$(pkg-config --variable=plugindir xbb-plugin-1)/xbb-memory.so"
 }
-# Does something to xbbd while a guest is busy: the same worker serves it, and the supervisor is another one.
-under_load() { # COMMAND...
+# Does something to xbbd while a guest is busy: the supervisor is another one, and the worker is the same or another one.
+under_load() { # same|another COMMAND...
     load xvda --time 3 >/tmp/load.log 2>&1 &
-    local load=$! worker before
+    local load=$! expected=$1 worker before found=another
+    shift
     worker=$(worker_of xvda)
     before=$(supervisor)
     sleep 0.5
@@ -141,8 +142,19 @@ under_load() { # COMMAND...
     within 10 systemctl is-active xbbd || return 1
     within 10 xbbctl list || return 1
     echo "worker $worker before, $(worker_of xvda) after; xbbd $before before, $(supervisor) after"
-    [[ -n $worker && $worker == "$(worker_of xvda)" && $before != "$(supervisor)" ]] || return 1
+    [[ $worker != "$(worker_of xvda)" ]] || found=same
+    [[ -n $worker && -n $(worker_of xvda) && $found == "$expected" && $before != "$(supervisor)" ]] || return 1
     wait "$load" || { cat /tmp/load.log; return 1; }
+}
+runs_what_is_installed() { # and not a file that the upgrade took away
+    [[ $(readlink "/proc/$(worker_of xvda)/exe") == /usr/sbin/xbb-vbd ]]
+}
+another_worker_for_a_plugin() {
+    local worker
+    worker=$(worker_of xvda)
+    install_packages ./xbb-plugin-qcow_*.deb || return 1
+    [[ -n $(worker_of xvda) && $worker != "$(worker_of xvda)" ]] || return 1
+    apt-get purge -y -qq --auto-remove xbb-plugin-qcow && load xvda
 }
 upgrade() { install_packages ./next-xbb_*.deb ./next-xbb-tools_*.deb; }
 kill_supervisor() { kill -KILL "$(supervisor)" && sleep 2; }
@@ -183,10 +195,12 @@ check "a load on the raw image verifies" load xvda
 check "nbdkit finds its plugin; nbdcopy copies in and out" nbdkit_copies
 check "gcc builds the example plugin with pkg-config" build_example
 check "the example plugin serves a disk" eval 'ctl attach 1 xvdb memory: --option size=16M && load xvdb'
-check "under load, xbbd is restarted: the worker stays" under_load systemctl restart xbbd
-check "under load, xbbd is stopped and started" under_load stop_and_start
-check "under load, xbbd is killed" under_load kill_supervisor
-check "under load, the packages are upgraded" under_load upgrade
+check "under load, xbbd is restarted: the worker stays" under_load same systemctl restart xbbd
+check "under load, xbbd is stopped and started" under_load same stop_and_start
+check "under load, xbbd is killed" under_load same kill_supervisor
+check "a package brings a plugin: another worker goes on" another_worker_for_a_plugin
+check "under load, the packages are upgraded: another worker goes on" under_load another upgrade
+check "the new worker is of the new version" runs_what_is_installed
 check "reload" systemctl reload xbbd
 check "removal is refused while a disk is served" removal_is_refused
 check "xbb-tools, which apt took away before it was refused, comes back" install_packages ./next-xbb-tools_*.deb

@@ -3,16 +3,20 @@
 # shellcheck disable=SC2317  # functions that a trap calls
 # Kills workers at random under verified load, xbbd with them now and then, and counts what the guests saw.
 #
-# Guests with a disk each: on files, with rings of 4 and of 32 pages, and for root one on a loop device. At the end
-# nothing may be lost, mapped, bound or left running.
-# usage: kill-test.sh [KILLS [debug|release [MILLISECONDS]]]   what was staged; mean time between two kills (250)
+# Guests with a disk each: on files, with rings of 4 and of 32 pages, and for root one on a loop device. Now and then a
+# disk is handed over to another worker (xbbctl upgrade); with `both` these are of the debug and the release build in turn,
+# so that each goes on where the other one stopped or died. At the end nothing may be lost, mapped, bound or left running.
+# usage: kill-test.sh [KILLS [debug|release|both [MILLISECONDS]]]   what was staged; mean time between two kills (250)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 kills=${1:-100}
-root=$PWD/build/${2:-debug}
+builds=("$PWD/build/${2:-debug}")
+[[ ${2:-} != both ]] || builds=("$PWD"/build/{release,debug})
 between=${3:-250}
-export PATH=$root/bin:$PATH SWIFT_BACKTRACE=enable=no
+export PATH=${builds[0]}/bin:$PATH SWIFT_BACKTRACE=enable=no
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/xbb-kill.XXXXXX") || exit 1
+# The build that workers which start now are of.
+current=$work/current
 xen=$work/xen
 run=$work/run
 loop=
@@ -21,7 +25,12 @@ domains=()
 worker() { # worker DOMAIN: the process that the disk's lock names, if it is a worker and alive
     local process
     read -r process _ 2>/dev/null <"$run/vbd-vbd-$1-51712.lock" || return 1
-    [[ $(readlink "/proc/$process/exe") == "$root/bin/xbb-vbd" ]] && echo "$process"
+    [[ $(readlink "/proc/$process/exe") == "$PWD"/build/*/bin/xbb-vbd ]] && echo "$process"
+}
+# The other build, if there are two.
+change_build() {
+    builds=("${builds[@]:1}" "${builds[0]}")
+    ln -sfn "${builds[0]}" "$current"
 }
 cleanup() {
     result=$?
@@ -44,13 +53,14 @@ wait_for() { # wait_for WHAT COMMAND...
     fail "$1 did not happen within 30 s"
 }
 start_xbbd() {
-    xbbd --loopback "$xen" --run-dir "$run" --plugin-dir "$root/lib/xbb/plugins" --restart-limit 1000000 \
-        --restart-window 1 >>"$work/xbbd.log" 2>&1 &
+    xbbd --loopback "$xen" --run-dir "$run" --plugin-dir "$current/lib/xbb/plugins" --worker "$current/bin/xbb-vbd" \
+        --restart-limit 1000000 --restart-window 1 >>"$work/xbbd.log" 2>&1 &
     xbbd=$!
 }
 ctl() { xbbctl "$@" --loopback "$xen" --socket "$run/xbbd.sock"; }
 
 mkdir -p "$xen" "$run"
+ln -s "${builds[0]}" "$current"
 xbb-loopback run --dir "$xen" >"$work/loopback.log" 2>&1 &
 wait_for "the start of xbb-loopback" xbb-loopback domain list --dir "$xen"
 start_xbbd
@@ -97,6 +107,7 @@ while [[ $done_kills -lt $kills ]]; do
     kill -0 "${load[$domain]}" 2>/dev/null || break
     process=$(worker "$domain") || continue
     if [[ $((RANDOM % 12)) -eq 0 ]]; then
+        change_build
         ctl upgrade "$domain" xvda >>"$work/upgrade.log" 2>&1 && upgrades=$((upgrades + 1))
         continue
     fi
@@ -116,7 +127,7 @@ good=true
 for domain in "${domains[@]}"; do
     wait "${load[$domain]}" || { good=false; cat "$work/load-$domain.log"; }
 done
-echo "kill-test: $done_kills kills of workers in $seconds s, $both of them together with xbbd; $upgrades upgrades between them"
+echo "kill-test: $done_kills kills of workers in $seconds s, $both of them together with xbbd; $upgrades upgrades between them${builds[1]:+, from one build to the other}"
 for domain in "${domains[@]}"; do
     jq -rs --arg domain "$domain" 'def all(f): [.[] | .read, .write, .flush, .barrier, .discard | f // 0] | add;
         "  guest \($domain): \(length) runs, \([.[] | select(.ok)] | length) of them good, \(all(.count)) operations, \(all(.errors)) errors, "

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-2-Clause
-# The tests that take minutes, on what `make build` built: a thousand kills, all kinds of QCOW images and all hostile ones.
-# Their time is in docs/qcow.md.
+# The tests that take minutes, on what `make build build-release` built: a thousand kills with upgrades between the two builds,
+# all kinds of QCOW images and all hostile ones. Their time is in docs/benchmarks.md.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 export XBB_LONG=1 XBB_BUILD_DIR=$PWD/.build/debug XBB_STAGE_DIR=$PWD/build/debug SWIFT_BACKTRACE=enable=no
 started=$SECONDS
 log=build/test-logs/long.log
 mkdir -p build/test-logs
-scripts/kill-test.sh "${XBB_KILLS:-1000}" debug 200 | tee build/test-logs/kills.log
+scripts/kill-test.sh "${XBB_KILLS:-1000}" both 200 | tee build/test-logs/kills.log
 kills=${PIPESTATUS[0]}
 timeout --kill-after=10 3600 swift test --skip-build --no-parallel --filter 'QCOWCorpusTests' >"$log" 2>&1
 result=$?

@@ -106,6 +106,8 @@ final class RingBench {
         }
         print(JSON.object([("ring", .array(rows))]).serialized)
         xen.stop()
+        unsafe unlink("\(directory)/lock")
+        unsafe rmdir(directory)
     }
 
     /// Median and extremes, in tenths.

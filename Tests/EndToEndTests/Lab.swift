@@ -301,12 +301,20 @@ final class Disk {
     }
 }
 
-/// A new directory below /tmp, which its maker removes.
+/// A new directory below /tmp. Its maker removes it, or the end of this process does.
 func makeTemporaryDirectory(_ name: String) throws -> String {
-    var template = Array("/tmp/xbb-\(name)-XXXXXX".utf8CString)
-    guard mkdtemp(&template) != nil else { throw XenError(errno, "mkdtemp") }
+    var template = Array("\(temporaryParent)/\(name)-XXXXXX".utf8CString)
+    guard mkdtemp(&template) != nil else { throw XenError(errno, "mkdtemp \(temporaryParent)") }
     return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
 }
+
+/// What this process makes below /tmp, all in one directory, which goes with it.
+private let temporaryParent: String = {
+    let path = "/tmp/xbb-tests-\(getpid())"
+    mkdir(path, 0o755)
+    atexit { try? FileManager.default.removeItem(atPath: "/tmp/xbb-tests-\(getpid())") }
+    return path
+}()
 
 /// The directory of the package's sources.
 let packageDirectory = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()

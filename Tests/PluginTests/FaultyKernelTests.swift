@@ -30,7 +30,7 @@ struct FaultyKernel {
     private let accessor: @convention(c) () -> UnsafeMutableRawPointer
 
     /// Loaded once: the copy of the plugin stays bound to the shim.
-    nonisolated(unsafe) static let shared = Result { try FaultyKernel() }
+    static let shared = Result { try FaultyKernel() }
 
     private init() throws {
         let folder = TemporaryFolder()

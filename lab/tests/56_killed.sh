@@ -1,33 +1,49 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # Workers are killed again and again under verified I/O of a real blkfront, with rings of 1 and of 4 pages, xbbd with them
 # now and then: the guest sees a delay and no error, and nothing is left.
-# limit: 1800
+# limit: 5400
 truncate -s 64M "$images/a.img"
 xbbd_stop
 xbbd_start --restart-limit 1000
 state() { xenstore-read "/local/domain/0/backend/vbd/$(domid killed)/$1/state"; }
-pid_of() { xbbctl list --json | jq -r --arg disk "$1" 'first(.. | objects | select(.device? == $disk) | .pid // empty)'; }
+# The process that the lock of a disk names; asked for a hundred times, so without a process of its own.
+pid_of() { # domain, device
+    local pid
+    read -r pid _ 2>/dev/null <"/run/xbb/vbd-vbd-$1-$2.lock" && [[ -e /proc/$pid/exe ]] && echo "$pid"
+}
+another_worker() { [[ -n $(pid_of "$1" "$2") && $(pid_of "$1" "$2") != "$3" ]]; } # domain, device, the one before
+devices=([51712]=xvda [51728]=xvdb)
 for order in 0 2; do
     guest_extra="xen_blkfront.max_ring_page_order=$order" \
         guest_create killed "$(disk xvda "raw:$images/a.img")" "$(disk xvdb "raw:$raw_device")"
+    domain=$(domid killed)
     guest_fio_start killed xvda
     guest_fio_start killed xvdb
-    for round in $(seq 20); do
-        victim=xvda
-        ((round % 2)) || victim=xvdb
-        pid=$(pid_of "$victim")
-        [[ -n $pid ]] || fail "$victim has no worker in round $round"
+    kills=0 with_xbbd=0
+    for ((round = 1; kills < ${XEN_LAB_KILLS:-100}; round++)); do
+        victims=(51712)
+        ((round % 2)) || victims=(51728)
+        ((round % 5)) || victims=(51712 51728)
+        pids=()
+        for device in "${victims[@]}"; do
+            pids[device]=$(pid_of "$domain" "$device") || fail "${devices[device]} has no worker in round $round"
+        done
         if ((round % 7 == 0)); then
-            kill -KILL "$pid" "$(pidof xbbd)"
+            kill -KILL "${pids[@]}" "$(pidof xbbd)"
             await 30 "the end of xbbd" eval '! pidof xbbd'
             xbbd_start --restart-limit 1000
+            with_xbbd=$((with_xbbd + 1))
         else
-            kill -KILL "$pid"
+            kill -KILL "${pids[@]}"
         fi
-        await 60 "another worker of $victim" eval "[[ -n \$(pid_of $victim) && \$(pid_of $victim) != $pid ]]"
+        kills=$((kills + ${#pids[@]}))
+        for device in "${victims[@]}"; do
+            await 60 "another worker of ${devices[device]}" another_worker "$domain" "$device" "${pids[device]}"
+        done
         # A few requests, and none: the next kill may come while those before are done again.
-        ((round % 3)) || await 60 "I/O on $victim after kill $round" completed_more killed "$victim" 5
+        ((round % 4)) || await 60 "I/O on ${devices[device]} after kill $kills" completed_more killed "${devices[device]}" 5
     done
+    note "order $order: $kills kills in $((round - 1)) rounds, $with_xbbd of them with xbbd"
     for disk in 51712 51728; do [[ $(state "$disk") == 4 ]] || fail "$disk is in state $(state "$disk")"; done
     guest_fio_end killed xvda
     guest_fio_end killed xvdb

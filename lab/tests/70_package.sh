@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-2-Clause
-# A Debian dom0 installs the package and serves guests with both ways of configuration; an upgrade under I/O is not noticed;
-# removal waits for the guests; a purge leaves nothing.
+# A Debian dom0 installs the package and serves guests with both ways of configuration; an upgrade under I/O hands the disks
+# over to new workers and is not noticed; removal waits for the guests; a purge leaves nothing.
 # machine: systemd
 # limit: 3000
 debs=/host/debs
@@ -58,8 +58,12 @@ before=$(pidof xbb-vbd)
 guest_fio_start script xvda
 apt-get install -y "$debs"/next/xbb_*.deb >/tmp/upgrade.txt 2>&1 || { cat /tmp/upgrade.txt; fail "upgrade"; }
 [[ $(dpkg-query -W -f '${Version}' xbb) == *+next ]] || fail "the version is $(dpkg-query -W -f '${Version}' xbb)"
-await 60 "xbbd after the upgrade" eval 'xbbctl list | grep -q adopted'
-[[ $(pidof xbb-vbd) == "$before" ]] || fail "the workers were $before and are $(pidof xbb-vbd)"
+grep -c 'handed over to' /tmp/upgrade.txt | grep -qx 2 || { cat /tmp/upgrade.txt; fail "the upgrade did not hand 2 disks over"; }
+for pid in $before; do await 10 "the end of worker $pid of the old version" test ! -e "/proc/$pid"; done
+for pid in $(pidof xbb-vbd); do
+    [[ $(readlink "/proc/$pid/exe") == /usr/sbin/xbb-vbd ]] || fail "worker $pid runs $(readlink "/proc/$pid/exe")"
+done
+[[ $(workers) -eq 2 ]] || fail "$(workers) workers serve 2 disks after the upgrade"
 done_so_far=$(completed script xvda)
 await 120 "I/O after the upgrade" completed_more script xvda "$done_so_far"
 guest_fio_end script xvda
