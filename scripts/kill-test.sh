@@ -108,7 +108,8 @@ while [[ $done_kills -lt $kills ]]; do
     process=$(worker "$domain") || continue
     if [[ $((RANDOM % 12)) -eq 0 ]]; then
         change_build
-        ctl upgrade "$domain" xvda >>"$work/upgrade.log" 2>&1 && upgrades=$((upgrades + 1))
+        ctl upgrade "$domain" xvda >>"$work/upgrade.log" 2>&1 || { tail -3 "$work/upgrade.log"; fail "upgrade of guest $domain"; }
+        upgrades=$((upgrades + 1))
         continue
     fi
     if [[ $((RANDOM % 25)) -eq 0 ]]; then

@@ -107,11 +107,14 @@ static int open_disk(const struct xbb_open *open, void **out, struct xbb_error *
         return xbb_set_error(err, -EBADF, "the descriptor is not open");
     }
     if (status.st_size < 512) return xbb_set_error(err, -EINVAL, "the image is smaller than a sector");
+    if (is("refuses-after-death") && status.st_mode & S_ISVTX)
+        return xbb_set_error(err, -EUCLEAN, "the disk was not closed");
     struct disk *disk = calloc(1, sizeof *disk);
     if (!disk) return xbb_set_error(err, -ENOMEM, "no memory");
     disk->fd = open->fd, disk->hdev = open->hdev, disk->flags = open->flags;
     disk->size = (uint64_t)status.st_size & ~511ull;
-    if (is("forgets-flushed") || is("ignores-fua")) {
+    if (is("refuses-after-death")) fchmod(disk->fd, status.st_mode | S_ISVTX);
+    if (is("forgets-flushed") || is("ignores-fua") || is("forgets-unflushed")) {
         disk->cache = malloc(disk->size);
         if (!disk->cache || pread(disk->fd, disk->cache, disk->size, 0) < 0) abort();
     }
@@ -152,6 +155,7 @@ static void close_disk(void *dev)
     disk->closing = true;
     if (disk->has_thread) pthread_join(disk->thread, NULL);
     write_back(disk);
+    if (is("refuses-after-death")) fchmod(disk->fd, 0600);
     free(disk->cache);
     if (is("closes-descriptor")) close(disk->fd);
     free(disk);
@@ -226,8 +230,21 @@ static ssize_t write_part(struct disk *disk, const struct iovec *v, uint64_t off
     return moved;
 }
 
+// As one that appends to a log might do, and refuse what is in there already.
+static bool is_known(struct disk *disk, const struct xbb_req *req)
+{
+    uint64_t offset = req->offset;
+    for (uint32_t i = 0; i < req->iovcnt; offset += req->iov[i++].iov_len) {
+        const struct iovec *v = &req->iov[i];
+        if (v->iov_len > sizeof bounce || pread(disk->fd, bounce, v->iov_len, (off_t)offset) != (ssize_t)v->iov_len ||
+            memcmp(bounce, v->iov_base, v->iov_len) != 0) return false;
+    }
+    return true;
+}
+
 static int32_t transfer(struct disk *disk, const struct xbb_req *req)
 {
+    if (is("writes-once") && req->op == XBB_OP_WRITE && is_known(disk, req)) return -EEXIST;
     uint64_t offset = req->offset;
     for (uint32_t i = 0; i < req->iovcnt; i++) {
         const struct iovec *v = &req->iov[i];

@@ -89,6 +89,7 @@ private struct Checker {
         ("drops-on-cancel", "cancel.all", "a hint drops nothing"),
         ("exits", "operations.shapes", "never calls exit()"),
         ("forgets-flushed", "crash.flush", "gone after SIGKILL"),
+        ("forgets-unflushed", "crash.replay", "was completed and is gone after SIGKILL"),
         ("forks", "phases.process", "child processes"),
         ("handles-signals", "phases.process", "the handler of SIGUSR1"),
         ("ignores-fua", "crash.fua", "a WRITE with FUA"),
@@ -105,6 +106,7 @@ private struct Checker {
         ("positive-status", "operations.shapes", "status 512"),
         ("reads-past-iov", "operations.shapes", "ran over the end of the buffer of a WRITE"),
         ("reads-twice", "mutation.writes", "stored as 238"),
+        ("refuses-after-death", "crash.replay", "the disk was not closed"),
         ("shares-state", "concurrency.queues", "wrong data"),
         ("size-odd", "open.good", "not whole blocks"),
         ("size-too-large", "operations.shapes", "at 17825280 gave -5"),
@@ -117,6 +119,7 @@ private struct Checker {
         ("writes-past-iov", "operations.shapes", "ran over the end of the buffer of a READ"),
         ("writes-read-only", "open.read-only", "XBB_OPEN_RDONLY"),
         ("writes-request", "operations.shapes", "changed the struct xbb_req"),
+        ("writes-once", "crash.replay", "when the next process did it again it gave -17"),
         ("wrong-thread", "operations.shapes", "from another thread"),
         ("zeroes-nothing", "data.model", "wrong data"),
     ]

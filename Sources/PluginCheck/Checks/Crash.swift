@@ -15,6 +15,7 @@ extension Check {
         Check(.crash, "fua", "after SIGKILL all writes are there that had FUA") { bench throws(Failure) in
             try bench.killedOften(withFUA: true)
         },
+        .replay,
     ]
 }
 
@@ -31,6 +32,19 @@ private func content(_ block: Int, _ version: UInt32) -> [UInt8] {
 }
 
 extension Bench {
+    /// A disk that can be written and is not in the process's own memory, of so many bytes at least.
+    func diskThatOutlives(_ bytes: Int) throws(Failure) -> (Disk, DeviceInfo) {
+        let plugin = try plugin
+        if plugin.library.hasNoFile, !plugin.library.isNetwork {
+            throw .skip("the plugin has no file to keep data in")
+        }
+        let disk = try disk()
+        let info = try info(disk)
+        try require(info.capabilities.contains(.write), skipping: "the disk cannot be written")
+        try require(info.size >= UInt64(bytes), skipping: "the disk is too small")
+        return (disk, info)
+    }
+
     fileprivate func killedOften(withFUA: Bool) throws(Failure) {
         let rounds = subject.isQuick ? 2 : 20
         var count = 0
@@ -71,14 +85,7 @@ extension Bench {
             _exit(0)
         }
         do throws(Failure) {
-            let plugin = try plugin
-            if plugin.library.hasNoFile, !plugin.library.isNetwork {
-                throw .skip("the plugin has no file to keep data in")
-            }
-            let disk = try disk()
-            let info = try info(disk)
-            try require(info.capabilities.contains(.write), skipping: "the disk cannot be written")
-            try require(info.size >= UInt64(blockBytes * blockCount), skipping: "the disk is too small")
+            let (disk, info) = try diskThatOutlives(blockBytes * blockCount)
             try require(!withFUA || info.capabilities.contains(.fua), skipping: "the plugin does not say FUA")
             let hasCache = info.capabilities.contains(.flush)
             let queue = try queue(disk)

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A worker that is killed while a guest uses its disk: what docs/plugin-abi.md asks for in "The worker dies".
+import CPluginHarness
+import Glibc
+import PluginAPI
+import Support
+import XBBHost
+
+extension Check {
+    static let replay = Check(
+        .crash, "replay", "after SIGKILL all completed requests are there, and those in flight can be done again"
+    ) { bench throws(Failure) in
+        try bench.killedInFlight()
+    }
+}
+
+private let blockBytes = 4096
+private let blockCount = 64
+private let mostInFlight = 24
+
+/// One line of what the process that will be killed tells: the worker's journal, in a pipe.
+private struct Entry {
+    enum Kind: UInt32 {
+        /// The request is about to be submitted.
+        case taken
+        /// It was completed.
+        case done
+    }
+
+    var kind: Kind
+    var op: Int
+    var block: Int
+    var version: UInt32
+
+    func write(to pipe: Int32) {
+        let words = [kind.rawValue, UInt32(op), UInt32(block), version]
+        if unsafe Glibc.write(pipe, words, 16) != 16 { _exit(0) }
+    }
+
+    init(_ kind: Kind, _ op: Int, _ block: Int, _ version: UInt32) {
+        (self.kind, self.op, self.block, self.version) = (kind, op, block, version)
+    }
+
+    /// The next line; nil at the end.
+    init?(from pipe: Int32) {
+        var words: [UInt32] = [0, 0, 0, 0]
+        guard unsafe read(pipe, &words, 16) == 16, let kind = Kind(rawValue: words[0]), words[2] < blockCount else {
+            return nil
+        }
+        self.init(kind, Int(words[1]), Int(words[2]), words[3])
+    }
+
+    /// The same request; of a write each sector says which block it is, and which of the writes.
+    func request() -> Request {
+        let request = Request(op, UInt64(block * blockBytes), blockBytes)
+        if op == XBB_OP_WRITE { request.put(content) }
+        return request
+    }
+
+    /// What the block reads as when it is done.
+    var content: [UInt8] {
+        if op != XBB_OP_WRITE { return [UInt8](repeating: 0, count: blockBytes) }
+        var bytes = [UInt8](repeating: UInt8(truncatingIfNeeded: block), count: blockBytes)
+        for sector in stride(from: 0, to: blockBytes, by: 512) {
+            for byte in 0..<4 { bytes[sector + byte] = UInt8(truncatingIfNeeded: version >> (byte * 8)) }
+        }
+        return bytes
+    }
+}
+
+/// Where the process dies.
+private enum Death: Int {
+    /// Anywhere, by the hand of another.
+    case anywhere
+    /// When the plugin has accepted requests and had no turn since.
+    case accepted
+    /// When all that it accepted is completed, before anybody was told.
+    case completed
+
+    init(round: Int) { self = Death(rawValue: round % 3) ?? .anywhere }
+}
+
+extension Bench {
+    fileprivate func killedInFlight() throws(Failure) {
+        let rounds = subject.isQuick ? 3 : 30
+        var again = 0
+        for round in 0..<rounds { again += try killedInFlight(round) }
+        note("\(again) requests were in flight at \(rounds) times SIGKILL")
+    }
+
+    /// How many requests were in flight.
+    private func killedInFlight(_ round: Int) throws(Failure) -> Int {
+        // The child of this process must be the first that loads the plugin.
+        at("a process that is killed with requests in flight, round \(round)")
+        var journal: Int32 = -1
+        let child = unsafe harness_fork(&journal)
+        try require(child >= 0, "cannot fork: error \(errno)")
+        if child == 0 { serve(round, journal) }
+        var last = [Entry?](repeating: nil, count: blockCount)
+        var count = 0
+        while let entry = Entry(from: journal) {
+            last[entry.block] = entry
+            count += 1
+            if count == 100 + round * 37, Death(round: round) == .anywhere { kill(child, SIGKILL) }
+        }
+        Glibc.close(journal)
+        var status: Int32 = 0
+        unsafe waitpid(child, &status, 0)
+        // Where it ended in another way there is nothing to check or something failed, and it has said so.
+        if status & 0x7f != SIGKILL { _exit(0) }
+        let entries = last.compactMap { $0 }
+        try goOn(after: entries, round)
+        return entries.count { $0.kind == .taken }
+    }
+
+    /// Does requests, a block having one at a time, until it is killed.
+    private func serve(_ round: Int, _ journal: Int32) -> Never {
+        do throws(Failure) {
+            let (disk, info) = try diskThatOutlives(blockBytes * blockCount)
+            let queue = try queue(disk)
+            var operations = [XBB_OP_WRITE, XBB_OP_WRITE, XBB_OP_WRITE]
+            if info.capabilities.contains(.writeZeroes) { operations.append(XBB_OP_WRITE_ZEROES) }
+            if info.capabilities.contains(.discard), info.capabilities.contains(.discardZeroes) {
+                operations.append(XBB_OP_DISCARD)
+            }
+            var random = SplitMix64(seed: UInt64(round))
+            var flying: [(Entry, Request)] = []
+            var version: UInt32 = 0
+            while true {
+                var batch: [Request] = []
+                for _ in 0...random.less(8) where flying.count < mostInFlight {
+                    let block = random.less(blockCount)
+                    if flying.contains(where: { $0.0.block == block }) { continue }
+                    version += 1
+                    let entry = Entry(.taken, operations[random.less(operations.count)], block, version)
+                    entry.write(to: journal)
+                    let request = entry.request()
+                    flying.append((entry, request))
+                    batch.append(request)
+                }
+                try submit(batch, on: queue)
+                let isTime = version > 60 + round * 20
+                if isTime, Death(round: round) == .accepted { kill(getpid(), SIGKILL) }
+                queue.run(until: isTime ? 0 : UInt32(random.less(flying.count + 1)))
+                if isTime, Death(round: round) == .completed { kill(getpid(), SIGKILL) }
+                for (var entry, request) in flying where request.isDone {
+                    try require(request.status == 0, "a \(request.name) gave \(errorName(request.status))")
+                    entry.kind = .done
+                    entry.write(to: journal)
+                }
+                flying.removeAll { $0.1.isDone }
+            }
+        } catch {
+            tell(error)
+        }
+        _exit(0)
+    }
+
+    private func submit(_ requests: [Request], on queue: Queue) throws(Failure) {
+        at("submit() of \(requests.count) requests")
+        var rest = requests[...]
+        var refusals = 0
+        while !rest.isEmpty {
+            let accepted = queue.submit(Array(rest))
+            rest = rest.dropFirst(accepted)
+            if accepted > 0 { continue }
+            refusals += 1
+            try require(refusals < 100, "submit() accepts nothing with nothing in flight, 100 times")
+            queue.run()
+        }
+    }
+
+    /// What the next worker does: what was in flight once more. Then all is as it was told to be.
+    private func goOn(after entries: [Entry], _ round: Int) throws(Failure) {
+        var report: Int32 = -1
+        let child = unsafe harness_fork(&report)
+        try require(child >= 0, "cannot fork: error \(errno)")
+        if child == 0 {
+            do throws(Failure) {
+                let disk = try disk()
+                let queue = try queue(disk)
+                for entry in entries where entry.kind == .taken {
+                    let request = entry.request()
+                    let status = queue.perform(request)
+                    try require(
+                        status == 0,
+                        "a \(request.name) was in flight at SIGKILL; when the next process did it again it gave "
+                            + "\(errorName(status)) (round \(round))")
+                }
+                for entry in entries {
+                    let request = Request(XBB_OP_READ, UInt64(entry.block * blockBytes), blockBytes)
+                    try perform(request, on: queue)
+                    if request.bytes == entry.content { continue }
+                    let fate = entry.kind == .done ? "was completed and is gone" : "was done again and reads wrong"
+                    throw Failure("a \(entry.request().name) \(fate) after SIGKILL (round \(round))")
+                }
+                close(disk, [queue])
+            } catch {
+                tell(error)
+            }
+            _exit(0)
+        }
+        defer { Glibc.close(report) }
+        var status: Int32 = 0
+        unsafe waitpid(child, &status, 0)
+        try require(
+            status == 0, "the disk cannot be opened and read after SIGKILL: the process ended with status \(status)")
+    }
+}
