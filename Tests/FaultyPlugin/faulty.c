@@ -115,7 +115,7 @@ static int open_disk(const struct xbb_open *open, void **out, struct xbb_error *
     disk->size = (uint64_t)status.st_size & ~511ull;
     if (is("refuses-after-death")) fchmod(disk->fd, status.st_mode | S_ISVTX);
     if (is("forgets-flushed") || is("ignores-fua") || is("forgets-unflushed")) {
-        disk->cache = malloc(disk->size);
+        disk->cache = aligned_alloc(4096, (disk->size + 4095) & ~4095ull);
         if (!disk->cache || pread(disk->fd, disk->cache, disk->size, 0) < 0) abort();
     }
     if (is("leaks-descriptors")) fcntl(disk->fd, F_DUPFD_CLOEXEC, 3);

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A load whose requests overlap as they like; a DiskHistory says of everything that is read whether it can be.
+import Blkif
+import CLinux
+import Support
+
+/// What a ``HistoryRun`` does. A sector has 512 bytes.
+public struct HistoryPlan: Sendable {
+    /// Sectors that are used, from the beginning of the disk; few, so that many requests meet.
+    public var sectors = 1024
+    /// The most sectors of a request, at most 88.
+    public var mostSectors = 48
+    /// Requests in flight, all queues together.
+    public var depth = 32
+    /// Ends the run after so many requests.
+    public var count = 1000
+    /// Of a hundred requests so many are reads.
+    public var readPercent = 40
+    /// A flush after so many writes, 0 for none.
+    public var flushEvery = 12
+    /// A barrier with the data of every so many writes, 0 for none. Only a disk with one queue offers them.
+    public var barrierEvery = 40
+    /// A discard instead of every so many writes, 0 for none.
+    public var discardEvery = 30
+    /// Reads all sectors back in the end.
+    public var readsBack = true
+    /// A run without any answer for so many milliseconds fails.
+    public var stallTimeout = 60_000
+    /// Where the random numbers begin.
+    public var seed: UInt64 = 1
+
+    /// The defaults.
+    public init() {}
+}
+
+/// Runs a ``HistoryPlan`` on a connected device, all of its queues, from the calling thread.
+///
+/// The sectors must hold zeroes at first. The device must not be used by anybody else meanwhile.
+public struct HistoryRun {
+    private enum Kind {
+        case read(DiskHistory.Moment)
+        case write(WriteNumber)
+        case barrier(WriteNumber, DiskHistory.Moment)
+        case flush(DiskHistory.Moment)
+    }
+
+    private struct Flying {
+        var kind: Kind
+        var sectors: Range<Int>
+    }
+
+    private let device: FrontDevice
+    private let plan: HistoryPlan
+    private let unit: Int
+    private var random: SplitMix64
+    private var flying: [[Int: Flying]]
+    private var inFlight = 0
+    private var issued = 0
+    private var writes = 0
+    private var unread: Range<Int>
+    /// What the sectors' content is.
+    public let content: SectorContent
+    /// What is known of the sectors.
+    public private(set) var history: DiskHistory
+    /// Requests that the backend refused.
+    public private(set) var errors = 0
+
+    /// A run of `plan`; throws what makes it impossible on this device.
+    public init(_ device: FrontDevice, _ plan: HistoryPlan) throws(BlkfrontError) {
+        guard device.state == .connected, !device.queues.isEmpty else {
+            throw .invalid("the device is not connected")
+        }
+        guard device.info.byteCount / 512 >= UInt64(plan.sectors), !device.info.readOnly,
+            1...BlkifLimits.segmentsPerRequest * 8 ~= plan.mostSectors, plan.sectors >= plan.mostSectors,
+            device.info.sectorUnit == 512
+        else {
+            throw .invalid("a history needs a writable disk of \(plan.sectors) sectors of 512 bytes")
+        }
+        self.device = device
+        self.plan = plan
+        unit = device.info.sectorUnit
+        random = SplitMix64(seed: plan.seed)
+        content = SectorContent(run: plan.seed &* 0x2545_f491_4f6c_dd1d | 1)
+        history = DiskHistory(sectors: plan.sectors)
+        flying = Array(repeating: [:], count: device.queues.count)
+        unread = 0..<0
+    }
+
+    /// Requests that were answered.
+    public var answered: Int { issued - inFlight }
+
+    /// Runs to the end. Throws a ``HistoryFault``, or the ``BlkfrontError`` that ended the device.
+    public mutating func run() throws {
+        try run(to: plan.count)
+        guard plan.readsBack else { return }
+        unread = 0..<plan.sectors
+        try run(to: .max)
+    }
+
+    private mutating func run(to count: Int) throws {
+        var last = clinux_monotonic_ns()
+        while true {
+            var any = false
+            for (index, box) in device.queues.enumerated() {
+                any = try box.withQueue { queue in
+                    let issues = try issue(&queue, index, to: count)
+                    if issues { try queue.publish() }
+                    return try reap(&queue, index) || issues
+                } || any
+            }
+            if any { last = clinux_monotonic_ns() }
+            if inFlight == 0, isOver(count) { return }
+            if any { continue }
+            if clinux_monotonic_ns() - last > UInt64(plan.stallTimeout) * 1_000_000 {
+                throw BlkfrontError.timeout("no answer to \(inFlight) requests in \(plan.stallTimeout) ms")
+            }
+            for event in try device.handleStoreEvents() {
+                if case .backendCloses(let state) = event {
+                    throw device.health.end(.closed("the backend went to state \(state)"))
+                }
+            }
+            // With more than one queue an event of another one is not waited for.
+            let patience: Int32 = device.queues.count == 1 ? 50 : 1
+            _ = try device.queues[0].withQueue { queue in try queue.wait(timeout: patience) }
+        }
+    }
+
+    private func isOver(_ count: Int) -> Bool { count == .max ? unread.isEmpty : issued >= count }
+
+    // MARK: Requests
+
+    private mutating func issue(_ queue: inout FrontQueue, _ index: Int, to count: Int) throws -> Bool {
+        var any = false
+        // A few at a time, so that each queue gets some.
+        for _ in 0..<8 {
+            guard inFlight < plan.depth, !isOver(count), queue.freeCount > 0, let id = queue.allocate() else { return any }
+            try submit(id, &queue, index, readingBack: count == .max)
+            issued += 1
+            inFlight += 1
+            any = true
+        }
+        return any
+    }
+
+    private mutating func submit(
+        _ id: Int, _ queue: inout FrontQueue, _ index: Int, readingBack: Bool
+    ) throws(BlkfrontError) {
+        if readingBack {
+            let end = min(unread.lowerBound + plan.mostSectors, unread.upperBound)
+            let range = unread.lowerBound..<end
+            unread = end..<unread.upperBound
+            return try read(id, range, &queue, index)
+        }
+        if plan.flushEvery > 0, device.info.flush, writes >= plan.flushEvery {
+            writes = 0
+            flying[index][id] = Flying(kind: .flush(history.submitFlush()), sectors: 0..<0)
+            return try queue.submit(id, .flush, sector: 0, byteCount: 0)
+        }
+        let length = 1 + Int(random.below(UInt64(plan.mostSectors)))
+        let first = Int(random.below(UInt64(plan.sectors - length + 1)))
+        let range = first..<first + length
+        if random.below(100) < UInt64(max(plan.readPercent, 0)) { return try read(id, range, &queue, index) }
+        writes += 1
+        if device.info.discard, isDue(plan.discardEvery) {
+            flying[index][id] = Flying(kind: .write(history.submitDiscard(range)), sectors: range)
+            return try queue.submitDiscard(id, sector: UInt64(first), sectorCount: UInt64(length))
+        }
+        // A barrier's own data are a write; what it flushes was acknowledged before.
+        let isBarrier = device.info.barrier && isDue(plan.barrierEvery)
+        let moment = isBarrier ? history.submitFlush() : 0
+        let number = history.submitWrite(range)
+        let bytes = unsafe queue.buffer(of: id)
+        unsafe content.fill(
+            UnsafeMutableRawBufferPointer(rebasing: bytes[0..<length * 512]), sector: first, number: number)
+        flying[index][id] = Flying(kind: isBarrier ? .barrier(number, moment) : .write(number), sectors: range)
+        try queue.submit(id, isBarrier ? .writeBarrier : .write, sector: UInt64(first), byteCount: length * 512)
+    }
+
+    private mutating func isDue(_ every: Int) -> Bool { every > 0 && random.below(UInt64(every)) == 0 }
+
+    private mutating func read(
+        _ id: Int, _ range: Range<Int>, _ queue: inout FrontQueue, _ index: Int
+    ) throws(BlkfrontError) {
+        flying[index][id] = Flying(kind: .read(history.submitRead()), sectors: range)
+        try queue.submit(id, .read, sector: UInt64(range.lowerBound), byteCount: range.count * 512)
+    }
+
+    // MARK: Answers
+
+    private mutating func reap(_ queue: inout FrontQueue, _ index: Int) throws -> Bool {
+        var any = false
+        while let completion = try queue.nextCompletion() {
+            any = true
+            inFlight -= 1
+            let succeeded = completion.status == BlockStatus.okay.rawValue
+            if !succeeded { errors += 1 }
+            guard let request = flying[index].removeValue(forKey: completion.id) else { continue }
+            switch request.kind {
+            case .write(let number): history.acknowledgeWrite(number, succeeded: succeeded)
+            case .flush(let moment): if succeeded { history.acknowledgeFlush(moment) }
+            case .barrier(let number, let moment):
+                history.acknowledgeWrite(number, succeeded: succeeded)
+                if succeeded { history.acknowledgeFlush(moment) }
+            case .read(let moment):
+                if succeeded {
+                    let bytes = unsafe UnsafeRawBufferPointer(queue.buffer(of: completion.id))
+                    for (place, sector) in request.sectors.enumerated() {
+                        let found = unsafe content.find(in: bytes, at: place, sector: sector)
+                        try history.check(sector, found, read: moment)
+                    }
+                }
+                history.endRead(moment)
+            }
+            queue.release(completion.id)
+        }
+        return any
+    }
+
+    // MARK: From outside
+
+    /// Compares the image itself, whose bytes are given from the first on, when the device is closed.
+    public mutating func checkImage(_ image: [UInt8]) throws(HistoryFault) {
+        for (sector, found) in findings(image).enumerated() { try history.checkAtRest(sector, found) }
+    }
+
+    /// Compares what is left of the image after all that was not made durable is lost.
+    public func checkImageAfterPowerLoss(_ image: [UInt8]) throws(HistoryFault) {
+        for (sector, found) in findings(image).enumerated() { try history.checkAfterPowerLoss(sector, found) }
+    }
+
+    private func findings(_ image: [UInt8]) -> [SectorFinding] {
+        unsafe image.withUnsafeBytes { bytes in
+            (0..<plan.sectors).map { sector in
+                sector * 512 + 512 <= bytes.count
+                    ? unsafe content.find(in: bytes, at: sector, sector: sector)
+                    : .mangled("the image ends before it")
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Sectors that say which write they are of, and of which any byte tells whether the sector is whole.
+import Support
+
+/// Fills and recognises the sectors of a run. A sector of zeroes is write 0.
+///
+/// ```
+///  0  number of the write      8  sector      16  run      24  random numbers that depend on all three
+/// ```
+public struct SectorContent: Sendable {
+    /// Bytes of a sector.
+    public static let size = 512
+    /// Tells this run's sectors from those of others.
+    public let run: UInt64
+
+    /// The sectors of a run.
+    public init(run: UInt64) {
+        self.run = run
+    }
+
+    private func words(_ sector: Int, _ number: WriteNumber) -> SplitMix64 {
+        SplitMix64(seed: run ^ UInt64(bitPattern: Int64(sector)) &* 0x9e37_79b9_7f4a_7c15 ^ number &* 0xd6e8_feb8_6659_fd93)
+    }
+
+    /// Fills whole sectors, the first of which is `sector`, with the content of a write.
+    @unsafe public func fill(_ bytes: UnsafeMutableRawBufferPointer, sector: Int, number: WriteNumber) {
+        for index in 0..<bytes.count / Self.size {
+            var random = words(sector + index, number)
+            for position in stride(from: 0, to: Self.size, by: 8) {
+                let word =
+                    switch position {
+                    case 0: number
+                    case 8: UInt64(bitPattern: Int64(sector + index))
+                    case 16: run
+                    default: random.next()
+                    }
+                unsafe bytes.storeBytes(of: word, toByteOffset: index * Self.size + position, as: UInt64.self)
+            }
+        }
+    }
+
+    /// What the sector `index` of `bytes`, which is `sector` of the disk, holds.
+    @unsafe public func find(in bytes: UnsafeRawBufferPointer, at index: Int, sector: Int) -> SectorFinding {
+        func word(_ position: Int) -> UInt64 {
+            unsafe bytes.loadUnaligned(fromByteOffset: index * Self.size + position, as: UInt64.self)
+        }
+        let positions = stride(from: 0, to: Self.size, by: 8)
+        let number = word(0)
+        if number == 0 {
+            guard let first = positions.first(where: { word($0) != 0 }) else { return .write(0) }
+            return .mangled("8 zeroes at first, other bytes from byte \(first) on")
+        }
+        if word(16) != run { return .mangled("a sector of another run, 0x\(String(word(16), radix: 16))") }
+        if word(8) != UInt64(bitPattern: Int64(sector)) { return .mangled("write \(number) of sector \(word(8))") }
+        var random = words(sector, number)
+        for position in positions where position >= 24 && word(position) != random.next() {
+            return .mangled("write \(number), but not from byte \(position) on")
+        }
+        return .write(number)
+    }
+}
