@@ -219,7 +219,8 @@ public struct DiskHistory: Sendable {
     }
 
     private func fault(
-        _ kind: HistoryFault.Kind, _ sector: Int, _ found: SectorFinding, _ allowed: [Version], _ version: Version? = nil
+        _ kind: HistoryFault.Kind, _ sector: Int, _ found: SectorFinding, _ allowed: [Version],
+        _ version: Version? = nil
     ) -> HistoryFault {
         var text = "sector \(sector) holds "
         switch found {

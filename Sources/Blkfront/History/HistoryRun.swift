@@ -102,11 +102,12 @@ public struct HistoryRun {
         while true {
             var any = false
             for (index, box) in device.queues.enumerated() {
-                any = try box.withQueue { queue in
-                    let issues = try issue(&queue, index, to: count)
-                    if issues { try queue.publish() }
-                    return try reap(&queue, index) || issues
-                } || any
+                any =
+                    try box.withQueue { queue in
+                        let issues = try issue(&queue, index, to: count)
+                        if issues { try queue.publish() }
+                        return try reap(&queue, index) || issues
+                    } || any
             }
             if any { last = clinux_monotonic_ns() }
             if inFlight == 0, isOver(count) { return }
@@ -133,7 +134,9 @@ public struct HistoryRun {
         var any = false
         // A few at a time, so that each queue gets some.
         for _ in 0..<8 {
-            guard inFlight < plan.depth, !isOver(count), queue.freeCount > 0, let id = queue.allocate() else { return any }
+            guard inFlight < plan.depth, !isOver(count), queue.freeCount > 0, let id = queue.allocate() else {
+                return any
+            }
             try submit(id, &queue, index, readingBack: count == .max)
             issued += 1
             inFlight += 1

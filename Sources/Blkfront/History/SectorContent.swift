@@ -19,7 +19,8 @@ public struct SectorContent: Sendable {
     }
 
     private func words(_ sector: Int, _ number: WriteNumber) -> SplitMix64 {
-        SplitMix64(seed: run ^ UInt64(bitPattern: Int64(sector)) &* 0x9e37_79b9_7f4a_7c15 ^ number &* 0xd6e8_feb8_6659_fd93)
+        SplitMix64(
+            seed: run ^ UInt64(bitPattern: Int64(sector)) &* 0x9e37_79b9_7f4a_7c15 ^ number &* 0xd6e8_feb8_6659_fd93)
     }
 
     /// Fills whole sectors, the first of which is `sector`, with the content of a write.
