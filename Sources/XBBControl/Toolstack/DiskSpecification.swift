@@ -12,8 +12,8 @@ public struct DiskSpecification: Equatable, Sendable {
     /// "KEY=VALUE" each, for the plugin.
     public let options: [String]
 
-    /// Reads "FORMAT:PATH" or "FORMAT,KEY=VALUE...:PATH". What stands behind the first ':' is the path with all further ':'; a relative path begins in
-    /// `workingDirectory`.
+    /// Reads "FORMAT:PATH" or "FORMAT,KEY=VALUE...:PATH". What stands behind the first ':' is the path with all further ':';
+    /// a relative path begins in `workingDirectory`.
     public init(parsing text: String, workingDirectory: String) throws(ControlError) {
         let parts = text.split(separator: ":", maxSplits: 1, omittingEmptySubsequences: false)
         guard parts.count == 2 else {
@@ -44,6 +44,9 @@ public struct DiskSpecification: Equatable, Sendable {
 
     /// As libxl writes it to `params`.
     public var target: String { "\(format):\(path)" }
+
+    /// Its name in messages.
+    public var name: String { path.isEmpty ? "a disk of format \(format)" : target }
 }
 
 /// Options for the plugin: "key=value" each.

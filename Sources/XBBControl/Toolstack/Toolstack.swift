@@ -135,11 +135,11 @@ public final class Toolstack {
         }
         switch status {
         case "connected": return
-        case "error": throw ControlError("\(request.disk.target): \(try problem(of: request.address))")
+        case "error": throw ControlError("\(request.disk.name): \(try problem(of: request.address))")
         case "gone": throw ControlError("\(path) was removed while the disk was being attached")
         default:
             throw ControlError(
-                "\(request.disk.target) was not opened within \(Int(Self.hotplugSeconds)) s; "
+                "\(request.disk.name) was not opened within \(Int(Self.hotplugSeconds)) s; "
                     + "'xbbctl show' and the log of xbbd may say why", status: .timedOut)
         }
     }
