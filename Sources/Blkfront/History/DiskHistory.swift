@@ -3,14 +3,17 @@
 //
 // Each sector of 512 bytes is a register of its own. A write that was acknowledged before another one of the same sector
 // was submitted is replaced by that one as soon as it is acknowledged; of writes that were under way together any may
-// remain, but one only. So a reader may see
+// remain, but one only. Until it is acknowledged a write may be done more than once: that is what a successor's replay
+// does. So a reader may see
 //
 //   - what was not replaced before the reading was submitted,
-//   - what was under way at any time of the reading,
-//   - and, once a reading has found one of several candidates while nothing was under way, that one only.
+//   - what was under way at any time of the reading, and a mixture of both kinds while anything is (a page cache copies
+//     without a lock),
+//   - but nothing that was acknowledged before another reading that had found something else.
 //
-// A loss of power may take back everything that was not acknowledged before the last acknowledged flush was submitted.
-// What the kill of a worker may take back is nothing.
+// A loss of power leaves what a reading could find that began with the last acknowledged flush and lasts until the loss;
+// of the sectors of an acknowledged barrier also nothing that is older than it. What the kill of a worker may take back is
+// nothing.
 
 /// A write, and discards too, by the number that ``DiskHistory`` gave it; 0 is what the sectors held in the beginning.
 public typealias WriteNumber = UInt64
@@ -61,22 +64,17 @@ public struct DiskHistory: Sendable {
         /// When the first write was acknowledged that was submitted after this one's end; and its number.
         var replaced: Moment?
         var replacedBy: WriteNumber = 0
-        /// Readings that begin later have to find another one, which was found.
+        /// Readings that begin later have to find another one, which was found. Before ``submitted``: it was never there.
         var passed: Moment?
+        /// A barrier made another one durable that is later than this one.
+        var isBehindBarrier = false
         /// A discard: any content.
         var isAnything = false
 
         func isVisible(from moment: Moment) -> Bool {
-            (replaced.map { $0 > moment } ?? true) && (passed.map { $0 >= moment } ?? true)
+            (replaced.map { $0 > moment } ?? true) && (passed.map { $0 >= max(moment, submitted) } ?? true)
         }
-        func isDurablyReplaced(at flush: Moment) -> Bool { replaced.map { $0 < flush } ?? false }
-    }
-
-    private struct Sector {
-        var versions: [Version]
-        /// The last moment at which a write was under way.
-        var lastChange: Moment = 0
-        var writers = 0
+        func isUnderWay(from moment: Moment) -> Bool { acknowledged.map { $0 > moment } ?? true }
     }
 
     private struct Write {
@@ -84,7 +82,7 @@ public struct DiskHistory: Sendable {
         var submitted: Moment
     }
 
-    private var sectors: [Sector]
+    private var sectors: [[Version]]
     private var writes: [WriteNumber: Write] = [:]
     private var lastNumber: WriteNumber = 0
     private var now: Moment = 0
@@ -100,7 +98,7 @@ public struct DiskHistory: Sendable {
     /// A history of so many sectors that all hold write 0; with `unknown` they may hold anything.
     public init(sectors count: Int, unknown: Bool = false) {
         let first = Version(number: 0, submitted: 0, acknowledged: 0, isAnything: unknown)
-        sectors = [Sector](repeating: Sector(versions: [first]), count: count)
+        sectors = [[Version]](repeating: [first], count: count)
     }
 
     /// Number of sectors.
@@ -125,45 +123,57 @@ public struct DiskHistory: Sendable {
         let range = range.clamped(to: 0..<sectors.count)
         writes[lastNumber] = Write(sectors: range, submitted: moment)
         for sector in range {
-            sectors[sector].versions.append(
-                Version(number: lastNumber, submitted: moment, isAnything: isAnything))
-            sectors[sector].writers += 1
+            sectors[sector].append(Version(number: lastNumber, submitted: moment, isAnything: isAnything))
         }
         return lastNumber
     }
 
     /// The end of a write or discard was heard of. One that failed may have been done in part: it replaces nothing.
     public mutating func acknowledgeWrite(_ number: WriteNumber, succeeded: Bool) {
+        acknowledge(number, succeeded: succeeded, isBarrier: false)
+    }
+
+    private mutating func acknowledge(_ number: WriteNumber, succeeded: Bool, isBarrier: Bool) {
         guard let write = writes.removeValue(forKey: number) else { return }
         let moment = tick()
         let oldest = min(readings.min() ?? .max, durable)
         for sector in write.sectors {
-            sectors[sector].writers -= 1
-            sectors[sector].lastChange = moment
-            for index in sectors[sector].versions.indices {
-                if sectors[sector].versions[index].number == number {
-                    sectors[sector].versions[index].acknowledged = moment
-                } else if succeeded, sectors[sector].versions[index].replaced == nil,
-                    let end = sectors[sector].versions[index].acknowledged, end < write.submitted
-                {
-                    sectors[sector].versions[index].replaced = moment
-                    sectors[sector].versions[index].replacedBy = number
+            for index in sectors[sector].indices {
+                let version = sectors[sector][index]
+                if version.number == number {
+                    sectors[sector][index].acknowledged = moment
+                    continue
+                }
+                // A barrier is done after all that was submitted before it, acknowledged or not.
+                guard succeeded,
+                    isBarrier ? version.submitted < write.submitted : !version.isUnderWay(from: write.submitted)
+                else { continue }
+                if isBarrier { sectors[sector][index].isBehindBarrier = true }
+                if version.replaced == nil {
+                    sectors[sector][index].replaced = moment
+                    sectors[sector][index].replacedBy = number
                 }
             }
             // Nobody may see these again, whatever happens.
-            sectors[sector].versions.removeAll { $0.isDurablyReplaced(at: oldest) }
+            sectors[sector].removeAll { !$0.isVisible(from: oldest) }
         }
     }
 
     // MARK: Flushes
 
-    /// A flush is about to be submitted, or a barrier, whose data is a write besides.
+    /// A flush is about to be submitted, or a barrier, whose data is a write that is submitted next.
     public mutating func submitFlush() -> Moment { tick() }
 
     /// A flush succeeded that was submitted at `moment`: what had been acknowledged by then survives a loss of power.
     public mutating func acknowledgeFlush(_ moment: Moment) {
         _ = tick()
         durable = max(durable, moment)
+    }
+
+    /// The end of a barrier was heard of: a flush that was submitted at `moment`, and then a write, which is durable too.
+    public mutating func acknowledgeBarrier(_ number: WriteNumber, _ moment: Moment, succeeded: Bool) {
+        acknowledge(number, succeeded: succeeded, isBarrier: true)
+        if succeeded { acknowledgeFlush(moment) }
     }
 
     // MARK: Readings
@@ -182,7 +192,7 @@ public struct DiskHistory: Sendable {
     public mutating func check(_ sector: Int, _ found: SectorFinding, read moment: Moment) throws(HistoryFault) {
         guard sectors.indices.contains(sector) else { return }
         comparisons += 1
-        let versions = sectors[sector].versions
+        let versions = sectors[sector]
         let visible = versions.filter { $0.isVisible(from: moment) }
         if visible.count > 1 { choices += 1 }
         if visible.contains(where: \.isAnything) { return }
@@ -194,11 +204,24 @@ public struct DiskHistory: Sendable {
             throw fault(
                 version.replaced.map { $0 <= moment } == true ? .replaced : .changed, sector, found, visible, version)
         }
-        // Nothing was under way during the reading: so it is that one, and stays it.
-        guard visible.count > 1, sectors[sector].writers == 0, sectors[sector].lastChange < moment else { return }
-        for index in versions.indices where versions[index].number != number && versions[index].passed == nil {
-            sectors[sector].versions[index].passed = sectors[sector].lastChange
+        // The one that was found was there between `from` and the end of the reading. What was over before that is gone: at
+        // the latest now, and earlier if the one that was found ended, which nobody could bring back after its end.
+        guard let known = versions.first(where: { $0.number == number }) else { return }
+        let from = max(moment, known.submitted)
+        let since = known.acknowledged ?? now
+        for (index, version) in versions.enumerated()
+        where version.number != number && !version.isUnderWay(from: from) {
+            sectors[sector][index].passed = min(version.passed ?? since, since)
         }
+    }
+
+    /// The writes of which parts may stand side by side in a sector for a reading that began at `moment`; none if nothing
+    /// was under way there. Call before ``endRead(_:)``.
+    public func mixture(_ sector: Int, read moment: Moment) -> [WriteNumber] {
+        guard sectors.indices.contains(sector),
+            sectors[sector].contains(where: { $0.isUnderWay(from: moment) })
+        else { return [] }
+        return sectors[sector].filter { $0.isVisible(from: moment) }.map(\.number)
     }
 
     /// Compares what is found in a sector when nothing is under way any more.
@@ -211,7 +234,7 @@ public struct DiskHistory: Sendable {
     /// Compares what is found in a sector after a loss of power at this moment.
     public func checkAfterPowerLoss(_ sector: Int, _ found: SectorFinding) throws(HistoryFault) {
         guard sectors.indices.contains(sector) else { return }
-        let allowed = sectors[sector].versions.filter { !$0.isDurablyReplaced(at: durable) }
+        let allowed = sectors[sector].filter { $0.isVisible(from: durable) && !$0.isBehindBarrier }
         if allowed.contains(where: \.isAnything) { return }
         guard case .write(let number) = found else { throw fault(.mangled, sector, found, allowed) }
         if allowed.contains(where: { $0.number == number }) { return }
@@ -230,8 +253,8 @@ public struct DiskHistory: Sendable {
         switch kind {
         case .mangled: break
         case .foreign: text += ", which was never submitted there"
-        case .changed: text += ", and a reading before had found another one with nothing under way since"
-        case .lost: text += ", which was replaced before the last flush that succeeded"
+        case .changed: text += ", and a reading before had found another one that is later"
+        case .lost: text += ", which was replaced before the last flush or barrier that succeeded"
         case .replaced:
             text += ", which was replaced before it was read"
             if let version, version.replacedBy > 0 { text += ": by write \(version.replacedBy)" }

@@ -59,4 +59,24 @@ public struct SectorContent: Sendable {
         }
         return .write(number)
     }
+
+    /// Whether each byte of that sector is the one of any of `numbers` at its place: a reading of a page cache may meet a
+    /// write at any byte.
+    @unsafe public func isMixture(
+        of numbers: [WriteNumber], in bytes: UnsafeRawBufferPointer, at index: Int, sector: Int
+    ) -> Bool {
+        var candidate = [UInt8](repeating: 0, count: Self.size)
+        var isExplained = [Bool](repeating: false, count: Self.size)
+        for number in numbers {
+            if number == 0 {
+                for position in 0..<Self.size { candidate[position] = 0 }
+            } else {
+                unsafe candidate.withUnsafeMutableBytes { unsafe fill($0, sector: sector, number: number) }
+            }
+            for position in 0..<Self.size where unsafe bytes[index * Self.size + position] == candidate[position] {
+                isExplained[position] = true
+            }
+        }
+        return isExplained.allSatisfy { $0 }
+    }
 }
