@@ -11,7 +11,9 @@ struct Load: ParsableCommand {
             Without --time and --count, one pass over the region. With --verify, every block that is written says \
             where it belongs and how often it was written; what is read is checked against that, and all is read \
             back at the end. Requests that overlap are not in flight together then. A pattern that only reads is \
-            preceded by a pass of writes.
+            preceded by a pass of writes. With --verify history they overlap: what is read is checked against all \
+            that the backend has acknowledged. It takes --rw randrw and --bs 512-N, N at most 44k, and uses the first \
+            512 KiB of the disk, or as much as --size says.
             """)
 
     @OptionGroup var deviceArguments: DeviceArguments
@@ -40,8 +42,8 @@ struct Load: ParsableCommand {
     @Option(help: "Share of reads in randrw, in percent.")
     var rwmixread = 50
 
-    @Option(help: "Verify with a checksum; crc32c is the one there is.")
-    var verify: Checksum?
+    @Option(help: "Verify what is read: \(Verification.allCases.map(\.rawValue).joined(separator: ", ")).")
+    var verify: Verification?
 
     @Option(help: "A flush after so many writes.")
     var flushEvery = 0
@@ -78,7 +80,7 @@ struct Load: ParsableCommand {
         plan.duration = time.map { UInt64(max(0, min($0, 1e9)) * 1e9) }
         plan.count = count
         plan.readPercent = rwmixread
-        plan.verify = verify != nil
+        plan.verify = verify == .crc32c
         plan.flushEvery = flushEvery
         plan.barrierEvery = barrierEvery
         plan.discardEvery = discardEvery
@@ -90,8 +92,35 @@ struct Load: ParsableCommand {
         return plan
     }
 
+    /// What ``plan`` is for overlapping requests.
+    private var historyPlan: HistoryPlan {
+        let plan = plan
+        var history = HistoryPlan()
+        history.sectors = plan.size.map { Int(clamping: $0 / 512) } ?? history.sectors
+        history.mostSectors = plan.maxBlockSize / 512
+        history.depth = plan.depth
+        history.count = plan.count.map { Int(clamping: $0) } ?? (plan.duration == nil ? history.count : .max - 1)
+        history.duration = plan.duration
+        history.readPercent = plan.readPercent
+        history.flushEvery = plan.flushEvery
+        history.barrierEvery = plan.barrierEvery
+        history.discardEvery = plan.discardEvery
+        history.startsUnknown = true
+        history.pauseThreshold = plan.pauseThreshold
+        history.stallTimeout = plan.stallTimeout
+        history.seed = plan.seed
+        return history
+    }
+
     func validate() throws {
         if let complaint = plan.complaint { throw ValidationError(complaint) }
+        guard verify == .history else { return }
+        guard rw == .randrw, bs.low == 512, bs.high <= FrontQueue.bufferSize else {
+            throw ValidationError("--verify history takes --rw randrw and --bs 512-N, N at most 44k")
+        }
+        guard offset.bytes == 0, skew == 0, spins == 0 else {
+            throw ValidationError("--verify history takes no --offset, --skew or --spins")
+        }
     }
 
     func run() throws {
@@ -101,7 +130,12 @@ struct Load: ParsableCommand {
             let perOperation = (bs.high + FrontQueue.bufferSize - 1) / FrontQueue.bufferSize + 1
             device = try deviceArguments.device(requestsPerQueue: max(1, depth * perOperation))
             try device.connect()
-            report = try LoadRun(device, plan).run()
+            if verify == .history {
+                var run = try HistoryRun(device, historyPlan)
+                report = run.report()
+            } else {
+                report = try LoadRun(device, plan).run()
+            }
         } catch {
             throw fail("\(error)")
         }
@@ -116,9 +150,9 @@ struct Load: ParsableCommand {
     }
 }
 
-/// The checksums of --verify.
-enum Checksum: String, ExpressibleByArgument, CaseIterable {
-    case crc32c
+/// The words of --verify.
+enum Verification: String, ExpressibleByArgument, CaseIterable {
+    case crc32c, history
 }
 
 /// A number of bytes: 4096, 4k, 1M, 2G.

@@ -164,6 +164,40 @@ import XenLoopback
         try lab.stop()
     }
 
+    @Test func loadsThatOverlapAreVerifiedByTheirHistory() throws {
+        let lab = try DeviceLab(joins: false)
+        let host = try lab.host()
+        // What is there at first is not asked about.
+        host.disk.store([UInt8](repeating: 0xaa, count: 1 << 20), at: 0)
+        let arguments = "load --rw randrw --bs 512-24k --depth 16 --verify history --flush-every 20 --discard-every 30"
+        var (status, output) = try blkfront(lab, "\(arguments) --count 500 --ring-pages 4 --json")
+        #expect(status == 0 && output.contains("\"ok\":true") && output.contains("\"flush\":"), "\(output)")
+        #expect(!output.contains("\"verified_blocks\":0,"), "\(output)")
+        (status, output) = try blkfront(lab, "\(arguments) --time 0.3 --queues 2")
+        #expect(status == 0 && output.contains("verified: ") && output.contains("IOPS"), "\(output)")
+        let disk = host.disk
+        let vandal = try FrontThread(name: "vandal") {
+            for round in 0..<2000 {
+                usleep(1000)
+                disk.store([0xee], at: (round * 512 + 100) % (64 << 10))
+            }
+        }
+        (status, output) = try blkfront(lab, "\(arguments) --size 64k --time 20 --seed 3")
+        vandal.join()
+        #expect(status == 1 && output.contains("xbb-blkfront: verification failed: sector "), "\(output)")
+        try lab.stop()
+    }
+
+    @Test(arguments: [
+        "--bs 4k", "--bs 512-64k", "--bs 512-4k --rw read", "--bs 512-4k --skew 1", "--bs 512-4k --spins 9",
+    ])
+    func aHistoryWantsSmallRequestsAnywhere(options: String) throws {
+        let lab = try DeviceLab(joins: false)
+        let (status, output) = try blkfront(lab, "load --verify history --rw randrw \(options)")
+        #expect(status == 64 && output.contains("--verify history takes"), "\(output)")
+        try lab.stop()
+    }
+
     @Test func exitStatusAndMessages() throws {
         let lab = try DeviceLab(joins: false)
         var settings = ToySettings()

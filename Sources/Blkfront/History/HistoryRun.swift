@@ -12,8 +12,12 @@ public struct HistoryPlan: Sendable {
     public var mostSectors = 48
     /// Requests in flight, all queues together.
     public var depth = 32
-    /// Ends the run after so many requests.
+    /// Ends the run after so many requests, besides the reading back.
     public var count = 1000
+    /// Ends it after this many nanoseconds, if that is earlier; nil for no such end.
+    public var duration: UInt64?
+    /// The sectors may hold anything at first; else they hold zeroes.
+    public var startsUnknown = false
     /// Of a hundred requests so many are reads.
     public var readPercent = 40
     /// A flush after so many writes, 0 for none.
@@ -24,6 +28,8 @@ public struct HistoryPlan: Sendable {
     public var discardEvery = 30
     /// Reads all sectors back in the end.
     public var readsBack = true
+    /// Counts times of so many nanoseconds or more without any answer, nil for none.
+    public var pauseThreshold: UInt64?
     /// A run without any answer for so many milliseconds fails.
     public var stallTimeout = 60_000
     /// Where the random numbers begin.
@@ -35,7 +41,7 @@ public struct HistoryPlan: Sendable {
 
 /// Runs a ``HistoryPlan`` on a connected device, all of its queues, from the calling thread.
 ///
-/// The sectors must hold zeroes at first. The device must not be used by anybody else meanwhile.
+/// The device must not be used by anybody else meanwhile.
 public struct HistoryRun {
     private enum Kind {
         case read(DiskHistory.Moment)
@@ -47,6 +53,17 @@ public struct HistoryRun {
     private struct Flying {
         var kind: Kind
         var sectors: Range<Int>
+        var start = clinux_monotonic_ns()
+    }
+
+    /// What a run counts besides its history.
+    private struct Measures: ~Copyable {
+        var counters = LoadCounters()
+        var pauses: [UInt64] = []
+        var lastAnswer: UInt64 = 0
+        var begin = clinux_monotonic_ns()
+        /// When the load ended and the reading back began.
+        var end: UInt64 = 0
     }
 
     private let device: FrontDevice
@@ -64,6 +81,8 @@ public struct HistoryRun {
     public private(set) var history: DiskHistory
     /// Requests that the backend refused.
     public private(set) var errors = 0
+    /// Sectors that were found to be mixtures of writes under way.
+    public private(set) var mixtures = 0
 
     /// A run of `plan`; throws what makes it impossible on this device.
     public init(_ device: FrontDevice, _ plan: HistoryPlan) throws(BlkfrontError) {
@@ -81,7 +100,7 @@ public struct HistoryRun {
         unit = device.info.sectorUnit
         random = SplitMix64(seed: plan.seed)
         content = SectorContent(run: plan.seed &* 0x2545_f491_4f6c_dd1d | 1)
-        history = DiskHistory(sectors: plan.sectors)
+        history = DiskHistory(sectors: plan.sectors, unknown: plan.startsUnknown)
         flying = Array(repeating: [:], count: device.queues.count)
         unread = 0..<0
     }
@@ -91,22 +110,56 @@ public struct HistoryRun {
 
     /// Runs to the end. Throws a ``HistoryFault``, or the ``BlkfrontError`` that ended the device.
     public mutating func run() throws {
-        try run(to: plan.count)
-        guard plan.readsBack else { return }
-        unread = 0..<plan.sectors
-        try run(to: .max)
+        var measures = Measures()
+        try run(&measures)
     }
 
-    private mutating func run(to count: Int) throws {
+    /// Runs to the end and reports as a ``LoadRun`` does. A verified block is a sector.
+    public mutating func report() -> LoadReport {
+        var measures = Measures()
+        var report = LoadReport()
+        do {
+            try run(&measures)
+        } catch let fault as HistoryFault {
+            report.failure = .history(fault)
+        } catch let error as BlkfrontError {
+            report.failure = .device(error)
+        } catch {
+            report.failure = .device(.invalid("\(error)"))
+        }
+        report.verifiedBlocks = UInt64(history.comparisons)
+        report.pauses = measures.pauses
+        for box in device.queues {
+            let (notifications, publications) = box.withQueue { ($0.notifications, $0.publications) }
+            report.notifications += notifications
+            report.publications += publications
+        }
+        let end = measures.end > 0 ? measures.end : clinux_monotonic_ns()
+        report.finish(measures.counters, nanoseconds: end &- measures.begin)
+        return report
+    }
+
+    private mutating func run(_ measures: inout Measures) throws {
+        try run(to: plan.count, &measures)
+        measures.end = clinux_monotonic_ns()
+        guard plan.readsBack else { return }
+        unread = 0..<plan.sectors
+        try run(to: .max, &measures)
+    }
+
+    private mutating func run(to count: Int, _ measures: inout Measures) throws {
         var last = clinux_monotonic_ns()
+        let end = plan.duration.map { measures.begin.addingReportingOverflow($0) }
+        var count = count
         while true {
+            if let end, count != .max, !end.overflow, clinux_monotonic_ns() >= end.partialValue { count = issued }
             var any = false
             for (index, box) in device.queues.enumerated() {
                 any =
                     try box.withQueue { queue in
                         let issues = try issue(&queue, index, to: count)
                         if issues { try queue.publish() }
-                        return try reap(&queue, index) || issues
+                        return try reap(&queue, index, &measures) || issues
                     } || any
             }
             if any { last = clinux_monotonic_ns() }
@@ -190,26 +243,36 @@ public struct HistoryRun {
 
     // MARK: Answers
 
-    private mutating func reap(_ queue: inout FrontQueue, _ index: Int) throws -> Bool {
+    private mutating func reap(
+        _ queue: inout FrontQueue, _ index: Int, _ measures: inout Measures
+    ) throws -> Bool {
         var any = false
+        var now: UInt64 = 0
         while let completion = try queue.nextCompletion() {
+            if !any {
+                now = clinux_monotonic_ns()
+                notePause(until: now, &measures)
+            }
             any = true
             inFlight -= 1
             let succeeded = completion.status == BlockStatus.okay.rawValue
             if !succeeded { errors += 1 }
             guard let request = flying[index].removeValue(forKey: completion.id) else { continue }
+            if measures.end == 0 || !succeeded {
+                measures.counters.count(
+                    LoadKind(completion.operation), failed: !succeeded, nanoseconds: now &- request.start,
+                    bytes: UInt64(request.sectors.count) * 512)
+            }
             switch request.kind {
             case .write(let number): history.acknowledgeWrite(number, succeeded: succeeded)
             case .flush(let moment): if succeeded { history.acknowledgeFlush(moment) }
             case .barrier(let number, let moment):
-                history.acknowledgeWrite(number, succeeded: succeeded)
-                if succeeded { history.acknowledgeFlush(moment) }
+                history.acknowledgeBarrier(number, moment, succeeded: succeeded)
             case .read(let moment):
                 if succeeded {
                     let bytes = unsafe UnsafeRawBufferPointer(queue.buffer(of: completion.id))
                     for (place, sector) in request.sectors.enumerated() {
-                        let found = unsafe content.find(in: bytes, at: place, sector: sector)
-                        try history.check(sector, found, read: moment)
+                        unsafe try check(bytes, at: place, sector, read: moment)
                     }
                 }
                 history.endRead(moment)
@@ -217,6 +280,28 @@ public struct HistoryRun {
             queue.release(completion.id)
         }
         return any
+    }
+
+    private mutating func check(
+        _ bytes: UnsafeRawBufferPointer, at place: Int, _ sector: Int, read moment: DiskHistory.Moment
+    ) throws(HistoryFault) {
+        let found = unsafe content.find(in: bytes, at: place, sector: sector)
+        if case .mangled = found {
+            let numbers = history.mixture(sector, read: moment)
+            if unsafe content.isMixture(of: numbers, in: bytes, at: place, sector: sector) {
+                mixtures += 1
+                return
+            }
+        }
+        try history.check(sector, found, read: moment)
+    }
+
+    private func notePause(until now: UInt64, _ measures: inout Measures) {
+        guard let threshold = plan.pauseThreshold else { return }
+        if measures.lastAnswer > 0, now &- measures.lastAnswer >= threshold {
+            measures.pauses.append(now &- measures.lastAnswer)
+        }
+        measures.lastAnswer = now
     }
 
     // MARK: From outside

@@ -8,6 +8,16 @@ import Synchronization
 enum LoadKind: UInt8, BitwiseCopyable, Sendable, CaseIterable {
     case read, write, barrier, flush, discard
 
+    init(_ operation: BlockOperation) {
+        switch operation {
+        case .read: self = .read
+        case .write: self = .write
+        case .writeBarrier: self = .barrier
+        case .flush: self = .flush
+        case .discard: self = .discard
+        }
+    }
+
     var operation: BlockOperation {
         switch self {
         case .read: .read
@@ -76,12 +86,15 @@ public enum LoadFailure: Error, Sendable, Equatable, CustomStringConvertible {
     case device(BlkfrontError)
     /// A block was not what had been written.
     case verify(VerifyFault)
+    /// A sector was not what it could be.
+    case history(HistoryFault)
 
     /// One line for people.
     public var description: String {
         switch self {
         case .device(let error): "\(error)"
         case .verify(let fault): "verification failed: \(fault)"
+        case .history(let fault): "verification failed: \(fault)"
         }
     }
 }
