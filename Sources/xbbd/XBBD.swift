@@ -87,6 +87,11 @@ struct XBBD: ParsableCommand {
         help: "When xbbd ends, tell workers to hand their devices over and to end. (default: no)")
     var stopWorkers: Bool?
 
+    @Flag(
+        inversion: .prefixedNo,
+        help: "Keep a process ready beside each worker whose guest is connected, in case that it dies. (default: yes)")
+    var standby: Bool?
+
     @Option(
         help: ArgumentHelp(
             "So many failures of a worker within --restart-window seconds, and its device is given up. (default: 10)",
@@ -193,6 +198,7 @@ struct XBBD: ParsableCommand {
         if let group = socketGroup ?? file.socketGroup { settings.socketGroup = try DaemonProcess.group(named: group) }
         settings.claim.takesAnyScript = anyScript ?? file.takesAnyScript ?? false
         settings.stopsWorkers = stopWorkers ?? file.stopsWorkers ?? false
+        settings.keepsStandby = standby ?? file.keepsStandby ?? true
         if let limit = restartLimit ?? file.restartLimit { settings.policy.failureLimit = limit }
         if let window = restartWindow ?? file.restartWindow { settings.policy.windowSeconds = UInt64(window) }
         return settings

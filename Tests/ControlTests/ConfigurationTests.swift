@@ -33,6 +33,7 @@ import Testing
               backend = vbd, qdisk vbd3
             any-script = yes
             stop-workers = yes\r
+            standby = no
             restart-limit = 3
             restart-window = 60
             log-level = debug
@@ -53,7 +54,9 @@ import Testing
             no-coalesce-reqs = yes
             """)
         #expect(file.runDirectory == "/run/other" && file.socketGroup == "disk" && file.stopsWorkers == true)
-        #expect(file.takesAnyScript == true && file.restartLimit == 3 && file.restartWindow == 60)
+        #expect(
+            file.keepsStandby == false && file.takesAnyScript == true && file.restartLimit == 3
+                && file.restartWindow == 60)
         #expect(file.backends == ["vbd", "qdisk", "vbd3"] && file.logLevel == .debug)
         #expect(file.worker == "/opt/xbb vbd" && file.pluginDirectories == ["/a", "/b", "/c"])
         #expect(file.backingDirectories == ["/t"])
@@ -126,6 +129,7 @@ import Testing
         #expect(whole.numbers.count == DaemonConfiguration.numberRanges.count && whole.tunables.count == 3)
         let policy = RestartPolicy()
         #expect(whole.restartLimit == policy.failureLimit && whole.restartWindow == Int(policy.windowSeconds))
+        #expect(whole.keepsStandby == true)
         #expect(Set(whole.tunables.values) == [0] && whole.stopsWorkers == false && whole.confines == true)
     }
 

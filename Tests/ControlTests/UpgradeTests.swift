@@ -133,4 +133,27 @@ import Support
         try eventually("who hung is gone") { ProcessIdentity(running: hanging) == nil }
         #expect(access("\(lab.run)/vbd-vbd-1-51712.lock", F_OK) != 0)
     }
+
+    @Test("beside a worker whose guest is connected another one stands by") func standsBy() throws {
+        let lab = try serving()
+        let old = try #require(try process(lab))
+        try lab.store.write("/local/domain/0/backend/vbd/1/51712/state", "4")
+        try eventually("one stands by") { lab.starts.count == 2 }
+        let next = try #require(lab.worker("vbd-1-51712"))
+        #expect(try process(lab) == old)
+        // It is followed by another one that stands by; in the meantime by one that is started then.
+        usleep(300_000)
+        kill(old, SIGKILL)
+        try eventually("it takes over") { try process(lab) == next && !arguments(lab).isEmpty }
+        #expect(arguments(lab).contains("--standby"))
+        try eventually("another one stands by") { lab.starts.count == 3 }
+        #expect(try process(lab) == next)
+        // One that dies itself harms nobody.
+        let third = try #require(lab.worker("vbd-1-51712"))
+        kill(third, SIGKILL)
+        try eventually("its end is known") { ProcessIdentity(running: third) == nil }
+        kill(next, SIGKILL)
+        try eventually("a new one") { try process(lab).map { $0 != next } ?? false && !arguments(lab).isEmpty }
+        #expect(!arguments(lab).contains("--standby"))
+    }
 }

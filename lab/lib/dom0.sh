@@ -47,7 +47,9 @@ xbbd_stop() {
     await 30 "the end of xbbd" eval "! kill -0 $pid"
 }
 
-workers() { pidof xbb-vbd | wc -w; }
+# Processes that serve disks, or are about to; not those that only stand by.
+worker_pids() { grep -lx xbb-vbd /proc/[0-9]*/comm 2>/dev/null | cut -d / -f 3 | xargs; }
+workers() { worker_pids | wc -w; }
 
 ## Guests
 
@@ -159,7 +161,7 @@ descriptors() { find "/proc/$(pidof xbbd || echo none)/fd" -mindepth 1 2>/dev/nu
 ports() { /usr/lib/xen-4.17/bin/lsevtchn 0 2>/dev/null | wc -l; }
 
 nothing_left() {
-    [[ $(xl list | wc -l) -eq 2 && $(workers) -eq 0 && $(vbd_nodes) -eq 0 && $(ports) -le $ports_before &&
+    [[ $(xl list | wc -l) -eq 2 && -z $(pidof xbb-vbd) && $(vbd_nodes) -eq 0 && $(ports) -le $ports_before &&
         $(descriptors) -le $descriptors_before ]]
 }
 
@@ -170,7 +172,7 @@ assert_nothing_left() {
         if ((SECONDS > end)); then
             xl list
             xenstore-ls -f /local/domain/0/backend
-            fail "left: $(workers) workers, $(vbd_nodes) nodes, $(ports) ports (before: $ports_before)," \
+            fail "left: $(pidof xbb-vbd | wc -w) workers, $(vbd_nodes) nodes, $(ports) ports (before: $ports_before)," \
                 "$(descriptors) descriptors of xbbd (before: $descriptors_before), $(($(xl list | wc -l) - 2)) domains"
         fi
         read -rt 0.3 -u 8 || true

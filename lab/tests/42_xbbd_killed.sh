@@ -3,14 +3,14 @@
 # limit: 900
 truncate -s 64M "$images"/{a,b}.img
 guest_create super "$(disk xvda "raw:$images/a.img")"
-worker=$(pidof xbb-vbd)
+worker=$(worker_pids)
 guest_fio_start super xvda
 xbbd_stop
 xbbd_start
 kill -KILL "$(pidof xbbd)"
 await 30 "the end of xbbd" eval '! pidof xbbd'
 xbbd_start
-[[ $(pidof xbb-vbd) == "$worker" ]] || fail "the worker was $worker and is $(pidof xbb-vbd)"
+[[ $(worker_pids) == "$worker" ]] || fail "the worker was $worker and is $(worker_pids)"
 xbbctl list | grep -q adopted || fail "xbbd did not adopt the worker"
 before=$(completed super xvda)
 await 120 "I/O afterwards" completed_more super xvda "$before"

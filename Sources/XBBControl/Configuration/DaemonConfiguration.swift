@@ -24,6 +24,8 @@ public struct DaemonConfiguration: Equatable, Sendable {
     public var worker: String?
     /// Workers are told to hand over when xbbd ends.
     public var stopsWorkers: Bool?
+    /// Processes stand by in case that workers die.
+    public var keepsStandby: Bool?
     /// After so many failures of a worker within ``restartWindow`` seconds it is not started any more.
     public var restartLimit: Int?
     /// See ``restartLimit``.
@@ -101,6 +103,7 @@ public struct DaemonConfiguration: Equatable, Sendable {
         case "any-script": return Self.flag(value, &takesAnyScript)
         case "program": return Self.path(value, &worker)
         case "stop-workers": return Self.flag(value, &stopsWorkers)
+        case "standby": return Self.flag(value, &keepsStandby)
         case "restart-limit": return Self.number(value, Self.restartLimits, &restartLimit)
         case "restart-window": return Self.number(value, Self.restartWindows, &restartWindow)
         case "log-level":
@@ -127,8 +130,8 @@ public struct DaemonConfiguration: Equatable, Sendable {
     private static let sections = ["xbbd", "worker", "tunables"]
     private static let keys = [
         "xbbd": [
-            "run-dir", "state-dir", "socket-group", "backend", "any-script", "stop-workers", "restart-limit",
-            "restart-window", "log-level",
+            "run-dir", "state-dir", "socket-group", "backend", "any-script", "stop-workers", "standby",
+            "restart-limit", "restart-window", "log-level",
         ],
         "worker": [
             "program", "plugin-dir", "backing-dir", "user", "confine", "max-queues", "max-ring-page-order",

@@ -49,10 +49,8 @@ extension Supervisor {
         record.replacement = .preparing(raw < 0 ? nil : Descriptor(owning: raw))
         record.refusal = nil
         dismiss(record)
-        let arguments = settings.workers.arguments(
-            for: record.address, own: own, in: directory, predecessor: nil, standsBy: true)
         do throws(XenError) {
-            let standby = try startStandby(record, arguments)
+            let standby = try startStandby(record, program: nil)
             log(record.address).info(
                 "\(record.address): worker \(standby.process.process) prepares to take over from \(process.process)")
         } catch {
@@ -61,94 +59,13 @@ extension Supervisor {
     }
 
     /// The old worker serves on, and so does its program after it.
-    private func refuse(_ record: Record, _ reason: String) {
+    func refuse(_ record: Record, _ reason: String) {
         guard case .preparing(let program) = record.replacement else { return }
         record.replacement = program.map { .wentBack($0) } ?? .none
         record.refusal = reason
         let process = record.process.map { "worker \($0.process)" } ?? "the old version"
         log(record.address).error(
             "\(record.address): the new worker cannot take over (\(reason)); \(process) serves on")
-    }
-
-    // MARK: Who stands by
-
-    private func startStandby(_ record: Record, _ arguments: [String]) throws(XenError) -> Standby {
-        let standby = try Standby(arguments, lockPath: directory.workerLock(record.address))
-        do throws(XenError) {
-            try loop.add(standby.process.pidfd.raw) { [unowned self, unowned record] in standbyEnded(record) }
-            if let channel = standby.channel {
-                try loop.add(channel.raw) { [unowned self, unowned record] in standbySpoke(record) }
-            }
-        } catch {
-            bury(standby)
-            throw error
-        }
-        record.standby = standby
-        return standby
-    }
-
-    private func standbySpoke(_ record: Record) {
-        guard let standby = record.standby, standby.takeWord(loop) else { return }
-        guard case .preparing(let program) = record.replacement, let process = record.process else { return }
-        guard standby.call(after: nil, loop) else { return }
-        process.send(SIGTERM)
-        record.replacement = .draining(program)
-        log(record.address).info("\(record.address): worker \(process.process) is told to hand over")
-    }
-
-    private func standbyEnded(_ record: Record) {
-        guard let standby = record.standby, let exit = standby.process.takeExit() else { return }
-        loop.remove(standby.process.pidfd.raw)
-        standby.closeChannel(loop)
-        record.standby = nil
-        switch record.replacement {
-        case .preparing: refuse(record, "\(exit)")
-        case .draining:
-            // The old worker is on its way out; its program goes on when it has ended.
-            log(record.address).error("\(record.address): the new worker failed while it took over (\(exit))")
-        case .none, .onTrial, .wentBack: break
-        }
-    }
-
-    /// Ends what takes too long to get ready.
-    func expireStandby(_ record: Record, now: UInt64) {
-        guard let deadline = record.standby?.deadline, deadline <= now else { return }
-        dismiss(record)
-        refuse(record, "it was not ready within \(Standby.patience / RestartPolicy.second) s")
-    }
-
-    /// Ends whoever stands by.
-    func dismiss(_ record: Record) {
-        guard let standby = record.standby else { return }
-        record.standby = nil
-        bury(standby)
-    }
-
-    /// Kills a process that serves nobody, and takes its end when it comes.
-    private func bury(_ standby: Standby) {
-        standby.closeChannel(loop)
-        let process = standby.process
-        loop.remove(process.pidfd.raw)
-        process.send(SIGKILL)
-        do throws(XenError) {
-            try loop.add(process.pidfd.raw) { [unowned self] in
-                if process.takeExit() != nil { loop.remove(process.pidfd.raw) }
-            }
-        } catch {
-            log.warning("\(error)")
-        }
-    }
-
-    /// Makes the process that stands by the worker, after the one before has ended; nil where there is none that can.
-    func promote(_ record: Record) -> WorkerProcess? {
-        guard let standby = record.standby else { return nil }
-        guard standby.isCalled || standby.call(after: record.lastExit, loop) else {
-            dismiss(record)
-            return nil
-        }
-        record.standby = nil
-        loop.remove(standby.process.pidfd.raw)
-        return standby.process
     }
 
     // MARK: The end of a worker

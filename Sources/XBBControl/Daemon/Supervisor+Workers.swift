@@ -13,6 +13,7 @@ extension Supervisor {
             guard let answer = perform(action, for: record) else { continue }
             actions += record.supervision.handle(answer, now: clinux_monotonic_ns())
         }
+        if record.standbyDue == nil, wantsStandby(record) { awaitStandby(record, seconds: 1) }
     }
 
     private func perform(_ action: VBDSupervision.Action, for record: Record) -> VBDSupervision.Event? {
@@ -84,6 +85,7 @@ extension Supervisor {
     private func follow(_ process: WorkerProcess, _ record: Record) throws(XenError) {
         try loop.add(process.pidfd.raw) { [unowned self, unowned record] in ended(record) }
         record.process = process
+        record.standbyDue = nil
         record.saidForeign = false
     }
 

@@ -15,6 +15,8 @@ public final class Supervisor {
         var process: WorkerProcess?
         /// Who is prepared to serve it next.
         var standby: Standby?
+        /// When one is to be started, in ns; nil: when it is wanted.
+        var standbyDue: UInt64?
         /// How the last worker ended that is known of.
         var lastExit: WorkerExit?
         /// The change of the worker's program that is under way.
@@ -181,6 +183,7 @@ public final class Supervisor {
             for record in records.values {
                 consider(record.supervision.deadline)
                 consider(record.standby?.deadline)
+                if wantsStandby(record) { consider(record.standbyDue) }
             }
         }
         for call in calls.values { consider(call.deadline) }
@@ -202,6 +205,7 @@ public final class Supervisor {
         if isStopping { return }
         for record in records.values {
             expireStandby(record, now: now)
+            if wantsStandby(record), let due = record.standbyDue, due <= now { keepStandby(record) }
             if let deadline = record.supervision.deadline, deadline <= now { hand(.timer, to: record) }
         }
     }

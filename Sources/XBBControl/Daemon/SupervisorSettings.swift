@@ -15,6 +15,8 @@ public struct SupervisorSettings: Sendable {
     public var socketGroup: UInt32?
     /// Workers are told to hand over when xbbd ends.
     public var stopsWorkers = false
+    /// Beside each worker whose guest is connected another one stands by, in case that it dies.
+    public var keepsStandby = true
     /// When workers are started again.
     public var policy = RestartPolicy()
 

@@ -17,6 +17,7 @@ final class Standby {
     /// nil when nothing is awaited from it any more.
     private(set) var channel: Descriptor?
     private var input = LineBuffer(limit: 64)
+    private let identity: ProcessIdentity?
 
     /// Starts a worker with the lock's file as its descriptor 3 and the channel as 4.
     init(_ arguments: [String], lockPath: String) throws(XenError) {
@@ -29,6 +30,7 @@ final class Standby {
         let theirs = Descriptor(owning: ends[1])
         _ = clinux_fcntl_int(theirs.raw, F_SETFL, 0)
         process = try WorkerProcess.spawn(arguments, kept: lock, second: theirs)
+        identity = ProcessIdentity(running: process.process)
         deadline = clinux_monotonic_ns() &+ Self.patience
     }
 
@@ -50,9 +52,7 @@ final class Standby {
 
     /// Tells it that its turn has come, after a worker that ended so; nil: after one that still serves. False where it is gone.
     func call(after end: WorkerExit?, _ loop: EventLoop) -> Bool {
-        guard let channel, deadline == nil, let identity = ProcessIdentity(running: process.process) else {
-            return false
-        }
+        guard let channel, deadline == nil, let identity else { return false }
         let word = "go \(identity.process) \(identity.startTicks)\(end.map { " \($0.asPredecessor)" } ?? "")\n"
         let bytes = [UInt8](word.utf8)
         guard channel.sendAvailable(bytes[...]) == bytes.count else { return false }

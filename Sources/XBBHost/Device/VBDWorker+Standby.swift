@@ -3,6 +3,7 @@
 //
 // It does beforehand what needs no right to the disk: programs, libraries, connections. Then it says so on its channel and
 // waits for a word there, and after that for the disk's lock. docs/recovery.md explains the order.
+import CLinux
 import Glibc
 import Support
 import Xen
@@ -35,6 +36,8 @@ extension VBDWorker {
     func standBy(_ channel: Int32, signals: Int32) throws(XenError) -> Bool {
         guard let lock else { throw XenError(EINVAL, "stand by without a lock") }
         defer { close(channel) }
+        // What ps(1) shows: whoever counts workers does not mean this one yet.
+        unsafe pthread_setname_np(pthread_self(), "xbb-standby")
         guard case .success(let node)? = try readBackend() else {
             log.info("\(options.backendPath) does not exist any more, or breaks a rule")
             return false
@@ -50,6 +53,7 @@ extension VBDWorker {
         let handedOver = try lock.take()
         KillPoint.reach(.inherited)
         lock.write(note: word.note)
+        unsafe pthread_setname_np(pthread_self(), "xbb-vbd")
         predecessor = word.predecessor ?? (handedOver ? .handedOver : .killed("before it had handed over"))
         return true
     }

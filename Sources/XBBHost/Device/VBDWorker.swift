@@ -51,6 +51,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     /// XenStore does not answer any more.
     private(set) var isStoreLost = false
     private var nextStoreCheck: UInt64 = 0
+    private var isWatching = false
     private var backendChanged = true
     private var frontendChanged = true
     private var configured: DeviceRequest?
@@ -88,7 +89,6 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
                 log.error(error.description)
             }
         }
-        try store.watch(options.backendPath, token: Self.backendToken)
         guard let node = try readBackend() else {
             log.info("\(options.backendPath) does not exist")
             return .vanished
@@ -98,7 +98,6 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         case .success(let node):
             frontendDomain = node.frontendID
             frontendPath = node.frontendPath
-            try store.watch("\(frontendPath)/\(FrontendKey.state)", token: Self.frontendToken)
             frontend = try readFrontendState()
             machine = VBDMachine(
                 attachment: VBDMachine.Attachment(
@@ -114,13 +113,15 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
             pending.append(.storageRejected(error.description))
         }
         perform(machine.start())
-        // What was read is read again soon, because the watch says so; a guest whose worker died need not wait for that.
+        // What was read is read again when there are watches; a guest whose worker died need not wait for that.
         if case .success(let node) = node { takeStorage(node) }
         while true {
             if let exitReason { return exitReason }
             do throws(XenError) {
                 if !pending.isEmpty {
                     hand(pending.removeFirst())
+                } else if !isWatching {
+                    try watch()
                 } else if (backendChanged || frontendChanged) && !isStoreLost {
                     try readChanges()
                 } else {
@@ -129,6 +130,16 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
             } catch {
                 if !goesOn(after: error) { throw error }
             }
+        }
+    }
+
+    /// Watches both nodes, which makes them be read again. Only when there is nothing to do for the first time: with a watch
+    /// libxenstore has a thread, and each of its answers takes two or three times as long.
+    private func watch() throws(XenError) {
+        isWatching = true
+        try store.watch(options.backendPath, token: Self.backendToken)
+        if !frontendPath.isEmpty {
+            try store.watch("\(frontendPath)/\(FrontendKey.state)", token: Self.frontendToken)
         }
     }
 
