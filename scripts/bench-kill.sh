@@ -25,12 +25,13 @@ xbb-loopback domain create --dir "$xen" 1 >/dev/null
 truncate -s 64M "$work/image"
 [[ $image == raw: ]] && image+=$work/image
 xbbctl attach 1 xvda "$image" --loopback "$xen" --socket "$run/xbbd.sock" >/dev/null || exit 1
-xbb-blkfront load --dir "$xen" --domid 1 --rw randread --bs 4k --depth 1 --pauses 5 --json --time "$((kills * 13 / 10 + 4))" \
+xbb-blkfront load --dir "$xen" --domid 1 --rw randread --bs 4k --depth 1 --pauses 5 --json --time "$((kills * 22 / 10 + 4))" \
     >"$work/load.json" &
 load=$!
 sleep 1
 for _ in $(seq "$kills"); do
-    sleep 1.1
+    # A process stands by again a second after the last start.
+    sleep 2
     if [[ $how == upgrade ]]; then
         xbbctl upgrade 1 xvda --loopback "$xen" --socket "$run/xbbd.sock" >/dev/null || exit 1
         continue

@@ -157,38 +157,6 @@ extension EndToEnd {
             try lab.finish(mostLog: 1 << 20)
         }
 
-        @Test func readersOfAQcowImageDoNotNotice() throws {
-            var random = SplitMix64(seed: testSeed("readersOfAQcowImageDoNotNotice"))
-            let lab = try Lab()
-            let raw = "\(lab.directory)/raw"
-            var content = Data(count: 8 << 20)
-            for block in 0..<2048 { content[block * 4096] = UInt8(truncatingIfNeeded: block * 7 + block >> 8) }
-            try content.write(to: URL(fileURLWithPath: raw))
-            let plugin = "\(lab.plugins)/xbb-qcow"
-            try LibxlLab.shell("'\(buildDirectory)/xbb-vbd' --describe-plugin '\(plugin).so' >'\(plugin).plugin'")
-            try LibxlLab.shell("qemu-img convert -f raw -O qcow2 '\(raw)' '\(lab.directory)/image'")
-            var storage = Storage(path: "\(lab.directory)/image", format: "qcow2")
-            storage.mode = "r"
-            let disk = try attach(lab, 51712, storage)
-            let device = try disk.connect()
-            var reads = SplitMix64(seed: random.next())
-            let (wrong, kills) = try kill([disk], atMost: .max, random: &random) {
-                var wrong = 0
-                let end = clinux_monotonic_ns() + 2_000_000_000
-                while clinux_monotonic_ns() < end {
-                    let block = reads.below(2048)
-                    try device.queues[0].withQueue { (queue) throws in
-                        let (status, bytes) = try queue.read(sector: UInt64(block) * 8, byteCount: 4096)
-                        if status != 0 || bytes[0] != content[block * 4096] || bytes[1] != 0 { wrong += 1 }
-                    }
-                }
-                return wrong
-            }
-            #expect(wrong == 0 && kills > 3)
-            try device.close()
-            try lab.finish(mostLog: 1 << 20)
-        }
-
         @Test func severalQueuesGoOnTogether() throws {
             var random = SplitMix64(seed: testSeed("severalQueuesGoOnTogether"))
             let lab = try Lab()
