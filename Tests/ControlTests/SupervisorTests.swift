@@ -204,24 +204,28 @@ import Support
             let states = try lab.ask(.list)["vbds"]?.elements.compactMap { $0["state"]?.string }
             return states == Array(repeating: "initWait", count: 4)
         }
-        // All at once, over connections of their own; the healthy one is asked last and answers before the mute one.
+        // Over connections of their own: the healthy one is asked later and answers before the mute one.
         let mute = try ControlClient(path: lab.socket)
         let order = OrderLog()
         try withThread {
             order.note("mute", try? mute.call(.show(VBDReference(parsing: "1/51712")!)).text)
         } whileRunning: {
             usleep(100_000)
-            for (device, part) in ["51728": "is not JSON", "51744": "too long"] {
+            order.note("healthy", try lab.ask(.show(VBDReference(parsing: "1/51760")!)).serialized)
+            // On a busy machine the time for an answer may end before it is too long.
+            for (device, ends) in [
+                ("51728", ["the worker's answer is not JSON"]),
+                ("51744", ["the worker's answer is too long", "the worker does not answer"]),
+            ] {
                 do throws(ControlError) {
                     let reference = VBDReference(parsing: "1/\(device)")!
                     Issue.record(
                         "answered: \(try ControlClient(path: lab.socket).call(.show(reference)).text.prefix(80))")
                 } catch {
-                    #expect(error.description.hasPrefix("vbd/1/\(device): the worker's answer"))
-                    #expect(error.description.contains(part) || part == "is not JSON")
+                    let text = error.description
+                    #expect(ends.contains { text.hasPrefix("vbd/1/\(device): \($0)") }, "\(text)")
                 }
             }
-            order.note("healthy", try lab.ask(.show(VBDReference(parsing: "1/51760")!)).serialized)
         }
         #expect(order.names == ["healthy", "mute"])
         #expect(order.texts.count == 1)
