@@ -168,7 +168,7 @@ struct FakeWorker {
             for _ in 0..<64 { say(block, to: client) }
         default:
             let arguments = CommandLine.arguments.map(quoted).joined(separator: ",")
-            let facts = "\"stage\":\"ready\",\"request\":\(quoted(String(line))),\"pid\":\(getpid())"
+            let facts = "\"request\":\(quoted(String(line))),\"stage\":\"ready\",\"pid\":\(getpid())"
             say("{\(facts),\"arguments\":[\(arguments)]}\n", to: client)
         }
     }
