@@ -93,19 +93,6 @@ private final class Succession {
 
 extension EndToEnd {
     @Suite struct HandOverTests {
-        private func plan(_ change: (inout LoadPlan) -> Void) -> LoadPlan {
-            var plan = LoadPlan()
-            plan.pattern = .randrw
-            plan.maxBlockSize = 128 << 10
-            plan.depth = 32
-            plan.verify = true
-            plan.flushEvery = 16
-            plan.barrierEvery = 50
-            plan.discardEvery = 40
-            change(&plan)
-            return plan
-        }
-
         /// A memory disk that outlives its process and takes a while for everything.
         private func kept(_ lab: Lab) throws -> Storage {
             var storage = Storage(path: try lab.image("kept", bytes: 16 << 20), format: "delay")
@@ -118,7 +105,7 @@ extension EndToEnd {
             let lab = try Lab()
             let succession = try Succession(lab, disk.format == "raw" ? Storage() : try kept(lab))
             let device = try succession.disk.connect { $0.ringPages = disk.pages }
-            let plan = plan { $0.duration = 3_000_000_000 }
+            let plan = mixedPlan { $0.duration = 3_000_000_000 }
             var count = 0
             let report = try inBackground({ try LoadRun(device, plan).run() }) {
                 try succession.handOver()
@@ -151,7 +138,7 @@ extension EndToEnd {
             let succession = try Succession(lab, try kept(lab), environment: environment)
             let disk = succession.disk
             let device = try disk.connect()
-            let plan = plan { $0.count = 600 }
+            let plan = mixedPlan { $0.count = 600 }
             var isBegun = false
             var deaths = 0
             let report = try inBackground({ try LoadRun(device, plan).run() }) {
@@ -193,7 +180,7 @@ extension EndToEnd {
             #expect(try disk.load(device) { $0.count = 100 }.isGood)
             #expect(try disk.worker.show("stage") == "connected")
             // Killed without a chance to hand over: what was in flight is done again.
-            let plan = plan { $0.count = 400 }
+            let plan = mixedPlan { $0.count = 400 }
             let report = try inBackground({ try LoadRun(device, plan).run() }) {
                 guard succession.next != nil else { return }
                 usleep(20_000)
@@ -254,7 +241,7 @@ extension EndToEnd {
             let lab = try Lab()
             let succession = try Succession(lab)
             let device = try succession.disk.connect()
-            let plan = plan { $0.duration = 1_500_000_000 }
+            let plan = mixedPlan { $0.duration = 1_500_000_000 }
             let report = try inBackground({ try LoadRun(device, plan).run() }) {
                 usleep(50_000)
                 #expect(try succession.prepare([], ["--journal", "\(lab.directory)/none/journal"]))

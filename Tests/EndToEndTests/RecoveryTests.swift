@@ -10,20 +10,6 @@ import Xen
 
 extension EndToEnd {
     @Suite struct RecoveryTests {
-        /// What a load on a disk is, with flushes, barriers and discards among its operations.
-        private func plan(_ change: (inout LoadPlan) -> Void = { _ in }) -> LoadPlan {
-            var plan = LoadPlan()
-            plan.pattern = .randrw
-            plan.maxBlockSize = 128 << 10
-            plan.depth = 32
-            plan.verify = true
-            plan.flushEvery = 16
-            plan.barrierEvery = 50
-            plan.discardEvery = 40
-            change(&plan)
-            return plan
-        }
-
         /// A disk with a journal.
         private func attach(
             _ lab: Lab, _ number: UInt32 = 51712, _ storage: Storage = Storage(), environment: [String] = [],
@@ -67,7 +53,7 @@ extension EndToEnd {
             let lab = try Lab()
             let disk = try attach(lab, 51712, try kept(lab), environment: ["XBB_KILL_POINT=\(death.first)"])
             var kills = 0
-            let plan = plan { $0.count = 150 }
+            let plan = mixedPlan { $0.count = 150 }
             let report = try inBackground({ try connectAndLoad(disk, pages: 1, plan) }) {
                 guard !disk.worker.isRunning, try disk.worker.awaitExit() == .signalled(SIGKILL) else { return }
                 kills += 1
@@ -111,7 +97,7 @@ extension EndToEnd {
             let lab = try Lab()
             let disk = try attach(lab)
             let device = try disk.connect { $0.ringPages = pages }
-            let plan = plan {
+            let plan = mixedPlan {
                 $0.duration = 1_500_000_000
                 $0.seed = random.next()
             }
@@ -135,7 +121,7 @@ extension EndToEnd {
             var disks = [try attach(lab), try attach(lab, 51728, try kept(lab))]
             if let loop { disks.append(try attach(lab, 51744, Storage(path: loop))) }
             let devices = try disks.map { disk in try disk.connect { $0.ringPages = 2 } }
-            let plan = plan {
+            let plan = mixedPlan {
                 $0.duration = 2_000_000_000
                 $0.seed = random.next()
             }
@@ -163,7 +149,7 @@ extension EndToEnd {
             let disk = try attach(lab, 51712, try kept(lab), arguments: ["--max-queues", "3"])
             let device = try disk.connect { $0.queues = 3 }
             #expect(device.queues.count == 3)
-            let plan = plan {
+            let plan = mixedPlan {
                 $0.duration = 2_000_000_000
                 $0.barrierEvery = 0
             }
@@ -381,6 +367,20 @@ extension EndToEnd {
             try lab.finish()
         }
     }
+}
+
+/// A verified load with flushes, barriers and discards among its operations.
+func mixedPlan(_ change: (inout LoadPlan) -> Void = { _ in }) -> LoadPlan {
+    var plan = LoadPlan()
+    plan.pattern = .randrw
+    plan.maxBlockSize = 128 << 10
+    plan.depth = 32
+    plan.verify = true
+    plan.flushEvery = 16
+    plan.barrierEvery = 50
+    plan.discardEvery = 40
+    change(&plan)
+    return plan
 }
 
 /// Runs `body` on a thread, and `meanwhile` here again and again until it is done.

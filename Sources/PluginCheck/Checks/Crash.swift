@@ -19,13 +19,14 @@ extension Check {
     ]
 }
 
-private let blockBytes = 4096
-private let blockCount = 64
+/// The blocks that are written before a kill: bytes of one, and how many.
+let crashBlockBytes = 4096
+let crashBlockCount = 64
 
 /// Each sector of a block says which block it is, and which of the writes.
-private func content(_ block: Int, _ version: UInt32) -> [UInt8] {
-    var bytes = [UInt8](repeating: UInt8(truncatingIfNeeded: block), count: blockBytes)
-    for sector in stride(from: 0, to: blockBytes, by: 512) {
+func crashContent(_ block: Int, _ version: UInt32) -> [UInt8] {
+    var bytes = [UInt8](repeating: UInt8(truncatingIfNeeded: block), count: crashBlockBytes)
+    for sector in stride(from: 0, to: crashBlockBytes, by: 512) {
         for byte in 0..<4 { bytes[sector + byte] = UInt8(truncatingIfNeeded: version >> (byte * 8)) }
     }
     return bytes
@@ -61,12 +62,12 @@ extension Bench {
         try require(child >= 0, "cannot fork: error \(errno)")
         if child == 0 { write(to: progress, seed: seed, withFUA: withFUA) }
         defer { Glibc.close(progress) }
-        var durable = [UInt32](repeating: 0, count: blockCount)
+        var durable = [UInt32](repeating: 0, count: crashBlockCount)
         var count = 0
         let enough = 50 + Int(seed) * 23
         var report: [UInt32] = [0, 0]
         while unsafe read(progress, &report, 8) == 8 {
-            if Int(report[0]) < blockCount { durable[Int(report[0])] = report[1] }
+            if Int(report[0]) < crashBlockCount { durable[Int(report[0])] = report[1] }
             count += 1
             if count == enough { kill(child, SIGKILL) }
         }
@@ -85,18 +86,18 @@ extension Bench {
             _exit(0)
         }
         do throws(Failure) {
-            let (disk, info) = try diskThatOutlives(blockBytes * blockCount)
+            let (disk, info) = try diskThatOutlives(crashBlockBytes * crashBlockCount)
             try require(!withFUA || info.capabilities.contains(.fua), skipping: "the plugin does not say FUA")
             let hasCache = info.capabilities.contains(.flush)
             let queue = try queue(disk)
             var random = SplitMix64(seed: seed)
             var pending: [(Int, UInt32)] = []
             for version in UInt32(1)... {
-                let block = random.less(blockCount)
+                let block = random.less(crashBlockCount)
                 let isDurable = !hasCache || withFUA && random.less(2) == 0
                 let flags = withFUA && isDurable && hasCache ? XBB_REQ_FUA : 0
-                let request = Request(XBB_OP_WRITE, UInt64(block * blockBytes), blockBytes, flags: flags)
-                request.put(content(block, version))
+                let request = Request(XBB_OP_WRITE, UInt64(block * crashBlockBytes), crashBlockBytes, flags: flags)
+                request.put(crashContent(block, version))
                 try perform(request, on: queue)
                 pending.append((block, version))
                 if !isDurable, withFUA || pending.count < 8 {
@@ -120,26 +121,33 @@ extension Bench {
     }
 
     private func verify(_ durable: [UInt32], withFUA: Bool, seed: UInt64) throws(Failure) {
-        // In a process of its own again, as a new worker is.
+        try inNextProcess { queue throws(Failure) in
+            for (block, version) in durable.enumerated() where version > 0 {
+                let request = Request(XBB_OP_READ, UInt64(block * crashBlockBytes), crashBlockBytes)
+                try perform(request, on: queue)
+                let bytes = request.bytes
+                for sector in stride(from: 0, to: crashBlockBytes, by: 512) {
+                    let found = (0..<4).reduce(UInt32(0)) { $0 | UInt32(bytes[sector + $1]) << ($1 * 8) }
+                    if found >= version { continue }
+                    let how = withFUA ? "a WRITE with FUA" : "a WRITE and what makes it durable"
+                    throw Failure(
+                        "\(how) of \(crashBlockBytes) bytes at \(block * crashBlockBytes) was acknowledged and is gone after "
+                            + "SIGKILL: found version \(found) of \(version) (round \(seed))")
+                }
+            }
+        }
+    }
+
+    /// Opens the disk after a kill, in a process of its own again, as a new worker is, and does `body` there.
+    func inNextProcess(_ body: (Queue) throws(Failure) -> Void) throws(Failure) {
         var done: Int32 = -1
         let child = unsafe harness_fork(&done)
+        try require(child >= 0, "cannot fork: error \(errno)")
         if child == 0 {
             do throws(Failure) {
                 let disk = try disk()
                 let queue = try queue(disk)
-                for (block, version) in durable.enumerated() where version > 0 {
-                    let request = Request(XBB_OP_READ, UInt64(block * blockBytes), blockBytes)
-                    try perform(request, on: queue)
-                    let bytes = request.bytes
-                    for sector in stride(from: 0, to: blockBytes, by: 512) {
-                        let found = (0..<4).reduce(UInt32(0)) { $0 | UInt32(bytes[sector + $1]) << ($1 * 8) }
-                        if found >= version { continue }
-                        let how = withFUA ? "a WRITE with FUA" : "a WRITE and what makes it durable"
-                        throw Failure(
-                            "\(how) of \(blockBytes) bytes at \(block * blockBytes) was acknowledged and is gone after "
-                                + "SIGKILL: found version \(found) of \(version) (round \(seed))")
-                    }
-                }
+                try body(queue)
                 close(disk, [queue])
             } catch {
                 tell(error)

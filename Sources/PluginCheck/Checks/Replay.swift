@@ -14,8 +14,6 @@ extension Check {
     }
 }
 
-private let blockBytes = 4096
-private let blockCount = 64
 private let mostInFlight = 24
 
 /// One line of what the process that will be killed tells: the worker's journal, in a pipe.
@@ -44,7 +42,8 @@ private struct Entry {
     /// The next line; nil at the end.
     init?(from pipe: Int32) {
         var words: [UInt32] = [0, 0, 0, 0]
-        guard unsafe read(pipe, &words, 16) == 16, let kind = Kind(rawValue: words[0]), words[2] < blockCount else {
+        guard unsafe read(pipe, &words, 16) == 16, let kind = Kind(rawValue: words[0]), words[2] < crashBlockCount
+        else {
             return nil
         }
         self.init(kind, Int(words[1]), Int(words[2]), words[3])
@@ -52,19 +51,14 @@ private struct Entry {
 
     /// The same request; of a write each sector says which block it is, and which of the writes.
     func request() -> Request {
-        let request = Request(op, UInt64(block * blockBytes), blockBytes)
+        let request = Request(op, UInt64(block * crashBlockBytes), crashBlockBytes)
         if op == XBB_OP_WRITE { request.put(content) }
         return request
     }
 
     /// What the block reads as when it is done.
     var content: [UInt8] {
-        if op != XBB_OP_WRITE { return [UInt8](repeating: 0, count: blockBytes) }
-        var bytes = [UInt8](repeating: UInt8(truncatingIfNeeded: block), count: blockBytes)
-        for sector in stride(from: 0, to: blockBytes, by: 512) {
-            for byte in 0..<4 { bytes[sector + byte] = UInt8(truncatingIfNeeded: version >> (byte * 8)) }
-        }
-        return bytes
+        op == XBB_OP_WRITE ? crashContent(block, version) : [UInt8](repeating: 0, count: crashBlockBytes)
     }
 }
 
@@ -96,7 +90,7 @@ extension Bench {
         let child = unsafe harness_fork(&journal)
         try require(child >= 0, "cannot fork: error \(errno)")
         if child == 0 { serve(round, journal) }
-        var last = [Entry?](repeating: nil, count: blockCount)
+        var last = [Entry?](repeating: nil, count: crashBlockCount)
         var count = 0
         while let entry = Entry(from: journal) {
             last[entry.block] = entry
@@ -116,7 +110,7 @@ extension Bench {
     /// Does requests, a block having one at a time, until it is killed.
     private func serve(_ round: Int, _ journal: Int32) -> Never {
         do throws(Failure) {
-            let (disk, info) = try diskThatOutlives(blockBytes * blockCount)
+            let (disk, info) = try diskThatOutlives(crashBlockBytes * crashBlockCount)
             let queue = try queue(disk)
             var operations = [XBB_OP_WRITE, XBB_OP_WRITE, XBB_OP_WRITE]
             if info.capabilities.contains(.writeZeroes) { operations.append(XBB_OP_WRITE_ZEROES) }
@@ -129,7 +123,7 @@ extension Bench {
             while true {
                 var batch: [Request] = []
                 for _ in 0...random.less(8) where flying.count < mostInFlight {
-                    let block = random.less(blockCount)
+                    let block = random.less(crashBlockCount)
                     if flying.contains(where: { $0.0.block == block }) { continue }
                     version += 1
                     let entry = Entry(.taken, operations[random.less(operations.count)], block, version)
@@ -172,38 +166,22 @@ extension Bench {
 
     /// What the next worker does: what was in flight once more. Then all is as it was told to be.
     private func goOn(after entries: [Entry], _ round: Int) throws(Failure) {
-        var report: Int32 = -1
-        let child = unsafe harness_fork(&report)
-        try require(child >= 0, "cannot fork: error \(errno)")
-        if child == 0 {
-            do throws(Failure) {
-                let disk = try disk()
-                let queue = try queue(disk)
-                for entry in entries where entry.kind == .taken {
-                    let request = entry.request()
-                    let status = queue.perform(request)
-                    try require(
-                        status == 0,
-                        "a \(request.name) was in flight at SIGKILL; when the next process did it again it gave "
-                            + "\(errorName(status)) (round \(round))")
-                }
-                for entry in entries {
-                    let request = Request(XBB_OP_READ, UInt64(entry.block * blockBytes), blockBytes)
-                    try perform(request, on: queue)
-                    if request.bytes == entry.content { continue }
-                    let fate = entry.kind == .done ? "was completed and is gone" : "was done again and reads wrong"
-                    throw Failure("a \(entry.request().name) \(fate) after SIGKILL (round \(round))")
-                }
-                close(disk, [queue])
-            } catch {
-                tell(error)
+        try inNextProcess { queue throws(Failure) in
+            for entry in entries where entry.kind == .taken {
+                let request = entry.request()
+                let status = queue.perform(request)
+                try require(
+                    status == 0,
+                    "a \(request.name) was in flight at SIGKILL; when the next process did it again it gave "
+                        + "\(errorName(status)) (round \(round))")
             }
-            _exit(0)
+            for entry in entries {
+                let request = Request(XBB_OP_READ, UInt64(entry.block * crashBlockBytes), crashBlockBytes)
+                try perform(request, on: queue)
+                if request.bytes == entry.content { continue }
+                let fate = entry.kind == .done ? "was completed and is gone" : "was done again and reads wrong"
+                throw Failure("a \(entry.request().name) \(fate) after SIGKILL (round \(round))")
+            }
         }
-        defer { Glibc.close(report) }
-        var status: Int32 = 0
-        unsafe waitpid(child, &status, 0)
-        try require(
-            status == 0, "the disk cannot be opened and read after SIGKILL: the process ended with status \(status)")
     }
 }
