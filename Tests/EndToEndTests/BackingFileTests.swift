@@ -99,6 +99,24 @@ extension EndToEnd {
             try lab.lab.finish()
         }
 
+        /// The attached image is the same, and the guest would read another disk.
+        @Test func anotherImageBelowIsNotServedToAConnectedGuest() throws {
+            let lab = try QCOWLab()
+            try lab.run(
+                "head -c 1M /dev/urandom > base.raw && qemu-img create -q -f qcow2 -b base.raw -F raw top.qcow2 1M")
+            let disk = try lab.lab.attach(
+                51712, Storage(path: "\(lab.templates)/top.qcow2", mode: "r", format: "qcow2"),
+                arguments: ["--backing-dir", lab.templates, "--journal", "\(lab.lab.directory)/51712.journal"])
+            let device = try disk.connect()
+            disk.worker.kill()
+            try lab.run("cp base.raw other && mv other base.raw")
+            try disk.startWorker(["--predecessor", "killed:signal 9"])
+            try disk.awaitError("another image stands in the place of the one that was served, or of one below it")
+            try disk.awaitState(5)
+            try device.close()
+            try lab.lab.finish()
+        }
+
         /// Encrypted below plain and the other way round, by one password for the chain; and version 1.
         @Test func encryptedAndOldLayersInAChain() throws {
             let lab = try QCOWLab()

@@ -237,6 +237,24 @@ extension EndToEnd {
             try lab.finish()
         }
 
+        /// The guest would go on in another file, and write into it.
+        @Test func anotherImageIsNotServedToAConnectedGuest() throws {
+            let lab = try Lab()
+            let succession = try Succession(lab)
+            let disk = succession.disk
+            let device = try disk.connect()
+            #expect(try disk.load(device) { $0.count = 50 }.isGood)
+            #expect(rename(disk.path, "\(disk.path).old") == 0)
+            let other = try lab.image("51712.img", bytes: 16 << 20)
+            let before = try Data(contentsOf: URL(fileURLWithPath: other))
+            try succession.handOver()
+            try disk.awaitError("another image stands in the place of the one that was served")
+            try disk.awaitState(5)
+            try device.close()
+            #expect(try Data(contentsOf: URL(fileURLWithPath: other)) == before)
+            try lab.finish()
+        }
+
         @Test func withoutAJournalNothingIsLostEither() throws {
             let lab = try Lab()
             let succession = try Succession(lab)

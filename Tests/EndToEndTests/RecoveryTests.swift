@@ -274,18 +274,27 @@ extension EndToEnd {
             try lab.finish()
         }
 
-        @Test func anotherImageInItsPlaceIsNotServed() throws {
+        /// A guest that is idle, and a journal that says nothing else, make no difference.
+        @Test(
+            arguments: [
+                ("killed:signal 9", true, nil), ("killed:signal 9", false, nil), ("handed-over", false, nil),
+                ("killed:signal 9", false, 5000),
+            ] as [(String, Bool, Int?)])
+        func anotherImageInItsPlaceIsNotServed(_ end: (how: String, isBusy: Bool, journalBytes: Int?)) throws {
             let lab = try Lab()
             let disk = try attach(lab)
             let device = try disk.connect()
             disk.worker.kill()
-            try device.queues[0].withQueue { (queue) throws in
-                try queue.submit(try queue.slot(), .read, sector: 0, byteCount: 4096)
-                try queue.publish()
+            if end.isBusy {
+                try device.queues[0].withQueue { (queue) throws in
+                    try queue.submit(try queue.slot(), .read, sector: 0, byteCount: 4096)
+                    try queue.publish()
+                }
             }
+            if let bytes = end.journalBytes { truncate(journal(lab), off_t(bytes)) }
             #expect(rename(disk.path, "\(disk.path).old") == 0)
             _ = try lab.image("51712.img", bytes: 16 << 20)
-            try disk.startWorker(["--predecessor", "killed:signal 9"])
+            try disk.startWorker(["--predecessor", end.how])
             try disk.awaitError("another image")
             try disk.awaitState(5)
             try device.close()

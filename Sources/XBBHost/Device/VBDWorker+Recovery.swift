@@ -40,7 +40,14 @@ extension VBDWorker {
             domain: frontendDomain, isNarrow: isNarrow, isReadOnly: disk.readOnly, rings: node.rings,
             entries: RingLayout(isNarrow ? .x86_32 : .native).entryCount(
                 pages: node.rings.first?.pageReferences.count ?? 0),
-            image: storageIdentity, format: device.source.format, plugin: device.library.name)
+            storage: device.storage, format: device.source.format, plugin: device.library.name)
+        if origin == .inherited, let journal {
+            // The guest goes on with what it has read, so nothing but the same images will do: also where nothing is in
+            // flight, where the journal is of no use otherwise, and where the process before handed over.
+            do throws(JournalProblem) { try journal.compareStorage(connection) } catch {
+                throw XenError(ESTALE, error.text)
+            }
+        }
         var inheritance = QueueJournalSource.Inheritance.nothing
         if origin == .inherited, options.journal != nil {
             do throws(JournalProblem) {

@@ -28,7 +28,6 @@ extension VBDWorker {
                 mailbox.post(.notified($0))
             }
             if !device.library.hasNoFile { remember(source) }
-            storageIdentity = StorageIdentity(file: device.file)
             tellChain(device)
             // Before the process is confined, whose threads are its own affair then.
             vigil?.end()

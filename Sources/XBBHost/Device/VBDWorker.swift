@@ -39,7 +39,6 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     var journal: JournalFile?
     /// Why there is no journal although there should be one.
     var journalProblem: String?
-    var storageIdentity = StorageIdentity()
     /// Queues that wait until the one before has done the requests of an earlier process again.
     var queuesToStart: ArraySlice<QueueThread<PreparedHandles<Platform>>> = []
 

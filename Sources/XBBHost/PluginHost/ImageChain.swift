@@ -12,25 +12,12 @@ final class ImageChain: Sendable {
     struct Image: Sendable, Equatable {
         let path: String
         let format: String
-    }
-
-    /// What makes two names the same file.
-    private struct Identity: Hashable {
-        let device: UInt64
-        let inode: UInt64
-
-        init?(_ file: Int32) {
-            var status = stat()
-            guard unsafe fstat(file, &status) == 0 else { return nil }
-            let isDevice = status.st_mode & S_IFMT == S_IFBLK
-            device = isDevice ? .max : UInt64(status.st_dev)
-            inode = isDevice ? UInt64(status.st_rdev) : UInt64(status.st_ino)
-        }
+        let identity: StorageIdentity
     }
 
     private struct State {
         var images: [Image] = []
-        var seen: Set<Identity> = []
+        var seen: Set<StorageIdentity> = []
     }
 
     let policy: BackingPolicy
@@ -47,7 +34,7 @@ final class ImageChain: Sendable {
 
     /// Notes an image that was opened; refuses one that is in the chain already, and one too many.
     func enter(_ path: String, format: String, file: Int32) throws(PluginError) {
-        guard let identity = Identity(file) else {
+        guard let identity = StorageIdentity(file: file) else {
             throw PluginError(.open, "cannot examine \(path): \(errnoText(errno))")
         }
         let most = policy.mostImages
@@ -60,7 +47,7 @@ final class ImageChain: Sendable {
                     "\(state.images.first?.path ?? path) has a chain of more than \(most) images; merge some of them "
                     + "(qemu-img commit, qemu-img convert)"
             }
-            state.images.append(Image(path: path, format: format))
+            state.images.append(Image(path: path, format: format, identity: identity))
             return nil
         }
         if let problem { throw PluginError(.open, problem) }

@@ -181,6 +181,9 @@ public final class PluginDevice: @unchecked Sendable {
     /// What the disk consists of: the path and the format of its image and of all below it.
     public var images: [(path: String, format: String)] { chain.images.map { ($0.path, $0.format) } }
 
+    /// The files and devices that it consists of, in the order of ``images``.
+    var storage: [StorageIdentity] { chain.images.map(\.identity) }
+
     /// True if the guest may not write: asked for, or the plugin cannot.
     public var isReadOnly: Bool { source.readOnly || !info.capabilities.contains(.write) }
 

@@ -6,29 +6,6 @@ import Memory
 import Xen
 import XenBus
 
-/// The file or device behind a disk, by numbers that a name cannot be exchanged under.
-struct StorageIdentity: Equatable, Sendable {
-    /// st_dev of a file, 0 of a block device.
-    var device: UInt64 = 0
-    /// st_ino of a file, st_rdev of a block device; 0 where the plugin opens no file.
-    var number: UInt64 = 0
-
-    /// Nothing that could change.
-    init() {}
-
-    /// What is open; nothing for -1.
-    init(file: Int32) {
-        var status = stat()
-        guard file >= 0, unsafe fstat(file, &status) == 0 else { return }
-        if status.st_mode & S_IFMT == S_IFBLK {
-            number = UInt64(status.st_rdev)
-        } else {
-            device = UInt64(status.st_dev)
-            number = UInt64(status.st_ino)
-        }
-    }
-}
-
 /// What was agreed on with a frontend, and which image is served.
 struct JournalConnection: Equatable, Sendable {
     var domain: DomainID
@@ -39,7 +16,8 @@ struct JournalConnection: Equatable, Sendable {
     var rings: [FrontendRing]
     /// Requests that a ring holds.
     var entries: Int
-    var image: StorageIdentity
+    /// The attached image and all below it, from the top down; empty where the plugin opens no file.
+    var storage: [StorageIdentity]
     var format: String
     var plugin: String
 
@@ -47,10 +25,23 @@ struct JournalConnection: Equatable, Sendable {
 
     /// Writes the first page and the fixed part of each queue's, all but the state.
     func write(to pages: SharedPages) {
+        writeFirstPage(to: pages)
+        for (index, ring) in rings.enumerated() {
+            let base = JournalLayout.pageSize + index * JournalLayout.queueSize(entries: entries)
+            pages.store(ring.eventChannel, at: base + JournalLayout.channelOffset)
+            for (page, reference) in ring.pageReferences.prefix(JournalLayout.mostRingPages).enumerated() {
+                pages.store(reference, at: base + JournalLayout.referencesOffset + page * 4)
+            }
+        }
+    }
+
+    /// Writes the first page, all but the state.
+    func writeFirstPage(to pages: SharedPages) {
         let queueSize = JournalLayout.queueSize(entries: entries)
         pages.store64(JournalLayout.magic, at: JournalLayout.magicOffset)
         pages.store(JournalLayout.version, at: JournalLayout.versionOffset)
-        pages.store64(UInt64(pages.byteCount), at: JournalLayout.fileSizeOffset)
+        let fileSize = JournalLayout.fileSize(queues: rings.count, entries: entries)
+        pages.store64(UInt64(fileSize), at: JournalLayout.fileSizeOffset)
         pages.store(UInt32(rings.count), at: JournalLayout.queueCountOffset)
         pages.store(UInt32(ringPages), at: JournalLayout.ringPagesOffset)
         pages.store(UInt32(entries), at: JournalLayout.entriesOffset)
@@ -59,17 +50,9 @@ struct JournalConnection: Equatable, Sendable {
         pages.store(UInt32(domain), at: JournalLayout.domainOffset)
         pages.store(isNarrow ? 1 : 0, at: JournalLayout.protocolOffset)
         pages.store(isReadOnly ? 1 : 0, at: JournalLayout.flagsOffset)
-        pages.store64(image.device, at: JournalLayout.imageDeviceOffset)
-        pages.store64(image.number, at: JournalLayout.imageNumberOffset)
+        write(storage: storage, to: pages)
         Self.write(format, to: pages, at: JournalLayout.formatOffset)
         Self.write(plugin, to: pages, at: JournalLayout.pluginOffset)
-        for (index, ring) in rings.enumerated() {
-            let base = JournalLayout.pageSize + index * queueSize
-            pages.store(ring.eventChannel, at: base + JournalLayout.channelOffset)
-            for (page, reference) in ring.pageReferences.prefix(JournalLayout.mostRingPages).enumerated() {
-                pages.store(reference, at: base + JournalLayout.referencesOffset + page * 4)
-            }
-        }
     }
 
     /// Throws what is not as it was. Every number that is read is compared before it is used.
@@ -101,14 +84,55 @@ struct JournalConnection: Equatable, Sendable {
             }
             guard isSame else { throw JournalProblem("it is of another ring") }
         }
-        guard pages.load64(at: JournalLayout.imageDeviceOffset) == image.device,
-            pages.load64(at: JournalLayout.imageNumberOffset) == image.number
-        else { throw JournalProblem("another image stands in the place of the one that was served") }
+        try compareStorage(with: pages)
         guard Self.name(format, isAt: JournalLayout.formatOffset, of: pages),
             Self.name(plugin, isAt: JournalLayout.pluginOffset, of: pages)
         else { throw JournalProblem("the image was served as another format, or by another plugin") }
         guard pages.load(at: JournalLayout.flagsOffset) & 1 == (isReadOnly ? 1 : 0) else {
             throw JournalProblem(isReadOnly ? "the disk was writable" : "the disk was read-only")
+        }
+    }
+
+    /// The attached image stands where it always stood; all images of the chain, itself first, behind the names.
+    private func write(storage: [StorageIdentity], to pages: SharedPages) {
+        let top = storage.first ?? .none
+        pages.store64(top.device, at: JournalLayout.imageDeviceOffset)
+        pages.store64(top.number, at: JournalLayout.imageNumberOffset)
+        let chain = storage.prefix(JournalLayout.mostImages)
+        for (index, image) in chain.enumerated() {
+            let offset = JournalLayout.chainOffset + index * JournalLayout.identitySize
+            pages.store64(image.device, at: offset)
+            pages.store64(image.number, at: offset + 8)
+        }
+        pages.store(UInt32(chain.count), at: JournalLayout.chainCountOffset)
+    }
+
+    /// Throws if another image than the ones that are open now was served, anywhere in the chain.
+    ///
+    /// This holds whatever else the journal says, so it is asked before anything else. A journal of an earlier version
+    /// names the attached image alone. What is no journal names none.
+    func compareStorage(with pages: SharedPages) throws(JournalProblem) {
+        guard pages.byteCount >= JournalLayout.pageSize,
+            pages.load64(at: JournalLayout.magicOffset) == JournalLayout.magic,
+            pages.load(at: JournalLayout.versionOffset) == JournalLayout.version
+        else { return }
+        let top = storage.first ?? .none
+        var isSame =
+            pages.load64(at: JournalLayout.imageDeviceOffset) == top.device
+            && pages.load64(at: JournalLayout.imageNumberOffset) == top.number
+        let count = pages.load(at: JournalLayout.chainCountOffset)
+        if count > 0 {
+            isSame = isSame && count == UInt32(min(storage.count, JournalLayout.mostImages))
+            for (index, image) in storage.prefix(JournalLayout.mostImages).enumerated() {
+                let offset = JournalLayout.chainOffset + index * JournalLayout.identitySize
+                isSame = isSame && pages.load64(at: offset) == image.device
+                isSame = isSame && pages.load64(at: offset + 8) == image.number
+            }
+        }
+        guard isSame else {
+            throw JournalProblem(
+                "another image stands in the place of the one that was served\(storage.count > 1 ? ", or of one below it" : "")"
+            )
         }
     }
 

@@ -72,6 +72,14 @@ final class JournalFile {
         return min(Int(first.pages.load(at: JournalLayout.queueCountOffset)), JournalLayout.mostQueues)
     }
 
+    /// Throws if the file says that other images were served than those of `connection`.
+    func compareStorage(_ connection: JournalConnection) throws(JournalProblem) {
+        guard size >= JournalLayout.pageSize,
+            let first = JournalMapping.map(descriptor, byteCount: JournalLayout.pageSize, entries: 0)
+        else { return }
+        try connection.compareStorage(with: first.pages)
+    }
+
     private var size: Int {
         var status = stat()
         return unsafe fstat(descriptor, &status) == 0 ? Int(status.st_size) : 0
@@ -92,14 +100,23 @@ final class JournalFile {
     }
 
     /// Begins anew for a connection; what was there is gone. Not complete before ``complete()``.
+    ///
+    /// The first page stays until it is written anew, so that at no moment it is unknown which images were served.
     func begin(_ connection: JournalConnection) throws(XenError) -> JournalMapping {
         mapping = nil
         let bytes = JournalLayout.fileSize(queues: connection.rings.count, entries: connection.entries)
-        if ftruncate(descriptor, 0) != 0 { throw XenError(errno, "empty journal \(path)") }
+        if size >= JournalLayout.pageSize {
+            // The old page becomes the new one before anything can fail.
+            let first = JournalMapping.map(descriptor, byteCount: JournalLayout.pageSize, entries: 0)
+            first?.pages.storeRelease(0, at: JournalLayout.stateOffset)
+            if let first { connection.writeFirstPage(to: first.pages) }
+        }
+        if ftruncate(descriptor, off_t(min(size, JournalLayout.pageSize))) != 0 {
+            throw XenError(errno, "empty journal \(path)")
+        }
         // All of its blocks are had now: a full file system must not become a fault when the memory is written.
         let code = posix_fallocate(descriptor, 0, off_t(bytes))
         if code != 0 {
-            _ = ftruncate(descriptor, 0)
             throw XenError(code, "reserve \(bytes) bytes for journal \(path)")
         }
         guard let made = JournalMapping.map(descriptor, byteCount: bytes, entries: connection.entries) else {

@@ -40,6 +40,11 @@ enum JournalLayout {
     static let imageNumberOffset = 72
     static let formatOffset = 80
     static let pluginOffset = 112
+    /// Images of the chain that stand from ``chainOffset``; 0 in journals of workers that did not write them.
+    static let chainCountOffset = 144
+    static let chainOffset = 160
+    static let identitySize = 16
+    static let mostImages = 64
 
     // The page of a queue.
     static let consumedOffset = 0

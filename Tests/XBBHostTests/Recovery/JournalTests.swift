@@ -13,15 +13,17 @@ import XenBus
 
 @Suite("The journal")
 struct JournalTests {
+    private static func image(_ device: UInt64, _ number: UInt64) -> StorageIdentity {
+        StorageIdentity(device: device, number: number)
+    }
+
     private static func connection(_ change: (inout JournalConnection) -> Void = { _ in }) -> JournalConnection {
-        var image = StorageIdentity()
-        (image.device, image.number) = (7, 4711)
         var connection = JournalConnection(
             domain: 3, isNarrow: false, isReadOnly: false,
             rings: [
                 FrontendRing(pageReferences: [8, 9, 10, 11], eventChannel: 17),
                 FrontendRing(pageReferences: [12, 13, 14, 15], eventChannel: 18),
-            ], entries: 128, image: image, format: "raw", plugin: "file")
+            ], entries: 128, storage: [image(7, 4711)], format: "raw", plugin: "file")
         change(&connection)
         return connection
     }
@@ -75,8 +77,8 @@ struct JournalTests {
                 "it is of another ring",
                 { $0.rings[0] = FrontendRing(pageReferences: [8, 9, 10, 11], eventChannel: 19) }
             ),
-            ("another image stands in the place of the one that was served", { $0.image.number = 1 }),
-            ("another image stands in the place of the one that was served", { $0.image.device = 1 }),
+            ("another image stands in the place of the one that was served", { $0.storage = [image(7, 1)] }),
+            ("another image stands in the place of the one that was served", { $0.storage = [image(1, 4711)] }),
             ("the image was served as another format, or by another plugin", { $0.format = "qcow2" }),
             ("the image was served as another format, or by another plugin", { $0.plugin = "rawdisk" }),
             ("the disk was writable", { $0.isReadOnly = true }),
@@ -84,6 +86,52 @@ struct JournalTests {
         for (text, change) in cases {
             #expect(problem(read, Self.connection(change)) == text)
         }
+    }
+
+    @Test("another image anywhere in the chain is found, whatever else the journal says")
+    func chain() throws {
+        let file = try TemporaryFile()
+        let served = [Self.image(7, 4711), Self.image(7, 4712), Self.image(0, 0x802)]
+        let written = try JournalFile(path: file.path)
+        let pages = try written.begin(Self.connection { $0.storage = served }).pages
+        func isSame(_ storage: [StorageIdentity]) throws -> Bool {
+            let read = try JournalFile(path: file.path)
+            do {
+                try read.compareStorage(
+                    Self.connection {
+                        $0.storage = storage; $0.domain = 99
+                    })
+                return true
+            } catch {
+                #expect(error.text.contains("another image stands in the place of the one that was served"))
+                return false
+            }
+        }
+        #expect(try isSame(served), "also before it is complete")
+        for index in served.indices {
+            var exchanged = served
+            exchanged[index] = Self.image(7, 4799)
+            #expect(try !isSame(exchanged), "\(index)")
+            exchanged[index] = Self.image(8, served[index].number)
+            #expect(try !isSame(exchanged), "\(index)")
+        }
+        #expect(try !isSame(Array(served.prefix(2))))
+        #expect(try !isSame(served + [Self.image(7, 4713)]))
+        #expect(try !isSame([]))
+        // A connection that cannot get its memory leaves what is served now.
+        let next = [Self.image(7, 5000)]
+        #expect(throws: (any Error).self) {
+            _ = try written.begin(
+                Self.connection {
+                    $0.storage = next; $0.entries = 1 << 50
+                })
+        }
+        #expect(try isSame(next))
+        // Workers before this one noted the attached image alone.
+        _ = try written.begin(Self.connection { $0.storage = served })
+        pages.store(0, at: JournalLayout.chainCountOffset)
+        #expect(try isSame(Array(served.prefix(1))))
+        #expect(try !isSame([Self.image(7, 1)]))
     }
 
     @Test("a file of any other length is refused, and nothing is read beyond its end")
