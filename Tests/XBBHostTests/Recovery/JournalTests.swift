@@ -77,8 +77,8 @@ struct JournalTests {
                 "it is of another ring",
                 { $0.rings[0] = FrontendRing(pageReferences: [8, 9, 10, 11], eventChannel: 19) }
             ),
-            ("another image stands in the place of the one that was served", { $0.storage = [image(7, 1)] }),
-            ("another image stands in the place of the one that was served", { $0.storage = [image(1, 4711)] }),
+            ("another image stands in the place of the one that was served", { $0.storage = [Self.image(7, 1)] }),
+            ("another image stands in the place of the one that was served", { $0.storage = [Self.image(1, 4711)] }),
             ("the image was served as another format, or by another plugin", { $0.format = "qcow2" }),
             ("the image was served as another format, or by another plugin", { $0.plugin = "rawdisk" }),
             ("the disk was writable", { $0.isReadOnly = true }),
@@ -118,15 +118,6 @@ struct JournalTests {
         #expect(try !isSame(Array(served.prefix(2))))
         #expect(try !isSame(served + [Self.image(7, 4713)]))
         #expect(try !isSame([]))
-        // A connection that cannot get its memory leaves what is served now.
-        let next = [Self.image(7, 5000)]
-        #expect(throws: (any Error).self) {
-            _ = try written.begin(
-                Self.connection {
-                    $0.storage = next; $0.entries = 1 << 50
-                })
-        }
-        #expect(try isSame(next))
         // Workers before this one noted the attached image alone.
         _ = try written.begin(Self.connection { $0.storage = served })
         pages.store(0, at: JournalLayout.chainCountOffset)
