@@ -66,34 +66,38 @@ let package = Package(
         .target(name: "CLinux", linkerSettings: [.linkedLibrary("dl")]),
         .target(name: "Memory", dependencies: ["CRing", "CLinux"], swiftSettings: inlined),
 
+        // What everybody needs: the error type, descriptors, threads.
+        .target(name: "Base", dependencies: ["CLinux"], swiftSettings: strict),
+
         // What every program says and writes: version, log, JSON.
-        .target(name: "Support", dependencies: ["CLinux"], swiftSettings: strict),
+        .target(name: "Support", dependencies: ["Base", "CLinux"], swiftSettings: strict),
 
         // Pure: wire formats, ring arithmetic, validation, coalescing.
         .target(name: "Blkif", dependencies: ["Memory"], swiftSettings: inlined),
 
         // The Xen seam and its real form.
         .systemLibrary(name: "CXen"),
-        .target(name: "Xen", dependencies: ["CXen", "CLinux", "Memory"], swiftSettings: inlined),
+        .target(name: "Xen", dependencies: ["Base", "CXen", "CLinux", "Memory"], swiftSettings: inlined),
 
         // The same seam in shared memory, for machines without Xen.
-        .target(name: "XenLoopback", dependencies: ["Xen", "CLinux", "Memory"], swiftSettings: strict),
+        .target(name: "XenLoopback", dependencies: ["Base", "Xen", "CLinux", "Memory"], swiftSettings: strict),
 
         // Negotiation as a pure state machine over typed XenStore keys.
         .target(name: "XenBus", dependencies: ["Blkif"], swiftSettings: strict),
 
         // A VBD's life: queues, reqlists, plugin host, statistics.
         .target(
-            name: "XBBHost", dependencies: ["Blkif", "Memory", "Xen", "XenBus", "PluginAPI", "CLinux", "Support"],
+            name: "XBBHost",
+            dependencies: ["Base", "Blkif", "Memory", "Xen", "XenBus", "PluginAPI", "CLinux", "Support"],
             swiftSettings: strict),
 
         // A frontend for loopback.
         .target(
-            name: "Blkfront", dependencies: ["Blkif", "Memory", "Xen", "XenBus", "XenLoopback", "Support"],
+            name: "Blkfront", dependencies: ["Base", "Blkif", "Memory", "Xen", "XenBus", "XenLoopback", "Support"],
             swiftSettings: strict),
         .systemLibrary(name: "CNBDKit"),
         .target(
-            name: "NBDKitBlkfront", dependencies: ["Blkfront", "CNBDKit", "Xen", "XenLoopback"],
+            name: "NBDKitBlkfront", dependencies: ["Base", "Blkfront", "CNBDKit", "Xen", "XenLoopback"],
             exclude: ["plugin.map"], swiftSettings: strict,
             linkerSettings: [
                 // nbdkit's functions stay undefined: the program that loads the plugin has them. Swift's metadata
@@ -105,34 +109,36 @@ let package = Package(
             ]),
 
         // What xbbd and xbbctl are made of: supervision of workers, the control protocol, a small toolstack.
-        .target(name: "XBBControl", dependencies: ["Xen", "XenBus", "CLinux", "Support"], swiftSettings: strict),
+        .target(
+            name: "XBBControl", dependencies: ["Base", "Xen", "XenBus", "CLinux", "Support"], swiftSettings: strict),
 
         // Executables, thin.
         .executableTarget(
-            name: "xbb-vbd", dependencies: ["XBBHost", "Xen", "XenLoopback", "CLinux", "Support"], swiftSettings: strict
+            name: "xbb-vbd", dependencies: ["Base", "XBBHost", "Xen", "XenLoopback", "CLinux", "Support"],
+            swiftSettings: strict
         ),
         .executableTarget(
             name: "xbbd",
             dependencies: [
-                "XBBControl", "Xen", "Support",
+                "Base", "XBBControl", "Xen", "Support",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
         .executableTarget(
             name: "xbbctl",
             dependencies: [
-                "XBBControl", "CLinux", "Support",
+                "Base", "XBBControl", "CLinux", "Support",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
-        .executableTarget(name: "xbb-dm", dependencies: ["XBBControl", "Support"], swiftSettings: strict),
+        .executableTarget(name: "xbb-dm", dependencies: ["Base", "XBBControl", "Support"], swiftSettings: strict),
         .executableTarget(
             name: "xbb-loopback",
             dependencies: [
-                "XenLoopback", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                "Base", "XenLoopback", .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
         .executableTarget(
             name: "xbb-blkfront",
             dependencies: [
-                "Blkfront", "Blkif", "CLinux", "Xen", "XenLoopback", "Support",
+                "Base", "Blkfront", "Blkif", "CLinux", "Xen", "XenLoopback", "Support",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
@@ -140,7 +146,8 @@ let package = Package(
         // Benchmarks of the ring beside a bare C backend.
         .target(name: "CEcho", cSettings: [.unsafeFlags(["-O2", "-Wall", "-Wextra", "-Werror"])]),
         .executableTarget(
-            name: "xbb-bench", dependencies: ["XBBHost", "Blkfront", "XenLoopback", "CEcho", "CLinux", "Support"],
+            name: "xbb-bench",
+            dependencies: ["Base", "XBBHost", "Blkfront", "XenLoopback", "CEcho", "CLinux", "Support"],
             swiftSettings: strict),
 
         // Plugins.
@@ -171,7 +178,7 @@ let package = Package(
         .target(name: "CAllocations", cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])]),
         .target(
             name: "PluginCheck",
-            dependencies: ["CPluginHarness", "CAllocations", "XBBHost", "PluginAPI", "CLinux", "Support"],
+            dependencies: ["Base", "CPluginHarness", "CAllocations", "XBBHost", "PluginAPI", "CLinux", "Support"],
             swiftSettings: strict),
         .executableTarget(name: "xbb-plugin-check", dependencies: ["PluginCheck", "Support"], swiftSettings: strict),
 
@@ -181,17 +188,18 @@ let package = Package(
         .testTarget(name: "BlkifTests", dependencies: ["Blkif", "Memory", "CBlkifOracle", "TestSupport"]),
         .testTarget(
             name: "XenLoopbackTests",
-            dependencies: ["XenLoopback", "Xen", "CXen", "CLinux", "TestSupport", "xbb-loopback"]),
+            dependencies: ["Base", "XenLoopback", "Xen", "CXen", "CLinux", "TestSupport", "xbb-loopback"]),
         .testTarget(
             name: "BlkfrontTests",
             dependencies: [
-                "Blkfront", "Blkif", "Memory", "Xen", "XenBus", "XenLoopback", "CLinux", "Support", "TestSupport",
+                "Base", "Blkfront", "Blkif", "Memory", "Xen", "XenBus", "XenLoopback", "CLinux", "Support",
+                "TestSupport",
             ]),
         .testTarget(name: "XenBusTests", dependencies: ["XenBus", "TestSupport"]),
         .testTarget(
             name: "XBBHostTests",
             dependencies: [
-                "XBBHost", "XenLoopback", "Blkfront", "Blkif", "Memory", "Xen", "CXen", "CLinux", "CRing", "PluginAPI",
+                "Base", "XBBHost", "Blkif", "Memory", "Xen", "CXen", "CLinux", "CRing", "PluginAPI", "Support",
                 "TestSupport", "XenBus",
             ]),
         .executableTarget(
@@ -201,7 +209,7 @@ let package = Package(
         .testTarget(
             name: "PluginTests",
             dependencies: [
-                "PluginAPI", "PluginCheck", "CPluginHarness", "XBBHost", "CLinux", "Support", "TestSupport",
+                "Base", "PluginAPI", "PluginCheck", "CPluginHarness", "XBBHost", "CLinux", "Support", "TestSupport",
                 "qcow-read",
                 "xbb-plugin-check",
             ]),
@@ -212,11 +220,11 @@ let package = Package(
             name: "FaultyPlugin", dependencies: ["PluginAPI"], path: "Tests/FaultyPlugin", publicHeadersPath: ".",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])], linkerSettings: onlyEntryPoint()),
         .executableTarget(name: "confine-probe", dependencies: ["CLinux"], path: "Tests/ConfineProbe"),
-        .executableTarget(name: "fake-worker", dependencies: ["Xen", "CLinux"], path: "Tests/FakeWorker"),
+        .executableTarget(name: "fake-worker", dependencies: ["Base", "Xen", "CLinux"], path: "Tests/FakeWorker"),
         .testTarget(
             name: "ControlTests",
             dependencies: [
-                "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback", "CLinux", "Support", "TestSupport",
+                "Base", "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback", "CLinux", "Support", "TestSupport",
                 "fake-worker", "xbbd", "xbbctl", "xbb-dm", "xbb-vbd",
             ]),
         .target(
@@ -225,7 +233,8 @@ let package = Package(
         .testTarget(
             name: "EndToEndTests",
             dependencies: [
-                "Blkfront", "Blkif", "Memory", "XenLoopback", "Xen", "CLinux", "CXLConfig", "TestSupport", "xbb-vbd",
+                "Base", "Blkfront", "Blkif", "Memory", "XenLoopback", "Xen", "CLinux", "CXLConfig", "TestSupport",
+                "xbb-vbd",
                 "xbbd", "xbb-dm", "confine-probe",
             ]),
     ],

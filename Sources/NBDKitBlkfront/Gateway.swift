@@ -2,7 +2,6 @@
 // The disks behind all connections of an nbdkit process.
 import Blkfront
 import CNBDKit
-import Xen
 import XenLoopback
 
 /// The frontends of one domain for all NBD clients: nbdkit's threads call a disk, its queues serialise.

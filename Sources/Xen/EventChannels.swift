@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Event channels as the host sees them.
+import Base
 
 /// The number of an event channel in its own domain.
 public typealias EventPort = UInt32
@@ -12,15 +13,15 @@ public protocol EventChannels: AnyObject {
     /// Readable while a port of this handle is pending and not masked.
     var fileDescriptor: Int32 { get }
     /// Binds the frontend's unbound port and gives the local one. A port has one remote end at most.
-    func bind(_ remotePort: EventPort, of domain: DomainID) throws(XenError) -> EventPort
+    func bind(_ remotePort: EventPort, of domain: DomainID) throws(OperationError) -> EventPort
     /// Closes a local port; the frontend's port becomes unbound again.
-    func unbind(_ port: EventPort) throws(XenError)
+    func unbind(_ port: EventPort) throws(OperationError)
     /// Sends an event to the other end. One system call on Xen.
-    func notify(_ port: EventPort) throws(XenError)
+    func notify(_ port: EventPort) throws(OperationError)
     /// Takes one pending port and masks it; nil when none is pending.
-    func takePending() throws(XenError) -> EventPort?
+    func takePending() throws(OperationError) -> EventPort?
     /// Lets a masked port signal again.
-    func unmask(_ port: EventPort) throws(XenError)
+    func unmask(_ port: EventPort) throws(OperationError)
 }
 
 /// Where the host runs: on Xen, or on loopback with the same interfaces.
@@ -30,9 +31,9 @@ public protocol XenPlatform: Sendable {
     /// The event channels of this platform.
     associatedtype Events: EventChannels
     /// A new connection to XenStore.
-    func openStore() throws(XenError) -> any XenStore
+    func openStore() throws(OperationError) -> any XenStore
     /// A new handle on the grant table.
-    func openGrants() throws(XenError) -> Grants
+    func openGrants() throws(OperationError) -> Grants
     /// A new handle for event channels.
-    func openEvents() throws(XenError) -> Events
+    func openEvents() throws(OperationError) -> Events
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Access to pages that another domain granted.
+import Base
 public import Memory
 
 /// Pages of another domain mapped side by side. Unmapped by ``GrantTable/unmap(_:)``, or with the process.
@@ -23,9 +24,9 @@ public protocol GrantTable: AnyObject {
     /// Copies every operation of the batch and sets each one's status (``GrantCopyBatch/status(at:)``).
     ///
     /// Throws only if no operation was tried; a bad grant reference is a status of its operation, not an error.
-    func copy(_ batch: inout GrantCopyBatch) throws(XenError)
+    func copy(_ batch: inout GrantCopyBatch) throws(OperationError)
     /// Maps one page for each reference, all or none.
-    func map(_ references: [UInt32], of domain: DomainID, writable: Bool) throws(XenError) -> GrantMapping
+    func map(_ references: [UInt32], of domain: DomainID, writable: Bool) throws(OperationError) -> GrantMapping
     /// Unmaps; the pages must not be used any more.
-    func unmap(_ mapping: GrantMapping) throws(XenError)
+    func unmap(_ mapping: GrantMapping) throws(OperationError)
 }

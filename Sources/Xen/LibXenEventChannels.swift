@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The real event channels, over libxenevtchn and /dev/xen/evtchn.
+import Base
 import CLinux
 import CXen
 import Glibc
@@ -12,8 +13,8 @@ public final class LibXenEventChannels: EventChannels {
     public let fileDescriptor: Int32
 
     /// Opens /dev/xen/evtchn: xenevtchn_open(). The descriptor never blocks.
-    public init() throws(XenError) {
-        guard let handle = unsafe xenevtchn_open(nil, 0) else { throw XenError(errno, "open /dev/xen/evtchn") }
+    public init() throws(OperationError) {
+        guard let handle = unsafe xenevtchn_open(nil, 0) else { throw OperationError(errno, "open /dev/xen/evtchn") }
         unsafe self.handle = handle
         fileDescriptor = unsafe xenevtchn_fd(handle)
         let flags = clinux_fcntl_int(fileDescriptor, F_GETFL, 0)
@@ -25,33 +26,33 @@ public final class LibXenEventChannels: EventChannels {
     }
 
     /// As ``EventChannels`` says.
-    public func bind(_ remotePort: EventPort, of domain: DomainID) throws(XenError) -> EventPort {
+    public func bind(_ remotePort: EventPort, of domain: DomainID) throws(OperationError) -> EventPort {
         let port = unsafe xenevtchn_bind_interdomain(handle, UInt32(domain), remotePort)
-        if port < 0 { throw XenError(errno, "bind event channel \(remotePort) of domain \(domain)") }
+        if port < 0 { throw OperationError(errno, "bind event channel \(remotePort) of domain \(domain)") }
         return EventPort(bitPattern: port)
     }
 
     /// As ``EventChannels`` says.
-    public func unbind(_ port: EventPort) throws(XenError) {
-        if unsafe xenevtchn_unbind(handle, port) != 0 { throw XenError(errno, "unbind event channel \(port)") }
+    public func unbind(_ port: EventPort) throws(OperationError) {
+        if unsafe xenevtchn_unbind(handle, port) != 0 { throw OperationError(errno, "unbind event channel \(port)") }
     }
 
     /// As ``EventChannels`` says.
-    public func notify(_ port: EventPort) throws(XenError) {
-        if unsafe xenevtchn_notify(handle, port) != 0 { throw XenError(errno, "notify event channel \(port)") }
+    public func notify(_ port: EventPort) throws(OperationError) {
+        if unsafe xenevtchn_notify(handle, port) != 0 { throw OperationError(errno, "notify event channel \(port)") }
     }
 
     /// As ``EventChannels`` says.
-    public func takePending() throws(XenError) -> EventPort? {
+    public func takePending() throws(OperationError) -> EventPort? {
         let port = unsafe xenevtchn_pending(handle)
         if port >= 0 { return EventPort(bitPattern: port) }
         if errno == EAGAIN || errno == EINTR { return nil }
-        throw XenError(errno, "take pending event channel")
+        throw OperationError(errno, "take pending event channel")
     }
 
     /// As ``EventChannels`` says.
-    public func unmask(_ port: EventPort) throws(XenError) {
-        if unsafe xenevtchn_unmask(handle, port) != 0 { throw XenError(errno, "unmask event channel \(port)") }
+    public func unmask(_ port: EventPort) throws(OperationError) {
+        if unsafe xenevtchn_unmask(handle, port) != 0 { throw OperationError(errno, "unmask event channel \(port)") }
     }
 }
 
@@ -61,9 +62,9 @@ public struct NativeXen: XenPlatform {
     public init() {}
 
     /// As ``XenPlatform`` says.
-    public func openStore() throws(XenError) -> any XenStore { try LibXenStore() }
+    public func openStore() throws(OperationError) -> any XenStore { try LibXenStore() }
     /// As ``XenPlatform`` says.
-    public func openGrants() throws(XenError) -> LibXenGrantTable { try LibXenGrantTable() }
+    public func openGrants() throws(OperationError) -> LibXenGrantTable { try LibXenGrantTable() }
     /// As ``XenPlatform`` says.
-    public func openEvents() throws(XenError) -> LibXenEventChannels { try LibXenEventChannels() }
+    public func openEvents() throws(OperationError) -> LibXenEventChannels { try LibXenEventChannels() }
 }

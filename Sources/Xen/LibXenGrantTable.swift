@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The real grant table, over libxengnttab and /dev/xen/gntdev.
+import Base
 import CLinux
 import CXen
 import Glibc
@@ -13,8 +14,8 @@ public final class LibXenGrantTable: GrantTable {
     private var mapped: [UInt64: UInt32] = [:]
 
     /// Opens /dev/xen/gntdev: xengnttab_open().
-    public init() throws(XenError) {
-        guard let handle = unsafe xengnttab_open(nil, 0) else { throw XenError(errno, "open /dev/xen/gntdev") }
+    public init() throws(OperationError) {
+        guard let handle = unsafe xengnttab_open(nil, 0) else { throw OperationError(errno, "open /dev/xen/gntdev") }
         unsafe self.handle = handle
     }
 
@@ -23,24 +24,24 @@ public final class LibXenGrantTable: GrantTable {
     }
 
     /// As ``GrantTable`` says.
-    public func copy(_ batch: inout GrantCopyBatch) throws(XenError) {
+    public func copy(_ batch: inout GrantCopyBatch) throws(OperationError) {
         let segments = unsafe batch.segments
         guard let first = segments.baseAddress else { return }
         if unsafe xengnttab_grant_copy(handle, UInt32(segments.count), first) != 0 {
-            throw XenError(errno, "grant copy of \(batch.count) operations")
+            throw OperationError(errno, "grant copy of \(batch.count) operations")
         }
     }
 
     /// As ``GrantTable`` says.
     public func map(
         _ references: [UInt32], of domain: DomainID, writable: Bool
-    ) throws(XenError) -> GrantMapping {
+    ) throws(OperationError) -> GrantMapping {
         var references = references
         let count = UInt32(clamping: references.count)
         let address = unsafe xengnttab_map_domain_grant_refs(
             handle, count, UInt32(domain), &references, writable ? PROT_READ | PROT_WRITE : PROT_READ)
         guard let address = unsafe address else {
-            throw XenError(errno, "map grant references \(references) of domain \(domain)")
+            throw OperationError(errno, "map grant references \(references) of domain \(domain)")
         }
         let cookie = UInt64(UInt(bitPattern: address))
         mapped[cookie] = count
@@ -48,10 +49,10 @@ public final class LibXenGrantTable: GrantTable {
     }
 
     /// As ``GrantTable`` says.
-    public func unmap(_ mapping: GrantMapping) throws(XenError) {
+    public func unmap(_ mapping: GrantMapping) throws(OperationError) {
         guard let count = mapped.removeValue(forKey: mapping.cookie),
             let address = unsafe UnsafeMutableRawPointer(bitPattern: UInt(mapping.cookie))
-        else { throw XenError(EINVAL, "unmap pages that are not mapped") }
-        if unsafe xengnttab_unmap(handle, address, count) != 0 { throw XenError(errno, "unmap granted pages") }
+        else { throw OperationError(EINVAL, "unmap pages that are not mapped") }
+        if unsafe xengnttab_unmap(handle, address, count) != 0 { throw OperationError(errno, "unmap granted pages") }
     }
 }

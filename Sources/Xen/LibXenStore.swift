@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // XenStore over libxenstore: the daemon's socket, or /dev/xen/xenbus. XENSTORED_PATH names another socket.
+import Base
 import CLinux
 import CXen
 import Glibc
 
-/// A connection of libxenstore (xenstore.h). Its functions set errno, which becomes the code of ``XenError``.
+/// A connection of libxenstore (xenstore.h). Its functions set errno, which becomes the code of ``OperationError``.
 @safe
 public final class LibXenStore: XenStore {
     private let handle: OpaquePointer
 
     /// Opens a connection: xs_open().
-    public init() throws(XenError) {
-        guard let handle = unsafe xs_open(0) else { throw XenError(errno, "connect to XenStore") }
+    public init() throws(OperationError) {
+        guard let handle = unsafe xs_open(0) else { throw OperationError(errno, "connect to XenStore") }
         unsafe self.handle = handle
     }
 
@@ -20,38 +21,38 @@ public final class LibXenStore: XenStore {
     }
 
     /// As ``XenStore`` says.
-    public func read(_ path: String, in transaction: XenStoreTransaction) throws(XenError) -> [UInt8] {
+    public func read(_ path: String, in transaction: XenStoreTransaction) throws(OperationError) -> [UInt8] {
         var length: UInt32 = 0
         guard let value = unsafe xs_read(handle, transaction.id, path, &length) else {
-            throw XenError(errno, "read \(path)")
+            throw OperationError(errno, "read \(path)")
         }
         defer { unsafe free(value) }
         return unsafe [UInt8](UnsafeRawBufferPointer(start: value, count: Int(length)))
     }
 
     /// As ``XenStore`` says.
-    public func write(_ path: String, _ value: [UInt8], in transaction: XenStoreTransaction) throws(XenError) {
+    public func write(_ path: String, _ value: [UInt8], in transaction: XenStoreTransaction) throws(OperationError) {
         let done = unsafe value.withUnsafeBytes { bytes in
             unsafe xs_write(handle, transaction.id, path, bytes.baseAddress, UInt32(clamping: bytes.count))
         }
-        if !done { throw XenError(errno, "write \(path)") }
+        if !done { throw OperationError(errno, "write \(path)") }
     }
 
     /// As ``XenStore`` says.
-    public func makeDirectory(_ path: String, in transaction: XenStoreTransaction) throws(XenError) {
-        if unsafe !xs_mkdir(handle, transaction.id, path) { throw XenError(errno, "mkdir \(path)") }
+    public func makeDirectory(_ path: String, in transaction: XenStoreTransaction) throws(OperationError) {
+        if unsafe !xs_mkdir(handle, transaction.id, path) { throw OperationError(errno, "mkdir \(path)") }
     }
 
     /// As ``XenStore`` says.
-    public func remove(_ path: String, in transaction: XenStoreTransaction) throws(XenError) {
-        if unsafe !xs_rm(handle, transaction.id, path) { throw XenError(errno, "rm \(path)") }
+    public func remove(_ path: String, in transaction: XenStoreTransaction) throws(OperationError) {
+        if unsafe !xs_rm(handle, transaction.id, path) { throw OperationError(errno, "rm \(path)") }
     }
 
     /// As ``XenStore`` says.
-    public func list(_ path: String, in transaction: XenStoreTransaction) throws(XenError) -> [String] {
+    public func list(_ path: String, in transaction: XenStoreTransaction) throws(OperationError) -> [String] {
         var count: UInt32 = 0
         guard let names = unsafe xs_directory(handle, transaction.id, path, &count) else {
-            throw XenError(errno, "directory \(path)")
+            throw OperationError(errno, "directory \(path)")
         }
         defer { unsafe free(names) }
         return (0..<Int(count)).compactMap { index in
@@ -63,10 +64,10 @@ public final class LibXenStore: XenStore {
     /// As ``XenStore`` says.
     public func permissions(
         of path: String, in transaction: XenStoreTransaction
-    ) throws(XenError) -> [XenStorePermission] {
+    ) throws(OperationError) -> [XenStorePermission] {
         var count: UInt32 = 0
         guard let list = unsafe xs_get_permissions(handle, transaction.id, path, &count) else {
-            throw XenError(errno, "get permissions of \(path)")
+            throw OperationError(errno, "get permissions of \(path)")
         }
         defer { unsafe free(list) }
         return (0..<Int(count)).map { index in
@@ -81,7 +82,7 @@ public final class LibXenStore: XenStore {
     /// As ``XenStore`` says.
     public func setPermissions(
         of path: String, to permissions: [XenStorePermission], in transaction: XenStoreTransaction
-    ) throws(XenError) {
+    ) throws(OperationError) {
         var list = permissions.map { entry in
             var converted = xs_permissions()
             converted.id = UInt32(entry.domain)
@@ -90,22 +91,22 @@ public final class LibXenStore: XenStore {
         }
         let count = UInt32(clamping: list.count)
         if unsafe !xs_set_permissions(handle, transaction.id, path, &list, count) {
-            throw XenError(errno, "set permissions of \(path)")
+            throw OperationError(errno, "set permissions of \(path)")
         }
     }
 
     /// As ``XenStore`` says.
-    public func startTransaction() throws(XenError) -> XenStoreTransaction {
+    public func startTransaction() throws(OperationError) -> XenStoreTransaction {
         let id = unsafe xs_transaction_start(handle)
-        if id == 0 { throw XenError(errno, "start transaction") }
+        if id == 0 { throw OperationError(errno, "start transaction") }
         return XenStoreTransaction(id: id)
     }
 
     /// As ``XenStore`` says.
-    public func commit(_ transaction: XenStoreTransaction) throws(XenError) -> Bool {
+    public func commit(_ transaction: XenStoreTransaction) throws(OperationError) -> Bool {
         if unsafe xs_transaction_end(handle, transaction.id, false) { return true }
         if errno == EAGAIN { return false }
-        throw XenError(errno, "commit transaction")
+        throw OperationError(errno, "commit transaction")
     }
 
     /// As ``XenStore`` says.
@@ -114,13 +115,13 @@ public final class LibXenStore: XenStore {
     }
 
     /// As ``XenStore`` says.
-    public func watch(_ path: String, token: String) throws(XenError) {
-        if unsafe !xs_watch(handle, path, token) { throw XenError(errno, "watch \(path)") }
+    public func watch(_ path: String, token: String) throws(OperationError) {
+        if unsafe !xs_watch(handle, path, token) { throw OperationError(errno, "watch \(path)") }
     }
 
     /// As ``XenStore`` says.
-    public func unwatch(_ path: String, token: String) throws(XenError) {
-        if unsafe !xs_unwatch(handle, path, token) { throw XenError(errno, "unwatch \(path)") }
+    public func unwatch(_ path: String, token: String) throws(OperationError) {
+        if unsafe !xs_unwatch(handle, path, token) { throw OperationError(errno, "unwatch \(path)") }
     }
 
     /// As ``XenStore`` says.
@@ -129,10 +130,10 @@ public final class LibXenStore: XenStore {
     }
 
     /// As ``XenStore`` says.
-    public func nextWatchEvent() throws(XenError) -> XenStoreWatchEvent? {
+    public func nextWatchEvent() throws(OperationError) -> XenStoreWatchEvent? {
         guard let event = unsafe xs_check_watch(handle) else {
             if errno == EAGAIN { return nil }
-            throw XenError(errno, "take watch event")
+            throw OperationError(errno, "take watch event")
         }
         defer { unsafe free(event) }
         guard let path = unsafe event[Int(XS_WATCH_PATH.rawValue)],
@@ -142,16 +143,16 @@ public final class LibXenStore: XenStore {
     }
 
     /// As ``XenStore`` says.
-    public func domainPath(_ domain: DomainID) throws(XenError) -> String {
+    public func domainPath(_ domain: DomainID) throws(OperationError) -> String {
         guard let path = unsafe xs_get_domain_path(handle, UInt32(domain)) else {
-            throw XenError(errno, "get path of domain \(domain)")
+            throw OperationError(errno, "get path of domain \(domain)")
         }
         defer { unsafe free(path) }
         return unsafe String(cString: path)
     }
 
     /// As ``XenStore`` says.
-    public func isDomainIntroduced(_ domain: DomainID) throws(XenError) -> Bool {
+    public func isDomainIntroduced(_ domain: DomainID) throws(OperationError) -> Bool {
         unsafe xs_is_domain_introduced(handle, UInt32(domain))
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // XenStore as the host sees it.
+import Base
 
 /// A transaction of a XenStore connection; `.none` stands for no transaction.
 public struct XenStoreTransaction: Equatable, Sendable {
@@ -51,44 +52,45 @@ public struct XenStoreWatchEvent: Equatable, Sendable {
 /// stands under a frontend's path is untrusted. Use from one thread.
 public protocol XenStore: AnyObject {
     /// The value of a node. Throws ENOENT where there is none, EACCES where it may not be read.
-    func read(_ path: String, in transaction: XenStoreTransaction) throws(XenError) -> [UInt8]
+    func read(_ path: String, in transaction: XenStoreTransaction) throws(OperationError) -> [UInt8]
     /// Sets a node and makes its missing parents.
-    func write(_ path: String, _ value: [UInt8], in transaction: XenStoreTransaction) throws(XenError)
+    func write(_ path: String, _ value: [UInt8], in transaction: XenStoreTransaction) throws(OperationError)
     /// Makes an empty node unless it exists.
-    func makeDirectory(_ path: String, in transaction: XenStoreTransaction) throws(XenError)
+    func makeDirectory(_ path: String, in transaction: XenStoreTransaction) throws(OperationError)
     /// Removes a node with all below it. A missing node whose parent exists is no error.
-    func remove(_ path: String, in transaction: XenStoreTransaction) throws(XenError)
+    func remove(_ path: String, in transaction: XenStoreTransaction) throws(OperationError)
     /// The names of a node's children.
-    func list(_ path: String, in transaction: XenStoreTransaction) throws(XenError) -> [String]
+    func list(_ path: String, in transaction: XenStoreTransaction) throws(OperationError) -> [String]
     /// The permissions of a node, the owner's entry first.
-    func permissions(of path: String, in transaction: XenStoreTransaction) throws(XenError) -> [XenStorePermission]
+    func permissions(of path: String, in transaction: XenStoreTransaction) throws(OperationError)
+        -> [XenStorePermission]
     /// Replaces the permissions of a node.
     func setPermissions(
         of path: String, to permissions: [XenStorePermission], in transaction: XenStoreTransaction
-    ) throws(XenError)
+    ) throws(OperationError)
     /// Starts a transaction.
-    func startTransaction() throws(XenError) -> XenStoreTransaction
+    func startTransaction() throws(OperationError) -> XenStoreTransaction
     /// Ends a transaction: true when it took effect, false when it conflicted and must be tried again.
-    func commit(_ transaction: XenStoreTransaction) throws(XenError) -> Bool
+    func commit(_ transaction: XenStoreTransaction) throws(OperationError) -> Bool
     /// Ends a transaction without effect.
     func abort(_ transaction: XenStoreTransaction)
     /// Watches a path and all below it; the first event comes at once.
-    func watch(_ path: String, token: String) throws(XenError)
+    func watch(_ path: String, token: String) throws(OperationError)
     /// Ends a watch.
-    func unwatch(_ path: String, token: String) throws(XenError)
+    func unwatch(_ path: String, token: String) throws(OperationError)
     /// Readable while a watch event waits.
     var watchFileDescriptor: Int32 { get }
     /// The next watch event, or nil when none waits. Never blocks.
-    func nextWatchEvent() throws(XenError) -> XenStoreWatchEvent?
+    func nextWatchEvent() throws(OperationError) -> XenStoreWatchEvent?
     /// The home of a domain, "/local/domain/<domid>".
-    func domainPath(_ domain: DomainID) throws(XenError) -> String
+    func domainPath(_ domain: DomainID) throws(OperationError) -> String
     /// True between a domain's introduction and its release.
-    func isDomainIntroduced(_ domain: DomainID) throws(XenError) -> Bool
+    func isDomainIntroduced(_ domain: DomainID) throws(OperationError) -> Bool
 }
 
 extension XenStore {
     /// The value of a node as text, or nil where there is none or it is not UTF-8.
-    public func text(_ path: String, in transaction: XenStoreTransaction = .none) throws(XenError) -> String? {
+    public func text(_ path: String, in transaction: XenStoreTransaction = .none) throws(OperationError) -> String? {
         do {
             let bytes = try read(path, in: transaction)
             return String(validating: bytes, as: UTF8.self)
@@ -99,7 +101,9 @@ extension XenStore {
     }
 
     /// Sets a node to text.
-    public func write(_ path: String, _ text: String, in transaction: XenStoreTransaction = .none) throws(XenError) {
+    public func write(_ path: String, _ text: String, in transaction: XenStoreTransaction = .none)
+        throws(OperationError)
+    {
         try write(path, [UInt8](text.utf8), in: transaction)
     }
 
@@ -107,8 +111,8 @@ extension XenStore {
     ///
     /// Throws EAGAIN when every attempt conflicted. An error of `body` aborts the transaction.
     public func transaction<Result>(
-        attempts: Int = 100, _ body: (XenStoreTransaction) throws(XenError) -> Result
-    ) throws(XenError) -> Result {
+        attempts: Int = 100, _ body: (XenStoreTransaction) throws(OperationError) -> Result
+    ) throws(OperationError) -> Result {
         for _ in 0..<attempts {
             let transaction = try startTransaction()
             let result: Result
@@ -120,6 +124,6 @@ extension XenStore {
             }
             if try commit(transaction) { return result }
         }
-        throw XenError(11, "transaction that conflicted \(attempts) times")
+        throw OperationError(11, "transaction that conflicted \(attempts) times")
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The C echo backend on a thread, with the same event channel as ours.
+import Base
 import CEcho
 import CLinux
 import Glibc
@@ -17,7 +18,7 @@ final class EchoBackend: @unchecked Sendable {
     private let stop: UnsafeMutablePointer<UInt32>
     private var thread = pthread_t()
 
-    init(platform: LoopbackPlatform, ring: [UInt32], domain: DomainID, port: EventPort) throws(XenError) {
+    init(platform: LoopbackPlatform, ring: [UInt32], domain: DomainID, port: EventPort) throws(OperationError) {
         grants = try platform.openGrants()
         channels = try platform.openEvents()
         mapping = try grants.map(ring, of: domain, writable: true)
@@ -32,7 +33,7 @@ final class EchoBackend: @unchecked Sendable {
                 unsafe Unmanaged<EchoBackend>.fromOpaque(argument).takeUnretainedValue().serve(argument)
                 return nil
             }, context)
-        if result != 0 { throw XenError(result, "start a thread") }
+        if result != 0 { throw OperationError(result, "start a thread") }
     }
 
     private func serve(_ context: UnsafeMutableRawPointer) {
@@ -42,7 +43,7 @@ final class EchoBackend: @unchecked Sendable {
             { argument in
                 guard let argument = unsafe argument else { return }
                 let echo = unsafe Unmanaged<EchoBackend>.fromOpaque(argument).takeUnretainedValue()
-                do throws(XenError) { try echo.channels.notify(echo.channel) } catch {}
+                do throws(OperationError) { try echo.channels.notify(echo.channel) } catch {}
             },
             { argument in
                 guard let argument = unsafe argument else { return }
@@ -51,7 +52,7 @@ final class EchoBackend: @unchecked Sendable {
     }
 
     private func sleep() {
-        do throws(XenError) {
+        do throws(OperationError) {
             try channels.unmask(channel)
             var entry = pollfd(fd: channels.fileDescriptor, events: Int16(POLLIN), revents: 0)
             _ = unsafe poll(&entry, 1, 100)
@@ -63,7 +64,7 @@ final class EchoBackend: @unchecked Sendable {
     func end() {
         unsafe stop.pointee = 1
         pthread_join(thread, nil)
-        do throws(XenError) {
+        do throws(OperationError) {
             try channels.unbind(channel)
             try grants.unmap(mapping)
         } catch {}

@@ -6,7 +6,6 @@ import CLinux
 import Glibc
 import Memory
 import XBBHost
-import Xen
 import XenLoopback
 import Support
 

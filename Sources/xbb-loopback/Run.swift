@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // xbb-loopback run: serve until a signal says stop.
+import Base
 import ArgumentParser
 import CLinux
 import Glibc
-import Xen
 import XenLoopback
 
 /// Serves a directory in the foreground.
@@ -56,11 +56,11 @@ struct Run: ParsableCommand {
         return unsafe bytes.withUnsafeBytes { unsafe Glibc.write(descriptor, $0.baseAddress, $0.count) } == bytes.count
     }
 
-    private func write(_ text: String, toFile path: String) throws(XenError) {
+    private func write(_ text: String, toFile path: String) throws(OperationError) {
         let file = unsafe clinux_open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644)
-        if file < 0 { throw XenError(errno, "write \(path)") }
+        if file < 0 { throw OperationError(errno, "write \(path)") }
         let done = write(text, to: file)
         close(file)
-        if !done { throw XenError(EIO, "write \(path)") }
+        if !done { throw OperationError(EIO, "write \(path)") }
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // xbb-vbd: the process that serves one VBD. Started by xbbd, or by hand to look at one disk.
+import Base
 import CLinux
 import Glibc
 import XBBHost
@@ -184,7 +185,7 @@ func confinement(_ command: CommandLineOptions) -> ConfinementSettings? {
     guard command.confines else { return nil }
     var settings = ConfinementSettings()
     settings.emptyDirectory = command.emptyDirectory
-    do throws(PluginError) {
+    do throws(OperationError) {
         settings.user = try ConfinementUser(named: command.user ?? ConfinementUser.usual)
     } catch {
         fail(error.description)
@@ -222,7 +223,7 @@ if command.dumpPlugins {
     exit(0)
 }
 if let plugin = command.describedPlugin {
-    do throws(PluginError) {
+    do throws(OperationError) {
         print(try PluginDescription.describe(plugin: plugin).json.serialized)
         exit(0)
     } catch {
@@ -231,7 +232,7 @@ if let plugin = command.describedPlugin {
     }
 }
 /// What is known of an image that nobody serves. A chain is looked at by processes of its own, others by this one.
-func examine(_ image: String, _ command: CommandLineOptions) throws(PluginError) -> JSON {
+func examine(_ image: String, _ command: CommandLineOptions) throws(OperationError) -> JSON {
     if command.probedImage == nil, command.inspectsChain {
         return try ChainExamination(
             path: image, pluginDirectories: command.pluginDirectories, stateDirectory: command.stateDirectory,
@@ -244,7 +245,7 @@ func examine(_ image: String, _ command: CommandLineOptions) throws(PluginError)
 }
 
 if let image = command.probedImage ?? command.inspectedImage {
-    do throws(PluginError) {
+    do throws(OperationError) {
         print(try examine(image, command).serialized)
         exit(0)
     } catch {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // xbbd: the command line of the supervisor.
+import Base
 import ArgumentParser
 import Support
 import XBBControl
@@ -227,7 +228,7 @@ struct XBBD: ParsableCommand {
     }
 
     private func supervise(_ supervisor: Supervisor, _ manager: ServiceManager) throws(ControlError) {
-        do throws(XenError) {
+        do throws(OperationError) {
             try supervisor.run(for: manager)
         } catch {
             throw ControlError("XenStore: \(error); workers go on", status: .unreachable)

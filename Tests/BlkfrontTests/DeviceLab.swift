@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A whole loopback with XenStore, a domain, and a toy host for each disk.
+import Base
 import Blkfront
 import CLinux
 import Glibc
@@ -18,7 +19,7 @@ final class DeviceLab {
     /// With `joins` this process is the domain's frontend, else another one can be.
     init(pages: Int = 16384, joins: Bool = true) throws {
         var template = Array("/tmp/xbb-front-XXXXXX".utf8CString)
-        guard mkdtemp(&template) != nil else { throw XenError(errno, "mkdtemp") }
+        guard mkdtemp(&template) != nil else { throw OperationError(errno, "mkdtemp") }
         directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
         xen = try LoopbackXen(directory: directory)
         domainID = try LoopbackControl(directory: directory).createDomain(pages: pages, grantEntries: 16384)
@@ -70,7 +71,7 @@ let buildDirectory: String = {
 func shell(_ command: String) throws -> (status: Int32, output: String) {
     // A crash must be an exit status, not a backtrace that waits for a terminal.
     guard let stream = popen("export SWIFT_BACKTRACE=enable=no; { \(command)\n} 2>&1", "r") else {
-        throw XenError(errno, "run \(command)")
+        throw OperationError(errno, "run \(command)")
     }
     var output: [UInt8] = []
     var buffer = [UInt8](repeating: 0, count: 65536)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The hostile frontend does what it says, to a backend that has to live with it.
+import Base
 import Blkif
 import CLinux
 import Glibc
@@ -169,26 +170,30 @@ import XenLoopback
 
 /// A store that must not be asked.
 private final class NoStore: XenStore {
-    private let error = XenError(ENOTSUP, "no store")
+    private let error = OperationError(ENOTSUP, "no store")
 
-    func read(_ path: String, in transaction: XenStoreTransaction) throws(XenError) -> [UInt8] { throw error }
-    func write(_ path: String, _ value: [UInt8], in transaction: XenStoreTransaction) throws(XenError) { throw error }
-    func makeDirectory(_ path: String, in transaction: XenStoreTransaction) throws(XenError) { throw error }
-    func remove(_ path: String, in transaction: XenStoreTransaction) throws(XenError) { throw error }
-    func list(_ path: String, in transaction: XenStoreTransaction) throws(XenError) -> [String] { throw error }
-    func permissions(of path: String, in transaction: XenStoreTransaction) throws(XenError) -> [XenStorePermission] {
+    func read(_ path: String, in transaction: XenStoreTransaction) throws(OperationError) -> [UInt8] { throw error }
+    func write(_ path: String, _ value: [UInt8], in transaction: XenStoreTransaction) throws(OperationError) {
+        throw error
+    }
+    func makeDirectory(_ path: String, in transaction: XenStoreTransaction) throws(OperationError) { throw error }
+    func remove(_ path: String, in transaction: XenStoreTransaction) throws(OperationError) { throw error }
+    func list(_ path: String, in transaction: XenStoreTransaction) throws(OperationError) -> [String] { throw error }
+    func permissions(of path: String, in transaction: XenStoreTransaction) throws(OperationError)
+        -> [XenStorePermission]
+    {
         throw error
     }
     func setPermissions(
         of path: String, to permissions: [XenStorePermission], in transaction: XenStoreTransaction
-    ) throws(XenError) { throw error }
-    func startTransaction() throws(XenError) -> XenStoreTransaction { throw error }
-    func commit(_ transaction: XenStoreTransaction) throws(XenError) -> Bool { throw error }
+    ) throws(OperationError) { throw error }
+    func startTransaction() throws(OperationError) -> XenStoreTransaction { throw error }
+    func commit(_ transaction: XenStoreTransaction) throws(OperationError) -> Bool { throw error }
     func abort(_ transaction: XenStoreTransaction) {}
-    func watch(_ path: String, token: String) throws(XenError) { throw error }
-    func unwatch(_ path: String, token: String) throws(XenError) { throw error }
+    func watch(_ path: String, token: String) throws(OperationError) { throw error }
+    func unwatch(_ path: String, token: String) throws(OperationError) { throw error }
     var watchFileDescriptor: Int32 { -1 }
-    func nextWatchEvent() throws(XenError) -> XenStoreWatchEvent? { throw error }
-    func domainPath(_ domain: DomainID) throws(XenError) -> String { throw error }
-    func isDomainIntroduced(_ domain: DomainID) throws(XenError) -> Bool { throw error }
+    func nextWatchEvent() throws(OperationError) -> XenStoreWatchEvent? { throw error }
+    func domainPath(_ domain: DomainID) throws(OperationError) -> String { throw error }
+    func isDomainIntroduced(_ domain: DomainID) throws(OperationError) -> Bool { throw error }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A hypervisor, a domain and a queue with a test backend behind it: no XenStore.
+import Base
 import Blkif
 import CLinux
 import Glibc
@@ -20,7 +21,7 @@ final class QueueLab {
 
     init(pages: Int = 16384) throws {
         var template = Array("/tmp/xbb-front-XXXXXX".utf8CString)
-        guard mkdtemp(&template) != nil else { throw XenError(errno, "mkdtemp") }
+        guard mkdtemp(&template) != nil else { throw OperationError(errno, "mkdtemp") }
         directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
         xen = try LoopbackXen(directory: directory)
         domain = try LoopbackDomain(directory: directory, pages: pages, grantEntries: 16384)

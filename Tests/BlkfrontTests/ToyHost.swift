@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A toolstack and a backend for one disk, over the real XenStore: what is needed to negotiate with.
+import Base
 import Blkfront
 import Blkif
 import CLinux
@@ -81,7 +82,7 @@ final class ToyHost: @unchecked Sendable {
                 [("frontend", front), ("frontend-id", String(domain)), ("online", "1"), ("state", "1"), ("mode", "w")]
             ),
         ]
-        try toolstack.transaction { transaction throws(XenError) in
+        try toolstack.transaction { transaction throws(OperationError) in
             for (path, permissions, keys) in owners {
                 try toolstack.makeDirectory(path, in: transaction)
                 try toolstack.setPermissions(of: path, to: permissions, in: transaction)
@@ -176,10 +177,10 @@ final class ToyHost: @unchecked Sendable {
                 let order = keys["ring-page-order"].flatMap { Int($0) }.map { 1 << $0 }
                 let pages = order ?? keys["num-ring-pages"].flatMap { Int($0) } ?? 1
                 references = (0..<pages).compactMap { keys["\(prefix)ring-ref\($0)"].flatMap { UInt32($0) } }
-                if references.count != pages { throw XenError(EINVAL, "ring references of queue \(queue)") }
+                if references.count != pages { throw OperationError(EINVAL, "ring references of queue \(queue)") }
             }
             guard let port = keys["\(prefix)event-channel"].flatMap({ UInt32($0) }) else {
-                throw XenError(EINVAL, "event channel of queue \(queue)")
+                throw OperationError(EINVAL, "event channel of queue \(queue)")
             }
             queues.append(
                 try TestBackend(
@@ -187,7 +188,7 @@ final class ToyHost: @unchecked Sendable {
                     abi: keys["protocol"] == "x86_32-abi" ? .x86_32 : .native, disk: disk,
                     mischief: settings.mischief, at: settings.mischiefAt))
         }
-        try store.transaction { transaction throws(XenError) in
+        try store.transaction { transaction throws(OperationError) in
             try store.write("\(back)/sectors", String(settings.sectors), in: transaction)
             for (key, value) in settings.keys { try store.write("\(back)/\(key)", value, in: transaction) }
             try store.write("\(back)/state", "4", in: transaction)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A place for tests of xbbd: a XenStore of its own, the real programs, and fake workers.
+import Base
 import CLinux
 import Glibc
 import Synchronization
@@ -155,7 +156,7 @@ final class DaemonLab {
             address: address, deviceName: "xvda",
             disk: try DiskSpecification(parsing: "raw:/disk.img", workingDirectory: ""), isReadOnly: false,
             options: try PluginOptions([]))
-        try store.transaction { (transaction) throws(XenError) in
+        try store.transaction { (transaction) throws(OperationError) in
             try DeviceNodes(request, own: 0).write(to: store, in: transaction)
             let key = "\(address.backendPath(own: 0))/\(BackendKey.script)"
             if let script {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Lines of the log in the journal: their fields, and who gets them.
+import Base
 import CLinux
 import Glibc
 import Testing

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The real xbbd with fake workers.
+import Base
 import CLinux
 import Glibc
 import Testing
@@ -253,7 +254,7 @@ import Support
         let daemon = try lab.startDaemon()
         try eventually("all are started") { lab.starts.count == 40 }
         for round in 0..<50 {
-            try lab.store.transaction { (transaction) throws(XenError) in
+            try lab.store.transaction { (transaction) throws(OperationError) in
                 for device in 0..<40 as Range<UInt32> {
                     try lab.store.write(
                         "/local/domain/0/backend/vbd/1/\(51712 + device * 16)/junk", "\(round)", in: transaction)

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
+import Base
 import Testing
 import Xen
 import XenBus
@@ -19,7 +20,7 @@ import XenBus
         let lab = try DaemonLab()
         let request = try request("qcow2:/a:b.qcow2", isReadOnly: true)
         let nodes = DeviceNodes(request, own: 0)
-        try lab.store.transaction { (transaction) throws(XenError) in
+        try lab.store.transaction { (transaction) throws(OperationError) in
             try nodes.write(to: lab.store, in: transaction)
         }
         let common = [
@@ -118,7 +119,7 @@ import XenBus
         for path in [
             address.backendPath(own: 0), address.frontendPath, address.toolstackPath, "/local/domain/0/backend/vbd/1",
         ] {
-            #expect(throws: XenError.self, "\(path)") { try lab.store.list(path, in: .none) }
+            #expect(throws: OperationError.self, "\(path)") { try lab.store.list(path, in: .none) }
         }
     }
 
@@ -129,7 +130,7 @@ import XenBus
         request.address = try #require(VBDAddress(kind: "vbd", domain: 9, device: 51712))
         let error = failure { () throws(ControlError) in try toolstack.attach(request) }
         #expect(error?.description == "domain 9 does not exist")
-        #expect(throws: XenError.self) { try lab.store.list("/local/domain/0/backend", in: .none) }
+        #expect(throws: OperationError.self) { try lab.store.list("/local/domain/0/backend", in: .none) }
     }
 
     @Test("nobody takes the node: all of it is removed again") func noBackend() throws {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Disks below backend/qdisk, as libxl makes them for format=qcow2 and for files without a script, with xbb-dm in the
 // place of QEMU.
+import Base
 import Blkfront
 import CLinux
 import Foundation
@@ -17,7 +18,7 @@ extension EndToEnd {
         /// What libxl says on the socket of a device model (libxl_qmp.c), one message at a time.
         private func converse(_ path: String, _ messages: [String]) throws -> [[String: Any]] {
             let socket = clinux_unix_connect(path, Int32(SOCK_STREAM.rawValue))
-            guard socket >= 0 else { throw XenError(errno, "connect to \(path)") }
+            guard socket >= 0 else { throw OperationError(errno, "connect to \(path)") }
             defer { close(socket) }
             var limit = timeval(tv_sec: 20, tv_usec: 0)
             setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))

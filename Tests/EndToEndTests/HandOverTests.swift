@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A worker that stands by takes over from one that serves: under load, and whoever dies in between.
+import Base
 import Blkfront
 import Blkif
 import CLinux
@@ -25,7 +26,7 @@ private final class Succession {
 
     private func openLock() throws -> Int32 {
         let file = clinux_open(lockPath, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
-        guard file >= 0 else { throw XenError(errno, "open \(lockPath)") }
+        guard file >= 0 else { throw OperationError(errno, "open \(lockPath)") }
         return file
     }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A loopback Xen with one guest, and the toolstack that attaches disks to it.
+import Base
 import Blkfront
 import CLinux
 import Foundation
@@ -73,7 +74,7 @@ final class Lab {
     func image(_ name: String, bytes: UInt64) throws -> String {
         let path = "\(directory)/\(name)"
         guard FileManager.default.createFile(atPath: path, contents: nil), truncate(path, off_t(bytes)) == 0 else {
-            throw XenError(errno, "make \(path)")
+            throw OperationError(errno, "make \(path)")
         }
         return path
     }
@@ -178,7 +179,7 @@ final class Disk {
                 ]
             ),
         ]
-        try store.transaction { transaction throws(XenError) in
+        try store.transaction { transaction throws(OperationError) in
             for (node, permissions, keys) in nodes {
                 try store.makeDirectory(node, in: transaction)
                 try store.setPermissions(of: node, to: permissions, in: transaction)
@@ -274,7 +275,7 @@ final class Disk {
 
     /// What libxl writes to detach.
     func requestDetach() throws {
-        try lab.toolstack.transaction { transaction throws(XenError) in
+        try lab.toolstack.transaction { transaction throws(OperationError) in
             try lab.toolstack.write("\(back)/online", "0", in: transaction)
             try lab.toolstack.write("\(back)/state", "5", in: transaction)
         }
@@ -304,7 +305,7 @@ final class Disk {
 /// A new directory below /tmp. Its maker removes it, or the end of this process does.
 func makeTemporaryDirectory(_ name: String) throws -> String {
     var template = Array("\(temporaryParent)/\(name)-XXXXXX".utf8CString)
-    guard mkdtemp(&template) != nil else { throw XenError(errno, "mkdtemp \(temporaryParent)") }
+    guard mkdtemp(&template) != nil else { throw OperationError(errno, "mkdtemp \(temporaryParent)") }
     return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The real xbbd under a toolstack that does what libxl does: nodes, states, hotplug scripts, removal.
+import Base
 import Blkfront
 import CLinux
 import Foundation
@@ -108,7 +109,7 @@ final class LibxlLab {
     func image(_ name: String = "disk.img", bytes: Int = 16 << 20) throws -> String {
         let path = "\(directory)/\(name)"
         guard FileManager.default.createFile(atPath: path, contents: nil), truncate(path, bytes) == 0 else {
-            throw XenError(errno, "make \(path)")
+            throw OperationError(errno, "make \(path)")
         }
         return path
     }
@@ -129,7 +130,7 @@ final class LibxlLab {
             ("backend", disk.back), ("backend-id", String(disk.backend)), ("state", "1"),
             ("virtual-device", String(disk.number)), ("device-type", disk.deviceType), ("trusted", "1"),
         ]
-        try store.transaction { transaction throws(XenError) in
+        try store.transaction { transaction throws(OperationError) in
             for (node, owner, reader, keys) in [
                 (disk.front, disk.guest, disk.backend, frontend), (disk.back, disk.backend, disk.guest, backend),
             ] {
@@ -206,7 +207,7 @@ final class LibxlLab {
 
     /// What libxl writes to have a disk back: libxl__initiate_device_generic_remove.
     func requestRemoval(_ disk: LibxlDisk) throws {
-        try store.transaction { transaction throws(XenError) in
+        try store.transaction { transaction throws(OperationError) in
             try store.write("\(disk.back)/online", "0", in: transaction)
             try store.write("\(disk.back)/state", "5", in: transaction)
         }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A plugin is chosen by the description files beside the libraries, and none is loaded for that.
+import Base
 import Foundation
 import Support
 import TestSupport
@@ -22,7 +23,7 @@ extension EndToEnd {
         }
 
         private func chosen(_ format: String, _ folders: [String]) -> String {
-            do throws(PluginError) {
+            do throws(OperationError) {
                 return try PluginCatalog(directories: folders).plugin(serving: format)
             } catch {
                 return error.description

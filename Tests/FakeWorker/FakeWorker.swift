@@ -17,6 +17,7 @@
 //   hand-over  ends with status 0 after 0.2 s and leaves the node as it is
 //
 // Each start appends a line to FAKE_WORKER_DIR/log: number of the process, VBD.
+import Base
 import CLinux
 import Glibc
 import Xen
@@ -132,7 +133,7 @@ struct FakeWorker {
     }
 
     func readNode() throws {
-        try store.transaction { (transaction) throws(XenError) in
+        try store.transaction { (transaction) throws(OperationError) in
             switch try store.text("\(path)/state", in: transaction) {
             case nil: exit(0)
             case "1": try store.write("\(path)/state", "2", in: transaction)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A hypervisor in a directory of its own, for one test.
+import Base
 import CLinux
 import CXen
 import Glibc
@@ -53,7 +54,7 @@ final class Lab: Sendable {
 
 func temporaryDirectory() throws -> String {
     var template = Array("/tmp/xbb-lab-XXXXXX".utf8CString)
-    guard mkdtemp(&template) != nil else { throw XenError(errno, "mkdtemp") }
+    guard mkdtemp(&template) != nil else { throw OperationError(errno, "mkdtemp") }
     return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Domains: made, listed, joined, destroyed; and a broker that no client can stop.
+import Base
 import CLinux
 import Glibc
 import TestSupport
@@ -9,7 +10,7 @@ import XenLoopback
 
 @Suite struct DomainTests {
     private func code(_ body: () throws -> Void, _ location: SourceLocation = #_sourceLocation) -> Int32? {
-        (#expect(throws: XenError.self, sourceLocation: location) { try body() })?.code
+        (#expect(throws: OperationError.self, sourceLocation: location) { try body() })?.code
     }
 
     @Test func domainsAreMadeListedAndDestroyed() throws {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Event channels: binding, pending and mask, and who is woken.
+import Base
 import CLinux
 import Glibc
 import Synchronization
@@ -111,7 +112,7 @@ import XenLoopback
         let other = try lab.events(of: driver)
         let front = try guest.allocatePort(for: 0)
         func code(_ body: () throws -> Void) -> Int32? {
-            (#expect(throws: XenError.self) { try body() })?.code
+            (#expect(throws: OperationError.self) { try body() })?.code
         }
         #expect(code { _ = try zero.bind(front.number, of: 99) } == ESRCH)
         #expect(code { _ = try zero.bind(front.number + 1, of: guest.id) } == EINVAL)
@@ -159,7 +160,7 @@ import XenLoopback
         let front = try guest.allocatePort(for: 0)
         let port = try events.bind(front.number, of: guest.id)
         front.close()
-        #expect(throws: XenError.self) { try front.notify() }
+        #expect(throws: OperationError.self) { try front.notify() }
         try events.notify(port)
         #expect(try lab.report(0)?.unboundPorts == 1)
         #expect(try lab.report(guest.id)?.unboundPorts == 0)
@@ -186,7 +187,7 @@ import XenLoopback
         #expect(try lab.report(0)?.unboundPorts == 2)
         #expect(!fronts[0].isBound)
         try fronts[0].notify()
-        #expect(throws: XenError.self) { try guest.allocatePort(for: 0) }
+        #expect(throws: OperationError.self) { try guest.allocatePort(for: 0) }
         for port in ports { try events.unbind(port) }
         #expect(try lab.report(0)?.unboundPorts == 0)
     }

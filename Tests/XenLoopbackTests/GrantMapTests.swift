@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Grant maps, and what a frontend sees of grants that are in use.
+import Base
 import CXen
 import Glibc
 import Memory
@@ -34,7 +35,7 @@ import XenLoopback
         #expect(try lab.report(guest.id)?.mappedGrants == 7)
         try table.unmap(mapping)
         #expect(try lab.report(guest.id)?.mappedGrants == 0)
-        #expect(throws: XenError.self) { try table.unmap(mapping) }
+        #expect(throws: OperationError.self) { try table.unmap(mapping) }
     }
 
     @Test func oneBadReferenceAnywhereMapsNothing() throws {
@@ -51,15 +52,15 @@ import XenLoopback
             for position in 0...10 {
                 var references = good
                 references.insert(bad, at: position)
-                let error = #expect(throws: XenError.self) {
+                let error = #expect(throws: OperationError.self) {
                     try table.map(references, of: guest.id, writable: true)
                 }
                 #expect(error?.code == EINVAL)
             }
             #expect(guest.entryFlags(good[0]) & (reading | writing) == 0)
         }
-        #expect(throws: XenError.self) { try table.map([], of: guest.id, writable: true) }
-        #expect(throws: XenError.self) { try table.map(good, of: 99, writable: true) }
+        #expect(throws: OperationError.self) { try table.map([], of: guest.id, writable: true) }
+        #expect(throws: OperationError.self) { try table.map(good, of: 99, writable: true) }
         #expect(try lab.report(guest.id)?.mappedGrants == 0)
         for reference in good + [readOnly, foreign] { #expect(guest.endAccess(reference)) }
     }
@@ -138,7 +139,7 @@ import XenLoopback
         guest.setEntry(reference, flags: UInt16(GTF_permit_access | GTF_readonly), domain: 0, frame: frame + 1)
         let second = try table.map([reference], of: guest.id, writable: false)
         #expect(second.pages.load(at: 0) == 42)
-        #expect(throws: XenError.self) { try table.map([reference], of: guest.id, writable: true) }
+        #expect(throws: OperationError.self) { try table.map([reference], of: guest.id, writable: true) }
         try table.unmap(mapping)
         try table.unmap(second)
         #expect(try lab.report(guest.id)?.mappedGrants == 0)
@@ -154,7 +155,7 @@ import XenLoopback
         let mapping = try table.map([reference], of: guest.id, writable: false)
         guest.setEntry(reference, flags: UInt16(GTF_permit_access), domain: driver, frame: 0)
         let other = try lab.grants(of: driver)
-        #expect(throws: XenError.self) { try other.map([reference], of: guest.id, writable: false) }
+        #expect(throws: OperationError.self) { try other.map([reference], of: guest.id, writable: false) }
         try table.unmap(mapping)
         try other.unmap(try other.map([reference], of: guest.id, writable: false))
     }
@@ -178,7 +179,7 @@ import XenLoopback
         let zombie = try #require(try lab.xen.domains().first { $0.id == id })
         #expect(!zombie.isAlive)
         #expect(zombie.mappedGrants == 1)
-        #expect(throws: XenError.self) { try table.map([8], of: id, writable: false) }
+        #expect(throws: OperationError.self) { try table.map([8], of: id, writable: false) }
         try table.unmap(mapping)
         #expect(try lab.xen.domains().map(\.id) == [0])
     }
@@ -208,7 +209,7 @@ import XenLoopback
         #expect(guest.read(frame: first + 16383, count: 1) == [1])
         try table.unmap(mapping)
         references.append(references[0])
-        #expect(throws: XenError.self) { try table.map(references, of: guest.id, writable: true) }
+        #expect(throws: OperationError.self) { try table.map(references, of: guest.id, writable: true) }
         #expect(try lab.report(guest.id)?.mappedGrants == 0)
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The daemon with clients that break the protocol, do not read, or come in masses; and its own coming and going.
+import Base
 import CLinux
 import Glibc
 import TestSupport
@@ -232,7 +233,7 @@ extension XenStoreTests {
             let daemon = try TestDaemon()
             let path = daemon.server.socketPath(of: 0)
             #expect(path == daemon.directory + "/xenstored.sock")
-            #expect(throws: XenError(EADDRINUSE, "listen at \(path)")) {
+            #expect(throws: OperationError(EADDRINUSE, "listen at \(path)")) {
                 try XenStoreServer(directory: daemon.directory)
             }
             #expect(try daemon.open().text("/tool") == "")
@@ -248,19 +249,19 @@ extension XenStoreTests {
             #expect(stat(path, &status) == 0 && status.st_mode & 0o777 == 0o600)
             second.stop()
             second.stop()
-            #expect(throws: XenError(ESHUTDOWN, "add domain 1")) { try second.addDomain(1) }
+            #expect(throws: OperationError(ESHUTDOWN, "add domain 1")) { try second.addDomain(1) }
             second.removeDomain(1)
             let file = fopen(path, "w")
             fclose(file)
-            #expect(throws: XenError(EADDRINUSE, "listen at \(path)")) {
+            #expect(throws: OperationError(EADDRINUSE, "listen at \(path)")) {
                 try XenStoreServer(directory: daemon.directory)
             }
             unlink(path)
         }
 
         @Test func aPathThatCannotBeIsRefused() {
-            #expect(throws: XenError.self) { try XenStoreServer(directory: "/none/such") }
-            #expect(throws: XenError.self) {
+            #expect(throws: OperationError.self) { try XenStoreServer(directory: "/none/such") }
+            #expect(throws: OperationError.self) {
                 try XenStoreServer(directory: "/tmp/" + String(repeating: "x", count: 100))
             }
         }

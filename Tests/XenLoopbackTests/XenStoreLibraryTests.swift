@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The daemon as libxenstore sees it.
+import Base
 import CLinux
 import CXen
 import Glibc
@@ -157,10 +158,10 @@ extension XenStoreTests {
             try store.write("/counter", "0")
             var raises = 50
             for index in 0..<50 {
-                try store.transaction { transaction throws(XenError) in
+                try store.transaction { transaction throws(OperationError) in
                     let now = try Int(store.text("/counter", in: transaction) ?? "") ?? -1
                     if index % 3 == 0, (now + index) % 2 == 0 {
-                        try other.transaction { transaction throws(XenError) in
+                        try other.transaction { transaction throws(OperationError) in
                             let now = try Int(other.text("/counter", in: transaction) ?? "") ?? -1
                             try other.write("/counter", "\(now + 1)", in: transaction)
                         }
@@ -224,9 +225,9 @@ extension XenStoreTests {
             let guest = try daemon.open(as: 7)
             #expect(try guest.text("domid") == "7")
             #expect(try guest.domainPath(7) == "/local/domain/7")
-            #expect(throws: XenError(EEXIST, "add domain 7")) { try daemon.server.addDomain(7) }
-            #expect(throws: XenError(EINVAL, "add domain 0")) { try daemon.server.addDomain(0) }
-            #expect(throws: XenError(EINVAL, "add domain 32752")) { try daemon.server.addDomain(0x7FF0) }
+            #expect(throws: OperationError(EEXIST, "add domain 7")) { try daemon.server.addDomain(7) }
+            #expect(throws: OperationError(EINVAL, "add domain 0")) { try daemon.server.addDomain(0) }
+            #expect(throws: OperationError(EINVAL, "add domain 32752")) { try daemon.server.addDomain(0x7FF0) }
             daemon.server.removeDomain(7)
             daemon.server.removeDomain(7)
             #expect(try store.waitForEvent() == XenStoreWatchEvent(path: "@releaseDomain", token: "out"))
@@ -234,7 +235,7 @@ extension XenStoreTests {
             #expect(try store.text("/local/domain/7/domid") == nil)
             #expect(access(daemon.server.socketPath(of: 7), F_OK) != 0)
             #expect(guest.code { _ = try $0.read("domid", in: .none) } != 0)
-            #expect(throws: XenError.self) { try daemon.open(as: 7) }
+            #expect(throws: OperationError.self) { try daemon.open(as: 7) }
             try daemon.server.addDomain(7)
             #expect(try daemon.open(as: 7).text("domid") == "7")
         }
@@ -253,7 +254,7 @@ extension XenStoreTests {
                 #expect(control.code { xs_introduce_domain($0, 0, 1, 1) } == EINVAL)
                 #expect(control.code { xs_release_domain($0, 9) } == 0)
                 #expect(control.code { xs_release_domain($0, 9) } == ENOENT)
-                #expect(throws: XenError.self) { try daemon.open(as: 9) }
+                #expect(throws: OperationError.self) { try daemon.open(as: 9) }
                 #expect(control.control("help")?.contains("check") == true)
                 #expect(control.control("live-update") == nil)
             }

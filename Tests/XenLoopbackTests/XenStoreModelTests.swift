@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Random operations of three clients with transactions, against a model of ten lines per operation.
+import Base
 import CLinux
 import Glibc
 import TestSupport
@@ -231,7 +232,7 @@ private final class LibrarySubject: Subject {
     func perform(_ operation: Operation, client: Int, transaction: UInt32) throws -> String {
         let store = clients[client]
         let transaction = XenStoreTransaction(id: transaction)
-        do throws(XenError) {
+        do throws(OperationError) {
             switch operation {
             case .write(let path, let value): try store.write(path, value, in: transaction)
             case .makeDirectory(let path): try store.makeDirectory(path, in: transaction)

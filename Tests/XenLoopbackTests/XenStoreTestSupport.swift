@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What the XenStore tests share: a daemon in a directory of its own, its clients, and a core without a daemon.
+import Base
 import CLinux
 import CXen
 import Glibc
@@ -262,7 +263,7 @@ extension XenStore {
         do {
             try body(self)
             return 0
-        } catch let error as XenError {
+        } catch let error as OperationError {
             return error.code
         } catch {
             return -1

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Why a frontend could not do what it was asked for.
+import Base
 public import Xen
 
 /// What a backend did that blkfront does not forgive. The device is dead from then on (`BLKIF_STATE_ERROR`).
@@ -39,7 +40,7 @@ public enum FrontFault: Error, Sendable, Equatable, CustomStringConvertible {
 /// An error of the frontend.
 public enum BlkfrontError: Error, Sendable, Equatable, CustomStringConvertible {
     /// A call of XenStore failed.
-    case store(XenError)
+    case store(OperationError)
     /// Options or arguments that make no sense.
     case invalid(String)
     /// The backend did not do in time what is named here.
@@ -55,7 +56,7 @@ public enum BlkfrontError: Error, Sendable, Equatable, CustomStringConvertible {
     /// The backend answered `BLKIF_RSP_EOPNOTSUPP`.
     case notSupported
     /// The domain could not give frames, grants or event channels.
-    case domain(XenError)
+    case domain(OperationError)
 
     /// One line for people.
     public var description: String {

@@ -6,6 +6,7 @@
 //     close():    own state 5 ─► backend 5 or 6 ─► own state 6 ─► backend 6 ─► dismantle
 //
 // Every step is public, so that tests can leave the road after any of them.
+import Base
 import Blkif
 import XenBus
 public import Xen
@@ -151,7 +152,7 @@ public final class FrontDevice {
     /// Writes the rings and features in one transaction, and the state that asks the backend to connect.
     public func publish() throws(BlkfrontError) {
         do {
-            try store.transaction { transaction throws(XenError) in
+            try store.transaction { transaction throws(OperationError) in
                 for (key, value) in keys() {
                     if let value {
                         try store.write("\(path)/\(key)", value, in: transaction)

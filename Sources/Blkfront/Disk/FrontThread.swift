@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A thread of our own.
+import Base
 import CLinux
-import Xen
 
 /// A POSIX thread with a name, which must be joined or detached once.
 public final class FrontThread: @unchecked Sendable {
@@ -33,7 +33,7 @@ public final class FrontThread: @unchecked Sendable {
             }, box.toOpaque())
         if result != 0 {
             unsafe box.release()
-            throw .domain(XenError(result, "start thread \(name)"))
+            throw .domain(OperationError(result, "start thread \(name)"))
         }
         self.thread = thread
     }

@@ -2,6 +2,7 @@
 // A frontend that does what no frontend should: for tests of what a backend survives.
 //
 // It owns nothing that a test cannot reach: the domain, the store, the device and its queues are the ordinary ones.
+import Base
 public import Blkif
 import CLinux
 public import Memory
@@ -26,28 +27,28 @@ public final class HostileFrontend {
     // MARK: XenStore
 
     /// Writes any bytes to a key of the frontend's directory.
-    public func write(_ key: String, _ value: [UInt8]) throws(XenError) {
+    public func write(_ key: String, _ value: [UInt8]) throws(OperationError) {
         try device.store.write("\(device.path)/\(key)", value, in: .none)
     }
 
     /// Writes any text to a key of the frontend's directory: `write("ring-page-order", "32")`.
-    public func write(_ key: String, _ value: String) throws(XenError) {
+    public func write(_ key: String, _ value: String) throws(OperationError) {
         try write(key, [UInt8](value.utf8))
     }
 
     /// Removes a key of the frontend's directory.
-    public func remove(_ key: String) throws(XenError) {
+    public func remove(_ key: String) throws(OperationError) {
         try device.store.remove("\(device.path)/\(key)", in: .none)
     }
 
     /// Writes any state at any time.
-    public func writeState(_ state: Int) throws(XenError) {
+    public func writeState(_ state: Int) throws(OperationError) {
         try write("state", String(state))
     }
 
     /// Writes `count` random states, among them some that do not exist, with `pause` microseconds between them.
     /// Returns what was written.
-    public func writeRandomStates(_ count: Int, pause: UInt32 = 0) throws(XenError) -> [String] {
+    public func writeRandomStates(_ count: Int, pause: UInt32 = 0) throws(OperationError) -> [String] {
         let junk = ["", "0", "9", "-1", "4294967300", "Connected", "4 ", "\u{7f}", "99999999999999999999"]
         var written: [String] = []
         for _ in 0..<count {
@@ -62,9 +63,9 @@ public final class HostileFrontend {
 
     /// Writes the keys of the device's rings as ``FrontDevice/publish()`` would, but for those in `changes`; nil
     /// removes a key. The state is left alone.
-    public func publish(changing changes: [String: String?]) throws(XenError) {
+    public func publish(changing changes: [String: String?]) throws(OperationError) {
         let keys = device.keys().filter { changes[$0.key] == nil } + changes.map { ($0.key, $0.value) }
-        try device.store.transaction { transaction throws(XenError) in
+        try device.store.transaction { transaction throws(OperationError) in
             for (key, value) in keys {
                 if let value {
                     try device.store.write("\(device.path)/\(key)", value, in: transaction)
@@ -86,20 +87,20 @@ public final class HostileFrontend {
     }
 
     /// A grant of a new frame, read-only or not. End it with `domain.endAccess`.
-    public func grant(readOnly: Bool = false, to other: DomainID? = nil) throws(XenError) -> UInt32 {
+    public func grant(readOnly: Bool = false, to other: DomainID? = nil) throws(OperationError) -> UInt32 {
         try domain.grantAccess(
             to: other ?? device.backend, frame: domain.allocateFrames(1), readOnly: readOnly)
     }
 
     /// A reference that was granted and is not any more.
-    public func revokedReference() throws(XenError) -> UInt32 {
+    public func revokedReference() throws(OperationError) -> UInt32 {
         let reference = try grant()
         _ = domain.endAccess(reference)
         return reference
     }
 
     /// A grant whose frame number is behind the domain's memory.
-    public func referenceBeyondMemory() throws(XenError) -> UInt32 {
+    public func referenceBeyondMemory() throws(OperationError) -> UInt32 {
         let reference = try grant()
         domain.setEntry(reference, flags: 1, domain: device.backend, frame: UInt32(domain.pageCount))
         return reference

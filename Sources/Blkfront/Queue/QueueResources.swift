@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What a queue takes from its domain: frames, grants and a port, all or nothing.
+import Base
 import Blkif
 import XenLoopback
 import Xen
@@ -18,12 +19,12 @@ struct QueueResources {
     let port: LoopbackPort
 
     /// Takes everything; gives back what was taken when something is missing.
-    init(domain: LoopbackDomain, backend: DomainID, ringPageCount: Int, options: FrontOptions) throws(XenError) {
+    init(domain: LoopbackDomain, backend: DomainID, ringPageCount: Int, options: FrontOptions) throws(OperationError) {
         self.domain = domain
         let entries = RingLayout(options.abi).entryCount(pages: ringPageCount)
         slotCount = min(options.requestsPerQueue ?? entries, entries)
         port = try domain.allocatePort(for: backend)
-        do throws(XenError) {
+        do throws(OperationError) {
             ringFrame = try domain.allocateFrames(ringPageCount)
             self.ringPageCount = ringPageCount
             dataFrame = try domain.allocateFrames(slotCount * BlkifLimits.segmentsPerRequest)

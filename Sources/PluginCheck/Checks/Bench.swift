@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What a check works with, in the process that is made for it: the plugin, its image, and the line to the parent.
+import Base
 import CLinux
 import CPluginHarness
 import Glibc
@@ -127,7 +128,7 @@ package final class Bench {
     /// What `get_info()` says, checked as the host does.
     func info(_ disk: Disk) throws(Failure) -> DeviceInfo {
         at("get_info()")
-        do throws(PluginError) {
+        do throws(OperationError) {
             return try DeviceInfo(validating: disk.info)
         } catch {
             throw Failure("get_info(): \(error)")

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What a plugin could leave behind in the process, or change there.
+import Base
 import CLinux
 import CPluginHarness
 import Glibc

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The description that the entry point returns.
+import Base
 import Glibc
 import PluginAPI
 import XBBHost
@@ -53,7 +54,7 @@ extension Check {
                 let raw = unsafe plugin.table.options[index]
                 try require(unsafe raw.flags == 0 && raw.reserved == 0, "reserved fields of \(name) are not 0")
                 guard let value = option.defaultText else { continue }
-                do throws(PluginError) {
+                do throws(OperationError) {
                     _ = try PluginOptionValues([option], given: [option.name: value])
                 } catch {
                     throw Failure("the default of \(name) is not valid: \(error)")

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Why a check did not pass.
+import Base
 import XBBHost
 
 /// What is wrong, and what to do about it; or why there is nothing to check.
@@ -20,7 +21,7 @@ package struct Failure: Error, CustomStringConvertible {
 
     package init(description: String, code: Int32 = 0) { self.init(description, code: code) }
 
-    init(_ error: PluginError) { self.init(error.description) }
+    init(_ error: OperationError) { self.init(error.description) }
 
     /// There is nothing to check, and why.
     static func skip(_ reason: String) -> Failure {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A plugin and a disk under test, in the harness.
+import Base
 import CLinux
 import CPluginHarness
 import Glibc
@@ -19,7 +20,7 @@ package struct Plugin: @unchecked Sendable {
 
     /// Loads the plugin `name` from a file. Once for each file in a process: `load()` is called.
     package init(name: String, path: String) throws(Failure) {
-        do throws(PluginError) {
+        do throws(OperationError) {
             library = try unsafe PluginLibrary.load(name: name, path: path, host: harness_host())
         } catch {
             throw Failure(error)
@@ -32,7 +33,7 @@ package struct Plugin: @unchecked Sendable {
 
     /// The values of all options: `given`, and the defaults of the others.
     package func values(_ given: [String: String]) throws(Failure) -> PluginOptionValues {
-        do throws(PluginError) {
+        do throws(OperationError) {
             return try PluginOptionValues(library.options, given: given)
         } catch {
             throw Failure(error)

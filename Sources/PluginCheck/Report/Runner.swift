@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Makes each check in a process of its own: a plugin that crashes, hangs or leaves costs that check and no other.
+import Base
 import CLinux
 import Glibc
 import Support

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Reading xbb.conf from the disk.
+import Base
 import CLinux
 import Glibc
-import Xen
 
 extension DaemonConfiguration {
     /// Reads the file at `path`. With `isOptional` a file that is not there says nothing.

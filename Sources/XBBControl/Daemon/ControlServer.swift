@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // xbbd's socket: clients, their lines and the answers, without blocking and within fixed bounds.
+import Base
 import CLinux
 import Glibc
-import Xen
 import Support
 
 /// Listens at a path, mode 0600, or 0660 for the members of a group. One request of a client at a time: the next line
@@ -41,14 +41,14 @@ final class ControlServer {
     /// Takes the place of a socket that is there; who calls this makes sure that nobody serves it. `handler` takes each
     /// line and calls ``answer(_:to:)`` once, at once or later.
     init(path: String, group: UInt32? = nil, loop: EventLoop, handler: @escaping (ClientID, [UInt8]) -> Void)
-        throws(XenError)
+        throws(OperationError)
     {
         self.path = path
         self.loop = loop
         self.handler = handler
         listener = try Descriptor(unsafe clinux_unix_listen_private(path, 16), "listen at \(path)")
         if let group, unsafe chown(path, uid_t.max, group) != 0 || chmod(path, 0o660) != 0 {
-            throw XenError(errno, "give \(path) to group \(group)")
+            throw OperationError(errno, "give \(path) to group \(group)")
         }
         try loop.add(listener.raw) { [unowned self] in accept() }
     }
@@ -87,7 +87,7 @@ final class ControlServer {
         }
         lastID += 1
         let client = Client(id: lastID, socket: socket)
-        do throws(XenError) {
+        do throws(OperationError) {
             try loop.add(raw) { [unowned self, id = lastID] in ready(id) }
             clients[lastID] = client
         } catch {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Asks a worker program for its plugins. xbbd itself never loads one.
+import Base
 import CLinux
 import Glibc
-import Xen
 import Support
 
 /// One run of `xbb-vbd --dump-plugins`. Its completion is called once, with the value that the program printed.
@@ -26,9 +26,9 @@ final class PluginDump {
     init(
         arguments: [String], loop: EventLoop, now: UInt64 = clinux_monotonic_ns(),
         completion: @escaping (Result<JSON, ControlError>) -> Void
-    ) throws(XenError) {
+    ) throws(OperationError) {
         var ends: [Int32] = [-1, -1]
-        if unsafe pipe2(&ends, O_CLOEXEC) != 0 { throw XenError(errno, "make a pipe") }
+        if unsafe pipe2(&ends, O_CLOEXEC) != 0 { throw OperationError(errno, "make a pipe") }
         pipe = Descriptor(owning: ends[0])
         let output = Descriptor(owning: ends[1])
         // Each end is an open file of its own: the program's end goes on blocking.
@@ -37,7 +37,7 @@ final class PluginDump {
         self.loop = loop
         deadline = now &+ Self.patience
         self.completion = completion
-        do throws(XenError) {
+        do throws(OperationError) {
             try loop.add(process.pidfd.raw) { [unowned self] in ended() }
             try loop.add(pipe.raw) { [unowned self] in read() }
         } catch {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What a daemon owes to whoever started it: news for the service manager, the background, room for descriptors.
+import Base
 import CLinux
 import Glibc
-import Xen
 
 /// The service manager's datagram socket (sd_notify(3)).
 public struct ServiceManager: Sendable {

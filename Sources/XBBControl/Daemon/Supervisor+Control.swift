@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What xbbd answers to xbbctl: from what it knows, or from the worker.
+import Base
 import CLinux
 import Glibc
-import Xen
 import XenBus
 import Support
 
@@ -99,7 +99,7 @@ extension Supervisor {
     }
 
     private func list() throws(ControlError) -> [JSON] {
-        do throws(XenError) {
+        do throws(OperationError) {
             var rows: [JSON] = []
             for (address, record) in records.sorted(by: { $0.key < $1.key }) { rows.append(try row(address, record)) }
             return rows
@@ -108,9 +108,9 @@ extension Supervisor {
         }
     }
 
-    private func row(_ address: VBDAddress, _ record: Record) throws(XenError) -> JSON {
+    private func row(_ address: VBDAddress, _ record: Record) throws(OperationError) -> JSON {
         let path = address.backendPath(own: own)
-        func key(_ name: String) throws(XenError) -> JSON {
+        func key(_ name: String) throws(OperationError) -> JSON {
             .text(try store.valueIfReadable("\(path)/\(name)").map { String(decoding: $0, as: UTF8.self) })
         }
         let hasParams = StorageSource(kind: address.kind) == .params
@@ -147,7 +147,7 @@ extension Supervisor {
     private func dumpPlugins(for client: ControlServer.ClientID) {
         dumpClients.append(client)
         guard pluginDump == nil else { return }
-        do throws(XenError) {
+        do throws(OperationError) {
             pluginDump = try PluginDump(arguments: settings.workers.dumpArguments, loop: loop) { [unowned self] in
                 finishDump($0)
             }

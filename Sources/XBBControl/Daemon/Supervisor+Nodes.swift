@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // XenStore as xbbd sees it: which VBDs there are and in which state, and what xbbd itself writes.
+import Base
 import CLinux
 import Support
 import Xen
@@ -17,7 +18,7 @@ extension Supervisor {
     func kindPath(_ kind: String) -> String { "/local/domain/\(own)/backend/\(kind)" }
 
     /// Turns the watch events that wait into the set of what is to be read: a storm of them is one reading.
-    func takeWatchEvents() throws(XenError) {
+    func takeWatchEvents() throws(OperationError) {
         for _ in 0..<Self.eventLimit {
             guard let event = try store.nextWatchEvent() else { return }
             note(path: event.path, kind: event.token)
@@ -41,7 +42,7 @@ extension Supervisor {
     }
 
     /// Reads what has changed.
-    func readChanges() throws(XenError) {
+    func readChanges() throws(OperationError) {
         var changed = dirty
         let kinds = dirtyKinds
         dirty = []
@@ -53,7 +54,7 @@ extension Supervisor {
         for address in changed.sorted() { try readNode(address) }
     }
 
-    private func readNode(_ address: VBDAddress) throws(XenError) {
+    private func readNode(_ address: VBDAddress) throws(OperationError) {
         let facts = try claimedFacts(of: address)
         if let record = records[address] {
             hand(.node(facts), to: record)
@@ -66,7 +67,7 @@ extension Supervisor {
 
     /// State and `online` of a VBD that is ours to serve; others are as if they were not there. What a worker serves is
     /// ours until it ends, whoever started it.
-    func claimedFacts(of address: VBDAddress) throws(XenError) -> NodeFacts? {
+    func claimedFacts(of address: VBDAddress) throws(OperationError) -> NodeFacts? {
         guard let facts = try facts(of: address) else { return nil }
         let script = try store.valueIfReadable("\(address.backendPath(own: own))/\(BackendKey.script)")
         let text = script.map { String(decoding: $0, as: UTF8.self) }
@@ -79,7 +80,7 @@ extension Supervisor {
     /// State and `online`; nil where the node has no state.
     ///
     /// Not one transaction: a change between the two is followed by a watch event and read again.
-    func facts(of address: VBDAddress) throws(XenError) -> NodeFacts? {
+    func facts(of address: VBDAddress) throws(OperationError) -> NodeFacts? {
         let path = address.backendPath(own: own)
         guard let state = XenbusState.reading(try store.valueIfReadable("\(path)/\(BackendKey.state)")) else {
             return nil
@@ -88,7 +89,7 @@ extension Supervisor {
         return NodeFacts(state: state, isOnline: online != [UInt8(ascii: "0")])
     }
 
-    private func addresses(kind: String) throws(XenError) -> [VBDAddress] {
+    private func addresses(kind: String) throws(OperationError) -> [VBDAddress] {
         var found: [VBDAddress] = []
         for domain in try store.childrenIfPresent(kindPath(kind)) {
             guard DecimalText.domain(domain) != nil else {
@@ -122,7 +123,7 @@ extension Supervisor {
     func writeFailure(_ text: String, of address: VBDAddress) {
         let path = address.backendPath(own: own)
         let message = OperatorText.message("xbbd: \(text)")
-        attempt("write the error of \(address)") { (transaction) throws(XenError) in
+        attempt("write the error of \(address)") { (transaction) throws(OperationError) in
             guard try store.text("\(path)/\(BackendKey.state)", in: transaction) != nil else { return }
             try store.write("\(address.errorPath(own: own))/error", message, in: transaction)
             if try store.text("\(path)/\(BackendKey.hotplugStatus)", in: transaction) == nil {
@@ -135,7 +136,7 @@ extension Supervisor {
     /// Takes back what ``writeFailure(_:of:)`` wrote.
     func clearFailure(of address: VBDAddress) {
         let path = address.backendPath(own: own)
-        attempt("remove the error of \(address)") { (transaction) throws(XenError) in
+        attempt("remove the error of \(address)") { (transaction) throws(OperationError) in
             try store.removeIfPresent(address.errorPath(own: own), in: transaction)
             let error = try store.text("\(path)/\(BackendKey.hotplugError)", in: transaction)
             guard let error, error.hasPrefix("xbbd: ") else { return }
@@ -148,15 +149,15 @@ extension Supervisor {
     /// nobody answers any more.
     func change(_ address: VBDAddress, from old: XenbusState, to new: XenbusState) {
         let path = address.backendPath(own: own)
-        attempt("write state \(new.text) of \(address)") { (transaction) throws(XenError) in
+        attempt("write state \(new.text) of \(address)") { (transaction) throws(OperationError) in
             let state = XenbusState.reading(try store.valueIfReadable("\(path)/\(BackendKey.state)", in: transaction))
             guard state == old else { return }
             try store.write("\(path)/\(BackendKey.state)", new.text, in: transaction)
         }
     }
 
-    private func attempt(_ what: String, _ body: (XenStoreTransaction) throws(XenError) -> Void) {
-        do throws(XenError) {
+    private func attempt(_ what: String, _ body: (XenStoreTransaction) throws(OperationError) -> Void) {
+        do throws(OperationError) {
             try store.transaction(body)
         } catch {
             log.error("\(what): \(error)")

@@ -3,10 +3,10 @@
 //
 // A process that is there already saves a guest whose worker died the start of one. It has no right to the disk until it
 // is called, and it is called only when the worker has ended.
+import Base
 import CLinux
 import Glibc
 import Support
-import Xen
 
 extension Supervisor {
     /// True where nobody stands by and somebody should, for the case that the worker dies.
@@ -30,7 +30,7 @@ extension Supervisor {
         record.standbyDue = nil
         var program: Descriptor?
         if case .wentBack(let old) = record.replacement { program = old }
-        do throws(XenError) {
+        do throws(OperationError) {
             let standby = try startStandby(record, program: program)
             log(record.address).debug("\(record.address): process \(standby.process.process) stands by")
         } catch {
@@ -40,12 +40,12 @@ extension Supervisor {
     }
 
     /// Starts a worker that stands by, of the installed program or of one that is kept.
-    func startStandby(_ record: Record, program: Descriptor?) throws(XenError) -> Standby {
+    func startStandby(_ record: Record, program: Descriptor?) throws(OperationError) -> Standby {
         var arguments = settings.workers.arguments(
             for: record.address, own: own, in: directory, predecessor: nil, standsBy: true)
         if let program { arguments[0] = Self.path(of: program) }
         let standby = try Standby(arguments, lockPath: directory.workerLock(record.address))
-        do throws(XenError) {
+        do throws(OperationError) {
             try loop.add(standby.process.pidfd.raw) { [unowned self, unowned record] in standbyEnded(record) }
             if let channel = standby.channel {
                 try loop.add(channel.raw) { [unowned self, unowned record] in standbySpoke(record) }
@@ -104,7 +104,7 @@ extension Supervisor {
         let process = standby.process
         loop.remove(process.pidfd.raw)
         process.send(SIGKILL)
-        do throws(XenError) {
+        do throws(OperationError) {
             try loop.add(process.pidfd.raw) { [unowned self] in
                 if process.takeExit() != nil { loop.remove(process.pidfd.raw) }
             }

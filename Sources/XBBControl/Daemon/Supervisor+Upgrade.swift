@@ -4,10 +4,10 @@
 // The new worker is started beside the old one and prepares itself. Only when it says that it is ready is the old one told
 // to hand over; if it is not, the old one serves on. The program of the old one is kept open, so that it is there after its
 // file was replaced.
+import Base
 import CLinux
 import Glibc
 import Support
-import Xen
 
 extension Supervisor {
     /// A change of a worker's program.
@@ -49,7 +49,7 @@ extension Supervisor {
         record.replacement = .preparing(raw < 0 ? nil : Descriptor(owning: raw))
         record.refusal = nil
         dismiss(record)
-        do throws(XenError) {
+        do throws(OperationError) {
             let standby = try startStandby(record, program: nil)
             log(record.address).info(
                 "\(record.address): worker \(standby.process.process) prepares to take over from \(process.process)")

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Workers as xbbd sees them: started, adopted, ended.
+import Base
 import CLinux
 import Glibc
-import Xen
 import Support
 
 extension Supervisor {
@@ -36,7 +36,7 @@ extension Supervisor {
     private func start(_ record: Record) -> VBDSupervision.Event {
         let address = record.address
         if isStopping { return .startFailed("xbbd ends") }
-        do throws(XenError) {
+        do throws(OperationError) {
             if let process = promote(record) {
                 try follow(process, record)
                 record.startCount += 1
@@ -67,7 +67,7 @@ extension Supervisor {
             let process = try WorkerProcess.spawn(arguments, kept: lock.file)
             // Without a note, as after a crash right here, a successor waits for the lock and knows no number.
             lock.write(note: ProcessIdentity(running: process.process)?.note ?? "")
-            do throws(XenError) {
+            do throws(OperationError) {
                 try follow(process, record)
             } catch {
                 process.send(SIGKILL)
@@ -82,7 +82,7 @@ extension Supervisor {
         }
     }
 
-    private func follow(_ process: WorkerProcess, _ record: Record) throws(XenError) {
+    private func follow(_ process: WorkerProcess, _ record: Record) throws(OperationError) {
         try loop.add(process.pidfd.raw) { [unowned self, unowned record] in ended(record) }
         record.process = process
         record.standbyDue = nil
@@ -98,7 +98,7 @@ extension Supervisor {
         log(record.address).write(level, "\(record.address): worker \(process.process) ended with \(exit)")
         if isStopping { return }
         let isPlanned = noteEnd(exit, of: record)
-        do throws(XenError) {
+        do throws(OperationError) {
             let facts = try claimedFacts(of: record.address)
             hand(isPlanned ? .replaced(facts) : .exited(exit, facts), to: record)
         } catch {
@@ -120,7 +120,7 @@ extension Supervisor {
     private func forget(_ record: Record) {
         dismiss(record)
         records[record.address] = nil
-        do throws(XenError) {
+        do throws(OperationError) {
             guard case .taken(let lock) = try FileLock.attempt(directory.workerLock(record.address)) else { return }
             withExtendedLifetime(lock) {
                 unsafe unlink(directory.workerSocket(record.address))

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // xbbd: one worker for each VBD of this domain, and answers for xbbctl. One thread; nothing here waits for a worker.
+import Base
 import CLinux
 import Glibc
 public import Xen
@@ -74,19 +75,19 @@ public final class Supervisor {
         self.store = store
         self.log = log
         directory = try RunDirectory(settings.runDirectory)
-        do throws(XenError) {
+        do throws(OperationError) {
             own = try store.ownDomain()
             switch try FileLock.attempt(directory.lock) {
             case .taken(let lock): ownLock = lock
             case .held(let note):
                 let process = ProcessIdentity(note: note).map { ", process \($0.process)" } ?? ""
-                throw XenError(EADDRINUSE, "serve \(settings.runDirectory) beside another xbbd\(process)")
+                throw OperationError(EADDRINUSE, "serve \(settings.runDirectory) beside another xbbd\(process)")
             }
         } catch {
             throw ControlError("\(error)")
         }
         try detach()
-        do throws(XenError) {
+        do throws(OperationError) {
             if let identity = ProcessIdentity(running: getpid()) { ownLock.write(note: identity.note) }
             signals = try SignalDescriptor.open([SIGTERM, SIGINT, SIGHUP])
             loop = try EventLoop()
@@ -102,7 +103,7 @@ public final class Supervisor {
     /// there are whenever that changes, and as often as it wants that this loop turns: a loop that hangs is restarted.
     ///
     /// Throws when XenStore fails; workers go on.
-    public func run(for manager: ServiceManager) throws(XenError) {
+    public func run(for manager: ServiceManager) throws(OperationError) {
         if manager.heartbeat != nil { nextBeat = 0 }
         for kind in settings.kinds { try store.watch(kindPath(kind), token: kind) }
         try loop.add(store.watchFileDescriptor) { [unowned self] in watchPending = true }
@@ -192,7 +193,7 @@ public final class Supervisor {
     }
 
     /// libxenstore does not say when its connection ends: nothing is ever readable again. So it is asked.
-    private func checkStore() throws(XenError) {
+    private func checkStore() throws(OperationError) {
         guard nextStoreCheck <= clinux_monotonic_ns() else { return }
         _ = try store.ownDomain()
         nextStoreCheck = clinux_monotonic_ns() &+ Self.storeCheckInterval

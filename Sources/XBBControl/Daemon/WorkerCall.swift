@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // One question to a worker: a connection, a line there, a line back, and an end to patience.
+import Base
 import CLinux
 import Glibc
-import Xen
 import Support
 
 /// A call that is under way. Its completion is called once.
@@ -32,7 +32,7 @@ final class WorkerCall {
         output = [UInt8]((line + "\n").utf8)[...]
         deadline = now &+ Self.patience
         self.completion = completion
-        do throws(XenError) {
+        do throws(OperationError) {
             try loop.add(raw, EventLoop.readable | EventLoop.writable) { [unowned self] in ready() }
         } catch {
             throw ControlError("call the worker: \(error)")

@@ -4,6 +4,7 @@
 // For disks below backend/qdisk libxl starts a device model with the guest and waits until it says that it runs
 // (libxl_dm.c, libxl__need_xenpv_qemu and libxl__spawn_local_dm). It looks at no such disk itself: so the device model
 // is who can make `xl create` fail when an image cannot be opened.
+import Base
 import CLinux
 import Glibc
 import Support
@@ -31,7 +32,7 @@ public final class DeviceModel {
         self.arguments = arguments
         self.store = store
         self.log = log
-        do throws(XenError) {
+        do throws(OperationError) {
             signals = try SignalDescriptor.open([SIGTERM, SIGINT, SIGHUP])
             loop = try EventLoop()
             try loop.add(store.watchFileDescriptor) { [unowned self] in hasEvents = true }
@@ -44,12 +45,12 @@ public final class DeviceModel {
     /// Runs until the end. Throws what keeps the guest from being started, and failures of XenStore.
     public func run() throws(ControlError) {
         let domain = arguments.domain
-        try asControlError { () throws(XenError) in
+        try asControlError { () throws(OperationError) in
             try store.watch(disksPath, token: "disks")
             try store.watch("/local/domain/\(domain)/domid", token: Self.guestToken)
         }
         for kind in Self.foreignKinds {
-            let found = try asControlError { () throws(XenError) in
+            let found = try asControlError { () throws(OperationError) in
                 try store.childrenIfPresent("backend/\(kind)/\(domain)")
             }
             guard found.isEmpty else {
@@ -59,16 +60,16 @@ public final class DeviceModel {
         }
         // The socket first: libxl connects as soon as it reads "running".
         if let path = arguments.monitorPath {
-            monitor = try asControlError { () throws(XenError) in try MonitorServer(path: path, loop: loop) }
+            monitor = try asControlError { () throws(OperationError) in try MonitorServer(path: path, loop: loop) }
         }
         defer { monitor?.close() }
         try awaitDisks()
         if isEnding { return }
-        try asControlError { () throws(XenError) in
+        try asControlError { () throws(OperationError) in
             try store.write("device-model/\(domain)/state", "running")
         }
         log.info("domain \(domain) runs")
-        _ = try turn(until: nil) { () throws(XenError) -> Bool? in try isGuestGone() ? true : nil }
+        _ = try turn(until: nil) { () throws(OperationError) -> Bool? in try isGuestGone() ? true : nil }
         log.info("domain \(domain) is over")
     }
 
@@ -77,9 +78,9 @@ public final class DeviceModel {
 
     /// Turns until `check`, asked now and after each change, gives something, the end is asked for, or it is `deadline`.
     private func turn<Value>(
-        until deadline: UInt64?, _ check: () throws(XenError) -> Value?
+        until deadline: UInt64?, _ check: () throws(OperationError) -> Value?
     ) throws(ControlError) -> Value? {
-        try asControlError { () throws(XenError) -> Value? in
+        try asControlError { () throws(OperationError) -> Value? in
             while !isEnding {
                 while try store.nextWatchEvent() != nil {}
                 hasEvents = false
@@ -102,7 +103,7 @@ public final class DeviceModel {
     private func awaitDisks() throws(ControlError) {
         var waitingFor = ""
         let deadline = clinux_monotonic_ns() &+ UInt64(arguments.waitSeconds) &* RestartPolicy.second
-        let result = try turn(until: deadline) { () throws(XenError) -> Disks? in
+        let result = try turn(until: deadline) { () throws(OperationError) -> Disks? in
             var count = 0
             for device in try store.childrenIfPresent(disksPath) {
                 let path = "\(disksPath)/\(device)"
@@ -131,8 +132,8 @@ public final class DeviceModel {
     }
 
     /// A driver domain may not see the guest's home, so only "not there" is an answer.
-    private func isGuestGone() throws(XenError) -> Bool {
-        do throws(XenError) {
+    private func isGuestGone() throws(OperationError) -> Bool {
+        do throws(OperationError) {
             _ = try store.read("/local/domain/\(arguments.domain)/domid", in: .none)
             return false
         } catch {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The socket at which libxl asks a device model.
+import Base
 import CLinux
 import Glibc
 import Support
-import Xen
 
 /// Listens at a path, mode 0600, greets and answers. Answers are short: a client that does not read them is dropped.
 final class MonitorServer {
@@ -30,7 +30,7 @@ final class MonitorServer {
     private var clients: [Int32: Client] = [:]
 
     /// Takes the place of a socket that is there.
-    init(path: String, loop: EventLoop) throws(XenError) {
+    init(path: String, loop: EventLoop) throws(OperationError) {
         self.path = path
         self.loop = loop
         listener = try Descriptor(unsafe clinux_unix_listen_private(path, 4), "listen at \(path)")
@@ -49,7 +49,7 @@ final class MonitorServer {
         guard raw >= 0 else { return }
         let client = Client(Descriptor(owning: raw))
         guard clients.count < Self.clientLimit, client.send(MachineProtocol.greeting) else { return }
-        do throws(XenError) {
+        do throws(OperationError) {
             try loop.add(raw) { [unowned self] in serve(raw) }
             clients[raw] = client
         } catch {

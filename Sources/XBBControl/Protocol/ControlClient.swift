@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The asking end of xbbd's socket.
+import Base
 import CLinux
 import Glibc
-import Xen
 import Support
 
 /// A connection to xbbd. Calls block until the answer is there; one thread.

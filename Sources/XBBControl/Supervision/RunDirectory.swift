@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What stands in /run/xbb: xbbd's lock and socket, and a lock, a socket and a journal for each VBD.
+import Base
 import CLinux
 import Glibc
-import Xen
 
 /// The directory and the names in it.
 struct RunDirectory {
@@ -63,11 +63,11 @@ struct FileLock {
     }
 
     /// Tries to lock `path` without waiting.
-    static func attempt(_ path: String) throws(XenError) -> Attempt {
+    static func attempt(_ path: String) throws(OperationError) -> Attempt {
         let raw = unsafe clinux_open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
         let file = try Descriptor(raw, "open \(path)")
         if flock(raw, LOCK_EX | LOCK_NB) == 0 { return .taken(FileLock(file: file)) }
-        guard errno == EWOULDBLOCK else { throw XenError(errno, "lock \(path)") }
+        guard errno == EWOULDBLOCK else { throw OperationError(errno, "lock \(path)") }
         guard case .bytes(let note) = file.readAvailable(limit: 128) else { return .held(note: "") }
         return .held(note: String(decoding: note, as: UTF8.self))
     }

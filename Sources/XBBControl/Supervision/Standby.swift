@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A process that is prepared to serve a VBD while the worker still serves it.
+import Base
 import CLinux
 import Glibc
-import Xen
 
 /// A worker that stands by, and the channel on which it says that it is ready and is told when its turn comes.
 final class Standby {
@@ -20,12 +20,12 @@ final class Standby {
     private let identity: ProcessIdentity?
 
     /// Starts a worker with the lock's file as its descriptor 3 and the channel as 4.
-    init(_ arguments: [String], lockPath: String) throws(XenError) {
+    init(_ arguments: [String], lockPath: String) throws(OperationError) {
         let raw = unsafe clinux_open(lockPath, O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0)
         let lock = try Descriptor(raw, "open \(lockPath)")
         var ends: [Int32] = [-1, -1]
         let type = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
-        if unsafe socketpair(AF_UNIX, type, 0, &ends) != 0 { throw XenError(errno, "make a pair of sockets") }
+        if unsafe socketpair(AF_UNIX, type, 0, &ends) != 0 { throw OperationError(errno, "make a pair of sockets") }
         channel = Descriptor(owning: ends[0])
         let theirs = Descriptor(owning: ends[1])
         _ = clinux_fcntl_int(theirs.raw, F_SETFL, 0)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A process that is followed by its pidfd: a child that was started here, or a worker that an earlier xbbd left.
+import Base
 import CLinux
 import Glibc
 import Support
-import Xen
 
 /// A process and its name that survives a successor of xbbd: number and start time.
 struct ProcessIdentity: Equatable {
@@ -66,11 +66,11 @@ final class WorkerProcess {
     /// Starts a program with clinux_spawn(); `kept` becomes its descriptor 3, `second` 4, `output` its standard output.
     static func spawn(
         _ arguments: [String], output: Descriptor? = nil, kept: Descriptor? = nil, second: Descriptor? = nil
-    ) throws(XenError) -> WorkerProcess {
-        guard let program = arguments.first else { throw XenError(EINVAL, "start a process without a name") }
+    ) throws(OperationError) -> WorkerProcess {
+        guard let program = arguments.first else { throw OperationError(EINVAL, "start a process without a name") }
         let (code, process) = startProgram(
             program, arguments, output: output?.raw ?? -1, kept: kept?.raw ?? -1, second: second?.raw ?? -1)
-        if code != 0 { throw XenError(code, "start \(program)") }
+        if code != 0 { throw OperationError(code, "start \(program)") }
         let raw = clinux_pidfd_open(process)
         if raw < 0 {
             // Without a descriptor it cannot be followed. Nobody has reaped it, so the number is still its own.
@@ -78,7 +78,7 @@ final class WorkerProcess {
             kill(process, SIGKILL)
             var status: Int32 = 0
             _ = unsafe waitpid(process, &status, 0)
-            throw XenError(code, "follow process \(process)")
+            throw OperationError(code, "follow process \(process)")
         }
         return WorkerProcess(pidfd: Descriptor(owning: raw), process: process, isAdopted: false)
     }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // One epoll instance: who waits for which descriptor.
+import Base
 import CLinux
 import Glibc
-import Xen
 
 /// Calls a function for each descriptor that is ready. One thread; level-triggered.
 ///
@@ -15,17 +15,17 @@ final class EventLoop {
     private let epoll: Descriptor
     private var handlers: [Int32: () -> Void] = [:]
 
-    init() throws(XenError) {
+    init() throws(OperationError) {
         epoll = try Descriptor(epoll_create1(Int32(EPOLL_CLOEXEC)), "epoll_create1")
     }
 
     /// Calls `handler` while `descriptor` is ready for `events`, has hung up or failed.
     func add(
         _ descriptor: Int32, _ events: UInt32 = EventLoop.readable, _ handler: @escaping () -> Void
-    ) throws(XenError) {
+    ) throws(OperationError) {
         var event = unsafe epoll_event(events: events, data: epoll_data_t(fd: descriptor))
         if unsafe epoll_ctl(epoll.raw, EPOLL_CTL_ADD, descriptor, &event) != 0 {
-            throw XenError(errno, "wait for descriptor \(descriptor)")
+            throw OperationError(errno, "wait for descriptor \(descriptor)")
         }
         handlers[descriptor] = handler
     }
@@ -43,13 +43,13 @@ final class EventLoop {
     }
 
     /// Sleeps until something is ready or `deadline` (ns of CLOCK_MONOTONIC) has come, and calls the handlers.
-    func turn(until deadline: UInt64?) throws(XenError) {
+    func turn(until deadline: UInt64?) throws(OperationError) {
         var ready = unsafe [epoll_event](repeating: epoll_event(), count: 64)
         let count = unsafe epoll_wait(
             epoll.raw, &ready, Int32(ready.count), Self.milliseconds(until: deadline))
         if count < 0 {
             if errno == EINTR { return }
-            throw XenError(errno, "epoll_wait")
+            throw OperationError(errno, "epoll_wait")
         }
         for index in unsafe 0..<min(max(Int(count), 0), ready.count) {
             let event = unsafe ready[index]

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // journalctl with the fields of our lines.
+import Base
 import CLinux
 import Glibc
 import Xen

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Signals as something to read.
+import Base
 import CLinux
 import Glibc
-import Xen
 
 enum SignalDescriptor {
     /// Blocks signals in the calling thread and gives what becomes readable when one of them comes.
-    static func open(_ numbers: [Int32]) throws(XenError) -> Descriptor {
+    static func open(_ numbers: [Int32]) throws(OperationError) -> Descriptor {
         var set = sigset_t()
         unsafe sigemptyset(&set)
         for number in numbers { unsafe sigaddset(&set, number) }

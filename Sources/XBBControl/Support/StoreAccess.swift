@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // XenStore: how it is opened, and reads and removals for which "not there" is an answer.
+import Base
 import CLinux
 import Glibc
 public import Xen
@@ -13,7 +14,7 @@ public enum StoreAccess {
         if let loopback, unsafe setenv("XENSTORED_PATH", LoopbackPlace.storeSocket(in: loopback), 1) != 0 {
             throw ControlError("set XENSTORED_PATH: \(errnoText(errno))")
         }
-        do throws(XenError) {
+        do throws(OperationError) {
             return try LibXenStore()
         } catch {
             let hint =
@@ -26,7 +27,7 @@ public enum StoreAccess {
 
 extension XenStore {
     /// The number of this domain; 0 where XenStore does not say.
-    func ownDomain() throws(XenError) -> DomainID {
+    func ownDomain() throws(OperationError) -> DomainID {
         guard let text = try text("domid") else { return 0 }
         return DecimalText.domain(text) ?? 0
     }
@@ -34,8 +35,8 @@ extension XenStore {
     /// The value of a node, or nil where there is none or it may not be read.
     func valueIfReadable(
         _ path: String, in transaction: XenStoreTransaction = .none
-    ) throws(XenError) -> [UInt8]? {
-        do throws(XenError) {
+    ) throws(OperationError) -> [UInt8]? {
+        do throws(OperationError) {
             return try read(path, in: transaction)
         } catch {
             if error.isNotFound || error.code == EACCES { return nil }
@@ -44,8 +45,10 @@ extension XenStore {
     }
 
     /// The children of a node; none where there is no node.
-    func childrenIfPresent(_ path: String, in transaction: XenStoreTransaction = .none) throws(XenError) -> [String] {
-        do throws(XenError) {
+    func childrenIfPresent(_ path: String, in transaction: XenStoreTransaction = .none) throws(OperationError)
+        -> [String]
+    {
+        do throws(OperationError) {
             return try list(path, in: transaction)
         } catch {
             if error.isNotFound || error.code == EACCES { return [] }
@@ -54,8 +57,8 @@ extension XenStore {
     }
 
     /// Removes a node with all below it; none is fine.
-    func removeIfPresent(_ path: String, in transaction: XenStoreTransaction = .none) throws(XenError) {
-        do throws(XenError) {
+    func removeIfPresent(_ path: String, in transaction: XenStoreTransaction = .none) throws(OperationError) {
+        do throws(OperationError) {
             try remove(path, in: transaction)
         } catch {
             if !error.isNotFound { throw error }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The nodes of a new VBD as libxl makes them (libxl_disk.c device_disk_add, libxl_device.c libxl__device_generic_add).
+import Base
 import Xen
 import XenBus
 
@@ -110,7 +111,7 @@ struct DeviceNodes: Equatable {
     }
 
     /// Writes everything; nothing of an earlier device stays.
-    func write(to store: any XenStore, in transaction: XenStoreTransaction) throws(XenError) {
+    func write(to store: any XenStore, in transaction: XenStoreTransaction) throws(OperationError) {
         try store.removeIfPresent(toolstackPath, in: transaction)
         for entry in toolstack { try store.write("\(toolstackPath)/\(entry.key)", entry.value, in: transaction) }
         try Self.write(frontend, to: frontendPath, frontendPermissions, store, transaction)
@@ -121,7 +122,7 @@ struct DeviceNodes: Equatable {
     private static func write(
         _ entries: [Entry], to path: String, _ permissions: [XenStorePermission], _ store: any XenStore,
         _ transaction: XenStoreTransaction
-    ) throws(XenError) {
+    ) throws(OperationError) {
         try store.removeIfPresent(path, in: transaction)
         try store.makeDirectory(path, in: transaction)
         try store.setPermissions(of: path, to: permissions, in: transaction)

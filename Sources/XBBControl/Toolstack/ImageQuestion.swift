@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Asks a worker program about an image that nobody serves. It looks at it in a process without rights.
+import Base
 import Support
-import Xen
 
 /// What is to be known of an image.
 public enum ImageQuestion: Sendable, Equatable {

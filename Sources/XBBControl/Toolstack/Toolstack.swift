@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Attaching and detaching: the part of libxl and of the hotplug script for one disk.
+import Base
 public import Xen
 import XenBus
 
@@ -28,7 +29,7 @@ public final class Toolstack {
         self.store = store
         self.claim = claim
         self.takeSeconds = takeSeconds
-        own = try asControlError { () throws(XenError) in try store.ownDomain() }
+        own = try asControlError { () throws(OperationError) in try store.ownDomain() }
     }
 
     // MARK: Attach
@@ -67,8 +68,8 @@ public final class Toolstack {
     private func makeNodes(_ request: AttachRequest, withHotplug: Bool) throws(ControlError) {
         let address = request.address
         let nodes = DeviceNodes(request, own: own)
-        let problem = try asControlError { () throws(XenError) -> String? in
-            try store.transaction { (transaction) throws(XenError) -> String? in
+        let problem = try asControlError { () throws(OperationError) -> String? in
+            try store.transaction { (transaction) throws(OperationError) -> String? in
                 let home = "/local/domain/\(address.domain)"
                 if try store.childrenIfPresent(home, in: transaction).isEmpty {
                     return "domain \(address.domain) does not exist"
@@ -88,8 +89,8 @@ public final class Toolstack {
 
     private func waitForBackend(_ address: VBDAddress) throws(ControlError) {
         let path = address.backendPath(own: own)
-        let taken = try asControlError { () throws(XenError) -> XenbusState? in
-            try store.wait(for: path, seconds: takeSeconds) { () throws(XenError) -> XenbusState? in
+        let taken = try asControlError { () throws(OperationError) -> XenbusState? in
+            try store.wait(for: path, seconds: takeSeconds) { () throws(OperationError) -> XenbusState? in
                 let state = try readState(of: path)
                 return state == .initialising ? nil : state ?? .unknown
             }
@@ -107,8 +108,8 @@ public final class Toolstack {
 
     private func writeHotplug(_ request: AttachRequest) throws(ControlError) {
         let path = request.address.backendPath(own: own)
-        let isThere = try asControlError { () throws(XenError) -> Bool in
-            try store.transaction { (transaction) throws(XenError) -> Bool in
+        let isThere = try asControlError { () throws(OperationError) -> Bool in
+            try store.transaction { (transaction) throws(OperationError) -> Bool in
                 guard try readState(of: path, in: transaction) != nil else { return false }
                 try writeEntries(DeviceNodes.hotplug(request), of: request.address, in: transaction)
                 return true
@@ -119,15 +120,15 @@ public final class Toolstack {
 
     private func writeEntries(
         _ entries: [DeviceNodes.Entry], of address: VBDAddress, in transaction: XenStoreTransaction
-    ) throws(XenError) {
+    ) throws(OperationError) {
         let path = address.backendPath(own: own)
         for entry in entries { try store.write("\(path)/\(entry.key)", entry.value, in: transaction) }
     }
 
     private func waitForStorage(_ request: AttachRequest) throws(ControlError) {
         let path = request.address.backendPath(own: own)
-        let status = try asControlError { () throws(XenError) in
-            try store.wait(for: path, seconds: Self.hotplugSeconds) { () throws(XenError) -> String? in
+        let status = try asControlError { () throws(OperationError) in
+            try store.wait(for: path, seconds: Self.hotplugSeconds) { () throws(OperationError) -> String? in
                 if try readState(of: path) == nil { return "gone" }
                 let status = try store.text("\(path)/\(BackendKey.hotplugStatus)")
                 return status == "connected" || status == "error" ? status : nil
@@ -146,7 +147,7 @@ public final class Toolstack {
 
     /// What the backend or xbbd wrote about a failure.
     private func problem(of address: VBDAddress) throws(ControlError) -> String {
-        try asControlError { () throws(XenError) in
+        try asControlError { () throws(OperationError) in
             let path = address.backendPath(own: own)
             if let text = try store.text("\(path)/\(BackendKey.hotplugError)") { return text }
             return try store.text("\(address.errorPath(own: own))/error") ?? "the log of xbbd may say why"
@@ -157,7 +158,7 @@ public final class Toolstack {
 
     /// The VBD of a device, whatever its kind. Throws where there is none or more than one.
     public func find(_ reference: VBDReference) throws(ControlError) -> VBDAddress {
-        let found = try asControlError { () throws(XenError) -> [VBDAddress] in
+        let found = try asControlError { () throws(OperationError) -> [VBDAddress] in
             var found: [VBDAddress] = []
             for kind in try store.childrenIfPresent("/local/domain/\(own)/backend").sorted() {
                 guard let address = VBDAddress(kind: kind, domain: reference.domain, device: reference.device),
@@ -194,7 +195,7 @@ public final class Toolstack {
     public func detach(_ address: VBDAddress, force: Bool, seconds: Double) throws(ControlError) -> Detachment {
         let isClosed = try close(address, removesFrontend: force, seconds: seconds)
         if !isClosed && !force {
-            let frontend = try asControlError { () throws(XenError) in try readState(of: address.frontendPath) }
+            let frontend = try asControlError { () throws(OperationError) in try readState(of: address.frontendPath) }
             let peer = frontend.map { "the guest's side is in state \($0)" } ?? "the guest's side is gone"
             throw ControlError(
                 "\(VirtualDevice.name(of: address.device)) of domain \(address.domain) is still in use after "
@@ -209,8 +210,8 @@ public final class Toolstack {
         _ address: VBDAddress, removesFrontend: Bool, seconds: Double
     ) throws(ControlError) -> Bool {
         let path = address.backendPath(own: own)
-        return try asControlError { () throws(XenError) -> Bool in
-            let isOver = try store.transaction { (transaction) throws(XenError) -> Bool in
+        return try asControlError { () throws(OperationError) -> Bool in
+            let isOver = try store.transaction { (transaction) throws(OperationError) -> Bool in
                 if removesFrontend { try store.removeIfPresent(address.frontendPath, in: transaction) }
                 let state = try readState(of: path, in: transaction)
                 guard let state else { return true }
@@ -221,7 +222,7 @@ public final class Toolstack {
                 return false
             }
             if isOver { return true }
-            let end = try store.wait(for: path, seconds: seconds) { () throws(XenError) -> Bool? in
+            let end = try store.wait(for: path, seconds: seconds) { () throws(OperationError) -> Bool? in
                 let state = try readState(of: path)
                 return state == nil || state == .closed ? true : nil
             }
@@ -230,8 +231,8 @@ public final class Toolstack {
     }
 
     private func delete(_ address: VBDAddress) throws(ControlError) {
-        try asControlError { () throws(XenError) in
-            try store.transaction { (transaction) throws(XenError) in
+        try asControlError { () throws(OperationError) in
+            try store.transaction { (transaction) throws(OperationError) in
                 for path in [
                     address.toolstackPath, address.frontendPath, address.backendPath(own: own),
                     address.errorPath(own: own),
@@ -246,14 +247,14 @@ public final class Toolstack {
 
     private func readState(
         of path: String, in transaction: XenStoreTransaction = .none
-    ) throws(XenError) -> XenbusState? {
+    ) throws(OperationError) -> XenbusState? {
         XenbusState.reading(try store.valueIfReadable("\(path)/\(BackendKey.state)", in: transaction))
     }
 }
 
 /// Runs `body`; an error of XenStore becomes one for the user.
-func asControlError<Result>(_ body: () throws(XenError) -> Result) throws(ControlError) -> Result {
-    do throws(XenError) {
+func asControlError<Result>(_ body: () throws(OperationError) -> Result) throws(ControlError) -> Result {
+    do throws(OperationError) {
         return try body()
     } catch {
         throw ControlError("\(error)")

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Rights that the process of a disk gives up when its storage is open, and what is kept.
+import Base
 import CLinux
 import Glibc
 import Support
-import Xen
 
 /// How a worker is to be confined.
 public struct ConfinementSettings: Sendable, Equatable {
@@ -27,11 +27,11 @@ public struct ConfinementUser: Sendable, Equatable {
     let group: UInt32
 
     /// Looks a user up; nil where there is none. Throws where the user database does not answer.
-    public init?(named name: String) throws(PluginError) {
+    public init?(named name: String) throws(OperationError) {
         var user: UInt32 = 0
         var group: UInt32 = 0
         let found = unsafe clinux_user(name, &user, &group)
-        if found < 0 { throw PluginError(.open, "look for user '\(name)': \(errnoText(errno))") }
+        if found < 0 { throw OperationError(.open, "look for user '\(name)'", .errno(errno)) }
         if found == 0 { return nil }
         self.name = name
         self.user = user
@@ -45,7 +45,7 @@ enum Confinement {
     ///
     /// Throws where a part of it fails that must not: the disk is not to be served then. What this process or this kernel
     /// cannot do is logged. With `network` the plugin may make connections.
-    static func enter(_ settings: ConfinementSettings, network: Bool, log: Log) throws(PluginError) {
+    static func enter(_ settings: ConfinementSettings, network: Bool, log: Log) throws(OperationError) {
         let isRoot = geteuid() == 0
         var parts: [String] = []
         if clinux_no_new_privileges() != 0 { throw failure("refuse new privileges") }
@@ -71,8 +71,8 @@ enum Confinement {
         log.info("confined: \((parts + ["no capabilities", "seccomp"]).joined(separator: ", "))")
     }
 
-    private static func failure(_ what: String) -> PluginError {
-        PluginError(
+    private static func failure(_ what: String) -> OperationError {
+        OperationError(
             .open, "confinement: cannot \(what): \(errnoText(errno)); --no-confine serves without, see xbb-vbd(8)")
     }
 }

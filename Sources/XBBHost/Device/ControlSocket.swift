@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The socket on which a worker answers: one request for each line, one line of JSON back.
+import Base
 import CLinux
 import Glibc
-import Xen
 import Support
 
 /// A listening Unix socket and its clients, served by the control thread without blocking.
@@ -18,10 +18,10 @@ final class ControlSocket {
     private static let longestLine = 4096
 
     /// Listens at `path`, mode 0600. Throws what went wrong.
-    init(path: String) throws(PluginError) {
+    init(path: String) throws(OperationError) {
         self.path = path
         listener = unsafe clinux_unix_listen_private(path, 8)
-        if listener < 0 { throw PluginError(.open, "control socket \(path): \(errnoText(errno))") }
+        if listener < 0 { throw OperationError(.open, "control socket \(path)", .errno(errno)) }
     }
 
     deinit {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Messages from queues and plugins to the control thread.
-import CLinux
-import Glibc
+import Base
 import Synchronization
 
 /// What other threads tell the control thread.
@@ -16,29 +15,26 @@ enum DeviceMessage: Sendable, Equatable {
 
 /// A bounded list of messages with a descriptor that is readable while it is not empty.
 final class Mailbox: Sendable {
-    let descriptor: Int32
+    private let bell: Descriptor
     private let messages = Mutex<[DeviceMessage]>([])
 
-    init?() {
-        descriptor = eventfd(0, Int32(EFD_CLOEXEC) | Int32(EFD_NONBLOCK))
-        if descriptor < 0 { return nil }
-    }
+    /// Readable while there are messages.
+    var descriptor: Int32 { bell.raw }
 
-    deinit {
-        close(descriptor)
+    /// Empty.
+    init() throws(OperationError) {
+        bell = try Descriptor.event()
     }
 
     /// Adds a message unless the same waits already; any thread.
     func post(_ message: DeviceMessage) {
         messages.withLock { if !$0.contains(message) && $0.count < 64 { $0.append(message) } }
-        var one: UInt64 = 1
-        _ = unsafe write(descriptor, &one, 8)
+        bell.signal()
     }
 
     /// Takes all messages.
     func take() -> [DeviceMessage] {
-        var value: UInt64 = 0
-        _ = unsafe read(descriptor, &value, 8)
+        bell.drain()
         return messages.withLock { list in
             let taken = list
             list = []

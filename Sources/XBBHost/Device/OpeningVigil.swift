@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Answers on the control socket while the control thread waits for a plugin's open().
+import Base
 import CLinux
 import Glibc
 import Support
@@ -10,35 +11,32 @@ final class OpeningVigil: @unchecked Sendable {
     private let socket: ControlSocket
     private let path: String
     private let began = clinux_monotonic_ns()
-    private let stop: Int32
+    private let stop: Descriptor
     private var thread: pthread_t?
 
     /// nil where no thread or descriptor can be had: nobody is answered then until the storage is open.
     init?(_ socket: ControlSocket, opening path: String) {
         self.socket = socket
         self.path = path
-        stop = eventfd(0, Int32(EFD_CLOEXEC) | Int32(EFD_NONBLOCK))
-        if stop < 0 { return nil }
-        thread = startThread(name: "xbb-vigil") { [self] in run() }
-        if thread == nil { return nil }
-    }
-
-    deinit {
-        if stop >= 0 { close(stop) }
+        do throws(OperationError) {
+            stop = try Descriptor.event()
+            thread = try startThread(named: "xbb-vigil") { [self] in run() }
+        } catch {
+            return nil
+        }
     }
 
     /// Ends the thread; the socket is its owner's again.
     func end() {
         guard let thread else { return }
-        var one: UInt64 = 1
-        _ = unsafe write(stop, &one, 8)
+        stop.signal()
         pthread_join(thread, nil)
         self.thread = nil
     }
 
     private func run() {
         while true {
-            var entries = ([stop] + socket.descriptors).map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+            var entries = ([stop.raw] + socket.descriptors).map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
             if unsafe poll(&entries, nfds_t(entries.count), -1) < 0 && errno != EINTR { return }
             if entries[0].revents != 0 { return }
             for entry in entries.dropFirst() where entry.revents != 0 { socket.serve(entry.fd) { answer($0) } }

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Going on where an earlier process stopped, and leaving behind what a successor needs for that. docs/recovery.md
 // explains the protocol.
+import Base
 import Blkif
 import Glibc
 import Support
-import Xen
 import XenBus
 
 extension VBDWorker {
     /// Opens the journal while files can still be opened. A disk is served without one, too.
     func openJournal() {
         guard let path = options.journal else { return }
-        do throws(XenError) {
+        do throws(OperationError) {
             journal = try JournalFile(path: path)
         } catch {
             journalProblem = error.description
@@ -34,7 +34,7 @@ extension VBDWorker {
     /// Where each queue writes down what it does.
     func journalSources(
         _ origin: VBDMachine.RingOrigin, _ node: FrontendNode, _ device: PluginDevice, _ disk: DiskLimits
-    ) throws(XenError) -> [QueueJournalSource] {
+    ) throws(OperationError) -> [QueueJournalSource] {
         let isNarrow = node.ringProtocol == .x86_32
         let connection = JournalConnection(
             domain: frontendDomain, isNarrow: isNarrow, isReadOnly: disk.readOnly, rings: node.rings,
@@ -44,39 +44,37 @@ extension VBDWorker {
         if origin == .inherited, let journal {
             // The guest goes on with what it has read, so nothing but the same images will do: also where nothing is in
             // flight, where the journal is of no use otherwise, and where the process before handed over.
-            do throws(JournalProblem) { try journal.compareStorage(connection) } catch {
-                throw XenError(ESTALE, error.text)
-            }
+            try journal.compareStorage(connection)
         }
         var inheritance = QueueJournalSource.Inheritance.nothing
         if origin == .inherited, options.journal != nil {
-            do throws(JournalProblem) {
-                guard let journal else { throw JournalProblem(journalProblem ?? "there is none") }
+            do throws(OperationError) {
+                guard let journal else { throw OperationError(.journal, journalProblem ?? "there is none") }
                 let mapping = try journal.adopt(connection)
                 return (0..<node.rings.count).map {
                     QueueJournalSource(mapping: mapping, index: $0, inheritance: .journal(predecessor))
                 }
             } catch {
                 // Who hands over has answered all that it took, so that the ring alone says what is to be done.
-                if predecessor != .handedOver { inheritance = .unusable(error.text) }
-                log.info("journal \(options.journal ?? ""): \(error.text)")
+                if predecessor != .handedOver { inheritance = .unusable(error.description) }
+                log.info("journal \(options.journal ?? ""): \(error)")
             }
         }
         let mapping = try beginJournal(connection)
         return (0..<node.rings.count).map { QueueJournalSource(mapping: mapping, index: $0, inheritance: inheritance) }
     }
 
-    private func beginJournal(_ connection: JournalConnection) throws(XenError) -> JournalMapping {
+    private func beginJournal(_ connection: JournalConnection) throws(OperationError) -> JournalMapping {
         defer { KillPoint.reach(.journalBegun) }
         if let journal {
-            do throws(XenError) {
+            do throws(OperationError) {
                 return try journal.begin(connection)
             } catch {
                 log.error("\(error); if this process is killed, the guest loses its disk")
             }
         }
         guard let mapping = JournalMapping.anonymous(queues: connection.rings.count, entries: connection.entries) else {
-            throw XenError(ENOMEM, "reserve memory for \(connection.rings.count) queues")
+            throw OperationError(ENOMEM, "reserve memory for \(connection.rings.count) queues")
         }
         return mapping
     }

@@ -3,10 +3,10 @@
 //
 // It does beforehand what needs no right to the disk: programs, libraries, connections. Then it says so on its channel and
 // waits for a word there, and after that for the disk's lock. docs/recovery.md explains the order.
+import Base
 import CLinux
 import Glibc
 import Support
-import Xen
 import XenBus
 
 /// What a process that stands by is told when its turn comes.
@@ -33,8 +33,8 @@ struct StandbyWord: Equatable {
 extension VBDWorker {
     /// Prepares, says that it is ready, and returns true with the lock held when it is this process's turn; false where it
     /// is not needed any more.
-    func standBy(_ channel: Int32, signals: Int32) throws(XenError) -> Bool {
-        guard let lock else { throw XenError(EINVAL, "stand by without a lock") }
+    func standBy(_ channel: Int32, signals: Int32) throws(OperationError) -> Bool {
+        guard let lock else { throw OperationError(EINVAL, "stand by without a lock") }
         defer { close(channel) }
         // What ps(1) shows: whoever counts workers does not mean this one yet.
         unsafe pthread_setname_np(pthread_self(), "xbb-standby")
@@ -59,7 +59,7 @@ extension VBDWorker {
     }
 
     /// A plugin that cannot be loaded is found out while the other process still serves.
-    private func loadPlugin(_ node: BackendNode) throws(XenError) {
+    private func loadPlugin(_ node: BackendNode) throws(OperationError) {
         let request: DeviceRequest
         do throws(NegotiationError) {
             guard let found = try node.deviceRequest(from: options.storageSource) else { return }
@@ -68,23 +68,19 @@ extension VBDWorker {
             return
         }
         if request.image.format.name == FormatDetection.word { return }
-        do throws(PluginError) {
-            let source = DiskSource(format: request.image.format.name, path: request.image.path)
-            let name = try PluginDevice.pluginName(for: source, directories: options.pluginDirectories)
-            _ = try PluginLibrary.load(name: name, directories: options.pluginDirectories)
-        } catch {
-            throw XenError(ENOEXEC, error.description)
-        }
+        let source = DiskSource(format: request.image.format.name, path: request.image.path)
+        let name = try PluginDevice.pluginName(for: source, directories: options.pluginDirectories)
+        _ = try PluginLibrary.load(name: name, directories: options.pluginDirectories)
     }
 
     /// nil where the other end is gone, or this process was told to end.
-    private func awaitWord(_ channel: Int32, _ signals: Int32) throws(XenError) -> StandbyWord? {
+    private func awaitWord(_ channel: Int32, _ signals: Int32) throws(OperationError) -> StandbyWord? {
         var line: [UInt8] = []
         while true {
             var entries = [channel, signals].map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
             if unsafe poll(&entries, 2, -1) < 0 {
                 if errno == EINTR { continue }
-                throw XenError(errno, "wait for the word to begin")
+                throw OperationError(errno, "wait for the word to begin")
             }
             if entries[0].revents == 0 { return nil }
             var byte: UInt8 = 0
@@ -95,7 +91,7 @@ extension VBDWorker {
             line.append(byte)
         }
         guard let word = StandbyWord(String(decoding: line, as: UTF8.self)) else {
-            throw XenError(EPROTO, "understand the word to begin")
+            throw OperationError(EPROTO, "understand the word to begin")
         }
         return word
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Opening the storage of a VBD, once for a confined process.
+import Base
 import Support
-import Xen
 import XenBus
 
 extension VBDWorker {
@@ -19,7 +19,7 @@ extension VBDWorker {
         let mailbox = mailbox
         let vigil = control.flatMap { OpeningVigil($0, opening: source.path) }
         defer { vigil?.end() }
-        do throws(PluginError) {
+        do throws(OperationError) {
             source = try FormatDetection.resolve(
                 source, pluginDirectories: options.pluginDirectories, stateDirectory: options.stateDirectory, log: log)
             let device = try PluginDevice(
@@ -56,7 +56,7 @@ extension VBDWorker {
     /// What was served as one format is not taken for another one later, whatever its content looks like then.
     private func remember(_ source: DiskSource) {
         guard let directory = options.stateDirectory, let image = ImageIdentity(of: source.path) else { return }
-        do throws(PluginError) {
+        do throws(OperationError) {
             try FormatRecords(stateDirectory: directory).note(image, format: source.format)
         } catch {
             log.warning("\(error); do not attach it with format=auto")
@@ -68,7 +68,7 @@ extension VBDWorker {
         guard device.images.count > 1 else { return }
         let chain = device.images.map { "\($0.format):\(BackingName.shown($0.path))" }.joined(separator: " ")
         log.info("the disk consists of \(chain)")
-        do throws(XenError) {
+        do throws(OperationError) {
             try store.write("\(options.backendPath)/xbb-chain", chain)
         } catch {
             log.warning(error.description)
@@ -76,13 +76,9 @@ extension VBDWorker {
     }
 
     /// Between open() and start() of the plugin, as its ABI says. Handles of Xen for every queue are opened before.
-    private func confine(for device: PluginDevice) throws(PluginError) {
+    private func confine(for device: PluginDevice) throws(OperationError) {
         guard let settings = options.confinement else { return }
-        do throws(XenError) {
-            try platform.prepare(queues: mostQueues)
-        } catch {
-            throw PluginError(.open, "\(error)")
-        }
+        try platform.prepare(queues: mostQueues)
         isConfined = true
         try Confinement.enter(settings, network: device.library.isNetwork, log: log)
     }
@@ -90,7 +86,7 @@ extension VBDWorker {
     /// Options for the plugin: the toolstack's key "xbb-options", "name=value,name=value".
     private func pluginOptions() -> [String: String] {
         var found: [String: String] = [:]
-        do throws(XenError) {
+        do throws(OperationError) {
             let text = try store.text("\(options.backendPath)/xbb-options") ?? ""
             for part in text.split(separator: ",") {
                 let pair = part.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)

@@ -3,6 +3,7 @@
 //
 // Everything here runs on the control thread. The negotiation (XenBus.VBDMachine) is pure; queues have threads of
 // their own and speak to this one through the mailbox only.
+import Base
 import Blkif
 import CLinux
 import Glibc
@@ -61,17 +62,16 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     private static var frontendToken: String { "frontend" }
 
     /// Connects to XenStore and reads the backend's node.
-    public init(platform: Platform, options: VBDOptions) throws(XenError) {
+    public init(platform: Platform, options: VBDOptions) throws(OperationError) {
         self.platform = PreparedHandles(platform)
         self.options = options
         let numbers = options.backendPath.split(separator: "/").suffix(2)
         log = Log(name: "xbb-vbd \(numbers.joined(separator: "/"))", level: options.logLevel).about(
             domain: numbers.first.flatMap { DomainID($0) } ?? 0, device: numbers.last.flatMap { UInt32($0) } ?? 0)
         store = try platform.openStore()
-        guard let mailbox = Mailbox() else { throw XenError(errno, "make an event descriptor") }
-        self.mailbox = mailbox
+        mailbox = try Mailbox()
         predecessor = options.predecessor
-        lock = try options.lock.map { (descriptor) throws(XenError) in try DiskLock(owning: descriptor) }
+        lock = try options.lock.map { (descriptor) throws(OperationError) in try DiskLock(owning: descriptor) }
         tunables = options.tunables
         tunables.pollMicroseconds = options.pollNanoseconds / 1000
         machine = VBDMachine(attachment: VBDMachine.Attachment(state: nil))
@@ -79,10 +79,10 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     }
 
     /// Runs until the VBD is over. `signals` is a signalfd with SIGTERM and SIGINT, or -1.
-    public func run(signals: Int32 = -1) throws(XenError) -> VBDMachine.ExitReason {
+    public func run(signals: Int32 = -1) throws(OperationError) -> VBDMachine.ExitReason {
         if let channel = options.standby, !(try standBy(channel, signals: signals)) { return .handedOver }
         if let path = options.controlSocket {
-            do throws(PluginError) {
+            do throws(OperationError) {
                 control = try ControlSocket(path: path)
             } catch {
                 log.error(error.description)
@@ -116,7 +116,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         if case .success(let node) = node { takeStorage(node) }
         while true {
             if let exitReason { return exitReason }
-            do throws(XenError) {
+            do throws(OperationError) {
                 if !pending.isEmpty {
                     hand(pending.removeFirst())
                 } else if !isWatching {
@@ -134,7 +134,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
 
     /// Watches both nodes, which makes them be read again. Only when there is nothing to do for the first time: with a watch
     /// libxenstore has a thread, and each of its answers takes two or three times as long.
-    private func watch() throws(XenError) {
+    private func watch() throws(OperationError) {
         isWatching = true
         try store.watch(options.backendPath, token: Self.backendToken)
         if !frontendPath.isEmpty {
@@ -143,10 +143,10 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     }
 
     /// True where XenStore has died and rings are connected: they need it no more, and their guest is not to suffer.
-    private func goesOn(after error: XenError) -> Bool {
+    private func goesOn(after error: OperationError) -> Bool {
         if queues.isEmpty { return false }
         if isStoreLost { return true }
-        do throws(XenError) {
+        do throws(OperationError) {
             _ = try store.text("domid")
             return false
         } catch {
@@ -159,7 +159,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     }
 
     /// libxenstore does not say when its connection ends: nothing is ever readable again. So it is asked.
-    private func checkStore() throws(XenError) {
+    private func checkStore() throws(OperationError) {
         let now = clinux_monotonic_ns()
         if isStoreLost || now < nextStoreCheck { return }
         nextStoreCheck = now &+ 10_000_000_000
@@ -182,12 +182,12 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     // MARK: XenStore
 
     /// The whole node in one transaction; nil if it is gone, a failure if a key breaks a rule.
-    func readBackend() throws(XenError) -> Result<BackendNode, NegotiationError>? {
-        try store.transaction { [store, options] (transaction) throws(XenError) in
+    func readBackend() throws(OperationError) -> Result<BackendNode, NegotiationError>? {
+        try store.transaction { [store, options] (transaction) throws(OperationError) in
             var gone = false
-            var failure: XenError?
+            var failure: OperationError?
             func value(_ key: String) -> [UInt8]? {
-                do throws(XenError) {
+                do throws(OperationError) {
                     return try store.read("\(options.backendPath)/\(key)", in: transaction)
                 } catch {
                     if !error.isNotFound { failure = error }
@@ -207,8 +207,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         }
     }
 
-    private func readBackendState() throws(XenError) -> XenbusState? {
-        do throws(XenError) {
+    private func readBackendState() throws(OperationError) -> XenbusState? {
+        do throws(OperationError) {
             return .reading(try store.read("\(options.backendPath)/\(BackendKey.state)", in: .none))
         } catch {
             if error.isNotFound { return nil }
@@ -216,8 +216,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         }
     }
 
-    private func readBackendIsOnline() throws(XenError) -> Bool {
-        do throws(XenError) {
+    private func readBackendIsOnline() throws(OperationError) -> Bool {
+        do throws(OperationError) {
             return BackendNode.isOnline(
                 reading: try store.read("\(options.backendPath)/\(BackendKey.online)", in: .none))
         } catch {
@@ -226,8 +226,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         }
     }
 
-    private func readFrontendState() throws(XenError) -> XenbusState? {
-        do throws(XenError) {
+    private func readFrontendState() throws(OperationError) -> XenbusState? {
+        do throws(OperationError) {
             return .reading(try store.read("\(frontendPath)/\(FrontendKey.state)", in: .none))
         } catch {
             // A guest may take away our right to read its node; that is as good as no node.
@@ -237,7 +237,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     }
 
     /// Reads what watches said has changed, and hands over what stands there now.
-    private func readChanges() throws(XenError) {
+    private func readChanges() throws(OperationError) {
         if backendChanged {
             backendChanged = false
             try readBackendChange()
@@ -248,7 +248,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         hand(.frontendChanged(try readFrontendState()))
     }
 
-    private func readBackendChange() throws(XenError) {
+    private func readBackendChange() throws(OperationError) {
         guard let node = try readBackend() else {
             hand(.backendChanged(state: nil, isOnline: false))
             return
@@ -285,7 +285,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         pending.append(.storageRejected(error.description))
     }
 
-    private func takeWatchEvents() throws(XenError) {
+    private func takeWatchEvents() throws(OperationError) {
         // A frontend may rewrite its node without end: whatever number of events that makes, they are two questions.
         while let event = try store.nextWatchEvent() {
             if event.token == Self.backendToken { backendChanged = true } else { frontendChanged = true }
@@ -294,12 +294,12 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
 
     // MARK: Waiting
 
-    private func wait(_ signals: Int32) throws(XenError) {
+    private func wait(_ signals: Int32) throws(OperationError) {
         var descriptors = [store.watchFileDescriptor, mailbox.descriptor, signals] + (control?.descriptors ?? [])
         descriptors = descriptors.filter { $0 >= 0 && !(isStoreLost && $0 == store.watchFileDescriptor) }
         var entries = descriptors.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
         let count = unsafe poll(&entries, nfds_t(entries.count), timeout())
-        if count < 0 && errno != EINTR { throw XenError(errno, "wait for events") }
+        if count < 0 && errno != EINTR { throw OperationError(errno, "wait for events") }
         if let deadline = timerDeadline, clinux_monotonic_ns() >= deadline {
             timerDeadline = nil
             pending.append(.timerFired)
@@ -352,7 +352,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         switch Int(what) {
         case Int(XBB_NOTIFY_INFO):
             guard let device else { return }
-            do throws(PluginError) {
+            do throws(OperationError) {
                 try device.refresh()
                 log.info("the disk has \(device.info.sectorCount) sectors now")
                 pending.append(.deviceResized(sectorCount: device.info.sectorCount))
@@ -411,7 +411,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
             KillPoint.reach(.letGo)
         case .storeFailed: break
         case .detached, .vanished, .conflict:
-            do throws(XenError) { try store.remove(errorNode, in: .none) } catch {}
+            do throws(OperationError) { try store.remove(errorNode, in: .none) } catch {}
         }
     }
 
@@ -419,10 +419,10 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     private func apply(_ update: StoreUpdate) -> VBDMachine.Event {
         if let error = update.error { log.error(error) }
         let path = options.backendPath
-        do throws(XenError) {
-            return try store.transaction { [store] (transaction) throws(XenError) -> VBDMachine.Event in
+        do throws(OperationError) {
+            return try store.transaction { [store] (transaction) throws(OperationError) -> VBDMachine.Event in
                 let state: XenbusState?
-                do throws(XenError) {
+                do throws(OperationError) {
                     state = .reading(try store.read("\(path)/\(BackendKey.state)", in: transaction))
                 } catch {
                     guard error.isNotFound else { throw error }
@@ -437,7 +437,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
                     switch entry {
                     case .write(let key, let value): try store.write("\(path)/\(key)", value, in: transaction)
                     case .remove(let key):
-                        do throws(XenError) {
+                        do throws(OperationError) {
                             try store.remove("\(path)/\(key)", in: transaction)
                         } catch {
                             guard error.isNotFound else { throw error }
@@ -460,7 +460,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     }
 
     private func reportError(_ text: String) {
-        do throws(XenError) { try store.write("\(errorNode)/error", String(text.prefix(512))) } catch {
+        do throws(OperationError) { try store.write("\(errorNode)/error", String(text.prefix(512))) } catch {
             log.error(error.description)
         }
     }
@@ -469,7 +469,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
 
     private func connect(_ origin: VBDMachine.RingOrigin) -> VBDMachine.Event {
         guard let device, let request else { return .ringsFailed("no device is open") }
-        do throws(XenError) {
+        do throws(OperationError) {
             let read = try readFrontend(limits(origin, device))
             let node: FrontendNode
             switch read {
@@ -501,24 +501,20 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     private func start(
         _ index: Int, _ ring: FrontendRing, _ node: FrontendNode, _ device: PluginDevice, _ disk: DiskLimits,
         _ journal: QueueJournalSource
-    ) throws(XenError) {
+    ) throws(OperationError) {
         let mailbox = mailbox
-        do throws(QueueFailure) {
-            var configuration = QueueConfiguration(
-                domain: frontendDomain, index: index, ringReferences: ring.pageReferences,
-                eventChannel: ring.eventChannel, abi: node.ringProtocol == .x86_32 ? .x86_32 : .native,
-                disk: disk, memoryBytes: options.memoryBytes, blockingThreads: blockingThreads(device, node),
-                pollNanoseconds: tunables.pollMicroseconds * 1000, tuning: tunables.tuning)
-            configuration.journal = journal
-            let queue = try QueueThread(
-                platform: platform, device: device, configuration: configuration, statistics: statistics[index],
-                log: log, faultLimit: faultLimit,
-                onFailure: { mailbox.post(.queueFailed($0.text)) }, onReplayed: { mailbox.post(.replayed(index)) })
-            try queue.start()
-            queues.append(queue)
-        } catch {
-            throw XenError(EIO, error.text)
-        }
+        var configuration = QueueConfiguration(
+            domain: frontendDomain, index: index, ringReferences: ring.pageReferences,
+            eventChannel: ring.eventChannel, abi: node.ringProtocol == .x86_32 ? .x86_32 : .native,
+            disk: disk, memoryBytes: options.memoryBytes, blockingThreads: blockingThreads(device, node),
+            pollNanoseconds: tunables.pollMicroseconds * 1000, tuning: tunables.tuning)
+        configuration.journal = journal
+        let queue = try QueueThread(
+            platform: platform, device: device, configuration: configuration, statistics: statistics[index],
+            log: log, faultLimit: faultLimit,
+            onFailure: { mailbox.post(.queueFailed($0.description)) }, onReplayed: { mailbox.post(.replayed(index)) })
+        try queue.start()
+        queues.append(queue)
     }
 
     /// Each thread of a blocking plugin takes a queue of it.
@@ -535,12 +531,13 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         connection = nil
     }
 
-    private func readFrontend(_ limits: FrontendLimits) throws(XenError) -> Result<FrontendNode, NegotiationError> {
+    private func readFrontend(_ limits: FrontendLimits) throws(OperationError) -> Result<FrontendNode, NegotiationError>
+    {
         let path = frontendPath
-        return try store.transaction { [store] (transaction) throws(XenError) in
-            var failure: XenError?
+        return try store.transaction { [store] (transaction) throws(OperationError) in
+            var failure: OperationError?
             func value(_ key: String) -> [UInt8]? {
-                do throws(XenError) {
+                do throws(OperationError) {
                     return try store.read("\(path)/\(key)", in: transaction)
                 } catch {
                     if !error.isNotFound && error.code != EACCES { failure = error }

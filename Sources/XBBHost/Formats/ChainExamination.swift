@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Looks at an image and at all below it, as far as a worker would open them. Each is looked at by a process of its own.
+import Base
 import Glibc
 import Support
-import Xen
 
 /// What `xbb-vbd --inspect IMAGE --chain` does.
 public struct ChainExamination {
@@ -19,20 +19,20 @@ public struct ChainExamination {
 
     /// What is in the image, with the member "chain": what is in those below it, from the top down. Where the chain ends
     /// before its base, the last element is an "image" with an "error".
-    public func inspect(format: String?) throws(PluginError) -> JSON {
+    public func inspect(format: String?) throws(OperationError) -> JSON {
         let top = try look(path, format)
-        if let error = top["error"]?.string { throw PluginError(.open, error) }
+        if let error = top["error"]?.string { throw OperationError(.open, error) }
         var below: [JSON] = []
         var above = (path: Self.absolute(path), answer: top)
         let seen = ImageChain(policy: policy, pluginDirectories: process.pluginDirectories)
-        do throws(PluginError) {
+        do throws(OperationError) {
             try enter(above.path, top["format"]?.string ?? "", seen)
         } catch {
-            throw PluginError(.open, "\(path): \(error)")
+            throw OperationError(.open, "\(path): \(error)")
         }
         while let reference = above.answer["references"]?.elements.first(where: { $0["kind"]?.string == "backing" }) {
             let name = reference["name"]?.string ?? ""
-            do throws(PluginError) {
+            do throws(OperationError) {
                 // That it is of no known format is among the warnings about the image above.
                 guard let format = reference["format"]?.string else { break }
                 let next = try BackingName([UInt8](name.utf8), in: above.path, allowed: policy)
@@ -51,12 +51,12 @@ public struct ChainExamination {
         return .object(top.members + [("chain", .array(below))])
     }
 
-    private func enter(_ path: String, _ format: String, _ chain: ImageChain) throws(PluginError) {
+    private func enter(_ path: String, _ format: String, _ chain: ImageChain) throws(OperationError) {
         let file = try DiskFile(path: path, readOnly: true, direct: false)
         try chain.enter(path, format: format, file: file.descriptor)
     }
 
-    private func look(_ image: String, _ format: String?) throws(PluginError) -> JSON {
+    private func look(_ image: String, _ format: String?) throws(OperationError) -> JSON {
         try process.ask("--inspect", about: image, format.map { ["--format", $0] } ?? [])
     }
 

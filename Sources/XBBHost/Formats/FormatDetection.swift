@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // `format=auto`: answered once, by what is remembered of an image or by a process that looks at it.
+import Base
 import Support
-import Xen
 
 /// What a disk of format "auto" is.
 enum FormatDetection {
@@ -11,18 +11,18 @@ enum FormatDetection {
     /// The disk with its format; another process of this program looks at the image where nothing is remembered.
     static func resolve(
         _ source: DiskSource, pluginDirectories: [String], stateDirectory: String?, log: Log
-    ) throws(PluginError) -> DiskSource {
+    ) throws(OperationError) -> DiskSource {
         guard source.format == word else { return source }
         let process = OwnProcess(pluginDirectories: pluginDirectories, stateDirectory: stateDirectory)
         let answer: JSON
-        do throws(PluginError) {
+        do throws(OperationError) {
             answer = try process.ask("--probe", about: source.path)
         } catch {
-            throw PluginError(.open, "\(error); say what the image is: FORMAT:\(source.path)")
+            throw OperationError(.open, "\(error); say what the image is: FORMAT:\(source.path)")
         }
-        if let error = answer["error"]?.string { throw PluginError(.open, error) }
+        if let error = answer["error"]?.string { throw OperationError(.open, error) }
         guard let format = answer["auto"]?.string else {
-            throw PluginError(.open, answer["reason"]?.string ?? "\(source.path): nobody can tell its format")
+            throw OperationError(.open, answer["reason"]?.string ?? "\(source.path): nobody can tell its format")
         }
         let isRemembered = answer["served_as"]?.string != nil
         log.info(

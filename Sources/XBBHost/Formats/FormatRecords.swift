@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Remembers the format that each image was served as. A guest can make a raw disk look like an image of any format that
 // names files of the host; what was raw must be raw for `format=auto` and for every tool that looks at it later.
+import Base
 import CLinux
 import Glibc
 import Support
-import Xen
 
 /// Which image is meant, whatever its name is.
 public struct ImageIdentity: Sendable, Equatable {
@@ -86,30 +86,30 @@ public struct FormatRecords: Sendable {
 
     /// The format that the image was served as, whatever its name is now; nil where nobody knows. Throws where it was more
     /// than one, and where another file has taken its name.
-    public func format(of image: ImageIdentity) throws(PluginError) -> String? {
+    public func format(of image: ImageIdentity) throws(OperationError) -> String? {
         try FormatChoice.remembered(all(), image: image)
     }
 
     /// Remembers what an image is served as now; what it was before is forgotten.
-    public func note(_ image: ImageIdentity, format: String) throws(PluginError) {
+    public func note(_ image: ImageIdentity, format: String) throws(OperationError) {
         let record = FormatRecord(identity: image, format: format)
         let file = "\(directory)/\(Self.fileName(for: image.path))"
         if let known = read(file), known == record { return }
         for (name, other) in files() where other.identity.isSameFile(as: image) && name != file {
             _ = unsafe unlink(name)
         }
-        do throws(XenError) {
+        do throws(OperationError) {
             try write(record.text, to: file)
         } catch {
-            throw PluginError(.open, "cannot remember the format of \(image.path): \(error)")
+            throw OperationError(.open, "cannot remember the format of \(image.path): \(error)")
         }
     }
 
-    private func write(_ text: String, to file: String) throws(XenError) {
-        if unsafe mkdir(directory, 0o700) != 0 && errno != EEXIST { throw XenError(errno, "make \(directory)") }
+    private func write(_ text: String, to file: String) throws(OperationError) {
+        if unsafe mkdir(directory, 0o700) != 0 && errno != EEXIST { throw OperationError(errno, "make \(directory)") }
         let new = "\(file).\(getpid())"
         let raw = unsafe clinux_open(new, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0o600)
-        if raw < 0 { throw XenError(errno, "make \(new)") }
+        if raw < 0 { throw OperationError(errno, "make \(new)") }
         let bytes = [UInt8](text.utf8)
         let count = unsafe bytes.withUnsafeBytes { unsafe Glibc.write(raw, $0.baseAddress, $0.count) }
         let code = count == bytes.count && fsync(raw) == 0 ? 0 : (count < 0 ? errno : ENOSPC)
@@ -118,7 +118,7 @@ public struct FormatRecords: Sendable {
         if result != 0 {
             let code = code != 0 ? code : errno
             _ = unsafe unlink(new)
-            throw XenError(code, "write \(file)")
+            throw OperationError(code, "write \(file)")
         }
     }
 

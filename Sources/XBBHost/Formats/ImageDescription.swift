@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What a plugin's inspect() says about an image (`struct xbb_image`). Names in it come from the image.
+import Base
 import PluginAPI
 import Support
-import Xen
 
 /// The answer of one inspect().
 struct ImageDescription {
@@ -12,7 +12,7 @@ struct ImageDescription {
     let warnings: [String]
 
     /// Asks the plugin.
-    init(_ library: PluginLibrary, _ image: borrowing OpenImage, format: String) throws(PluginError) {
+    init(_ library: PluginLibrary, _ image: borrowing OpenImage, format: String) throws(OperationError) {
         let raw = try Self.ask(library, image.descriptor, format: format)
         let flags = raw.flags
         var warnings: [String] = []
@@ -56,9 +56,9 @@ struct ImageDescription {
 
     private static func ask(
         _ library: PluginLibrary, _ descriptor: Int32, format: String
-    ) throws(PluginError) -> xbb_image {
+    ) throws(OperationError) -> xbb_image {
         guard let inspect = unsafe library.table.inspect else {
-            throw PluginError(.open, "plugin '\(library.name)' cannot tell what is in an image")
+            throw OperationError(.open, "plugin '\(library.name)' cannot tell what is in an image")
         }
         // What must be given is for serving: whoever only looks has no secret.
         let missing = library.options.filter { $0.defaultText == nil }.map { ($0.name, "") }
@@ -69,7 +69,7 @@ struct ImageDescription {
         let result = unsafe withOpenRequest(
             format, label: format, flags: Int(XBB_OPEN_RDONLY), file: descriptor, options: options, host: nil
         ) { request in unsafe inspect(request, &image, &failure) }
-        if result != 0 { throw PluginError(failure, result, "plugin '\(library.name)'") }
+        if result != 0 { throw OperationError(failure, result, "plugin '\(library.name)'") }
         return image
     }
 }

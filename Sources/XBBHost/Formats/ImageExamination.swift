@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Lets plugins look at an image that nobody trusts, in a process that has nothing but the image and soon ends.
+import Base
 import CLinux
 import Glibc
 import PluginAPI
 import Support
-import Xen
 
 /// What `xbb-vbd --probe` and `--inspect` do: one question about one image, answered once by a process of its own.
 public struct ImageExamination {
@@ -27,7 +27,7 @@ public struct ImageExamination {
     }
 
     /// What the content looks like to each plugin, and what `format=auto` would make of it. Confines this process.
-    public func probe() throws(PluginError) -> JSON {
+    public func probe() throws(OperationError) -> JSON {
         let image = try OpenImage(path)
         let memory = memory()
         let libraries = try load { $0.probes }
@@ -35,7 +35,7 @@ public struct ImageExamination {
         let matches = try image.matches(libraries)
         var verdict: JSON = .null
         var reason: JSON = .null
-        do throws(PluginError) {
+        do throws(OperationError) {
             let format =
                 if let known = try memory.get() { known } else { try FormatChoice.only(matches, image: path).format }
             verdict = .string(format)
@@ -60,7 +60,7 @@ public struct ImageExamination {
 
     /// What is in the image. Its format is `format`, else what it was served as, else what it looks like.
     /// Confines this process.
-    public func inspect(format asked: String?) throws(PluginError) -> JSON {
+    public func inspect(format asked: String?) throws(OperationError) -> JSON {
         let image = try OpenImage(path)
         let memory = memory()
         // Whoever says the format needs no memory of it.
@@ -103,12 +103,12 @@ public struct ImageExamination {
     }
 
     /// What the image was served as, or why that is no answer.
-    private func memory() -> Result<String?, PluginError> {
+    private func memory() -> Result<String?, OperationError> {
         guard let records, let identity = ImageIdentity(of: path) else { return .success(nil) }
-        return Result { () throws(PluginError) in try records.format(of: identity) }
+        return Result { () throws(OperationError) in try records.format(of: identity) }
     }
 
-    private func load(_ isWanted: (PluginDescription) -> Bool) throws(PluginError) -> [PluginLibrary] {
+    private func load(_ isWanted: (PluginDescription) -> Bool) throws(OperationError) -> [PluginLibrary] {
         var libraries: [PluginLibrary] = []
         for entry in catalog.entries {
             guard let description = entry.description, isWanted(description) else { continue }
@@ -118,9 +118,9 @@ public struct ImageExamination {
     }
 
     /// From here on the process can read the image and write its answer.
-    private func confine() throws(PluginError) {
+    private func confine() throws(OperationError) {
         if clinux_limit_resources(Self.memoryLimit, Self.cpuSeconds) != 0 {
-            throw PluginError(.open, "cannot limit this process: \(errnoText(errno))")
+            throw OperationError(.open, "cannot limit this process", .errno(errno))
         }
         var settings = ConfinementSettings()
         settings.user = try ConfinementUser(named: ConfinementUser.usual)

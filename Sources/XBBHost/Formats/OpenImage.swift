@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // An image that is looked at: its first and last bytes for probe(), its descriptor for inspect().
+import Base
 import CLinux
 import Glibc
 import PluginAPI
-import Xen
 
 /// An image, open for reading.
 struct OpenImage: ~Copyable {
@@ -14,12 +14,12 @@ struct OpenImage: ~Copyable {
     let allocatedByteCount: UInt64
 
     /// Opens a regular file or block device.
-    init(_ path: String) throws(PluginError) {
+    init(_ path: String) throws(OperationError) {
         let opened = try DiskFile(path: path, readOnly: true, direct: false)
         var status = stat()
         let end = lseek(opened.descriptor, 0, SEEK_END)
         guard end >= 0, unsafe fstat(opened.descriptor, &status) == 0 else {
-            throw PluginError(.open, "cannot tell the length of \(path): \(errnoText(errno))")
+            throw OperationError(.open, "cannot tell the length of \(path)", .errno(errno))
         }
         byteCount = UInt64(end)
         allocatedByteCount = opened.isBlockDevice ? UInt64(end) : UInt64(max(status.st_blocks, 0)) * 512
@@ -30,7 +30,7 @@ struct OpenImage: ~Copyable {
     var descriptor: Int32 { file.descriptor }
 
     /// Asks each plugin about each of its formats.
-    func matches(_ libraries: [PluginLibrary]) throws(PluginError) -> [FormatMatch] {
+    func matches(_ libraries: [PluginLibrary]) throws(OperationError) -> [FormatMatch] {
         let head = try bytes(at: 0, Int(min(byteCount, 64 << 10)))
         let tailLength = min(byteCount, 4 << 10)
         let tail = try bytes(at: byteCount - tailLength, Int(tailLength))
@@ -58,7 +58,7 @@ struct OpenImage: ~Copyable {
         return found
     }
 
-    private func bytes(at offset: UInt64, _ count: Int) throws(PluginError) -> [UInt8] {
+    private func bytes(at offset: UInt64, _ count: Int) throws(OperationError) -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: count)
         var done = 0
         while done < count {
@@ -69,7 +69,8 @@ struct OpenImage: ~Copyable {
             }
             if got < 0 && errno == EINTR { continue }
             guard got > 0 else {
-                throw PluginError(.open, "cannot read the image: \(got == 0 ? "it became shorter" : errnoText(errno))")
+                throw OperationError(
+                    .open, "cannot read the image: \(got == 0 ? "it became shorter" : errnoText(errno))")
             }
             done += got
         }

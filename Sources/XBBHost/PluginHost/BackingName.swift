@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A name that stands in an image, and whether it may be opened. The image's author chose it, and may be hostile.
+import Base
 import CLinux
 import Glibc
-import Xen
 
 /// Where the files may be that images name. None by default: an image does not decide what the host opens.
 public struct BackingPolicy: Sendable, Equatable {
@@ -26,7 +26,7 @@ struct BackingName {
     private let rest: String
 
     /// Judges `name`, found in the image at `image`; nothing is opened.
-    init(_ name: [UInt8], in image: String, allowed policy: BackingPolicy) throws(PluginError) {
+    init(_ name: [UInt8], in image: String, allowed policy: BackingPolicy) throws(OperationError) {
         guard !name.isEmpty, !name.contains(0), let text = String(validating: name, as: UTF8.self) else {
             throw Self.refusal(image, "of a name that is none (\(name.count) bytes)")
         }
@@ -55,10 +55,10 @@ struct BackingName {
     /// Opens it for reading, without leaving the allowed directory and without following a link.
     ///
     /// O_NONBLOCK keeps the open of a FIFO from waiting; anything but a regular file and a block device is refused.
-    func open() throws(PluginError) -> Int32 {
+    func open() throws(OperationError) -> Int32 {
         let home = unsafe clinux_open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC, 0)
         guard home >= 0 else {
-            throw PluginError(.open, "cannot open the backing-dir \(directory): \(errnoText(errno))")
+            throw OperationError(.open, "cannot open the backing-dir \(directory)", .errno(errno))
         }
         defer { close(home) }
         let file = unsafe clinux_open_beneath(home, rest, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)
@@ -71,20 +71,20 @@ struct BackingName {
                 case ENOSYS: "Linux 5.6 or later is needed to open it safely"
                 default: errnoText(code)
                 }
-            throw PluginError(.open, "cannot open the backing file \(Self.shown(path)): \(reason)")
+            throw OperationError(.open, "cannot open the backing file \(Self.shown(path)): \(reason)")
         }
         var status = stat()
         let kind = unsafe fstat(file, &status) == 0 ? status.st_mode & S_IFMT : 0
         guard kind == S_IFREG || kind == S_IFBLK else {
             close(file)
-            throw PluginError(
+            throw OperationError(
                 .open, "the backing file \(Self.shown(path)) is neither a regular file nor a block device")
         }
         return file
     }
 
-    private static func refusal(_ image: String, _ what: String) -> PluginError {
-        PluginError(.open, "\(image) names a backing file \(what)")
+    private static func refusal(_ image: String, _ what: String) -> OperationError {
+        OperationError(.open, "\(image) names a backing file \(what)")
     }
 
     /// A name without what could disturb a terminal or a log.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Threads for a plugin whose submit() may sleep.
+import Base
 import CLinux
 import Glibc
 import PluginAPI
-import Xen
 
 /// A few threads, each with a queue of the plugin, that take requests from one list.
 ///
@@ -21,11 +21,11 @@ final class BlockingThreads: @unchecked Sendable {
     private var count = 0
     private var stopping = false
     private var opened = 0
-    private var failure: PluginError?
+    private var failure: OperationError?
     private var threads: [pthread_t] = []
 
     /// Starts `threadCount` threads and waits until each has opened its queue.
-    init(device: PluginDevice, port: CompletionPort, firstIndex: Int, threadCount: Int) throws(PluginError) {
+    init(device: PluginDevice, port: CompletionPort, firstIndex: Int, threadCount: Int) throws(OperationError) {
         self.device = device
         self.port = port
         capacity = port.requestCount
@@ -38,14 +38,15 @@ final class BlockingThreads: @unchecked Sendable {
         unsafe condition.initialize(to: pthread_cond_t())
         unsafe pthread_cond_init(condition, nil)
         for index in 0..<threadCount {
-            let thread = startThread(name: "xbb-plugin-\(firstIndex + index)") { [self] in
-                run(index: firstIndex + index)
-            }
-            guard let thread else {
-                failure = PluginError(.open, "cannot start a thread for the plugin: \(errnoText(errno))")
+            do throws(OperationError) {
+                threads.append(
+                    try startThread(named: "xbb-plugin-\(firstIndex + index)") { [self] in
+                        run(index: firstIndex + index)
+                    })
+            } catch {
+                failure = error
                 break
             }
-            threads.append(thread)
         }
         unsafe pthread_mutex_lock(mutex)
         while opened < threads.count { unsafe pthread_cond_wait(condition, mutex) }
@@ -89,8 +90,8 @@ final class BlockingThreads: @unchecked Sendable {
     private func run(index: Int) {
         let host = HostQueue(port: port, events: nil)
         var queue: UnsafeMutableRawPointer?
-        var problem: PluginError?
-        do throws(PluginError) {
+        var problem: OperationError?
+        do throws(OperationError) {
             unsafe queue = try device.openQueue(host, index: index, depth: 1)
         } catch {
             problem = error
@@ -112,34 +113,4 @@ final class BlockingThreads: @unchecked Sendable {
         unsafe pthread_mutex_unlock(mutex)
         if problem == nil { unsafe device.closeQueue(queue, of: host) }
     }
-}
-
-/// Starts a joinable thread; nil with errno when the system refuses.
-@safe
-func startThread(name: String, _ body: @escaping @Sendable () -> Void) -> pthread_t? {
-    final class Body {
-        let run: @Sendable () -> Void
-        let name: String
-        init(_ run: @escaping @Sendable () -> Void, _ name: String) {
-            self.run = run
-            self.name = name
-        }
-    }
-    var thread = pthread_t()
-    let box = unsafe Unmanaged.passRetained(Body(body, name))
-    let result = unsafe pthread_create(
-        &thread, nil,
-        { argument in
-            guard let argument = unsafe argument else { return nil }
-            let body = unsafe Unmanaged<Body>.fromOpaque(argument).takeRetainedValue()
-            unsafe pthread_setname_np(pthread_self(), String(body.name.prefix(15)))
-            body.run()
-            return nil
-        }, box.toOpaque())
-    if result != 0 {
-        unsafe box.release()
-        errno = result
-        return nil
-    }
-    return thread
 }

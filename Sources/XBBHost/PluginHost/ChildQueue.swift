@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A queue of a child, beside the queue of the plugin that asks: requests of one are done before child_submit() returns.
+import Base
 import CLinux
 import Glibc
 import PluginAPI
-import Xen
 
 /// The queue of one child for one queue of a blocking plugin; used on that queue's thread alone.
 @safe
@@ -15,16 +15,16 @@ final class ChildQueue {
     private let handle: UnsafeMutableRawPointer?
 
     /// Opens a queue of the child's plugin on the calling thread.
-    init(_ child: HostChild, _ device: PluginDevice, index: Int) throws(PluginError) {
+    init(_ child: HostChild, _ device: PluginDevice, index: Int) throws(OperationError) {
         self.child = child
         self.device = device
         guard
             let port = unsafe CompletionPorts.take(requestCount: 1, contextSize: Int(device.library.table.req_ctx_size))
-        else { throw PluginError(.open, "no descriptor is left for a queue of \(device.source.path)") }
+        else { throw OperationError(.open, "no descriptor is left for a queue of \(device.source.path)") }
         port.adoptThread()
         self.port = port
         host = HostQueue(port: port, events: nil)
-        do throws(PluginError) {
+        do throws(OperationError) {
             unsafe handle = try device.openQueue(host, index: index, depth: 1)
         } catch {
             CompletionPorts.giveBack(port)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What a plugin says about an open disk, checked and with the defaults filled in.
+import Base
 import PluginAPI
 
 /// Capabilities and limits of an open disk. All sizes are in bytes and make sense together.
@@ -60,52 +61,53 @@ public struct DeviceInfo: Sendable, Equatable {
     public var sectorCount: UInt64 { size / 512 }
 
     /// Checks what get_info() returned; the text of the error is for the operator.
-    package init(validating info: xbb_info) throws(PluginError) {
+    package init(validating info: xbb_info) throws(OperationError) {
         func isPowerOfTwo(_ value: UInt32) -> Bool { value != 0 && value & (value - 1) == 0 }
         let logical = info.logical_block == 0 ? 512 : info.logical_block
         guard isPowerOfTwo(logical), (512...4096).contains(logical) else {
-            throw PluginError(.invalid, "the plugin reports logical blocks of \(logical) bytes; 512 to 4096 are served")
+            throw OperationError(
+                .invalid, "the plugin reports logical blocks of \(logical) bytes; 512 to 4096 are served")
         }
         guard info.size >= UInt64(logical) else {
-            throw PluginError(.invalid, "the disk has \(info.size) bytes, less than one block of \(logical)")
+            throw OperationError(.invalid, "the disk has \(info.size) bytes, less than one block of \(logical)")
         }
         guard info.size % UInt64(logical) == 0, info.size <= UInt64(Int64.max) else {
-            throw PluginError(
+            throw OperationError(
                 .invalid, "the plugin reports a size of \(info.size) bytes, not whole blocks of \(logical)")
         }
         let alignment = info.mem_align == 0 ? 1 : info.mem_align
         guard isPowerOfTwo(alignment), alignment <= 4096 else {
-            throw PluginError(
+            throw OperationError(
                 .invalid, "the plugin wants buffers aligned to \(alignment) bytes; a power of two up to 4096 is served")
         }
         // Lengths are multiples of both, so a disk that needs more alignment in memory has blocks as large as that.
         let block = max(logical, alignment)
         let unit = UInt64(block)
         guard info.size % unit == 0 else {
-            throw PluginError(
+            throw OperationError(
                 .invalid, "the plugin wants buffers of whole \(alignment) bytes for a disk of \(info.size) bytes")
         }
         let physical = info.physical_block == 0 ? block : info.physical_block
         guard isPowerOfTwo(physical), physical >= logical, physical <= 1 << 24 else {
-            throw PluginError(
+            throw OperationError(
                 .invalid, "the plugin reports physical blocks of \(physical) bytes and logical ones of \(logical)")
         }
-        func limit(_ value: UInt64, _ name: String) throws(PluginError) -> UInt64 {
+        func limit(_ value: UInt64, _ name: String) throws(OperationError) -> UInt64 {
             if value == 0 { return UInt64(Int64.max) / unit * unit }
             let whole = value / unit * unit
             if whole == 0 {
-                throw PluginError(.invalid, "the plugin reports \(name) \(value), less than one block of \(unit)")
+                throw OperationError(.invalid, "the plugin reports \(name) \(value), less than one block of \(unit)")
             }
             return whole
         }
         let granularity = info.discard_granularity == 0 ? block : max(info.discard_granularity, block)
         guard granularity % logical == 0 || info.caps & Capabilities.discard.rawValue == 0 else {
-            throw PluginError(
+            throw OperationError(
                 .invalid, "the plugin reports a discard granularity of \(granularity) bytes and blocks of \(logical)")
         }
         capabilities = Capabilities(rawValue: info.caps)
         if !capabilities.isDisjoint(with: [.discardSecure, .discardZeroes]), !capabilities.contains(.discard) {
-            throw PluginError(.invalid, "the plugin reports a kind of discard, and that it cannot discard")
+            throw OperationError(.invalid, "the plugin reports a kind of discard, and that it cannot discard")
         }
         size = info.size
         logicalBlock = block

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The image file or block device behind a disk, opened by the host and lent to the plugin.
+import Base
 import CLinux
 import Glibc
-import Xen
 public import XenBus
 
 /// What an administrator asked for.
@@ -52,13 +52,13 @@ struct DiskFile: ~Copyable {
     /// script looked. O_NONBLOCK keeps the open of a FIFO or a tape from waiting; it means nothing for files and disks.
     init(
         path: String, readOnly: Bool, direct: Bool, expecting expected: DeviceNumber? = nil
-    ) throws(PluginError) {
+    ) throws(OperationError) {
         var status = stat()
         if unsafe stat(path, &status) != 0 { throw Self.refuse(path, errno) }
         let kind = status.st_mode & S_IFMT
-        if kind == S_IFDIR { throw PluginError(.open, "\(path) is a directory, not an image or a block device") }
+        if kind == S_IFDIR { throw OperationError(.open, "\(path) is a directory, not an image or a block device") }
         guard kind == S_IFREG || kind == S_IFBLK else {
-            throw PluginError(.open, "\(path) is neither a regular file nor a block device")
+            throw OperationError(.open, "\(path) is neither a regular file nor a block device")
         }
         let flags = (readOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK
         var isDirect = direct
@@ -71,13 +71,13 @@ struct DiskFile: ~Copyable {
         // The path may have been exchanged since: what counts is what is open.
         if unsafe fstat(opened, &status) != 0 || (status.st_mode & S_IFMT) != kind {
             close(opened)
-            throw PluginError(.open, "\(path) changed its kind while it was opened")
+            throw OperationError(.open, "\(path) changed its kind while it was opened")
         }
         let found = DeviceNumber(major: gnu_dev_major(status.st_rdev), minor: gnu_dev_minor(status.st_rdev))
         if let expected, kind != S_IFBLK || found != expected {
             close(opened)
             let what = kind == S_IFBLK ? "block device \(found)" : "a regular file"
-            throw PluginError(
+            throw OperationError(
                 .open, "\(path) is \(what) now, and was block device \(expected) when it was attached; attach it again")
         }
         descriptor = opened
@@ -85,7 +85,7 @@ struct DiskFile: ~Copyable {
         isBlockDevice = kind == S_IFBLK
     }
 
-    private static func refuse(_ path: String, _ code: Int32) -> PluginError {
+    private static func refuse(_ path: String, _ code: Int32) -> OperationError {
         let advice =
             switch code {
             case ENOENT: "; check the path of the disk"
@@ -94,6 +94,6 @@ struct DiskFile: ~Copyable {
             case ETXTBSY, EBUSY: "; something else uses it"
             default: ""
             }
-        return PluginError(.open, "cannot open \(path): \(errnoText(code))\(advice)")
+        return OperationError(.open, "cannot open \(path): \(errnoText(code))\(advice)")
     }
 }

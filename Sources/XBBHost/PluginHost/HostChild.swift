@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What `struct xbb_child` points to: a file that an image named, open for reading.
+import Base
 import CLinux
 import Glibc
 import PluginAPI
 import Support
 import Synchronization
-import Xen
 
 /// An open child: a descriptor for raw ones, a disk of its own in a plugin for others.
 @safe
@@ -28,31 +28,31 @@ final class HostChild: @unchecked Sendable {
     static func open(
         _ reference: xbb_ref, in image: String, chain: ImageChain, options: [String: String], log: Log,
         onNotify: @escaping @Sendable (UInt32) -> Void
-    ) throws(PluginError) -> HostChild {
+    ) throws(OperationError) -> HostChild {
         guard Int(reference.kind) == Int(XBB_REF_BACKING), reference.flags == 0 else {
-            throw PluginError(.open, "\(image) names a data file, which is not opened")
+            throw OperationError(.open, "\(image) names a data file, which is not opened")
         }
         let format = text(inArray: reference.format)
         let bytes = unsafe withUnsafeBytes(of: reference.name) { unsafe Array($0.prefix { $0 != 0 }) }
         let name = try BackingName(bytes, in: image, allowed: chain.policy)
         guard !format.isEmpty else {
-            throw PluginError(
+            throw OperationError(
                 .open,
                 "\(image) does not say of which format its backing file is, and it is never guessed: say it with "
                     + "qemu-img rebase -u -b \(BackingName.shown(name.path)) -F FORMAT, or in an option of the disk")
         }
         let plugin = format == "raw" ? nil : try library(for: format, chain)
         let file = try name.open()
-        do throws(PluginError) {
+        do throws(OperationError) {
             try chain.enter(name.path, format: format, file: file)
         } catch {
             Glibc.close(file)
             throw error
         }
-        do throws(PluginError) {
+        do throws(OperationError) {
             guard let plugin else {
                 let end = lseek(file, 0, SEEK_END)
-                guard end >= 0 else { throw PluginError(.open, "cannot examine \(name.path): \(errnoText(errno))") }
+                guard end >= 0 else { throw OperationError(.open, "cannot examine \(name.path)", .errno(errno)) }
                 return HostChild(device: nil, descriptor: file, size: UInt64(end))
             }
             // The same options as for the image above, as far as its plugin knows them.
@@ -62,7 +62,7 @@ final class HostChild: @unchecked Sendable {
                 plugin, source, file: file, direct: false, isBacking: true, chain: chain, log: log, onNotify: onNotify)
             guard device.info.logicalBlock == 512, device.info.memoryAlignment == 1 else {
                 device.close()
-                throw PluginError(
+                throw OperationError(
                     .open, "the backing file \(name.path) has blocks of \(device.info.logicalBlock) bytes")
             }
             return HostChild(device: device, descriptor: -1, size: device.info.size)
@@ -73,11 +73,11 @@ final class HostChild: @unchecked Sendable {
         }
     }
 
-    private static func library(for format: String, _ chain: ImageChain) throws(PluginError) -> PluginLibrary {
+    private static func library(for format: String, _ chain: ImageChain) throws(OperationError) -> PluginLibrary {
         let name = try PluginCatalog(directories: chain.pluginDirectories).plugin(serving: format)
         let library = try PluginLibrary.load(name: name, directories: chain.pluginDirectories)
         guard library.isBlocking, !library.hasNoFile, library.formats.contains(format) else {
-            throw PluginError(.open, "plugin '\(name)' cannot serve a backing file")
+            throw OperationError(.open, "plugin '\(name)' cannot serve a backing file")
         }
         return library
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The services that a plugin may call (`struct xbb_host`).
+import Base
 import CLinux
 import Glibc
 import PluginAPI
@@ -53,12 +54,12 @@ final class HostDevice: Sendable {
     private let kin = Mutex(Kin())
 
     /// Opens what an image names.
-    typealias ChildOpener = @Sendable (xbb_ref) throws(PluginError) -> HostChild
+    typealias ChildOpener = @Sendable (xbb_ref) throws(OperationError) -> HostChild
 
     private struct Kin {
         var opener: ChildOpener?
         var children: [HostChild] = []
-        var failure: PluginError?
+        var failure: OperationError?
     }
 
     /// `onNotify` is called on any thread with an `XBB_NOTIFY_` number.
@@ -91,14 +92,14 @@ final class HostDevice: Sendable {
     var children: [HostChild] { kin.withLock { $0.children } }
 
     /// Why a child could not be opened: a chain's reason in full length, where each plugin has room for 247 bytes.
-    var childFailure: PluginError? { kin.withLock { $0.failure } }
+    var childFailure: OperationError? { kin.withLock { $0.failure } }
 
     /// `child_open()`.
-    func openChild(_ reference: xbb_ref) throws(PluginError) -> HostChild {
+    func openChild(_ reference: xbb_ref) throws(OperationError) -> HostChild {
         guard let opener = kin.withLock({ $0.opener }) else {
-            throw PluginError(.open, "child_open() is for open() alone")
+            throw OperationError(.open, "child_open() is for open() alone")
         }
-        do throws(PluginError) {
+        do throws(OperationError) {
             let child = try opener(reference)
             kin.withLock { $0.children.append(child) }
             return child
@@ -193,7 +194,7 @@ enum HostTable {
             else {
                 return unsafe xbb_set_error(failure, -EINVAL, "child_open() without a disk or a name")
             }
-            do throws(PluginError) {
+            do throws(OperationError) {
                 unsafe out.pointee = try unsafe device.openChild(reference.pointee).immortalPointer()
                 return 0
             } catch {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The images below the one that is attached, opened one after the other while it is.
+import Base
 import CLinux
 import Glibc
 import Synchronization
 import Support
-import Xen
 
 /// What a disk consists of, from the attached image down.
 final class ImageChain: Sendable {
@@ -33,9 +33,9 @@ final class ImageChain: Sendable {
     var images: [Image] { state.withLock { $0.images } }
 
     /// Notes an image that was opened; refuses one that is in the chain already, and one too many.
-    func enter(_ path: String, format: String, file: Int32) throws(PluginError) {
+    func enter(_ path: String, format: String, file: Int32) throws(OperationError) {
         guard let identity = StorageIdentity(file: file) else {
-            throw PluginError(.open, "cannot examine \(path): \(errnoText(errno))")
+            throw OperationError(.open, "cannot examine \(path)", .errno(errno))
         }
         let most = policy.mostImages
         let problem: String? = state.withLock { state in
@@ -50,6 +50,6 @@ final class ImageChain: Sendable {
             state.images.append(Image(path: path, format: format, identity: identity))
             return nil
         }
-        if let problem { throw PluginError(.open, problem) }
+        if let problem { throw OperationError(.open, problem) }
     }
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What goes to a plugin with an image, and what comes back as text: `struct xbb_open`, `struct xbb_error`, C arrays.
+import Base
 import Glibc
 import PluginAPI
-import Xen
 
 /// Calls `body` with the request to look at an image; its texts live as long as the call.
 func withOpenRequest<Answer>(
@@ -30,11 +30,15 @@ func text<Characters>(inArray array: Characters) -> String {
     unsafe withUnsafeBytes(of: array) { bytes in unsafe String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self) }
 }
 
-extension PluginError {
+extension OperationError {
     /// What a call that returned `result` says of itself, behind `what`.
     init(_ failure: xbb_error, _ result: Int32, _ what: String) {
         let message = text(inArray: failure.message)
         let code = result < 0 && result > -4096 ? -result : EIO
-        self.init(.open, "\(what): \(message.isEmpty ? errnoText(code) : message)")
+        if message.isEmpty {
+            self.init(.open, what, .errno(code))
+        } else {
+            self.init(.open, "\(what): \(message)")
+        }
     }
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Which plugin serves a format, by the description files of all that are installed; none is loaded for that.
+import Base
 import CLinux
 import Glibc
 import Support
-import Xen
 
 /// The installed plugins.
 public struct PluginCatalog: Sendable {
@@ -38,21 +38,22 @@ public struct PluginCatalog: Sendable {
 
     /// The plugin for a format: the one whose description names it. A plugin without a description file is taken for the
     /// format that it is called after.
-    public func plugin(serving format: String) throws(PluginError) -> String {
+    public func plugin(serving format: String) throws(OperationError) -> String {
         guard PluginLibrary.isValidName(format) else {
-            throw PluginError(.missing, "'\(format)' is no format: it begins with a letter and takes a-z, 0-9 and '-'")
+            throw OperationError(
+                .missing, "'\(format)' is no format: it begins with a letter and takes a-z, 0-9 and '-'")
         }
         let serving = entries.filter { $0.description?.formats.contains(format) ?? ($0.name == format) }.map(\.name)
         if serving.count == 1 { return serving[0] }
         if serving.contains(format) { return format }
         guard serving.isEmpty else {
-            throw PluginError(
+            throw OperationError(
                 .missing,
                 "format '\(format)' is served by more than one plugin: \(serving.joined(separator: ", ")); remove all "
                     + "but one from \(directories.joined(separator: ", "))")
         }
         let known = Set(entries.flatMap { $0.description?.formats ?? [$0.name] }).sorted()
-        throw PluginError(
+        throw OperationError(
             .missing,
             "no plugin serves format '\(format)': those in \(directories.joined(separator: ", ")) serve "
                 + "\(known.isEmpty ? "nothing" : known.joined(separator: ", ")); install the plugin for it "
@@ -66,7 +67,7 @@ public struct PluginCatalog: Sendable {
     }
 
     private static func describe(_ entry: Entry) -> JSON {
-        do throws(PluginError) {
+        do throws(OperationError) {
             let description =
                 if let known = entry.description { known } else { try PluginDescription.describe(plugin: entry.path) }
             return .object(description.json.members + [("path", .string(entry.path))])

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What a plugin says of itself, in a form that is read without running its code: the file xbb-<name>.plugin beside it.
+import Base
 import CLinux
 import Glibc
 import PluginAPI
@@ -48,11 +49,11 @@ public struct PluginDescription: Sendable, Equatable {
     }
 
     /// Loads the plugin in the file `path`, "…/xbb-<name>.so", and describes it.
-    public static func describe(plugin path: String) throws(PluginError) -> PluginDescription {
+    public static func describe(plugin path: String) throws(OperationError) -> PluginDescription {
         let parts = path.split(separator: "/", omittingEmptySubsequences: false)
         let file = parts.last.map(String.init) ?? ""
         guard let name = PluginLibrary.name(inFile: file) else {
-            throw PluginError(.missing, "'\(path)' is no plugin: expected a file called xbb-NAME.so")
+            throw OperationError(.missing, "'\(path)' is no plugin: expected a file called xbb-NAME.so")
         }
         let folder = parts.dropLast().joined(separator: "/")
         return PluginDescription(

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // One disk, open in its plugin.
+import Base
 import CLinux
 import Glibc
 import PluginAPI
 import Synchronization
-import Xen
 import Support
 
 /// An open disk. Control calls of the plugin are made from the control thread only.
@@ -30,7 +30,7 @@ public final class PluginDevice: @unchecked Sendable {
     private var isClosed = false
 
     /// The plugin for a disk: "raw" is served by what the path is, any other format by the plugin that names it.
-    static func pluginName(for source: DiskSource, directories: [String]) throws(PluginError) -> String {
+    static func pluginName(for source: DiskSource, directories: [String]) throws(OperationError) -> String {
         if source.format != "raw" { return try PluginCatalog(directories: directories).plugin(serving: source.format) }
         var status = stat()
         if unsafe stat(source.path, &status) == 0, status.st_mode & S_IFMT == S_IFBLK { return "rawdisk" }
@@ -44,17 +44,17 @@ public final class PluginDevice: @unchecked Sendable {
     public convenience init(
         _ source: DiskSource, directories: [String], backing: BackingPolicy = BackingPolicy(), log: Log,
         onNotify: @escaping @Sendable (UInt32) -> Void
-    ) throws(PluginError) {
+    ) throws(OperationError) {
         let library = try PluginLibrary.load(
             name: Self.pluginName(for: source, directories: directories), directories: directories)
         guard library.formats.contains(source.format) else {
-            throw PluginError(
+            throw OperationError(
                 .open,
                 "plugin '\(library.name)' does not serve format '\(source.format)', only: "
                     + library.formats.joined(separator: ", "))
         }
         if library.isReadOnly && !source.readOnly {
-            throw PluginError(
+            throw OperationError(
                 .open,
                 "plugin '\(library.name)' only reads: attach the disk read-only (mode r), or convert the image to raw "
                     + "(qemu-img convert -O raw)")
@@ -67,8 +67,8 @@ public final class PluginDevice: @unchecked Sendable {
                 path: source.path, readOnly: source.readOnly, direct: source.direct, expecting: source.deviceNumber)
             direct = opened.isDirect
             file = dup3Cloexec(opened.descriptor)
-            if file < 0 { throw PluginError(.open, "cannot open \(source.path): \(errnoText(errno))") }
-            do throws(PluginError) {
+            if file < 0 { throw OperationError(.open, "cannot open \(source.path)", .errno(errno)) }
+            do throws(OperationError) {
                 try chain.enter(source.path, format: source.format, file: file)
             } catch {
                 _ = Glibc.close(file)
@@ -83,7 +83,7 @@ public final class PluginDevice: @unchecked Sendable {
     init(
         _ library: PluginLibrary, _ source: DiskSource, file: Int32, direct: Bool, isBacking: Bool, chain: ImageChain,
         log: Log, onNotify: @escaping @Sendable (UInt32) -> Void
-    ) throws(PluginError) {
+    ) throws(OperationError) {
         self.library = library
         self.source = source
         self.chain = chain
@@ -93,11 +93,11 @@ public final class PluginDevice: @unchecked Sendable {
         unsafe hostPointer = host.immortalPointer()
         exclusion = library.threadModel == .queue ? nil : PluginExclusion()
         var opened: UnsafeMutableRawPointer?
-        do throws(PluginError) {
+        do throws(OperationError) {
             options = try PluginOptionValues(library.options, given: source.options)
-            host.allowChildren { reference throws(PluginError) in
+            host.allowChildren { reference throws(OperationError) in
                 guard library.isBlocking else {
-                    throw PluginError(.open, "child_open() is for plugins that block (XBB_PLUGIN_BLOCKING)")
+                    throw OperationError(.open, "child_open() is for plugins that block (XBB_PLUGIN_BLOCKING)")
                 }
                 return try HostChild.open(
                     reference, in: source.path, chain: chain, options: source.options, log: log, onNotify: onNotify)
@@ -105,7 +105,7 @@ public final class PluginDevice: @unchecked Sendable {
             defer { host.allowChildren(nil) }
             unsafe opened = try unsafe Self.open(
                 library, source, options: options, file: file, direct: direct, isBacking: isBacking, host: hostPointer)
-            do throws(PluginError) {
+            do throws(OperationError) {
                 info = try unsafe Self.query(library, opened)
             } catch {
                 unsafe library.table.close(opened)
@@ -115,7 +115,7 @@ public final class PluginDevice: @unchecked Sendable {
             for child in host.children { child.close() }
             if file >= 0 { _ = Glibc.close(file) }
             guard let cause = host.childFailure else { throw error }
-            throw isBacking ? cause : PluginError(.open, "cannot open \(source.path): \(cause)")
+            throw isBacking ? cause : OperationError(.open, "cannot open \(source.path): \(cause)")
         }
         unsafe handle = unsafe opened
     }
@@ -123,7 +123,7 @@ public final class PluginDevice: @unchecked Sendable {
     private static func open(
         _ library: PluginLibrary, _ source: DiskSource, options: PluginOptionValues, file: Int32, direct: Bool,
         isBacking: Bool, host: OpaquePointer
-    ) throws(PluginError) -> UnsafeMutableRawPointer? {
+    ) throws(OperationError) -> UnsafeMutableRawPointer? {
         var handle: UnsafeMutableRawPointer?
         var failure = xbb_error()
         let flags =
@@ -132,41 +132,41 @@ public final class PluginDevice: @unchecked Sendable {
         let result = unsafe withOpenRequest(
             source.format, label: source.path, flags: flags, file: file, options: options, host: host
         ) { request in unsafe library.table.open(request, &handle, &failure) }
-        if result != 0 { throw PluginError(failure, result, "plugin '\(library.name)' cannot open \(source.path)") }
+        if result != 0 { throw OperationError(failure, result, "plugin '\(library.name)' cannot open \(source.path)") }
         return unsafe handle
     }
 
     private static func query(
         _ library: PluginLibrary, _ handle: UnsafeMutableRawPointer?
-    ) throws(PluginError) -> DeviceInfo {
+    ) throws(OperationError) -> DeviceInfo {
         var raw = xbb_info()
         raw.struct_size = UInt32(MemoryLayout<xbb_info>.size)
         let result = unsafe library.table.get_info(handle, &raw)
         if result != 0 {
-            throw PluginError(.open, "plugin '\(library.name)' gives no information: \(errnoText(-result))")
+            throw OperationError(.open, "plugin '\(library.name)' gives no information", .errno(-result))
         }
-        do throws(PluginError) {
+        do throws(OperationError) {
             let info = try DeviceInfo(validating: raw)
             if info.capabilities.contains(.needsMemoryMap), unsafe library.table.mem_map == nil {
-                throw PluginError(.invalid, "the plugin says that it needs mem_map(), and has none")
+                throw OperationError(.invalid, "the plugin says that it needs mem_map(), and has none")
             }
             return info
         } catch {
-            throw PluginError(error.kind, "plugin '\(library.name)': \(error)")
+            throw error.within("plugin '\(library.name)'")
         }
     }
 
     /// Lets the plugin start its threads; after privileges were dropped.
-    public func start() throws(PluginError) {
+    public func start() throws(OperationError) {
         for child in host.children { try child.device?.start() }
         guard let start = unsafe library.table.start else { return }
         var failure = xbb_error()
         let result = unsafe start(handle, &failure)
-        if result != 0 { throw PluginError(failure, result, "plugin '\(library.name)' cannot start") }
+        if result != 0 { throw OperationError(failure, result, "plugin '\(library.name)' cannot start") }
     }
 
     /// Asks the plugin again after it reported a change.
-    public func refresh() throws(PluginError) {
+    public func refresh() throws(OperationError) {
         exclusion?.lock()
         defer { exclusion?.unlock() }
         info = try unsafe Self.query(library, handle)
@@ -188,10 +188,10 @@ public final class PluginDevice: @unchecked Sendable {
     public var isReadOnly: Bool { source.readOnly || !info.capabilities.contains(.write) }
 
     /// Opens a queue of the plugin and of each child, on the thread that it will belong to.
-    func openQueue(_ host: HostQueue, index: Int, depth: Int) throws(PluginError) -> UnsafeMutableRawPointer? {
+    func openQueue(_ host: HostQueue, index: Int, depth: Int) throws(OperationError) -> UnsafeMutableRawPointer? {
         for child in self.host.children {
             guard let device = child.device else { continue }
-            do throws(PluginError) {
+            do throws(OperationError) {
                 host.childQueues.append(try ChildQueue(child, device, index: index))
             } catch {
                 host.closeChildQueues()
@@ -209,7 +209,7 @@ public final class PluginDevice: @unchecked Sendable {
         let result = unsafe library.table.queue_open(handle, host.immortalPointer(), &parameters, &queue, &failure)
         if result != 0 {
             host.closeChildQueues()
-            throw PluginError(failure, result, "plugin '\(library.name)' cannot open queue \(index)")
+            throw OperationError(failure, result, "plugin '\(library.name)' cannot open queue \(index)")
         }
         return unsafe queue
     }
@@ -243,7 +243,7 @@ public final class PluginDevice: @unchecked Sendable {
     }
 
     /// Registers memory that will hold data, where the plugin wants to know.
-    func map(_ address: UnsafeMutableRawPointer, byteCount: Int) throws(PluginError) {
+    func map(_ address: UnsafeMutableRawPointer, byteCount: Int) throws(OperationError) {
         guard let map = unsafe library.table.mem_map else { return }
         var memory = unsafe xbb_mem()
         unsafe memory.struct_size = UInt32(MemoryLayout<xbb_mem>.size)
@@ -254,7 +254,7 @@ public final class PluginDevice: @unchecked Sendable {
         let result = unsafe map(handle, &memory)
         exclusion?.unlock()
         if result != 0 && info.capabilities.contains(.needsMemoryMap) {
-            throw PluginError(.open, "plugin '\(library.name)' cannot use the host's memory: \(errnoText(-result))")
+            throw OperationError(.open, "plugin '\(library.name)' cannot use the host's memory", .errno(-result))
         }
     }
 

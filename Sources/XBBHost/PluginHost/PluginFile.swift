@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Whether a file can be given to the dynamic linker, which maps it without looking at its length: where a plugin was
 // copied in part, the process would end with SIGBUS instead of an error.
+import Base
 import CLinux
 import Glibc
-import Xen
 
 /// A file that ought to be a shared library.
 enum PluginFile {
@@ -12,9 +12,9 @@ enum PluginFile {
     private static let loadable: UInt64 = 1
 
     /// Throws where it is no 64-bit ELF file, or ends before what is to be mapped of it. All else is for dlopen().
-    static func check(_ path: String) throws(PluginError) {
-        func failure(_ what: String) -> PluginError {
-            PluginError(.incompatible, "cannot load plugin \(path): \(what); install it again")
+    static func check(_ path: String) throws(OperationError) {
+        func failure(_ what: String) -> OperationError {
+            OperationError(.incompatible, "cannot load plugin \(path): \(what); install it again")
         }
         let file = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0)
         guard file >= 0 else { throw failure(errnoText(errno)) }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Finds a plugin's shared library, checks who could have changed it, loads it and checks its description.
+import Base
 import CLinux
 import Glibc
 import PluginAPI
-import Xen
 
 /// How strictly calls into a plugin are serialised.
 public enum PluginThreadModel: Sendable, Equatable {
@@ -64,9 +64,9 @@ public struct PluginLibrary: @unchecked Sendable {
     }
 
     /// Loads `xbb-<name>.so` from the first of the directories that has it.
-    public static func load(name: String, directories: [String]) throws(PluginError) -> PluginLibrary {
+    public static func load(name: String, directories: [String]) throws(OperationError) -> PluginLibrary {
         guard isValidName(name) else {
-            throw PluginError(.missing, "'\(name)' is no plugin name: it takes a-z, 0-9 and '-'")
+            throw OperationError(.missing, "'\(name)' is no plugin name: it takes a-z, 0-9 and '-'")
         }
         for directory in directories {
             let path = "\(directory)/xbb-\(name).so"
@@ -77,7 +77,7 @@ public struct PluginLibrary: @unchecked Sendable {
             if let target = folder(behindLink: path) { try checkOwner(of: target) }
             return try unsafe load(name: name, path: path, host: HostTable.shared)
         }
-        throw PluginError(
+        throw OperationError(
             .missing,
             "no plugin '\(name)': there is no xbb-\(name).so in \(directories.joined(separator: ", "))")
     }
@@ -115,15 +115,15 @@ public struct PluginLibrary: @unchecked Sendable {
     }
 
     /// Code is run from here with our rights, so only root and ourselves may be able to change it.
-    private static func checkOwner(of path: String) throws(PluginError) {
+    private static func checkOwner(of path: String) throws(OperationError) {
         var status = stat()
-        if unsafe stat(path, &status) != 0 { throw PluginError(.missing, "\(path): \(errnoText(errno))") }
+        if unsafe stat(path, &status) != 0 { throw OperationError(.missing, "\(path)", .errno(errno)) }
         if status.st_uid != 0 && status.st_uid != geteuid() {
-            throw PluginError(
+            throw OperationError(
                 .untrusted, "\(path) belongs to user \(status.st_uid): plugins must belong to root (chown root)")
         }
         if status.st_mode & (S_IWGRP | S_IWOTH) != 0 {
-            throw PluginError(
+            throw OperationError(
                 .untrusted, "\(path) can be written by others than its owner: plugins must not (chmod go-w)")
         }
     }
@@ -131,16 +131,16 @@ public struct PluginLibrary: @unchecked Sendable {
     /// Loads the plugin `name` from the file, whoever it belongs to, for the host with that table.
     package static func load(
         name: String, path: String, host: UnsafePointer<xbb_host>
-    ) throws(PluginError) -> PluginLibrary {
+    ) throws(OperationError) -> PluginLibrary {
         try PluginFile.check(path)
         guard let handle = unsafe dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE) else {
-            throw PluginError(
+            throw OperationError(
                 .incompatible,
                 "cannot load plugin \(dynamicLinkerMessage(about: path)); install it again, or rebuild it for this system"
             )
         }
         guard let symbol = unsafe dlsym(handle, XBB_PLUGIN_ENTRY) else {
-            throw PluginError(
+            throw OperationError(
                 .incompatible,
                 "\(path) is no plugin of ABI \(XBB_ABI_MAJOR): it does not export \(XBB_PLUGIN_ENTRY)(); \(Self.remedy)"
             )
@@ -157,17 +157,18 @@ public struct PluginLibrary: @unchecked Sendable {
     private static let remedy = "install a build of it for this version of XBB"
 
     /// An error that only the plugin's author can mend.
-    private static func faulty(_ path: String, _ what: String) -> PluginError {
-        PluginError(.invalid, "plugin \(path): \(what); this is an error in the plugin, install another version of it")
+    private static func faulty(_ path: String, _ what: String) -> OperationError {
+        OperationError(
+            .invalid, "plugin \(path): \(what); this is an error in the plugin, install another version of it")
     }
 
     /// Copies as much of the table as both sides know and checks it. The table is untrusted input.
     private static func check(
         _ description: UnsafePointer<xbb_plugin>, name: String, path: String, host: UnsafePointer<xbb_host>
-    ) throws(PluginError) -> PluginLibrary {
+    ) throws(OperationError) -> PluginLibrary {
         let size = Int(unsafe description.pointee.struct_size)
         guard let smallest = unsafe MemoryLayout<xbb_plugin>.offset(of: \.poll), size >= smallest, size <= 65536 else {
-            throw PluginError(
+            throw OperationError(
                 .incompatible,
                 "plugin \(path): its description has \(size) bytes; one of ABI \(XBB_ABI_MAJOR) ends behind submit(); "
                     + Self.remedy)
@@ -178,14 +179,14 @@ public struct PluginLibrary: @unchecked Sendable {
             unsafe copy.copyMemory(from: UnsafeRawBufferPointer(start: description, count: known))
         }
         guard unsafe table.abi_major == UInt16(XBB_ABI_MAJOR) else {
-            throw PluginError(
+            throw OperationError(
                 .incompatible,
                 "plugin \(path) is of plugin ABI \(unsafe table.abi_major) and this host of \(XBB_ABI_MAJOR); \(Self.remedy)"
             )
         }
         let missing = unsafe table.need_features & ~HostTable.features
         if missing != 0 {
-            throw PluginError(
+            throw OperationError(
                 .incompatible,
                 "plugin \(path) needs features 0x\(String(missing, radix: 16)) that this version of XBB lacks; "
                     + Self.remedy)
@@ -216,7 +217,7 @@ public struct PluginLibrary: @unchecked Sendable {
         if let load = unsafe table.load {
             let result = unsafe load(host)
             if result != 0 {
-                throw PluginError(
+                throw OperationError(
                     .incompatible,
                     "plugin \(path) cannot be used here: its load() failed: "
                         + errnoText(result < 0 && result > -4096 ? -result : EIO))

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The typed options of plugins: the host parses and checks, the plugin gets values.
+import Base
 import CLinux
 import Glibc
 import PluginAPI
@@ -74,10 +75,10 @@ public struct PluginOption: Sendable {
     }
 
     /// Turns text into the number and the text that the plugin gets.
-    func parse(_ text: String) throws(PluginError) -> (number: UInt64, text: String?) {
-        func refuse(_ expected: String) -> PluginError {
+    func parse(_ text: String) throws(OperationError) -> (number: UInt64, text: String?) {
+        func refuse(_ expected: String) -> OperationError {
             let shown = kind == .secret ? "(secret)" : "'\(text)'"
-            return PluginError(.option, "option \(name)=\(shown): expected \(expected)")
+            return OperationError(.option, "option \(name)=\(shown): expected \(expected)")
         }
         switch kind {
         case .bool:
@@ -124,15 +125,16 @@ package final class PluginOptionValues: @unchecked Sendable {
     package let count: Int
 
     /// Checks `given` against the schema and fills in the defaults.
-    package init(_ schema: [PluginOption], given: [String: String]) throws(PluginError) {
+    package init(_ schema: [PluginOption], given: [String: String]) throws(OperationError) {
         for name in given.keys.sorted() where !schema.contains(where: { $0.name == name }) {
             let known = schema.map(\.name).joined(separator: ", ")
-            throw PluginError(.option, "unknown option '\(name)'; this plugin takes: \(known.isEmpty ? "none" : known)")
+            throw OperationError(
+                .option, "unknown option '\(name)'; this plugin takes: \(known.isEmpty ? "none" : known)")
         }
         var parsed: [(number: UInt64, text: String?)] = []
         for option in schema {
             guard let text = given[option.name] ?? option.defaultText else {
-                throw PluginError(.option, "option '\(option.name)' must be given: \(option.help)")
+                throw OperationError(.option, "option '\(option.name)' must be given: \(option.help)")
             }
             parsed.append(try option.parse(text))
         }

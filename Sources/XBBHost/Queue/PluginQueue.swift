@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The plugin's side of a queue: called in place, or on threads of its own if it may sleep.
+import Base
 import Glibc
 import Memory
 import PluginAPI
-import Xen
 
 /// An open queue of a plugin, used and closed on the thread that opened it.
 @safe
@@ -26,9 +26,9 @@ struct PluginQueue: ~Copyable {
     /// Opens the plugin's queue number `index`, or a queue for each of `threadCount` threads if it may sleep.
     init(
         device: PluginDevice, port: CompletionPort, events: PluginEvents, index: Int, depth: Int, threadCount: Int
-    ) throws(PluginError) {
+    ) throws(OperationError) {
         guard let submit = unsafe device.library.table.submit else {
-            throw PluginError(.invalid, "plugin '\(device.library.name)' has no submit()")
+            throw OperationError(.invalid, "plugin '\(device.library.name)' has no submit()")
         }
         let threads: BlockingThreads?
         let handle: UnsafeMutableRawPointer?
@@ -41,7 +41,7 @@ struct PluginQueue: ~Copyable {
             let host = port.hostQueue
             host.events = events
             events.exclusion = device.exclusion
-            do throws(PluginError) {
+            do throws(OperationError) {
                 unsafe handle = try device.openQueue(host, index: index, depth: depth)
             } catch {
                 host.events = nil

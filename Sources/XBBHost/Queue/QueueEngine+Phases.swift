@@ -9,7 +9,6 @@ import Blkif
 import Glibc
 import Memory
 import PluginAPI
-import Xen
 
 extension QueueEngine {
     /// Takes memory for the list's data; false if none is free now.

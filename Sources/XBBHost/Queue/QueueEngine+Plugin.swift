@@ -4,7 +4,6 @@ import Blkif
 import Glibc
 import Memory
 import PluginAPI
-import Xen
 
 extension QueueEngine {
     /// Begins to hand over `length` bytes from `offset` of the list.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The effects between the engine's steps: grant copies, the plugin's submit, events, sleep.
+import Base
 import Blkif
 import CLinux
 import CRing
@@ -22,7 +23,7 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
     private var turnsSinceEvents = 0
     /// When the plugin began to take nothing although it has nothing, in ns; nil while it works.
     private var stalledSince: UInt64?
-    private var xenError: XenError?
+    private var xenError: OperationError?
 
     /// How long a plugin may take nothing, with nothing in flight, before its requests fail: 10 s.
     private static var stallLimit: UInt64 { 10_000_000_000 }
@@ -65,7 +66,7 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
         return engine.replaying.isDone
     }
 
-    mutating func takeXenError() -> XenError? {
+    mutating func takeXenError() -> OperationError? {
         if xenError == nil { return nil }
         defer { xenError = nil }
         return xenError
@@ -107,7 +108,7 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
     }
 
     private mutating func copy() {
-        do throws(XenError) {
+        do throws(OperationError) {
             try grants.copy(&engine.copies)
             engine.copiesDone(succeeded: true)
         } catch {
@@ -151,7 +152,7 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
     /// Sends the frontend an event. To one that an earlier process left: the event of its last responses may be lost.
     mutating func notify() {
         engine.stats.add(.notifications_sent)
-        do throws(XenError) {
+        do throws(OperationError) {
             try channels.notify(channel)
         } catch {
             xenError = error
@@ -171,7 +172,7 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
 
     private mutating func takeEvents(_ channelIsReady: Bool) {
         guard channelIsReady else { return }
-        do throws(XenError) {
+        do throws(OperationError) {
             // The handle has this one channel, which is masked now: a second read would find nothing. If it did not, the
             // descriptor stays readable.
             guard try channels.takePending() != nil else { return }
@@ -193,7 +194,7 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
             // The ring is empty and the frontend knows that we want an event: now it may come.
             if isMasked {
                 isMasked = false
-                do throws(XenError) { try channels.unmask(channel) } catch { xenError = error }
+                do throws(OperationError) { try channels.unmask(channel) } catch { xenError = error }
             }
         }
         guard engine.port.prepareToSleep() else { return }

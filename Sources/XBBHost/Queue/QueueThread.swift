@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // One queue: one thread, one event loop, nothing shared with other queues on the way of a request.
+import Base
 import Blkif
 import CLinux
 import Glibc
@@ -52,11 +53,6 @@ package struct QueueConfiguration: Sendable {
     }
 }
 
-/// Why a queue does not run, or does not read its ring any more. The text is for the operator.
-package struct QueueFailure: Error, Sendable {
-    package let text: String
-}
-
 /// A running queue. Methods are for the control thread.
 package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// What the control thread wants of the queue's.
@@ -76,7 +72,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private let log: Log
     private let faultLimit: RateLimit
     /// Called on the queue's thread when the ring is not read any more.
-    private let onFailure: @Sendable (QueueFailure) -> Void
+    private let onFailure: @Sendable (OperationError) -> Void
     /// Called on the queue's thread when the requests of an earlier process were begun again.
     private let onReplayed: @Sendable () -> Void
     private let journal: QueueJournalSource
@@ -85,15 +81,15 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private let wishesChanged = Atomic<Bool>(false)
     private let port: CompletionPort
     private let started = Semaphore()
-    private let startResult = Mutex<QueueFailure?>(nil)
+    private let startResult = Mutex<OperationError?>(nil)
     private var thread: pthread_t?
 
     /// Prepares a queue; ``start()`` makes it run.
     package init(
         platform: Platform, device: PluginDevice, configuration: QueueConfiguration, statistics: QueueStatistics,
-        log: Log, faultLimit: RateLimit, onFailure: @escaping @Sendable (QueueFailure) -> Void,
+        log: Log, faultLimit: RateLimit, onFailure: @escaping @Sendable (OperationError) -> Void,
         onReplayed: @escaping @Sendable () -> Void = {}
-    ) throws(QueueFailure) {
+    ) throws(OperationError) {
         self.platform = platform
         self.device = device
         self.configuration = configuration
@@ -110,10 +106,10 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         let context = unsafe Int(device.library.table.req_ctx_size)
         // A list can be several plugin requests where the plugin's limit is small; the more fit, the deeper it runs.
         guard let port = CompletionPorts.take(requestCount: max(entries, 32) + 32, contextSize: context) else {
-            throw QueueFailure(text: "no descriptor for queue \(configuration.index): \(errnoText(errno))")
+            throw OperationError(errno, "make a descriptor for queue \(configuration.index)")
         }
         guard let journal = configuration.journal ?? .anonymous(entries: entries) else {
-            throw QueueFailure(text: "no memory for queue \(configuration.index)")
+            throw OperationError(ENOMEM, "reserve a journal for queue \(configuration.index)")
         }
         self.journal = journal
         // Immortal: a plugin that completes too late must not write to memory of somebody else.
@@ -126,10 +122,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     }
 
     /// Maps the ring, binds the event channel, opens the plugin's queue and runs; throws what went wrong.
-    package func start() throws(QueueFailure) {
-        guard let thread = startThread(name: "xbb-queue-\(configuration.index)", { [self] in run() }) else {
-            throw QueueFailure(text: "cannot start a thread for queue \(configuration.index): \(errnoText(errno))")
-        }
+    package func start() throws(OperationError) {
+        let thread = try startThread(named: "xbb-queue-\(configuration.index)") { [self] in run() }
         self.thread = thread
         started.wait()
         if let failure = startResult.withLock({ $0 }) {
@@ -180,7 +174,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     // MARK: The queue's thread
 
     private func run() {
-        do throws(QueueFailure) {
+        do throws(OperationError) {
             try serve()
         } catch {
             startResult.withLock { $0 = error }
@@ -189,57 +183,43 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     }
 
     /// Everything that can fail comes first and undoes itself; then the loop.
-    private func serve() throws(QueueFailure) {
+    private func serve() throws(OperationError) {
         port.adoptThread()
         let domain = configuration.domain
-        do throws(XenError) {
-            let grants = try platform.openGrants()
-            let mapping = try grants.map(configuration.ringReferences, of: domain, writable: true)
-            defer { unmap(mapping, grants) }
-            KillPoint.reach(.mapped)
-            let channels = try platform.openEvents()
-            let channel = try bind(
-                configuration.eventChannel, of: domain, on: channels, patient: journal.isInherited)
-            defer { unbind(channel, channels) }
-            KillPoint.reach(.bound)
-            guard let memory = HostMemory(byteCount: max(configuration.memoryBytes, QueueEngine.smallestMemory)),
-                let events = PluginEvents(port: port)
-            else { throw XenError(ENOMEM, "reserve memory for queue \(configuration.index)") }
-            let watched = events.add(
-                channels.fileDescriptor, UInt32(EPOLLIN.rawValue), PluginEvents.Source.eventChannel.rawValue)
-            if watched != 0 { throw XenError(-watched, "watch event channel \(channel)") }
-            let engine = try makeEngine(BackRing(attaching: mapping.pages, abi: configuration.abi), memory)
-            let queue: PluginQueue
-            do throws(PluginError) {
-                unsafe try device.map(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
-                queue = try PluginQueue(
-                    device: device, port: port, events: events, index: configuration.index,
-                    depth: engine.depthLimit, threadCount: configuration.blockingThreads)
-            } catch {
-                throw XenError(EIO, error.description)
-            }
-            started.signal()
-            var loop = QueueLoop<Platform>(
-                engine: engine, queue: queue, events: events, grants: grants, channels: channels, channel: channel)
-            if journal.isInherited { loop.notify() }
-            run(&loop)
-            loop.finish()
-            unsafe device.unmap(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
-        } catch {
-            throw QueueFailure(text: error.description)
-        }
+        let grants = try platform.openGrants()
+        let mapping = try grants.map(configuration.ringReferences, of: domain, writable: true)
+        defer { unmap(mapping, grants) }
+        KillPoint.reach(.mapped)
+        let channels = try platform.openEvents()
+        let channel = try bind(
+            configuration.eventChannel, of: domain, on: channels, patient: journal.isInherited)
+        defer { unbind(channel, channels) }
+        KillPoint.reach(.bound)
+        guard let memory = HostMemory(byteCount: max(configuration.memoryBytes, QueueEngine.smallestMemory)),
+            let events = PluginEvents(port: port)
+        else { throw OperationError(ENOMEM, "reserve memory for queue \(configuration.index)") }
+        let watched = events.add(
+            channels.fileDescriptor, UInt32(EPOLLIN.rawValue), PluginEvents.Source.eventChannel.rawValue)
+        if watched != 0 { throw OperationError(-watched, "watch event channel \(channel)") }
+        let engine = try makeEngine(BackRing(attaching: mapping.pages, abi: configuration.abi), memory)
+        unsafe try device.map(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
+        let queue = try PluginQueue(
+            device: device, port: port, events: events, index: configuration.index,
+            depth: engine.depthLimit, threadCount: configuration.blockingThreads)
+        started.signal()
+        var loop = QueueLoop<Platform>(
+            engine: engine, queue: queue, events: events, grants: grants, channels: channels, channel: channel)
+        if journal.isInherited { loop.notify() }
+        run(&loop)
+        loop.finish()
+        unsafe device.unmap(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
     }
 
     /// The engine, behind what an earlier process left in the ring and in the journal.
-    private func makeEngine(_ attached: consuming BackRing, _ memory: HostMemory) throws(XenError) -> QueueEngine {
+    private func makeEngine(_ attached: consuming BackRing, _ memory: HostMemory) throws(OperationError) -> QueueEngine
+    {
         var ring = attached
-        let journal: QueueJournal
-        let recovery: QueueRecovery
-        do throws(JournalProblem) {
-            (journal, recovery) = try self.journal.start(&ring)
-        } catch {
-            throw XenError(EIO, error.text)
-        }
+        let (journal, recovery) = try self.journal.start(&ring)
         if !recovery.replays.isEmpty {
             let found = RecoverySummary(recovery, journal, layout: ring.layout, disk: configuration.disk)
             summary.withLock { $0 = found }
@@ -267,8 +247,9 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             if let overflow = loop.overflow, !reportedOverflow {
                 reportedOverflow = true
                 onFailure(
-                    QueueFailure(
-                        text: "queue \(configuration.index): the frontend moved req_prod to "
+                    OperationError(
+                        .queue,
+                        "queue \(configuration.index): the frontend moved req_prod to "
                             + "\(overflow.requestProducer), further than its ring of \(overflow.entryCount) slots "
                             + "allows; its ring is not read any more"))
             }
@@ -303,7 +284,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
                 + "alone \(QueueRecovery.poisonLimit) times; it is answered with an error and not tried again")
     }
 
-    private func reportXenError(_ error: XenError) {
+    private func reportXenError(_ error: OperationError) {
         guard let dropped = faultLimit.admit() else { return }
         log.error("queue \(configuration.index): \(error)\(dropped > 0 ? " (\(dropped) more were not logged)" : "")")
     }

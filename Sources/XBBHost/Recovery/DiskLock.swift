@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The lock that says which process serves a disk, and how it goes from one to the next.
+import Base
 import CLinux
 import Glibc
 import Support
-import Xen
 
 /// The open file of a disk's lock, flock(2), which this process holds or waits for.
 ///
@@ -15,19 +15,19 @@ final class DiskLock {
     private static let lastWord = "handed over\n"
 
     /// Takes over a descriptor that this process was started with.
-    init(owning descriptor: Int32) throws(XenError) {
+    init(owning descriptor: Int32) throws(OperationError) {
         self.descriptor = descriptor
         var status = stat()
         guard unsafe fstat(descriptor, &status) == 0, status.st_mode & S_IFMT == S_IFREG else {
-            throw XenError(EBADF, "use descriptor \(descriptor) as the lock of the disk")
+            throw OperationError(EBADF, "use descriptor \(descriptor) as the lock of the disk")
         }
         _ = clinux_fcntl_int(descriptor, F_SETFD, FD_CLOEXEC)
     }
 
     /// Waits until nobody else holds the lock. True if the one before handed over, false if he died before he had.
-    func take() throws(XenError) -> Bool {
+    func take() throws(OperationError) -> Bool {
         while flock(descriptor, LOCK_EX) != 0 {
-            if errno != EINTR { throw XenError(errno, "wait for the lock of the disk") }
+            if errno != EINTR { throw OperationError(errno, "wait for the lock of the disk") }
         }
         var bytes = [UInt8](repeating: 0, count: 64)
         let count = unsafe bytes.withUnsafeMutableBytes { unsafe pread(descriptor, $0.baseAddress, $0.count, 0) }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Whose journal it is: what a process that goes on with it must find unchanged.
+import Base
 import CLinux
 import Glibc
 import Memory
@@ -56,40 +57,46 @@ struct JournalConnection: Equatable, Sendable {
     }
 
     /// Throws what is not as it was. Every number that is read is compared before it is used.
-    func compare(with pages: SharedPages) throws(JournalProblem) {
-        guard pages.byteCount >= JournalLayout.pageSize else { throw JournalProblem("it is empty or cut off") }
+    func compare(with pages: SharedPages) throws(OperationError) {
+        guard pages.byteCount >= JournalLayout.pageSize else {
+            throw OperationError(.journal, "it is empty or cut off")
+        }
         guard pages.load64(at: JournalLayout.magicOffset) == JournalLayout.magic else {
-            throw JournalProblem("it is no journal")
+            throw OperationError(.journal, "it is no journal")
         }
         let version = pages.load(at: JournalLayout.versionOffset)
-        guard version == JournalLayout.version else { throw JournalProblem("its version \(version) is not known") }
-        guard pages.load(at: JournalLayout.stateOffset) == 1 else { throw JournalProblem("it was not completed") }
+        guard version == JournalLayout.version else {
+            throw OperationError(.journal, "its version \(version) is not known")
+        }
+        guard pages.load(at: JournalLayout.stateOffset) == 1 else {
+            throw OperationError(.journal, "it was not completed")
+        }
         let queueSize = JournalLayout.queueSize(entries: entries)
         guard pages.load(at: JournalLayout.queueCountOffset) == UInt32(rings.count),
             pages.load(at: JournalLayout.ringPagesOffset) == UInt32(ringPages),
             pages.load(at: JournalLayout.entriesOffset) == UInt32(entries),
             pages.load(at: JournalLayout.domainOffset) == UInt32(domain),
             pages.load(at: JournalLayout.protocolOffset) == (isNarrow ? 1 : 0)
-        else { throw JournalProblem("it is of another connection") }
+        else { throw OperationError(.journal, "it is of another connection") }
         guard pages.load(at: JournalLayout.slotSizeOffset) == UInt32(JournalLayout.slotSize),
             pages.load64(at: JournalLayout.queueSizeOffset) == UInt64(queueSize),
             pages.load64(at: JournalLayout.fileSizeOffset) == UInt64(pages.byteCount),
             pages.byteCount == JournalLayout.fileSize(queues: rings.count, entries: entries)
-        else { throw JournalProblem("its size is not what it says") }
+        else { throw OperationError(.journal, "its size is not what it says") }
         for (index, ring) in rings.enumerated() {
             let base = JournalLayout.pageSize + index * queueSize
             var isSame = pages.load(at: base + JournalLayout.channelOffset) == ring.eventChannel
             for (page, reference) in ring.pageReferences.prefix(JournalLayout.mostRingPages).enumerated() {
                 isSame = isSame && pages.load(at: base + JournalLayout.referencesOffset + page * 4) == reference
             }
-            guard isSame else { throw JournalProblem("it is of another ring") }
+            guard isSame else { throw OperationError(.journal, "it is of another ring") }
         }
         try compareStorage(with: pages)
         guard Self.name(format, isAt: JournalLayout.formatOffset, of: pages),
             Self.name(plugin, isAt: JournalLayout.pluginOffset, of: pages)
-        else { throw JournalProblem("the image was served as another format, or by another plugin") }
+        else { throw OperationError(.journal, "the image was served as another format, or by another plugin") }
         guard pages.load(at: JournalLayout.flagsOffset) & 1 == (isReadOnly ? 1 : 0) else {
-            throw JournalProblem(isReadOnly ? "the disk was writable" : "the disk was read-only")
+            throw OperationError(.journal, isReadOnly ? "the disk was writable" : "the disk was read-only")
         }
     }
 
@@ -111,7 +118,7 @@ struct JournalConnection: Equatable, Sendable {
     ///
     /// This holds whatever else the journal says, so it is asked before anything else. A journal of an earlier version
     /// names the attached image alone. What is no journal names none.
-    func compareStorage(with pages: SharedPages) throws(JournalProblem) {
+    func compareStorage(with pages: SharedPages) throws(OperationError) {
         guard pages.byteCount >= JournalLayout.pageSize,
             pages.load64(at: JournalLayout.magicOffset) == JournalLayout.magic,
             pages.load(at: JournalLayout.versionOffset) == JournalLayout.version
@@ -130,7 +137,8 @@ struct JournalConnection: Equatable, Sendable {
             }
         }
         guard isSame else {
-            throw JournalProblem(
+            throw OperationError(
+                .journal,
                 "another image stands in the place of the one that was served\(storage.count > 1 ? ", or of one below it" : "")"
             )
         }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The file in the run directory that outlives the process.
+import Base
 import CLinux
 import Glibc
 import Memory
-import Xen
 
 /// Mapped memory of a journal: of its file, or of nothing that outlives the process.
 @safe
@@ -54,10 +54,10 @@ final class JournalFile {
     private var mapping: JournalMapping?
 
     /// Opens or makes the file.
-    init(path: String) throws(XenError) {
+    init(path: String) throws(OperationError) {
         self.path = path
         descriptor = unsafe clinux_open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
-        if descriptor < 0 { throw XenError(errno, "open journal \(path)") }
+        if descriptor < 0 { throw OperationError(errno, "open journal \(path)") }
     }
 
     deinit {
@@ -73,7 +73,7 @@ final class JournalFile {
     }
 
     /// Throws if the file says that other images were served than those of `connection`.
-    func compareStorage(_ connection: JournalConnection) throws(JournalProblem) {
+    func compareStorage(_ connection: JournalConnection) throws(OperationError) {
         guard size >= JournalLayout.pageSize,
             let first = JournalMapping.map(descriptor, byteCount: JournalLayout.pageSize, entries: 0)
         else { return }
@@ -86,13 +86,13 @@ final class JournalFile {
     }
 
     /// What an earlier process wrote, if it is of this connection.
-    func adopt(_ connection: JournalConnection) throws(JournalProblem) -> JournalMapping {
+    func adopt(_ connection: JournalConnection) throws(OperationError) -> JournalMapping {
         let size = size
-        guard size >= JournalLayout.pageSize else { throw JournalProblem("it is empty or cut off") }
+        guard size >= JournalLayout.pageSize else { throw OperationError(.journal, "it is empty or cut off") }
         guard size <= JournalLayout.fileSize(queues: JournalLayout.mostQueues, entries: JournalLayout.mostEntries)
-        else { throw JournalProblem("it is too long") }
+        else { throw OperationError(.journal, "it is too long") }
         guard let mapping = JournalMapping.map(descriptor, byteCount: size, entries: connection.entries) else {
-            throw JournalProblem("it cannot be mapped: \(errnoText(errno))")
+            throw OperationError(.journal, "it cannot be mapped", .errno(errno))
         }
         try connection.compare(with: mapping.pages)
         self.mapping = mapping
@@ -102,7 +102,7 @@ final class JournalFile {
     /// Begins anew for a connection; what was there is gone. Not complete before ``complete()``.
     ///
     /// The first page stays until it is written anew, so that at no moment it is unknown which images were served.
-    func begin(_ connection: JournalConnection) throws(XenError) -> JournalMapping {
+    func begin(_ connection: JournalConnection) throws(OperationError) -> JournalMapping {
         mapping = nil
         let bytes = JournalLayout.fileSize(queues: connection.rings.count, entries: connection.entries)
         if size >= JournalLayout.pageSize {
@@ -112,15 +112,15 @@ final class JournalFile {
             if let first { connection.writeFirstPage(to: first.pages) }
         }
         if ftruncate(descriptor, off_t(min(size, JournalLayout.pageSize))) != 0 {
-            throw XenError(errno, "empty journal \(path)")
+            throw OperationError(errno, "empty journal \(path)")
         }
         // All of its blocks are had now: a full file system must not become a fault when the memory is written.
         let code = posix_fallocate(descriptor, 0, off_t(bytes))
         if code != 0 {
-            throw XenError(code, "reserve \(bytes) bytes for journal \(path)")
+            throw OperationError(code, "reserve \(bytes) bytes for journal \(path)")
         }
         guard let made = JournalMapping.map(descriptor, byteCount: bytes, entries: connection.entries) else {
-            throw XenError(errno, "map journal \(path)")
+            throw OperationError(errno, "map journal \(path)")
         }
         connection.write(to: made.pages)
         mapping = made

@@ -76,9 +76,3 @@ enum JournalLayout {
     /// Where a slot's trial stands in its queue.
     static func trial(_ index: Int32, entries: Int) -> Int { pageSize + entries * slotSize + Int(index) * trialSize }
 }
-
-/// Why a journal cannot be gone on with. The text is for the operator.
-struct JournalProblem: Error, Equatable {
-    let text: String
-    init(_ text: String) { self.text = text }
-}

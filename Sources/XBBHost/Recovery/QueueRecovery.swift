@@ -2,6 +2,7 @@
 // What a process finds in the journal of a queue whose process died, and what it makes of it.
 //
 // Nothing here is believed: whoever wrote it may have been out of his mind, and the ring is the guest's.
+import Base
 import Blkif
 import Memory
 
@@ -65,14 +66,14 @@ struct QueueRecovery {
     /// Reads the journal of a queue with `entries` slots whose frontend sees responses up to `published`.
     ///
     /// Throws where it and the ring contradict each other: then nobody knows which requests are unanswered.
-    init(reading pages: SharedPages, entries: Int, published: UInt32) throws(JournalProblem) {
+    init(reading pages: SharedPages, entries: Int, published: UInt32) throws(OperationError) {
         guard entries > 0, entries <= JournalLayout.mostEntries,
             pages.byteCount >= JournalLayout.queueSize(entries: entries)
-        else { throw JournalProblem("it is cut off") }
+        else { throw OperationError(.journal, "it is cut off") }
         consumed = pages.load64(at: JournalLayout.consumedOffset)
         let outstanding = UInt32(truncatingIfNeeded: consumed) &- published
         guard outstanding <= UInt32(entries) else {
-            throw JournalProblem("\(outstanding) requests are in flight on a ring of \(entries)")
+            throw OperationError(.journal, "\(outstanding) requests are in flight on a ring of \(entries)")
         }
         var found: [(taken: UInt64, index: Int32)] = []
         for index in 0..<Int32(entries) {
@@ -80,30 +81,33 @@ struct QueueRecovery {
             let taken = pages.load64(at: offset + JournalLayout.takenOffset)
             // What was being taken is still the ring's.
             if taken == 0 || taken == consumed &+ 1 { continue }
-            guard taken <= consumed else { throw JournalProblem("a request is numbered \(taken) of \(consumed)") }
+            guard taken <= consumed else {
+                throw OperationError(.journal, "a request is numbered \(taken) of \(consumed)")
+            }
             let answer = pages.load64(at: offset + JournalLayout.answerOffset)
             if answer != 0, try Self.isVisible(answer, published: published, entries: entries) { continue }
             found.append((taken, index))
         }
         guard found.count == Int(outstanding) else {
-            throw JournalProblem("it has \(found.count) requests in flight, and the ring \(outstanding)")
+            throw OperationError(.journal, "it has \(found.count) requests in flight, and the ring \(outstanding)")
         }
         found.sort { $0.taken < $1.taken }
         for (one, next) in zip(found, found.dropFirst()) where one.taken == next.taken {
-            throw JournalProblem("two requests have the number \(one.taken)")
+            throw OperationError(.journal, "two requests have the number \(one.taken)")
         }
         replays = found.map(\.index)
     }
 
     /// True if the frontend can see a response: its index is one of the last before `published`.
-    private static func isVisible(_ answer: UInt64, published: UInt32, entries: Int) throws(JournalProblem) -> Bool {
+    private static func isVisible(_ answer: UInt64, published: UInt32, entries: Int) throws(OperationError) -> Bool {
         let position = UInt32(truncatingIfNeeded: answer)
         guard answer & ~UInt64(UInt32.max) == JournalLayout.answeredBit else {
-            throw JournalProblem("an answer makes no sense")
+            throw OperationError(.journal, "an answer makes no sense")
         }
         if published &- position &- 1 < UInt32(entries) { return true }
         guard position &- published < UInt32(entries) else {
-            throw JournalProblem("an answer stands at \(position), and the frontend sees those before \(published)")
+            throw OperationError(
+                .journal, "an answer stands at \(position), and the frontend sees those before \(published)")
         }
         return false
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // How a queue begins: with a ring of its own time, or with what an earlier process left of one.
+import Base
 import Blkif
 import CLinux
 import Memory
@@ -32,13 +33,13 @@ struct QueueJournalSource: Sendable {
     }
 
     /// Reads or begins the journal of `ring`, which then stands where this process goes on.
-    func start(_ ring: inout BackRing) throws(JournalProblem) -> (QueueJournal, QueueRecovery) {
+    func start(_ ring: inout BackRing) throws(OperationError) -> (QueueJournal, QueueRecovery) {
         let pages = mapping.queue(index)
         let entries = ring.entryCount
         guard pages.byteCount >= JournalLayout.queueSize(entries: entries) else {
-            throw JournalProblem("journal of queue \(index): it is too short for the ring")
+            throw OperationError(.journal, "journal of queue \(index): it is too short for the ring")
         }
-        do throws(JournalProblem) {
+        do throws(OperationError) {
             switch inheritance {
             case .journal(let predecessor):
                 var recovery = try QueueRecovery(reading: pages, entries: entries, published: ring.responseProducer)
@@ -46,11 +47,11 @@ struct QueueJournalSource: Sendable {
                 ring.resume(consumer: UInt32(truncatingIfNeeded: recovery.consumed))
                 return (QueueJournal(pages, consumed: recovery.consumed), recovery)
             case .unusable(let text):
-                if ring.hasNewRequests { throw JournalProblem(text) }
+                if ring.hasNewRequests { throw OperationError(.journal, text) }
             case .nothing: break
             }
         } catch {
-            throw JournalProblem("requests in flight are lost: their journal is of no use: \(error.text)")
+            throw error.within("requests in flight are lost: their journal is of no use")
         }
         let recovery = QueueRecovery(startingAt: ring.requestConsumer)
         recovery.begin(pages, entries: entries)
@@ -102,11 +103,11 @@ extension BlockRequest {
 /// which took up to 1.7 s (EINVAL until then). A `patient` call tries again and again, for five seconds.
 func bind<Events: EventChannels>(
     _ port: EventPort, of domain: DomainID, on channels: Events, patient: Bool
-) throws(XenError) -> EventPort {
+) throws(OperationError) -> EventPort {
     let deadline = clinux_monotonic_ns() &+ 5_000_000_000
     var pause: UInt32 = 100
     while true {
-        do throws(XenError) {
+        do throws(OperationError) {
             return try channels.bind(port, of: domain)
         } catch {
             guard patient, error.code == EINVAL, clinux_monotonic_ns() < deadline else { throw error }

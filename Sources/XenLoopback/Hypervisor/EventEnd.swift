@@ -3,6 +3,7 @@
 //
 // Notifying sets the peer's pending bit and makes a system call only when the bit was clear and the port not masked,
 // the condition under which Xen would interrupt a virtual CPU (evtchn_2l_set_pending).
+import Base
 import Xen
 
 /// An end of an event channel in the process that owns it. Use from one thread, except ``isPending``.
@@ -41,7 +42,7 @@ final class EventEnd {
     ///
     /// If the other end was bound anew meanwhile, the wake-up may have gone to the old one: wake the new one too. A
     /// few times only, since the other side can write the link.
-    func notify() throws(XenError) {
+    func notify() throws(OperationError) {
         var current = link
         for attempt in 0..<4 where current & 1 == 1 {
             if current != peerLink { try findPeer() }
@@ -55,7 +56,7 @@ final class EventEnd {
     }
 
     /// Asks the broker whom to wake; the other end was bound since the last event.
-    private func findPeer() throws(XenError) {
+    private func findPeer() throws(OperationError) {
         let answer = try connection.call(.peer, [port], for: "find the other end of event channel \(port)")
         peer = answer.descriptors.first
         peerLink = answer.word(0)

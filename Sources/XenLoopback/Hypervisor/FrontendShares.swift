@@ -4,8 +4,8 @@
 // A guest's drivers share one allocator in its kernel; here each disk's frontend may be a process of its own, so the
 // broker hands out. When a process ends, its grants are withdrawn, and what is still in use is kept until it is not,
 // as the gntalloc device of Linux does.
+import Base
 import Glibc
-import Xen
 
 /// What one frontend process has of a domain.
 final class FrontendShare {
@@ -25,27 +25,27 @@ struct FrontendShares {
 
 extension HostedDomain {
     /// References for a share, as many as it has already: so growing is rare.
-    func takeReferences(_ count: Int, for share: FrontendShare) throws(XenError) -> [UInt32] {
+    func takeReferences(_ count: Int, for share: FrontendShare) throws(OperationError) -> [UInt32] {
         reapOrphans()
         let taken = Array(shares.references.suffix(min(max(count, 1), HypervisorProtocol.mapLimit)).reversed())
-        if taken.isEmpty { throw XenError(ENOSPC, "take grant references") }
+        if taken.isEmpty { throw OperationError(ENOSPC, "take grant references") }
         shares.references.removeLast(taken.count)
         share.references += taken
         return taken
     }
 
     /// Frames for a share.
-    func takeFrames(_ count: Int, for share: FrontendShare) throws(XenError) -> UInt32 {
+    func takeFrames(_ count: Int, for share: FrontendShare) throws(OperationError) -> UInt32 {
         reapOrphans()
-        guard let first = shares.frames.take(count) else { throw XenError(ENOMEM, "take frames") }
+        guard let first = shares.frames.take(count) else { throw OperationError(ENOMEM, "take frames") }
         share.frames.insert(Int(first)..<Int(first) + count)
         return first
     }
 
     /// Frames back from a share; they may be a part of what it took in one call, or of several.
-    func giveFrames(_ first: Int, _ count: Int, from share: FrontendShare) throws(XenError) {
+    func giveFrames(_ first: Int, _ count: Int, from share: FrontendShare) throws(OperationError) {
         let range = first..<first + count
-        if range.isEmpty || !share.frames.remove(range) { throw XenError(EINVAL, "give frames") }
+        if range.isEmpty || !share.frames.remove(range) { throw OperationError(EINVAL, "give frames") }
         shares.frames.insert(range)
     }
 

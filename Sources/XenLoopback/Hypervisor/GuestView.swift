@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What a grant-table handle holds of a domain: its memory and its tables, mapped once.
+import Base
 import Glibc
 import Xen
 
@@ -18,11 +19,11 @@ final class GuestView {
     let marks: Int
 
     /// Asks the broker for the domain; ESRCH if there is none, ENOSPC if too many handles use it.
-    init(_ domain: DomainID, over connection: HypervisorConnection) throws(XenError) {
+    init(_ domain: DomainID, over connection: HypervisorConnection) throws(OperationError) {
         let purpose = "use grants of domain \(domain)"
         let answer = try connection.call(.attach, [UInt32(domain)], for: purpose)
         let files = answer.descriptors
-        guard files.count == 3 else { throw XenError(EPROTO, purpose) }
+        guard files.count == 3 else { throw OperationError(EPROTO, purpose) }
         self.domain = domain
         serial = answer.word(0)
         pageCount = Int(answer.word(1))

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A domain as the broker keeps it: its shared memory, which of its grants are mapped, who copies, its ports.
+import Base
 import CXen
 import Glibc
 import Xen
@@ -32,7 +33,7 @@ final class HostedDomain {
         var writes = 0
     }
 
-    init(id: DomainID, serial: UInt32, pages: Int, entries: Int) throws(XenError) {
+    init(id: DomainID, serial: UInt32, pages: Int, entries: Int) throws(OperationError) {
         self.id = id
         self.serial = serial
         pageCount = pages

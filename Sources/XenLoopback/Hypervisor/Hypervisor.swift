@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The broker's state and what each call does to it. No sockets here.
+import Base
 import Glibc
 import Xen
 
@@ -31,7 +32,7 @@ struct HostedMap {
 final class Hypervisor {
     /// Called when domains come and go, for XenStore.
     struct Hooks: Sendable {
-        var created: @Sendable (DomainID) throws(XenError) -> Void = { _ throws(XenError) in }
+        var created: @Sendable (DomainID) throws(OperationError) -> Void = { _ throws(OperationError) in }
         var destroyed: @Sendable (DomainID) -> Void = { _ in }
     }
 
@@ -44,34 +45,36 @@ final class Hypervisor {
 
     /// A hypervisor with domain 0, which may be a frontend too: a toolstack attaches disks to its own domain, where a
     /// boot loader reads them.
-    init(hooks: Hooks) throws(XenError) {
+    init(hooks: Hooks) throws(OperationError) {
         self.hooks = hooks
         domains[0] = try HostedDomain(id: 0, serial: 0, pages: 8192, entries: 32768)
     }
 
     /// Serves one call. Throws the errno that becomes the answer.
-    func serve(_ message: HypervisorAnswer, of client: HypervisorClient) throws(XenError) -> HypervisorAnswer {
-        guard let operation = HypervisorOperation(rawValue: message.word(0)) else { throw XenError(ENOSYS, "call") }
-        if client.domain == nil && operation != .hello { throw XenError(EPROTO, "call before hello") }
+    func serve(_ message: HypervisorAnswer, of client: HypervisorClient) throws(OperationError) -> HypervisorAnswer {
+        guard let operation = HypervisorOperation(rawValue: message.word(0)) else {
+            throw OperationError(ENOSYS, "call")
+        }
+        if client.domain == nil && operation != .hello { throw OperationError(EPROTO, "call before hello") }
         switch operation {
         case .hello:
-            if client.domain != nil { throw XenError(EPROTO, "second hello") }
-            if message.word(1) != HypervisorProtocol.version { throw XenError(EPROTONOSUPPORT, "hello") }
+            if client.domain != nil { throw OperationError(EPROTO, "second hello") }
+            if message.word(1) != HypervisorProtocol.version { throw OperationError(EPROTONOSUPPORT, "hello") }
             client.domain = try domain(message.word(2))
         case .createDomain:
             return try createDomain(message, client)
         case .destroyDomain:
             let domain = try domain(message.word(1))
-            if domain.id == 0 { throw XenError(EPERM, "destroy domain 0") }
+            if domain.id == 0 { throw OperationError(EPERM, "destroy domain 0") }
             destroy(domain)
         case .describeDomain:
             let all = domains.values.sorted { $0.id < $1.id } + dying
             let index = Int(message.word(1))
-            if index >= all.count { throw XenError(ENOENT, "describe") }
+            if index >= all.count { throw OperationError(ENOENT, "describe") }
             return answer(all[index].describe())
         case .join:
             let domain = try aliveDomain(of: client)
-            if client.share != nil { throw XenError(EBUSY, "join domain \(domain.id) again") }
+            if client.share != nil { throw OperationError(EBUSY, "join domain \(domain.id) again") }
             client.share = FrontendShare()
             domain.shares.frontends += 1
             return answer(
@@ -104,20 +107,20 @@ final class Hypervisor {
     }
 
     /// A living domain; ESRCH if there is none.
-    func domain(_ number: UInt32) throws(XenError) -> HostedDomain {
+    func domain(_ number: UInt32) throws(OperationError) -> HostedDomain {
         guard let id = DomainID(exactly: number), let domain = domains[id] else {
-            throw XenError(ESRCH, "find domain \(number)")
+            throw OperationError(ESRCH, "find domain \(number)")
         }
         return domain
     }
 
-    func aliveDomain(of client: HypervisorClient) throws(XenError) -> HostedDomain {
-        guard let domain = client.domain, domain.isAlive else { throw XenError(ESRCH, "act for a domain") }
+    func aliveDomain(of client: HypervisorClient) throws(OperationError) -> HostedDomain {
+        guard let domain = client.domain, domain.isAlive else { throw OperationError(ESRCH, "act for a domain") }
         return domain
     }
 
-    private func share(of client: HypervisorClient) throws(XenError) -> (HostedDomain, FrontendShare) {
-        guard let share = client.share else { throw XenError(EPERM, "act for a domain without having joined") }
+    private func share(of client: HypervisorClient) throws(OperationError) -> (HostedDomain, FrontendShare) {
+        guard let share = client.share else { throw OperationError(EPERM, "act for a domain without having joined") }
         return (try aliveDomain(of: client), share)
     }
 
@@ -125,14 +128,14 @@ final class Hypervisor {
 
     private func createDomain(
         _ message: HypervisorAnswer, _ client: HypervisorClient
-    ) throws(XenError) -> HypervisorAnswer {
+    ) throws(OperationError) -> HypervisorAnswer {
         let pages = Int(message.word(2))
         let entries = Int(message.word(3))
         guard let lifetime = DomainLifetime(rawValue: message.word(4)), (1...GrantTableLayout.pageLimit) ~= pages,
             (1...GrantTableLayout.entryLimit) ~= entries
-        else { throw XenError(EINVAL, "create domain") }
+        else { throw OperationError(EINVAL, "create domain") }
         if lifetime != .detached && (client.domain?.id != 0 || !client.isIdle) {
-            throw XenError(EBUSY, "adopt a domain")
+            throw OperationError(EBUSY, "adopt a domain")
         }
         let id = try freeNumber(message.word(1))
         let domain = try HostedDomain(id: id, serial: nextSerial, pages: pages, entries: entries)
@@ -145,12 +148,12 @@ final class Hypervisor {
     }
 
     /// The wanted number; or the next one, so that numbers come again as late as possible, as on Xen.
-    private func freeNumber(_ wanted: UInt32) throws(XenError) -> DomainID {
+    private func freeNumber(_ wanted: UInt32) throws(OperationError) -> DomainID {
         if wanted != HypervisorProtocol.anyDomain {
             guard let id = DomainID(exactly: wanted), wanted < HypervisorProtocol.domainLimit else {
-                throw XenError(EINVAL, "create domain \(wanted)")
+                throw OperationError(EINVAL, "create domain \(wanted)")
             }
-            if domains[id] != nil { throw XenError(EEXIST, "create domain \(wanted)") }
+            if domains[id] != nil { throw OperationError(EEXIST, "create domain \(wanted)") }
             return id
         }
         for _ in 1..<HypervisorProtocol.domainLimit {
@@ -158,7 +161,7 @@ final class Hypervisor {
             nextNumber = UInt32(id) + 1 < HypervisorProtocol.domainLimit ? id + 1 : 1
             if domains[id] == nil { return id }
         }
-        throw XenError(ENOSPC, "create domain")
+        throw OperationError(ENOSPC, "create domain")
     }
 
     private func destroy(_ domain: HostedDomain) {
@@ -200,12 +203,12 @@ final class Hypervisor {
 
     private func attach(
         to domain: HostedDomain, _ client: HypervisorClient
-    ) throws(XenError) -> HypervisorAnswer {
+    ) throws(OperationError) -> HypervisorAnswer {
         let slot: Int
         if let attachment = client.attachments[domain.serial] {
             slot = attachment.slot
         } else {
-            guard let free = domain.takeSlot() else { throw XenError(ENOSPC, "attach") }
+            guard let free = domain.takeSlot() else { throw OperationError(ENOSPC, "attach") }
             slot = free
             client.attachments[domain.serial] = (domain, free)
         }
@@ -214,20 +217,21 @@ final class Hypervisor {
             [domain.memoryFile, domain.grantsFile, domain.activeFile])
     }
 
-    private func detach(_ serial: UInt32, _ client: HypervisorClient) throws(XenError) {
+    private func detach(_ serial: UInt32, _ client: HypervisorClient) throws(OperationError) {
         guard let attachment = client.attachments.removeValue(forKey: serial) else {
-            throw XenError(EINVAL, "detach")
+            throw OperationError(EINVAL, "detach")
         }
         attachment.domain.giveSlot(attachment.slot)
     }
 
     /// Pins every reference or none.
-    private func map(_ message: HypervisorAnswer, _ client: HypervisorClient) throws(XenError) -> HypervisorAnswer {
+    private func map(_ message: HypervisorAnswer, _ client: HypervisorClient) throws(OperationError) -> HypervisorAnswer
+    {
         let mapper = try aliveDomain(of: client)
         let references = Array(message.words.dropFirst(3))
         guard let domain = client.attachments[message.word(1)]?.domain, domain.isAlive, !references.isEmpty,
             references.count <= HypervisorProtocol.mapLimit
-        else { throw XenError(EINVAL, "map") }
+        else { throw OperationError(EINVAL, "map") }
         let writable = message.word(2) != 0
         var frames: [UInt32] = []
         frames.reserveCapacity(references.count)
@@ -236,7 +240,7 @@ final class Hypervisor {
             case .success(let frame): frames.append(frame)
             case .failure:
                 for done in references.prefix(frames.count) { domain.unpin(done, writable: writable) }
-                throw XenError(EINVAL, "map")
+                throw OperationError(EINVAL, "map")
             }
         }
         var number = client.nextMap
@@ -246,8 +250,8 @@ final class Hypervisor {
         return answer([number] + frames)
     }
 
-    private func unmap(_ number: UInt32, _ client: HypervisorClient) throws(XenError) {
-        guard let map = client.maps.removeValue(forKey: number) else { throw XenError(EINVAL, "unmap") }
+    private func unmap(_ number: UInt32, _ client: HypervisorClient) throws(OperationError) {
+        guard let map = client.maps.removeValue(forKey: number) else { throw OperationError(EINVAL, "unmap") }
         release(map)
     }
 

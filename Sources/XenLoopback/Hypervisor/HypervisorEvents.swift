@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Event channels in the broker: who is bound to whom (xen/common/event_channel.c).
+import Base
 import Glibc
 import Xen
 
@@ -36,7 +37,7 @@ final class HostedChannel {
     private let page: SharedRegion
     private(set) var link: UInt32 = 0
 
-    init() throws(XenError) {
+    init() throws(OperationError) {
         file = try Descriptor.sealedMemory("xbb-event-channel", byteCount: EventChannelLayout.pageBytes)
         page = try SharedRegion(file, byteCount: EventChannelLayout.pageBytes)
     }
@@ -62,7 +63,7 @@ extension Hypervisor {
     private static var portLimit: EventPort { 4095 }
 
     /// The eventfd of a handle; its ports share it.
-    func openEvents(_ client: HypervisorClient) throws(XenError) -> HypervisorAnswer {
+    func openEvents(_ client: HypervisorClient) throws(OperationError) -> HypervisorAnswer {
         if let event = client.event { return answer([], [event]) }
         let event = try Descriptor.event()
         client.event = event
@@ -72,9 +73,9 @@ extension Hypervisor {
     /// EVTCHNOP_alloc_unbound. The remote domain need not exist, as on Xen.
     func allocateUnbound(
         for remote: UInt32, _ client: HypervisorClient
-    ) throws(XenError) -> HypervisorAnswer {
+    ) throws(OperationError) -> HypervisorAnswer {
         let local = try aliveDomain(of: client)
-        guard let remote = DomainID(exactly: remote) else { throw XenError(EINVAL, "allocate event channel") }
+        guard let remote = DomainID(exactly: remote) else { throw OperationError(EINVAL, "allocate event channel") }
         let port = HostedPort(
             number: try freePort(of: local), domain: local, channel: try HostedChannel(), end: 0,
             event: try Descriptor.event(), client: client, waitsFor: remote)
@@ -86,11 +87,11 @@ extension Hypervisor {
     /// EVTCHNOP_bind_interdomain: EINVAL unless the remote port is unbound and waits for the caller's domain.
     func bind(
         _ remotePort: EventPort, of remote: HostedDomain, _ client: HypervisorClient
-    ) throws(XenError) -> HypervisorAnswer {
+    ) throws(OperationError) -> HypervisorAnswer {
         let local = try aliveDomain(of: client)
-        guard let event = client.event else { throw XenError(EINVAL, "bind event channel without a handle") }
+        guard let event = client.event else { throw OperationError(EINVAL, "bind event channel without a handle") }
         guard let other = remote.ports[remotePort], other.peer == nil, other.waitsFor == local.id else {
-            throw XenError(EINVAL, "bind event channel")
+            throw OperationError(EINVAL, "bind event channel")
         }
         let port = HostedPort(
             number: try freePort(of: local), domain: local, channel: other.channel, end: 1 - other.end, event: event,
@@ -108,9 +109,9 @@ extension Hypervisor {
     }
 
     /// EVTCHNOP_close of the caller's own port.
-    func closePort(_ number: EventPort, _ client: HypervisorClient) throws(XenError) {
+    func closePort(_ number: EventPort, _ client: HypervisorClient) throws(OperationError) {
         guard client.ports.contains(number), let port = client.domain?.ports[number] else {
-            throw XenError(EINVAL, "close event channel")
+            throw OperationError(EINVAL, "close event channel")
         }
         close(port)
     }
@@ -129,16 +130,16 @@ extension Hypervisor {
     }
 
     /// Whom a port wakes now: the link, and the peer's eventfd if there is a peer.
-    func peer(of number: EventPort, _ client: HypervisorClient) throws(XenError) -> HypervisorAnswer {
+    func peer(of number: EventPort, _ client: HypervisorClient) throws(OperationError) -> HypervisorAnswer {
         guard client.ports.contains(number), let port = client.domain?.ports[number] else {
-            throw XenError(EINVAL, "find the peer of an event channel")
+            throw OperationError(EINVAL, "find the peer of an event channel")
         }
         return answer([port.channel.link], port.peer.map { [$0.event] } ?? [])
     }
 
     /// The lowest free port, as Xen gives it.
-    private func freePort(of domain: HostedDomain) throws(XenError) -> EventPort {
+    private func freePort(of domain: HostedDomain) throws(OperationError) -> EventPort {
         for number in 1...Self.portLimit where domain.ports[number] == nil { return number }
-        throw XenError(ENOSPC, "allocate event channel")
+        throw OperationError(ENOSPC, "allocate event channel")
     }
 }

@@ -5,6 +5,7 @@
 // at most one call under way. Everything that a connection holds (slots, maps, ports, a domain made with
 // destroyOnExit) is released when it closes, also by kill -9. The broker makes all descriptors and takes none: a
 // connection that it was made to hold itself would never end.
+import Base
 import CLinux
 import Glibc
 import Synchronization
@@ -112,11 +113,11 @@ final class HypervisorConnection: Sendable {
     private let buffer = Mutex([UInt32](repeating: 0, count: HypervisorProtocol.messageWords))
 
     /// Connects as a process of `domain`.
-    init(directory: String, domain: DomainID) throws(XenError) {
+    init(directory: String, domain: DomainID) throws(OperationError) {
         self.directory = directory
         let path = HypervisorProtocol.socketPath(directory)
         let raw = unsafe clinux_unix_connect(path, Int32(SOCK_SEQPACKET.rawValue))
-        if raw < 0 { throw XenError(errno, "connect to \(path)") }
+        if raw < 0 { throw OperationError(errno, "connect to \(path)") }
         socket = Descriptor(owning: raw)
         _ = try call(.hello, [HypervisorProtocol.version, UInt32(domain)], for: "join domain \(domain)")
     }
@@ -124,16 +125,16 @@ final class HypervisorConnection: Sendable {
     /// Makes one call and waits for its answer. Throws the errno that the broker gave.
     func call(
         _ operation: HypervisorOperation, _ arguments: [UInt32] = [], for purpose: @autoclosure () -> String
-    ) throws(XenError) -> HypervisorAnswer {
+    ) throws(OperationError) -> HypervisorAnswer {
         let raw = socket.raw
         let (answer, failure) = buffer.withLock { buffer -> (HypervisorAnswer?, Int32) in
             if sendMessage([operation.rawValue] + arguments, [], over: raw) < 0 { return (nil, errno) }
             let answer = receiveMessage(&buffer, over: raw)
             return (answer, answer == nil ? (errno == 0 ? ECONNRESET : errno) : 0)
         }
-        guard let answer else { throw XenError(failure, purpose()) }
+        guard let answer else { throw OperationError(failure, purpose()) }
         let code = Int32(bitPattern: answer.word(0))
-        if code != 0 { throw XenError(code, purpose()) }
+        if code != 0 { throw OperationError(code, purpose()) }
         return HypervisorAnswer(words: Array(answer.words.dropFirst()), descriptors: answer.descriptors)
     }
 }

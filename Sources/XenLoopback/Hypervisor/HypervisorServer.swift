@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The broker's socket and its thread.
+import Base
 import CLinux
 import Glibc
 import Synchronization
-import Xen
 
 /// Serves the hypervisor's socket on a thread of its own until ``stop()``.
 ///
@@ -13,7 +13,7 @@ final class HypervisorServer: Sendable {
     private let thread: Mutex<pthread_t?>
 
     /// Listens on `directory`/hypervisor.sock. The caller made sure that no other process serves the directory.
-    init(directory: String, hooks: Hypervisor.Hooks) throws(XenError) {
+    init(directory: String, hooks: Hypervisor.Hooks) throws(OperationError) {
         let path = HypervisorProtocol.socketPath(directory)
         let loop = try ServerLoop(path: path, hypervisor: Hypervisor(hooks: hooks))
         stopEvent = loop.stopEvent
@@ -32,33 +32,6 @@ final class HypervisorServer: Sendable {
     }
 }
 
-/// Runs `body` on a new thread, which leaves all signals to the others.
-func startThread(named name: String, _ body: sending @escaping () -> Void) throws(XenError) -> pthread_t {
-    final class Body {
-        let run: () -> Void
-        init(_ run: @escaping () -> Void) { self.run = run }
-    }
-    var thread = pthread_t()
-    let argument = unsafe Unmanaged.passRetained(Body(body))
-    var all = sigset_t()
-    var before = sigset_t()
-    unsafe sigfillset(&all)
-    unsafe pthread_sigmask(SIG_SETMASK, &all, &before)
-    let code = unsafe pthread_create(
-        &thread, nil,
-        { raw in
-            if let raw = unsafe raw { unsafe Unmanaged<Body>.fromOpaque(raw).takeRetainedValue().run() }
-            return nil
-        }, argument.toOpaque())
-    unsafe pthread_sigmask(SIG_SETMASK, &before, nil)
-    if code != 0 {
-        unsafe argument.release()
-        throw XenError(code, "start thread \(name)")
-    }
-    _ = unsafe pthread_setname_np(thread, name)
-    return thread
-}
-
 /// What the thread works on.
 private final class ServerLoop {
     let stopEvent: Descriptor
@@ -71,17 +44,17 @@ private final class ServerLoop {
     /// Given up for a moment to refuse a connection when the process is out of descriptors.
     private var spare: Descriptor?
 
-    init(path: String, hypervisor: Hypervisor) throws(XenError) {
+    init(path: String, hypervisor: Hypervisor) throws(OperationError) {
         self.path = path
         self.hypervisor = hypervisor
         stopEvent = try Descriptor.event()
         spare = try Descriptor.event()
         unsafe unlink(path)
         let raw = unsafe clinux_unix_listen(path, Int32(SOCK_SEQPACKET.rawValue), 128)
-        if raw < 0 { throw XenError(errno, "listen on \(path)") }
+        if raw < 0 { throw OperationError(errno, "listen on \(path)") }
         listener = Descriptor(owning: raw)
         let poll = epoll_create1(Int32(EPOLL_CLOEXEC))
-        if poll < 0 { throw XenError(errno, "make epoll") }
+        if poll < 0 { throw OperationError(errno, "make epoll") }
         poller = Descriptor(owning: poll)
         try watch(raw)
         try watch(stopEvent.raw)
@@ -91,12 +64,12 @@ private final class ServerLoop {
         unsafe unlink(path)
     }
 
-    private func watch(_ descriptor: Int32) throws(XenError) {
+    private func watch(_ descriptor: Int32) throws(OperationError) {
         var event = unsafe epoll_event()
         unsafe event.events = EPOLLIN.rawValue
         unsafe event.data.fd = descriptor
         if unsafe epoll_ctl(poller.raw, EPOLL_CTL_ADD, descriptor, &event) != 0 {
-            throw XenError(errno, "watch socket")
+            throw OperationError(errno, "watch socket")
         }
     }
 
@@ -139,7 +112,7 @@ private final class ServerLoop {
             return
         }
         var answer: HypervisorAnswer
-        do throws(XenError) {
+        do throws(OperationError) {
             answer = try hypervisor.serve(message, of: client)
         } catch {
             answer = HypervisorAnswer(words: [UInt32(bitPattern: error.code)], descriptors: [])

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The control side of the loopback hypervisor: make, destroy and inspect domains.
+import Base
 public import Xen
 
 /// What the broker knows of a domain; tests assert with it that nothing leaked.
@@ -50,7 +51,7 @@ public final class LoopbackControl: Sendable {
     private let connection: HypervisorConnection
 
     /// Connects to the hypervisor of `directory`.
-    public init(directory: String = LoopbackXen.defaultDirectory) throws(XenError) {
+    public init(directory: String = LoopbackXen.defaultDirectory) throws(OperationError) {
         connection = try HypervisorConnection(directory: directory, domain: 0)
     }
 
@@ -59,17 +60,17 @@ public final class LoopbackControl: Sendable {
     /// EEXIST if the wanted number is taken.
     public func createDomain(
         _ domain: DomainID? = nil, pages: Int = 4096, grantEntries: Int = 32768
-    ) throws(XenError) -> DomainID {
+    ) throws(OperationError) -> DomainID {
         try connection.createDomain(domain, pages: pages, grantEntries: grantEntries, .detached)
     }
 
     /// Destroys a domain; ESRCH if there is none, EPERM for domain 0.
-    public func destroyDomain(_ domain: DomainID) throws(XenError) {
+    public func destroyDomain(_ domain: DomainID) throws(OperationError) {
         _ = try connection.call(.destroyDomain, [UInt32(domain)], for: "destroy domain \(domain)")
     }
 
     /// All domains, domain 0 included, in order; destroyed ones whose pages are still mapped come last.
-    public func domains() throws(XenError) -> [LoopbackDomainReport] {
+    public func domains() throws(OperationError) -> [LoopbackDomainReport] {
         var reports: [LoopbackDomainReport] = []
         while true {
             do {
@@ -84,7 +85,7 @@ public final class LoopbackControl: Sendable {
     }
 
     /// The report of a living domain, or nil.
-    public func domain(_ id: DomainID) throws(XenError) -> LoopbackDomainReport? {
+    public func domain(_ id: DomainID) throws(OperationError) -> LoopbackDomainReport? {
         try domains().first { $0.id == id && $0.isAlive }
     }
 }
@@ -93,7 +94,7 @@ extension HypervisorConnection {
     /// Makes a domain with the wanted or the lowest free number.
     func createDomain(
         _ domain: DomainID?, pages: Int, grantEntries: Int, _ lifetime: DomainLifetime
-    ) throws(XenError) -> DomainID {
+    ) throws(OperationError) -> DomainID {
         let answer = try call(
             .createDomain,
             [

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A guest of the loopback hypervisor, seen from inside: its memory, its grant table, its event channels, its store.
+import Base
 import Glibc
 public import Memory
 import Synchronization
@@ -48,7 +49,7 @@ public final class LoopbackDomain: Sendable {
     public convenience init(
         directory: String = LoopbackXen.defaultDirectory, domain: DomainID? = nil, pages: Int = 4096,
         grantEntries: Int = 32768, destroyOnExit: Bool = true
-    ) throws(XenError) {
+    ) throws(OperationError) {
         let connection = try HypervisorConnection(directory: directory, domain: 0)
         let id = try connection.createDomain(
             domain, pages: pages, grantEntries: grantEntries, destroyOnExit ? .withConnection : .adopted)
@@ -57,15 +58,15 @@ public final class LoopbackDomain: Sendable {
 
     /// Becomes a frontend of a domain that exists; ESRCH if there is none.
     public convenience init(joining domain: DomainID, directory: String = LoopbackXen.defaultDirectory)
-        throws(XenError)
+        throws(OperationError)
     {
         let connection = try HypervisorConnection(directory: directory, domain: domain)
         try self.init(connection: connection, id: domain)
     }
 
-    private init(connection: HypervisorConnection, id: DomainID) throws(XenError) {
+    private init(connection: HypervisorConnection, id: DomainID) throws(OperationError) {
         let answer = try connection.call(.join, for: "become the frontend of domain \(id)")
-        guard answer.descriptors.count == 3 else { throw XenError(EPROTO, "become the frontend of domain \(id)") }
+        guard answer.descriptors.count == 3 else { throw OperationError(EPROTO, "become the frontend of domain \(id)") }
         self.connection = connection
         self.id = id
         directory = connection.directory
@@ -83,12 +84,12 @@ public final class LoopbackDomain: Sendable {
     public var isAlive: Bool { active.load32(at: GrantTableLayout.aliveOffset) != 0 }
 
     /// Destroys the domain: ports close, grants become unusable; pages that others mapped stay with them.
-    public func destroy() throws(XenError) {
+    public func destroy() throws(OperationError) {
         _ = try connection.call(.destroyDomain, [UInt32(id)], for: "destroy domain \(id)")
     }
 
     /// A connection to XenStore as this domain. Takes a process-wide lock (XENSTORED_PATH is an environment variable).
-    public func openStore() throws(XenError) -> LibXenStore {
+    public func openStore() throws(OperationError) -> LibXenStore {
         try openLoopbackStore(directory: directory, domain: id)
     }
 
@@ -97,7 +98,7 @@ public final class LoopbackDomain: Sendable {
     /// Takes `count` frames that follow one another and gives the first; ENOMEM where there are none.
     ///
     /// Asks the broker, so for the control path.
-    public func allocateFrames(_ count: Int) throws(XenError) -> UInt32 {
+    public func allocateFrames(_ count: Int) throws(OperationError) -> UInt32 {
         let answer = try connection.call(
             .takeFrames, [UInt32(clamping: count)], for: "allocate \(count) frames of domain \(id)")
         return answer.word(0)
@@ -107,7 +108,7 @@ public final class LoopbackDomain: Sendable {
     ///
     /// Asks the broker, so for the control path.
     public func freeFrames(_ first: UInt32, count: Int) {
-        do throws(XenError) {
+        do throws(OperationError) {
             _ = try connection.call(.giveFrames, [first, UInt32(clamping: count)], for: "free frames")
         } catch {
             // A domain that was destroyed, or a broker that ended, has taken them back already.
@@ -146,10 +147,10 @@ public final class LoopbackDomain: Sendable {
     // MARK: Event channels
 
     /// Allocates a port that `remote` may bind (EVTCHNOP_alloc_unbound). It closes with the returned object.
-    public func allocatePort(for remote: DomainID) throws(XenError) -> LoopbackPort {
+    public func allocatePort(for remote: DomainID) throws(OperationError) -> LoopbackPort {
         let purpose = "allocate an event channel for domain \(remote)"
         let answer = try connection.call(.allocateUnbound, [UInt32(remote)], for: purpose)
-        guard answer.descriptors.count == 2 else { throw XenError(EPROTO, purpose) }
+        guard answer.descriptors.count == 2 else { throw OperationError(EPROTO, purpose) }
         let page = try SharedRegion(answer.descriptors[0], byteCount: EventChannelLayout.pageBytes)
         let end = EventEnd(
             port: answer.word(0), end: Int(answer.word(1)), page: page, connection: connection, peer: nil, link: 0)

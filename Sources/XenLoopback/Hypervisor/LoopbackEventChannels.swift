@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The backend's event channels on loopback.
+import Base
 import Glibc
 public import Xen
 
@@ -16,11 +17,11 @@ public final class LoopbackEventChannels: EventChannels {
     /// Connects to the hypervisor of `directory` as `domain`.
     public init(
         directory: String = LoopbackXen.defaultDirectory, domain: DomainID = 0
-    ) throws(XenError) {
+    ) throws(OperationError) {
         connection = try HypervisorConnection(directory: directory, domain: domain)
         let purpose = "open event channels"
         guard let event = try connection.call(.openEvents, for: purpose).descriptors.first else {
-            throw XenError(EPROTO, purpose)
+            throw OperationError(EPROTO, purpose)
         }
         self.event = event
     }
@@ -32,10 +33,10 @@ public final class LoopbackEventChannels: EventChannels {
     /// EVTCHNOP_bind_interdomain: ESRCH for no such domain, EINVAL unless the port is unbound and waits for this domain.
     ///
     /// The new port is pending at once, since events may have been lost before.
-    public func bind(_ remotePort: EventPort, of domain: DomainID) throws(XenError) -> EventPort {
+    public func bind(_ remotePort: EventPort, of domain: DomainID) throws(OperationError) -> EventPort {
         let purpose = "bind event channel \(remotePort) of domain \(domain)"
         let answer = try connection.call(.bindInterdomain, [UInt32(domain), remotePort], for: purpose)
-        guard answer.descriptors.count == 2 else { throw XenError(EPROTO, purpose) }
+        guard answer.descriptors.count == 2 else { throw OperationError(EPROTO, purpose) }
         let page = try SharedRegion(answer.descriptors[0], byteCount: EventChannelLayout.pageBytes)
         let end = EventEnd(
             port: answer.word(0), end: Int(answer.word(1)), page: page, connection: connection,
@@ -45,9 +46,9 @@ public final class LoopbackEventChannels: EventChannels {
     }
 
     /// ENOTCONN for a port that is not this handle's.
-    public func unbind(_ port: EventPort) throws(XenError) {
+    public func unbind(_ port: EventPort) throws(OperationError) {
         guard let index = ends.firstIndex(where: { $0.port == port }) else {
-            throw XenError(ENOTCONN, "unbind event channel \(port)")
+            throw OperationError(ENOTCONN, "unbind event channel \(port)")
         }
         ends.remove(at: index)
         if undrained?.port == port { undrained = nil }
@@ -55,15 +56,15 @@ public final class LoopbackEventChannels: EventChannels {
     }
 
     /// ENOTCONN for a port that is not this handle's; nothing happens while there is no other end.
-    public func notify(_ port: EventPort) throws(XenError) {
+    public func notify(_ port: EventPort) throws(OperationError) {
         guard let end = ends.first(where: { $0.port == port }) else {
-            throw XenError(ENOTCONN, "notify event channel \(port)")
+            throw OperationError(ENOTCONN, "notify event channel \(port)")
         }
         try end.notify()
     }
 
     /// Takes one pending port and masks it. Makes one system call when there is none, and none otherwise.
-    public func takePending() throws(XenError) -> EventPort? {
+    public func takePending() throws(OperationError) -> EventPort? {
         if let port = take() { return port }
         event.drain()
         undrained = nil
@@ -85,7 +86,7 @@ public final class LoopbackEventChannels: EventChannels {
     }
 
     /// A port that is not this handle's is ignored, as evtchn does.
-    public func unmask(_ port: EventPort) throws(XenError) {
+    public func unmask(_ port: EventPort) throws(OperationError) {
         guard let end = ends.first(where: { $0.port == port }) else { return }
         if !end.unmask() { return }
         if let undrained, undrained == (port, end.link) { return }

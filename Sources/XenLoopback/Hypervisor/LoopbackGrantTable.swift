@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The backend's grant table on loopback: copies in this process, maps with the broker's knowledge.
+import Base
 import CLinux
 import CXen
 import Glibc
@@ -28,7 +29,7 @@ public final class LoopbackGrantTable: GrantTable {
     /// Connects to the hypervisor of `directory` as `domain`. Without `copiesData` copies are checked and not done.
     public init(
         directory: String = LoopbackXen.defaultDirectory, domain: DomainID = 0, copiesData: Bool = true
-    ) throws(XenError) {
+    ) throws(OperationError) {
         connection = try HypervisorConnection(directory: directory, domain: domain)
         self.domain = domain
         self.copiesData = copiesData
@@ -45,12 +46,12 @@ public final class LoopbackGrantTable: GrantTable {
     ///
     /// `GNTST_bad_domain`: no such domain. `GNTST_bad_gntref`: no such entry. `GNTST_general_error`: not granted, not
     /// to this domain, or read-only and written to. `GNTST_bad_page`: the frame is not in the domain's memory.
-    public func copy(_ batch: inout GrantCopyBatch) throws(XenError) {
+    public func copy(_ batch: inout GrantCopyBatch) throws(OperationError) {
         let count = batch.count
         guard let segments = unsafe batch.segments.baseAddress else { return }
         for index in 0..<count {
             let end = unsafe Int(cxen_copy_offset(segments + index)) + Int(segments[index].len)
-            if end > GrantTableLayout.pageBytes { throw XenError(EINVAL, "grant copy of \(count) operations") }
+            if end > GrantTableLayout.pageBytes { throw OperationError(EINVAL, "grant copy of \(count) operations") }
         }
         var start = 0
         while start < count {
@@ -125,7 +126,7 @@ public final class LoopbackGrantTable: GrantTable {
     }
 
     /// The view of a living domain, from this handle's own or from the broker.
-    private func findView(_ domain: DomainID) -> Result<GuestView, XenError> {
+    private func findView(_ domain: DomainID) -> Result<GuestView, OperationError> {
         if let index = views.firstIndex(where: { $0.domain == domain }) {
             let view = views[index]
             if view.isAlive { return .success(view) }
@@ -147,19 +148,21 @@ public final class LoopbackGrantTable: GrantTable {
     /// A grant that is already mapped by this domain is judged by what it said then, as Xen does. At most 16384.
     public func map(
         _ references: [UInt32], of domain: DomainID, writable: Bool
-    ) throws(XenError) -> GrantMapping {
+    ) throws(OperationError) -> GrantMapping {
         let purpose = "map \(references.count) grants of domain \(domain)"
-        if references.isEmpty || references.count > HypervisorProtocol.mapLimit { throw XenError(EINVAL, purpose) }
+        if references.isEmpty || references.count > HypervisorProtocol.mapLimit {
+            throw OperationError(EINVAL, purpose)
+        }
         let view: GuestView
         switch findView(domain) {
         case .success(let found): view = found
-        case .failure(let error): throw error.code == ESRCH ? XenError(EINVAL, purpose) : error
+        case .failure(let error): throw error.code == ESRCH ? OperationError(EINVAL, purpose) : error
         }
         let answer = try connection.call(.map, [view.serial, writable ? 1 : 0] + references, for: purpose)
         let number = answer.word(0)
         let frames = Array(answer.words.dropFirst())
-        do throws(XenError) {
-            if frames.count != references.count { throw XenError(EPROTO, purpose) }
+        do throws(OperationError) {
+            if frames.count != references.count { throw OperationError(EPROTO, purpose) }
             let address = try unsafe place(frames, of: view, writable: writable, purpose)
             let byteCount = frames.count * GrantTableLayout.pageBytes
             let cookie = UInt64(UInt(bitPattern: address))
@@ -174,13 +177,13 @@ public final class LoopbackGrantTable: GrantTable {
     /// Maps frames side by side: address space first, then each run of frames into it.
     private func place(
         _ frames: [UInt32], of view: GuestView, writable: Bool, _ purpose: String
-    ) throws(XenError) -> UnsafeMutableRawPointer {
+    ) throws(OperationError) -> UnsafeMutableRawPointer {
         let pageBytes = GrantTableLayout.pageBytes
         let total = frames.count * pageBytes
         guard
             let base = unsafe clinux_mmap(
                 nil, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        else { throw XenError(errno, purpose) }
+        else { throw OperationError(errno, purpose) }
         var first = 0
         while first < frames.count {
             var end = first + 1
@@ -191,7 +194,7 @@ public final class LoopbackGrantTable: GrantTable {
             if unsafe placed == nil {
                 let code = errno
                 unsafe munmap(base, total)
-                throw XenError(code, purpose)
+                throw OperationError(code, purpose)
             }
             first = end
         }
@@ -199,10 +202,10 @@ public final class LoopbackGrantTable: GrantTable {
     }
 
     /// EINVAL for pages that this handle does not map.
-    public func unmap(_ mapping: GrantMapping) throws(XenError) {
+    public func unmap(_ mapping: GrantMapping) throws(OperationError) {
         guard let mapped = mappings.removeValue(forKey: mapping.cookie),
             let address = unsafe UnsafeMutableRawPointer(bitPattern: UInt(mapping.cookie))
-        else { throw XenError(EINVAL, "unmap pages that are not mapped") }
+        else { throw OperationError(EINVAL, "unmap pages that are not mapped") }
         unsafe munmap(address, mapped.byteCount)
         _ = try connection.call(.unmap, [mapped.number], for: "unmap granted pages")
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // How a frontend grants pages and takes grants back, with the stores that Linux makes (drivers/xen/grant-table.c).
+import Base
 import Glibc
 import Synchronization
 public import Xen
@@ -9,7 +10,7 @@ extension LoopbackDomain {
     ///
     /// As gnttab_grant_foreign_access: frame, domain, and the flags last. No system call and no lock, except when more
     /// grants stand at once than ever before: then the broker is asked for as many references again.
-    public func grantAccess(to domain: DomainID, frame: UInt32, readOnly: Bool) throws(XenError) -> UInt32 {
+    public func grantAccess(to domain: DomainID, frame: UInt32, readOnly: Bool) throws(OperationError) -> UInt32 {
         precondition(Int(frame) < pageCount)
         let reference: UInt32
         if let free = references.take() { reference = free } else { reference = try takeMoreReferences() }
@@ -18,8 +19,8 @@ extension LoopbackDomain {
         return reference
     }
 
-    private func takeMoreReferences() throws(XenError) -> UInt32 {
-        try referenceCount.withLock { count throws(XenError) -> UInt32 in
+    private func takeMoreReferences() throws(OperationError) -> UInt32 {
+        try referenceCount.withLock { count throws(OperationError) -> UInt32 in
             if let reference = references.take() { return reference }
             let answer = try connection.call(
                 .takeReferences, [UInt32(max(count, 128))], for: "take more grant references of domain \(id)")
@@ -28,7 +29,7 @@ extension LoopbackDomain {
                 references.give(reference)
             }
             let first = answer.word(0)
-            if Int(first) >= grantEntryCount { throw XenError(EPROTO, "take more grant references") }
+            if Int(first) >= grantEntryCount { throw OperationError(EPROTO, "take more grant references") }
             references.claim(first)
             return first
         }
@@ -124,7 +125,7 @@ final class ReferenceList: Sendable {
     private let head = Atomic(UInt64(end))
 
     /// An empty list for references below `entries`.
-    init(entries: Int) throws(XenError) {
+    init(entries: Int) throws(OperationError) {
         count = entries
         links = try SharedRegion(privateBytes: max(entries, 1) * 4)
         for reference in 0..<entries { links.store32(Self.foreign, at: reference * 4) }

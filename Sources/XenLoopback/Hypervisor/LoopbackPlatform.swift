@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The Xen seam over the loopback hypervisor.
+import Base
 import CLinux
 import Glibc
 import Synchronization
@@ -25,17 +26,17 @@ public struct LoopbackPlatform: XenPlatform {
     }
 
     /// A connection of libxenstore to the domain's socket. Takes a process-wide lock and sets XENSTORED_PATH.
-    public func openStore() throws(XenError) -> any XenStore {
+    public func openStore() throws(OperationError) -> any XenStore {
         try openLoopbackStore(directory: directory, domain: domain)
     }
 
     /// A handle with a connection of its own to the broker.
-    public func openGrants() throws(XenError) -> LoopbackGrantTable {
+    public func openGrants() throws(OperationError) -> LoopbackGrantTable {
         try LoopbackGrantTable(directory: directory, domain: domain, copiesData: copiesData)
     }
 
     /// A handle with a connection of its own to the broker.
-    public func openEvents() throws(XenError) -> LoopbackEventChannels {
+    public func openEvents() throws(OperationError) -> LoopbackEventChannels {
         try LoopbackEventChannels(directory: directory, domain: domain)
     }
 }
@@ -44,13 +45,13 @@ public struct LoopbackPlatform: XenPlatform {
 private let environmentLock = Mutex(())
 
 /// Connects libxenstore to the socket of `domain`.
-func openLoopbackStore(directory: String, domain: DomainID) throws(XenError) -> LibXenStore {
+func openLoopbackStore(directory: String, domain: DomainID) throws(OperationError) -> LibXenStore {
     let path = LoopbackPlace.storeSocket(in: directory, domain: domain)
-    return try environmentLock.withLock { _ throws(XenError) -> LibXenStore in
+    return try environmentLock.withLock { _ throws(OperationError) -> LibXenStore in
         let current = unsafe getenv("XENSTORED_PATH").map { unsafe String(cString: $0) }
         if current != path {
             let result = unsafe setenv("XENSTORED_PATH", path, 1)
-            if result != 0 { throw XenError(errno, "set XENSTORED_PATH") }
+            if result != 0 { throw OperationError(errno, "set XENSTORED_PATH") }
         }
         return try LibXenStore()
     }

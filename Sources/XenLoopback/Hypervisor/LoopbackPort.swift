@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The frontend's event channel.
+import Base
 import CLinux
 import Glibc
 public import Xen
@@ -45,8 +46,8 @@ public final class LoopbackPort: @unchecked Sendable {
     /// Sends an event to the other end; dropped without an error while there is none.
     ///
     /// A system call only if the other end was neither pending nor masked.
-    public func notify() throws(XenError) {
-        if closed { throw XenError(ENOTCONN, "notify event channel \(end.port)") }
+    public func notify() throws(OperationError) {
+        if closed { throw OperationError(ENOTCONN, "notify event channel \(end.port)") }
         try end.notify()
     }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The loopback hypervisor in this process, for tests, benchmarks and xbb-loopback.
+import Base
 import CLinux
 import Glibc
 public import Xen
@@ -26,7 +27,7 @@ public final class LoopbackXen: Sendable {
     private let hypervisor: HypervisorServer
 
     /// Makes the directory if needed and starts; EADDRINUSE while another process serves the same directory.
-    public init(directory: String = LoopbackXen.defaultDirectory) throws(XenError) {
+    public init(directory: String = LoopbackXen.defaultDirectory) throws(OperationError) {
         self.directory = directory
         lock = try DirectoryLock(directory)
         let store = try XenStoreServer(directory: directory)
@@ -34,7 +35,7 @@ public final class LoopbackXen: Sendable {
         hypervisor = try HypervisorServer(
             directory: directory,
             hooks: .init(
-                created: { domain throws(XenError) in try store.addDomain(domain) },
+                created: { domain throws(OperationError) in try store.addDomain(domain) },
                 destroyed: { store.removeDomain($0) }))
     }
 
@@ -48,7 +49,7 @@ public final class LoopbackXen: Sendable {
     }
 
     /// All domains with their grants and ports.
-    public func domains() throws(XenError) -> [LoopbackDomainReport] {
+    public func domains() throws(OperationError) -> [LoopbackDomainReport] {
         try LoopbackControl(directory: directory).domains()
     }
 
@@ -68,14 +69,14 @@ public final class LoopbackXen: Sendable {
 private final class DirectoryLock: Sendable {
     private let file: Descriptor
 
-    init(_ directory: String) throws(XenError) {
-        if unsafe mkdir(directory, 0o755) != 0 && errno != EEXIST { throw XenError(errno, "make \(directory)") }
+    init(_ directory: String) throws(OperationError) {
+        if unsafe mkdir(directory, 0o755) != 0 && errno != EEXIST { throw OperationError(errno, "make \(directory)") }
         let path = directory + "/lock"
         let raw = unsafe clinux_open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
-        if raw < 0 { throw XenError(errno, "open \(path)") }
+        if raw < 0 { throw OperationError(errno, "open \(path)") }
         file = Descriptor(owning: raw)
         if flock(raw, LOCK_EX | LOCK_NB) != 0 {
-            throw XenError(errno == EWOULDBLOCK ? EADDRINUSE : errno, "lock \(path)")
+            throw OperationError(errno == EWOULDBLOCK ? EADDRINUSE : errno, "lock \(path)")
         }
     }
 }

@@ -3,60 +3,29 @@
 //
 // No word here is ever a lock. A process may be killed between any two accesses, and what it left is either harmless
 // or is undone by the broker when the process's socket closes.
+import Base
 import CLinux
 import Glibc
 import Synchronization
-import Xen
 
-/// A file descriptor that is closed with its last owner.
-final class Descriptor: Sendable {
-    let raw: Int32
-
-    /// Takes ownership of an open descriptor.
-    init(owning raw: Int32) {
-        self.raw = raw
-    }
-
-    deinit {
-        close(raw)
-    }
-
-    /// An eventfd with counter 0 that never blocks.
-    static func event() throws(XenError) -> Descriptor {
-        let raw = eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK))
-        if raw < 0 { throw XenError(errno, "make eventfd") }
-        return Descriptor(owning: raw)
-    }
-
+extension Descriptor {
     /// An anonymous zeroed file that can neither shrink nor grow, so that whoever maps it never gets SIGBUS.
-    static func sealedMemory(_ name: String, byteCount: Int) throws(XenError) -> Descriptor {
+    static func sealedMemory(_ name: String, byteCount: Int) throws(OperationError) -> Descriptor {
         let raw = unsafe memfd_create(name, UInt32(MFD_CLOEXEC | MFD_ALLOW_SEALING))
-        if raw < 0 { throw XenError(errno, "memfd_create \(name)") }
+        if raw < 0 { throw OperationError(errno, "memfd_create \(name)") }
         let file = Descriptor(owning: raw)
-        if ftruncate(raw, byteCount) != 0 { throw XenError(errno, "size \(name) to \(byteCount) bytes") }
+        if ftruncate(raw, byteCount) != 0 { throw OperationError(errno, "size \(name) to \(byteCount) bytes") }
         if clinux_fcntl_int(raw, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0 {
-            throw XenError(errno, "seal \(name)")
+            throw OperationError(errno, "seal \(name)")
         }
         return file
     }
 
     /// The same file, open for reading only.
-    func readOnlyCopy() throws(XenError) -> Descriptor {
+    func readOnlyCopy() throws(OperationError) -> Descriptor {
         let copy = unsafe clinux_open("/proc/self/fd/\(raw)", O_RDONLY | O_CLOEXEC, 0)
-        if copy < 0 { throw XenError(errno, "open shared memory read-only") }
+        if copy < 0 { throw OperationError(errno, "open shared memory read-only") }
         return Descriptor(owning: copy)
-    }
-
-    /// Adds one to an eventfd. A full counter is as readable as one that took the addition.
-    func signal() {
-        var one: UInt64 = 1
-        _ = unsafe write(raw, &one, 8)
-    }
-
-    /// Sets an eventfd's counter to zero.
-    func drain() {
-        var count: UInt64 = 0
-        _ = unsafe read(raw, &count, 8)
     }
 }
 
@@ -67,21 +36,21 @@ final class SharedRegion: Sendable {
     let byteCount: Int
 
     /// Maps the first `byteCount` bytes of `file`.
-    init(_ file: Descriptor, byteCount: Int, writable: Bool = true) throws(XenError) {
+    init(_ file: Descriptor, byteCount: Int, writable: Bool = true) throws(OperationError) {
         let protection = writable ? PROT_READ | PROT_WRITE : PROT_READ
         guard let base = unsafe clinux_mmap(nil, byteCount, protection, MAP_SHARED, file.raw, 0) else {
-            throw XenError(errno, "map \(byteCount) bytes of shared memory")
+            throw OperationError(errno, "map \(byteCount) bytes of shared memory")
         }
         unsafe self.base = base
         self.byteCount = byteCount
     }
 
     /// Private zeroed memory with the same accesses, for lists that several threads share.
-    init(privateBytes byteCount: Int) throws(XenError) {
+    init(privateBytes byteCount: Int) throws(OperationError) {
         guard
             let base = unsafe clinux_mmap(
                 nil, byteCount, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        else { throw XenError(errno, "allocate \(byteCount) bytes") }
+        else { throw OperationError(errno, "allocate \(byteCount) bytes") }
         unsafe self.base = base
         self.byteCount = byteCount
     }

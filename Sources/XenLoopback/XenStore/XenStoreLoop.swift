@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The sockets around the core: one thread that sleeps in epoll_wait(2), one lock around everything else.
+import Base
 import CLinux
 import Glibc
 import Synchronization
@@ -16,7 +17,7 @@ final class XenStoreLoop: Sendable {
     private let directory: String
 
     /// Makes the store and the socket of domain 0.
-    init(directory: String, limits: XenStoreLimits) throws(XenError) {
+    init(directory: String, limits: XenStoreLimits) throws(OperationError) {
         let poll = try XenStorePoll()
         self.poll = poll
         self.directory = directory
@@ -27,9 +28,9 @@ final class XenStoreLoop: Sendable {
         XenStoreSockets.path(of: domain, in: directory)
     }
 
-    func addDomain(_ domain: DomainID) throws(XenError) {
+    func addDomain(_ domain: DomainID) throws(OperationError) {
         let result = state.withLock { state in
-            Result { () throws(XenError) in try state.addDomain(domain) }
+            Result { () throws(OperationError) in try state.addDomain(domain) }
         }
         try result.get()
     }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // One node of the store, and what is told about it when it changes.
-import Xen
 
 /// A node; its path is its key in the store.
 struct XenStoreNode: Sendable {

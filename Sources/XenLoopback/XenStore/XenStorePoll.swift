@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // epoll(7) with tokens, and a way to wake it.
+import Base
 import CLinux
 import Glibc
 import Xen
@@ -26,15 +27,15 @@ final class XenStorePoll: Sendable {
     private let poll: Int32
     private let bell: Int32
 
-    init() throws(XenError) {
+    init() throws(OperationError) {
         poll = epoll_create1(Int32(EPOLL_CLOEXEC))
-        guard poll >= 0 else { throw XenError(errno, "make epoll") }
+        guard poll >= 0 else { throw OperationError(errno, "make epoll") }
         bell = eventfd(0, Int32(EFD_CLOEXEC) | Int32(EFD_NONBLOCK))
         guard bell >= 0, control(EPOLL_CTL_ADD, bell, Self.wakeToken, .input) else {
             let code = errno
             close(poll)
             if bell >= 0 { close(bell) }
-            throw XenError(code, "make epoll")
+            throw OperationError(code, "make epoll")
         }
     }
 
@@ -44,9 +45,9 @@ final class XenStorePoll: Sendable {
     }
 
     /// Waits for `interest` in a socket from now on. Throws what epoll_ctl(2) says.
-    func add(_ socket: XenStoreSocket, _ token: UInt64, _ interest: Interest) throws(XenError) {
+    func add(_ socket: XenStoreSocket, _ token: UInt64, _ interest: Interest) throws(OperationError) {
         guard control(EPOLL_CTL_ADD, socket.descriptor, token, interest) else {
-            throw XenError(errno, "wait for XenStore client")
+            throw OperationError(errno, "wait for XenStore client")
         }
     }
 

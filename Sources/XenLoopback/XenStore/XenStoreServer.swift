@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The XenStore daemon for machines without Xen, as others see it.
+import Base
 import CLinux
 import Glibc
 import Synchronization
@@ -24,11 +25,11 @@ public final class XenStoreServer: Sendable {
     /// The store holds "/tool" and "/local/domain/0" with "domid" and "name". Throws what socket(2), bind(2) and
     /// epoll_create1(2) say: EADDRINUSE if another server listens there, ENAMETOOLONG if the path is longer than 107
     /// bytes.
-    public convenience init(directory: String) throws(XenError) {
+    public convenience init(directory: String) throws(OperationError) {
         try self.init(directory: directory, limits: XenStoreLimits())
     }
 
-    init(directory: String, limits: XenStoreLimits) throws(XenError) {
+    init(directory: String, limits: XenStoreLimits) throws(OperationError) {
         let loop = try XenStoreLoop(directory: directory, limits: limits)
         do {
             thread = Mutex(try Self.start(loop))
@@ -54,7 +55,7 @@ public final class XenStoreServer: Sendable {
     /// "data", "drivers" and "error". What was at that path before is gone. When it returns the domain can connect.
     /// Throws EINVAL for 0 and the reserved numbers from 0x7FF0 on, EEXIST for a domain that is there, and what
     /// bind(2) says; ESHUTDOWN after ``stop()``.
-    public func addDomain(_ domain: DomainID) throws(XenError) {
+    public func addDomain(_ domain: DomainID) throws(OperationError) {
         try loop.addDomain(domain)
     }
 
@@ -76,7 +77,7 @@ public final class XenStoreServer: Sendable {
     }
 
     /// Runs the loop on a new thread, which leaves all signals to the others.
-    private static func start(_ loop: XenStoreLoop) throws(XenError) -> pthread_t {
+    private static func start(_ loop: XenStoreLoop) throws(OperationError) -> pthread_t {
         var all = sigset_t()
         var before = sigset_t()
         unsafe sigfillset(&all)
@@ -95,7 +96,7 @@ public final class XenStoreServer: Sendable {
             }, argument.toOpaque())
         guard code == 0 else {
             unsafe argument.release()
-            throw XenError(code, "start XenStore thread")
+            throw OperationError(code, "start XenStore thread")
         }
         return thread
     }

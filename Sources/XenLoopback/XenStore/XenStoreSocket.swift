@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // System calls on Unix stream sockets, none of which blocks.
+import Base
 import CLinux
 import Glibc
 import Xen
@@ -27,28 +28,28 @@ final class XenStoreSocket: Sendable {
     /// Listens at `path`, for the user alone. A socket that a dead server left there is replaced.
     ///
     /// Throws EADDRINUSE if somebody listens there or the path is no socket, ENAMETOOLONG, and what bind(2) says.
-    static func listening(at path: String) throws(XenError) -> XenStoreSocket {
+    static func listening(at path: String) throws(OperationError) -> XenStoreSocket {
         let type = Int32(SOCK_STREAM.rawValue)
         var descriptor = unsafe clinux_unix_listen(path, type, 128)
         if descriptor < 0 && errno == EADDRINUSE {
-            guard isAbandoned(path) else { throw XenError(EADDRINUSE, "listen at \(path)") }
+            guard isAbandoned(path) else { throw OperationError(EADDRINUSE, "listen at \(path)") }
             _ = unsafe unlink(path)
             descriptor = unsafe clinux_unix_listen(path, type, 128)
         }
-        guard descriptor >= 0 else { throw XenError(errno, "listen at \(path)") }
+        guard descriptor >= 0 else { throw OperationError(errno, "listen at \(path)") }
         _ = unsafe chmod(path, 0o600)
         return XenStoreSocket(adopting: descriptor)
     }
 
     /// The next client, nil if none waits. Throws EMFILE and the like.
-    func accept() throws(XenError) -> XenStoreSocket? {
+    func accept() throws(OperationError) -> XenStoreSocket? {
         while true {
             let client = clinux_accept(descriptor)
             if client >= 0 { return XenStoreSocket(adopting: client) }
             switch errno {
             case EINTR, ECONNABORTED: continue
             case EAGAIN: return nil
-            default: throw XenError(errno, "accept XenStore client")
+            default: throw OperationError(errno, "accept XenStore client")
             }
         }
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Which socket stands for which domain and client, and how bytes get from them to the core and back.
+import Base
 import CLinux
 import Glibc
 import Xen
@@ -31,7 +32,7 @@ struct XenStoreSockets: Sendable {
     private var isClosed = false
 
     /// Listens for domain 0.
-    init(directory: String, core: XenStoreCore, poll: XenStorePoll) throws(XenError) {
+    init(directory: String, core: XenStoreCore, poll: XenStorePoll) throws(OperationError) {
         self.directory = directory
         self.core = core
         self.poll = poll
@@ -45,10 +46,10 @@ struct XenStoreSockets: Sendable {
 
     // MARK: Domains
 
-    mutating func addDomain(_ domain: DomainID) throws(XenError) {
-        guard !isClosed else { throw XenError(ESHUTDOWN, "add domain \(domain)") }
-        guard XenStoreCore.isOrdinary(domain) else { throw XenError(EINVAL, "add domain \(domain)") }
-        guard !core.introducedDomains.contains(domain) else { throw XenError(EEXIST, "add domain \(domain)") }
+    mutating func addDomain(_ domain: DomainID) throws(OperationError) {
+        guard !isClosed else { throw OperationError(ESHUTDOWN, "add domain \(domain)") }
+        guard XenStoreCore.isOrdinary(domain) else { throw OperationError(EINVAL, "add domain \(domain)") }
+        guard !core.introducedDomains.contains(domain) else { throw OperationError(EEXIST, "add domain \(domain)") }
         try listen(for: domain)
         core.addDomain(domain)
         settle()
@@ -178,7 +179,7 @@ struct XenStoreSockets: Sendable {
         }
     }
 
-    private mutating func listen(for domain: DomainID) throws(XenError) {
+    private mutating func listen(for domain: DomainID) throws(OperationError) {
         let path = Self.path(of: domain, in: directory)
         let socket = try XenStoreSocket.listening(at: path)
         let token = newToken()

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A queue engine between a fake guest and a fake plugin: no Xen, no threads, no files, and one turn at a time.
+import Base
 import Blkif
 import CXen
 import Glibc
@@ -100,7 +101,7 @@ final class EngineRig {
     private static func engine(
         _ setup: Setup, _ info: DeviceInfo, _ guest: FakeGuest, _ source: QueueJournalSource, _ memory: HostMemory,
         _ port: CompletionPort, _ statistics: QueueStatistics
-    ) throws(JournalProblem) -> QueueEngine {
+    ) throws(OperationError) -> QueueEngine {
         let limits = DiskLimits(
             sectorCount: UInt64(setup.sectors), readOnly: setup.readOnly,
             offersDiscard: info.capabilities.contains(.discard), offersBarrier: setup.offersBarrier)

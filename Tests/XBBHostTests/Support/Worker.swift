@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Another thread that does what it is given.
+import Base
 import Glibc
 import Synchronization
 

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// A file descriptor that is closed with its owner.
+// A file descriptor that is closed with its last owner.
 import CLinux
 import Glibc
-import Xen
 
-/// Owns a file descriptor.
-final class Descriptor: Sendable {
-    let raw: Int32
+/// Owns an open file descriptor.
+public final class Descriptor: Sendable {
+    /// Its number, valid while this object lives.
+    public let raw: Int32
 
-    init(owning raw: Int32) {
+    /// Takes ownership of an open descriptor.
+    public init(owning raw: Int32) {
         self.raw = raw
     }
 
-    /// Owns `raw` or throws the errno of the call that should have made it.
-    convenience init(_ raw: Int32, _ operation: @autoclosure () -> String) throws(XenError) {
-        if raw < 0 { throw XenError(errno, operation()) }
+    /// Owns `raw`, or throws the errno of the call that should have made it: `operation` is what was tried.
+    public convenience init(_ raw: Int32, _ operation: @autoclosure () -> String) throws(OperationError) {
+        if raw < 0 { throw OperationError(errno, operation()) }
         self.init(owning: raw)
     }
 
@@ -23,14 +24,17 @@ final class Descriptor: Sendable {
     }
 
     /// What a read that must not wait found.
-    enum ReadResult {
+    public enum ReadResult {
+        /// These
         case bytes([UInt8])
+        /// Nothing yet
         case wouldBlock
+        /// The end, or an error
         case ended
     }
 
     /// Reads what is there, at most `limit` bytes. An error is an end.
-    func readAvailable(limit: Int = 65536) -> ReadResult {
+    public func readAvailable(limit: Int = 65536) -> ReadResult {
         var buffer = [UInt8](repeating: 0, count: limit)
         let count = unsafe buffer.withUnsafeMutableBytes { unsafe read(raw, $0.baseAddress, $0.count) }
         if count < 0 { return errno == EAGAIN || errno == EINTR ? .wouldBlock : .ended }
@@ -38,7 +42,7 @@ final class Descriptor: Sendable {
     }
 
     /// Sends as much as the socket takes and gives the number of bytes, or nil where the other end is gone.
-    func sendAvailable(_ bytes: ArraySlice<UInt8>) -> Int? {
+    public func sendAvailable(_ bytes: ArraySlice<UInt8>) -> Int? {
         if bytes.isEmpty { return 0 }
         let count = unsafe bytes.withUnsafeBytes { unsafe send(raw, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
         if count < 0 { return errno == EAGAIN || errno == EINTR ? 0 : nil }

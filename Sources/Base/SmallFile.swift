@@ -4,9 +4,9 @@ import CLinux
 import Glibc
 
 /// A file that is read whole.
-enum SmallFile {
+public enum SmallFile {
     /// Its first `limit` bytes; nil where there is no file or nothing in it.
-    static func contents(_ path: String, limit: Int) -> [UInt8]? {
+    public static func contents(_ path: String, limit: Int) -> [UInt8]? {
         let file = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0)
         guard file >= 0 else { return nil }
         defer { close(file) }
@@ -17,9 +17,9 @@ enum SmallFile {
 }
 
 /// The names in a folder.
-package enum DirectoryListing {
+public enum DirectoryListing {
     /// Without "." and ".."; none where there is no folder.
-    package static func names(in directory: String) -> [String] {
+    public static func names(in directory: String) -> [String] {
         guard let stream = unsafe opendir(directory) else { return [] }
         defer { unsafe closedir(stream) }
         var names: [String] = []
