@@ -83,13 +83,38 @@ let package = Package(
         .target(name: "XenLoopback", dependencies: ["Base", "Xen", "CLinux", "Memory"], swiftSettings: strict),
 
         // Negotiation as a pure state machine over typed XenStore keys.
-        .target(name: "XenBus", dependencies: ["Blkif"], swiftSettings: strict),
+        .target(name: "XenBus", dependencies: ["Base", "Blkif"], swiftSettings: strict),
 
-        // A VBD's life: queues, reqlists, plugin host, statistics.
+        // Plugins: the requests that they get and the port where they answer, then loading them and their open disks.
+        .target(
+            name: "PluginPort", dependencies: ["Base", "Memory", "PluginAPI", "CLinux", "CRing"], swiftSettings: inlined
+        ),
+        .target(
+            name: "PluginHost", dependencies: ["Base", "PluginPort", "PluginAPI", "CLinux", "Support"],
+            swiftSettings: strict),
+
+        // The way of a request between ring and plugin; nothing of a VBD's life.
+        .target(
+            name: "BlockQueue",
+            dependencies: [
+                "Base", "Blkif", "Memory", "Xen", "PluginPort", "PluginHost", "PluginAPI", "CLinux", "CRing", "Support",
+            ], swiftSettings: inlined),
+
+        // Rights that a process gives up, and images looked at by a process that has none.
+        .target(name: "ProcessConfinement", dependencies: ["Base", "CLinux", "Support"], swiftSettings: strict),
+        .target(
+            name: "ImageInspection",
+            dependencies: ["Base", "ProcessConfinement", "PluginHost", "PluginAPI", "CLinux", "Support"],
+            swiftSettings: strict),
+
+        // The worker: a VBD's life from its node in XenStore to its end.
         .target(
             name: "XBBHost",
-            dependencies: ["Base", "Blkif", "Memory", "Xen", "XenBus", "PluginAPI", "CLinux", "Support"],
-            swiftSettings: strict),
+            dependencies: [
+                "Base", "BlockQueue", "Blkif", "ProcessConfinement", "ImageInspection", "Memory", "PluginAPI",
+                "PluginHost", "Xen",
+                "XenBus", "CLinux", "Support",
+            ], swiftSettings: strict),
 
         // A frontend for loopback.
         .target(
@@ -114,7 +139,11 @@ let package = Package(
 
         // Executables, thin.
         .executableTarget(
-            name: "xbb-vbd", dependencies: ["Base", "XBBHost", "Xen", "XenLoopback", "CLinux", "Support"],
+            name: "xbb-vbd",
+            dependencies: [
+                "Base", "ProcessConfinement", "ImageInspection", "PluginHost", "XBBHost", "Xen", "XenLoopback",
+                "CLinux", "Support",
+            ],
             swiftSettings: strict
         ),
         .executableTarget(
@@ -178,7 +207,7 @@ let package = Package(
         .target(name: "CAllocations", cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])]),
         .target(
             name: "PluginCheck",
-            dependencies: ["Base", "CPluginHarness", "CAllocations", "XBBHost", "PluginAPI", "CLinux", "Support"],
+            dependencies: ["Base", "CPluginHarness", "CAllocations", "PluginHost", "PluginAPI", "CLinux", "Support"],
             swiftSettings: strict),
         .executableTarget(name: "xbb-plugin-check", dependencies: ["PluginCheck", "Support"], swiftSettings: strict),
 
@@ -195,11 +224,12 @@ let package = Package(
                 "Base", "Blkfront", "Blkif", "Memory", "Xen", "XenBus", "XenLoopback", "CLinux", "Support",
                 "TestSupport",
             ]),
-        .testTarget(name: "XenBusTests", dependencies: ["XenBus", "TestSupport"]),
+        .testTarget(name: "XenBusTests", dependencies: ["Base", "XenBus", "TestSupport"]),
         .testTarget(
-            name: "XBBHostTests",
+            name: "BlockQueueTests",
             dependencies: [
-                "Base", "XBBHost", "Blkif", "Memory", "Xen", "CXen", "CLinux", "CRing", "PluginAPI", "Support",
+                "Base", "BlockQueue", "PluginHost", "PluginPort", "XBBHost", "Blkif", "Memory", "Xen", "CXen", "CLinux",
+                "CRing", "PluginAPI", "Support",
                 "TestSupport", "XenBus",
             ]),
         .executableTarget(
@@ -233,7 +263,8 @@ let package = Package(
         .testTarget(
             name: "EndToEndTests",
             dependencies: [
-                "Base", "Blkfront", "Blkif", "Memory", "XenLoopback", "Xen", "CLinux", "CXLConfig", "TestSupport",
+                "Base", "Blkfront", "Blkif", "Memory", "PluginHost", "XenLoopback", "Xen", "CLinux", "CXLConfig",
+                "TestSupport",
                 "xbb-vbd",
                 "xbbd", "xbb-dm", "confine-probe",
             ]),

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The backend's own node as the toolstack and the hotplug script fill it.
+public import Base
 
 /// Who says where the storage is.
 public enum StorageSource: Equatable, Sendable {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Which storage is to be opened, and how: the answer of the toolstack's and the hotplug script's keys.
+public import Base
 
 /// The format of an image; it is always told and never guessed, and is raw unless told otherwise.
 public struct ImageFormat: Hashable, Sendable, CustomStringConvertible {
@@ -92,22 +93,7 @@ public struct ImageLocation: Equatable, Sendable {
     }
 }
 
-/// The numbers of a device node.
-public struct DeviceNumber: Equatable, Sendable, CustomStringConvertible {
-    /// Major number.
-    public let major: UInt32
-    /// Minor number.
-    public let minor: UInt32
-
-    /// The device `major`:`minor`.
-    public init(major: UInt32, minor: UInt32) {
-        self.major = major
-        self.minor = minor
-    }
-
-    /// In decimal, as lsblk shows it.
-    public var description: String { "\(major):\(minor)" }
-
+extension DeviceNumber {
     /// Reads `physical-device`: two hexadecimal numbers of at most 8 digits. Throws `.notADeviceNumber`.
     public init(parsing text: String, key: String = BackendKey.physicalDevice) throws(NegotiationError) {
         func number(_ digits: Substring) -> UInt32? {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The C echo backend on a thread, with the same event channel as ours.
+import BlockQueue
 import Base
 import CEcho
 import CLinux

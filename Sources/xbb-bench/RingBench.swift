@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // One frontend, one ring, and the backends in turn.
+import BlockQueue
+import PluginHost
 import Blkif
 import Blkfront
 import CEcho
@@ -7,7 +9,6 @@ import CLinux
 import Glibc
 import Memory
 import Synchronization
-import XBBHost
 import Xen
 import XenLoopback
 import Support

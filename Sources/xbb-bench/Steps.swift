@@ -3,7 +3,6 @@
 import Blkif
 import CLinux
 import Memory
-import XBBHost
 import Support
 
 /// Keeps a value from being optimised away.

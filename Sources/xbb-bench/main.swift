@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Measures the host's own code: pure steps, and a ring with the null plugin beside a bare C backend on the same ring.
+import PluginHost
 import Blkif
 import Blkfront
 import CLinux
 import Glibc
 import Memory
-import XBBHost
 import XenLoopback
 import Support
 

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // xbb-vbd: the process that serves one VBD. Started by xbbd, or by hand to look at one disk.
+import BlockQueue
+import ProcessConfinement
+import ImageInspection
+import PluginHost
 import Base
 import CLinux
 import Glibc

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // xbb.conf: what it means, and what is said about mistakes.
+import PluginHost
 import Base
 import CLinux
 import Glibc

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Hostile and clumsy clients of xbbd's socket, and the real xbbctl.
+import PluginHost
 import Base
 import CLinux
 import Glibc

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A place for tests of xbbd: a XenStore of its own, the real programs, and fake workers.
+import BlockQueue
+import PluginHost
 import Base
 import CLinux
 import Glibc

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Which disks xbbd takes, and which it leaves to other backends.
+import PluginHost
 import CLinux
 import Glibc
 import Testing

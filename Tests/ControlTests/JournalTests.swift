@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Lines of the log in the journal: their fields, and who gets them.
+import BlockQueue
+import PluginHost
 import Base
 import CLinux
 import Glibc

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What an administrator sees of disks at work: xbbctl top and xbbctl log.
+import PluginHost
 import CLinux
 import Glibc
 import Support

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
+import PluginHost
 import TestSupport
 import Testing
 import XenBus

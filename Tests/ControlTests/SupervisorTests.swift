@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The real xbbd with fake workers.
+import BlockQueue
+import PluginHost
 import Base
 import CLinux
 import Glibc

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // xbbd's side of an upgrade: a new worker prepares itself, is called or refused, and fails early, late or never.
+import PluginHost
 import CLinux
 import Glibc
 import Testing

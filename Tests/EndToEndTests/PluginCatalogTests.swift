@@ -5,7 +5,7 @@ import Foundation
 import Support
 import TestSupport
 import Testing
-@testable import XBBHost
+@testable import PluginHost
 
 extension EndToEnd {
     @Suite struct PluginCatalogTests {

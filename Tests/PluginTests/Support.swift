@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The mini host in Swift clothes: plugins from the build folder, temporary files, shell commands.
+import PluginHost
 import CLinux
 import Glibc
 import PluginCheck

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Why a frontend could not do what it was asked for.
-import Base
-public import Xen
+public import Base
 
 /// What a backend did that blkfront does not forgive. The device is dead from then on (`BLKIF_STATE_ERROR`).
 public enum FrontFault: Error, Sendable, Equatable, CustomStringConvertible {

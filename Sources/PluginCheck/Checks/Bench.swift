@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What a check works with, in the process that is made for it: the plugin, its image, and the line to the parent.
+import PluginHost
 import Base
 import CLinux
 import CPluginHarness
 import Glibc
 import PluginAPI
 import Synchronization
-import XBBHost
 
 /// What a plugin is checked with.
 package struct Subject: Sendable {

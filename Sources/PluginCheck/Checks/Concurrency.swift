@@ -4,7 +4,6 @@ import CPluginHarness
 import Glibc
 import PluginAPI
 import Synchronization
-import XBBHost
 
 extension Check {
     static let concurrency = [

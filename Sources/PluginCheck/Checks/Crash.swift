@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A worker that is killed: what was said to be durable is there when the disk is opened again.
+import PluginHost
 import CPluginHarness
 import Glibc
 import PluginAPI
 import Support
-import XBBHost
 
 extension Check {
     static let crash = [

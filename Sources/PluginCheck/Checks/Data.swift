@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What was written is what is read: against an array, after close and open, on two disks at once, against a reference.
+import PluginHost
 import CLinux
 import Glibc
 import PluginAPI
-import XBBHost
 
 extension Check {
     static let data = [

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What a request costs: allocations, system calls, time. Told, not judged.
+import PluginHost
 import CAllocations
 import CLinux
 import CPluginHarness
 import Glibc
 import PluginAPI
-import XBBHost
 
 extension Check {
     static let figures = [

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // open() of what is good and of what is not, and what is left after close().
+import PluginHost
 import CLinux
 import Glibc
 import PluginAPI
 import Support
-import XBBHost
 
 extension Check {
     static let open = [

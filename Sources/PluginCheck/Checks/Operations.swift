@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Every operation, at the ends of the disk and of the limits, through every shape of scatter list.
+import PluginHost
 import Glibc
 import PluginAPI
-import XBBHost
 
 extension Check {
     static let operations = [

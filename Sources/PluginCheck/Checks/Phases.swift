@@ -3,7 +3,6 @@
 import CPluginHarness
 import Glibc
 import PluginAPI
-import XBBHost
 
 extension Check {
     static let ownership = [

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // probe(): pure, bounded, the same answer each time; and inspect() on what is no image.
+import PluginHost
 import CLinux
 import CPluginHarness
 import Glibc

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What a plugin could leave behind in the process, or change there.
+import PluginHost
 import Base
 import CLinux
 import CPluginHarness
 import Glibc
-import XBBHost
 
 /// Things of this process that can be counted.
 struct Residue: Equatable {

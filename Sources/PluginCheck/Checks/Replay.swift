@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A worker that is killed while a guest uses its disk: what docs/plugin-abi.md asks for in "The worker dies".
+import PluginHost
 import CPluginHarness
 import Glibc
 import PluginAPI
 import Support
-import XBBHost
 
 extension Check {
     static let replay = Check(

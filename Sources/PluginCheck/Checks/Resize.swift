@@ -4,7 +4,6 @@ import CLinux
 import CPluginHarness
 import Glibc
 import PluginAPI
-import XBBHost
 
 extension Check {
     static let resize = [

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What the dynamic linker reads of a shared library, as far as plugins have rules for it. The file is not trusted.
+import PluginHost
 import CLinux
 import Glibc
 

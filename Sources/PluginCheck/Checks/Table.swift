@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The description that the entry point returns.
+import PluginHost
 import Base
 import Glibc
 import PluginAPI
-import XBBHost
 
 extension Check {
     static let table = [

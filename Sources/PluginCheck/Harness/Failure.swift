@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Why a check did not pass.
 import Base
-import XBBHost
 
 /// What is wrong, and what to do about it; or why there is nothing to check.
 package struct Failure: Error, CustomStringConvertible {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A plugin and a disk under test, in the harness.
+import PluginHost
 import Base
 import CLinux
 import CPluginHarness
 import Glibc
 import PluginAPI
-import XBBHost
 
 /// A plugin, loaded and checked as the host does it; its host is the harness.
 @safe

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // How checks ended, in words for people and for machines.
+import PluginHost
 import Support
 
 /// How one check ended.

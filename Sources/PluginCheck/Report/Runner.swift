@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Makes each check in a process of its own: a plugin that crashes, hangs or leaves costs that check and no other.
+import PluginHost
 import Base
 import CLinux
 import Glibc
 import Support
-import XBBHost
 
 /// Runs checks of one plugin.
 package struct Runner {

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What a VBD's process was told at its start.
+import BlockQueue
+import ProcessConfinement
+import PluginHost
 import XenBus
 import Support
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What a worker answers on its control socket.
+import BlockQueue
+import PluginHost
 import Glibc
 import XenBus
 import Support

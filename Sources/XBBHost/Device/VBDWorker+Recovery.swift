@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Going on where an earlier process stopped, and leaving behind what a successor needs for that. docs/recovery.md
 // explains the protocol.
+import BlockQueue
+import PluginHost
 import Base
 import Blkif
 import Glibc

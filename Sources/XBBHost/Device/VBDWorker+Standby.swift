@@ -3,6 +3,9 @@
 //
 // It does beforehand what needs no right to the disk: programs, libraries, connections. Then it says so on its channel and
 // waits for a word there, and after that for the disk's lock. docs/recovery.md explains the order.
+import BlockQueue
+import ImageInspection
+import PluginHost
 import Base
 import CLinux
 import Glibc

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Opening the storage of a VBD, once for a confined process.
+import BlockQueue
+import ProcessConfinement
+import ImageInspection
+import PluginHost
 import Base
 import Support
 import XenBus

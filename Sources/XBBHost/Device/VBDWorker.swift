@@ -3,6 +3,8 @@
 //
 // Everything here runs on the control thread. The negotiation (XenBus.VBDMachine) is pure; queues have threads of
 // their own and speak to this one through the mailbox only.
+import BlockQueue
+import PluginHost
 import Base
 import Blkif
 import CLinux

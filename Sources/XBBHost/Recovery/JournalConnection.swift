@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Whose journal it is: what a process that goes on with it must find unchanged.
+import BlockQueue
+import PluginHost
 import Base
 import CLinux
 import Glibc
@@ -102,7 +104,7 @@ struct JournalConnection: Equatable, Sendable {
 
     /// The attached image stands where it always stood; all images of the chain, itself first, behind the names.
     private func write(storage: [StorageIdentity], to pages: SharedPages) {
-        let top = storage.first ?? .none
+        let top = storage.first ?? .nothing
         pages.store64(top.device, at: JournalLayout.imageDeviceOffset)
         pages.store64(top.number, at: JournalLayout.imageNumberOffset)
         let chain = storage.prefix(JournalLayout.mostImages)
@@ -123,7 +125,7 @@ struct JournalConnection: Equatable, Sendable {
             pages.load64(at: JournalLayout.magicOffset) == JournalLayout.magic,
             pages.load(at: JournalLayout.versionOffset) == JournalLayout.version
         else { return }
-        let top = storage.first ?? .none
+        let top = storage.first ?? .nothing
         var isSame =
             pages.load64(at: JournalLayout.imageDeviceOffset) == top.device
             && pages.load64(at: JournalLayout.imageNumberOffset) == top.number

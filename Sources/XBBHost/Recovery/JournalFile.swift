@@ -1,51 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The file in the run directory that outlives the process.
+import BlockQueue
 import Base
 import CLinux
 import Glibc
 import Memory
-
-/// Mapped memory of a journal: of its file, or of nothing that outlives the process.
-@safe
-final class JournalMapping: @unchecked Sendable {
-    let pages: SharedPages
-    private let base: UnsafeMutableRawPointer
-    private let entries: Int
-
-    private init(_ base: UnsafeMutableRawPointer, byteCount: Int, entries: Int) {
-        unsafe self.base = unsafe base
-        self.entries = entries
-        pages = unsafe SharedPages(base: base, byteCount: byteCount)
-    }
-
-    /// Maps `byteCount` bytes of a file; nil where the kernel refuses.
-    static func map(_ descriptor: Int32, byteCount: Int, entries: Int) -> JournalMapping? {
-        guard byteCount > 0,
-            let base = unsafe clinux_mmap(nil, byteCount, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0)
-        else { return nil }
-        return unsafe JournalMapping(base, byteCount: byteCount, entries: entries)
-    }
-
-    /// Memory that ends with the process, for a disk without a journal: the way of a request is one and the same.
-    static func anonymous(queues: Int, entries: Int) -> JournalMapping? {
-        let bytes = JournalLayout.fileSize(queues: queues, entries: entries)
-        let flags = MAP_PRIVATE | MAP_ANONYMOUS
-        guard let base = unsafe clinux_mmap(nil, bytes, PROT_READ | PROT_WRITE, flags, -1, 0) else { return nil }
-        return unsafe JournalMapping(base, byteCount: bytes, entries: entries)
-    }
-
-    deinit {
-        unsafe munmap(base, pages.byteCount)
-    }
-
-    /// The part of a queue, which must be one of those that the mapping was made for.
-    func queue(_ index: Int) -> SharedPages {
-        let size = JournalLayout.queueSize(entries: entries)
-        let offset = JournalLayout.pageSize + index * size
-        precondition(index >= 0 && offset <= pages.byteCount - size)
-        return unsafe SharedPages(base: base + offset, byteCount: size)
-    }
-}
 
 /// An open journal. Opened before the process is confined, sized and mapped when a frontend connects; control thread.
 final class JournalFile {

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// One queue: one thread, one event loop, nothing shared with other queues on the way of a request.
+import PluginHost
+import PluginPort
+import Base
+import Blkif
+import CLinux
+import Glibc
+import Memory
+import PluginAPI
+import Synchronization
+import Xen
+import Support
+
+/// What a queue is made of.
+package struct QueueConfiguration: Sendable {
+    /// The frontend's domain.
+    package var domain: DomainID
+    /// The number of the queue.
+    package var index: Int
+    /// Grant references of the ring's pages, in order.
+    package var ringReferences: [UInt32]
+    /// The frontend's event channel.
+    package var eventChannel: EventPort
+    /// The frontend's ABI.
+    package var abi: RingABI
+    /// What requests are checked against.
+    package var disk: DiskLimits
+    /// Bytes for the data of requests.
+    package var memoryBytes: Int
+    /// Threads for a plugin that may sleep.
+    package var blockingThreads: Int
+    /// How long the queue looks for work before it sleeps, in ns.
+    package var pollNanoseconds: UInt64
+    package var tuning: QueueTuning
+    /// Where its requests are written down while they are on their way; nil: where nobody will read it.
+    package var journal: QueueJournalSource?
+
+    /// A queue of `domain` with the usual limits.
+    package init(
+        domain: DomainID, index: Int, ringReferences: [UInt32], eventChannel: EventPort, abi: RingABI,
+        disk: DiskLimits, memoryBytes: Int = 16 << 20, blockingThreads: Int = 4, pollNanoseconds: UInt64 = 0,
+        tuning: QueueTuning = QueueTuning()
+    ) {
+        self.domain = domain
+        self.index = index
+        self.ringReferences = ringReferences
+        self.eventChannel = eventChannel
+        self.abi = abi
+        self.disk = disk
+        self.memoryBytes = memoryBytes
+        self.blockingThreads = blockingThreads
+        self.pollNanoseconds = pollNanoseconds
+        self.tuning = tuning
+    }
+}
+
+/// A running queue. Methods are for the control thread.
+package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
+    /// What the control thread wants of the queue's.
+    private struct Wishes {
+        var tuning: QueueTuning
+        var sectorCount: UInt64
+        var pollNanoseconds: UInt64
+        /// The frontend was told that we are connected.
+        var mayTake = false
+        var drain = false
+    }
+
+    package let statistics: QueueStatistics
+    private let platform: Platform
+    private let device: PluginDevice
+    private let configuration: QueueConfiguration
+    private let log: Log
+    private let faultLimit: RateLimit
+    /// Called on the queue's thread when the ring is not read any more.
+    private let onFailure: @Sendable (OperationError) -> Void
+    /// Called on the queue's thread when the requests of an earlier process were begun again.
+    private let onReplayed: @Sendable () -> Void
+    private let journal: QueueJournalSource
+    private let summary = Mutex<RecoverySummary?>(nil)
+    private let wishes: Mutex<Wishes>
+    private let wishesChanged = Atomic<Bool>(false)
+    private let port: CompletionPort
+    private let started = Semaphore()
+    private let startResult = Mutex<OperationError?>(nil)
+    private var thread: pthread_t?
+
+    /// Prepares a queue; ``start()`` makes it run.
+    package init(
+        platform: Platform, device: PluginDevice, configuration: QueueConfiguration, statistics: QueueStatistics,
+        log: Log, faultLimit: RateLimit, onFailure: @escaping @Sendable (OperationError) -> Void,
+        onReplayed: @escaping @Sendable () -> Void = {}
+    ) throws(OperationError) {
+        self.platform = platform
+        self.device = device
+        self.configuration = configuration
+        self.statistics = statistics
+        self.log = log
+        self.faultLimit = faultLimit
+        self.onFailure = onFailure
+        self.onReplayed = onReplayed
+        wishes = Mutex(
+            Wishes(
+                tuning: configuration.tuning, sectorCount: configuration.disk.sectorCount,
+                pollNanoseconds: configuration.pollNanoseconds))
+        let entries = RingLayout(configuration.abi).entryCount(pages: configuration.ringReferences.count)
+        let context = unsafe Int(device.library.table.req_ctx_size)
+        // A list can be several plugin requests where the plugin's limit is small; the more fit, the deeper it runs.
+        guard let port = CompletionPorts.take(requestCount: max(entries, 32) + 32, contextSize: context) else {
+            throw OperationError(errno, "make a descriptor for queue \(configuration.index)")
+        }
+        guard let journal = configuration.journal ?? .anonymous(entries: entries) else {
+            throw OperationError(ENOMEM, "reserve a journal for queue \(configuration.index)")
+        }
+        self.journal = journal
+        // Immortal: a plugin that completes too late must not write to memory of somebody else.
+        self.port = port
+    }
+
+    deinit {
+        // Whoever started the thread has waited for its end, and with it for the plugin queue's.
+        CompletionPorts.giveBack(port)
+    }
+
+    /// Maps the ring, binds the event channel, opens the plugin's queue and runs; throws what went wrong.
+    package func start() throws(OperationError) {
+        let thread = try startThread(named: "xbb-queue-\(configuration.index)") { [self] in run() }
+        self.thread = thread
+        started.wait()
+        if let failure = startResult.withLock({ $0 }) {
+            pthread_join(thread, nil)
+            self.thread = nil
+            throw failure
+        }
+    }
+
+    /// Begins to take requests from the ring.
+    package func beginTaking() {
+        change { $0.mayTake = true }
+    }
+
+    /// Takes no more requests, finishes those in flight, disconnects and ends the thread.
+    package func stop() {
+        guard let thread else { return }
+        change { $0.drain = true }
+        pthread_join(thread, nil)
+        self.thread = nil
+    }
+
+    /// Changes what can be changed while the queue runs.
+    package func setTuning(_ tuning: QueueTuning, pollNanoseconds: UInt64) {
+        change {
+            $0.tuning = tuning
+            $0.pollNanoseconds = pollNanoseconds
+        }
+    }
+
+    /// The disk's size changed, in sectors of 512 bytes.
+    package func setSectorCount(_ count: UInt64) {
+        change { $0.sectorCount = count }
+    }
+
+    /// What an earlier process left; nil for a queue that begins with nothing in flight.
+    package var recovery: RecoverySummary? { summary.withLock { $0 } }
+
+    /// Calls of complete() that broke the plugin ABI.
+    package var violations: UInt64 { port.violations }
+
+    private func change(_ body: (inout Wishes) -> Void) {
+        wishes.withLock { body(&$0) }
+        wishesChanged.store(true, ordering: .releasing)
+        port.wake()
+    }
+
+    // MARK: The queue's thread
+
+    private func run() {
+        do throws(OperationError) {
+            try serve()
+        } catch {
+            startResult.withLock { $0 = error }
+            started.signal()
+        }
+    }
+
+    /// Everything that can fail comes first and undoes itself; then the loop.
+    private func serve() throws(OperationError) {
+        port.adoptThread()
+        let domain = configuration.domain
+        let grants = try platform.openGrants()
+        let mapping = try grants.map(configuration.ringReferences, of: domain, writable: true)
+        defer { unmap(mapping, grants) }
+        KillPoint.reach(.mapped)
+        let channels = try platform.openEvents()
+        let channel = try bind(
+            configuration.eventChannel, of: domain, on: channels, patient: journal.isInherited)
+        defer { unbind(channel, channels) }
+        KillPoint.reach(.bound)
+        guard let memory = HostMemory(byteCount: max(configuration.memoryBytes, QueueEngine.smallestMemory)),
+            let events = PluginEvents(port: port)
+        else { throw OperationError(ENOMEM, "reserve memory for queue \(configuration.index)") }
+        let watched = events.add(
+            channels.fileDescriptor, UInt32(EPOLLIN.rawValue), PluginEvents.Source.eventChannel.rawValue)
+        if watched != 0 { throw OperationError(-watched, "watch event channel \(channel)") }
+        let engine = try makeEngine(BackRing(attaching: mapping.pages, abi: configuration.abi), memory)
+        unsafe try device.map(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
+        let queue = try PluginQueue(
+            device: device, port: port, events: events, index: configuration.index,
+            depth: engine.depthLimit, threadCount: configuration.blockingThreads)
+        started.signal()
+        var loop = QueueLoop<Platform>(
+            engine: engine, queue: queue, events: events, grants: grants, channels: channels, channel: channel)
+        if journal.isInherited { loop.notify() }
+        run(&loop)
+        loop.finish()
+        unsafe device.unmap(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
+    }
+
+    /// The engine, behind what an earlier process left in the ring and in the journal.
+    private func makeEngine(_ attached: consuming BackRing, _ memory: HostMemory) throws(OperationError) -> QueueEngine
+    {
+        var ring = attached
+        let (journal, recovery) = try self.journal.start(&ring)
+        if !recovery.replays.isEmpty {
+            let found = RecoverySummary(recovery, journal, layout: ring.layout, disk: configuration.disk)
+            summary.withLock { $0 = found }
+        }
+        return QueueEngine(
+            ring: ring, domain: configuration.domain, device: device.info, disk: configuration.disk, memory: memory,
+            port: port, stats: statistics.cells, journal: journal, recovery: recovery)
+    }
+
+    private func unmap(_ mapping: GrantMapping, _ grants: Platform.Grants) {
+        do { try grants.unmap(mapping) } catch { log.error("queue \(configuration.index): \(error)") }
+    }
+
+    private func unbind(_ channel: EventPort, _ channels: Platform.Events) {
+        do { try channels.unbind(channel) } catch { log.error("queue \(configuration.index): \(error)") }
+    }
+
+    private func run(_ loop: inout QueueLoop<Platform>) {
+        var reportedOverflow = false
+        takeWishes(&loop)
+        while true {
+            if wishesChanged.load(ordering: .acquiring) { takeWishes(&loop) }
+            let worked = loop.turn()
+            if let fault = loop.takeFault() { report(fault) }
+            if let overflow = loop.overflow, !reportedOverflow {
+                reportedOverflow = true
+                onFailure(
+                    OperationError(
+                        .queue,
+                        "queue \(configuration.index): the frontend moved req_prod to "
+                            + "\(overflow.requestProducer), further than its ring of \(overflow.entryCount) slots "
+                            + "allows; its ring is not read any more"))
+            }
+            if let poison = loop.takePoison() { report(poison: poison) }
+            if loop.takeReplayed() { onReplayed() }
+            if let error = loop.takeXenError() { reportXenError(error) }
+            if worked { continue }
+            if loop.isDrained { return }
+            loop.sleep { wishesChanged.load(ordering: .acquiring) }
+        }
+    }
+
+    private func takeWishes(_ loop: inout QueueLoop<Platform>) {
+        wishesChanged.store(false, ordering: .releasing)
+        let current = wishes.withLock { $0 }
+        loop.apply(
+            tuning: current.tuning, sectorCount: current.sectorCount, pollNanoseconds: current.pollNanoseconds,
+            mayTake: current.mayTake, drain: current.drain)
+    }
+
+    private func report(_ fault: GuestFault) {
+        guard let dropped = faultLimit.admit() else { return }
+        let more = dropped > 0 ? " (\(dropped) more were not logged)" : ""
+        log.warning(
+            "queue \(configuration.index): request refused: \(fault.error.text): operation \(fault.wireOperation), "
+                + "sector \(fault.firstSector), \(fault.sectorCount) sectors\(more)")
+    }
+
+    private func report(poison: BlockRequest) {
+        log.error(
+            "queue \(configuration.index): \(poison.text): plugin '\(device.library.name)' crashed with this request "
+                + "alone \(QueueRecovery.poisonLimit) times; it is answered with an error and not tried again")
+    }
+
+    private func reportXenError(_ error: OperationError) {
+        guard let dropped = faultLimit.admit() else { return }
+        log.error("queue \(configuration.index): \(error)\(dropped > 0 ? " (\(dropped) more were not logged)" : "")")
+    }
+}

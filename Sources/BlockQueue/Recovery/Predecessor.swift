@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// How the worker ended that served the disk before this one.
+
+/// How the process ended that served the disk before.
+public enum Predecessor: Sendable, Equatable {
+    /// Nobody knows.
+    case unknown
+    /// It finished its requests and let go.
+    case handedOver
+    /// Somebody killed it; the text says how.
+    case killed(String)
+    /// It came to grief by itself; the text says how.
+    case crashed(String)
+
+    /// Reads "handed-over", "killed:signal 9", "crashed:signal 11"; nil for anything else.
+    public init?(_ text: String) {
+        let parts = text.split(separator: ":", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
+        switch (parts[0], parts.count) {
+        case ("unknown", 1): self = .unknown
+        case ("handed-over", 1): self = .handedOver
+        case ("killed", 2): self = .killed(parts[1])
+        case ("crashed", 2): self = .crashed(parts[1])
+        default: return nil
+        }
+    }
+
+    /// For the log.
+    package var text: String {
+        switch self {
+        case .unknown: "ended somehow"
+        case .handedOver: "handed over"
+        case .killed(let how): "was killed (\(how))"
+        case .crashed(let how): "crashed (\(how))"
+        }
+    }
+
+    package var hasCrashed: Bool {
+        if case .crashed = self { true } else { false }
+    }
+}

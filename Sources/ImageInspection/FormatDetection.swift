@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// `format=auto`: answered once, by what is remembered of an image or by a process that looks at it.
+import PluginHost
+import Base
+import Support
+
+/// What a disk of format "auto" is.
+package enum FormatDetection {
+    /// The word in place of a format.
+    package static let word = "auto"
+
+    /// The disk with its format; another process of this program looks at the image where nothing is remembered.
+    package static func resolve(
+        _ source: DiskSource, pluginDirectories: [String], stateDirectory: String?, log: Log
+    ) throws(OperationError) -> DiskSource {
+        guard source.format == word else { return source }
+        let process = OwnProcess(pluginDirectories: pluginDirectories, stateDirectory: stateDirectory)
+        let answer: JSON
+        do throws(OperationError) {
+            answer = try process.ask("--probe", about: source.path)
+        } catch {
+            throw OperationError(.open, "\(error); say what the image is: FORMAT:\(source.path)")
+        }
+        if let error = answer["error"]?.string { throw OperationError(.open, error) }
+        guard let format = answer["auto"]?.string else {
+            throw OperationError(.open, answer["reason"]?.string ?? "\(source.path): nobody can tell its format")
+        }
+        let isRemembered = answer["served_as"]?.string != nil
+        log.info(
+            "format=auto: \(source.path) \(isRemembered ? "was served as" : "looks like") \(format); say so in the "
+                + "configuration: \(format):\(source.path)")
+        var resolved = source
+        resolved.format = format
+        return resolved
+    }
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A name that stands in an image, and whether it may be opened. The image's author chose it, and may be hostile.
+import Base
+import CLinux
+import Glibc
+
+/// Where the files may be that images name. None by default: an image does not decide what the host opens.
+public struct BackingPolicy: Sendable, Equatable {
+    /// Absolute paths of directories; everything below them may be a backing file.
+    public var directories: [String]
+    /// The most images of a chain, the one that is attached among them.
+    public var mostImages = 16
+
+    /// Backing files below `directories` and nowhere else.
+    public init(directories: [String] = []) {
+        self.directories = directories
+    }
+}
+
+/// An open file that an image named.
+package struct BackingName {
+    /// The name as it was looked for, for messages and `show`.
+    package let path: String
+    /// Below which allowed directory, and the rest of the way.
+    private let directory: String
+    private let rest: String
+
+    /// Judges `name`, found in the image at `image`; nothing is opened.
+    package init(_ name: [UInt8], in image: String, allowed policy: BackingPolicy) throws(OperationError) {
+        guard !name.isEmpty, !name.contains(0), let text = String(validating: name, as: UTF8.self) else {
+            throw Self.refusal(image, "of a name that is none (\(name.count) bytes)")
+        }
+        // As in QEMU: a ':' before the first '/' makes it a protocol, "nbd:", "json:", "https:".
+        if let mark = text.firstIndex(where: { $0 == ":" || $0 == "/" }), text[mark] == ":" {
+            throw Self.refusal(image, "'\(Self.shown(text))': it is no file name")
+        }
+        let absolute = text.hasPrefix("/") ? text : Self.folder(of: image) + "/" + text
+        let parts = absolute.split(separator: "/").filter { $0 != "." }
+        guard !parts.contains(".."), !parts.isEmpty else {
+            throw Self.refusal(image, "'\(Self.shown(text))': a name with '..' is not followed")
+        }
+        let path = "/" + parts.joined(separator: "/")
+        let homes = policy.directories.map { "/" + $0.split(separator: "/").joined(separator: "/") }
+        let home = homes.filter { path.hasPrefix($0 == "/" ? "/" : $0 + "/") }.max { $0.utf8.count < $1.utf8.count }
+        guard let home else {
+            let known = homes.isEmpty ? "none is" : homes.joined(separator: ", ") + " are"
+            throw Self.refusal(
+                image, "\(Self.shown(path)): backing files must be below a backing-dir of xbb.conf, and \(known) set")
+        }
+        self.path = path
+        directory = home
+        rest = String(path.dropFirst(home == "/" ? 1 : home.utf8.count + 1))
+    }
+
+    /// Opens it for reading, without leaving the allowed directory and without following a link.
+    ///
+    /// O_NONBLOCK keeps the open of a FIFO from waiting; anything but a regular file and a block device is refused.
+    package func open() throws(OperationError) -> Int32 {
+        let home = unsafe clinux_open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC, 0)
+        guard home >= 0 else {
+            throw OperationError(.open, "cannot open the backing-dir \(directory)", .errno(errno))
+        }
+        defer { close(home) }
+        let file = unsafe clinux_open_beneath(home, rest, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)
+        guard file >= 0 else {
+            let code = errno
+            let reason =
+                switch code {
+                case ELOOP: "it is a symbolic link, or behind one"
+                case EXDEV: "it leads out of \(directory)"
+                case ENOSYS: "Linux 5.6 or later is needed to open it safely"
+                default: errnoText(code)
+                }
+            throw OperationError(.open, "cannot open the backing file \(Self.shown(path)): \(reason)")
+        }
+        var status = stat()
+        let kind = unsafe fstat(file, &status) == 0 ? status.st_mode & S_IFMT : 0
+        guard kind == S_IFREG || kind == S_IFBLK else {
+            close(file)
+            throw OperationError(
+                .open, "the backing file \(Self.shown(path)) is neither a regular file nor a block device")
+        }
+        return file
+    }
+
+    private static func refusal(_ image: String, _ what: String) -> OperationError {
+        OperationError(.open, "\(image) names a backing file \(what)")
+    }
+
+    /// A name without what could disturb a terminal or a log.
+    package static func shown(_ name: String) -> String {
+        String(name.unicodeScalars.prefix(200).map { $0.value < 0x20 || $0.value == 0x7f ? "?" : Character($0) })
+    }
+
+    private static func folder(of path: String) -> String {
+        "/" + path.split(separator: "/").dropLast().joined(separator: "/")
+    }
+}

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A queue of a child, beside the queue of the plugin that asks: requests of one are done before child_submit() returns.
+import PluginPort
+import Base
+import CLinux
+import Glibc
+import PluginAPI
+
+/// The queue of one child for one queue of a blocking plugin; used on that queue's thread alone.
+@safe
+final class ChildQueue {
+    private let child: HostChild
+    private let device: PluginDevice
+    private let port: CompletionPort
+    private let host: HostQueue
+    private let handle: UnsafeMutableRawPointer?
+
+    /// Opens a queue of the child's plugin on the calling thread.
+    init(_ child: HostChild, _ device: PluginDevice, index: Int) throws(OperationError) {
+        self.child = child
+        self.device = device
+        guard
+            let port = unsafe CompletionPorts.take(requestCount: 1, contextSize: Int(device.library.table.req_ctx_size))
+        else { throw OperationError(.open, "no descriptor is left for a queue of \(device.source.path)") }
+        port.adoptThread()
+        self.port = port
+        host = HostQueue(port: port, events: nil)
+        do throws(OperationError) {
+            unsafe handle = try device.openQueue(host, index: index, depth: 1)
+        } catch {
+            CompletionPorts.giveBack(port)
+            throw error
+        }
+    }
+
+    /// Nothing is in flight.
+    func close() {
+        unsafe device.closeQueue(handle, of: host)
+        CompletionPorts.giveBack(port)
+    }
+
+    func serves(_ other: HostChild) -> Bool { other === child }
+
+    /// Reads, and waits until it is done.
+    ///
+    /// - Returns: 0 when `done` was called, or -EINVAL for what no plugin may get.
+    func submit(_ request: UnsafeMutablePointer<xbb_req>, _ done: xbb_child_fn, _ argument: UnsafeMutableRawPointer?)
+        -> Int32
+    {
+        let (offset, length) = unsafe (request.pointee.offset, request.pointee.length)
+        guard unsafe Int(request.pointee.op) == XBB_OP_READ, unsafe request.pointee.flags == 0, length > 0,
+            offset % 512 == 0, length % 512 == 0, offset <= device.info.size, length <= device.info.size - offset,
+            length <= device.info.maxTransfer
+        else { return -EINVAL }
+        let slot = unsafe port.address(of: 0)
+        let context = unsafe slot.pointee.req.ctx
+        unsafe slot.pointee.req = unsafe request.pointee
+        unsafe slot.pointee.req.ctx = unsafe context
+        unsafe slot.pointee.state = PluginRequestState.plugin
+        var offered: UnsafeMutablePointer<xbb_req>? = unsafe UnsafeMutableRawPointer(slot)
+            .assumingMemoryBound(to: xbb_req.self)
+        unsafe device.offer(&offered, to: handle, answeringAt: port)
+        while true {
+            port.takeRemote()
+            if port.localCount > 0 { break }
+            if port.prepareToSleep() {
+                var waiting = pollfd(fd: port.wakeDescriptor, events: Int16(POLLIN), revents: 0)
+                unsafe poll(&waiting, 1, -1)
+                port.awoke()
+                port.drainWake()
+            }
+        }
+        let status = unsafe slot.pointee.status
+        port.removeCompleted(port.localCount)
+        unsafe done(argument, request, status)
+        return 0
+    }
+}

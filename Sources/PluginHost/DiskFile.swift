@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The image file or block device behind a disk, opened by the host and lent to the plugin.
+import CLinux
+import Glibc
+public import Base
+
+/// What an administrator asked for.
+public struct DiskSource: Sendable, Equatable {
+    /// The format, never guessed: "raw" unless something else was said.
+    public var format: String
+    /// The image or device; empty for formats without a file.
+    public var path: String
+    /// Options of the plugin.
+    public var options: [String: String]
+    /// The guest may only read.
+    public var readOnly: Bool
+    /// Go around the page cache where the filesystem can.
+    public var direct: Bool
+    /// The block device that must stand at the path; nil where nobody has said which.
+    public var deviceNumber: DeviceNumber?
+
+    /// A disk of `format` at `path`.
+    public init(
+        format: String, path: String, options: [String: String] = [:], readOnly: Bool = false, direct: Bool = true,
+        deviceNumber: DeviceNumber? = nil
+    ) {
+        self.format = format
+        self.path = path
+        self.options = options
+        self.readOnly = readOnly
+        self.direct = direct
+        self.deviceNumber = deviceNumber
+    }
+}
+
+/// An open image or device.
+package struct DiskFile: ~Copyable {
+    package let descriptor: Int32
+    /// Opened with O_DIRECT.
+    let isDirect: Bool
+    /// A block device rather than a regular file.
+    package let isBlockDevice: Bool
+
+    deinit {
+        close(descriptor)
+    }
+
+    /// Opens an image or a block device; anything else is refused, without side effects.
+    ///
+    /// With `expected` anything but that device is refused: a name may have been given to another one since the hotplug
+    /// script looked. O_NONBLOCK keeps the open of a FIFO or a tape from waiting; it means nothing for files and disks.
+    package init(
+        path: String, readOnly: Bool, direct: Bool, expecting expected: DeviceNumber? = nil
+    ) throws(OperationError) {
+        var status = stat()
+        if unsafe stat(path, &status) != 0 { throw Self.refuse(path, errno) }
+        let kind = status.st_mode & S_IFMT
+        if kind == S_IFDIR { throw OperationError(.open, "\(path) is a directory, not an image or a block device") }
+        guard kind == S_IFREG || kind == S_IFBLK else {
+            throw OperationError(.open, "\(path) is neither a regular file nor a block device")
+        }
+        let flags = (readOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK
+        var isDirect = direct
+        var opened = unsafe clinux_open(path, flags | (direct ? O_DIRECT : 0), 0)
+        if opened < 0 && direct && errno == EINVAL {
+            isDirect = false
+            opened = unsafe clinux_open(path, flags, 0)
+        }
+        if opened < 0 { throw Self.refuse(path, errno) }
+        // The path may have been exchanged since: what counts is what is open.
+        if unsafe fstat(opened, &status) != 0 || (status.st_mode & S_IFMT) != kind {
+            close(opened)
+            throw OperationError(.open, "\(path) changed its kind while it was opened")
+        }
+        let found = DeviceNumber(major: gnu_dev_major(status.st_rdev), minor: gnu_dev_minor(status.st_rdev))
+        if let expected, kind != S_IFBLK || found != expected {
+            close(opened)
+            let what = kind == S_IFBLK ? "block device \(found)" : "a regular file"
+            throw OperationError(
+                .open, "\(path) is \(what) now, and was block device \(expected) when it was attached; attach it again")
+        }
+        descriptor = opened
+        self.isDirect = isDirect
+        isBlockDevice = kind == S_IFBLK
+    }
+
+    private static func refuse(_ path: String, _ code: Int32) -> OperationError {
+        let advice =
+            switch code {
+            case ENOENT: "; check the path of the disk"
+            case EACCES, EPERM: "; the backend needs access to it"
+            case EROFS: "; attach it read-only"
+            case ETXTBSY, EBUSY: "; something else uses it"
+            default: ""
+            }
+        return OperationError(.open, "cannot open \(path): \(errnoText(code))\(advice)")
+    }
+}

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// One disk, open in its plugin.
+import PluginPort
+import Base
+import CLinux
+import Glibc
+import PluginAPI
+import Synchronization
+import Support
+
+/// An open disk. Control calls of the plugin are made from the control thread only.
+///
+/// Plugins that want no two calls at a time get a lock around every call, control or queue; the others none.
+@safe
+public final class PluginDevice: @unchecked Sendable {
+    /// The plugin.
+    public let library: PluginLibrary
+    /// What was asked for.
+    public let source: DiskSource
+    /// What the plugin said, checked; changed by ``refresh()``.
+    public private(set) var info: DeviceInfo
+    /// Set while a call must exclude all others.
+    package let exclusion: PluginExclusion?
+    private let handle: UnsafeMutableRawPointer?
+    private let options: PluginOptionValues
+    private let host: HostDevice
+    private let hostPointer: OpaquePointer
+    /// The image or device; -1 where the plugin opens none.
+    let file: Int32
+    private let chain: ImageChain
+    private var isClosed = false
+
+    /// The plugin for a disk: "raw" is served by what the path is, any other format by the plugin that names it.
+    package static func pluginName(for source: DiskSource, directories: [String]) throws(OperationError) -> String {
+        if source.format != "raw" { return try PluginCatalog(directories: directories).plugin(serving: source.format) }
+        var status = stat()
+        if unsafe stat(source.path, &status) == 0, status.st_mode & S_IFMT == S_IFBLK { return "rawdisk" }
+        return "file"
+    }
+
+    /// Loads the plugin of the source's format, opens the image and lets the plugin look at it.
+    ///
+    /// Files that the image names are opened where `backing` allows it. `onNotify` is called on any thread with an
+    /// `XBB_NOTIFY_` number.
+    public convenience init(
+        _ source: DiskSource, directories: [String], backing: BackingPolicy = BackingPolicy(), log: Log,
+        onNotify: @escaping @Sendable (UInt32) -> Void
+    ) throws(OperationError) {
+        let library = try PluginLibrary.load(
+            name: Self.pluginName(for: source, directories: directories), directories: directories)
+        guard library.formats.contains(source.format) else {
+            throw OperationError(
+                .open,
+                "plugin '\(library.name)' does not serve format '\(source.format)', only: "
+                    + library.formats.joined(separator: ", "))
+        }
+        if library.isReadOnly && !source.readOnly {
+            throw OperationError(
+                .open,
+                "plugin '\(library.name)' only reads: attach the disk read-only (mode r), or convert the image to raw "
+                    + "(qemu-img convert -O raw)")
+        }
+        let chain = ImageChain(policy: backing, pluginDirectories: directories)
+        var direct = false
+        var file: Int32 = -1
+        if !library.hasNoFile {
+            let opened = try DiskFile(
+                path: source.path, readOnly: source.readOnly, direct: source.direct, expecting: source.deviceNumber)
+            direct = opened.isDirect
+            file = dup3Cloexec(opened.descriptor)
+            if file < 0 { throw OperationError(.open, "cannot open \(source.path)", .errno(errno)) }
+            do throws(OperationError) {
+                try chain.enter(source.path, format: source.format, file: file)
+            } catch {
+                _ = Glibc.close(file)
+                throw error
+            }
+        }
+        try self.init(
+            library, source, file: file, direct: direct, isBacking: false, chain: chain, log: log, onNotify: onNotify)
+    }
+
+    /// Lets a plugin open the image at `file`, which it takes and closes, also where this fails.
+    init(
+        _ library: PluginLibrary, _ source: DiskSource, file: Int32, direct: Bool, isBacking: Bool, chain: ImageChain,
+        log: Log, onNotify: @escaping @Sendable (UInt32) -> Void
+    ) throws(OperationError) {
+        self.library = library
+        self.source = source
+        self.chain = chain
+        self.file = file
+        let host = HostDevice(log: log, onNotify: onNotify)
+        self.host = host
+        unsafe hostPointer = host.immortalPointer()
+        exclusion = library.threadModel == .queue ? nil : PluginExclusion()
+        var opened: UnsafeMutableRawPointer?
+        do throws(OperationError) {
+            options = try PluginOptionValues(library.options, given: source.options)
+            host.allowChildren { reference throws(OperationError) in
+                guard library.isBlocking else {
+                    throw OperationError(.open, "child_open() is for plugins that block (XBB_PLUGIN_BLOCKING)")
+                }
+                return try HostChild.open(
+                    reference, in: source.path, chain: chain, options: source.options, log: log, onNotify: onNotify)
+            }
+            defer { host.allowChildren(nil) }
+            unsafe opened = try unsafe Self.open(
+                library, source, options: options, file: file, direct: direct, isBacking: isBacking, host: hostPointer)
+            do throws(OperationError) {
+                info = try unsafe Self.query(library, opened)
+            } catch {
+                unsafe library.table.close(opened)
+                throw error
+            }
+        } catch {
+            for child in host.children { child.close() }
+            if file >= 0 { _ = Glibc.close(file) }
+            guard let cause = host.childFailure else { throw error }
+            throw isBacking ? cause : OperationError(.open, "cannot open \(source.path): \(cause)")
+        }
+        unsafe handle = unsafe opened
+    }
+
+    private static func open(
+        _ library: PluginLibrary, _ source: DiskSource, options: PluginOptionValues, file: Int32, direct: Bool,
+        isBacking: Bool, host: OpaquePointer
+    ) throws(OperationError) -> UnsafeMutableRawPointer? {
+        var handle: UnsafeMutableRawPointer?
+        var failure = xbb_error()
+        let flags =
+            (source.readOnly ? Int(XBB_OPEN_RDONLY) : 0) | (direct ? Int(XBB_OPEN_DIRECT) : 0)
+            | (isBacking ? Int(XBB_OPEN_BACKING) : 0)
+        let result = unsafe withOpenRequest(
+            source.format, label: source.path, flags: flags, file: file, options: options, host: host
+        ) { request in unsafe library.table.open(request, &handle, &failure) }
+        if result != 0 { throw OperationError(failure, result, "plugin '\(library.name)' cannot open \(source.path)") }
+        return unsafe handle
+    }
+
+    private static func query(
+        _ library: PluginLibrary, _ handle: UnsafeMutableRawPointer?
+    ) throws(OperationError) -> DeviceInfo {
+        var raw = xbb_info()
+        raw.struct_size = UInt32(MemoryLayout<xbb_info>.size)
+        let result = unsafe library.table.get_info(handle, &raw)
+        if result != 0 {
+            throw OperationError(.open, "plugin '\(library.name)' gives no information", .errno(-result))
+        }
+        do throws(OperationError) {
+            let info = try DeviceInfo(validating: raw)
+            if info.capabilities.contains(.needsMemoryMap), unsafe library.table.mem_map == nil {
+                throw OperationError(.invalid, "the plugin says that it needs mem_map(), and has none")
+            }
+            return info
+        } catch {
+            throw error.within("plugin '\(library.name)'")
+        }
+    }
+
+    /// Lets the plugin start its threads; after privileges were dropped.
+    public func start() throws(OperationError) {
+        for child in host.children { try child.device?.start() }
+        guard let start = unsafe library.table.start else { return }
+        var failure = xbb_error()
+        let result = unsafe start(handle, &failure)
+        if result != 0 { throw OperationError(failure, result, "plugin '\(library.name)' cannot start") }
+    }
+
+    /// Asks the plugin again after it reported a change.
+    public func refresh() throws(OperationError) {
+        exclusion?.lock()
+        defer { exclusion?.unlock() }
+        info = try unsafe Self.query(library, handle)
+    }
+
+    /// Queues of the host that can be open at once.
+    public var maxQueues: Int {
+        let own = library.threadModel == .queue ? info.maxQueues : 1
+        return host.children.reduce(own) { min($0, $1.device?.maxQueues ?? $0) }
+    }
+
+    /// What the disk consists of: the path and the format of its image and of all below it.
+    public var images: [(path: String, format: String)] { chain.images.map { ($0.path, $0.format) } }
+
+    /// The files and devices that it consists of, in the order of ``images``.
+    package var storage: [StorageIdentity] { chain.images.map(\.identity) }
+
+    /// True if the guest may not write: asked for, or the plugin cannot.
+    public var isReadOnly: Bool { source.readOnly || !info.capabilities.contains(.write) }
+
+    /// Opens a queue of the plugin and of each child, on the thread that it will belong to.
+    package func openQueue(_ host: HostQueue, index: Int, depth: Int) throws(OperationError) -> UnsafeMutableRawPointer?
+    {
+        for child in self.host.children {
+            guard let device = child.device else { continue }
+            do throws(OperationError) {
+                host.childQueues.append(try ChildQueue(child, device, index: index))
+            } catch {
+                host.closeChildQueues()
+                throw error
+            }
+        }
+        exclusion?.lock()
+        defer { exclusion?.unlock() }
+        var parameters = xbb_queue_params()
+        parameters.struct_size = UInt32(MemoryLayout<xbb_queue_params>.size)
+        parameters.index = UInt32(index)
+        parameters.depth = UInt32(depth)
+        var queue: UnsafeMutableRawPointer?
+        var failure = xbb_error()
+        let result = unsafe library.table.queue_open(handle, host.immortalPointer(), &parameters, &queue, &failure)
+        if result != 0 {
+            host.closeChildQueues()
+            throw OperationError(failure, result, "plugin '\(library.name)' cannot open queue \(index)")
+        }
+        return unsafe queue
+    }
+
+    /// Closes a queue with nothing in flight, on its thread.
+    package func closeQueue(_ queue: UnsafeMutableRawPointer?, of host: HostQueue) {
+        exclusion?.lock()
+        unsafe library.table.queue_close(queue)
+        exclusion?.unlock()
+        host.closeChildQueues()
+    }
+
+    /// Calls submit() until the request is taken; a plugin that never takes it gets it failed. On a thread that may sleep.
+    func offer(
+        _ request: inout UnsafeMutablePointer<xbb_req>?, to queue: UnsafeMutableRawPointer?,
+        answeringAt port: CompletionPort
+    ) {
+        var pause: UInt32 = 100
+        while true {
+            exclusion?.lock()
+            let taken = unsafe library.table.submit(queue, &request, 1)
+            exclusion?.unlock()
+            if taken >= 1 { return }
+            if pause > 1_000_000 {
+                unsafe port.complete(request, -EIO)
+                return
+            }
+            usleep(pause)
+            pause *= 2
+        }
+    }
+
+    /// Registers memory that will hold data, where the plugin wants to know.
+    package func map(_ address: UnsafeMutableRawPointer, byteCount: Int) throws(OperationError) {
+        guard let map = unsafe library.table.mem_map else { return }
+        var memory = unsafe xbb_mem()
+        unsafe memory.struct_size = UInt32(MemoryLayout<xbb_mem>.size)
+        unsafe memory.fd = -1
+        unsafe memory.addr = address
+        unsafe memory.length = UInt64(byteCount)
+        exclusion?.lock()
+        let result = unsafe map(handle, &memory)
+        exclusion?.unlock()
+        if result != 0 && info.capabilities.contains(.needsMemoryMap) {
+            throw OperationError(.open, "plugin '\(library.name)' cannot use the host's memory", .errno(-result))
+        }
+    }
+
+    /// Takes the registration back.
+    package func unmap(_ address: UnsafeMutableRawPointer, byteCount: Int) {
+        guard unsafe library.table.mem_map != nil, let unmap = unsafe library.table.mem_unmap else { return }
+        var memory = unsafe xbb_mem()
+        unsafe memory.struct_size = UInt32(MemoryLayout<xbb_mem>.size)
+        unsafe memory.fd = -1
+        unsafe memory.addr = address
+        unsafe memory.length = UInt64(byteCount)
+        exclusion?.lock()
+        unsafe unmap(handle, &memory)
+        exclusion?.unlock()
+    }
+
+    /// Closes the disk; all queues were closed before. Once.
+    public func close() {
+        if isClosed { return }
+        isClosed = true
+        unsafe library.table.close(handle)
+        for child in host.children { child.close() }
+        if file >= 0 { _ = Glibc.close(file) }
+    }
+
+    deinit {
+        close()
+    }
+}
+
+private func dup3Cloexec(_ descriptor: Int32) -> Int32 {
+    clinux_fcntl_int(descriptor, F_DUPFD_CLOEXEC, 3)
+}

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Which file or device is open, whatever its name is.
+import CLinux
+import Glibc
+
+/// The file or device behind an image, by numbers that a name cannot be exchanged under.
+package struct StorageIdentity: Hashable, Sendable {
+    /// st_dev of a file, 0 of a block device.
+    package let device: UInt64
+    /// st_ino of a file, st_rdev of a block device; 0 where the plugin opens no file.
+    package let number: UInt64
+
+    /// No file.
+    package static let nothing = StorageIdentity(device: 0, number: 0)
+
+    /// These numbers.
+    init(device: UInt64, number: UInt64) {
+        self.device = device
+        self.number = number
+    }
+
+    /// What is open; nil where fstat(2) fails, which leaves errno.
+    init?(file: Int32) {
+        var status = stat()
+        guard unsafe fstat(file, &status) == 0 else { return nil }
+        if status.st_mode & S_IFMT == S_IFBLK {
+            self.init(device: 0, number: UInt64(status.st_rdev))
+        } else {
+            self.init(device: UInt64(status.st_dev), number: UInt64(status.st_ino))
+        }
+    }
+}

@@ -1,0 +1,456 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A queue engine between a fake guest and a fake plugin: no Xen, no threads, no files, and one turn at a time.
+import Base
+import Blkif
+import CXen
+import Glibc
+import Memory
+import PluginAPI
+import Testing
+import Xen
+
+@testable import BlockQueue
+@testable import PluginHost
+@testable import PluginPort
+
+/// A request that the guest sent.
+struct Sent {
+    let id: UInt64
+    let operation: UInt8
+    let sector: Int
+    let count: Int
+    let segments: [BlockSegment]
+    /// What a write carries, one number for each sector.
+    let tags: [UInt64]
+}
+
+/// The engine, the two fakes, and the steps of ``QueueLoop``'s turn without its effects.
+final class EngineRig {
+    /// What a rig is made of. `info` is what the plugin's get_info() gives.
+    struct Setup {
+        var ringPages = 1
+        var abi = RingABI.x86_64
+        var startIndex: UInt32 = 0
+        var sectors = 4096
+        var memoryBytes = 4 << 20
+        var pluginRequests = 64
+        var readOnly = false
+        var offersBarrier = true
+        var info = xbb_info()
+
+        init() {
+            info.caps =
+                UInt64(XBB_CAP_WRITE) | UInt64(XBB_CAP_FLUSH) | UInt64(XBB_CAP_FUA) | UInt64(XBB_CAP_DISCARD)
+                | UInt64(XBB_CAP_DISCARD_SECURE)
+            info.logical_block = 512
+        }
+
+        /// Without discard there is none that is secure either: the host refuses a plugin that says so.
+        mutating func remove(_ capability: UInt64) {
+            info.caps &= ~capability
+            if capability == UInt64(XBB_CAP_DISCARD) { info.caps &= ~UInt64(XBB_CAP_DISCARD_SECURE) }
+        }
+    }
+
+    private let setup: Setup
+    private var oldPorts: [CompletionPort] = []
+    let guest: FakeGuest
+    private(set) var plugin: FakePlugin
+    let disk: FakeDisk
+    private(set) var port: CompletionPort
+    private(set) var memory: HostMemory
+    let journal: JournalMapping
+    let statistics = QueueStatistics()
+    var engine: QueueEngine
+
+    /// Makes the next call of the grant table fail as a whole.
+    var failCopyCall = false
+    /// Called for each reference of a call that fails as a whole.
+    var onFailedCall: ((UInt32) -> Void)?
+    /// Responses in the order in which they came.
+    private(set) var answers: [BlockResponse] = []
+    private var statuses: [UInt64: Int16] = [:]
+    private var pending: [UInt64: UInt8] = [:]
+    private var rules: [String] = []
+    /// Called for each response, after it was checked.
+    var onAnswer: ((BlockResponse) -> Void)?
+    /// Called after each publish that showed something.
+    private(set) var notifications = 0
+    private var nextID: UInt64 = 0x1111_0000_0000
+    var nextTag: UInt64 = 0x2000_0001
+    private var freePages: [UInt32]
+
+    init(_ change: (inout Setup) -> Void = { _ in }) throws {
+        var setup = Setup()
+        change(&setup)
+        setup.info.size = UInt64(setup.sectors) * 512
+        self.setup = setup
+        let info = try DeviceInfo(validating: setup.info)
+        let entries = RingLayout(setup.abi).entryCount(pages: setup.ringPages)
+        guest = FakeGuest(
+            ringPageCount: setup.ringPages, abi: setup.abi, startIndex: setup.startIndex, pageCount: entries * 12)
+        freePages = (0..<UInt32(entries * 12)).reversed().map { FakeGuest.firstReference + $0 }
+        disk = FakeDisk(sectorCount: setup.sectors)
+        port = try #require(CompletionPorts.take(requestCount: setup.pluginRequests, contextSize: 0))
+        port.adoptThread()
+        journal = try #require(JournalMapping.anonymous(queues: 1, entries: entries))
+        memory = try #require(HostMemory(byteCount: setup.memoryBytes))
+        plugin = FakePlugin(disk: disk, info: info, port: port)
+        engine = try Self.engine(
+            setup, info, guest, QueueJournalSource(mapping: journal, index: 0), memory, port, statistics)
+    }
+
+    private static func engine(
+        _ setup: Setup, _ info: DeviceInfo, _ guest: FakeGuest, _ source: QueueJournalSource, _ memory: HostMemory,
+        _ port: CompletionPort, _ statistics: QueueStatistics
+    ) throws(OperationError) -> QueueEngine {
+        let limits = DiskLimits(
+            sectorCount: UInt64(setup.sectors), readOnly: setup.readOnly,
+            offersDiscard: info.capabilities.contains(.discard), offersBarrier: setup.offersBarrier)
+        var ring = BackRing(attaching: guest.ringPages.shared, abi: setup.abi)
+        let (journal, recovery) = try source.start(&ring)
+        return QueueEngine(
+            ring: ring, domain: FakeGuest.domain, device: info, disk: limits, memory: memory, port: port,
+            stats: statistics.cells, journal: journal, recovery: recovery)
+    }
+
+    deinit {
+        // Each has a descriptor and is never freed: the next rig takes them.
+        for port in oldPorts + [port] { CompletionPorts.giveBack(port) }
+    }
+
+    // MARK: The host's death
+
+    /// What a new process makes of the ring and the journal; the old one has had no time for anything.
+    func succeed(_ predecessor: Predecessor = .killed("signal 9")) throws {
+        rules += plugin.problems
+        oldPorts.append(port)
+        port = try #require(CompletionPorts.take(requestCount: setup.pluginRequests, contextSize: 0))
+        port.adoptThread()
+        memory = try #require(HostMemory(byteCount: setup.memoryBytes))
+        let info = plugin.info
+        plugin = FakePlugin(disk: disk, info: info, port: port)
+        engine = try Self.engine(
+            setup, info, guest, QueueJournalSource(mapping: journal, index: 0, inheritance: .journal(predecessor)),
+            memory, port, statistics)
+    }
+
+    /// The first `steps` of a turn, 0 to 7: completions, ring, copies, plugin, responses shown, seen, known.
+    func turn(steps: Int) {
+        _ = guest.publish()
+        engine.now += 1000
+        if steps > 0 { _ = engine.absorbCompletions() }
+        if steps > 1 { _ = engine.gather() }
+        if steps > 2 { _ = copy() }
+        if steps > 3 { _ = submit() }
+        if steps > 4, engine.unpublished > 0 {
+            engine.unpublished = 0
+            _ = engine.ring.publish()
+            if steps > 5 { takeAnswers() }
+            if steps > 6 { engine.releaseAnswered() }
+        }
+    }
+
+    // MARK: The guest's side
+
+    func newPage() -> UInt32 {
+        precondition(!freePages.isEmpty, "the guest has no free page")
+        return freePages.removeLast()
+    }
+
+    func givePagesBack(_ sent: Sent) {
+        for segment in sent.segments { freePages.append(segment.reference) }
+    }
+
+    /// Segments on fresh pages for `count` sectors, the first of them `skip` sectors into its page.
+    func segments(_ count: Int, skip: Int = 0) -> [BlockSegment] {
+        var left = count
+        var first = skip
+        var list: [BlockSegment] = []
+        while left > 0 {
+            let here = min(left, 8 - first)
+            list.append(
+                BlockSegment(
+                    reference: newPage(), firstSector: UInt8(first), lastSector: UInt8(first + here - 1)))
+            left -= here
+            first = 0
+        }
+        precondition(list.count <= BlkifLimits.segmentsPerRequest, "more than a request can carry")
+        return list
+    }
+
+    /// The addresses of a request's sectors in the guest's memory.
+    func addresses(_ segments: [BlockSegment]) -> [UnsafeMutableRawPointer] {
+        segments.flatMap { segment in
+            (Int(segment.firstSector)...Int(segment.lastSector)).map { guest.sector(segment.reference, $0) }
+        }
+    }
+
+    /// Puts a request with segments on the ring.
+    @discardableResult
+    func send(
+        _ operation: BlockOperation, _ sector: Int, _ segments: [BlockSegment], id: UInt64? = nil,
+        segmentCount: UInt8? = nil
+    ) -> Sent {
+        let places = addresses(segments)
+        var tags: [UInt64] = []
+        for place in places {
+            if operation == .read {
+                memset(place, 0xDD, 512)
+            } else {
+                tags.append(nextTag)
+                SectorTag.fill(place, nextTag)
+                nextTag += 1
+            }
+        }
+        let sent = Sent(
+            id: id ?? newID(), operation: operation.rawValue, sector: sector, count: places.count, segments: segments,
+            tags: tags)
+        guest.put(
+            guest.encoder.slot(
+                operation: operation.rawValue, id: sent.id, firstSector: UInt64(bitPattern: Int64(sector)),
+                segments: segments, segmentCount: segmentCount))
+        pending[sent.id] = sent.operation
+        return sent
+    }
+
+    @discardableResult
+    func read(_ sector: Int, _ count: Int, skip: Int = 0) -> Sent { send(.read, sector, segments(count, skip: skip)) }
+
+    @discardableResult
+    func write(_ sector: Int, _ count: Int, skip: Int = 0) -> Sent {
+        send(.write, sector, segments(count, skip: skip))
+    }
+
+    @discardableResult
+    func barrier(_ sector: Int = 0, _ count: Int = 0) -> Sent { send(.writeBarrier, sector, segments(count)) }
+
+    @discardableResult
+    func flush(_ sector: Int = 0, _ count: Int = 0) -> Sent { send(.flush, sector, segments(count)) }
+
+    @discardableResult
+    func discard(_ sector: UInt64, _ count: UInt64, secure: Bool = false) -> Sent {
+        let sent = Sent(
+            id: newID(), operation: BlockOperation.discard.rawValue, sector: Int(truncatingIfNeeded: sector),
+            count: Int(truncatingIfNeeded: count), segments: [], tags: [])
+        guest.put(guest.encoder.discard(id: sent.id, firstSector: sector, sectorCount: count, secure: secure))
+        pending[sent.id] = sent.operation
+        return sent
+    }
+
+    private func newID() -> UInt64 {
+        nextID += 1
+        return nextID
+    }
+
+    /// The status of the answer; nil while there is none.
+    func status(_ sent: Sent) -> Int16? { statuses[sent.id] }
+    func statuses(_ sent: [Sent]) -> [Int16?] { sent.map { statuses[$0.id] } }
+    /// What stands in the guest's memory of a request now.
+    func guestTags(_ sent: Sent) -> [UInt64] { addresses(sent.segments).map { SectorTag.read($0) } }
+    /// What a read must give while nobody writes.
+    func diskTags(_ sent: Sent) -> [UInt64] { disk.tags(sent.sector, sent.count) }
+    /// True if the guest's memory has what is on the disk.
+    func hasDiskData(_ read: Sent) -> Bool { guestTags(read) == diskTags(read) }
+    /// True if all that a write carried is on the disk.
+    func isOnDisk(_ write: Sent) -> Bool { write.tags == diskTags(write) }
+    /// True if the sectors were never written.
+    func isUntouched(_ sectors: Range<Int>) -> Bool { sectors.allSatisfy { disk.tag($0) == FakeDisk.firstTag($0) } }
+    var unanswered: Int { pending.count }
+
+    // MARK: The host's side
+
+    /// One turn of the queue's loop.
+    @discardableResult
+    func turn() -> Bool {
+        _ = guest.publish()
+        engine.now += 1000
+        var worked = engine.absorbCompletions()
+        if engine.gather() { worked = true }
+        if copy() { worked = true }
+        if submit() { worked = true }
+        if publish() { worked = true }
+        return worked
+    }
+
+    func copy() -> Bool {
+        guard engine.collectCopies() else { return false }
+        if failCopyCall {
+            failCopyCall = false
+            for index in 0..<engine.copies.count {
+                onFailedCall?(cxen_copy_reference(&engine.copies.segments[index]))
+            }
+            engine.copiesDone(succeeded: false)
+        } else {
+            guest.execute(&engine.copies)
+            engine.copiesDone(succeeded: true)
+        }
+        return true
+    }
+
+    /// What ``PluginQueue/submit(_:)`` does, with the fake.
+    func submit() -> Bool {
+        var taken = 0
+        while engine.pluginInFlight < engine.depthLimit, !engine.ready.isEmpty, plugin.accept(engine.ready[0]) {
+            engine.ready.removeFirst(1)
+            engine.pluginInFlight += 1
+            taken += 1
+        }
+        return taken > 0
+    }
+
+    func publish() -> Bool {
+        audit()
+        if engine.unpublished == 0 { return false }
+        engine.stats.add(.reqs_queued_for_completion, engine.unpublished)
+        engine.stats.add(.reqs_completed, engine.unpublished)
+        engine.unpublished = 0
+        if engine.ring.publish() { notifications += 1 }
+        engine.releaseAnswered()
+        takeAnswers()
+        return true
+    }
+
+    /// The guest looks at its ring, whoever has written to it.
+    func settleAnswers() { takeAnswers() }
+
+    private func takeAnswers() {
+        let fresh: [BlockResponse]
+        do { fresh = try guest.takeResponses() } catch {
+            problem("rsp_prod runs ahead of the requests")
+            return
+        }
+        for answer in fresh {
+            answers.append(answer)
+            guard let operation = pending.removeValue(forKey: answer.id) else {
+                problem("an answer to \(String(answer.id, radix: 16)), which is not waited for")
+                continue
+            }
+            if operation != answer.wireOperation {
+                problem("an answer to operation \(operation) says \(answer.wireOperation)")
+            }
+            statuses[answer.id] = answer.status
+            onAnswer?(answer)
+        }
+    }
+
+    func forget(_ sent: Sent) { statuses[sent.id] = nil }
+    func forgetAnswers() { answers.removeAll(keepingCapacity: true) }
+    /// A request of the test's own making, with an answer to come.
+    func expectAnswer(_ id: UInt64, _ operation: UInt8) { pending[id] = operation }
+
+    /// Turns until nothing is left to do, with a plugin that completes all it has in its order.
+    func run(completing status: Int32 = 0) {
+        for _ in 0..<10_000 {
+            let worked = turn()
+            if plugin.held.isEmpty && !worked && port.localCount == 0 { return }
+            plugin.completeAll(status)
+        }
+        problem("the engine does not come to an end")
+    }
+
+    /// Turns until nothing happens any more; the plugin keeps what it has.
+    func settle() {
+        for _ in 0..<10_000 where !turn() { return }
+        problem("the engine does not settle")
+    }
+
+    // MARK: Checks
+
+    /// What of the pools and queues is in use.
+    struct Use: Equatable {
+        var requests = 0
+        var lists = 0
+        var pluginRequests = 0
+        var pages = 0
+        /// Plugin requests that were not offered yet.
+        var ready = 0
+        /// Lists that wait for memory, for plugin requests, for copies.
+        var waiting = [0, 0, 0]
+    }
+
+    var use: Use {
+        Use(
+            requests: engine.ring.entryCount - engine.freeRequests.count - engine.answered.count,
+            lists: engine.listsInFlight,
+            pluginRequests: port.requestCount - engine.freeSubs.count, pages: engine.buffers.pagesInUse,
+            ready: engine.ready.count,
+            waiting: [
+                engine.memoryWaiters.count, engine.subWaiters.count,
+                engine.copying.count,
+            ])
+    }
+    var isIdle: Bool { engine.isIdle }
+
+    func problem(_ text: String) {
+        if rules.count < 10 { rules.append(text) }
+    }
+
+    /// What was found to be wrong, by the audit, the guest and the plugin.
+    var problems: [String] { rules + plugin.problems }
+
+    func counter(_ counter: QueueCounter) -> UInt64 { statistics.value(counter) }
+
+    /// Everything is free and all was answered.
+    func expectIdle(sourceLocation: SourceLocation = #_sourceLocation) {
+        audit()
+        #expect(problems == [], sourceLocation: sourceLocation)
+        #expect(unanswered == 0, "requests without an answer", sourceLocation: sourceLocation)
+        #expect(isIdle, sourceLocation: sourceLocation)
+        #expect(use == Use(), sourceLocation: sourceLocation)
+        #expect(counter(.reqs_received) == counter(.reqs_completed), sourceLocation: sourceLocation)
+        #expect(counter(.reqs_queued_for_completion) == counter(.reqs_completed), sourceLocation: sourceLocation)
+        #expect(
+            counter(.total_dispatch) == counter(.forced_dispatch) + counter(.normal_dispatch),
+            sourceLocation: sourceLocation)
+        #expect(port.violations == 0, sourceLocation: sourceLocation)
+    }
+
+    /// Resources of answered requests are free; those of the others are counted once. Run before each publish.
+    func audit() {
+        let entries = engine.ring.entryCount
+        var lists = 0
+        var requests = 0
+        var pages = 0
+        var seen = [Bool](repeating: false, count: entries)
+        var runs: [(Int32, Int32)] = []
+        for number in 0..<entries where engine.lists[number].phase != .free {
+            let list = engine.lists[number]
+            lists += 1
+            pages += Int(list.bufferPages)
+            if list.bufferPages > 0 { runs.append((list.bufferPage, list.bufferPages)) }
+            var index = Int32(number)
+            var length: Int32 = 0
+            while index >= 0, length <= Int32(entries) {
+                if seen[Int(index)] { problem("a request stands in two lists") }
+                seen[Int(index)] = true
+                length += 1
+                index = engine.requests[Int(index)].next
+            }
+            if length != list.requestCount { problem("a list of \(list.requestCount) has \(length) requests") }
+            requests += Int(length)
+        }
+        if lists != engine.listsInFlight { problem("\(lists) lists are used, \(engine.listsInFlight) are counted") }
+        // Requests of a dead process that were not begun again are nobody's yet.
+        requests += engine.replays.count
+        if engine.freeRequests.count + engine.answered.count != entries - requests { problem("requests leak") }
+        if engine.ring.outstanding != requests { problem("\(engine.ring.outstanding) outstanding, \(requests) held") }
+        if engine.buffers.pagesInUse != pages { problem("pages leak") }
+        if engine.freeSubs.count + engine.ready.count + engine.pluginInFlight != port.requestCount {
+            problem("plugin requests leak")
+        }
+        runs.sort { $0.0 < $1.0 }
+        for (one, next) in zip(runs, runs.dropFirst()) where one.0 + one.1 > next.0 {
+            problem("two lists have the same page")
+        }
+        if engine.exclusive >= 0, engine.lists[Int(engine.exclusive)].phase != .waitingForDrain {
+            if listsOnTheirWay() != 1 { problem("a list that must be alone is not") }
+        }
+    }
+
+    private func listsOnTheirWay() -> Int {
+        (0..<engine.ring.entryCount).count {
+            ![ReqlistPhase.free, .collecting, .waitingForMemory].contains(engine.lists[$0].phase)
+        }
+    }
+}
