@@ -64,7 +64,7 @@ check: setup ## formatting, shell scripts, header as C11 and C++17
 	@scripts/check.sh
 
 fmt: ## format the Swift sources in place
-	@$(SWIFT) format format --in-place --recursive Package.swift Sources Plugins Tests packaging examples
+	@$(SWIFT) format format --in-place --recursive Package.swift Sources Formats Plugins Tests packaging examples
 
 clean: ## remove all that was built
 	@rm -rf .build build

@@ -179,6 +179,10 @@ let package = Package(
             dependencies: ["Base", "XBBHost", "Blkfront", "XenLoopback", "CEcho", "CLinux", "Support"],
             swiftSettings: strict),
 
+        // Formats of images, pure: no files, threads or plugins. ImageCore is what they have in common.
+        .target(name: "ImageCore", path: "Formats/ImageCore", swiftSettings: inlined),
+        .target(name: "QCOW2", dependencies: ["ImageCore"], path: "Formats/QCOW2", swiftSettings: inlined),
+
         // Plugins.
         .systemLibrary(name: "CAIO", path: "Plugins/CAIO"),
         // For every author of a plugin in Swift; it is shipped as sources (packaging/PluginKit) and needs the header alone.
@@ -235,6 +239,7 @@ let package = Package(
         .executableTarget(
             name: "qcow-read", dependencies: ["CPluginHarness"], path: "Tests/QCOWRead",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])]),
+        .testTarget(name: "FormatsTests", dependencies: ["ImageCore", "QCOW2", "TestSupport"]),
         .testTarget(name: "PluginKitTests", dependencies: ["PluginKit", "PluginAPI"]),
         .testTarget(
             name: "PluginTests",

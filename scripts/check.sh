@@ -3,7 +3,7 @@
 # What needs no build: formatting, shell scripts, the plugin header alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-swift format lint --strict --recursive Package.swift Sources Plugins Tests packaging examples
+swift format lint --strict --recursive Package.swift Sources Formats Plugins Tests packaging examples
 echo "check: formatting is clean"
 shellcheck -x scripts/*.sh scripts/xen/* packaging/*.sh .ci/run lab/setup.sh lab/xen-lab lab/image/*.sh lab/dom0/init lab/dom0/agent lab/guest/init
 shellcheck --shell=sh debian/xbb.p*

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// One image of a chain: its checked header and its L1 table.  It never changes, so all queues share it.
+import ImageCore
+
+/// An image that may be read.
+public final class QCOWImage: Sendable {
+    /// Checked: nothing in it lies outside of the file.
+    public let header: QCOWHeader
+    /// Of each L2 table its place in the file, or 0 where there is none.
+    public let l1: [UInt64]
+    /// Bytes of the disk: whole sectors, as QEMU counts them.
+    public let size: UInt64
+    /// Bytes of the file when it was opened.
+    public let fileSize: UInt64
+
+    /// The disk is encrypted with AES.
+    public var isEncrypted: Bool { header.encryption == 1 }
+
+    /// Reads header and L1 table, and refuses what is damaged or has features that are not read here.
+    public init(_ image: some ImageReader) throws(ImageError) {
+        let check = try QCOWCheck(examining: image)
+        try check.features()
+        header = check.header
+        size = check.header.size & ~511
+        fileSize = check.fileSize
+        l1 = try Self.readL1(image, check)
+    }
+
+    /// The entries that the disk needs, a part of the table at a time: it may have 32 MiB, most of it often zeroes.
+    private static func readL1(_ image: some ImageReader, _ check: QCOWCheck) throws(ImageError) -> [UInt64] {
+        let count = Int(check.neededL1)
+        var table = [UInt64](repeating: 0, count: count)
+        var done = 0
+        while done < count {
+            let part = min(count - done, 8192)
+            let entries = try image.nonZeroWords(at: check.header.l1Offset + UInt64(done) * 8, count: part)
+            for (index, word) in entries { table[done + index] = try place(word, done + index, check) }
+            done += part
+        }
+        return table
+    }
+
+    /// The place of the L2 table that an entry points to.
+    private static func place(_ entry: UInt64, _ index: Int, _ check: QCOWCheck) throws(ImageError) -> UInt64 {
+        let mask: UInt64 = check.header.version == 1 ? .max : 0x00ff_ffff_ffff_fe00
+        let place = entry & mask
+        // libqcow takes reserved bits for a part of the place, and finds a table only at a multiple of its length.
+        let isStrange = entry & ~(mask | 1 << 63) != 0 || place % (8 << UInt64(check.header.l2Bits)) != 0
+        guard !check.isEncrypted || !isStrange else {
+            throw ImageError(
+                .unsupported,
+                "the image is encrypted, and entry \(index) of its L1 table is one that libqcow does not read right: "
+                    + "convert the image")
+        }
+        guard place == 0 || check.mayHoldL2(place) else {
+            throw .damaged("entry \(index) of its L1 table points to offset \(place), where no L2 table can be")
+        }
+        return place
+    }
+}
