@@ -186,19 +186,18 @@ let package = Package(
         // Plugins.
         .systemLibrary(name: "CAIO", path: "Plugins/CAIO"),
         // For every author of a plugin in Swift; it is shipped as sources (packaging/PluginKit) and needs the header alone.
-        .target(name: "PluginKit", dependencies: ["PluginAPI"], path: "Plugins/Kit", swiftSettings: strict),
+        .target(name: "PluginKit", dependencies: ["PluginAPI"], path: "Plugins/Kit", swiftSettings: inlined),
         // For plugins over a file descriptor: asynchronous I/O, threads, locks.
         .target(
             name: "FileKit", dependencies: ["PluginKit", "PluginAPI", "CAIO", "CLinux"], path: "Plugins/FileKit",
-            swiftSettings: strict),
+            swiftSettings: inlined),
         plugin("RawDiskPlugin", path: "Plugins/RawDisk", ["PluginKit", "FileKit", "CAIO", "CLinux"]),
         plugin("FilePlugin", path: "Plugins/File", ["PluginKit", "FileKit", "CAIO", "CLinux"]),
         .systemLibrary(name: "CQCOW", path: "Plugins/CQCOW"),
-        plugin("QCOWPlugin", path: "Plugins/QCOW", ["PluginKit", "FileKit", "CQCOW", "CLinux"]),
+        plugin("QCOWPlugin", path: "Plugins/QCOW", ["PluginKit", "FileKit", "ImageCore", "QCOW2", "CQCOW", "CLinux"]),
         .target(
-            name: "TestingKit", dependencies: ["PluginKit", "PluginAPI", "CLinux"], path: "Plugins/Testing/Memory",
-            swiftSettings: strict),
-        plugin("ErrorPlugin", path: "Plugins/Testing/Error", ["PluginKit", "TestingKit", "CLinux"]),
+            name: "TestingKit", dependencies: ["PluginKit"], path: "Plugins/Testing/Memory", swiftSettings: strict),
+        plugin("ErrorPlugin", path: "Plugins/Testing/Error", ["PluginKit", "TestingKit"]),
         plugin("DelayPlugin", path: "Plugins/Testing/Delay", ["PluginKit", "TestingKit", "CLinux"]),
         .target(
             name: "NullPlugin", dependencies: ["PluginAPI"], path: "Plugins/Testing/Null",

@@ -3,11 +3,12 @@
 import CLinux
 import FileKit
 import Glibc
-import PluginAPI
 import PluginKit
 
 /// A raw image in a regular file.
-final class FileDevice: StorageDevice {
+///
+/// `@unchecked Sendable`: as its base, and what it adds never changes.
+final class FileDevice: DescriptorDisk, ResizableDisk, MappedDisk, @unchecked Sendable {
     private let logicalBlock: UInt64
     private let memoryAlignment: UInt32
     private let preferredBlock: UInt32
@@ -16,15 +17,14 @@ final class FileDevice: StorageDevice {
     private let changedDirect: Bool
     private let isLocked: Bool
 
-    init(host: PluginHost, opening: Opening) throws(PluginError) {
+    init(_ opening: Opening) throws(PluginError) {
         let status = try FileDevice.checkedStatus(opening)
         let (direct, threads) = (try opening[FileOption.direct], Int(clamping: try opening[FileOption.threads]))
         let discards = try opening[FileOption.discard]
         isLocked = try opening[FileOption.lock]
         if isLocked { try ImageLock.take(fd: opening.fd, isReadOnly: opening.isReadOnly) }
         let wasDirect = DirectIO.isOn(fd: opening.fd)
-        let alignment = try FileDevice.chooseAccess(
-            opening.fd, direct, host, opening)
+        let alignment = try FileDevice.chooseAccess(direct, opening)
         changedDirect = DirectIO.isOn(fd: opening.fd) != wasDirect
         logicalBlock = UInt64(max(alignment?.offset ?? 512, 512))
         memoryAlignment = alignment?.memory ?? 1
@@ -36,19 +36,18 @@ final class FileDevice: StorageDevice {
         let size = UInt64(status.st_size) & ~(logicalBlock - 1)
         // With asynchronous I/O the threads only discard, zero and finish partial transfers.
         super.init(
-            host: host, opening: opening, isAsynchronous: alignment != nil, blockSize: logicalBlock, byteCount: size,
+            opening: opening, isAsynchronous: alignment != nil, blockSize: logicalBlock, byteCount: size,
             threadCount: alignment != nil ? min(threads, 2) : threads)
         guard size > 0 else {
             finish()
             throw PluginError(EINVAL, "the image is smaller than one sector of \(logicalBlock) bytes")
         }
         if size != UInt64(status.st_size) {
-            unsafe host.log(
-                .warning, disk: disk,
+            host.log(
+                .warning,
                 "the last \(UInt64(status.st_size) - size) bytes of the image are not a whole sector and are left out")
         }
-        unsafe host.log(
-            .debug, disk: disk, alignment != nil ? "direct, asynchronous I/O" : "page cache, \(threads) threads")
+        host.log(.debug, alignment != nil ? "direct, asynchronous I/O" : "page cache, \(threads) threads")
     }
 
     // MARK: Opening
@@ -78,15 +77,16 @@ final class FileDevice: StorageDevice {
 
     /// Puts the descriptor in the mode that `choice` asks for; the alignment of direct I/O, or nil for the page cache.
     private static func chooseAccess(
-        _ fd: Int32, _ choice: DirectChoice, _ host: PluginHost, _ opening: Opening
+        _ choice: DirectChoice, _ opening: Opening
     ) throws(PluginError) -> DirectIO.Alignment? {
+        let fd = opening.fd
         // Whether O_DIRECT does harm on this storage is the host's to know; the option overrules it.
         if choice == .on || choice == .auto && DirectIO.isOn(fd: fd) {
             if DirectIO.set(fd: fd, on: true), let alignment = DirectIO.alignment(fd: fd) {
                 // A disk of 512-byte sectors stays one, also on storage of 4096: partition tables depend on it.
                 if alignment.offset <= 512 || choice == .on, alignment.offset <= 4096 { return alignment }
-                unsafe host.log(
-                    .info, disk: opening.disk,
+                opening.hostDisk.log(
+                    .info,
                     "direct I/O would need \(alignment.offset)-byte sectors: using the page cache (direct=on forces)")
             }
             if choice == .on {
@@ -116,35 +116,32 @@ final class FileDevice: StorageDevice {
         return UInt64(status.st_size) & ~(logicalBlock - 1)
     }
 
-    override func describe(_ info: inout xbb_info) {
-        if !isReadOnly {
-            info.caps = XBB_CAP_WRITE | XBB_CAP_FLUSH | XBB_CAP_FUA | XBB_CAP_WRITE_ZEROES
-            if canPunch { info.caps |= XBB_CAP_DISCARD | XBB_CAP_DISCARD_ZEROES }
-        }
-        info.logical_block = UInt32(logicalBlock)
-        info.physical_block = 4096
-        info.optimal_io = preferredBlock > 4096 && preferredBlock <= 1 << 24 ? preferredBlock : 0
-        info.mem_align = memoryAlignment
-        info.max_transfer = 1 << 30
-        info.max_iov = 1024
-        info.max_queues = 64
-        info.discard_granularity = 4096
+    override func describe(_ info: inout DiskInfo) {
+        info.capabilities = [.write, .flush, .force, .writeZeroes]
+        if canPunch { info.capabilities.formUnion([.discard, .discardZeroes]) }
+        info.logicalBlock = UInt32(logicalBlock)
+        info.physicalBlock = 4096
+        info.optimalTransfer = preferredBlock > 4096 && preferredBlock <= 1 << 24 ? preferredBlock : 0
+        info.memoryAlignment = memoryAlignment
+        info.maxTransfer = 1 << 30
+        info.maxBuffers = 1024
+        info.maxQueues = 64
+        info.discardGranularity = 4096
         // Zeroing may have to write: a part at a time, so that other requests get their turn on the threads.
-        info.max_write_zeroes = 1 << 30
+        info.maxWriteZeroes = 1 << 30
     }
 
     // MARK: Blocks
 
-    override func deallocate(_ request: UnsafeMutablePointer<xbb_req>) -> Int32 {
-        let flags = unsafe Int(request.pointee.flags)
-        let (offset, length) = unsafe (request.pointee.offset, request.pointee.length)
-        if unsafe Int(request.pointee.op) == XBB_OP_DISCARD {
-            guard flags & XBB_REQ_SECURE == 0 else { return -EOPNOTSUPP }
+    override func deallocate(_ request: borrowing Request) -> Int32 {
+        let (offset, length) = (request.offset, request.length)
+        if request.operation == .discard {
+            guard !request.isSecure else { return -EOPNOTSUPP }
             return change(FALLOC_FL_PUNCH_HOLE, offset, length)
         }
-        if flags & XBB_REQ_MAY_UNMAP != 0, canPunch, change(FALLOC_FL_PUNCH_HOLE, offset, length) == 0 { return 0 }
+        if request.mayDeallocate, canPunch, change(FALLOC_FL_PUNCH_HOLE, offset, length) == 0 { return 0 }
         let status = change(FALLOC_FL_ZERO_RANGE, offset, length)
-        guard status == -EOPNOTSUPP, flags & XBB_REQ_NO_FALLBACK == 0 else { return status }
+        guard status == -EOPNOTSUPP, !request.mustBeFast else { return status }
         return BlockingIO.writeZeroes(fd: fd, offset: offset, length: length)
     }
 
@@ -173,9 +170,7 @@ final class FileDevice: StorageDevice {
     /// Reports what of a range is allocated, with lseek SEEK_DATA and SEEK_HOLE, until `report` gives false.
     ///
     /// The descriptor's file position moves, which no other part of the plugin uses.
-    func extents(
-        from start: UInt64, length: UInt64, _ report: (UInt64, UInt64, UInt32) -> Bool
-    ) throws(PluginError) {
+    func map(from start: UInt64, length: UInt64, _ report: (MappedRange) -> Bool) throws(PluginError) {
         let size = self.size
         guard start < size else { return }
         let end = start + min(length, size - start)
@@ -184,12 +179,12 @@ final class FileDevice: StorageDevice {
             let data = try seek(clinux_SEEK_DATA, position) ?? end
             if data > position {
                 let hole = min(data, end)
-                guard report(position, hole - position, UInt32(XBB_EXTENT_HOLE | XBB_EXTENT_ZERO)) else { return }
+                guard report(MappedRange(position, hole - position, [.hole, .zeroes])) else { return }
                 position = hole
                 continue
             }
             let next = min(max(try seek(clinux_SEEK_HOLE, position) ?? end, position + 1), end)
-            guard report(position, next - position, 0) else { return }
+            guard report(MappedRange(position, next - position)) else { return }
             position = next
         }
     }

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // xbb-file: raw disk images in regular files.  The entry point and the option schema.
 import FileKit
-import Glibc
-import PluginAPI
 import PluginKit
 
 /// What can be configured.
@@ -26,32 +24,11 @@ enum DirectChoice: String, OptionChoice {
     case off
 }
 
-nonisolated(unsafe) private let plugin = unsafe makePlugin(
+private let plugin = Plugin(
     name: "file", version: "1.0", description: "Raw disk image in a regular file", formats: ["raw"],
-    options: FileOption.all
-) { plugin in
-    unsafe addDeviceCallbacks(to: &plugin)
-    unsafe plugin.open = { open, out, failure in
-        unsafe openBoxed(open, out, failure, options: FileOption.all) {
-            host, opening throws(PluginError) in
-            try FileDevice(host: host, opening: opening)
-        }
-    }
-    unsafe plugin.resize = { device, size, failure in
-        guard let device = unsafe unboxed(device, as: StorageDevice.self) as? FileDevice else { return -EINVAL }
-        return unsafe reporting(to: failure) { () throws(PluginError) in try device.resize(to: size) }
-    }
-    unsafe plugin.extents = { device, offset, length, report, argument, failure in
-        guard let device = unsafe unboxed(device, as: StorageDevice.self) as? FileDevice, let report = unsafe report
-        else { return -EINVAL }
-        return unsafe reporting(to: failure) { () throws(PluginError) in
-            try device.extents(from: offset, length: length) { offset, length, flags in
-                unsafe report(argument, offset, length, flags) == 0
-            }
-        }
-    }
-}
+    options: FileOption.all, hasFile: true, scratch: requestScratch
+) { opening throws(PluginError) in try FileDevice(opening) }
 
 /// The one exported symbol.
 @c(xbb_plugin_v1)
-public func filePluginEntry() -> UnsafePointer<xbb_plugin>? { unsafe plugin }
+public func filePluginEntry() -> PluginEntry { plugin.entry }

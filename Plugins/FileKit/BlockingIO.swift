@@ -2,7 +2,6 @@
 // Reads, writes and flushes that sleep until they are done.  For helper threads only.
 import CLinux
 import Glibc
-import PluginAPI
 import PluginKit
 
 /// System calls for one request, repeated until all of it is done or an error is certain.
@@ -14,13 +13,13 @@ public enum BlockingIO {
     ///
     /// - Returns: 0 or a negative errno.
     public static func transfer(
-        fd: Int32, _ request: UnsafeMutablePointer<xbb_req>, done start: UInt64, alignment: UInt64
+        fd: Int32, _ request: borrowing Request, done start: UInt64, alignment: UInt64
     ) -> Int32 {
-        let length = unsafe request.pointee.length
+        let length = request.length
         let mask = alignment &- 1
         var done = start & ~mask
         while done < length {
-            let moved = unsafe once(fd: fd, request, skip: done)
+            let moved = once(fd: fd, request, skip: done)
             if moved < 0 {
                 let code = errno
                 if code == EINTR { continue }
@@ -69,19 +68,20 @@ public enum BlockingIO {
     /// Page-aligned zeroes of which nothing is ever written, so they cost one page table and no memory.
     private static let zeroes = ZeroBuffer()
 
-    private static func once(fd: Int32, _ request: UnsafeMutablePointer<xbb_req>, skip: UInt64) -> Int {
+    private static func once(fd: Int32, _ request: borrowing Request, skip: UInt64) -> Int {
         var (index, rest) = (0, skip)
-        let count = unsafe Int(request.pointee.iovcnt)
-        guard let parts = unsafe request.pointee.iov else { return 0 }
+        // The system calls take the buffers as the host gave them.
+        let vectors = unsafe request.vectors
+        let count = vectors.count
+        guard let parts = vectors.baseAddress else { return 0 }
         while index < count, unsafe rest >= UInt64(parts[index].iov_len) {
             unsafe rest -= UInt64(parts[index].iov_len)
             index += 1
         }
         guard index < count else { return 0 }
-        let isWrite = unsafe request.pointee.op == UInt8(XBB_OP_WRITE)
-        let isForced = unsafe Int(request.pointee.flags) & XBB_REQ_FUA != 0
-        let flags = isWrite && isForced ? clinux_RWF_DSYNC : 0
-        let offset = unsafe off_t(truncatingIfNeeded: request.pointee.offset &+ skip)
+        let isWrite = request.operation == .write
+        let flags = isWrite && request.isForced ? clinux_RWF_DSYNC : 0
+        let offset = off_t(truncatingIfNeeded: request.offset &+ skip)
         if rest > 0 {
             var part = unsafe parts[index]
             unsafe part.iov_base = unsafe part.iov_base?.advanced(by: Int(rest))

@@ -14,6 +14,8 @@ struct Job {
     var request: UnsafeMutablePointer<xbb_req>
     /// `xbb_hqueue`, which the request came by.
     var queue: OpaquePointer
+    /// `xbb_host.complete`.
+    var complete: HostComplete
     /// Bytes that are already transferred.
     var done: UInt64
     /// Place in the batch, while the batch is handed over.
@@ -56,23 +58,18 @@ struct JobList {
 @safe
 final class HelperPool: ThreadBody {
     private let monitor = Monitor()
-    private let complete: HostComplete
     private var jobs = JobList()
     private var idle = 0
     private var stopping = false
     private var threads: [PluginThread] = []
     /// The owner; it lives longer than the threads, because its `close()` stops them.
-    private unowned(unsafe) var device: StorageDevice?
-
-    init(complete: @escaping HostComplete) {
-        unsafe self.complete = complete
-    }
+    private unowned(unsafe) var disk: DescriptorDisk?
 
     var isRunning: Bool { !threads.isEmpty }
 
-    func start(_ count: Int, for device: StorageDevice) throws(PluginError) {
+    func start(_ count: Int, for disk: DescriptorDisk) throws(PluginError) {
         guard threads.isEmpty else { return }
-        unsafe self.device = device
+        unsafe self.disk = disk
         do throws(PluginError) {
             for _ in 0..<max(count, 1) { threads.append(try PluginThread(self)) }
         } catch {
@@ -104,10 +101,12 @@ final class HelperPool: ThreadBody {
         while true {
             if let job = unsafe jobs.removeFirst() {
                 monitor.unlock()
-                let (request, queue, done) = unsafe (job.pointee.request, job.pointee.queue, job.pointee.done)
-                let status = unsafe device?.perform(request, done: done) ?? -ENODEV
-                // The job's memory is the request's: not to be looked at any more after this.
-                unsafe complete(queue, request, min(status, 0))
+                // The job's memory is the request's: not to be looked at any more once it is completed.
+                let done = unsafe job.pointee.done
+                let accepted = unsafe Request(
+                    job.pointee.request, queue: job.pointee.queue, complete: job.pointee.complete)
+                let status = unsafe disk?.perform(accepted, done: done) ?? -ENODEV
+                accepted.complete(Outcome(status: status))
                 monitor.lock()
             } else if stopping {
                 break

@@ -11,9 +11,10 @@ import PluginKit
 import Synchronization
 
 /// Scratch memory per request: an iocb while the kernel has the request, a `Job` while a helper thread has it.
-public let requestScratchSize = UInt32(64)
+public let requestScratch = 64
 
-/// The state of one queue.  Made and freed by the kit's callbacks; its address is the ABI's `void *q`.
+/// The state of one queue.  It has a place in memory of its own, so that what the kernel and the host call reach it without
+/// counting references.
 @safe
 struct IOQueue: ~Copyable {
     private let handle: OpaquePointer
@@ -88,9 +89,9 @@ struct IOQueue: ~Copyable {
     /// The eventfd that the kernel signals, or nil for a queue of helper threads.
     var watchedFD: Int32? { completionFD >= 0 ? completionFD : nil }
 
-    /// `xbb_plugin.submit`: accepts a prefix of the batch, whose iocbs go to the kernel in one call.
-    mutating func submit(_ requests: UnsafePointer<UnsafeMutablePointer<xbb_req>?>, _ count: UInt32) -> UInt32 {
-        var accepted = unsafe context == nil ? Int(count) : min(Int(count), capacity)
+    /// Accepts a prefix of the batch, whose iocbs go to the kernel in one call.
+    mutating func submit(_ requests: UnsafePointer<UnsafeMutablePointer<xbb_req>?>, _ count: Int) -> Int {
+        var accepted = unsafe context == nil ? count : min(count, capacity)
         var prepared = 0
         var others = JobList()
         for index in 0..<accepted {
@@ -114,35 +115,37 @@ struct IOQueue: ~Copyable {
             }
         }
         if others.count > 0 { dispatch(others, before: accepted) }
-        return UInt32(truncatingIfNeeded: accepted)
+        return accepted
     }
 
-    /// `xbb_plugin.poll`: completes what the kernel has finished, without sleeping.
+    /// Completes what the kernel has finished, without sleeping.
     ///
     /// - Returns: how many requests left this queue's kernel context.
-    mutating func reap() -> UInt32 {
+    mutating func reap() -> Int {
         guard let context = unsafe context else { return 0 }
-        var total: UInt32 = 0
+        var total = 0
         while true {
-            let taken: Int
-            if isRingReadable {
-                taken = unsafe Int(caio_ring_take(context, events, UInt32(IOQueue.eventRoom)))
-            } else {
-                var now = timespec(tv_sec: 0, tv_nsec: 0)
-                taken = unsafe max(Int(io_getevents(context, 0, IOQueue.eventRoom, events, &now)), 0)
-            }
+            let taken =
+                isRingReadable
+                ? unsafe Int(caio_ring_take(context, events, UInt32(IOQueue.eventRoom))) : unsafe askKernel(context)
             for index in 0..<taken { unsafe finish(events[index]) }
-            total &+= UInt32(truncatingIfNeeded: taken)
+            total &+= taken
             if taken < IOQueue.eventRoom { break }
         }
-        unsafe QueueCounters.add(counters.pointee.completions, UInt64(total))
+        if total > 0 { unsafe QueueCounters.add(counters.pointee.completions, UInt64(total)) }
         return total
+    }
+
+    /// Apart, so that the usual way needs no room for it.
+    @inline(never)
+    private func askKernel(_ context: io_context_t) -> Int {
+        var now = timespec(tv_sec: 0, tv_nsec: 0)
+        return unsafe max(Int(io_getevents(context, 0, IOQueue.eventRoom, events, &now)), 0)
     }
 
     /// The eventfd became readable.
     mutating func completionsAreReady() {
-        var count: UInt64 = 0
-        _ = unsafe read(completionFD, &count, 8)
+        caio_drain(completionFD)
         _ = reap()
     }
 
@@ -243,7 +246,8 @@ struct IOQueue: ~Copyable {
         let job = unsafe scratch.assumingMemoryBound(to: Job.self)
         unsafe job.initialize(
             to: Job(
-                next: nil, request: request, queue: handle, done: done, index: UInt32(truncatingIfNeeded: index),
+                next: nil, request: request, queue: handle, complete: complete, done: done,
+                index: UInt32(truncatingIfNeeded: index),
                 status: status))
         return unsafe job
     }

@@ -10,7 +10,7 @@ public struct Opening {
     private let schema: [any OptionSchema]
 
     /// What the host passed, or nil if it does not know all options of the schema.
-    public init?(_ open: UnsafePointer<xbb_open>?, options schema: [any OptionSchema]) {
+    init?(_ open: UnsafePointer<xbb_open>?, options schema: [any OptionSchema]) {
         guard let open = unsafe open, unsafe Int(open.pointee.option_count) == schema.count,
             unsafe schema.isEmpty || open.pointee.options != nil
         else { return nil }
@@ -21,7 +21,7 @@ public struct Opening {
     /// The image or device; borrowed until `close()` returns. -1 for plugins without a file.
     public var fd: Int32 { unsafe open.pointee.fd }
     /// `xbb_hdev`, the host's name for the disk.
-    public var disk: OpaquePointer? { unsafe open.pointee.hdev }
+    var disk: OpaquePointer? { unsafe open.pointee.hdev }
     /// What the host can be told about this disk.
     public var hostDisk: HostDisk { unsafe HostDisk(disk: open.pointee.hdev) }
     /// The disk must not be written to.

@@ -8,6 +8,8 @@ public typealias HostComplete =
     @convention(c) (_ queue: OpaquePointer?, _ request: UnsafeMutablePointer<xbb_req>?, _ status: Int32) -> Void
 
 /// The table of the host that loaded this plugin.  Valid for ever, usable from any thread unless a function says less.
+///
+/// `@unchecked Sendable`: the host writes the table once, before `load()`.
 @safe
 public struct PluginHost: @unchecked Sendable {
     /// How serious a log line is; `XBB_LOG_*`.
@@ -19,10 +21,10 @@ public struct PluginHost: @unchecked Sendable {
     }
 
     /// The functions themselves.
-    public let table: UnsafePointer<xbb_host>
+    let table: UnsafePointer<xbb_host>
 
     /// `xbb_host.complete`, to be kept by those who call it often.
-    public let complete: HostComplete
+    let complete: HostComplete
 
     /// Checks that the table is of this major version and has every function that the kit calls.
     init?(_ table: UnsafePointer<xbb_host>?) {
@@ -39,29 +41,31 @@ public struct PluginHost: @unchecked Sendable {
     nonisolated(unsafe) private static var loaded: PluginHost?
 
     /// The host, or nil before a successful `load()`.
-    public static var current: PluginHost? { unsafe loaded }
+    static var current: PluginHost? { unsafe loaded }
 
     /// `xbb_plugin.load`.
     ///
     /// - Returns: 0, or -EINVAL for a table of another major version.
-    public static func load(_ table: UnsafePointer<xbb_host>?) -> Int32 {
+    static func load(_ table: UnsafePointer<xbb_host>?) -> Int32 {
         guard let host = unsafe PluginHost(table) else { return -EINVAL }
         unsafe loaded = host
         return 0
     }
 
     /// One line for the operator about a disk (`xbb_hdev`), rate-limited by the host.
-    public func log(_ level: Level, disk: OpaquePointer?, _ line: String) {
+    func log(_ level: Level, disk: OpaquePointer?, _ line: String) {
         unsafe line.withCString { text in unsafe table.pointee.log?(disk, level.rawValue, text) }
     }
 
     /// Tells the host that something about a disk changed; `what` is `XBB_NOTIFY_*`.
-    public func notify(disk: OpaquePointer?, _ what: Int) {
+    func notify(disk: OpaquePointer?, _ what: Int) {
         unsafe table.pointee.notify?(disk, UInt32(truncatingIfNeeded: what))
     }
 }
 
 /// What the host can be told about one open disk. Any thread, until `close()` returns.
+///
+/// `@unchecked Sendable`: the pointer is the host's, whose functions bear any thread.
 @safe
 public struct HostDisk: @unchecked Sendable {
     let disk: OpaquePointer?

@@ -8,6 +8,9 @@ public struct Outcome: Sendable, Equatable {
     /// 0 or a negative errno.
     public let status: Int32
 
+    /// From 0 or a negative errno; anything else counts as EIO.
+    public init(status: Int32) { self.status = status <= 0 && status > -4096 ? status : -EIO }
+
     /// All of it was done.
     public static let done = Outcome(status: 0)
     /// An operation that this disk does not have.
@@ -16,7 +19,13 @@ public struct Outcome: Sendable, Equatable {
     public static let ioError = Outcome(status: -EIO)
 
     /// Failed with a positive errno value; anything else counts as EIO.
-    public static func failed(_ code: Int32) -> Outcome { Outcome(status: code > 0 && code < 4096 ? -code : -EIO) }
+    public static func failed(_ code: Int32) -> Outcome { code > 0 ? Outcome(status: 0 &- code) : .ioError }
+}
+
+/// Which request it is, from its acceptance to its completion.
+public struct RequestID: Hashable, Sendable {
+    private let address: UInt
+    init(_ request: UnsafeMutablePointer<xbb_req>) { address = UInt(bitPattern: request) }
 }
 
 /// What a request asks for.
@@ -55,13 +64,16 @@ public enum Operation: UInt8, Sendable {
 ///
 /// The host has checked that it lies within the disk and keeps to its limits; the kit, that the disk declared what is
 /// asked for.
+///
+/// `@unchecked Sendable`: it has one owner, and the host takes completions on any thread.
 @safe
 public struct Request: ~Copyable, @unchecked Sendable {
     let request: UnsafeMutablePointer<xbb_req>
     let queue: OpaquePointer?
     let completion: HostComplete
 
-    init(_ request: UnsafeMutablePointer<xbb_req>, queue: OpaquePointer?, complete: @escaping HostComplete) {
+    /// An accepted request that was apart: taken from a ``RequestBatch/acceptUnchecked(_:)``, or from ``release()``.
+    public init(_ request: UnsafeMutablePointer<xbb_req>, queue: OpaquePointer?, complete: @escaping HostComplete) {
         unsafe self.request = unsafe request
         unsafe self.queue = unsafe queue
         unsafe completion = unsafe complete
@@ -75,8 +87,8 @@ public struct Request: ~Copyable, @unchecked Sendable {
         discard self
     }
 
-    /// Takes the request apart without completing it.
-    consuming func release() -> UnsafeMutablePointer<xbb_req> {
+    /// Takes the request apart without completing it, which is the caller's from here on.
+    public consuming func release() -> UnsafeMutablePointer<xbb_req> {
         let request = unsafe request
         discard self
         return unsafe request
@@ -84,6 +96,8 @@ public struct Request: ~Copyable, @unchecked Sendable {
 
     // MARK: What it asks for
 
+    /// Which one it is.
+    public var id: RequestID { unsafe RequestID(request) }
     /// What to do.
     public var operation: Operation { unsafe Operation(rawValue: request.pointee.op) ?? .flush }
     /// Bytes from the beginning of the disk.
@@ -99,28 +113,37 @@ public struct Request: ~Copyable, @unchecked Sendable {
     /// Zeroes must be written fast, or not at all: ``Outcome/unsupported``.
     public var mustBeFast: Bool { has(XBB_REQ_NO_FALLBACK) }
 
+    /// The plugin's memory until the request is completed: as many bytes as it asked for with `scratch`, at 16 bytes. Not
+    /// while the request waits in a ``RequestList``.
+    public var scratch: UnsafeMutableRawPointer? { unsafe request.pointee.ctx }
+    /// Its buffers as preadv2(2) and its like want them; none for operations without data.
+    public var vectors: UnsafeBufferPointer<iovec> {
+        guard let parts = unsafe request.pointee.iov else { return unsafe UnsafeBufferPointer(start: nil, count: 0) }
+        return unsafe UnsafeBufferPointer(start: parts, count: Int(request.pointee.iovcnt))
+    }
+
     private func has(_ flag: Int) -> Bool { unsafe Int(request.pointee.flags) & flag != 0 }
 
     // MARK: Its data
 
-    /// Does a read from a disk that is in memory.
+    /// Does a read from a disk that is in memory, or its first `limit` bytes.
     ///
     /// - Returns: `done`, or `ioError` if the request does not lie within it.
-    public func read(from disk: borrowing DiskMemory) -> Outcome {
+    public func read(from disk: borrowing DiskMemory, limit: UInt64 = .max) -> Outcome {
         guard let place = place(in: disk.size) else { return .ioError }
-        unsafe forEachPart(from: 0, count: Int(length)) { memory, position, count in
+        unsafe forEachPart(from: 0, count: Int(min(length, limit))) { memory, position, count in
             unsafe memcpy(memory, disk.base + place + position, count)
         }
         return .done
     }
 
-    /// Does a write to a disk that is in memory.
+    /// Does a write to a disk that is in memory, or its first `limit` bytes.
     ///
     /// - Returns: `done`, or `ioError` if the request does not lie within it.
-    public func write(to disk: inout DiskMemory) -> Outcome {
+    public func write(to disk: inout DiskMemory, limit: UInt64 = .max) -> Outcome {
         guard let place = place(in: disk.size) else { return .ioError }
         let base = unsafe disk.base
-        unsafe forEachPart(from: 0, count: Int(length)) { memory, position, count in
+        unsafe forEachPart(from: 0, count: Int(min(length, limit))) { memory, position, count in
             unsafe memcpy(base + place + position, memory, count)
         }
         return .done
@@ -131,7 +154,7 @@ public struct Request: ~Copyable, @unchecked Sendable {
     /// - Returns: `done`, or `ioError` if the request does not lie within it.
     public func zero(in disk: inout DiskMemory) -> Outcome {
         guard let place = place(in: disk.size) else { return .ioError }
-        unsafe memset(disk.base + place, 0, Int(length))
+        disk.zero(place, Int(length))
         return .done
     }
 
@@ -217,6 +240,34 @@ public struct Request: ~Copyable, @unchecked Sendable {
     }
 }
 
+/// The buffers of a request as one run of bytes, walked from front to back. Valid until the request is completed.
+@safe
+public struct BufferCursor {
+    private let parts: UnsafeBufferPointer<iovec>
+    private var index = 0
+    private var done = 0
+
+    /// At the first byte.
+    public init(_ request: borrowing Request) { unsafe parts = request.vectors }
+
+    /// The next memory, at most `most` bytes; empty behind the last. The bytes count as used.
+    public mutating func take(_ most: UInt64) -> UnsafeMutableRawBufferPointer {
+        while unsafe index < parts.count {
+            let part = unsafe parts[index]
+            let left = unsafe part.iov_len - done
+            if left > 0, let base = unsafe part.iov_base {
+                let taken = Int(min(UInt64(left), most))
+                let memory = unsafe UnsafeMutableRawBufferPointer(start: base + done, count: taken)
+                done += taken
+                return unsafe memory
+            }
+            index += 1
+            done = 0
+        }
+        return unsafe UnsafeMutableRawBufferPointer(start: nil, count: 0)
+    }
+}
+
 /// The requests of one call of `submit()`, in order. Those that are taken are accepted; the rest is offered again.
 @safe
 public struct RequestBatch: ~Copyable {
@@ -227,17 +278,17 @@ public struct RequestBatch: ~Copyable {
     private(set) var taken = 0
     private let queue: OpaquePointer?
     private let complete: HostComplete
-    private let capabilities: Capabilities
+    private let refusals: Refusals
 
     init(
         _ requests: UnsafePointer<UnsafeMutablePointer<xbb_req>?>, count: Int, queue: OpaquePointer?,
-        complete: @escaping HostComplete, capabilities: Capabilities
+        complete: @escaping HostComplete, refusals: Refusals
     ) {
         unsafe self.requests = unsafe requests
         self.count = count
         unsafe self.queue = unsafe queue
         unsafe self.complete = unsafe complete
-        self.capabilities = capabilities
+        self.refusals = refusals
     }
 
     /// Accepts the next request. One that the disk did not declare is failed here, and the one after it is taken.
@@ -245,17 +296,35 @@ public struct RequestBatch: ~Copyable {
         while taken < count {
             guard let request = unsafe requests[taken] else { return nil }
             taken += 1
-            let refusal = unsafe refusal(of: request)
+            let refusal = unsafe refusals.status(of: request)
             if refusal == 0 { return unsafe Request(request, queue: queue, complete: complete) }
             unsafe complete(queue, request, refusal)
         }
         return nil
     }
 
-    private func refusal(of request: UnsafeMutablePointer<xbb_req>) -> Int32 {
-        guard let operation = unsafe Operation(rawValue: request.pointee.op),
-            capabilities.contains(operation.capability)
-        else { return -EOPNOTSUPP }
+    /// Offers all that is left as the host does, unchecked; `body` returns how many of them it accepts, from the first on.
+    /// For plugins over a C interface that wants the requests themselves. Which operations and flags they have is theirs to
+    /// check then.
+    public mutating func acceptUnchecked(
+        _ body: (_ requests: UnsafePointer<UnsafeMutablePointer<xbb_req>?>, _ count: Int) -> Int
+    ) {
+        unsafe taken += body(requests + taken, count - taken)
+    }
+}
+
+/// What a disk did not declare, and is refused for it.
+struct Refusals {
+    let capabilities: Capabilities
+    /// The status of a write to a disk without them.
+    let undeclaredWrite: Int32
+
+    /// 0, or a negative errno.
+    func status(of request: UnsafeMutablePointer<xbb_req>) -> Int32 {
+        guard let operation = unsafe Operation(rawValue: request.pointee.op) else { return -EOPNOTSUPP }
+        guard capabilities.contains(operation.capability) else {
+            return operation == .write ? undeclaredWrite : -EOPNOTSUPP
+        }
         return unsafe request.pointee.flags & ~operation.knownFlags(capabilities) == 0 ? 0 : -EINVAL
     }
 }

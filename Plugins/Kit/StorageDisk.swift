@@ -52,6 +52,14 @@ public struct DiskInfo: Sendable {
     public var maxQueues: UInt32 = 1
     /// Requests in flight on a queue.
     public var queueDepth: UInt32 = 0
+    /// What address and length of each buffer are multiples of: a power of two up to 4096.
+    public var memoryAlignment: UInt32 = 0
+    /// Buffers of a request.
+    public var maxBuffers: UInt32 = 0
+    /// The unit in which a discard gives something back, and the first byte that one can give back, for the guest to know.
+    public var discardGranularity: UInt32 = 0
+    /// See ``discardGranularity``.
+    public var discardOffset: UInt32 = 0
 
     /// A disk of so many bytes.
     public init(size: UInt64, capabilities: Capabilities = []) {
@@ -74,6 +82,10 @@ public struct DiskInfo: Sendable {
         info.max_write_zeroes = maxWriteZeroes
         info.max_queues = maxQueues
         info.queue_depth = queueDepth
+        info.mem_align = memoryAlignment
+        info.max_iov = maxBuffers
+        info.discard_granularity = discardGranularity
+        info.discard_offset = discardOffset
     }
 }
 
@@ -83,6 +95,8 @@ public struct QueueParameters: Sendable {
     public let index: Int
     /// The host never has more requests in flight on it.
     public let depth: Int
+    /// The host's side of it: watches, timers, calls from other threads.
+    public let queue: HostQueue
 }
 
 /// Takes requests. Called on the queue's thread, and never for two batches of one queue at once.
@@ -90,11 +104,21 @@ public protocol StorageQueue: AnyObject, Sendable {
     /// Accepts requests with `batch.next()`. Those that are accepted must be on their way when this returns: completed,
     /// or handed to somebody who will. It must not wait.
     func submit(_ batch: inout RequestBatch)
+    /// Its requests are polled for, and `poll()` counts. Watches are not asked then while the queue is busy.
+    static var isPolled: Bool { get }
+    /// Completes what is finished, without sleeping.
+    ///
+    /// - Returns: how many completions that were.
+    func poll() -> Int
     /// The queue is closed; nothing is in flight.
     func queueClosed()
 }
 
 extension StorageQueue {
+    /// It is not.
+    public static var isPolled: Bool { false }
+    /// Nothing.
+    public func poll() -> Int { 0 }
     /// Nothing.
     public func queueClosed() {}
 }
@@ -123,4 +147,59 @@ extension StorageDisk {
 extension StorageDisk where Queue == Self {
     /// The disk itself.
     public func openQueue(_ parameters: QueueParameters) throws(PluginError) -> Self { self }
+}
+
+// MARK: What some can do beside that
+
+/// A queue that can finish requests early.
+public protocol CancellingQueue: StorageQueue {
+    /// Finish this request (nil: all of the queue) now, with ECANCELED if need be. On the queue's thread; a hint.
+    func cancel(_ request: RequestID?)
+}
+
+/// A disk whose size can be set.
+public protocol ResizableDisk: StorageDisk {
+    /// Makes the disk `size` bytes long.
+    func resize(to size: UInt64) throws(PluginError)
+}
+
+/// A disk that knows what of it is allocated.
+public protocol MappedDisk: StorageDisk {
+    /// Reports what a range of the disk consists of, ascending and without gaps, until `report` gives false. The first range
+    /// contains `offset`.
+    func map(from offset: UInt64, length: UInt64, _ report: (MappedRange) -> Bool) throws(PluginError)
+}
+
+/// A part of a disk that is all of one kind.
+public struct MappedRange: Sendable, Equatable {
+    /// What it is; `XBB_EXTENT_*`.
+    public struct Kind: OptionSet, Sendable {
+        /// `XBB_EXTENT_*`
+        public let rawValue: UInt32
+        /// From `XBB_EXTENT_*`.
+        public init(rawValue: UInt32) { self.rawValue = rawValue }
+
+        /// Not allocated in this layer.
+        public static let hole = Kind(rawValue: XBB_EXTENT_HOLE)
+        /// Reads as zeroes.
+        public static let zeroes = Kind(rawValue: XBB_EXTENT_ZERO)
+    }
+
+    /// Bytes from the beginning of the disk.
+    public let offset: UInt64
+    /// Bytes.
+    public let length: UInt64
+    /// What it is; empty: data.
+    public let kind: Kind
+
+    /// A range.
+    public init(_ offset: UInt64, _ length: UInt64, _ kind: Kind = []) {
+        (self.offset, self.length, self.kind) = (offset, length, kind)
+    }
+}
+
+/// A disk that counts what it does.
+public protocol CountingDisk: StorageDisk {
+    /// Names, as `small-letters`, with sums over all queues that there ever were: they do not fall. Any thread.
+    var statistics: [(StaticString, UInt64)] { get }
 }

@@ -3,12 +3,14 @@
 import CLinux
 import FileKit
 import Glibc
+import ImageCore
 import PluginKit
+import Synchronization
 
 /// A file or block device that is only read, by several threads at once.
 ///
 /// Reads go through the page cache: several guests share a base image, and metadata is not aligned as O_DIRECT wants it.
-final class ImageFile: Sendable {
+final class ImageFile: ImageReader {
     let fd: Int32
     /// Bytes.
     let size: UInt64
@@ -31,32 +33,8 @@ final class ImageFile: Sendable {
         if wasDirect { _ = DirectIO.set(fd: fd, on: true) }
     }
 
-    /// A few bytes for `open()` and `inspect()`: as many as the file has of `count` at `offset`.
-    func bytes(at offset: UInt64, count: Int) throws(PluginError) -> [UInt8] {
-        guard offset < size, count > 0 else { return [] }
-        let wanted = Int(min(UInt64(count), size - offset))
-        var code: Int32 = 0
-        let found = unsafe [UInt8](unsafeUninitializedCapacity: wanted) { buffer, filled in
-            code = unsafe read(UnsafeMutableRawBufferPointer(buffer), at: offset)
-            filled = code == 0 ? wanted : 0
-        }
-        guard code == 0 else { throw PluginError(system: "cannot read the image at offset \(offset)", -code) }
-        return found
-    }
-
-    /// Those of `count` big-endian numbers of 8 bytes at `offset` that are not 0, with their indexes; for `open()`.
-    func nonZeroWords(at offset: UInt64, count: Int) throws(PluginError) -> [(index: Int, word: UInt64)] {
-        let found = try bytes(at: offset, count: count * 8)
-        guard found.count == count * 8 else { throw PluginError(EIO, "the image was cut off while it was opened") }
-        return unsafe found.withUnsafeBytes { raw in
-            guard let base = raw.baseAddress else { return [] }
-            // All bytes are like the first, and that is 0.
-            if unsafe raw[0] == 0 && memcmp(base, base + 1, raw.count - 1) == 0 { return [] }
-            return (0..<count).compactMap {
-                let word = unsafe UInt64(bigEndian: raw.loadUnaligned(fromByteOffset: $0 * 8, as: UInt64.self))
-                return word == 0 ? nil : ($0, word)
-            }
-        }
+    func read(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32 {
+        unsafe buffer.withUnsafeMutableBytes { bytes in unsafe read(bytes, at: offset) }
     }
 
     /// Fills all of `buffer` from `offset`; any thread.
@@ -78,5 +56,42 @@ final class ImageFile: Sendable {
             done += moved
         }
         return 0
+    }
+}
+
+/// The tables of an image, as a queue's map reads them: counted.
+final class CountedTables: ImageReader {
+    private let file: ImageFile
+    private let counters: QCOWCounters
+
+    init(_ file: ImageFile, _ counters: QCOWCounters) {
+        self.file = file
+        self.counters = counters
+    }
+
+    var size: UInt64 { file.size }
+
+    func read(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32 {
+        counters.tableReads.wrappingAdd(1, ordering: .relaxed)
+        return file.read(into: &buffer, at: offset)
+    }
+}
+
+extension PluginError {
+    /// The refusal of an image, with the system's words where it is one of the system.
+    init(_ error: ImageError) {
+        switch error.kind {
+        case .unreadable(let code): self.init(system: error.message, code)
+        default: self.init(error.code, error.message)
+        }
+    }
+}
+
+/// Runs what looks at an image.
+func examining<Result>(_ body: () throws(ImageError) -> Result) throws(PluginError) -> Result {
+    do throws(ImageError) {
+        return try body()
+    } catch {
+        throw PluginError(error)
     }
 }

@@ -2,6 +2,7 @@
 // The inflated clusters that a queue used last: small reads one after the other inflate their cluster once.
 import Glibc
 import PluginKit
+import QCOW2
 import Synchronization
 
 /// A few clusters in memory; for one thread.  The memory comes with the first compressed cluster.
@@ -17,11 +18,11 @@ final class InflatedClusters {
     private var clock: UInt64 = 0
     private let counters: QCOWCounters
 
-    init(_ layer: QCOWLayer, counters: QCOWCounters) {
+    init(_ file: ImageFile, clusterSize: UInt64, counters: QCOWCounters) {
         self.counters = counters
-        file = layer.file
-        clusterSize = Int(layer.header.clusterSize)
-        places = max(1, min(8, (512 << 10) / clusterSize))
+        self.file = file
+        self.clusterSize = Int(clusterSize)
+        places = max(1, min(8, (512 << 10) / Int(clusterSize)))
         held = Array(repeating: (0, 0), count: places)
     }
 

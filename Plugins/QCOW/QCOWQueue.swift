@@ -1,53 +1,50 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A queue: one thread of the host that reads from the image, layer by layer, and sleeps while it does.
 import Glibc
-import PluginAPI
 import PluginKit
+import QCOW2
 import Synchronization
 
 /// Reads of one thread.
-@safe
-final class QCOWQueue {
+///
+/// `@unchecked Sendable`: all of it is for the queue's thread.
+final class QCOWQueue: StorageQueue, @unchecked Sendable {
     private unowned let device: QCOWDevice
-    private let handle: OpaquePointer
-    private let complete: HostComplete
+    private let host: HostQueue
     private let number: Int
+    private let file: ImageFile
     private let map: ClusterMap
     private let clusters: InflatedClusters
-    private let layer: QCOWLayer
+    private let diskSize: UInt64
     private let clusterMask: UInt64
     private let counters: QCOWCounters
 
-    init(_ device: QCOWDevice, handle: OpaquePointer, number: Int, cacheBytes: UInt64) {
+    init(_ device: QCOWDevice, _ parameters: QueueParameters, cacheBytes: UInt64) {
         self.device = device
-        unsafe self.handle = unsafe handle
-        unsafe complete = unsafe device.host.complete
-        self.number = number
-        (layer, counters) = (device.layer, device.counters)
-        map = ClusterMap(layer, cacheBytes: cacheBytes, counters: counters)
-        clusters = InflatedClusters(layer, counters: counters)
-        clusterMask = device.layer.header.clusterSize - 1
+        host = parameters.queue
+        number = parameters.index
+        (file, counters) = (device.file, device.counters)
+        let image = device.image
+        map = ClusterMap(image, reading: CountedTables(file, counters), cacheBytes: cacheBytes)
+        clusters = InflatedClusters(file, clusterSize: image.header.clusterSize, counters: counters)
+        (diskSize, clusterMask) = (image.size, image.header.clusterSize - 1)
     }
 
     /// Takes all of the requests and completes each in its turn.
-    func submit(_ requests: UnsafeBufferPointer<UnsafeMutablePointer<xbb_req>?>) {
-        for index in requests.indices {
-            guard let request = unsafe requests[index] else { continue }
-            let status = unsafe perform(request)
-            unsafe complete(handle, request, status)
+    func submit(_ batch: inout RequestBatch) {
+        while let request = batch.next() {
+            let status = perform(request)
+            request.complete(Outcome(status: status))
         }
     }
 
-    private func perform(_ request: UnsafeMutablePointer<xbb_req>) -> Int32 {
-        guard unsafe Int(request.pointee.op) == XBB_OP_READ else {
-            return unsafe Int(request.pointee.op) == XBB_OP_WRITE ? -EROFS : -EOPNOTSUPP
-        }
-        guard unsafe request.pointee.flags == 0 else { return -EINVAL }
-        let (offset, length) = unsafe (request.pointee.offset, request.pointee.length)
-        guard offset <= layer.size, length <= layer.size - offset else { return -EIO }
+    /// Performs a read, which is all that the disk declares.
+    private func perform(_ request: borrowing Request) -> Int32 {
+        let (offset, length) = (request.offset, request.length)
+        guard offset <= diskSize, length <= diskSize - offset else { return -EIO }
         var position = offset
         do throws(ReadFault) {
-            var destination = unsafe Destination(request)
+            var destination = BufferCursor(request)
             while position < offset + length {
                 let (extent, count) = try map.find(position, offset + length - position)
                 let end = position + count
@@ -78,11 +75,11 @@ final class QCOWQueue {
                 return
             }
             counters.backingReads.wrappingAdd(1, ordering: .relaxed)
-            let code = unsafe backing.read(memory, at: position, queue: handle)
+            let code = unsafe backing.read(memory, at: position, queue: host)
             guard code == 0 else { throw ReadFault(code: -code, cause: "its backing file fails", place: position) }
         case .data(let place):
             let at = place + position - start
-            let code = unsafe layer.file.read(memory, at: at)
+            let code = unsafe file.read(memory, at: at)
             guard code == 0 else { throw ReadFault(code: -code, cause: "its cluster cannot be read", place: at) }
         case .compressed(let place, let length):
             try unsafe clusters.read(memory, from: Int(position & clusterMask), at: place, length: length)

@@ -3,11 +3,12 @@
 import CLinux
 import FileKit
 import Glibc
-import PluginAPI
 import PluginKit
 
 /// A block device in O_DIRECT mode.
-final class RawDiskDevice: StorageDevice {
+///
+/// `@unchecked Sendable`: as its base, and what it adds never changes.
+final class RawDiskDevice: DescriptorDisk, @unchecked Sendable {
     private let limits: BlockLimits
     private let memoryAlignment: UInt32
     private let mayDiscard: Bool
@@ -16,7 +17,7 @@ final class RawDiskDevice: StorageDevice {
     /// Two, so that a long discard does not hold up the rest of a partial transfer.
     private static let threadCount = 2
 
-    init(host: PluginHost, opening: Opening) throws(PluginError) {
+    init(_ opening: Opening) throws(PluginError) {
         let fd = opening.fd
         let number = try RawDiskDevice.checkedDeviceNumber(opening)
         let discards = try opening[RawDiskOption.discard]
@@ -27,8 +28,8 @@ final class RawDiskDevice: StorageDevice {
         mayDiscard = discards && limits.canDiscard
         let size = RawDiskDevice.size(fd: fd, block: limits.logicalBlock) ?? 0
         super.init(
-            host: host, opening: opening, isAsynchronous: true, blockSize: UInt64(limits.logicalBlock),
-            byteCount: size, threadCount: RawDiskDevice.threadCount)
+            opening: opening, isAsynchronous: true, blockSize: UInt64(limits.logicalBlock), byteCount: size,
+            threadCount: RawDiskDevice.threadCount)
         guard size > 0 else {
             finish()
             throw PluginError(ENXIO, "the device has no size: no medium, or nothing attached (losetup, lvchange -ay)")
@@ -69,45 +70,42 @@ final class RawDiskDevice: StorageDevice {
 
     override func measureSize() -> UInt64? { RawDiskDevice.size(fd: fd, block: limits.logicalBlock) }
 
-    override func describe(_ info: inout xbb_info) {
-        if !isReadOnly {
-            // FUA is right on every device: the kernel flushes where the device has no FUA of its own.
-            info.caps = XBB_CAP_WRITE | XBB_CAP_FUA | XBB_CAP_WRITE_ZEROES
-            if limits.hasVolatileCache { info.caps |= XBB_CAP_FLUSH }
-            if mayDiscard { info.caps |= XBB_CAP_DISCARD }
-            if mayDiscard && limits.canEraseSecurely { info.caps |= XBB_CAP_DISCARD_SECURE }
-        }
-        if limits.isRotational { info.caps |= XBB_CAP_ROTATIONAL }
-        info.logical_block = limits.logicalBlock
-        info.physical_block = limits.physicalBlock
-        info.optimal_io = limits.optimalIO
-        info.mem_align = memoryAlignment
-        info.max_transfer = 1 << 30
-        info.max_iov = 1024
-        info.max_queues = 64
-        info.discard_granularity = limits.discardGranularity
-        info.discard_offset = limits.discardOffset
+    override func describe(_ info: inout DiskInfo) {
+        // FUA is right on every device: the kernel flushes where the device has no FUA of its own.
+        info.capabilities = [.write, .force, .writeZeroes]
+        if limits.hasVolatileCache { info.capabilities.insert(.flush) }
+        if mayDiscard { info.capabilities.insert(.discard) }
+        if mayDiscard && limits.canEraseSecurely { info.capabilities.insert(.secureDiscard) }
+        if limits.isRotational { info.capabilities.insert(.rotational) }
+        info.logicalBlock = limits.logicalBlock
+        info.physicalBlock = limits.physicalBlock
+        info.optimalTransfer = limits.optimalIO
+        info.memoryAlignment = memoryAlignment
+        info.maxTransfer = 1 << 30
+        info.maxBuffers = 1024
+        info.maxQueues = 64
+        info.discardGranularity = limits.discardGranularity
+        info.discardOffset = limits.discardOffset
         // The kernel splits, but a part at a time leaves the threads free for others in between.
-        info.max_discard = 64 << 30
-        info.max_write_zeroes = limits.zeroesWithoutWriting ? 64 << 30 : 1 << 30
+        info.maxDiscard = 64 << 30
+        info.maxWriteZeroes = limits.zeroesWithoutWriting ? 64 << 30 : 1 << 30
     }
 
     // MARK: Blocks
 
-    override func deallocate(_ request: UnsafeMutablePointer<xbb_req>) -> Int32 {
-        let flags = unsafe Int(request.pointee.flags)
-        let (offset, length) = unsafe (request.pointee.offset, request.pointee.length)
-        if unsafe Int(request.pointee.op) == XBB_OP_DISCARD {
-            return control(flags & XBB_REQ_SECURE != 0 ? clinux_BLKSECDISCARD : clinux_BLKDISCARD, offset, length)
+    override func deallocate(_ request: borrowing Request) -> Int32 {
+        let (offset, length) = (request.offset, request.length)
+        if request.operation == .discard {
+            return control(request.isSecure ? clinux_BLKSECDISCARD : clinux_BLKDISCARD, offset, length)
         }
-        if flags & XBB_REQ_MAY_UNMAP != 0, mayDiscard {
+        if request.mayDeallocate, mayDiscard {
             // On a block device: unmap if that gives zeroes, else fail; never writes.
             let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
             if fallocate(fd, mode, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) == 0 {
                 return 0
             }
         }
-        if flags & XBB_REQ_NO_FALLBACK != 0, !limits.zeroesWithoutWriting { return -EOPNOTSUPP }
+        if request.mustBeFast, !limits.zeroesWithoutWriting { return -EOPNOTSUPP }
         return control(clinux_BLKZEROOUT, offset, length)
     }
 

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // xbb-rawdisk: block devices.  The entry point and the option schema.
-import Glibc
 import FileKit
-import PluginAPI
 import PluginKit
 
 /// What can be configured.
@@ -12,18 +10,11 @@ enum RawDiskOption {
     static let all: [any OptionSchema] = [discard]
 }
 
-nonisolated(unsafe) private let plugin = unsafe makePlugin(
-    name: "rawdisk", version: "1.0", description: "Block device", formats: ["raw"], options: RawDiskOption.all
-) { plugin in
-    unsafe addDeviceCallbacks(to: &plugin)
-    unsafe plugin.open = { open, out, failure in
-        unsafe openBoxed(open, out, failure, options: RawDiskOption.all) {
-            host, opening throws(PluginError) in
-            try RawDiskDevice(host: host, opening: opening)
-        }
-    }
-}
+private let plugin = Plugin(
+    name: "rawdisk", version: "1.0", description: "Block device", formats: ["raw"], options: RawDiskOption.all,
+    hasFile: true, scratch: requestScratch
+) { opening throws(PluginError) in try RawDiskDevice(opening) }
 
 /// The one exported symbol.
 @c(xbb_plugin_v1)
-public func rawDiskPluginEntry() -> UnsafePointer<xbb_plugin>? { unsafe plugin }
+public func rawDiskPluginEntry() -> PluginEntry { plugin.entry }

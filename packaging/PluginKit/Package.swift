@@ -11,7 +11,11 @@ let package = Package(
         .systemLibrary(name: "PluginAPI", path: "PluginAPI"),
         .target(
             name: "PluginKit", dependencies: ["PluginAPI"], path: "Sources/PluginKit",
-            swiftSettings: [.strictMemorySafety(), .enableUpcomingFeature("ExistentialAny")],
+            swiftSettings: [
+                .strictMemorySafety(), .enableUpcomingFeature("ExistentialAny"),
+                // What a request goes through becomes a part of the plugin.
+                .unsafeFlags(["-cross-module-optimization"], .when(configuration: .release)),
+            ],
             linkerSettings: [
                 // Swift has no stable ABI on Linux: a plugin brings its own runtime, whichever the host has.
                 .unsafeFlags(["-static-stdlib"]),

@@ -4,37 +4,46 @@
 // The data moves at the end of the delay, not at the start, so a host that takes a buffer back early is found out.
 import CLinux
 import Glibc
-import PluginAPI
 import PluginKit
 import TestingKit
 
-/// A request that waits.
-@safe
-private struct Waiting {
-    let queue: OpaquePointer
-    let request: UnsafeMutablePointer<xbb_req>
+/// A request that waits. An array has no place for the request itself.
+private final class Waiting {
+    let queue: DelayQueue
+    let id: RequestID
     /// Nanoseconds of CLOCK_MONOTONIC.
     var due: UInt64
-}
+    private var request: Request?
 
-/// A queue of a `DelayDevice`.
-@safe
-final class DelayQueue {
-    let device: DelayDevice
-    let handle: OpaquePointer
+    init(_ request: consuming Request, of queue: DelayQueue, due: UInt64) {
+        id = request.id
+        self.request = consume request
+        self.queue = queue
+        self.due = due
+    }
 
-    init(device: DelayDevice, handle: OpaquePointer) {
-        self.device = device
-        unsafe self.handle = unsafe handle
+    func perform(in memory: MemoryDisk) {
+        guard let request = request.take() else { return }
+        let outcome = memory.perform(request)
+        request.complete(outcome)
     }
 }
 
+/// A queue of a `DelayDevice`.
+final class DelayQueue: CancellingQueue {
+    private let device: DelayDevice
+
+    init(_ device: DelayDevice) { self.device = device }
+
+    func submit(_ batch: inout RequestBatch) { device.submit(&batch, of: self) }
+    func cancel(_ request: RequestID?) { device.hurry(self, request) }
+}
+
 /// A disk in memory with one thread.
-@safe
-final class DelayDevice: ThreadBody {
-    private let host: PluginHost
+///
+/// `@unchecked Sendable`: what changes is under the monitor, and the thread is the control calls' alone.
+final class DelayDevice: StorageDisk, ThreadBody, @unchecked Sendable {
     private let memory: MemoryDisk
-    private let isReadOnly: Bool
     private let delay: UInt64
     private let reorders: Bool
     private let hold: Int
@@ -45,11 +54,9 @@ final class DelayDevice: ThreadBody {
     private var stopping = false
     private var thread: PluginThread?
 
-    init(host: PluginHost, opening: Opening) throws(PluginError) {
-        self.host = host
+    init(_ opening: Opening) throws(PluginError) {
         memory = try MemoryDisk(
             size: try opening[DelayOption.size], file: try opening[DelayOption.keep] ? opening.label : nil)
-        isReadOnly = opening.isReadOnly
         delay = try opening[DelayOption.delay] * 1000
         reorders = try opening[DelayOption.reorder]
         hold = Int(clamping: try opening[DelayOption.hold])
@@ -58,34 +65,33 @@ final class DelayDevice: ThreadBody {
 
     func start() throws(PluginError) { thread = try PluginThread(self) }
 
-    func stop() {
+    func close() {
         monitor.locked { stopping = true }
         monitor.broadcast()
         thread?.join()
         thread = nil
     }
 
-    func describe(_ info: inout xbb_info) { memory.describe(&info, isReadOnly: isReadOnly) }
+    var info: DiskInfo { memory.info }
 
-    func submit(_ queue: OpaquePointer, _ requests: UnsafeBufferPointer<UnsafeMutablePointer<xbb_req>?>) {
+    func openQueue(_ parameters: QueueParameters) -> DelayQueue { DelayQueue(self) }
+
+    func submit(_ batch: inout RequestBatch, of queue: DelayQueue) {
         let now = clinux_monotonic_ns()
         monitor.lock()
-        for index in requests.indices {
-            guard let request = unsafe requests[index] else { continue }
+        while let request = batch.next() {
             let wait = reorders && delay > 0 ? random() % (2 * delay) : delay
-            unsafe waiting.append(Waiting(queue: queue, request: request, due: now + wait))
+            waiting.append(Waiting(request, of: queue, due: now + wait))
         }
-        if hold > 0, waiting.count >= hold { for index in waiting.indices { waiting[index].due = now } }
+        if hold > 0, waiting.count >= hold { for entry in waiting { entry.due = now } }
         monitor.unlock()
         monitor.signal()
     }
 
-    /// `xbb_plugin.cancel`: what waits of a queue, or one request of it, is due now.
-    func hurry(_ queue: OpaquePointer, _ request: UnsafeMutablePointer<xbb_req>?) {
+    /// What waits of a queue, or one request of it, is due now.
+    func hurry(_ queue: DelayQueue, _ request: RequestID?) {
         monitor.lock()
-        for index in waiting.indices where unsafe waiting[index].queue == queue {
-            if unsafe request == nil || waiting[index].request == request { waiting[index].due = 0 }
-        }
+        for entry in waiting where entry.queue === queue && (request == nil || entry.id == request) { entry.due = 0 }
         monitor.unlock()
         monitor.signal()
     }
@@ -99,10 +105,7 @@ final class DelayDevice: ThreadBody {
                 waiting.removeAll { $0.due <= now }
                 if reorders { shuffle(&due) }
                 monitor.unlock()
-                for entry in due {
-                    let status = unsafe memory.perform(entry.request)
-                    unsafe host.complete(entry.queue, entry.request, status)
-                }
+                for entry in due { entry.perform(in: memory) }
                 monitor.lock()
             } else if let next = waiting.map(\.due).min() {
                 monitor.wait(until: next)

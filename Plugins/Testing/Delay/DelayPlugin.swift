@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // xbb-delay: a disk in memory that completes late, from a thread of its own, and out of order if told so.
-import Glibc
-import PluginAPI
 import PluginKit
 
 /// What can be configured.
@@ -20,49 +18,11 @@ enum DelayOption {
     static let all: [any OptionSchema] = [size, delay, reorder, hold, seed, keep]
 }
 
-nonisolated(unsafe) private let plugin = unsafe makePlugin(
+private let plugin = Plugin(
     name: "delay", version: "1.0", description: "Disk in memory that completes late, for tests",
-    formats: ["delay", "raw"],
-    options: DelayOption.all, flags: XBB_PLUGIN_NO_FD
-) { plugin in
-    unsafe plugin.open = { open, out, failure in
-        unsafe openBoxed(open, out, failure, options: DelayOption.all) {
-            host, opening throws(PluginError) in
-            try DelayDevice(host: host, opening: opening)
-        }
-    }
-    unsafe plugin.start = { device, failure in
-        guard let device = unsafe unboxed(device, as: DelayDevice.self) else { return -EINVAL }
-        return unsafe reporting(to: failure) { () throws(PluginError) in try device.start() }
-    }
-    unsafe plugin.close = { device in
-        unsafe unboxed(device, as: DelayDevice.self)?.stop()
-        unsafe releaseBox(device, as: DelayDevice.self)
-    }
-    unsafe plugin.get_info = { device, info in
-        guard let device = unsafe unboxed(device, as: DelayDevice.self), let info = unsafe info else { return -EINVAL }
-        unsafe device.describe(&info.pointee)
-        return 0
-    }
-    unsafe plugin.queue_open = { device, handle, _, out, _ in
-        guard let device = unsafe unboxed(device, as: DelayDevice.self), let handle = unsafe handle,
-            let out = unsafe out
-        else { return -EINVAL }
-        unsafe out.pointee = unsafe box(DelayQueue(device: device, handle: handle))
-        return 0
-    }
-    unsafe plugin.queue_close = { queue in unsafe releaseBox(queue, as: DelayQueue.self) }
-    unsafe plugin.submit = { queue, requests, count in
-        guard let queue = unsafe unboxed(queue, as: DelayQueue.self), let requests = unsafe requests else { return 0 }
-        unsafe queue.device.submit(queue.handle, UnsafeBufferPointer(start: requests, count: Int(count)))
-        return count
-    }
-    unsafe plugin.cancel = { queue, request in
-        guard let queue = unsafe unboxed(queue, as: DelayQueue.self) else { return }
-        unsafe queue.device.hurry(queue.handle, request)
-    }
-}
+    formats: ["delay", "raw"], options: DelayOption.all, hasFile: false
+) { opening throws(PluginError) in try DelayDevice(opening) }
 
 /// The one exported symbol.
 @c(xbb_plugin_v1)
-public func delayPluginEntry() -> UnsafePointer<xbb_plugin>? { unsafe plugin }
+public func delayPluginEntry() -> PluginEntry { plugin.entry }

@@ -7,29 +7,25 @@ import Synchronization
 import TestingKit
 
 /// A disk in memory with a rule for failures.
-final class ErrorDevice {
-    let host: PluginHost
+final class ErrorDevice: StorageDisk {
     let misbehaviour: Misbehaviour
+    let info: DiskInfo
     private let memory: MemoryDisk
-    private let isReadOnly: Bool
-    /// XBB_OP_* that fail; -1: none, nil: any.
-    private let op: Int?
-    private let code: Int32
+    private let op: FailingOperation
+    private let failure: Outcome
     private let isShort: Bool
     private let after, every, count: UInt64
     private let range: Range<UInt64>
     private let matched = Atomic<UInt64>(0)
     private let failed = Atomic<UInt64>(0)
 
-    init(host: PluginHost, opening: Opening) throws(PluginError) {
-        self.host = host
+    init(_ opening: Opening) throws(PluginError) {
         memory = try MemoryDisk(
             size: try opening[ErrorOption.size], file: try opening[ErrorOption.keep] ? opening.label : nil)
-        isReadOnly = opening.isReadOnly
-        op = try opening[ErrorOption.op].number
-        let failure = try opening[ErrorOption.error]
-        code = failure.code
-        isShort = failure == .short
+        op = try opening[ErrorOption.op]
+        let chosen = try opening[ErrorOption.error]
+        failure = .failed(chosen.code)
+        isShort = chosen == .short
         after = try opening[ErrorOption.after]
         every = max(try opening[ErrorOption.every], 1)
         count = try opening[ErrorOption.count]
@@ -37,24 +33,24 @@ final class ErrorDevice {
         let (end, overflow) = start.addingReportingOverflow(length)
         range = start..<(length == 0 || overflow ? .max : end)
         misbehaviour = try opening[ErrorOption.misbehave]
+        var info = memory.info
+        if misbehaviour == .wrongSize { info.size += 1 }
+        self.info = info
     }
 
-    func describe(_ info: inout xbb_info) {
-        memory.describe(&info, isReadOnly: isReadOnly)
-        if misbehaviour == .wrongSize { info.size += 1 }
-    }
+    func openQueue(_ parameters: QueueParameters) -> ErrorQueue { ErrorQueue(self, parameters.queue) }
 
     /// Performs the request, or fails it if its turn has come.
-    func perform(_ request: UnsafeMutablePointer<xbb_req>) -> Int32 {
-        guard unsafe isHit(request) else { return unsafe memory.perform(request) }
+    func perform(_ request: borrowing Request) -> Outcome {
+        guard isHit(request) else { return memory.perform(request) }
         if misbehaviour == .crash { abort() }
-        if isShort { unsafe _ = memory.perform(request, limit: request.pointee.length / 1024 * 512) }
-        return -code
+        if isShort { _ = memory.perform(request, limit: request.length / 1024 * 512) }
+        return failure
     }
 
-    private func isHit(_ request: UnsafeMutablePointer<xbb_req>) -> Bool {
-        if let op, unsafe Int(request.pointee.op) != op { return false }
-        let (offset, length) = unsafe (request.pointee.offset, request.pointee.length)
+    private func isHit(_ request: borrowing Request) -> Bool {
+        guard op.contains(request.operation) else { return false }
+        let (offset, length) = (request.offset, request.length)
         // A flush has no place, so it touches every range.
         if length > 0, offset >= range.upperBound || offset + length <= range.lowerBound { return false }
         let turn = matched.wrappingAdd(1, ordering: .relaxed).newValue
@@ -64,17 +60,31 @@ final class ErrorDevice {
 }
 
 /// A queue that performs requests at once.
-@safe
-final class ErrorQueue {
+final class ErrorQueue: StorageQueue {
     private let device: ErrorDevice
-    private let handle: OpaquePointer
+    private let host: HostQueue
 
-    init(device: ErrorDevice, handle: OpaquePointer) {
+    init(_ device: ErrorDevice, _ host: HostQueue) {
         self.device = device
-        unsafe self.handle = unsafe handle
+        self.host = host
     }
 
-    func submit(_ requests: UnsafeBufferPointer<UnsafeMutablePointer<xbb_req>?>) -> UInt32 {
+    func submit(_ batch: inout RequestBatch) {
+        switch device.misbehaviour {
+        case .none, .wrongSize, .crash:
+            while let request = batch.next() {
+                let outcome = device.perform(request)
+                request.complete(outcome)
+            }
+        default:
+            unsafe batch.acceptUnchecked { requests, count in
+                unsafe misbehave(UnsafeBufferPointer(start: requests, count: count))
+            }
+        }
+    }
+
+    /// What a `Request` does not let one do.
+    private func misbehave(_ requests: UnsafeBufferPointer<UnsafeMutablePointer<xbb_req>?>) -> Int {
         let count = requests.count
         var accepted = count
         switch device.misbehaviour {
@@ -83,16 +93,18 @@ final class ErrorQueue {
         default: break
         }
         for index in 0..<accepted {
-            guard let request = unsafe requests[index] else { continue }
-            let status = unsafe device.perform(request)
-            let reported = unsafe device.misbehaviour == .positiveStatus ? Int32(request.pointee.length) : status
-            unsafe device.host.complete(handle, request, reported)
-            if device.misbehaviour == .completeTwice { unsafe device.host.complete(handle, request, status) }
+            guard let pointer = unsafe requests[index] else { continue }
+            let request = unsafe Request(pointer, queue: host.handle, complete: host.complete)
+            let (status, length) = (device.perform(request).status, request.length)
+            unsafe _ = request.release()
+            let reported = device.misbehaviour == .positiveStatus ? Int32(clamping: length) : status
+            unsafe host.complete(host.handle, pointer, reported)
+            if device.misbehaviour == .completeTwice { unsafe host.complete(host.handle, pointer, status) }
         }
         switch device.misbehaviour {
-        case .completeRefused: return UInt32(count - 1)
-        case .acceptTooMany: return UInt32(count + 1)
-        default: return UInt32(accepted)
+        case .completeRefused: return count - 1
+        case .acceptTooMany: return count + 1
+        default: return accepted
         }
     }
 }

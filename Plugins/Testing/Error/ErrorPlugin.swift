@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // xbb-error: a disk in memory that fails where it is told to, or breaks the rules of the ABI, to test the host.
 import Glibc
-import PluginAPI
 import PluginKit
 
 /// What can be configured.
@@ -37,16 +36,16 @@ enum FailingOperation: String, OptionChoice {
     case discard
     case writeZeroes = "write-zeroes"
 
-    /// `XBB_OP_*`; -1: none, nil: any.
-    var number: Int? {
+    /// True for an operation that is meant.
+    func contains(_ operation: Operation) -> Bool {
         switch self {
-        case .none: -1
-        case .any: nil
-        case .read: XBB_OP_READ
-        case .write: XBB_OP_WRITE
-        case .flush: XBB_OP_FLUSH
-        case .discard: XBB_OP_DISCARD
-        case .writeZeroes: XBB_OP_WRITE_ZEROES
+        case .none: false
+        case .any: true
+        case .read: operation == .read
+        case .write: operation == .write
+        case .flush: operation == .flush
+        case .discard: operation == .discard
+        case .writeZeroes: operation == .writeZeroes
         }
     }
 }
@@ -94,37 +93,11 @@ enum Misbehaviour: String, OptionChoice {
     case crash
 }
 
-nonisolated(unsafe) private let plugin = unsafe makePlugin(
+private let plugin = Plugin(
     name: "error", version: "1.0", description: "Disk in memory that fails on demand, for tests",
-    formats: ["error", "raw"],
-    options: ErrorOption.all, flags: XBB_PLUGIN_NO_FD
-) { plugin in
-    unsafe plugin.open = { open, out, failure in
-        unsafe openBoxed(open, out, failure, options: ErrorOption.all) {
-            host, opening throws(PluginError) in
-            try ErrorDevice(host: host, opening: opening)
-        }
-    }
-    unsafe plugin.close = { device in unsafe releaseBox(device, as: ErrorDevice.self) }
-    unsafe plugin.get_info = { device, info in
-        guard let device = unsafe unboxed(device, as: ErrorDevice.self), let info = unsafe info else { return -EINVAL }
-        unsafe device.describe(&info.pointee)
-        return 0
-    }
-    unsafe plugin.queue_open = { device, handle, _, out, _ in
-        guard let device = unsafe unboxed(device, as: ErrorDevice.self), let handle = unsafe handle,
-            let out = unsafe out
-        else { return -EINVAL }
-        unsafe out.pointee = unsafe box(ErrorQueue(device: device, handle: handle))
-        return 0
-    }
-    unsafe plugin.queue_close = { queue in unsafe releaseBox(queue, as: ErrorQueue.self) }
-    unsafe plugin.submit = { queue, requests, count in
-        guard let queue = unsafe unboxed(queue, as: ErrorQueue.self), let requests = unsafe requests else { return 0 }
-        return unsafe queue.submit(UnsafeBufferPointer(start: requests, count: Int(count)))
-    }
-}
+    formats: ["error", "raw"], options: ErrorOption.all, hasFile: false
+) { opening throws(PluginError) in try ErrorDevice(opening) }
 
 /// The one exported symbol.
 @c(xbb_plugin_v1)
-public func errorPluginEntry() -> UnsafePointer<xbb_plugin>? { unsafe plugin }
+public func errorPluginEntry() -> PluginEntry { plugin.entry }

@@ -1,21 +1,19 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // One open disk of a plugin that serves a file descriptor: its size, its helper threads and its queues.
-import CLinux
 import Glibc
-import PluginAPI
 import PluginKit
 import Synchronization
 
-/// The base of the devices of RawDisk and File.
+/// The base of the disks of RawDisk and File.
 ///
-/// The I/O of reads, writes and flushes is here; a plugin adds what differs: how the size is measured, what
-/// `get_info()` says, and how blocks are discarded or zeroed.
+/// The I/O of reads, writes and flushes is here; a plugin adds what differs: how the size is measured, what else the
+/// host is told, and how blocks are discarded or zeroed.
+///
+/// `@unchecked Sendable`: what changes is atomic or under a lock; the pool is started and stopped by control calls alone.
 @safe
-open class StorageDevice {
-    /// The host that loaded the plugin.
-    public let host: PluginHost
-    /// `xbb_hdev`.
-    public let disk: OpaquePointer?
+open class DescriptorDisk: CountingDisk, @unchecked Sendable {
+    /// What the host can be told.
+    public let host: HostDisk
     /// The image or device; the host's, open until `close()` returns.
     public let fd: Int32
     /// The disk must not be written to.
@@ -30,13 +28,12 @@ open class StorageDevice {
     let byteCount: UnsafeMutablePointer<Atomic<UInt64>>
     private let queues = Mutex(QueueBook())
 
-    /// A device over `opening.fd` with `byteCount` bytes and `threadCount` helper threads.
+    /// A disk over `opening.fd` with `byteCount` bytes and `threadCount` helper threads, of a plugin with
+    /// ``requestScratch``.
     public init(
-        host: PluginHost, opening: Opening, isAsynchronous: Bool, blockSize: UInt64, byteCount: UInt64,
-        threadCount: Int
+        opening: Opening, isAsynchronous: Bool, blockSize: UInt64, byteCount: UInt64, threadCount: Int
     ) {
-        self.host = host
-        unsafe disk = opening.disk
+        host = opening.hostDisk
         fd = opening.fd
         isReadOnly = opening.isReadOnly
         self.isAsynchronous = isAsynchronous
@@ -44,7 +41,7 @@ open class StorageDevice {
         unsafe self.byteCount = .allocate(capacity: 1)
         unsafe self.byteCount.initialize(to: Atomic(byteCount))
         self.threadCount = threadCount
-        unsafe pool = HelperPool(complete: host.complete)
+        pool = HelperPool()
     }
 
     deinit {
@@ -58,30 +55,27 @@ open class StorageDevice {
     open func measureSize() -> UInt64? { nil }
 
     /// Fills in everything but the size.
-    open func describe(_ info: inout xbb_info) {}
+    open func describe(_ info: inout DiskInfo) {}
 
-    /// Performs a request on a helper thread; `done` bytes of a READ or WRITE are transferred already.
+    /// Performs a request on a helper thread; `done` bytes of a read or write are transferred already.
     ///
     /// - Returns: 0 or a negative errno.
-    open func perform(_ request: UnsafeMutablePointer<xbb_req>, done: UInt64) -> Int32 {
-        switch unsafe Int(request.pointee.op) {
-        case XBB_OP_READ, XBB_OP_WRITE:
-            return unsafe BlockingIO.transfer(fd: fd, request, done: done, alignment: blockSize)
-        case XBB_OP_FLUSH:
+    func perform(_ request: borrowing Request, done: UInt64) -> Int32 {
+        switch request.operation {
+        case .read, .write:
+            return BlockingIO.transfer(fd: fd, request, done: done, alignment: blockSize)
+        case .flush:
             return BlockingIO.sync(fd: fd)
-        case XBB_OP_DISCARD, XBB_OP_WRITE_ZEROES:
-            let isForced = unsafe Int(request.pointee.flags) & XBB_REQ_FUA != 0
-            let status = unsafe deallocate(request)
-            return status == 0 && isForced ? BlockingIO.sync(fd: fd) : status
-        default:
-            return -EOPNOTSUPP
+        case .discard, .writeZeroes:
+            let status = deallocate(request)
+            return status == 0 && request.isForced ? BlockingIO.sync(fd: fd) : status
         }
     }
 
-    /// Performs a DISCARD or WRITE_ZEROES on a helper thread.
+    /// Performs a discard or a request for zeroes on a helper thread.
     ///
     /// - Returns: 0 or a negative errno.
-    open func deallocate(_ request: UnsafeMutablePointer<xbb_req>) -> Int32 { -EOPNOTSUPP }
+    open func deallocate(_ request: borrowing Request) -> Int32 { -EOPNOTSUPP }
 
     /// Called once by `close()`, after the threads ended: gives back what `init` took beside memory.
     open func finish() {}
@@ -96,57 +90,60 @@ open class StorageDevice {
         guard let now = measureSize() else { return }
         let before = unsafe byteCount.pointee.exchange(now, ordering: .relaxed)
         guard now != before else { return }
-        unsafe host.log(.info, disk: disk, "size changed from \(before) to \(now) bytes")
-        if now == 0 { unsafe host.notify(disk: disk, XBB_NOTIFY_LOST) }
-        if before == 0 { unsafe host.notify(disk: disk, XBB_NOTIFY_FOUND) }
-        if now != 0 { unsafe host.notify(disk: disk, XBB_NOTIFY_INFO) }
+        host.log(.info, "size changed from \(before) to \(now) bytes")
+        if now == 0 { host.notify(.lost) }
+        if before == 0 { host.notify(.found) }
+        if now != 0 { host.notify(.info) }
     }
 
     // MARK: Control calls
 
-    func start() throws(PluginError) { try pool.start(threadCount, for: self) }
+    /// What the host is told: the size as it was told last, and what ``describe(_:)`` says.
+    public var info: DiskInfo {
+        var info = DiskInfo(size: size)
+        describe(&info)
+        return info
+    }
 
-    func close() {
+    /// Starts the helper threads.
+    public func start() throws(PluginError) { try pool.start(threadCount, for: self) }
+
+    /// Ends them, and gives back what the disk took.
+    public func close() {
         pool.stop()
         finish()
         queues.withLock { $0.free() }
     }
 
-    func fillIn(_ info: inout xbb_info) {
-        info.size = size
-        describe(&info)
-    }
-
-    func openQueue(_ handle: OpaquePointer, index: UInt32, depth: UInt32) throws(PluginError)
-        -> UnsafeMutablePointer<OpenQueue>
-    {
-        guard pool.isRunning else { throw PluginError(EINVAL, "queue_open() before start()") }
-        guard depth > 0, depth <= 65536 else { throw PluginError(EINVAL, "a queue depth of \(depth)") }
+    /// A queue with a kernel context of its own.
+    public func openQueue(_ parameters: QueueParameters) throws(PluginError) -> DescriptorQueue {
+        guard pool.isRunning else { throw .invalid("queue_open() before start()") }
+        guard parameters.depth > 0, parameters.depth <= 65536 else {
+            throw .invalid("a queue depth of \(parameters.depth)")
+        }
         let counters = UnsafeMutablePointer<QueueCounters>.allocate(capacity: 1)
         unsafe counters.initialize(to: QueueCounters())
         queues.withLock { unsafe $0.counters.append(counters) }
-        let queue = try unsafe IOQueue(
-            handle: handle, complete: host.complete, fd: fd, pool: pool, depth: Int(depth),
-            isAsynchronous: isAsynchronous, size: byteCount, counters: counters)
-        let place = UnsafeMutablePointer<OpenQueue>.allocate(capacity: 1)
-        unsafe place.initialize(to: OpenQueue(queue: queue, device: Unmanaged.passUnretained(self)))
-        do {
-            try unsafe place.pointee.attach(to: host, handle, watchesSize: index == 0, argument: place)
+        let queue = DescriptorQueue(
+            try unsafe IOQueue(
+                handle: parameters.queue.handle, complete: parameters.queue.complete, fd: fd, pool: pool,
+                depth: parameters.depth, isAsynchronous: isAsynchronous, size: byteCount, counters: counters))
+        do throws(PluginError) {
+            try queue.attach(to: parameters.queue, checksSizeOf: parameters.index == 0 ? self : nil)
         } catch {
-            unsafe place.deinitialize(count: 1)
-            unsafe place.deallocate()
+            queue.queueClosed()
             throw error
         }
-        return unsafe place
+        return queue
     }
 
-    /// The sums of all queues that this device ever had.
-    func statistics() -> [(StaticString, UInt64)] {
-        queues.withLock { $0.sums() }
-    }
+    /// The sums of all queues that this disk ever had.
+    public var statistics: [(StaticString, UInt64)] { queues.withLock { $0.sums() } }
 }
 
 /// The counters of all queues, kept after a queue closed: the sums must not fall.
+///
+/// `@unchecked Sendable`: it is under the lock of its disk; the counters themselves are atomic.
 @safe
 private struct QueueBook: ~Copyable, @unchecked Sendable {
     var counters: [UnsafeMutablePointer<QueueCounters>] = unsafe []
