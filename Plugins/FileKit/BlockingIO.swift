@@ -95,6 +95,8 @@ public enum BlockingIO {
 }
 
 /// One MiB of zeroes.
+///
+/// `@unchecked Sendable`: nothing is ever written there.
 @safe
 private struct ZeroBuffer: @unchecked Sendable {
     let count: Int

@@ -10,6 +10,7 @@ import Synchronization
 
 /// The store of contexts of this process.
 enum KernelContexts {
+    /// `@unchecked Sendable`: an idle context is nobody's, and taken under the lock.
     @safe
     private struct Kept: @unchecked Sendable {
         let context: io_context_t

@@ -6,6 +6,8 @@ import PluginAPI
 /// Memory that reads as zeroes until it is written; pages exist once they are touched.
 ///
 /// It is used with `Request.read(from:)`, `write(to:)` and `zero(in:)`. Queues are on several threads: put it in a `Mutex`.
+///
+/// `@unchecked Sendable`: it has one owner, and whoever has it may be any thread.
 @safe
 public struct DiskMemory: ~Copyable, @unchecked Sendable {
     /// Bytes.

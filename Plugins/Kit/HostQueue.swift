@@ -97,6 +97,8 @@ public final class HostQueue: @unchecked Sendable {
 }
 
 /// A closure that the host calls. It lives from its registration to its removal, and while it runs.
+///
+/// `@unchecked Sendable`: it runs and ends on the thread of its queue.
 private final class Handler: @unchecked Sendable {
     let body: (FileEvents) -> Void
     private var isRunning = false

@@ -11,6 +11,8 @@ extension StaticString {
 }
 
 /// A C string that lives as long as the process.
+///
+/// `@unchecked Sendable`: it is never written again.
 @safe
 struct ImmortalText: @unchecked Sendable {
     let cString: UnsafePointer<CChar>?
@@ -20,6 +22,8 @@ struct ImmortalText: @unchecked Sendable {
 }
 
 /// A NULL-terminated list of C strings.
+///
+/// `@unchecked Sendable`: it is never written again.
 @safe
 struct ImmortalTexts: @unchecked Sendable {
     let list: UnsafePointer<UnsafePointer<CChar>?>

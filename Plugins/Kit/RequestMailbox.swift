@@ -2,6 +2,8 @@
 // The way of requests from the queues of a disk to its own threads.
 
 /// Requests that wait for a thread. Any thread may put and take; nothing is allocated for a request.
+///
+/// `@unchecked Sendable`: all of it is under the monitor.
 public final class RequestMailbox: @unchecked Sendable {
     private let monitor = Monitor()
     // Under the monitor:

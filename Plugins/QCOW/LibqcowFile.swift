@@ -7,6 +7,8 @@ import Glibc
 import PluginKit
 
 /// Handles of libqcow for one image, made in `open()`, while files can be opened.  A handle serves one read at a time.
+///
+/// `@unchecked Sendable`: libqcow locks a handle while it is read from.
 @safe
 final class LibqcowFile: @unchecked Sendable {
     private let handles: [UnsafeMutablePointer<libqcow_file_t>]
