@@ -206,8 +206,20 @@ extension EndToEnd {
 
             for bad in [
                 "set", "set x", "set none 1", "set poll_us -1", "set poll_us 99999999999", "stats 1", "", "\u{7f}",
+                "set poll_us 1000001", "set poll-us 1000001", "set disable_flush 2", "set max-queues 2",
             ] {
                 #expect(try disk.worker.ask(bad)["error"] != nil, "'\(bad)'")
+            }
+            for (line, shown) in [
+                ("set poll-us 5", 5), ("set poll_us 1000000", 1_000_000), ("set poll-us 0", 0),
+            ] {
+                let tunables = try #require(try disk.worker.ask(line)["tunables"] as? [String: Any])
+                #expect(tunables["poll_us"] as? Int == shown, "\(line)")
+            }
+            for (word, shown) in [("yes", 1), ("off", 0), ("true", 1), ("no", 0)] {
+                let tunables = try #require(
+                    try disk.worker.ask("set disable-flush \(word)")["tunables"] as? [String: Any])
+                #expect(tunables["disable_flush"] as? Int == shown, "\(word)")
             }
             try device.close()
             try lab.finish()

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What a VBD's process was told at its start.
+import Base
 import BlockQueue
 import ProcessConfinement
 import PluginHost
+public import Settings
 import XenBus
 import Support
 
@@ -51,36 +53,65 @@ public struct VBDOptions: Sendable {
         self.backendPath = backendPath
         self.pluginDirectories = pluginDirectories
     }
+
+    /// The options for a node that `values` give; plugins are looked for in `usualPlugins` where they do not say.
+    public init(backendPath: String, values: SettingValues, usualPlugins: [String]) {
+        self.init(
+            backendPath: backendPath, pluginDirectories: values[SettingsSchema.pluginDirectories] ?? usualPlugins)
+        maxQueues = values.value(of: SettingsSchema.maxQueues)
+        maxRingPageOrder = values.value(of: SettingsSchema.maxRingPageOrder)
+        memoryBytes = values.value(of: SettingsSchema.memoryMiB) << 20
+        tunables.take(values)
+        pollNanoseconds = tunables.pollMicroseconds * 1000
+        stateDirectory = values[SettingsSchema.stateDirectory]
+        backing.directories = values.value(of: SettingsSchema.backingDirectories)
+        logLevel = values[SettingsSchema.logLevel].flatMap { LogLevel(word: $0) } ?? logLevel
+    }
 }
 
-/// What can be changed while a disk is served.
+/// What can be changed while a disk is served: ``SettingsSchema/changing``, as the queues want it.
 public struct Tunables: Sendable, Equatable {
-    /// The seed's disable_flush.
+    /// ``SettingsSchema/disableFlush``.
     public var disableFlush = false
-    /// The seed's flush_interval.
+    /// ``SettingsSchema/flushInterval``.
     public var flushInterval: UInt64 = 0
-    /// The seed's no_coalesce_reqs.
+    /// ``SettingsSchema/noCoalesce``.
     public var noCoalesce = false
-    /// ``VBDOptions/pollNanoseconds`` in µs.
+    /// ``SettingsSchema/pollMicroseconds``.
     public var pollMicroseconds: UInt64 = 0
 
-    /// All off.
-    public init() {}
+    /// What is usual.
+    public init() { take(SettingValues()) }
+
+    /// Takes what `values` give, and what is usual for the rest.
+    mutating func take(_ values: SettingValues) {
+        disableFlush = values.value(of: SettingsSchema.disableFlush)
+        flushInterval = UInt64(clamping: values.value(of: SettingsSchema.flushInterval))
+        noCoalesce = values.value(of: SettingsSchema.noCoalesce)
+        pollMicroseconds = UInt64(clamping: values.value(of: SettingsSchema.pollMicroseconds))
+    }
+
+    /// The same as values of the schema.
+    var values: SettingValues {
+        var values = SettingValues()
+        values[SettingsSchema.disableFlush] = disableFlush
+        values[SettingsSchema.flushInterval] = Int(clamping: flushInterval)
+        values[SettingsSchema.noCoalesce] = noCoalesce
+        values[SettingsSchema.pollMicroseconds] = Int(clamping: pollMicroseconds)
+        return values
+    }
 
     /// Changes one by its name; nil if it worked, else what is wrong.
     public mutating func set(_ name: String, _ text: String) -> String? {
-        guard let number = UInt64(text), number <= 1_000_000_000 else {
-            return "\(name)=\(text): expected a number from 0 to 1000000000"
+        do throws(OperationError) {
+            let setting = try SettingsSchema.changing(name)
+            var values = values
+            values[setting] = try setting.parse(text)
+            take(values)
+            return nil
+        } catch {
+            return error.description
         }
-        switch name {
-        case "disable_flush": disableFlush = number != 0
-        case "flush_interval": flushInterval = number
-        case "no_coalesce_reqs": noCoalesce = number != 0
-        case "poll_us": pollMicroseconds = number
-        default:
-            return "no tunable '\(name)'; there are disable_flush, flush_interval, no_coalesce_reqs and poll_us"
-        }
-        return nil
     }
 
     var tuning: QueueTuning {
@@ -92,9 +123,7 @@ public struct Tunables: Sendable, Equatable {
     }
 
     var json: JSON {
-        .object([
-            ("disable_flush", .integer(disableFlush ? 1 : 0)), ("flush_interval", .integer(flushInterval)),
-            ("no_coalesce_reqs", .integer(noCoalesce ? 1 : 0)), ("poll_us", .integer(pollMicroseconds)),
-        ])
+        let values = values
+        return .object(SettingsSchema.changing.map { ($0.oldName, .integer(values[$0]?.number ?? 0)) })
     }
 }
