@@ -228,7 +228,7 @@ let package = Package(
                 "Base", "Blkfront", "Blkif", "Memory", "Xen", "XenBus", "XenLoopback", "CLinux", "Support",
                 "TestSupport",
             ]),
-        .testTarget(name: "SettingsTests", dependencies: ["Base", "Settings", "Support"]),
+        .testTarget(name: "SettingsTests", dependencies: ["Base", "ProcessConfinement", "Settings", "Support"]),
         .testTarget(name: "XenBusTests", dependencies: ["Base", "XenBus", "TestSupport"]),
         .testTarget(
             name: "BlockQueueTests",

@@ -88,8 +88,10 @@ public enum SettingsSchema {
     /// Whom workers become.
     public static let user = Setting(
         text: "user", "the user that a worker becomes when its storage is open", "NAME", .account,
-        otherwise: "xbb where there is such a user", example: "xbb", scope: .worker, section: .worker,
+        otherwise: usualUser + " where there is such a user", example: usualUser, scope: .worker, section: .worker,
         workerForm: .option)
+    /// The ``user`` that is taken, where there is one, when nobody names another one.
+    public static let usualUser = "xbb"
     /// Workers give up their rights.
     public static let confine = Setting(
         flag: "confine", "give up rights when the storage is open",

@@ -169,6 +169,19 @@ extension EndToEnd {
             try lab.finish()
         }
 
+        @Test func aDiskBeginsWithTheTunablesOfItsCommandLine() throws {
+            let lab = try Lab()
+            let disk = try lab.attach(arguments: [
+                "--tunable", "poll_us=5", "--tunable", "disable-flush=on", "--tunable", "flush_interval=3",
+            ])
+            let device = try disk.connect()
+            let tunables = try #require(try disk.worker.ask("show")["tunables"] as? [String: Int])
+            #expect(
+                tunables == ["disable_flush": 1, "flush_interval": 3, "no_coalesce_reqs": 0, "poll_us": 5])
+            try device.close()
+            try lab.finish()
+        }
+
         @Test func tunablesChangeARunningDisk() throws {
             let lab = try Lab()
             let disk = try lab.attach()

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Manual pages and the file that is shipped say of each setting what its declaration says.
 import Foundation
+import ProcessConfinement
 import Support
 import Testing
 
@@ -100,7 +101,8 @@ extension SettingDeclaration: CustomTestStringConvertible {
         #expect(found.sorted() == expected.sorted())
     }
 
-    @Test("the levels of the log are those of its setting") func levels() {
+    @Test("what modules below know of settings is what is declared") func below() {
+        #expect(ConfinementUser.usual == SettingsSchema.usualUser)
         guard case .text(let rule) = SettingsSchema.logLevel.declaration.type else { return }
         #expect(rule.choices == LogLevel.allCases.map(\.word))
     }

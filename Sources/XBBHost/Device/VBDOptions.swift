@@ -17,13 +17,13 @@ public struct VBDOptions: Sendable {
     /// Who says where the storage is.
     public var storageSource: StorageSource = .hotplug
     /// The most queues that a frontend may have.
-    public var maxQueues = 1
+    public var maxQueues: Int
     /// Base-2 logarithm of the most pages of a ring.
-    public var maxRingPageOrder = 5
+    public var maxRingPageOrder: Int
     /// Bytes for the data of requests, of each queue; pages that are not used take no memory.
-    public var memoryBytes = 16 << 20
+    public var memoryBytes: Int
     /// How long a queue looks for work before it sleeps, in ns.
-    public var pollNanoseconds: UInt64 = 0
+    public var pollNanoseconds: UInt64
     /// Threads for each queue of a plugin that may sleep.
     public var blockingThreads = 4
     /// Where it is remembered which format each image was served as; nil: nowhere.
@@ -42,26 +42,20 @@ public struct VBDOptions: Sendable {
     /// How the process ended that served the disk before.
     public var predecessor = Predecessor.unknown
     /// What the disk begins with of all that can be changed while it is served; polling is ``pollNanoseconds``.
-    public var tunables = Tunables()
+    public var tunables: Tunables
     /// What the process gives up when its storage is open; nil: nothing.
     public var confinement: ConfinementSettings?
     /// What is logged.
     public var logLevel: LogLevel = .info
 
-    /// The usual options for a node.
-    public init(backendPath: String, pluginDirectories: [String]) {
-        self.backendPath = backendPath
-        self.pluginDirectories = pluginDirectories
-    }
-
     /// The options for a node that `values` give; plugins are looked for in `usualPlugins` where they do not say.
     public init(backendPath: String, values: SettingValues, usualPlugins: [String]) {
-        self.init(
-            backendPath: backendPath, pluginDirectories: values[SettingsSchema.pluginDirectories] ?? usualPlugins)
+        self.backendPath = backendPath
+        pluginDirectories = values[SettingsSchema.pluginDirectories] ?? usualPlugins
         maxQueues = values.value(of: SettingsSchema.maxQueues)
         maxRingPageOrder = values.value(of: SettingsSchema.maxRingPageOrder)
         memoryBytes = values.value(of: SettingsSchema.memoryMiB) << 20
-        tunables.take(values)
+        tunables = Tunables(values)
         pollNanoseconds = tunables.pollMicroseconds * 1000
         stateDirectory = values[SettingsSchema.stateDirectory]
         backing.directories = values.value(of: SettingsSchema.backingDirectories)
@@ -72,19 +66,19 @@ public struct VBDOptions: Sendable {
 /// What can be changed while a disk is served: ``SettingsSchema/changing``, as the queues want it.
 public struct Tunables: Sendable, Equatable {
     /// ``SettingsSchema/disableFlush``.
-    public var disableFlush = false
+    public var disableFlush: Bool
     /// ``SettingsSchema/flushInterval``.
-    public var flushInterval: UInt64 = 0
+    public var flushInterval: UInt64
     /// ``SettingsSchema/noCoalesce``.
-    public var noCoalesce = false
+    public var noCoalesce: Bool
     /// ``SettingsSchema/pollMicroseconds``.
-    public var pollMicroseconds: UInt64 = 0
+    public var pollMicroseconds: UInt64
 
     /// What is usual.
-    public init() { take(SettingValues()) }
+    public init() { self.init(SettingValues()) }
 
-    /// Takes what `values` give, and what is usual for the rest.
-    mutating func take(_ values: SettingValues) {
+    /// What `values` give, and what is usual for the rest.
+    public init(_ values: SettingValues) {
         disableFlush = values.value(of: SettingsSchema.disableFlush)
         flushInterval = UInt64(clamping: values.value(of: SettingsSchema.flushInterval))
         noCoalesce = values.value(of: SettingsSchema.noCoalesce)
@@ -107,7 +101,7 @@ public struct Tunables: Sendable, Equatable {
             let setting = try SettingsSchema.changing(name)
             var values = values
             values[setting] = try setting.parse(text)
-            take(values)
+            self = Tunables(values)
             return nil
         } catch {
             return error.description
