@@ -22,10 +22,10 @@ func fail(_ text: String) -> Never {
 /// The values of the command line; an end where that is wrong, or asks for no more than a text.
 func parseArguments() -> SettingValues {
     let raw = unsafe getcwd(nil, 0)
-    let options = CommandLineOptions(
-        Arguments.all, change: Arguments.change.declaration,
-        workingDirectory: unsafe raw.map { unsafe String(cString: $0) } ?? "")
+    let directory = unsafe raw.map { unsafe String(cString: $0) } ?? ""
     unsafe free(raw)
+    let options = CommandLineOptions(
+        Arguments.all, change: Arguments.change.declaration, workingDirectory: directory == "/" ? "" : directory)
     do throws(OperationError) {
         let values = try options.parse(CommandLine.arguments.dropFirst())
         if values.value(of: Arguments.help) {
