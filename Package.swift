@@ -69,6 +69,9 @@ let package = Package(
         // What everybody needs: the error type, descriptors, threads.
         .target(name: "Base", dependencies: ["CLinux"], swiftSettings: strict),
 
+        // All that can be set: declared once, for files, command lines and requests.
+        .target(name: "Settings", dependencies: ["Base"], swiftSettings: strict),
+
         // What every program says and writes: version, log, JSON.
         .target(name: "Support", dependencies: ["Base", "CLinux"], swiftSettings: strict),
 
@@ -112,7 +115,7 @@ let package = Package(
             name: "XBBHost",
             dependencies: [
                 "Base", "BlockQueue", "Blkif", "ProcessConfinement", "ImageInspection", "Memory", "PluginAPI",
-                "PluginHost", "Xen",
+                "PluginHost", "Settings", "Xen",
                 "XenBus", "CLinux", "Support",
             ], swiftSettings: strict),
 
@@ -135,27 +138,28 @@ let package = Package(
 
         // What xbbd and xbbctl are made of: supervision of workers, the control protocol, a small toolstack.
         .target(
-            name: "XBBControl", dependencies: ["Base", "Xen", "XenBus", "CLinux", "Support"], swiftSettings: strict),
+            name: "XBBControl", dependencies: ["Base", "Settings", "Xen", "XenBus", "CLinux", "Support"],
+            swiftSettings: strict),
 
         // Executables, thin.
         .executableTarget(
             name: "xbb-vbd",
             dependencies: [
-                "Base", "ProcessConfinement", "ImageInspection", "PluginHost", "XBBHost", "Xen", "XenLoopback",
-                "CLinux", "Support",
+                "Base", "ProcessConfinement", "ImageInspection", "PluginHost", "Settings", "XBBHost", "Xen",
+                "XenLoopback", "CLinux", "Support",
             ],
             swiftSettings: strict
         ),
         .executableTarget(
             name: "xbbd",
             dependencies: [
-                "Base", "XBBControl", "Xen", "Support",
+                "Base", "Settings", "XBBControl", "Xen", "Support",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
         .executableTarget(
             name: "xbbctl",
             dependencies: [
-                "Base", "XBBControl", "CLinux", "Support",
+                "Base", "Settings", "XBBControl", "CLinux", "Support",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
         .executableTarget(name: "xbb-dm", dependencies: ["Base", "XBBControl", "Support"], swiftSettings: strict),
@@ -227,6 +231,7 @@ let package = Package(
                 "Base", "Blkfront", "Blkif", "Memory", "Xen", "XenBus", "XenLoopback", "CLinux", "Support",
                 "TestSupport",
             ]),
+        .testTarget(name: "SettingsTests", dependencies: ["Base", "ProcessConfinement", "Settings", "Support"]),
         .testTarget(name: "XenBusTests", dependencies: ["Base", "XenBus", "TestSupport"]),
         .testTarget(
             name: "BlockQueueTests",
@@ -258,8 +263,8 @@ let package = Package(
         .testTarget(
             name: "ControlTests",
             dependencies: [
-                "Base", "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback", "CLinux", "Support", "TestSupport",
-                "fake-worker", "xbbd", "xbbctl", "xbb-dm", "xbb-vbd",
+                "Base", "Settings", "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback", "CLinux", "Support",
+                "TestSupport", "fake-worker", "xbbd", "xbbctl", "xbb-dm", "xbb-vbd",
             ]),
         .target(
             name: "CXLConfig", path: "Tests/CXLConfig",

@@ -85,3 +85,4 @@ for program in xbbd xbbctl xbb-loopback xbb-blkfront; do
     "$from/$program" --generate-completion-script bash | sed '1{/^#!/d}' >"$completions/$program"
     chmod 644 "$completions/$program"
 done
+cat packaging/xbbctl-completion.sh >>"$completions/xbbctl"

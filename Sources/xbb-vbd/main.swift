@@ -7,84 +7,11 @@ import PluginHost
 import Base
 import CLinux
 import Glibc
+import Settings
 import XBBHost
 import Xen
 import XenLoopback
 import Support
-
-let usage = """
-    usage: xbb-vbd --backend-path PATH [OPTION]...
-           xbb-vbd --dump-plugins [--plugin-dir DIR]...
-           xbb-vbd --describe-plugin FILE
-           xbb-vbd --probe IMAGE [OPTION]...
-           xbb-vbd --inspect IMAGE [--format FORMAT] [OPTION]...
-
-    Serves one virtual block device until it is detached.
-
-      --backend-path PATH        the backend's XenStore node: /local/domain/0/backend/vbd/1/51712
-      --loopback DIR             run on the loopback Xen at DIR instead of on Xen
-      --plugin-dir DIR           where to look for plugins; may be given more than once
-      --backing-dir DIR          images may name backing files below it; may be given more than once (none)
-      --control PATH             answer xbbctl on this Unix socket
-      --storage-source SOURCE    who says where the storage is: hotplug (default) or params
-      --log-level LEVEL          error, warning, info (default) or debug
-      --max-queues N             the most queues that a frontend may have, 1 to 64 (1)
-      --max-ring-page-order N    the largest ring: 2^N pages, 0 to 5 (5)
-      --memory-mib N             memory for data of each queue, 1 to 1024 MiB (16)
-      --poll-us N                how long a queue looks for work before it sleeps, in us (0)
-      --tunable KEY=VALUE        what xbbctl set changes, from the start; may be given more than once
-      --user NAME                become this user when the storage is open ("xbb" where there is one)
-      --empty-dir DIR            the root directory from then on: an empty one
-      --no-confine               keep all rights; to look for faults, not to serve guests
-      --journal PATH             write down there which requests are in flight, for a successor
-      --lock FD                  the inherited descriptor whose flock(2) says who serves the disk; let go with the disk
-      --standby FD               prepare, say so on this inherited socket, and serve when told there and --lock is free
-      --predecessor END          how the process ended that served the disk before: unknown (default), handed-over,
-                                 killed:HOW or crashed:HOW
-      --state-dir DIR            remember there which format each image was served as
-      --probe IMAGE              say as JSON which formats an image looks like, and exit
-      --inspect IMAGE            say as JSON what is in an image, and exit
-      --format FORMAT            the format of the inspected image
-      --chain                    inspect the images below it too, where --backing-dir allows
-      --dump-plugins             describe the plugins as JSON and exit
-      --describe-plugin FILE     load the plugin xbb-NAME.so and print its description, for the file xbb-NAME.plugin
-      --help                     this text
-      --version                  the version
-
-    Exit status: 0 the device is over, 1 a failure, 2 wrong usage.
-    SIGTERM hands the device over to a successor; SIGINT closes it.
-
-    """
-
-/// What the command line said.
-struct CommandLineOptions {
-    var backendPath: String?
-    var loopback: String?
-    var pluginDirectories: [String] = []
-    var backingDirectories: [String] = []
-    var control: String?
-    var source = "hotplug"
-    var level = LogLevel.info
-    var maxQueues = 1
-    var maxOrder = 5
-    var memoryMiB = 16
-    var pollMicroseconds = 0
-    var tunables = Tunables()
-    var user: String?
-    var emptyDirectory: String?
-    var confines = true
-    var journal: String?
-    var lock: Int32?
-    var standby: Int32?
-    var predecessor = Predecessor.unknown
-    var dumpPlugins = false
-    var describedPlugin: String?
-    var stateDirectory: String?
-    var probedImage: String?
-    var inspectedImage: String?
-    var format: String?
-    var inspectsChain = false
-}
 
 func fail(_ text: String) -> Never {
     let line = "xbb-vbd: \(text)\nTry 'xbb-vbd --help'.\n"
@@ -92,86 +19,28 @@ func fail(_ text: String) -> Never {
     exit(2)
 }
 
-func number(_ text: String, _ name: String, _ range: ClosedRange<Int>) -> Int {
-    guard let value = Int(text), range.contains(value) else {
-        fail("\(name) \(text): expected a number from \(range.lowerBound) to \(range.upperBound)")
-    }
-    return value
-}
-
-func parseArguments() -> CommandLineOptions {
-    var options = CommandLineOptions()
-    var left = CommandLine.arguments.dropFirst()[...]
-    while var name = left.popFirst() {
-        var attached: String?
-        if name.hasPrefix("--"), let equals = name.firstIndex(of: "=") {
-            attached = String(name[name.index(after: equals)...])
-            name = String(name[..<equals])
-        }
-        func value() -> String {
-            if let attached { return attached }
-            guard let next = left.popFirst() else { fail("\(name) needs a value") }
-            return next
-        }
-        switch name {
-        case "--backend-path": options.backendPath = value()
-        case "--loopback": options.loopback = value()
-        case "--plugin-dir": options.pluginDirectories.append(value())
-        case "--backing-dir":
-            let path = value()
-            if !path.hasPrefix("/") { fail("--backing-dir \(path): expected a path that begins with '/'") }
-            options.backingDirectories.append(path)
-        case "--control": options.control = value()
-        case "--storage-source":
-            options.source = value()
-            if options.source != "hotplug" && options.source != "params" {
-                fail("--storage-source \(options.source): expected hotplug or params")
-            }
-        case "--log-level":
-            let text = value()
-            let levels: [String: LogLevel] = ["error": .error, "warning": .warning, "info": .info, "debug": .debug]
-            guard let level = levels[text] else { fail("--log-level \(text): expected error, warning, info or debug") }
-            options.level = level
-        case "--max-queues": options.maxQueues = number(value(), name, 1...64)
-        case "--max-ring-page-order": options.maxOrder = number(value(), name, 0...5)
-        case "--memory-mib": options.memoryMiB = number(value(), name, 1...1024)
-        case "--poll-us": options.pollMicroseconds = number(value(), name, 0...1_000_000)
-        case "--tunable":
-            let text = value()
-            let pair = text.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
-            guard pair.count == 2 else { fail("--tunable \(text): expected KEY=VALUE") }
-            if let problem = options.tunables.set(pair[0], pair[1]) { fail("--tunable \(problem)") }
-        case "--user": options.user = value()
-        case "--empty-dir": options.emptyDirectory = value()
-        case "--no-confine": options.confines = false
-        case "--journal": options.journal = value()
-        case "--lock": options.lock = Int32(number(value(), name, 3...1023))
-        case "--standby": options.standby = Int32(number(value(), name, 3...1023))
-        case "--predecessor":
-            let text = value()
-            guard let end = Predecessor(text) else {
-                fail("--predecessor \(text): expected unknown, handed-over, killed:HOW or crashed:HOW")
-            }
-            options.predecessor = end
-        case "--state-dir": options.stateDirectory = value()
-        case "--probe": options.probedImage = value()
-        case "--inspect": options.inspectedImage = value()
-        case "--format": options.format = value()
-        case "--chain": options.inspectsChain = true
-        case "--dump-plugins": options.dumpPlugins = true
-        case "--describe-plugin": options.describedPlugin = value()
-        case "--help":
-            print(usage, terminator: "")
+/// The values of the command line; an end where that is wrong, or asks for no more than a text.
+func parseArguments() -> SettingValues {
+    let raw = unsafe getcwd(nil, 0)
+    let directory = unsafe raw.map { unsafe String(cString: $0) } ?? ""
+    unsafe free(raw)
+    let options = CommandLineOptions(
+        Arguments.all, change: Arguments.change.declaration, workingDirectory: directory == "/" ? "" : directory)
+    do throws(OperationError) {
+        let values = try options.parse(CommandLine.arguments.dropFirst())
+        if values.value(of: Arguments.help) {
+            print(Arguments.usage(options), terminator: "")
             exit(0)
-        case "--version":
+        }
+        if values.value(of: Arguments.version) {
             print("xbb-vbd \(xbbVersion)")
             exit(0)
-        default: fail("unknown option \(name)")
         }
+        if values[Arguments.standby] != nil && values[Arguments.lock] == nil { fail("--standby needs --lock") }
+        return values
+    } catch {
+        fail(error.description)
     }
-    if options.standby != nil && options.lock == nil { fail("--standby needs --lock") }
-    if options.pluginDirectories.isEmpty { options.pluginDirectories = [defaultPluginDirectory()] }
-    return options
 }
 
 /// Beside the executable's folder in a build tree or under a prefix: ../lib/xbb/plugins.
@@ -185,16 +54,17 @@ func defaultPluginDirectory() -> String {
 }
 
 /// How the process is confined; an end with status 2 where a user that was asked for does not exist.
-func confinement(_ command: CommandLineOptions) -> ConfinementSettings? {
-    guard command.confines else { return nil }
+func confinement(_ command: SettingValues) -> ConfinementSettings? {
+    guard command.value(of: SettingsSchema.confine) else { return nil }
+    let user = command[SettingsSchema.user]
     var settings = ConfinementSettings()
-    settings.emptyDirectory = command.emptyDirectory
+    settings.emptyDirectory = command[Arguments.emptyDirectory]
     do throws(OperationError) {
-        settings.user = try ConfinementUser(named: command.user ?? ConfinementUser.usual)
+        settings.user = try ConfinementUser(named: user ?? ConfinementUser.usual)
     } catch {
         fail(error.description)
     }
-    if let user = command.user, settings.user == nil {
+    if let user, settings.user == nil {
         fail("--user \(user): there is no such user; make it, or name another one")
     }
     return settings
@@ -222,11 +92,12 @@ func serve<Platform: XenPlatform>(_ platform: Platform, _ options: VBDOptions) -
 }
 
 let command = parseArguments()
-if command.dumpPlugins {
-    print(PluginCatalog(directories: command.pluginDirectories).dump().serialized)
+let pluginDirectories = command[SettingsSchema.pluginDirectories] ?? [defaultPluginDirectory()]
+if command.value(of: Arguments.dumpPlugins) {
+    print(PluginCatalog(directories: pluginDirectories).dump().serialized)
     exit(0)
 }
-if let plugin = command.describedPlugin {
+if let plugin = command[Arguments.describePlugin] {
     do throws(OperationError) {
         print(try PluginDescription.describe(plugin: plugin).json.serialized)
         exit(0)
@@ -236,45 +107,39 @@ if let plugin = command.describedPlugin {
     }
 }
 /// What is known of an image that nobody serves. A chain is looked at by processes of its own, others by this one.
-func examine(_ image: String, _ command: CommandLineOptions) throws(OperationError) -> JSON {
-    if command.probedImage == nil, command.inspectsChain {
+func examine(_ image: String, probes: Bool) throws(OperationError) -> JSON {
+    let stateDirectory = command[SettingsSchema.stateDirectory]
+    let format = command[Arguments.format]
+    if !probes, command.value(of: Arguments.chain) {
         return try ChainExamination(
-            path: image, pluginDirectories: command.pluginDirectories, stateDirectory: command.stateDirectory,
-            backing: BackingPolicy(directories: command.backingDirectories)
-        ).inspect(format: command.format)
+            path: image, pluginDirectories: pluginDirectories, stateDirectory: stateDirectory,
+            backing: BackingPolicy(directories: command.value(of: SettingsSchema.backingDirectories))
+        ).inspect(format: format)
     }
     let examination = ImageExamination(
-        path: image, pluginDirectories: command.pluginDirectories, stateDirectory: command.stateDirectory)
-    return try command.probedImage != nil ? examination.probe() : examination.inspect(format: command.format)
+        path: image, pluginDirectories: pluginDirectories, stateDirectory: stateDirectory)
+    return try probes ? examination.probe() : examination.inspect(format: format)
 }
 
-if let image = command.probedImage ?? command.inspectedImage {
+if let image = command[Arguments.probe] ?? command[Arguments.inspect] {
     do throws(OperationError) {
-        print(try examine(image, command).serialized)
+        print(try examine(image, probes: command[Arguments.probe] != nil).serialized)
         exit(0)
     } catch {
         print(JSON.object([("image", .string(image)), ("error", .string(error.description))]).serialized)
         exit(1)
     }
 }
-guard let backendPath = command.backendPath else { fail("--backend-path is missing") }
-var options = VBDOptions(backendPath: backendPath, pluginDirectories: command.pluginDirectories)
-options.storageSource = command.source == "params" ? .params : .hotplug
-options.maxQueues = command.maxQueues
-options.maxRingPageOrder = command.maxOrder
-options.memoryBytes = command.memoryMiB << 20
-options.pollNanoseconds = UInt64(command.pollMicroseconds) * 1000
-options.tunables = command.tunables
-options.controlSocket = command.control
-options.stateDirectory = command.stateDirectory
-options.journal = command.journal
-options.lock = command.lock
-options.standby = command.standby
-options.predecessor = command.predecessor
-options.logLevel = command.level
-options.backing.directories = command.backingDirectories
+guard let backendPath = command[Arguments.backendPath] else { fail("--backend-path is missing") }
+var options = VBDOptions(backendPath: backendPath, values: command, usualPlugins: pluginDirectories)
+options.storageSource = command[Arguments.source] == "params" ? .params : .hotplug
+options.controlSocket = command[Arguments.control]
+options.journal = command[Arguments.journal]
+options.lock = command[Arguments.lock].map(Int32.init(clamping:))
+options.standby = command[Arguments.standby].map(Int32.init(clamping:))
+options.predecessor = command[Arguments.predecessor].flatMap { Predecessor($0) } ?? .unknown
 options.confinement = confinement(command)
-if let directory = command.loopback {
+if let directory = command[Arguments.loopback] {
     exit(serve(LoopbackPlatform(directory: directory), options))
 } else {
     exit(serve(NativeXen(), options))

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Subcommands that look at an image without serving it. They ask no xbbd.
 import ArgumentParser
+import Settings
 import Support
 import XBBControl
 
@@ -14,17 +15,20 @@ struct LookedAtImage: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            "Where it is remembered as what images were served. (default: \(DaemonConfiguration.usualStateDirectory))",
+            "Where it is remembered as what images were served. (default: \(SettingsSchema.usualStateDirectory))",
             valueName: "dir"))
     var stateDir: String?
 
     /// Asks what `question` makes of what is configured.
     func ask(_ question: (DaemonConfiguration) -> ImageQuestion) throws(ControlError) -> ControlAnswer {
         let file = try DaemonConfiguration.read(DaemonConfiguration.usualPath, isOptional: true)
-        let plugins = pluginDir.isEmpty ? file.pluginDirectories ?? [InstallPaths.plugins()] : pluginDir
+        let values = file.values
+        let plugins =
+            pluginDir.isEmpty ? values[SettingsSchema.pluginDirectories] ?? [InstallPaths.plugins()] : pluginDir
         return try question(file).ask(
-            about: path, worker: file.worker ?? InstallPaths.worker(), pluginDirectories: plugins,
-            stateDirectory: stateDir ?? file.stateDirectory ?? DaemonConfiguration.usualStateDirectory)
+            about: path, worker: values[SettingsSchema.program] ?? InstallPaths.worker(),
+            pluginDirectories: plugins,
+            stateDirectory: stateDir ?? values[SettingsSchema.stateDirectory] ?? SettingsSchema.usualStateDirectory)
     }
 }
 
@@ -62,7 +66,8 @@ extension XBBCtl {
                 let answer = try image.ask { file in
                     .inspect(
                         format: imageFormat,
-                        backingDirectories: backingDir.isEmpty ? file.backingDirectories ?? [] : backingDir)
+                        backingDirectories: backingDir.isEmpty
+                            ? file.values.value(of: SettingsSchema.backingDirectories) : backingDir)
                 }
                 format.print(answer, Reports.inspect)
             }

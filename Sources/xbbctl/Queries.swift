@@ -3,6 +3,7 @@
 import ArgumentParser
 import CLinux
 import Glibc
+import Settings
 import XBBControl
 import Support
 
@@ -37,18 +38,22 @@ extension XBBCtl {
 
     struct Set: ParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Changes a tunable of one device while it is served.",
-            discussion: "Tunables are disable_flush, flush_interval, no_coalesce_reqs and poll_us; see xbbctl(8).")
+            abstract: "Changes a setting of one device while it is served.",
+            discussion: "Settings are "
+                + SettingsSchema.changing.map { "\($0.name) (\($0.type.bounds))" }.joined(separator: ", ")
+                + "; see xbbctl(8).")
         @ParentCommand var parent: XBBCtl
         @OptionGroup var device: Device
-        @Argument(help: ArgumentHelp("The tunable and its value.", valueName: "key=value"))
+        @Argument(
+            help: ArgumentHelp("The setting and its value: key=value.", valueName: "setting"),
+            completion: .list(SettingsSchema.changing.map { $0.name + "=" }))
         var setting: String
         @OptionGroup var connection: Connection
         @OptionGroup var format: Format
 
         func run() throws {
             try perform { () throws(ControlError) in
-                let setting = try TunableSetting(parsing: setting)
+                let setting = try TunableSetting(parsing: setting).checked()
                 let request = ControlRequest.set(try device.reference, key: setting.key, value: setting.value)
                 format.print(try connection.over(parent.connection).ask(request), Reports.show)
             }

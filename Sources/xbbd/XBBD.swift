@@ -2,6 +2,7 @@
 // xbbd: the command line of the supervisor.
 import Base
 import ArgumentParser
+import Settings
 import Support
 import XBBControl
 import Xen
@@ -42,121 +43,95 @@ struct XBBD: ParsableCommand {
     @Option(help: ArgumentHelp("Run on the loopback Xen at this directory instead of on Xen.", valueName: "dir"))
     var loopback: String?
 
-    @Option(help: ArgumentHelp("Where sockets and locks are. (default: /run/xbb)", valueName: "dir"))
-    var runDir: String?
+    // Options of settings are texts, which the settings' schema reads: with its rules and its messages.
 
-    @Option(
-        help: ArgumentHelp(
-            "Where it is remembered as what images were served. (default: \(DaemonConfiguration.usualStateDirectory), on loopback its directory)",
-            valueName: "dir"))
-    var stateDir: String?
+    @Option(setting: SettingsSchema.runDirectory) var runDir: String?
 
-    @Option(help: ArgumentHelp("Members of this group may use xbbctl too. (default: root alone)", valueName: "name"))
-    var socketGroup: String?
+    @Option(setting: SettingsSchema.stateDirectory) var stateDir: String?
 
-    @Option(
-        help: ArgumentHelp("Where to look for plugins; may be given more than once.", valueName: "dir"))
-    var pluginDir: [String] = []
+    @Option(setting: SettingsSchema.socketGroup) var socketGroup: String?
 
-    @Option(
-        help: ArgumentHelp(
-            "Images may name backing files below it; may be given more than once. Without it none is opened.",
-            valueName: "dir"))
-    var backingDir: [String] = []
+    @Option(setting: SettingsSchema.pluginDirectories) var pluginDir: [String] = []
 
-    @Option(
-        help: ArgumentHelp(
-            "A directory below backend/ whose devices are served; may be given more than once. (default: vbd)",
-            valueName: "kind"))
-    var backend: [String] = []
+    @Option(setting: SettingsSchema.backingDirectories) var backingDir: [String] = []
 
-    @Flag(
-        inversion: .prefixedNo,
-        help: """
-            Serve disks of backend/vbd whose hotplug script is not block-xbb, too, such as plain phy: targets. \
-            (default: no)
-            """)
-    var anyScript: Bool?
+    @Option(setting: SettingsSchema.backends) var backend: [String] = []
 
-    @Option(help: ArgumentHelp("The worker program. (default: xbb-vbd beside xbbd)", valueName: "path"))
-    var worker: String?
+    @Flag(inversion: .prefixedNo, help: .setting(SettingsSchema.anyScript)) var anyScript: Bool?
+
+    @Option(setting: SettingsSchema.program) var worker: String?
 
     @Flag var mode = RunMode.foreground
 
-    @Flag(
-        inversion: .prefixedNo,
-        help: "When xbbd ends, tell workers to hand their devices over and to end. (default: no)")
-    var stopWorkers: Bool?
+    @Flag(inversion: .prefixedNo, help: .setting(SettingsSchema.stopWorkers)) var stopWorkers: Bool?
 
-    @Flag(
-        inversion: .prefixedNo,
-        help: "Keep a process ready beside each worker whose guest is connected, in case that it dies. (default: yes)")
-    var standby: Bool?
+    @Flag(inversion: .prefixedNo, help: .setting(SettingsSchema.standby)) var standby: Bool?
 
-    @Option(
-        help: ArgumentHelp(
-            "So many failures of a worker within --restart-window seconds, and its device is given up. (default: 10)",
-            valueName: "n"))
-    var restartLimit: Int?
+    @Option(setting: SettingsSchema.restartLimit) var restartLimit: String?
 
-    @Option(help: ArgumentHelp("See --restart-limit. (default: 300)", valueName: "seconds"))
-    var restartWindow: Int?
+    @Option(setting: SettingsSchema.restartWindow) var restartWindow: String?
 
-    @Option(help: ArgumentHelp("error, warning, info or debug; for workers too. (default: info)", valueName: "level"))
-    var logLevel: String?
+    @Option(setting: SettingsSchema.logLevel) var logLevel: String?
 
-    @Option(help: ArgumentHelp("For workers: the most queues of a device, 1 to 64.", valueName: "n"))
-    var maxQueues: Int?
+    @Option(setting: SettingsSchema.maxQueues) var maxQueues: String?
 
-    @Option(help: ArgumentHelp("For workers: the largest ring is of 2^n pages, 0 to 5.", valueName: "n"))
-    var maxRingPageOrder: Int?
+    @Option(setting: SettingsSchema.maxRingPageOrder) var maxRingPageOrder: String?
 
-    @Option(help: ArgumentHelp("For workers: MiB for the data of each queue, 1 to 1024.", valueName: "n"))
-    var memoryMib: Int?
+    @Option(setting: SettingsSchema.memoryMiB) var memoryMib: String?
 
-    @Option(
-        help: ArgumentHelp("For workers: microseconds to look for work before sleeping, 0 to 1000000.", valueName: "n"))
-    var pollUs: Int?
+    @Option(setting: SettingsSchema.pollMicroseconds) var pollUs: String?
 
     @Option(
         help: ArgumentHelp(
-            "For workers: a tunable that devices begin with; may be given more than once.", valueName: "key=value"))
+            "For workers: a setting that disks begin with and that xbbctl set changes; may be given more than once.",
+            valueName: "key=value"),
+        completion: .list(SettingsSchema.changing.map { $0.name + "=" }))
     var tunable: [String] = []
 
-    @Option(
-        help: ArgumentHelp(
-            "For workers: whom they become when their storage is open. (default: xbb)", valueName: "name"))
-    var user: String?
+    @Option(setting: SettingsSchema.user) var user: String?
 
-    @Flag(
-        inversion: .prefixedNo,
-        help: "For workers: they give up rights when their storage is open; 'no' is to look for faults. (default: yes)")
-    var confine: Bool?
+    @Flag(inversion: .prefixedNo, help: .setting(SettingsSchema.confine)) var confine: Bool?
 
-    func validate() throws {
-        for kind in backend where !VBDAddress.isKind(kind) {
-            throw ValidationError("--backend '\(kind)': expected a name such as vbd, qdisk or vbd3")
-        }
-        if Set(backend).count != backend.count { throw ValidationError("--backend: a kind is named twice") }
-        if let logLevel, LogLevel(word: logLevel) == nil {
-            throw ValidationError("--log-level '\(logLevel)': expected error, warning, info or debug")
-        }
-        let own: [(name: String, value: Int?, range: ClosedRange<Int>?)] = [
-            ("restart-limit", restartLimit, DaemonConfiguration.restartLimits),
-            ("restart-window", restartWindow, DaemonConfiguration.restartWindows),
-        ]
-        for (name, value, range) in own + workerNumbers.map({ ($0, $1, DaemonConfiguration.numberRanges[$0]) }) {
-            if let value, let range, !range.contains(value) {
-                throw ValidationError("--\(name) \(value): expected \(range.lowerBound) to \(range.upperBound)")
+    /// What the options say.
+    private func given() throws(OperationError) -> SettingValues {
+        var values = SettingValues()
+        for text in tunable { try SettingsSchema.take(change: text, label: "--tunable", into: &values) }
+        func take<Value>(_ setting: Setting<Value>, _ texts: [String]) throws(OperationError) {
+            let declaration = setting.declaration
+            for text in texts {
+                let value = try declaration.parse(
+                    option: text, label: "--\(declaration.daemonOption)",
+                    workingDirectory: DiskSpecification.currentDirectory)
+                values.add(value, to: declaration)
             }
         }
+        try take(SettingsSchema.pluginDirectories, pluginDir)
+        try take(SettingsSchema.backingDirectories, backingDir)
+        try take(SettingsSchema.backends, backend)
+        if Set(backend).count != backend.count { throw OperationError(.option, "--backend: a kind is named twice") }
+        for (setting, text) in [
+            (SettingsSchema.runDirectory, runDir), (SettingsSchema.stateDirectory, stateDir),
+            (SettingsSchema.socketGroup, socketGroup), (SettingsSchema.program, worker),
+            (SettingsSchema.logLevel, logLevel), (SettingsSchema.user, user),
+        ] { try take(setting, text.map { [$0] } ?? []) }
+        for (setting, text) in [
+            (SettingsSchema.restartLimit, restartLimit), (SettingsSchema.restartWindow, restartWindow),
+            (SettingsSchema.maxQueues, maxQueues), (SettingsSchema.maxRingPageOrder, maxRingPageOrder),
+            (SettingsSchema.memoryMiB, memoryMib), (SettingsSchema.pollMicroseconds, pollUs),
+        ] { try take(setting, text.map { [$0] } ?? []) }
+        for (setting, flag) in [
+            (SettingsSchema.anyScript, anyScript), (SettingsSchema.stopWorkers, stopWorkers),
+            (SettingsSchema.standby, standby), (SettingsSchema.confine, confine),
+        ] where flag != nil { values[setting] = flag }
+        return values
     }
 
-    private var workerNumbers: [(name: String, value: Int?)] {
-        [
-            ("max-queues", maxQueues), ("max-ring-page-order", maxRingPageOrder), ("memory-mib", memoryMib),
-            ("poll-us", pollUs),
-        ]
+    func validate() throws {
+        do throws(OperationError) {
+            _ = try given()
+        } catch {
+            throw ValidationError(error.description)
+        }
     }
 
     private func configuration() throws(ControlError) -> DaemonConfiguration {
@@ -165,44 +140,42 @@ struct XBBD: ParsableCommand {
         return try .read(DaemonConfiguration.usualPath, isOptional: !checkConfig)
     }
 
-    private func level(_ file: DaemonConfiguration) -> LogLevel {
-        logLevel.flatMap { LogLevel(word: $0) } ?? file.logLevel ?? .info
+    private func level(_ values: SettingValues) -> LogLevel {
+        values[SettingsSchema.logLevel].flatMap { LogLevel(word: $0) } ?? .info
     }
 
-    /// Options, then the file, then what is usual.
-    private func settings(_ file: DaemonConfiguration) throws(ControlError) -> SupervisorSettings {
-        let plugins = pluginDir.map(DaemonProcess.absolute)
+    /// What `values` say, and what is usual for the rest.
+    private func settings(_ values: SettingValues) throws(ControlError) -> SupervisorSettings {
         var workers = WorkerSettings(
-            executable: worker.map(DaemonProcess.absolute) ?? file.worker ?? InstallPaths.worker(),
+            executable: values[SettingsSchema.program] ?? InstallPaths.worker(),
             loopback: loopback.map(DaemonProcess.absolute),
-            pluginDirectories: plugins.isEmpty ? file.pluginDirectories ?? [InstallPaths.plugins()] : plugins)
-        let state = stateDir.map(DaemonProcess.absolute) ?? file.stateDirectory ?? workers.loopback
-        workers.options = [
-            "--log-level", level(file).word, "--state-dir", state ?? DaemonConfiguration.usualStateDirectory,
-        ]
-        for (name, value) in workerNumbers {
-            if let value = value ?? file.numbers[name] { workers.options += ["--\(name)", String(value)] }
-        }
-        let backing = backingDir.map(DaemonProcess.absolute)
-        for directory in backing.isEmpty ? file.backingDirectories ?? [] : backing {
-            workers.options += ["--backing-dir", directory]
-        }
-        if let user = user ?? file.user { workers.options += ["--user", user] }
-        if confine ?? file.confines == false { workers.options.append("--no-confine") }
-        for (key, value) in file.tunables.sorted(by: { $0.key < $1.key }) {
-            workers.options += ["--tunable", "\(key)=\(value)"]
-        }
-        for setting in tunable { workers.options += ["--tunable", setting] }
+            pluginDirectories: values[SettingsSchema.pluginDirectories] ?? [InstallPaths.plugins()])
+        var told = values
+        told[SettingsSchema.logLevel] = level(values).word
+        told[SettingsSchema.stateDirectory] =
+            values[SettingsSchema.stateDirectory] ?? workers.loopback ?? SettingsSchema.usualStateDirectory
+        workers.options = WorkerSettings.options(for: told)
         var settings = SupervisorSettings(
-            runDirectory: runDir.map(DaemonProcess.absolute) ?? file.runDirectory ?? "/run/xbb",
-            kinds: backend.isEmpty ? file.backends ?? ["vbd"] : backend, workers: workers)
-        if let group = socketGroup ?? file.socketGroup { settings.socketGroup = try DaemonProcess.group(named: group) }
-        settings.claim.takesAnyScript = anyScript ?? file.takesAnyScript ?? false
-        settings.stopsWorkers = stopWorkers ?? file.stopsWorkers ?? false
-        settings.keepsStandby = standby ?? file.keepsStandby ?? true
-        if let limit = restartLimit ?? file.restartLimit { settings.policy.failureLimit = limit }
-        if let window = restartWindow ?? file.restartWindow { settings.policy.windowSeconds = UInt64(window) }
+            runDirectory: values[SettingsSchema.runDirectory] ?? SettingsSchema.usualRunDirectory,
+            kinds: values.value(of: SettingsSchema.backends), workers: workers)
+        if let group = values[SettingsSchema.socketGroup] {
+            settings.socketGroup = try DaemonProcess.group(named: group)
+        }
+        settings.claim.takesAnyScript = values.value(of: SettingsSchema.anyScript)
+        settings.stopsWorkers = values.value(of: SettingsSchema.stopWorkers)
+        settings.keepsStandby = values.value(of: SettingsSchema.standby)
+        settings.policy.failureLimit = values.value(of: SettingsSchema.restartLimit)
+        settings.policy.windowSeconds = UInt64(clamping: values.value(of: SettingsSchema.restartWindow))
         return settings
+    }
+
+    /// Options, then the file.
+    private func values(_ file: DaemonConfiguration) throws(ControlError) -> SettingValues {
+        do throws(OperationError) {
+            return try given().over(file.values)
+        } catch {
+            throw ControlError(error.description, status: .usage)
+        }
     }
 
     func run() throws {
@@ -212,9 +185,10 @@ struct XBBD: ParsableCommand {
         do throws(ControlError) {
             let file = try configuration()
             if checkConfig { return print("\(config ?? DaemonConfiguration.usualPath): no problem found") }
-            log.level = level(file)
+            let values = try values(file)
+            log.level = level(values)
             log.history = LogHistory()
-            let settings = try settings(file)
+            let settings = try settings(values)
             DaemonProcess.raiseDescriptorLimit()
             let store = try StoreAccess.open(loopback: settings.workers.loopback)
             let supervisor = try Supervisor(settings: settings, store: store, log: log) { () throws(ControlError) in

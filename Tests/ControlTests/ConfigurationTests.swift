@@ -4,6 +4,7 @@ import PluginHost
 import Base
 import CLinux
 import Glibc
+import Settings
 import Support
 import Testing
 
@@ -55,16 +56,20 @@ import Testing
             flush-interval = 7
             no-coalesce-reqs = yes
             """)
-        #expect(file.runDirectory == "/run/other" && file.socketGroup == "disk" && file.stopsWorkers == true)
-        #expect(
-            file.keepsStandby == false && file.takesAnyScript == true && file.restartLimit == 3
-                && file.restartWindow == 60)
-        #expect(file.backends == ["vbd", "qdisk", "vbd3"] && file.logLevel == .debug)
-        #expect(file.worker == "/opt/xbb vbd" && file.pluginDirectories == ["/a", "/b", "/c"])
-        #expect(file.backingDirectories == ["/t"])
-        #expect(file.user == "nobody" && file.confines == false)
-        #expect(file.numbers == ["max-queues": 4, "max-ring-page-order": 0, "memory-mib": 1024, "poll-us": 50])
-        #expect(file.tunables == ["disable_flush": 0, "flush_interval": 7, "no_coalesce_reqs": 1])
+        let values = file.values
+        #expect(values[SettingsSchema.runDirectory] == "/run/other" && values[SettingsSchema.socketGroup] == "disk")
+        #expect(values[SettingsSchema.stopWorkers] == true && values[SettingsSchema.standby] == false)
+        #expect(values[SettingsSchema.anyScript] == true && values[SettingsSchema.restartLimit] == 3)
+        #expect(values[SettingsSchema.restartWindow] == 60)
+        #expect(values[SettingsSchema.backends] == ["vbd", "qdisk", "vbd3"])
+        #expect(values[SettingsSchema.logLevel] == "debug" && values[SettingsSchema.program] == "/opt/xbb vbd")
+        #expect(values[SettingsSchema.pluginDirectories] == ["/a", "/b", "/c"])
+        #expect(values[SettingsSchema.backingDirectories] == ["/t"])
+        #expect(values[SettingsSchema.user] == "nobody" && values[SettingsSchema.confine] == false)
+        #expect(values[SettingsSchema.maxQueues] == 4 && values[SettingsSchema.maxRingPageOrder] == 0)
+        #expect(values[SettingsSchema.memoryMiB] == 1024 && values[SettingsSchema.pollMicroseconds] == 50)
+        #expect(values[SettingsSchema.disableFlush] == false && values[SettingsSchema.flushInterval] == 7)
+        #expect(values[SettingsSchema.noCoalesce] == true)
     }
 
     @Test("an empty file says nothing") func empty() throws {
@@ -77,22 +82,30 @@ import Testing
             ("max-queues = 1", "xbb.conf:1: 'max-queues' stands before the first section; put [xbbd] or [worker]"),
             ("[xbbd", "xbb.conf:1: '[xbbd' is no section: expected a name in brackets, such as [xbbd]"),
             ("[worker]\nmax-queues", "xbb.conf:2: 'max-queues': expected 'key = value'; a comment begins with '#'"),
-            ("[worker]\n\nmax-queues = 65", "xbb.conf:3: '65': expected a number from 1 to 64"),
-            ("[worker]\nmax-queues = 4 # four", "xbb.conf:2: '4 # four': expected a number from 1 to 64"),
+            ("[worker]\n\nmax-queues = 65", "xbb.conf:3: max-queues '65': expected a number from 1 to 64"),
+            ("[worker]\nmax-queues = 4 # four", "xbb.conf:2: max-queues '4 # four': expected a number from 1 to 64"),
             ("[worker]\nmax_queues = 4", "xbb.conf:2: 'max_queues' is no key: expected small letters, digits and '-'"),
             ("[xbbd]\nmax-queues = 4", "xbb.conf:2: there is no key 'max-queues' in [xbbd]; it belongs below [worker]"),
             ("[xbbd]\nqueues = 4", "xbb.conf:2: there is no key 'queues' in [xbbd]; there are run-dir, state-dir"),
+            (
+                "[worker]\nmax-queue = 4",
+                "xbb.conf:2: there is no key 'max-queue' in [worker]; did you mean 'max-queues'?"
+            ),
+            ("[tunable]\nflush-interval = 4", "xbb.conf:2: there is no section [tunable]; did you mean [tunables]?"),
             ("[disk]\nqueues = 4", "xbb.conf:2: there is no section [disk]; there are [xbbd], [worker], [tunables]"),
-            ("[xbbd]\nbackend = vbd vbd", "xbb.conf:2: 'vbd vbd': something is named twice"),
-            ("[xbbd]\nbackend = v/d", "xbb.conf:2: 'v/d': expected a name such as vbd, qdisk or vbd3"),
-            ("[xbbd]\nbackend =", "xbb.conf:2: expected at least one: a name such as vbd, qdisk or vbd3"),
-            ("[xbbd]\nrun-dir = run", "xbb.conf:2: 'run': expected a path that begins with '/'"),
-            ("[xbbd]\nstop-workers = true", "xbb.conf:2: 'true': expected yes or no"),
-            ("[xbbd]\nlog-level = 3", "xbb.conf:2: '3': expected error, warning, info or debug"),
-            ("[worker]\nuser = a b", "xbb.conf:2: 'a b': expected a name as in /etc/passwd or /etc/group"),
+            ("[xbbd]\nbackend = vbd vbd", "xbb.conf:2: backend 'vbd vbd': something is named twice"),
+            ("[xbbd]\nbackend = v/d", "xbb.conf:2: backend 'v/d': expected a name such as vbd, qdisk or vbd3"),
+            ("[xbbd]\nbackend =", "xbb.conf:2: backend: expected at least one: a name such as vbd, qdisk or vbd3"),
+            ("[xbbd]\nrun-dir = run", "xbb.conf:2: run-dir 'run': expected a path that begins with '/'"),
+            ("[xbbd]\nstop-workers = 2", "xbb.conf:2: stop-workers '2': expected yes or no"),
+            ("[xbbd]\nlog-level = 3", "xbb.conf:2: log-level '3': expected error, warning, info or debug"),
+            ("[worker]\nuser = a b", "xbb.conf:2: user 'a b': expected a name as in /etc/passwd or /etc/group"),
             ("[worker]\nuser = \"xbb", "xbb.conf:2: the value of 'user' begins with '\"' and does not end with"),
             ("[worker]\nuser = a\u{1}b", "xbb.conf:2: the value of 'user' has control characters"),
-            ("[tunables]\nflush-interval = -1", "xbb.conf:2: '-1': expected a number from 0 to 1000000000"),
+            (
+                "[tunables]\nflush-interval = -1",
+                "xbb.conf:2: flush-interval '-1': expected a number from 0 to 1000000000"
+            ),
             ("[worker]\nuser = a\n[xbbd]\n[worker]\nuser = b", "xbb.conf:5: 'user' stands in line 2 already"),
         ])
     func mistakes(_ text: String, _ expected: String) {
@@ -127,12 +140,14 @@ import Testing
         let entries = String(decoding: bytes, as: UTF8.self).split(separator: "\n", omittingEmptySubsequences: false)
             .map { $0.hasPrefix("#") && !$0.hasPrefix("# ") ? $0.dropFirst() : $0 }.joined(separator: "\n")
         let whole = try parse(entries)
-        #expect(whole.backends == ["vbd"] && whole.runDirectory == "/run/xbb" && whole.user == "xbb")
-        #expect(whole.numbers.count == DaemonConfiguration.numberRanges.count && whole.tunables.count == 3)
+        for setting in SettingsSchema.all { #expect(whole.values[setting] != nil, "\(setting.name)") }
+        for setting in SettingsSchema.all where setting.usual != nil {
+            #expect(whole.values[setting] == setting.usual, "\(setting.name)")
+        }
+        #expect(whole.values[SettingsSchema.user] == "xbb")
         let policy = RestartPolicy()
-        #expect(whole.restartLimit == policy.failureLimit && whole.restartWindow == Int(policy.windowSeconds))
-        #expect(whole.keepsStandby == true)
-        #expect(Set(whole.tunables.values) == [0] && whole.stopsWorkers == false && whole.confines == true)
+        #expect(whole.values[SettingsSchema.restartLimit] == policy.failureLimit)
+        #expect(whole.values[SettingsSchema.restartWindow] == Int(policy.windowSeconds))
     }
 
     @Test("xbbd takes the file, and options win") func daemon() throws {

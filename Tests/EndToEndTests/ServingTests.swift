@@ -169,6 +169,19 @@ extension EndToEnd {
             try lab.finish()
         }
 
+        @Test func aDiskBeginsWithTheTunablesOfItsCommandLine() throws {
+            let lab = try Lab()
+            let disk = try lab.attach(arguments: [
+                "--tunable", "poll_us=5", "--tunable", "disable-flush=on", "--tunable", "flush_interval=3",
+            ])
+            let device = try disk.connect()
+            let tunables = try #require(try disk.worker.ask("show")["tunables"] as? [String: Int])
+            #expect(
+                tunables == ["disable_flush": 1, "flush_interval": 3, "no_coalesce_reqs": 0, "poll_us": 5])
+            try device.close()
+            try lab.finish()
+        }
+
         @Test func tunablesChangeARunningDisk() throws {
             let lab = try Lab()
             let disk = try lab.attach()
@@ -206,8 +219,20 @@ extension EndToEnd {
 
             for bad in [
                 "set", "set x", "set none 1", "set poll_us -1", "set poll_us 99999999999", "stats 1", "", "\u{7f}",
+                "set poll_us 1000001", "set poll-us 1000001", "set disable_flush 2", "set max-queues 2",
             ] {
                 #expect(try disk.worker.ask(bad)["error"] != nil, "'\(bad)'")
+            }
+            for (line, shown) in [
+                ("set poll-us 5", 5), ("set poll_us 1000000", 1_000_000), ("set poll-us 0", 0),
+            ] {
+                let tunables = try #require(try disk.worker.ask(line)["tunables"] as? [String: Any])
+                #expect(tunables["poll_us"] as? Int == shown, "\(line)")
+            }
+            for (word, shown) in [("yes", 1), ("off", 0), ("true", 1), ("no", 0)] {
+                let tunables = try #require(
+                    try disk.worker.ask("set disable-flush \(word)")["tunables"] as? [String: Any])
+                #expect(tunables["disable_flush"] as? Int == shown, "\(word)")
             }
             try device.close()
             try lab.finish()

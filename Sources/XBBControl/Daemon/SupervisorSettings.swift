@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What xbbd was told at its start.
+import Settings
 
 /// How VBDs are supervised.
 public struct SupervisorSettings: Sendable {
@@ -14,9 +15,9 @@ public struct SupervisorSettings: Sendable {
     /// The group whose members may ask, by its number; nil: root alone.
     public var socketGroup: UInt32?
     /// Workers are told to hand over when xbbd ends.
-    public var stopsWorkers = false
+    public var stopsWorkers = SettingValues().value(of: SettingsSchema.stopWorkers)
     /// Beside each worker whose guest is connected another one stands by, in case that it dies.
-    public var keepsStandby = true
+    public var keepsStandby = SettingValues().value(of: SettingsSchema.standby)
     /// When workers are started again.
     public var policy = RestartPolicy()
 

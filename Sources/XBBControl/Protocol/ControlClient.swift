@@ -3,12 +3,13 @@
 import Base
 import CLinux
 import Glibc
+import Settings
 import Support
 
 /// A connection to xbbd. Calls block until the answer is there; one thread.
 public final class ControlClient {
     /// Where xbbd listens unless told otherwise.
-    public static let defaultSocket = "/run/xbb/xbbd.sock"
+    public static let defaultSocket = SettingsSchema.usualRunDirectory + "/xbbd.sock"
 
     private let path: String
     private let socket: Descriptor

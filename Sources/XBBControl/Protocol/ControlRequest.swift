@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What xbbctl asks xbbd, one line each; the answer is one line of JSON, {"error":"text"} where it cannot be done.
+import Base
+import Settings
 
 /// Why something was not done, for the user.
 public struct ControlError: Error, Equatable, Sendable, CustomStringConvertible {
@@ -107,23 +109,40 @@ public enum ControlRequest: Equatable, Sendable {
     }
 }
 
-/// A tunable and its value, as "KEY=VALUE".
+/// A setting and its value, as "KEY=VALUE".
 public struct TunableSetting: Equatable, Sendable {
-    /// The tunable.
+    /// The setting.
     public let key: String
     /// Its value.
     public let value: String
 
-    /// Reads "KEY=VALUE": small letters, digits and '_', then printable ASCII without spaces.
+    /// Reads "KEY=VALUE": small letters, digits, '-' and '_', then printable ASCII without spaces.
     public init(parsing text: String) throws(ControlError) {
         let parts = text.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
         guard parts.count == 2, !parts[0].isEmpty, !parts[1].isEmpty, text.utf8.count <= 256,
             parts[0].utf8.allSatisfy({
                 (UInt8(ascii: "a")...UInt8(ascii: "z")).contains($0)
                     || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0) || $0 == UInt8(ascii: "_")
+                    || $0 == UInt8(ascii: "-")
             }), parts[1].utf8.allSatisfy({ (0x21...0x7e).contains($0) })
-        else { throw ControlError("'\(text)' is no setting: expected KEY=VALUE, such as flush_interval=10") }
+        else { throw ControlError("'\(text)' is no setting: expected KEY=VALUE, such as flush-interval=10") }
         key = String(parts[0])
         value = String(parts[1])
+    }
+
+    private init(key: String, value: String) {
+        self.key = key
+        self.value = value
+    }
+
+    /// The same in the words that workers of all versions take; throws where there is no such setting or value.
+    public func checked() throws(ControlError) -> TunableSetting {
+        do throws(OperationError) {
+            let setting = try SettingsSchema.changing(key)
+            let value = try setting.parse(value)
+            return TunableSetting(key: setting.oldName, value: value.number.map { "\($0)" } ?? value.description)
+        } catch {
+            throw ControlError(error.description)
+        }
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Which VBD is meant: by its place in XenStore, and as people and xbbctl's requests say it.
+import Settings
 public import Xen
 
 /// Numbers as XenStore and libxl write them.
@@ -48,19 +49,8 @@ public struct VBDAddress: Hashable, Comparable, Sendable, CustomStringConvertibl
         self.init(kind: String(kind), domain: domain, device: device)
     }
 
-    /// A name that can stand below "backend": a letter, then letters, digits, '-' and '_', at most 32.
-    public static func isKind(_ name: String) -> Bool {
-        let bytes = Array(name.utf8)
-        guard let first = bytes.first, bytes.count <= 32, isLetter(first) else { return false }
-        return bytes.allSatisfy {
-            isLetter($0) || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0) || $0 == UInt8(ascii: "-")
-                || $0 == UInt8(ascii: "_")
-        }
-    }
-
-    private static func isLetter(_ byte: UInt8) -> Bool {
-        (UInt8(ascii: "a")...UInt8(ascii: "z")).contains(byte | 0x20)
-    }
+    /// A name that can stand below "backend": see `TextRule.backendKind`.
+    public static func isKind(_ name: String) -> Bool { TextRule.backendKind.accepts(name) }
 
     /// The backend's node when the backend runs in `own`.
     public func backendPath(own: DomainID) -> String {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // When a worker that ended is started again.
 import Glibc
+import Settings
 
 /// How a worker ended.
 public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
@@ -75,9 +76,9 @@ public struct RestartPolicy: Equatable, Sendable {
     /// A worker that ran for so many seconds has no failures behind it.
     public var steadySeconds: UInt64 = 60
     /// So many failures ...
-    public var failureLimit = 10
+    public var failureLimit = SettingValues().value(of: SettingsSchema.restartLimit)
     /// ... within so many seconds, and it is not started any more.
-    public var windowSeconds: UInt64 = 300
+    public var windowSeconds = UInt64(clamping: SettingValues().value(of: SettingsSchema.restartWindow))
 
     /// At once, then after 0.1, 0.25, 0.5, 1, 2, 4, 8, 16 s, until there were 10 failures in 5 minutes.
     public init() {}

@@ -2,6 +2,7 @@
 // The command line of a worker.
 import CLinux
 import Glibc
+public import Settings
 import Xen
 import XenBus
 
@@ -21,6 +22,27 @@ public struct WorkerSettings: Sendable, Equatable {
         self.executable = executable
         self.loopback = loopback
         self.pluginDirectories = pluginDirectories
+    }
+
+    /// The options that tell a worker `values`, but where plugins are. Each is as workers of earlier versions take it: the
+    /// program of a worker may be older or newer than xbbd until the upgrade is complete.
+    public static func options(for values: SettingValues) -> [String] {
+        var options: [String] = []
+        for setting in SettingsSchema.worker where setting.name != SettingsSchema.pluginDirectories.declaration.name {
+            guard let value = values[setting] else { continue }
+            switch (setting.workerForm, value) {
+            case (.none, _): continue
+            case (.tunable, _):
+                if let number = value.number { options += ["--tunable", "\(setting.oldName)=\(number)"] }
+            case (.option, .flag(let flag)):
+                // Only what is not usual: older workers know one of the two words.
+                if value != setting.usual { options.append(flag ? "--\(setting.name)" : "--no-\(setting.name)") }
+            case (.option, .list(let list)):
+                for element in list { options += ["--\(setting.name)", element] }
+            case (.option, .number), (.option, .text): options += ["--\(setting.name)", value.description]
+            }
+        }
+        return options
     }
 
     /// The arguments for a VBD, the program's name first. `predecessor` says how the last worker ended. The lock is its

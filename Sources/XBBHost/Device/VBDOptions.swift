@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What a VBD's process was told at its start.
+import Base
 import BlockQueue
 import ProcessConfinement
 import PluginHost
+public import Settings
 import XenBus
 import Support
 
@@ -15,13 +17,13 @@ public struct VBDOptions: Sendable {
     /// Who says where the storage is.
     public var storageSource: StorageSource = .hotplug
     /// The most queues that a frontend may have.
-    public var maxQueues = 1
+    public var maxQueues: Int
     /// Base-2 logarithm of the most pages of a ring.
-    public var maxRingPageOrder = 5
+    public var maxRingPageOrder: Int
     /// Bytes for the data of requests, of each queue; pages that are not used take no memory.
-    public var memoryBytes = 16 << 20
+    public var memoryBytes: Int
     /// How long a queue looks for work before it sleeps, in ns.
-    public var pollNanoseconds: UInt64 = 0
+    public var pollNanoseconds: UInt64
     /// Threads for each queue of a plugin that may sleep.
     public var blockingThreads = 4
     /// Where it is remembered which format each image was served as; nil: nowhere.
@@ -40,47 +42,70 @@ public struct VBDOptions: Sendable {
     /// How the process ended that served the disk before.
     public var predecessor = Predecessor.unknown
     /// What the disk begins with of all that can be changed while it is served; polling is ``pollNanoseconds``.
-    public var tunables = Tunables()
+    public var tunables: Tunables
     /// What the process gives up when its storage is open; nil: nothing.
     public var confinement: ConfinementSettings?
     /// What is logged.
     public var logLevel: LogLevel = .info
 
-    /// The usual options for a node.
-    public init(backendPath: String, pluginDirectories: [String]) {
+    /// The options for a node that `values` give; plugins are looked for in `usualPlugins` where they do not say.
+    public init(backendPath: String, values: SettingValues, usualPlugins: [String]) {
         self.backendPath = backendPath
-        self.pluginDirectories = pluginDirectories
+        pluginDirectories = values[SettingsSchema.pluginDirectories] ?? usualPlugins
+        maxQueues = values.value(of: SettingsSchema.maxQueues)
+        maxRingPageOrder = values.value(of: SettingsSchema.maxRingPageOrder)
+        memoryBytes = values.value(of: SettingsSchema.memoryMiB) << 20
+        tunables = Tunables(values)
+        pollNanoseconds = tunables.pollMicroseconds * 1000
+        stateDirectory = values[SettingsSchema.stateDirectory]
+        backing.directories = values.value(of: SettingsSchema.backingDirectories)
+        logLevel = values[SettingsSchema.logLevel].flatMap { LogLevel(word: $0) } ?? logLevel
     }
 }
 
-/// What can be changed while a disk is served.
+/// What can be changed while a disk is served: ``SettingsSchema/changing``, as the queues want it.
 public struct Tunables: Sendable, Equatable {
-    /// The seed's disable_flush.
-    public var disableFlush = false
-    /// The seed's flush_interval.
-    public var flushInterval: UInt64 = 0
-    /// The seed's no_coalesce_reqs.
-    public var noCoalesce = false
-    /// ``VBDOptions/pollNanoseconds`` in µs.
-    public var pollMicroseconds: UInt64 = 0
+    /// ``SettingsSchema/disableFlush``.
+    public var disableFlush: Bool
+    /// ``SettingsSchema/flushInterval``.
+    public var flushInterval: UInt64
+    /// ``SettingsSchema/noCoalesce``.
+    public var noCoalesce: Bool
+    /// ``SettingsSchema/pollMicroseconds``.
+    public var pollMicroseconds: UInt64
 
-    /// All off.
-    public init() {}
+    /// What is usual.
+    public init() { self.init(SettingValues()) }
+
+    /// What `values` give, and what is usual for the rest.
+    public init(_ values: SettingValues) {
+        disableFlush = values.value(of: SettingsSchema.disableFlush)
+        flushInterval = UInt64(clamping: values.value(of: SettingsSchema.flushInterval))
+        noCoalesce = values.value(of: SettingsSchema.noCoalesce)
+        pollMicroseconds = UInt64(clamping: values.value(of: SettingsSchema.pollMicroseconds))
+    }
+
+    /// The same as values of the schema.
+    var values: SettingValues {
+        var values = SettingValues()
+        values[SettingsSchema.disableFlush] = disableFlush
+        values[SettingsSchema.flushInterval] = Int(clamping: flushInterval)
+        values[SettingsSchema.noCoalesce] = noCoalesce
+        values[SettingsSchema.pollMicroseconds] = Int(clamping: pollMicroseconds)
+        return values
+    }
 
     /// Changes one by its name; nil if it worked, else what is wrong.
     public mutating func set(_ name: String, _ text: String) -> String? {
-        guard let number = UInt64(text), number <= 1_000_000_000 else {
-            return "\(name)=\(text): expected a number from 0 to 1000000000"
+        do throws(OperationError) {
+            let setting = try SettingsSchema.changing(name)
+            var values = values
+            values[setting] = try setting.parse(text)
+            self = Tunables(values)
+            return nil
+        } catch {
+            return error.description
         }
-        switch name {
-        case "disable_flush": disableFlush = number != 0
-        case "flush_interval": flushInterval = number
-        case "no_coalesce_reqs": noCoalesce = number != 0
-        case "poll_us": pollMicroseconds = number
-        default:
-            return "no tunable '\(name)'; there are disable_flush, flush_interval, no_coalesce_reqs and poll_us"
-        }
-        return nil
     }
 
     var tuning: QueueTuning {
@@ -92,9 +117,7 @@ public struct Tunables: Sendable, Equatable {
     }
 
     var json: JSON {
-        .object([
-            ("disable_flush", .integer(disableFlush ? 1 : 0)), ("flush_interval", .integer(flushInterval)),
-            ("no_coalesce_reqs", .integer(noCoalesce ? 1 : 0)), ("poll_us", .integer(pollMicroseconds)),
-        ])
+        let values = values
+        return .object(SettingsSchema.changing.map { ($0.oldName, .integer(values[$0]?.number ?? 0)) })
     }
 }
