@@ -47,6 +47,8 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
     var overflow: RingOverflow? { engine.overflow }
     /// Draining was asked for, and nothing is on its way.
     var isDrained: Bool { engine.isDraining && engine.isIdle && engine.pluginInFlight == 0 }
+    /// Requests are not to be taken, and nothing is on its way.
+    var isAtRest: Bool { engine.isHeld && engine.isIdle && engine.pluginInFlight == 0 }
 
     mutating func takeFault() -> GuestFault? {
         if engine.fault == nil { return nil }
