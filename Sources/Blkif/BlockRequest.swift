@@ -127,7 +127,7 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
     mutating func parseDiscard(
         _ slot: borrowing SlotBytes, layout: RingLayout, disk: OfferedFeatures
     ) -> RequestError? {
-        if disk.discard == nil { return .unknownOperation }
+        if !disk.canDiscard { return .unknownOperation }
         if disk.isReadOnly { return .readOnlyDisk }
         secure = slot.load(UInt8.self, at: 1) & 1 != 0
         sectorCount = slot.load(UInt64.self, at: layout.segmentsOffset)

@@ -28,12 +28,13 @@ public struct OfferedFeatures: BitwiseCopyable, Sendable, Equatable {
     public var sectorCount: UInt64
     /// Writes are refused: VDISK_READONLY of `info`.
     public var isReadOnly: Bool
-    /// BLKIF_OP_DISCARD works, in this way: `feature-discard`; nil where it does not.
-    public var discard: DiscardSupport?
+    /// BLKIF_OP_DISCARD works: `feature-discard`. One byte, because each request is checked against these fields.
+    public private(set) var canDiscard: Bool
     /// BLKIF_OP_WRITE_BARRIER works: `feature-barrier`.
     public var hasBarrier: Bool
     /// BLKIF_OP_FLUSH_DISKCACHE works: `feature-flush-cache`.
     public var canFlush: Bool
+    private var discardSupport: DiscardSupport
     /// The most segments of an indirect request: `feature-max-indirect-segments`; 0 where there are no such requests.
     public var maximumIndirectSegments: UInt32
     /// Grants stay mapped between requests: `feature-persistent`.
@@ -46,10 +47,20 @@ public struct OfferedFeatures: BitwiseCopyable, Sendable, Equatable {
     ) {
         self.sectorCount = sectorCount
         self.isReadOnly = isReadOnly
-        self.discard = discard
+        canDiscard = discard != nil
+        discardSupport = discard ?? DiscardSupport()
         self.hasBarrier = hasBarrier
         self.canFlush = canFlush
         self.maximumIndirectSegments = maximumIndirectSegments
         self.keepsGrants = keepsGrants
+    }
+
+    /// How BLKIF_OP_DISCARD works, nil where it does not: `discard-granularity` and its companions.
+    public var discard: DiscardSupport? {
+        get { canDiscard ? discardSupport : nil }
+        set {
+            canDiscard = newValue != nil
+            discardSupport = newValue ?? DiscardSupport()
+        }
     }
 }
