@@ -232,7 +232,7 @@ let package = Package(
                 "TestSupport",
             ]),
         .testTarget(name: "SettingsTests", dependencies: ["Base", "ProcessConfinement", "Settings", "Support"]),
-        .testTarget(name: "XenBusTests", dependencies: ["Base", "XenBus", "TestSupport"]),
+        .testTarget(name: "XenBusTests", dependencies: ["Base", "Blkif", "Memory", "XenBus", "TestSupport"]),
         .testTarget(
             name: "BlockQueueTests",
             dependencies: [

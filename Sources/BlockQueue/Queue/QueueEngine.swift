@@ -48,7 +48,7 @@ struct QueueEngine: ~Copyable {
     let depthLimit: Int
     /// One less than the bytes of a block of the disk, a power of two.
     let blockMask: UInt64
-    var disk: DiskLimits
+    var disk: OfferedFeatures
     var tuning = QueueTuning()
     var rule: CoalescingRule
 
@@ -103,7 +103,7 @@ struct QueueEngine: ~Copyable {
     var now: UInt64 = 0
 
     init(
-        ring: consuming BackRing, domain: DomainID, device: DeviceInfo, disk: DiskLimits, memory: HostMemory,
+        ring: consuming BackRing, domain: DomainID, device: DeviceInfo, disk: OfferedFeatures, memory: HostMemory,
         port: CompletionPort, stats: StatisticsCells, journal: QueueJournal, recovery: QueueRecovery
     ) {
         let entries = ring.entryCount

@@ -47,6 +47,8 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
     var overflow: RingOverflow? { engine.overflow }
     /// Draining was asked for, and nothing is on its way.
     var isDrained: Bool { engine.isDraining && engine.isIdle && engine.pluginInFlight == 0 }
+    /// Requests are not to be taken, and nothing is on its way.
+    var isAtRest: Bool { engine.isHeld && engine.isIdle && engine.pluginInFlight == 0 }
 
     mutating func takeFault() -> GuestFault? {
         if engine.fault == nil { return nil }
@@ -74,10 +76,10 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
     }
 
     mutating func apply(
-        tuning: QueueTuning, sectorCount: UInt64, pollNanoseconds: UInt64, mayTake: Bool, drain: Bool
+        tuning: QueueTuning, offered: OfferedFeatures, pollNanoseconds: UInt64, mayTake: Bool, drain: Bool
     ) {
         engine.tuning = tuning
-        engine.disk.sectorCount = sectorCount
+        engine.disk = offered
         engine.isHeld = !mayTake
         engine.isDraining = engine.isDraining || drain
         self.pollNanoseconds = pollNanoseconds

@@ -25,7 +25,7 @@ package struct QueueConfiguration: Sendable {
     /// The frontend's ABI.
     package var abi: RingABI
     /// What requests are checked against.
-    package var disk: DiskLimits
+    package var disk: OfferedFeatures
     /// Bytes for the data of requests.
     package var memoryBytes: Int
     /// Threads for a plugin that may sleep.
@@ -39,7 +39,7 @@ package struct QueueConfiguration: Sendable {
     /// A queue of `domain` with the usual limits.
     package init(
         domain: DomainID, index: Int, ringReferences: [UInt32], eventChannel: EventPort, abi: RingABI,
-        disk: DiskLimits, memoryBytes: Int = 16 << 20, blockingThreads: Int = 4, pollNanoseconds: UInt64 = 0,
+        disk: OfferedFeatures, memoryBytes: Int = 16 << 20, blockingThreads: Int = 4, pollNanoseconds: UInt64 = 0,
         tuning: QueueTuning = QueueTuning()
     ) {
         self.domain = domain
@@ -56,14 +56,19 @@ package struct QueueConfiguration: Sendable {
 }
 
 /// A running queue. Methods are for the control thread.
+///
+/// `@unchecked`: ``thread`` is the control thread's alone; all other fields are constant and made for several threads.
 package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
-    /// What the control thread wants of the queue's.
-    private struct Wishes {
+    /// What the control thread wants of the queue's thread, and what that says back.
+    private struct Control {
         var tuning: QueueTuning
-        var sectorCount: UInt64
+        var offered: OfferedFeatures
         var pollNanoseconds: UInt64
         /// The frontend was told that we are connected.
         var mayTake = false
+        var isPaused = false
+        /// The queue's thread has nothing in flight since ``isPaused`` was set.
+        var isAtRest = false
         var drain = false
     }
 
@@ -77,10 +82,15 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private let onFailure: @Sendable (OperationError) -> Void
     /// Called on the queue's thread when the requests of an earlier process were begun again.
     private let onReplayed: @Sendable () -> Void
+    /// Called on the queue's thread when it was paused and nothing is in flight any more.
+    private let onPaused: @Sendable () -> Void
+    /// Called on the queue's thread, which ends with that.
+    private let onEnd: @Sendable () -> Void
     private let journal: QueueJournalSource
     private let summary = Mutex<RecoverySummary?>(nil)
-    private let wishes: Mutex<Wishes>
-    private let wishesChanged = Atomic<Bool>(false)
+    private let control: Mutex<Control>
+    private let controlChanged = Atomic<Bool>(false)
+    private let ended = Atomic<Bool>(false)
     private let port: CompletionPort
     private let started = Semaphore()
     private let startResult = Mutex<OperationError?>(nil)
@@ -90,7 +100,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     package init(
         platform: Platform, device: PluginDevice, configuration: QueueConfiguration, statistics: QueueStatistics,
         log: Log, faultLimit: RateLimit, onFailure: @escaping @Sendable (OperationError) -> Void,
-        onReplayed: @escaping @Sendable () -> Void = {}
+        onReplayed: @escaping @Sendable () -> Void = {}, onPaused: @escaping @Sendable () -> Void = {},
+        onEnd: @escaping @Sendable () -> Void = {}
     ) throws(OperationError) {
         self.platform = platform
         self.device = device
@@ -100,9 +111,11 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         self.faultLimit = faultLimit
         self.onFailure = onFailure
         self.onReplayed = onReplayed
-        wishes = Mutex(
-            Wishes(
-                tuning: configuration.tuning, sectorCount: configuration.disk.sectorCount,
+        self.onPaused = onPaused
+        self.onEnd = onEnd
+        control = Mutex(
+            Control(
+                tuning: configuration.tuning, offered: configuration.disk,
                 pollNanoseconds: configuration.pollNanoseconds))
         let entries = RingLayout(configuration.abi).entryCount(pages: configuration.ringReferences.count)
         let context = unsafe Int(device.library.table.req_ctx_size)
@@ -140,12 +153,46 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         change { $0.mayTake = true }
     }
 
-    /// Takes no more requests, finishes those in flight, disconnects and ends the thread.
-    package func stop() {
-        guard let thread else { return }
+    /// Takes no more requests until ``resume()``, and finishes those in flight; `onPaused` is called then. The ring stays
+    /// mapped and the event channel bound.
+    package func pause() {
+        change {
+            $0.isPaused = true
+            $0.isAtRest = false
+        }
+    }
+
+    /// Goes on after ``pause()``, and looks at the ring at once.
+    package func resume() {
+        change {
+            $0.isPaused = false
+            $0.isAtRest = false
+        }
+    }
+
+    /// Paused, with nothing in flight.
+    package var isPaused: Bool { control.withLock { $0.isPaused && $0.isAtRest } }
+
+    /// Takes no more requests, finishes those in flight, disconnects and ends the thread; `onEnd` is called then. Also of a
+    /// queue that is paused.
+    package func beginDraining() {
         change { $0.drain = true }
+    }
+
+    /// The thread has ended but for its last instructions: ``join()`` does not wait.
+    package var hasEnded: Bool { ended.load(ordering: .acquiring) }
+
+    /// Waits for the thread's end, which ``beginDraining()`` has asked for.
+    package func join() {
+        guard let thread else { return }
         pthread_join(thread, nil)
         self.thread = nil
+    }
+
+    /// Drains and waits for the end.
+    package func stop() {
+        beginDraining()
+        join()
     }
 
     /// Changes what can be changed while the queue runs.
@@ -156,9 +203,9 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         }
     }
 
-    /// The disk's size changed, in sectors of 512 bytes.
-    package func setSectorCount(_ count: UInt64) {
-        change { $0.sectorCount = count }
+    /// Holds requests that are parsed from now on to `offered`.
+    package func setOffered(_ offered: OfferedFeatures) {
+        change { $0.offered = offered }
     }
 
     /// What an earlier process left; nil for a queue that begins with nothing in flight.
@@ -167,9 +214,9 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// Calls of complete() that broke the plugin ABI.
     package var violations: UInt64 { port.violations }
 
-    private func change(_ body: (inout Wishes) -> Void) {
-        wishes.withLock { body(&$0) }
-        wishesChanged.store(true, ordering: .releasing)
+    private func change(_ body: (inout Control) -> Void) {
+        control.withLock { body(&$0) }
+        controlChanged.store(true, ordering: .releasing)
         port.wake()
     }
 
@@ -181,7 +228,10 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         } catch {
             startResult.withLock { $0 = error }
             started.signal()
+            return
         }
+        ended.store(true, ordering: .releasing)
+        onEnd()
     }
 
     /// Everything that can fail comes first and undoes itself; then the loop.
@@ -241,9 +291,9 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
 
     private func run(_ loop: inout QueueLoop<Platform>) {
         var reportedOverflow = false
-        takeWishes(&loop)
+        takeControl(&loop)
         while true {
-            if wishesChanged.load(ordering: .acquiring) { takeWishes(&loop) }
+            if controlChanged.load(ordering: .acquiring) { takeControl(&loop) }
             let worked = loop.turn()
             if let fault = loop.takeFault() { report(fault) }
             if let overflow = loop.overflow, !reportedOverflow {
@@ -260,16 +310,28 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             if let error = loop.takeXenError() { reportXenError(error) }
             if worked { continue }
             if loop.isDrained { return }
-            loop.sleep { wishesChanged.load(ordering: .acquiring) }
+            if loop.isAtRest { reportPause() }
+            loop.sleep { controlChanged.load(ordering: .acquiring) }
         }
     }
 
-    private func takeWishes(_ loop: inout QueueLoop<Platform>) {
-        wishesChanged.store(false, ordering: .releasing)
-        let current = wishes.withLock { $0 }
+    /// Says once for each pause that nothing is in flight.
+    private func reportPause() {
+        let isNew = control.withLock { control in
+            // The loop stays at rest until it takes ``control``, so this is true of a newer pause, too.
+            let isNew = control.isPaused && !control.isAtRest
+            if isNew { control.isAtRest = true }
+            return isNew
+        }
+        if isNew { onPaused() }
+    }
+
+    private func takeControl(_ loop: inout QueueLoop<Platform>) {
+        controlChanged.store(false, ordering: .releasing)
+        let current = control.withLock { $0 }
         loop.apply(
-            tuning: current.tuning, sectorCount: current.sectorCount, pollNanoseconds: current.pollNanoseconds,
-            mayTake: current.mayTake, drain: current.drain)
+            tuning: current.tuning, offered: current.offered, pollNanoseconds: current.pollNanoseconds,
+            mayTake: current.mayTake && !current.isPaused, drain: current.drain)
     }
 
     private func report(_ fault: GuestFault) {
