@@ -24,7 +24,7 @@ count() { # backend depth function
 }
 
 for depth in 32 256; do
-    echo "instructions per request, depth $depth: XBB $(count xbb $depth '*QueueLoopV4turn*')," \
+    echo "instructions per request, depth $depth: XBB $(count xbb $depth '*LoopV4turn*')," \
         "C echo $(count c_echo $depth cecho_serve)"
 done
 if [[ $functions == --functions ]]; then

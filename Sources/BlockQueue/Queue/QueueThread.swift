@@ -87,11 +87,34 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private var thread: pthread_t?
 
     /// Prepares a queue; ``start()`` makes it run.
-    package init(
+    package convenience init(
         platform: Platform, device: PluginDevice, configuration: QueueConfiguration, statistics: QueueStatistics,
         log: Log, faultLimit: RateLimit, onFailure: @escaping @Sendable (OperationError) -> Void,
         onReplayed: @escaping @Sendable () -> Void = {}
     ) throws(OperationError) {
+        let entries = RingLayout(configuration.abi).entryCount(pages: configuration.ringReferences.count)
+        let context = unsafe Int(device.library.table.req_ctx_size)
+        // A list can be several plugin requests where the plugin's limit is small; the more fit, the deeper it runs.
+        guard let port = CompletionPorts.take(requestCount: max(entries, 32) + 32, contextSize: context) else {
+            throw OperationError(errno, "make a descriptor for queue \(configuration.index)")
+        }
+        guard let journal = configuration.journal ?? .anonymous(entries: entries) else {
+            CompletionPorts.giveBack(port)
+            throw OperationError(ENOMEM, "reserve a journal for queue \(configuration.index)")
+        }
+        self.init(
+            platform, device, configuration, statistics, log, faultLimit, onFailure, onReplayed, port: port,
+            journal: journal)
+    }
+
+    /// Cannot fail: where an initialiser of a generic class leaves early with a `Mutex` in place, Swift 6.3.1 crashes in
+    /// modules that specialise it (docs/decisions/0012-modules.md).
+    private init(
+        _ platform: Platform, _ device: PluginDevice, _ configuration: QueueConfiguration,
+        _ statistics: QueueStatistics, _ log: Log, _ faultLimit: RateLimit,
+        _ onFailure: @escaping @Sendable (OperationError) -> Void, _ onReplayed: @escaping @Sendable () -> Void,
+        port: CompletionPort, journal: QueueJournalSource
+    ) {
         self.platform = platform
         self.device = device
         self.configuration = configuration
@@ -104,15 +127,6 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             Wishes(
                 tuning: configuration.tuning, sectorCount: configuration.disk.sectorCount,
                 pollNanoseconds: configuration.pollNanoseconds))
-        let entries = RingLayout(configuration.abi).entryCount(pages: configuration.ringReferences.count)
-        let context = unsafe Int(device.library.table.req_ctx_size)
-        // A list can be several plugin requests where the plugin's limit is small; the more fit, the deeper it runs.
-        guard let port = CompletionPorts.take(requestCount: max(entries, 32) + 32, contextSize: context) else {
-            throw OperationError(errno, "make a descriptor for queue \(configuration.index)")
-        }
-        guard let journal = configuration.journal ?? .anonymous(entries: entries) else {
-            throw OperationError(ENOMEM, "reserve a journal for queue \(configuration.index)")
-        }
         self.journal = journal
         // Immortal: a plugin that completes too late must not write to memory of somebody else.
         self.port = port
@@ -207,10 +221,11 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         unsafe try device.map(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
         let queue = try PluginQueue(
             device: device, port: port, events: events, index: configuration.index,
-            depth: engine.depthLimit, threadCount: configuration.blockingThreads)
+            depth: engine.plugin.depthLimit, threadCount: configuration.blockingThreads)
         started.signal()
         var loop = QueueLoop<Platform>(
-            engine: engine, queue: queue, events: events, grants: grants, channels: channels, channel: channel)
+            engine: engine,
+            effects: XenEffects(queue: queue, grants: grants, channels: channels, channel: channel), events: events)
         if journal.isInherited { loop.notify() }
         run(&loop)
         loop.finish()

@@ -24,7 +24,7 @@ struct Sent {
     let tags: [UInt64]
 }
 
-/// The engine, the two fakes, and the steps of ``QueueLoop``'s turn without its effects.
+/// The engine and the two fakes; turns are the engine's own, with effects on the fakes.
 final class EngineRig {
     /// What a rig is made of. `info` is what the plugin's get_info() gives.
     struct Setup {
@@ -139,10 +139,11 @@ final class EngineRig {
     func turn(steps: Int) {
         _ = guest.publish()
         engine.now += 1000
+        var effects = RigEffects(rig: self)
         if steps > 0 { _ = engine.absorbCompletions() }
-        if steps > 1 { _ = engine.gather() }
-        if steps > 2 { _ = copy() }
-        if steps > 3 { _ = submit() }
+        if steps > 1 { _ = engine.takeRequests() }
+        if steps > 2, engine.collectCopies() { engine.copiesDone(succeeded: effects.copy(&engine.data)) }
+        if steps > 3 { _ = engine.submit(&effects) }
         if steps > 4, engine.unpublished > 0 {
             engine.unpublished = 0
             _ = engine.ring.publish()
@@ -265,51 +266,41 @@ final class EngineRig {
     func turn() -> Bool {
         _ = guest.publish()
         engine.now += 1000
-        var worked = engine.absorbCompletions()
-        if engine.gather() { worked = true }
-        if copy() { worked = true }
-        if submit() { worked = true }
-        if publish() { worked = true }
-        return worked
+        var effects = RigEffects(rig: self)
+        let answered = counter(.reqs_completed)
+        let worked = engine.turn(&effects)
+        audit()
+        takeAnswers()
+        return worked || counter(.reqs_completed) != answered
     }
 
-    func copy() -> Bool {
-        guard engine.collectCopies() else { return false }
+    /// Has the batch done by the fake guest.
+    fileprivate func copy(_ data: inout DataPlane) -> Bool {
         if failCopyCall {
             failCopyCall = false
-            for index in 0..<engine.copies.count {
-                onFailedCall?(cxen_copy_reference(&engine.copies.segments[index]))
+            data.execute { batch in
+                for index in 0..<batch.count { onFailedCall?(cxen_copy_reference(&batch.segments[index])) }
             }
-            engine.copiesDone(succeeded: false)
-        } else {
-            guest.execute(&engine.copies)
-            engine.copiesDone(succeeded: true)
+            return false
         }
+        data.execute { guest.execute(&$0) }
         return true
     }
 
     /// What ``PluginQueue/submit(_:)`` does, with the fake.
-    func submit() -> Bool {
-        var taken = 0
-        while engine.pluginInFlight < engine.depthLimit, !engine.ready.isEmpty, plugin.accept(engine.ready[0]) {
-            engine.ready.removeFirst(1)
-            engine.pluginInFlight += 1
-            taken += 1
+    fileprivate func submit(_ side: inout PluginSide) -> Submission {
+        var submission = Submission()
+        var indices: [Int32] = []
+        side.offer(max(side.offerable, 0)) { _, request, _ in indices.append(request) }
+        submission.offered = indices.count
+        while submission.taken < indices.count, plugin.accept(indices[submission.taken]) { submission.taken += 1 }
+        for index in indices[submission.taken...].reversed() where !side.takeBack(index) {
+            problem("a request that was not taken is gone")
         }
-        return taken > 0
+        return submission
     }
 
-    func publish() -> Bool {
-        audit()
-        if engine.unpublished == 0 { return false }
-        engine.stats.add(.reqs_queued_for_completion, engine.unpublished)
-        engine.stats.add(.reqs_completed, engine.unpublished)
-        engine.unpublished = 0
-        if engine.ring.publish() { notifications += 1 }
-        engine.releaseAnswered()
-        takeAnswers()
-        return true
-    }
+    fileprivate func countNotification() { notifications += 1 }
 
     /// The guest looks at its ring, whoever has written to it.
     func settleAnswers() { takeAnswers() }
@@ -373,11 +364,11 @@ final class EngineRig {
         Use(
             requests: engine.ring.entryCount - engine.freeRequests.count - engine.answered.count,
             lists: engine.listsInFlight,
-            pluginRequests: port.requestCount - engine.freeSubs.count, pages: engine.buffers.pagesInUse,
-            ready: engine.ready.count,
+            pluginRequests: port.requestCount - engine.plugin.freeCount, pages: engine.data.pool.pagesInUse,
+            ready: engine.plugin.ready.count,
             waiting: [
-                engine.memoryWaiters.count, engine.subWaiters.count,
-                engine.copying.count,
+                engine.memoryWaiters.count, engine.plugin.waiterCount,
+                engine.data.waiting.count,
             ])
     }
     var isIdle: Bool { engine.isIdle }
@@ -406,19 +397,21 @@ final class EngineRig {
         #expect(port.violations == 0, sourceLocation: sourceLocation)
     }
 
-    /// Resources of answered requests are free; those of the others are counted once. Run before each publish.
-    func audit() {
+    /// Resources of answered requests are free; those of the others are counted once. Run before each publish, and after.
+    func audit() { audit(engine) }
+
+    fileprivate func audit(_ engine: borrowing QueueEngine) {
         let entries = engine.ring.entryCount
         var lists = 0
         var requests = 0
         var pages = 0
         var seen = [Bool](repeating: false, count: entries)
         var runs: [(Int32, Int32)] = []
-        for number in 0..<entries where engine.lists[number].phase != .free {
+        for number in 0..<entries where engine.lists[number].state.phase != .free {
             let list = engine.lists[number]
             lists += 1
-            pages += Int(list.bufferPages)
-            if list.bufferPages > 0 { runs.append((list.bufferPage, list.bufferPages)) }
+            pages += Int(list.buffer.pages)
+            runs += engine.data.runs(of: Int32(number), list.buffer).map { ($0.page, $0.pages) }
             var index = Int32(number)
             var length: Int32 = 0
             while index >= 0, length <= Int32(entries) {
@@ -427,7 +420,7 @@ final class EngineRig {
                 length += 1
                 index = engine.requests[Int(index)].next
             }
-            if length != list.requestCount { problem("a list of \(list.requestCount) has \(length) requests") }
+            if length != list.state.requestCount { problem("a list of \(list.state.requestCount) has \(length) requests") }
             requests += Int(length)
         }
         if lists != engine.listsInFlight { problem("\(lists) lists are used, \(engine.listsInFlight) are counted") }
@@ -435,22 +428,36 @@ final class EngineRig {
         requests += engine.replays.count
         if engine.freeRequests.count + engine.answered.count != entries - requests { problem("requests leak") }
         if engine.ring.outstanding != requests { problem("\(engine.ring.outstanding) outstanding, \(requests) held") }
-        if engine.buffers.pagesInUse != pages { problem("pages leak") }
-        if engine.freeSubs.count + engine.ready.count + engine.pluginInFlight != port.requestCount {
+        if engine.data.pool.pagesInUse != pages { problem("pages leak") }
+        if engine.plugin.freeCount + engine.plugin.ready.count + engine.plugin.inFlight != port.requestCount {
             problem("plugin requests leak")
         }
         runs.sort { $0.0 < $1.0 }
         for (one, next) in zip(runs, runs.dropFirst()) where one.0 + one.1 > next.0 {
             problem("two lists have the same page")
         }
-        if engine.exclusive >= 0, engine.lists[Int(engine.exclusive)].phase != .waitingForDrain {
-            if listsOnTheirWay() != 1 { problem("a list that must be alone is not") }
+        if engine.exclusive >= 0, engine.lists[Int(engine.exclusive)].state.phase != .waitingForDrain {
+            if listsOnTheirWay(engine) != 1 { problem("a list that must be alone is not") }
         }
     }
 
-    private func listsOnTheirWay() -> Int {
-        (0..<engine.ring.entryCount).count {
-            ![ReqlistPhase.free, .collecting, .waitingForMemory].contains(engine.lists[$0].phase)
+    private func listsOnTheirWay(_ engine: borrowing QueueEngine) -> Int {
+        var count = 0
+        for index in 0..<engine.ring.entryCount
+        where ![ReqlistPhase.free, .collecting, .waitingForMemory].contains(engine.lists[index].state.phase) {
+            count += 1
         }
+        return count
     }
+}
+
+/// Effects on a rig's fakes.
+private struct RigEffects: QueueEffects {
+    unowned let rig: EngineRig
+
+    mutating func copy(_ data: inout DataPlane) -> Bool { rig.copy(&data) }
+    mutating func submit(_ side: inout PluginSide) -> Submission { rig.submit(&side) }
+    mutating func poll() -> Bool { false }
+    mutating func notify() { rig.countNotification() }
+    func willPublish(_ engine: borrowing QueueEngine) { rig.audit(engine) }
 }

@@ -8,8 +8,8 @@ extension QueueEngine {
     ///
     /// Requests are counted as taken before any of them is started, so that a response never meets a slot that was
     /// not read. A refused request is answered at once and harms no other.
-    mutating func gather() -> Bool {
-        guard mayGather else { return false }
+    mutating func takeRequests() -> Bool {
+        guard mayTake else { return false }
         if !replays.isEmpty { return replay() }
         let available: Int
         do throws(RingOverflow) {
@@ -84,8 +84,8 @@ extension QueueEngine {
         requests[Int(index)].bufferOffset = Int32(truncatingIfNeeded: lists[Int(list)].sectorCount &* 512)
         requests[Int(lists[Int(list)].last)].next = index
         lists[Int(list)].last = index
-        lists[Int(list)].requestCount &+= 1
-        lists[Int(list)].segmentCount &+= Int32(segments)
+        lists[Int(list)].state.requestCount &+= 1
+        lists[Int(list)].segmentCount &+= Int32(truncatingIfNeeded: segments)
         lists[Int(list)].sectorCount &+= sectors
     }
 
@@ -96,7 +96,7 @@ extension QueueEngine {
         return rule.allows(
             lists[Int(tail)], operation: requests[request].request.operation,
             first: requests[request].request.firstSector, sectors: requests[request].request.sectorCount,
-            segments: requests[request].request.segmentCount)
+            segments: Int32(truncatingIfNeeded: requests[request].request.segmentCount))
     }
 
     /// Sends the list that requests were being added to.
@@ -107,22 +107,24 @@ extension QueueEngine {
         tail = -1
         stats.add(.total_dispatch)
         stats.add(forced ? .forced_dispatch : .normal_dispatch)
+        lists[Int(list)].state.data =
+            lists[Int(list)].sectorCount == 0 ? .none : fillsWholeBlocks(list) ? .wholeBlocks : .partialBlocks
         begin(list)
     }
 
     /// True if the list must not run beside any other.
     @inline(__always)
     private func mustBeAlone(_ list: Int32) -> Bool {
-        let operation = lists[Int(list)].operation
+        let operation = lists[Int(list)].state.operation
         if operation == .read || operation == .discard { return false }
         if operation == .writeBarrier { return true }
-        return blockMask > 511 && lists[Int(list)].sectorCount > 0 && !fillsWholeBlocks(list)
+        return lists[Int(list)].state.data == .partialBlocks
     }
 
     /// True if the list begins and ends at block boundaries of the disk.
     @inline(__always)
     func fillsWholeBlocks(_ list: Int32) -> Bool {
-        ((lists[Int(list)].firstSector | lists[Int(list)].sectorCount) &* 512) & blockMask == 0
+        traits.fillsWholeBlocks(first: lists[Int(list)].firstSector, sectors: lists[Int(list)].sectorCount)
     }
 
     /// Starts a closed list on its way, or lets it wait behind those that wait already.
@@ -133,7 +135,7 @@ extension QueueEngine {
         } else if mustBeAlone(list) {
             startAlone(list)
         } else if allocate(list) {
-            startPhases(list)
+            start(list)
         } else {
             stats.add(.kva_shortages)
             waitForMemory(list)
@@ -142,25 +144,25 @@ extension QueueEngine {
 
     @inline(never)
     private mutating func waitForMemory(_ list: Int32) {
-        lists[Int(list)].phase = .waitingForMemory
+        lists[Int(list)].state.phase = .waitingForMemory
         memoryWaiters.append(list)
     }
 
     @inline(never)
     private mutating func startAlone(_ list: Int32) {
         exclusive = list
-        lists[Int(list)].phase = .waitingForDrain
+        lists[Int(list)].state.phase = .waitingForDrain
         startExclusiveIfAlone()
     }
 
     /// Starts the list that must be alone once all others are done.
     @inline(never)
     mutating func startExclusiveIfAlone() {
-        guard exclusive >= 0, lists[Int(exclusive)].phase == .waitingForDrain else { return }
+        guard exclusive >= 0, lists[Int(exclusive)].state.phase == .waitingForDrain else { return }
         // The lists that wait for memory were taken after it, and so was the tail.
         guard listsInFlight - memoryWaiters.count - (tail >= 0 ? 1 : 0) == 1 else { return }
         if allocate(exclusive) {
-            startPhases(exclusive)
+            start(exclusive)
         } else {
             // Cannot be: all memory is free, and a list is at most a quarter of it.
             fail(exclusive, .error)
@@ -178,7 +180,7 @@ extension QueueEngine {
                 memoryWaiters.prepend(list)
                 return
             } else {
-                startPhases(list)
+                start(list)
             }
         }
     }
