@@ -224,7 +224,7 @@ let package = Package(
                 "Base", "Blkfront", "Blkif", "Memory", "Xen", "XenBus", "XenLoopback", "CLinux", "Support",
                 "TestSupport",
             ]),
-        .testTarget(name: "XenBusTests", dependencies: ["Base", "XenBus", "TestSupport"]),
+        .testTarget(name: "XenBusTests", dependencies: ["Base", "Blkif", "Memory", "XenBus", "TestSupport"]),
         .testTarget(
             name: "BlockQueueTests",
             dependencies: [

@@ -22,32 +22,6 @@ public struct BlockSegment: BitwiseCopyable, Sendable, Equatable {
     @inlinable public var sectorCount: Int { Int(lastSector) - Int(firstSector) + 1 }
 }
 
-/// What a request is checked against.
-public struct DiskLimits: Sendable, Equatable, BitwiseCopyable {
-    /// Sectors of 512 bytes.
-    public var sectorCount: UInt64
-    /// Attached read-only.
-    public var readOnly: Bool
-    /// feature-discard was offered.
-    public var offersDiscard: Bool
-    /// feature-barrier was offered.
-    public var offersBarrier: Bool
-    /// feature-flush-cache was offered.
-    public var offersFlush: Bool
-
-    /// A disk of `sectorCount` sectors of 512 bytes.
-    public init(
-        sectorCount: UInt64, readOnly: Bool = false, offersDiscard: Bool = false, offersBarrier: Bool = true,
-        offersFlush: Bool = true
-    ) {
-        self.sectorCount = sectorCount
-        self.readOnly = readOnly
-        self.offersDiscard = offersDiscard
-        self.offersBarrier = offersBarrier
-        self.offersFlush = offersFlush
-    }
-}
-
 /// A request as the host works with it.
 public struct BlockRequest: BitwiseCopyable, Sendable {
     /// The frontend's own number, echoed in the response and never looked at.
@@ -84,7 +58,8 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
     /// Returns the first rule that is broken, or nil. The id and the operation byte are set in either case, because
     /// a response needs them. What was in this request before is of no influence, so that it can be used again.
     @inlinable @inline(__always)
-    public mutating func parse(_ slot: borrowing SlotBytes, layout: RingLayout, disk: DiskLimits) -> RequestError? {
+    public mutating func parse(_ slot: borrowing SlotBytes, layout: RingLayout, disk: OfferedFeatures) -> RequestError?
+    {
         // Once for each layout with offsets that the compiler knows: it is a third of the instructions.
         if layout.idOffset == RingLayout.wide.idOffset {
             return parse(slot, known: RingLayout.wide, disk: disk)
@@ -94,7 +69,7 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
 
     @inlinable @inline(__always)
     mutating func parse(
-        _ slot: borrowing SlotBytes, known layout: RingLayout, disk: DiskLimits
+        _ slot: borrowing SlotBytes, known layout: RingLayout, disk: OfferedFeatures
     ) -> RequestError? {
         wireOperation = slot.load(UInt8.self, at: 0)
         id = slot.load(UInt64.self, at: layout.idOffset)
@@ -108,9 +83,9 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
         case .read, .write:
             break
         case .writeBarrier:
-            if !disk.offersBarrier { return .unknownOperation }
+            if !disk.hasBarrier { return .unknownOperation }
         case .flush:
-            if !disk.offersFlush { return .unknownOperation }
+            if !disk.canFlush { return .unknownOperation }
         case .discard:
             return parseDiscard(slot, layout: layout, disk: disk)
         }
@@ -119,16 +94,16 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
 
     @inlinable @inline(__always)
     mutating func parseSegments(
-        _ slot: borrowing SlotBytes, layout: RingLayout, disk: DiskLimits
+        _ slot: borrowing SlotBytes, layout: RingLayout, disk: OfferedFeatures
     ) -> RequestError? {
         let count = slot.load(UInt8.self, at: 1)
         if count > BlkifLimits.segmentsPerRequest { return .tooManySegments }
         if count == 0 {
             // A flush needs no data, and a barrier without data is how old frontends say flush.
             if operation == .read || operation == .write { return .noSegments }
-            return operation == .writeBarrier && disk.readOnly ? .readOnlyDisk : nil
+            return operation == .writeBarrier && disk.isReadOnly ? .readOnlyDisk : nil
         }
-        if disk.readOnly && operation != .read { return .readOnlyDisk }
+        if disk.isReadOnly && operation != .read { return .readOnlyDisk }
         var total: UInt64 = 0
         var offset = layout.segmentsOffset
         for index in 0..<Int(count) {
@@ -150,10 +125,10 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
 
     @inlinable @inline(__always)
     mutating func parseDiscard(
-        _ slot: borrowing SlotBytes, layout: RingLayout, disk: DiskLimits
+        _ slot: borrowing SlotBytes, layout: RingLayout, disk: OfferedFeatures
     ) -> RequestError? {
-        if !disk.offersDiscard { return .unknownOperation }
-        if disk.readOnly { return .readOnlyDisk }
+        if disk.discard == nil { return .unknownOperation }
+        if disk.isReadOnly { return .readOnlyDisk }
         secure = slot.load(UInt8.self, at: 1) & 1 != 0
         sectorCount = slot.load(UInt64.self, at: layout.segmentsOffset)
         if sectorCount == 0 { return .emptyDiscard }
@@ -163,7 +138,7 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
 
     /// True if `count` sectors from `first` are on the disk; never wraps.
     @inlinable @inline(__always)
-    static func isOnDisk(first: UInt64, count: UInt64, disk: DiskLimits) -> Bool {
+    static func isOnDisk(first: UInt64, count: UInt64, disk: OfferedFeatures) -> Bool {
         count <= disk.sectorCount && first <= disk.sectorCount &- count
     }
 }

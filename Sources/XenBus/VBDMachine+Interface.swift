@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What goes into the machine and what comes out of it: the whole interface between negotiation and the host.
+public import Blkif
 
 extension VBDMachine {
     /// What the host found when it took the node on.
@@ -37,8 +38,6 @@ extension VBDMachine {
     public struct Configuration: Equatable, Sendable {
         /// What a frontend may ask for.
         public var limits: FrontendLimits
-        /// The most segments of an indirect request, 0 for none.
-        public var maximumIndirectSegments: UInt32
         /// When storage is closed.
         public var storageRelease: StorageRelease
         /// A guest that comes and goes opens the storage no more often than once in this time.
@@ -46,11 +45,10 @@ extension VBDMachine {
 
         /// The usual configuration.
         public init(
-            limits: FrontendLimits = FrontendLimits(), maximumIndirectSegments: UInt32 = 0,
-            storageRelease: StorageRelease = .withFrontend, reopenDelayMilliseconds: Int = 250
+            limits: FrontendLimits = FrontendLimits(), storageRelease: StorageRelease = .withFrontend,
+            reopenDelayMilliseconds: Int = 250
         ) {
             self.limits = limits
-            self.maximumIndirectSegments = maximumIndirectSegments
             self.storageRelease = storageRelease
             self.reopenDelayMilliseconds = reopenDelayMilliseconds
         }
@@ -85,14 +83,15 @@ extension VBDMachine {
         case deviceOpened(DeviceFacts)
         /// Answer to `openDevice`: nothing is open.
         case deviceOpenFailed(String)
-        /// The open device has another size, in sectors of 512 bytes.
-        case deviceResized(sectorCount: UInt64)
+        /// The open device has another size, in sectors of 512 bytes. `offered` is what connected queues are held to from
+        /// now on, nil where none are connected.
+        case deviceResized(sectorCount: UInt64, offered: OfferedFeatures?)
         /// The open device is dead; it is still to be closed.
         case deviceLost(String)
         /// Answer to `closeDevice`, which cannot fail.
         case deviceClosed
-        /// Answer to `connectRings`.
-        case ringsConnected(RingFacts)
+        /// Answer to `connectRings`: the very value that the queues hold requests to, which is published.
+        case ringsConnected(OfferedFeatures)
         /// Answer to `connectRings`: nothing is mapped or bound. `NegotiationError.description` is a good text.
         case ringsFailed(String)
         /// Answer to `disconnectRings`: no request is in flight, nothing is mapped or bound.

@@ -30,6 +30,7 @@
 //   online=0            deleted (forced detach); then everything is let go, 6, and the end
 //   toolstack 6         everything is let go at once
 //   no node             everything is let go at once and nothing is written any more
+public import Blkif
 
 /// The negotiation of one VBD. A value without memory of its past: its size does not depend on how many events came.
 ///
@@ -42,7 +43,7 @@ public struct VBDMachine: Sendable {
         public let request: DeviceRequest
         /// What it is.
         public var facts: DeviceFacts
-        /// It died while it was open: good for nothing but to be closed.
+        /// The storage failed while it was open; only closing it is valid.
         public var isLost = false
     }
 
@@ -60,8 +61,9 @@ public struct VBDMachine: Sendable {
         case connecting(Device, RingOrigin)
         /// `connectRings` is under way, for rings that are not wanted any more.
         case discarding(Device)
-        /// Storage and rings. `announced` is the size that the frontend was told, in sectors of 512 bytes.
-        case connected(Device, RingFacts, announced: UInt64?)
+        /// Storage and rings, whose requests are held to these features. `announced` is the size that the frontend was
+        /// told, in sectors of 512 bytes.
+        case connected(Device, OfferedFeatures, announced: UInt64?)
         /// `disconnectRings` is under way.
         case draining(Device)
         /// `closeDevice` is under way.

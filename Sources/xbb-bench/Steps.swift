@@ -22,7 +22,7 @@ func measure(_ count: Int, _ body: (Int) -> Void) -> Double {
 
 func runSteps() {
     let count = 2_000_000
-    let disk = DiskLimits(sectorCount: 1 << 30, offersDiscard: true)
+    let disk = OfferedFeatures(sectorCount: 1 << 30, discard: DiscardSupport())
     var results: [(String, JSON)] = []
     func report(_ name: String, _ nanoseconds: Double) {
         results.append((name, .integer(UInt64((nanoseconds * 100).rounded()))))

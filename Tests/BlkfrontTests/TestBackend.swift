@@ -38,7 +38,7 @@ final class TestBackend: @unchecked Sendable {
     private let port: EventPort
     private let domain: DomainID
     private let disk: MemoryDisk
-    private let limits: DiskLimits
+    private let limits: OfferedFeatures
     private let abi: RingABI
     private let mischief: Mischief
     private let mischiefAt: Int
@@ -53,7 +53,7 @@ final class TestBackend: @unchecked Sendable {
 
     init(
         _ platform: LoopbackPlatform, domain: DomainID, references: [UInt32], port remote: EventPort, abi: RingABI,
-        disk: MemoryDisk, limits: DiskLimits? = nil, mischief: Mischief = .none, at: Int = 0
+        disk: MemoryDisk, limits: OfferedFeatures? = nil, mischief: Mischief = .none, at: Int = 0
     ) throws {
         grants = try platform.openGrants()
         events = try platform.openEvents()
@@ -61,7 +61,7 @@ final class TestBackend: @unchecked Sendable {
         port = try events.bind(remote, of: domain)
         self.domain = domain
         self.disk = disk
-        self.limits = limits ?? DiskLimits(sectorCount: disk.sectorCount, offersDiscard: true)
+        self.limits = limits ?? OfferedFeatures(sectorCount: disk.sectorCount, discard: DiscardSupport())
         self.abi = abi
         self.mischief = mischief
         mischiefAt = at

@@ -42,7 +42,7 @@ package struct QueueEngine: ~Copyable {
     let canEraseSecurely: Bool
 
     // What can change while it runs.
-    var disk: DiskLimits
+    var disk: OfferedFeatures
     var tuning = QueueTuning()
     var rule: CoalescingRule
     /// The connection is ending: what is left on the ring stays there.
@@ -90,7 +90,7 @@ package struct QueueEngine: ~Copyable {
     var stalledSince: UInt64?
 
     init(
-        ring: consuming BackRing, domain: DomainID, device: DeviceInfo, disk: DiskLimits, memory: HostMemory,
+        ring: consuming BackRing, domain: DomainID, device: DeviceInfo, disk: OfferedFeatures, memory: HostMemory,
         port: CompletionPort, stats: StatisticsCells, journal: QueueJournal, recovery: QueueRecovery
     ) {
         let entries = ring.entryCount

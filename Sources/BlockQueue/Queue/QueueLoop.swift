@@ -57,10 +57,10 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
     // MARK: Turns
 
     mutating func apply(
-        tuning: QueueTuning, sectorCount: UInt64, pollNanoseconds: UInt64, mayTake: Bool, drain: Bool
+        tuning: QueueTuning, offered: OfferedFeatures, pollNanoseconds: UInt64, mayTake: Bool, drain: Bool
     ) {
         engine.tuning = tuning
-        engine.disk.sectorCount = sectorCount
+        engine.disk = offered
         engine.isHeld = !mayTake
         engine.isDraining = engine.isDraining || drain
         self.pollNanoseconds = pollNanoseconds

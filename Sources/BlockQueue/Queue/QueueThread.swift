@@ -25,7 +25,7 @@ package struct QueueConfiguration: Sendable {
     /// The frontend's ABI.
     package var abi: RingABI
     /// What requests are checked against.
-    package var disk: DiskLimits
+    package var disk: OfferedFeatures
     /// Bytes for the data of requests.
     package var memoryBytes: Int
     /// Threads for a plugin that may sleep.
@@ -39,7 +39,7 @@ package struct QueueConfiguration: Sendable {
     /// A queue of `domain` with the usual limits.
     package init(
         domain: DomainID, index: Int, ringReferences: [UInt32], eventChannel: EventPort, abi: RingABI,
-        disk: DiskLimits, memoryBytes: Int = 16 << 20, blockingThreads: Int = 4, pollNanoseconds: UInt64 = 0,
+        disk: OfferedFeatures, memoryBytes: Int = 16 << 20, blockingThreads: Int = 4, pollNanoseconds: UInt64 = 0,
         tuning: QueueTuning = QueueTuning()
     ) {
         self.domain = domain
@@ -60,7 +60,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// What the control thread wants of the queue's.
     private struct Wishes {
         var tuning: QueueTuning
-        var sectorCount: UInt64
+        var offered: OfferedFeatures
         var pollNanoseconds: UInt64
         /// The frontend was told that we are connected.
         var mayTake = false
@@ -125,7 +125,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         self.onReplayed = onReplayed
         wishes = Mutex(
             Wishes(
-                tuning: configuration.tuning, sectorCount: configuration.disk.sectorCount,
+                tuning: configuration.tuning, offered: configuration.disk,
                 pollNanoseconds: configuration.pollNanoseconds))
         self.journal = journal
         // Immortal: a plugin that completes too late must not write to memory of somebody else.
@@ -170,9 +170,9 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         }
     }
 
-    /// The disk's size changed, in sectors of 512 bytes.
-    package func setSectorCount(_ count: UInt64) {
-        change { $0.sectorCount = count }
+    /// Holds requests that are parsed from now on to `offered`.
+    package func setOffered(_ offered: OfferedFeatures) {
+        change { $0.offered = offered }
     }
 
     /// What an earlier process left; nil for a queue that begins with nothing in flight.
@@ -283,7 +283,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         wishesChanged.store(false, ordering: .releasing)
         let current = wishes.withLock { $0 }
         loop.apply(
-            tuning: current.tuning, sectorCount: current.sectorCount, pollNanoseconds: current.pollNanoseconds,
+            tuning: current.tuning, offered: current.offered, pollNanoseconds: current.pollNanoseconds,
             mayTake: current.mayTake, drain: current.drain)
     }
 

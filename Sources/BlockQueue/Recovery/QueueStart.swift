@@ -76,7 +76,7 @@ package struct RecoverySummary: Sendable {
     package var examples: [String] = []
 
     /// Looks at the requests that are to be done again. `disk` is what they are checked against.
-    init(_ recovery: QueueRecovery, _ journal: QueueJournal, layout: RingLayout, disk: DiskLimits) {
+    init(_ recovery: QueueRecovery, _ journal: QueueJournal, layout: RingLayout, disk: OfferedFeatures) {
         count = recovery.replays.count
         isCareful = recovery.isCareful && count > 0
         for index in recovery.replays.prefix(3) {

@@ -35,11 +35,11 @@ extension VBDWorker {
 
     /// Where each queue writes down what it does.
     func journalSources(
-        _ origin: VBDMachine.RingOrigin, _ node: FrontendNode, _ device: PluginDevice, _ disk: DiskLimits
+        _ origin: VBDMachine.RingOrigin, _ node: FrontendNode, _ device: PluginDevice, _ offered: OfferedFeatures
     ) throws(OperationError) -> [QueueJournalSource] {
         let isNarrow = node.ringProtocol == .x86_32
         let connection = JournalConnection(
-            domain: frontendDomain, isNarrow: isNarrow, isReadOnly: disk.readOnly, rings: node.rings,
+            domain: frontendDomain, isNarrow: isNarrow, isReadOnly: offered.isReadOnly, rings: node.rings,
             entries: RingLayout(isNarrow ? .x86_32 : .native).entryCount(
                 pages: node.rings.first?.pageReferences.count ?? 0),
             storage: device.storage, format: device.source.format, plugin: device.library.name)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Opening the storage of a VBD, once for a confined process.
+import Blkif
 import BlockQueue
 import ProcessConfinement
 import ImageInspection
@@ -44,14 +45,7 @@ extension VBDWorker {
             log.info(
                 "opened \(source.path) as \(source.format) with plugin '\(device.library.name)': "
                     + "\(info.sectorCount) sectors\(device.isReadOnly ? ", read-only" : "")")
-            return .deviceOpened(
-                DeviceFacts(
-                    sectorCount: info.sectorCount, physicalSectorSize: info.physicalBlock,
-                    isReadOnly: device.isReadOnly, canFlush: true,
-                    discard: info.capabilities.contains(.discard)
-                        ? DeviceFacts.Discard(
-                            granularity: info.discardGranularity, alignment: info.discardOffset,
-                            isSecure: info.capabilities.contains(.discardSecure)) : nil))
+            return .deviceOpened(device.facts)
         } catch {
             return .deviceOpenFailed(error.description)
         }
@@ -100,5 +94,18 @@ extension VBDWorker {
             log.error(error.description)
         }
         return found
+    }
+}
+
+extension PluginDevice {
+    /// What the plugin says of the disk, in the words of the negotiation.
+    var facts: DeviceFacts {
+        DeviceFacts(
+            sectorCount: info.sectorCount, physicalSectorSize: info.physicalBlock, isReadOnly: isReadOnly,
+            canFlush: true,
+            discard: info.capabilities.contains(.discard)
+                ? DiscardSupport(
+                    granularity: info.discardGranularity, alignment: info.discardOffset,
+                    isSecure: info.capabilities.contains(.discardSecure)) : nil)
     }
 }

@@ -38,6 +38,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     /// Statistics of each queue; they go on when the frontend reconnects.
     var statistics: [QueueStatistics] = []
     var connection: FrontendNode?
+    /// What the queues hold requests to and XenStore says; nil while none are connected.
+    var offered: OfferedFeatures?
     /// Which requests are in flight, for a successor; nil where there is none.
     var journal: JournalFile?
     /// Why there is no journal although there should be one.
@@ -357,8 +359,9 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
             do throws(OperationError) {
                 try device.refresh()
                 log.info("the disk has \(device.info.sectorCount) sectors now")
-                pending.append(.deviceResized(sectorCount: device.info.sectorCount))
-                for queue in queues { queue.setSectorCount(device.info.sectorCount) }
+                offered?.sectorCount = device.info.sectorCount
+                if let offered { for queue in queues { queue.setOffered(offered) } }
+                pending.append(.deviceResized(sectorCount: device.info.sectorCount, offered: offered))
             } catch {
                 log.error(error.description)
             }
@@ -479,21 +482,19 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
             case .success(let value): node = value
             }
             while statistics.count < node.rings.count { statistics.append(QueueStatistics()) }
-            let disk = DiskLimits(
-                sectorCount: device.info.sectorCount, readOnly: device.isReadOnly || request.isReadOnly,
-                offersDiscard: device.info.capabilities.contains(.discard) && request.mayDiscard && !device.isReadOnly,
-                offersBarrier: node.rings.count == 1, offersFlush: true)
-            let sources = try journalSources(origin, node, device, disk)
+            let offered = OfferedFeatures(request: request, device: device.facts, queueCount: node.rings.count)
+            let sources = try journalSources(origin, node, device, offered)
             for (index, (ring, source)) in zip(node.rings, sources).enumerated() {
-                try start(index, ring, node, device, disk, source)
+                try start(index, ring, node, device, offered, source)
             }
             journal?.complete()
             connection = node
+            self.offered = offered
             log.info(
                 "connected to domain \(frontendDomain): \(node.rings.count) queues, "
                     + "\(node.rings[0].pageReferences.count) ring pages, \(node.ringProtocol.rawValue)")
             KillPoint.reach(.connected)
-            return .ringsConnected(RingFacts(queueCount: node.rings.count, keepsGrants: false))
+            return .ringsConnected(offered)
         } catch {
             disconnect()
             return .ringsFailed(error.description)
@@ -501,14 +502,14 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     }
 
     private func start(
-        _ index: Int, _ ring: FrontendRing, _ node: FrontendNode, _ device: PluginDevice, _ disk: DiskLimits,
+        _ index: Int, _ ring: FrontendRing, _ node: FrontendNode, _ device: PluginDevice, _ offered: OfferedFeatures,
         _ journal: QueueJournalSource
     ) throws(OperationError) {
         let mailbox = mailbox
         var configuration = QueueConfiguration(
             domain: frontendDomain, index: index, ringReferences: ring.pageReferences,
             eventChannel: ring.eventChannel, abi: node.ringProtocol == .x86_32 ? .x86_32 : .native,
-            disk: disk, memoryBytes: options.memoryBytes, blockingThreads: blockingThreads(device, node),
+            disk: offered, memoryBytes: options.memoryBytes, blockingThreads: blockingThreads(device, node),
             pollNanoseconds: tunables.pollMicroseconds * 1000, tuning: tunables.tuning)
         configuration.journal = journal
         let queue = try QueueThread(
@@ -531,6 +532,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         if !queues.isEmpty { KillPoint.reach(.drained) }
         queues = []
         connection = nil
+        offered = nil
     }
 
     private func readFrontend(_ limits: FrontendLimits) throws(OperationError) -> Result<FrontendNode, NegotiationError>

@@ -104,9 +104,9 @@ final class EngineRig {
         _ setup: Setup, _ info: DeviceInfo, _ guest: FakeGuest, _ source: QueueJournalSource, _ memory: HostMemory,
         _ port: CompletionPort, _ statistics: QueueStatistics
     ) throws(OperationError) -> QueueEngine {
-        let limits = DiskLimits(
-            sectorCount: UInt64(setup.sectors), readOnly: setup.readOnly,
-            offersDiscard: info.capabilities.contains(.discard), offersBarrier: setup.offersBarrier)
+        let limits = OfferedFeatures(
+            sectorCount: UInt64(setup.sectors), isReadOnly: setup.readOnly,
+            discard: info.capabilities.contains(.discard) ? DiscardSupport() : nil, hasBarrier: setup.offersBarrier)
         var ring = BackRing(attaching: guest.ringPages.shared, abi: setup.abi)
         let (journal, recovery) = try source.start(&ring)
         return QueueEngine(
