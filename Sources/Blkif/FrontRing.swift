@@ -114,7 +114,7 @@ public struct FrontRing: ~Copyable, Sendable {
     }
 }
 
-/// Builds the slot of a request; the inverse of ``BlockRequest/parse(_:layout:disk:)``.
+/// Builds the slot of a request; the inverse of ``BlockRequest/parse(_:layout:disk:segments:)``.
 public struct RequestEncoder: Sendable {
     /// The layout of the ABI.
     public let layout: RingLayout

@@ -167,7 +167,7 @@ struct RequestPropertyTests {
         let layout = RingLayout(abi)
         var tally = Tally()
         // One request parsed in place over and over, as the host does it.
-        var parsed = BlockRequest()
+        let parsed = ParsedRequest()
         for number in 0..<Self.cases {
             maker.makeValid()
             let expected: RequestError? = maker.random.onceIn(2) ? maker.breakOne() : nil
@@ -218,7 +218,7 @@ struct RequestPropertyTests {
         let seed = testSeed("random slots, \(abi)")
         var random = SplitMix64(seed: seed)
         let layout = RingLayout(abi)
-        var parsed = BlockRequest()
+        let parsed = ParsedRequest()
         var compared = 0
         var valid = 0
         for number in 0..<1_000_000 {

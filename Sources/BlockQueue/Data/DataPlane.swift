@@ -16,7 +16,9 @@ package struct DataPlane: ~Copyable {
     package let memory: HostMemory
     private let domain: DomainID
     private(set) var pool: BufferPool
-    /// The runs of each list's buffer that are not its first, ``mostRuns`` for each list.
+    /// Where the data of each list stand.
+    private var buffers: FixedArray<ListBuffer>
+    /// The runs of buffers that have several, ``mostRuns`` for each list.
     private var runs: FixedArray<BufferRun>
     /// Copies for the next call of the grant table.
     private(set) var copies: GrantCopyBatch
@@ -34,6 +36,7 @@ package struct DataPlane: ~Copyable {
         self.domain = domain
         self.memory = memory
         pool = BufferPool(pageCount: memory.byteCount / BufferPool.pageSize)
+        buffers = FixedArray(zeroed: listCount)
         runs = FixedArray(zeroed: listCount * Self.mostRuns)
         copies = GrantCopyBatch(capacity: copyCount)
         waiting = IndexQueue(capacity: listCount)
@@ -41,18 +44,17 @@ package struct DataPlane: ~Copyable {
 
     // MARK: Buffers
 
-    /// Takes `pages` pages for a list; false if they are not free now.
+    /// Takes `pages` pages for a list, whose data begin `head` bytes behind their start; false if they are not free now.
     @inline(__always)
-    mutating func allocate(_ pages: Int, for list: Int32, _ buffer: inout ListBuffer) -> Bool {
-        guard let page = pool.allocate(pages) else { return allocateScattered(pages, for: list, &buffer) }
-        buffer.page = Int32(truncatingIfNeeded: page)
-        buffer.pages = Int32(truncatingIfNeeded: pages)
-        buffer.runs = 1
+    mutating func allocate(_ pages: Int, head: Int32, for list: Int32) -> Bool {
+        guard let page = pool.allocate(pages) else { return allocateScattered(pages, head: head, for: list) }
+        buffers[Int(list)] = ListBuffer(
+            page: Int32(truncatingIfNeeded: page), pages: Int32(truncatingIfNeeded: pages), runs: 1, headBytes: head)
         return true
     }
 
     @inline(never)
-    private mutating func allocateScattered(_ pages: Int, for list: Int32, _ buffer: inout ListBuffer) -> Bool {
+    private mutating func allocateScattered(_ pages: Int, head: Int32, for list: Int32) -> Bool {
         var number = 0
         let first = Int(list) * Self.mostRuns
         let isDone = pool.allocateRuns(pages, most: Self.mostRuns) { run in
@@ -60,39 +62,62 @@ package struct DataPlane: ~Copyable {
             number += 1
         }
         guard isDone else { return false }
-        buffer.page = runs[first].page
-        buffer.pages = Int32(truncatingIfNeeded: pages)
-        buffer.runs = Int32(truncatingIfNeeded: number)
+        buffers[Int(list)] = ListBuffer(
+            page: runs[first].page, pages: Int32(truncatingIfNeeded: pages), runs: Int32(truncatingIfNeeded: number),
+            headBytes: head)
         return true
     }
 
-    /// Gives the pages of a list back.
+    /// A list that needs no memory.
     @inline(__always)
-    mutating func release(_ buffer: ListBuffer, of list: Int32) {
+    mutating func leaveEmpty(_ list: Int32) { buffers[Int(list)].runs = 0 }
+
+    /// Gives the pages of a list back, if it has any.
+    @inline(__always)
+    mutating func release(_ list: Int32) {
+        let buffer = buffers[Int(list)]
         if buffer.runs == 1 {
             pool.release(Int(buffer.page), Int(buffer.pages))
         } else if buffer.runs > 1 {
-            releaseScattered(buffer, of: list)
+            releaseScattered(list)
         }
     }
 
     @inline(never)
-    private mutating func releaseScattered(_ buffer: ListBuffer, of list: Int32) {
-        for number in 0..<Int(buffer.runs) {
-            let run = runs[Int(list) * Self.mostRuns + number]
-            pool.release(Int(run.page), Int(run.pages))
-        }
+    private mutating func releaseScattered(_ list: Int32) {
+        for run in runs(of: list) { pool.release(Int(run.page), Int(run.pages)) }
+    }
+
+    /// Bytes of a list's buffer before its first sector.
+    @inline(__always)
+    func head(of list: Int32) -> Int { Int(buffers[Int(list)].headBytes) }
+
+    /// Offset of the pages of a list where single requests are done that fill blocks only in part; 0 for none.
+    func scratch(of list: Int32) -> Int { Int(buffers[Int(list)].scratch) }
+
+    /// The last pages of a list's buffer, from `offset` on, are its scratch.
+    mutating func setScratch(_ offset: Int, of list: Int32) {
+        buffers[Int(list)].scratch = Int32(truncatingIfNeeded: offset)
+    }
+
+    /// Where the buffer of a list begins in the memory; nil where it is scattered.
+    @inline(__always)
+    func start(of list: Int32) -> Int? {
+        let buffer = buffers[Int(list)]
+        return buffer.runs == 1 ? buffer.start : nil
     }
 
     /// The runs of a list's buffer.
-    func runs(of list: Int32, _ buffer: ListBuffer) -> [BufferRun] {
+    func runs(of list: Int32) -> [BufferRun] {
+        let buffer = buffers[Int(list)]
         if buffer.runs == 1 { return [BufferRun(page: buffer.page, pages: buffer.pages)] }
         return (0..<Int(buffer.runs)).map { runs[Int(list) * Self.mostRuns + $0] }
     }
 
-    /// Where `offset` of a scattered buffer is in the memory, and how many bytes of its run follow from there.
-    @inline(never)
-    private func find(_ offset: Int, in buffer: ListBuffer, of list: Int32) -> (place: Int, room: Int) {
+    /// Where `offset` of a buffer is in the memory, and how many bytes of its run follow from there.
+    private mutating func find(_ offset: Int, in list: Int32) -> (place: Int, room: Int) {
+        let buffer = buffers[Int(list)]
+        if buffer.runs == 1 { return (buffer.start + offset, Int(buffer.pages) * BufferPool.pageSize - offset) }
         var left = offset
         for number in 0..<Int(buffer.runs) {
             let run = runs[Int(list) * Self.mostRuns + number]
@@ -103,86 +128,53 @@ package struct DataPlane: ~Copyable {
         preconditionFailure("an offset behind the end of a buffer")
     }
 
-    /// Moves bytes inside a buffer; the ranges may overlap.
-    func move(
-        from source: Int, to target: Int, count: Int, in buffer: ListBuffer, of list: Int32
-    ) {
+    /// Moves bytes inside a list's buffer; the ranges may overlap.
+    mutating func move(from source: Int, to target: Int, count: Int, in list: Int32) {
         if source == target || count == 0 { return }
-        if buffer.runs == 1 {
-            let start = Int(buffer.page) * BufferPool.pageSize
+        if let start = start(of: list) {
             memory.move(from: start + source, to: start + target, count: count)
             return
         }
         // Piece by piece inside runs; downwards from the beginning and upwards from the end, as memmove(3) does.
         var done = 0
         while done < count {
-            if target < source {
-                let (from, fromRoom) = find(source + done, in: buffer, of: list)
-                let (to, toRoom) = find(target + done, in: buffer, of: list)
-                let piece = min(count - done, fromRoom, toRoom)
-                memory.move(from: from, to: to, count: piece)
-                done += piece
-            } else {
-                // A sector never crosses the end of a run: runs are whole pages, and offsets whole sectors.
-                let piece = min(count - done, 512)
-                let from = find(source + count - done - piece, in: buffer, of: list).place
-                let to = find(target + count - done - piece, in: buffer, of: list).place
-                memory.move(from: from, to: to, count: piece)
-                done += piece
-            }
+            // A sector never crosses the end of a run: runs are whole pages, and offsets whole sectors.
+            let piece = min(count - done, 512)
+            let at = target < source ? done : count - done - piece
+            memory.move(from: find(source + at, in: list).place, to: find(target + at, in: list).place, count: piece)
+            done += piece
         }
     }
 
     // MARK: The plugin's view
 
-    // The functions of the hot path are `mutating` although they change nothing: a borrowed value that is not copyable is
-    // copied to the stack for a call that is not inlined (152 bytes a request, with Swift 6.3.1).
-
-    /// Bytes from `offset` of a buffer that at most `mostVectors` vectors can hold; `length` if they hold as much.
+    /// Lets a plugin request point at `length` bytes from a place of the memory.
     @inline(__always)
-    mutating func reach(
-        _ length: UInt64, from offset: Int, in buffer: ListBuffer, of list: Int32, mostVectors: Int
-    ) -> UInt64 {
-        if buffer.runs == 1 { return length }
-        return reachScattered(length, from: offset, in: buffer, of: list, mostVectors: mostVectors)
+    func point(_ request: PluginRequestPointer, at place: Int, _ length: Int) {
+        unsafe request.setVector(memory.address(at: place, count: length), length)
     }
 
-    @inline(never)
-    private mutating func reachScattered(
-        _ length: UInt64, from offset: Int, in buffer: ListBuffer, of list: Int32, mostVectors: Int
-    ) -> UInt64 {
+    /// Bytes from `offset` of a list's buffer that at most `mostVectors` vectors can hold; `length` if they hold as much.
+    mutating func reach(_ length: UInt64, from offset: Int, in list: Int32, mostVectors: Int) -> UInt64 {
         var reached = 0
         for _ in 0..<mostVectors where UInt64(reached) < length {
-            if offset + reached >= Int(buffer.pages) * BufferPool.pageSize { break }
-            reached += find(offset + reached, in: buffer, of: list).room
+            if offset + reached >= Int(buffers[Int(list)].pages) * BufferPool.pageSize { break }
+            reached += find(offset + reached, in: list).room
         }
         return min(UInt64(reached), length)
     }
 
-    /// Lets a plugin request point at `length` bytes from `offset` of a list's buffer.
-    ///
-    /// They must be within ``reach(_:from:in:of:mostVectors:)``.
-    @inline(__always)
-    mutating func point(
-        _ request: PluginRequestPointer, at offset: Int, _ length: Int, in buffer: ListBuffer, of list: Int32
-    ) {
-        if buffer.runs == 1 {
-            unsafe request.setVector(
-                memory.address(at: Int(buffer.page) &* BufferPool.pageSize &+ offset, count: length), length)
-        } else {
-            pointScattered(request, at: offset, length, in: buffer, of: list)
-        }
-    }
-
-    @inline(never)
-    private mutating func pointScattered(
-        _ request: PluginRequestPointer, at offset: Int, _ length: Int, in buffer: ListBuffer, of list: Int32
-    ) {
+    /// Lets a plugin request point at `length` bytes from `offset` of a list's buffer, in as many vectors as that takes.
+    mutating func pointAll(_ request: PluginRequestPointer, at offset: Int, _ length: Int, in list: Int32) {
         var done = 0
         var number = 0
         while done < length {
-            let (place, room) = find(offset + done, in: buffer, of: list)
+            let (place, room) = find(offset + done, in: list)
             let piece = min(room, length - done)
+            if piece == length {
+                point(request, at: place, piece)
+                return
+            }
             unsafe request.setVector(number, memory.address(at: place, count: piece), piece)
             number += 1
             done += piece
@@ -212,8 +204,8 @@ package struct DataPlane: ~Copyable {
 
     /// True if all copies of a list fit into the batch.
     @inline(__always)
-    func hasRoom(segments: Int32, _ buffer: ListBuffer) -> Bool {
-        copies.count &+ Int(segments) &+ Int(buffer.runs) &- 1 <= copies.capacity
+    func hasRoom(for list: Int32, segments: Int32) -> Bool {
+        copies.count &+ Int(segments) &+ Int(buffers[Int(list)].runs) &- 1 <= copies.capacity
     }
 
     /// The list of ``nextForBatch()`` is in the batch.
@@ -229,13 +221,11 @@ package struct DataPlane: ~Copyable {
     }
 
     /// Adds the copies between a segment and `offset` of a buffer of several runs: two where it crosses the end of a run.
-    mutating func addScattered(
-        _ segment: BlockSegment, at offset: Int, in buffer: ListBuffer, of list: Int32, toGuest: Bool
-    ) {
+    mutating func addScattered(_ segment: BlockSegment, at offset: Int, in list: Int32, toGuest: Bool) {
         let length = segment.sectorCount * 512
         var done = 0
         while done < length {
-            let (place, room) = find(offset + done, in: buffer, of: list)
+            let (place, room) = find(offset + done, in: list)
             let piece = min(room, length - done)
             copies.append(
                 reference: segment.reference, of: domain, offset: Int(segment.firstSector) * 512 + done, length: piece,
@@ -259,15 +249,13 @@ package struct DataPlane: ~Copyable {
         return result
     }
 
-    /// True if all copies of a segment were done; asked in the order of ``addScattered(_:at:in:of:toGuest:)``.
-    mutating func takeScatteredResult(
-        _ segment: BlockSegment, at offset: Int, in buffer: ListBuffer, of list: Int32
-    ) -> Bool {
+    /// True if all copies of a segment were done; asked in the order of ``addScattered(_:at:in:toGuest:)``.
+    mutating func takeScatteredResult(_ segment: BlockSegment, at offset: Int, in list: Int32) -> Bool {
         let length = segment.sectorCount * 512
         var done = 0
         var isDone = true
         while done < length {
-            done += find(offset + done, in: buffer, of: list).room
+            done += find(offset + done, in: list).room
             if copies.status(at: nextResult) != GrantCopyBatch.okay { isDone = false }
             nextResult += 1
         }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Where the data of a reqlist stand between the guest and the plugin.
 
-/// Pages of the queue's memory, in the order of the data: one run of pages, or several where no run is long enough.
+/// Pages of the queue's memory, in the order of the data: one run of pages, or several where no run is long enough. Each
+/// list has one, in ``DataPlane``.
 ///
 /// An offset in a buffer counts bytes from its first page, over the ends of runs.
 struct ListBuffer: BitwiseCopyable {

@@ -34,22 +34,21 @@ extension QueueEngine {
         }
         stats.add(.reqs_received, UInt64(taken))
         closeTail(forced: false)
+        startWaitingLists()
         return taken > 0
     }
 
     /// Parses the slot into a pending request and puts it into a reqlist.
     @inline(__always)
     mutating func accept(_ index: Int32, _ slot: borrowing SlotBytes) {
-        requests[Int(index)].received = now
-        requests[Int(index)].status = .okay
-        requests[Int(index)].next = -1
-        requests[Int(index)].bufferOffset = 0
-        if let problem = requests[Int(index)].request.parse(slot, layout: ring.layout, disk: disk) {
+        requests[Int(index)].begin(at: now)
+        let row = segments[Int(index)]
+        if let problem = requests[Int(index)].request.parse(slot, layout: ring.layout, disk: disk, segments: row) {
             reject(index, problem)
             return
         }
         if tail >= 0 {
-            if continuesTail(index) {
+            if rule.allows(lists[Int(tail)], requests[Int(index)].request) {
                 append(index, to: tail)
                 stats.add(.requests_merged)
                 return
@@ -81,22 +80,9 @@ extension QueueEngine {
     @inline(__always)
     private mutating func append(_ index: Int32, to list: Int32) {
         let (segments, sectors) = (requests[Int(index)].request.segmentCount, requests[Int(index)].request.sectorCount)
-        requests[Int(index)].bufferOffset = Int32(truncatingIfNeeded: lists[Int(list)].sectorCount &* 512)
-        requests[Int(lists[Int(list)].last)].next = index
-        lists[Int(list)].last = index
-        lists[Int(list)].state.requestCount &+= 1
-        lists[Int(list)].segmentCount &+= Int32(truncatingIfNeeded: segments)
-        lists[Int(list)].sectorCount &+= sectors
-    }
-
-    /// True if the request belongs into the tail list.
-    @inline(__always)
-    private func continuesTail(_ index: Int32) -> Bool {
-        let request = Int(index)
-        return rule.allows(
-            lists[Int(tail)], operation: requests[request].request.operation,
-            first: requests[request].request.firstSector, sectors: requests[request].request.sectorCount,
-            segments: Int32(truncatingIfNeeded: requests[request].request.segmentCount))
+        let (previous, offset) = lists[Int(list)].append(index, segments: segments, sectors: sectors)
+        requests[Int(index)].bufferOffset = offset
+        requests[Int(previous)].next = index
     }
 
     /// Sends the list that requests were being added to.
@@ -107,18 +93,16 @@ extension QueueEngine {
         tail = -1
         stats.add(.total_dispatch)
         stats.add(forced ? .forced_dispatch : .normal_dispatch)
-        lists[Int(list)].state.data =
-            lists[Int(list)].sectorCount == 0 ? .none : fillsWholeBlocks(list) ? .wholeBlocks : .partialBlocks
+        lists[Int(list)].classify(on: traits)
         begin(list)
     }
 
     /// True if the list must not run beside any other.
     @inline(__always)
     private func mustBeAlone(_ list: Int32) -> Bool {
-        let operation = lists[Int(list)].state.operation
-        if operation == .read || operation == .discard { return false }
-        if operation == .writeBarrier { return true }
-        return lists[Int(list)].state.data == .partialBlocks
+        let state = lists[Int(list)].state
+        if state.operation == .read || state.operation == .discard { return false }
+        return state.operation == .writeBarrier || state.data == .partialBlocks
     }
 
     /// True if the list begins and ends at block boundaries of the disk.
@@ -153,6 +137,23 @@ extension QueueEngine {
         exclusive = list
         lists[Int(list)].state.phase = .waitingForDrain
         startExclusiveIfAlone()
+    }
+
+    /// Starts lists that waited for the end of others, after any may have ended.
+    @inline(__always)
+    mutating func startWaitingLists() {
+        if exclusive >= 0 || !memoryWaiters.isEmpty { startAllThatCan() }
+    }
+
+    @inline(never)
+    private mutating func startAllThatCan() {
+        while true {
+            let (waiting, alone) = (memoryWaiters.count, exclusive)
+            startExclusiveIfAlone()
+            if exclusive < 0 { retryMemoryWaiters() }
+            // One that ended at once, such as a flush that is skipped, lets the next ones begin.
+            if memoryWaiters.count == waiting && exclusive == alone { return }
+        }
     }
 
     /// Starts the list that must be alone once all others are done.

@@ -36,7 +36,7 @@ extension QueueEngine {
         } else if lists[position].state.operation == .read {
             data.move(
                 from: dataStart(list) + blocks(around: request).head, to: place(of: list, current),
-                count: Int(request.sectorCount) * 512, in: lists[position].buffer, of: list)
+                count: Int(request.sectorCount) * 512, in: list)
         }
         lists[position].state.failure = 0
         startNextOfSplit(list)
@@ -76,7 +76,7 @@ extension QueueEngine {
         let current = Int(lists[position].current)
         data.move(
             from: place(of: list, current), to: dataStart(list) + head,
-            count: Int(requests[current].request.sectorCount) * 512, in: lists[position].buffer, of: list)
+            count: Int(requests[current].request.sectorCount) * 512, in: list)
         startTransfer(list)
     }
 
@@ -132,12 +132,12 @@ extension QueueEngine {
 
     /// Where a request's data stand in the list's buffer.
     func place(of list: Int32, _ request: Int) -> Int {
-        Int(lists[Int(list)].buffer.headBytes) + Int(requests[request].bufferOffset)
+        data.head(of: list) + Int(requests[request].bufferOffset)
     }
 
     /// Where the plugin finds what it is asked for: the buffer's start, or for single requests the pages behind the data.
     @inline(__always)
     func dataStart(_ list: Int32) -> Int {
-        lists[Int(list)].state.isSplit ? Int(lists[Int(list)].buffer.scratch) : 0
+        lists[Int(list)].state.isSplit ? data.scratch(of: list) : 0
     }
 }

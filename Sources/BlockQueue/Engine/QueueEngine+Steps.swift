@@ -8,20 +8,21 @@ extension QueueEngine {
     /// Takes memory for the list's data; false if none is free now.
     @inline(__always)
     mutating func allocate(_ list: Int32) -> Bool {
-        let sectors = lists[Int(list)].sectorCount
-        if sectors == 0 || lists[Int(list)].state.operation == .discard { return true }
-        // Whole blocks of the disk around the data: the head says how far into the first block it begins.
-        let first = lists[Int(list)].firstSector &* 512
-        let head = first & traits.blockMask
-        let bytes = (head &+ sectors &* 512 &+ traits.blockMask) & ~traits.blockMask
-        let pages = Int(truncatingIfNeeded: (bytes &+ 4095) >> 12)
-        let scratch = traits.blockMask > 511 && hasRequestOfPartialBlocks(list) ? QueueEngine.scratchPages : 0
-        guard data.allocate(pages &+ scratch, for: list, &lists[Int(list)].buffer) else { return false }
-        lists[Int(list)].buffer.scratch =
-            scratch > 0 ? Int32(truncatingIfNeeded: pages &* BufferPool.pageSize) : 0
-        lists[Int(list)].buffer.headBytes = Int32(truncatingIfNeeded: head)
-        lists[Int(list)].offset = first &- head
-        lists[Int(list)].length = bytes
+        let state = lists[Int(list)].state
+        if state.data == .none || state.operation == .discard {
+            data.leaveEmpty(list)
+            return true
+        }
+        let (pages, head) = lists[Int(list)].widen(on: traits)
+        if traits.blockMask > 511 && hasRequestOfPartialBlocks(list) { return allocateWithScratch(list, pages, head) }
+        return data.allocate(pages, head: head, for: list)
+    }
+
+    /// The same with pages behind the data, where single requests are done that fill blocks only in part.
+    @inline(never)
+    private mutating func allocateWithScratch(_ list: Int32, _ pages: Int, _ head: Int32) -> Bool {
+        guard data.allocate(pages + QueueEngine.scratchPages, head: head, for: list) else { return false }
+        data.setScratch(pages * BufferPool.pageSize, of: list)
         return true
     }
 
@@ -50,7 +51,7 @@ extension QueueEngine {
         case .transfer: startTransfer(list)
         case .copyIn: wait(list, for: .copyIn)
         case .copyOut: wait(list, for: .copyOut)
-        case .finish: finish(list)
+        case .finish: finishInline(list)
         case let step: goSlowly(list, step)
         }
     }
@@ -106,25 +107,25 @@ extension QueueEngine {
         guard data.nextForBatch() != nil else { return false }
         data.beginBatch()
         while let list = data.nextForBatch() {
-            let buffer = lists[Int(list)].buffer
-            guard data.hasRoom(segments: lists[Int(list)].segmentCount, buffer) else { break }
-            if buffer.runs == 1 { collect(list, buffer) } else { collectScattered(list, buffer) }
+            guard data.hasRoom(for: list, segments: lists[Int(list)].segmentCount) else { break }
+            if let start = data.start(of: list) { collect(list, start) } else { collectScattered(list) }
             data.tookIntoBatch()
         }
         return data.copies.count > 0
     }
 
     @inline(__always)
-    private mutating func collect(_ list: Int32, _ buffer: ListBuffer) {
+    private mutating func collect(_ list: Int32, _ buffer: Int) {
         let toGuest = lists[Int(list)].state.phase == .copyOut
-        let start = buffer.start &+ Int(buffer.headBytes)
+        let start = buffer &+ data.head(of: list)
         var index = list
         while index >= 0 {
             let request = Int(index)
             if requests[request].status == .okay {
+                let row = segments[request]
                 var place = start &+ Int(requests[request].bufferOffset)
                 for number in 0..<Int(requests[request].request.segmentCount) {
-                    let segment = requests[request].request.segments[number]
+                    let segment = row[number]
                     let length = segment.sectorCount &* 512
                     data.add(segment, length, at: place, toGuest: toGuest)
                     place &+= length
@@ -136,10 +137,10 @@ extension QueueEngine {
 
     /// The same for a buffer of several runs, where a segment that crosses the end of a run takes two copies.
     @inline(never)
-    private mutating func collectScattered(_ list: Int32, _ buffer: ListBuffer) {
+    private mutating func collectScattered(_ list: Int32) {
         let toGuest = lists[Int(list)].state.phase == .copyOut
         forEachSegment(of: list) { engine, _, segment, offset in
-            engine.data.addScattered(segment, at: offset, in: buffer, of: list, toGuest: toGuest)
+            engine.data.addScattered(segment, at: offset, in: list, toGuest: toGuest)
         }
     }
 
@@ -154,7 +155,7 @@ extension QueueEngine {
             if requests[request].status == .okay {
                 var offset = place(of: list, request)
                 for number in 0..<Int(requests[request].request.segmentCount) {
-                    let segment = requests[request].request.segments[number]
+                    let segment = segments[request][number]
                     body(&self, request, segment, offset)
                     offset += segment.sectorCount * 512
                 }
@@ -171,13 +172,13 @@ extension QueueEngine {
         stats.add(.grant_copy_operations, UInt64(data.copies.count))
         for _ in 0..<data.batchCount {
             guard let list = data.popBatched() else { break }
-            if lists[Int(list)].buffer.runs > 1 { takeScatteredResults(list, succeeded) }
-            let isTaken = lists[Int(list)].buffer.runs > 1
+            let isScattered = data.start(of: list) == nil
+            if isScattered { takeScatteredResults(list, succeeded) }
             var failed: Int32 = 0
             var index = list
             while index >= 0 {
                 let request = Int(index)
-                if requests[request].status == .okay && !isTaken {
+                if requests[request].status == .okay && !isScattered {
                     for _ in 0..<Int(requests[request].request.segmentCount) {
                         if !data.takeResult() || !succeeded {
                             stats.add(.grant_errors)
@@ -191,13 +192,13 @@ extension QueueEngine {
             go(list, after: .copied(failed: failed))
         }
         data.beginBatch()
+        startWaitingLists()
     }
 
     @inline(never)
     private mutating func takeScatteredResults(_ list: Int32, _ succeeded: Bool) {
-        let buffer = lists[Int(list)].buffer
         forEachSegment(of: list) { engine, request, segment, offset in
-            if !engine.data.takeScatteredResult(segment, at: offset, in: buffer, of: list) || !succeeded {
+            if !engine.data.takeScatteredResult(segment, at: offset, in: list) || !succeeded {
                 engine.stats.add(.grant_errors)
                 engine.requests[request].status = .error
             }
@@ -217,12 +218,16 @@ extension QueueEngine {
     }
 
     /// Frees what the list holds, then answers its requests.
+    @inline(never)
+    mutating func finish(_ list: Int32) { finishInline(list) }
+
+    /// The same, for the way of most lists.
     ///
     /// In this order, so that the resources of a request are free before the frontend can see its response.
     @inline(__always)
-    mutating func finish(_ list: Int32) {
+    private mutating func finishInline(_ list: Int32) {
         lists[Int(list)].state.phase = .free
-        data.release(lists[Int(list)].buffer, of: list)
+        data.release(list)
         var index = list
         while index >= 0 {
             let next = requests[Int(index)].next
@@ -230,30 +235,18 @@ extension QueueEngine {
             index = next
         }
         listsInFlight &-= 1
-        if exclusive >= 0 || !memoryWaiters.isEmpty { startWaiting(behind: list) }
-    }
-
-    /// Lists that waited for the end of another may begin now.
-    @inline(never)
-    private mutating func startWaiting(behind list: Int32) {
         if exclusive == list { exclusive = -1 }
-        if exclusive >= 0 { startExclusiveIfAlone() }
-        if !memoryWaiters.isEmpty { retryMemoryWaiters() }
     }
 
     /// Writes the response of a request.
     @inline(__always)
     mutating func respond(_ index: Int32) {
-        let request = Int(index)
-        let status = requests[request].status
+        let pending = requests[Int(index)]
         journal.answer(index, at: ring.responseProducer)
-        ring.respond(
-            id: requests[request].request.id, wireOperation: requests[request].request.wireOperation, status: status)
+        ring.respond(id: pending.request.id, wireOperation: pending.request.wireOperation, status: pending.status)
         unpublished &+= 1
-        if status == .okay {
-            count(
-                requests[request].request.operation, requests[request].request.sectorCount,
-                elapsed: now &- requests[request].received)
+        if pending.status == .okay {
+            stats.count(pending.request.operation, pending.request.sectorCount, nanoseconds: now &- pending.received)
         } else {
             stats.add(.reqs_completed_with_error)
         }
@@ -268,31 +261,5 @@ extension QueueEngine {
             freeRequests.push(index)
         }
         if replaying.isCareful { replayedAlone() }
-    }
-
-    @inline(__always)
-    private func count(_ operation: BlockOperation, _ sectors: UInt64, elapsed: UInt64) {
-        switch operation {
-        case .read:
-            stats.add(.read_requests)
-            stats.add(.read_sectors, sectors)
-            stats.record(.read, nanoseconds: elapsed)
-        case .write:
-            stats.add(.write_requests)
-            stats.add(.write_sectors, sectors)
-            stats.record(.write, nanoseconds: elapsed)
-        case .writeBarrier:
-            stats.add(.barrier_requests)
-            stats.add(.write_sectors, sectors)
-            stats.record(.write, nanoseconds: elapsed)
-        case .flush:
-            stats.add(.flush_requests)
-            stats.add(.write_sectors, sectors)
-            stats.record(.flush, nanoseconds: elapsed)
-        case .discard:
-            stats.add(.discard_requests)
-            stats.add(.discard_sectors, sectors)
-            stats.record(.discard, nanoseconds: elapsed)
-        }
     }
 }

@@ -9,18 +9,14 @@ extension QueueEngine {
     /// Begins to hand over the list's length from its offset.
     @inline(__always)
     mutating func startTransfer(_ list: Int32) {
-        lists[Int(list)].state.phase = .transfer
-        lists[Int(list)].progress = 0
-        lists[Int(list)].state.failure = 0
+        lists[Int(list)].enter(.transfer)
         buildTransfer(list)
     }
 
     /// Begins a phase of the plugin that is not the transfer: a flush, or the reading of blocks.
     @inline(never)
     mutating func submit(_ list: Int32, _ phase: ReqlistPhase) {
-        lists[Int(list)].state.phase = phase
-        lists[Int(list)].progress = 0
-        lists[Int(list)].state.failure = 0
+        lists[Int(list)].enter(phase)
         build(list)
     }
 
@@ -54,31 +50,48 @@ extension QueueEngine {
     @inline(__always)
     private mutating func buildTransfer(_ list: Int32) {
         let operation = lists[Int(list)].state.operation
+        let length = lists[Int(list)].length
+        // The way of most: all of it in one request with one vector.
+        guard operation != .discard, !lists[Int(list)].state.isSplit, lists[Int(list)].progress == 0,
+            length <= plugin.maxTransfer, let place = data.start(of: list), let request = plugin.takeIfFree()
+        else {
+            buildParts(list)
+            return
+        }
+        let pointer = plugin.port.request(request)
+        pointer.prepare(
+            list: list, op: operation == .read ? UInt8(XBB_OP_READ) : UInt8(XBB_OP_WRITE),
+            flags: operation == .writeBarrier && traits.hasFUA ? UInt16(XBB_REQ_FUA) : 0,
+            offset: lists[Int(list)].offset, length: length)
+        data.point(pointer, at: place, Int(truncatingIfNeeded: length))
+        plugin.makeReady(request)
+        lists[Int(list)].handOver(upTo: length, parts: 1)
+    }
+
+    /// The same in several requests, where the plugin's limits or the buffer ask for it.
+    @inline(never)
+    private mutating func buildParts(_ list: Int32) {
+        let position = Int(list)
+        let operation = lists[position].state.operation
         if operation == .discard {
             buildDiscard(list)
             return
         }
         let op = operation == .read ? UInt8(XBB_OP_READ) : UInt8(XBB_OP_WRITE)
         let flags = operation == .writeBarrier && traits.hasFUA ? UInt16(XBB_REQ_FUA) : 0
-        let buffer = lists[Int(list)].buffer
-        let (start, offset) = (dataStart(list), lists[Int(list)].offset)
-        let end = lists[Int(list)].length
-        var done = lists[Int(list)].progress
-        var parts: Int32 = 0
-        while done < end {
-            guard let request = plugin.take(for: list) else { break }
-            let place = start &+ Int(truncatingIfNeeded: done)
+        while lists[position].progress < lists[position].length {
+            guard let request = plugin.take(for: list) else { return }
+            let done = lists[position].progress
+            let place = dataStart(list) + Int(truncatingIfNeeded: done)
             let length = data.reach(
-                min(end &- done, plugin.maxTransfer), from: place, in: buffer, of: list, mostVectors: plugin.mostVectors)
+                min(lists[position].length - done, plugin.maxTransfer), from: place, in: list,
+                mostVectors: plugin.mostVectors)
             let pointer = plugin.port.request(request)
-            pointer.prepare(list: list, op: op, flags: flags, offset: offset &+ done, length: length)
-            data.point(pointer, at: place, Int(truncatingIfNeeded: length), in: buffer, of: list)
+            pointer.prepare(list: list, op: op, flags: flags, offset: lists[position].offset + done, length: length)
+            data.pointAll(pointer, at: place, Int(truncatingIfNeeded: length), in: list)
             plugin.makeReady(request)
-            done &+= length
-            parts &+= 1
+            lists[position].handOver(upTo: done + length, parts: 1)
         }
-        lists[Int(list)].progress = done
-        lists[Int(list)].outstanding &+= parts
     }
 
     @inline(never)
@@ -124,9 +137,7 @@ extension QueueEngine {
             pointer.prepare(
                 list: list, op: UInt8(XBB_OP_READ), flags: 0, offset: lists[position].offset + next, length: block)
             // A block is at most a page, and runs of pages are whole blocks: one vector.
-            data.point(
-                pointer, at: start + Int(truncatingIfNeeded: next), Int(truncatingIfNeeded: block),
-                in: lists[position].buffer, of: list)
+            data.pointAll(pointer, at: start + Int(truncatingIfNeeded: next), Int(truncatingIfNeeded: block), in: list)
             plugin.makeReady(request)
             lists[position].progress = next + block
         }
@@ -157,6 +168,7 @@ extension QueueEngine {
         plugin.endAbsorbing(count)
         stats.add(.plugin_requests, UInt64(count))
         buildForWaiters()
+        startWaitingLists()
         return true
     }
 
@@ -170,10 +182,7 @@ extension QueueEngine {
     @inline(__always)
     private mutating func complete(_ list: Int32, _ status: Int32) {
         if status != 0 { recordFailure(list, status) }
-        lists[Int(list)].outstanding &-= 1
-        if lists[Int(list)].outstanding == 0 && lists[Int(list)].progress >= lists[Int(list)].length {
-            go(list, after: .completed)
-        }
+        if lists[Int(list)].completePart() { go(list, after: .completed) }
     }
 
     @inline(never)
@@ -188,5 +197,6 @@ extension QueueEngine {
         complete(list, status)
         // No completion will come that could do this: the plugin has nothing.
         buildForWaiters()
+        startWaitingLists()
     }
 }

@@ -6,17 +6,20 @@ import Memory
 import Xen
 
 /// What a turn has done for it: by Xen and a plugin in a queue's thread, by fakes in tests.
-protocol QueueEffects: ~Copyable {
+///
+/// Each is called at most once in a turn, whatever number of requests that is. An existential, not a generic parameter: the
+/// modules that know the platform are others, so that a generic turn would look up types at run time.
+protocol QueueEffects: AnyObject {
     /// Does the copies of the batch, which is not empty. False if none was tried.
-    mutating func copy(_ data: inout DataPlane) -> Bool
+    func copy(_ data: inout DataPlane) -> Bool
     /// Offers what is ready to the plugin.
-    mutating func submit(_ side: inout PluginSide) -> Submission
+    func submit(_ side: inout PluginSide) -> Submission
     /// Lets the plugin reap its completions, where that takes no system call; true if there were any.
-    mutating func poll() -> Bool
+    func poll() -> Bool
     /// Sends the frontend an event.
-    mutating func notify()
-    /// All of a turn is done but for the frontend, which sees the answers next.
-    func willPublish(_ engine: borrowing QueueEngine)
+    func notify()
+    /// All of a turn is done but for the frontend, which sees the answers next. For checks; changes nothing.
+    func willPublish(_ engine: inout QueueEngine)
 }
 
 extension QueueEngine {
@@ -26,8 +29,7 @@ extension QueueEngine {
     /// One way around: completions, ring, copies, plugin, responses. False if there was nothing to do.
     ///
     /// ``now`` is set before. What was answered is published once, with at most one event.
-    @inline(__always)
-    mutating func turn<Effects: QueueEffects & ~Copyable>(_ effects: inout Effects) -> Bool {
+    mutating func turn(_ effects: any QueueEffects) -> Bool {
         ring.holdOffEvents()
         var worked = absorbCompletions()
         if worked { KillPoint.reach(.completed) }
@@ -40,11 +42,11 @@ extension QueueEngine {
             copiesDone(succeeded: effects.copy(&data))
             KillPoint.reach(.copied)
         }
-        if submit(&effects) {
+        if submit(effects) {
             worked = true
             KillPoint.reach(.submitted)
         }
-        publish(&effects)
+        publish(effects)
         if plugin.inFlight > 0 && effects.poll() { worked = true }
         if plugin.port.localCount > 0 { worked = true }
         return worked
@@ -52,7 +54,7 @@ extension QueueEngine {
 
     /// Offers what is ready; true if the plugin took any of it, or was given up.
     @inline(__always)
-    mutating func submit<Effects: QueueEffects & ~Copyable>(_ effects: inout Effects) -> Bool {
+    mutating func submit(_ effects: any QueueEffects) -> Bool {
         let submission = effects.submit(&plugin)
         if submission.offered == 0 { return false }
         if submission.taken == submission.offered && submission.violations == 0 {
@@ -86,12 +88,12 @@ extension QueueEngine {
 
     /// Shows the frontend what was answered.
     @inline(__always)
-    mutating func publish<Effects: QueueEffects & ~Copyable>(_ effects: inout Effects) {
+    mutating func publish(_ effects: any QueueEffects) {
         if unpublished == 0 { return }
         stats.add(.reqs_queued_for_completion, unpublished)
         stats.add(.reqs_completed, unpublished)
         unpublished = 0
-        effects.willPublish(self)
+        effects.willPublish(&self)
         KillPoint.reach(.answered)
         let wantsEvent = ring.publish()
         KillPoint.reach(.published)

@@ -58,6 +58,8 @@ package struct QueueEngine: ~Copyable {
 
     // Requests and lists.
     var requests: FixedArray<PendingRequest>
+    /// The segments of each request.
+    let segments: SegmentStore
     var freeRequests: IndexStack
     /// A reqlist has the index of its first request.
     var lists: FixedArray<Reqlist>
@@ -91,7 +93,8 @@ package struct QueueEngine: ~Copyable {
 
     init(
         ring: consuming BackRing, domain: DomainID, device: DeviceInfo, disk: OfferedFeatures, memory: HostMemory,
-        port: CompletionPort, stats: StatisticsCells, journal: QueueJournal, recovery: QueueRecovery
+        segments: consuming SegmentStore, port: CompletionPort, stats: StatisticsCells, journal: QueueJournal,
+        recovery: QueueRecovery
     ) {
         let entries = ring.entryCount
         self.ring = ring
@@ -110,6 +113,7 @@ package struct QueueEngine: ~Copyable {
                 queueDepth: device.queueDepth, maxTransfer: device.maxTransfer, maxDiscard: device.maxDiscard,
                 maxVectors: device.maxVectors), listCount: entries)
         requests = FixedArray(zeroed: entries)
+        self.segments = segments
         freeRequests = IndexStack(full: entries, except: recovery.replays)
         answered = IndexQueue(capacity: entries)
         replays = IndexQueue(capacity: entries)

@@ -40,6 +40,10 @@ package struct PluginSide: ~Copyable {
 
     // MARK: Building requests
 
+    /// A free request, or nil.
+    @inline(__always)
+    mutating func takeIfFree() -> Int32? { free.pop() }
+
     /// A free request; where there is none, the list is told by ``nextWaiter()`` when there is one again.
     @inline(__always)
     mutating func take(for list: Int32) -> Int32? {

@@ -11,12 +11,12 @@ import Xen
 /// The loop of a queue's thread, one turn at a time.
 struct QueueLoop<Platform: XenPlatform>: ~Copyable {
     private var engine: QueueEngine
-    private var effects: XenEffects<Platform>
+    private let effects: XenEffects<Platform>
     private let events: PluginEvents
     private var pollNanoseconds: UInt64 = 0
     private var turnsSinceEvents = 0
 
-    init(engine: consuming QueueEngine, effects: consuming XenEffects<Platform>, events: PluginEvents) {
+    init(engine: consuming QueueEngine, effects: XenEffects<Platform>, events: PluginEvents) {
         self.engine = engine
         self.effects = effects
         self.events = events
@@ -69,7 +69,7 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
     /// One way around. False if there was nothing to do.
     mutating func turn() -> Bool {
         engine.now = clinux_monotonic_ns()
-        return careForEvents(engine.turn(&effects))
+        return careForEvents(engine.turn(effects))
     }
 
     /// Sends the frontend an event. To one that an earlier process left: the event of its last responses may be lost.

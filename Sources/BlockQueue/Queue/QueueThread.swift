@@ -241,9 +241,13 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             let found = RecoverySummary(recovery, journal, layout: ring.layout, disk: configuration.disk)
             summary.withLock { $0 = found }
         }
+        let capacity = Int(configuration.disk.maximumIndirectSegments)
+        guard let segments = SegmentStore(requestCount: ring.entryCount, capacity: capacity) else {
+            throw OperationError(ENOMEM, "reserve segments for queue \(configuration.index)")
+        }
         return QueueEngine(
             ring: ring, domain: configuration.domain, device: device.info, disk: configuration.disk, memory: memory,
-            port: port, stats: statistics.cells, journal: journal, recovery: recovery)
+            segments: segments, port: port, stats: statistics.cells, journal: journal, recovery: recovery)
     }
 
     private func unmap(_ mapping: GrantMapping, _ grants: Platform.Grants) {

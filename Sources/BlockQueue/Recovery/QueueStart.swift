@@ -81,10 +81,10 @@ package struct RecoverySummary: Sendable {
         isCareful = recovery.isCareful && count > 0
         for index in recovery.replays.prefix(3) {
             var slot = SlotBytes()
-            var request = BlockRequest()
+            let request = ParsedRequest()
             journal.copy(index, into: &slot)
             let problem = request.parse(slot, layout: layout, disk: disk)
-            examples.append(problem == nil ? request.text : "a request that breaks a rule")
+            examples.append(problem == nil ? request.request.text : "a request that breaks a rule")
         }
     }
 }

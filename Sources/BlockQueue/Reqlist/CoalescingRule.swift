@@ -14,14 +14,13 @@ package struct CoalescingRule: Equatable, BitwiseCopyable {
 
     /// True if a request continues `list`.
     @inline(__always)
-    func allows(
-        _ list: borrowing Reqlist, operation: BlockOperation, first: UInt64, sectors: UInt64, segments: Int32
-    ) -> Bool {
+    func allows(_ list: borrowing Reqlist, _ request: borrowing BlockRequest) -> Bool {
         if disabled { return false }
-        if first != list.firstSector &+ list.sectorCount { return false }
+        if request.firstSector != list.firstSector &+ list.sectorCount { return false }
+        let operation = request.operation
         if operation != list.state.operation { return false }
         if operation != .read && operation != .write { return false }
-        if list.segmentCount &+ segments > maxSegments { return false }
-        return (list.sectorCount &+ sectors) &* 512 <= maxBytes
+        if list.segmentCount &+ Int32(truncatingIfNeeded: request.segmentCount) > maxSegments { return false }
+        return (list.sectorCount &+ request.sectorCount) &* 512 <= maxBytes
     }
 }

@@ -13,6 +13,17 @@ package struct PendingRequest: BitwiseCopyable {
     /// Its own result; a failure of one request says nothing of its neighbours.
     package var status: BlockStatus
     package var request: BlockRequest
+
+    // Functions that change several fields are one access to the pool, with one check of the index.
+
+    /// It was taken from the ring now.
+    @inline(__always)
+    mutating func begin(at now: UInt64) {
+        received = now
+        status = .okay
+        next = -1
+        bufferOffset = 0
+    }
 }
 
 /// Where a reqlist stands on its way.
@@ -75,8 +86,6 @@ package struct Reqlist: BitwiseCopyable {
     /// First sector and sectors of 512 bytes, of the whole list.
     var firstSector: UInt64
     var sectorCount: UInt64
-    /// Where its data stands between the guest and the plugin.
-    var buffer = ListBuffer()
     /// What the plugin is asked for: bytes from `offset`, of which those before `progress` were handed over.
     var offset: UInt64 = 0
     var length: UInt64 = 0
@@ -91,5 +100,62 @@ package struct Reqlist: BitwiseCopyable {
         segmentCount = Int32(truncatingIfNeeded: first.request.segmentCount)
         firstSector = first.request.firstSector
         sectorCount = first.request.sectorCount
+    }
+
+    /// Takes another request in, as its last one; the one that was last, and where the new one's data begin.
+    @inline(__always)
+    mutating func append(_ index: Int32, segments: UInt16, sectors: UInt64) -> (previous: Int32, offset: Int32) {
+        let result = (last, Int32(truncatingIfNeeded: sectorCount &* 512))
+        last = index
+        state.requestCount &+= 1
+        segmentCount &+= Int32(truncatingIfNeeded: segments)
+        sectorCount &+= sectors
+        return result
+    }
+
+    /// Says how its data lie on the disk.
+    @inline(__always)
+    mutating func classify(on disk: DiskTraits) {
+        if sectorCount == 0 {
+            state.data = .none
+        } else if disk.blockMask == 511 || disk.fillsWholeBlocks(first: firstSector, sectors: sectorCount) {
+            state.data = .wholeBlocks
+        } else {
+            state.data = .partialBlocks
+        }
+    }
+
+    /// Widens what the plugin is asked for to whole blocks of the disk; the pages that this takes, and the bytes before
+    /// the first sector.
+    @inline(__always)
+    mutating func widen(on disk: DiskTraits) -> (pages: Int, head: Int32) {
+        // The head says how far into the first block the data begin.
+        let first = firstSector &* 512
+        let head = first & disk.blockMask
+        length = (head &+ sectorCount &* 512 &+ disk.blockMask) & ~disk.blockMask
+        offset = first &- head
+        return (Int(truncatingIfNeeded: (length &+ 4095) >> 12), Int32(truncatingIfNeeded: head))
+    }
+
+    /// Begins a phase in the plugin.
+    @inline(__always)
+    mutating func enter(_ phase: ReqlistPhase) {
+        state.phase = phase
+        state.failure = 0
+        progress = 0
+    }
+
+    /// The plugin is handed `parts` requests more, up to `end` bytes of its length.
+    @inline(__always)
+    mutating func handOver(upTo end: UInt64, parts: Int32) {
+        progress = end
+        outstanding &+= parts
+    }
+
+    /// A plugin request has completed; true if it was the last one of the phase.
+    @inline(__always)
+    mutating func completePart() -> Bool {
+        outstanding &-= 1
+        return outstanding == 0 && progress >= length
     }
 }

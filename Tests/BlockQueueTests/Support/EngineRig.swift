@@ -109,8 +109,12 @@ final class EngineRig {
             discard: info.capabilities.contains(.discard) ? DiscardSupport() : nil, hasBarrier: setup.offersBarrier)
         var ring = BackRing(attaching: guest.ringPages.shared, abi: setup.abi)
         let (journal, recovery) = try source.start(&ring)
+        guard let segments = SegmentStore(requestCount: ring.entryCount, capacity: 0) else {
+            throw OperationError(ENOMEM, "reserve segments")
+        }
         return QueueEngine(
-            ring: ring, domain: FakeGuest.domain, device: info, disk: limits, memory: memory, port: port,
+            ring: ring, domain: FakeGuest.domain, device: info, disk: limits, memory: memory, segments: segments,
+            port: port,
             stats: statistics.cells, journal: journal, recovery: recovery)
     }
 
@@ -139,11 +143,11 @@ final class EngineRig {
     func turn(steps: Int) {
         _ = guest.publish()
         engine.now += 1000
-        var effects = RigEffects(rig: self)
+        let effects = RigEffects(rig: self)
         if steps > 0 { _ = engine.absorbCompletions() }
         if steps > 1 { _ = engine.takeRequests() }
         if steps > 2, engine.collectCopies() { engine.copiesDone(succeeded: effects.copy(&engine.data)) }
-        if steps > 3 { _ = engine.submit(&effects) }
+        if steps > 3 { _ = engine.submit(effects) }
         if steps > 4, engine.unpublished > 0 {
             engine.unpublished = 0
             _ = engine.ring.publish()
@@ -266,9 +270,9 @@ final class EngineRig {
     func turn() -> Bool {
         _ = guest.publish()
         engine.now += 1000
-        var effects = RigEffects(rig: self)
+        let effects = RigEffects(rig: self)
         let answered = counter(.reqs_completed)
-        let worked = engine.turn(&effects)
+        let worked = engine.turn(effects)
         audit()
         takeAnswers()
         return worked || counter(.reqs_completed) != answered
@@ -410,8 +414,8 @@ final class EngineRig {
         for number in 0..<entries where engine.lists[number].state.phase != .free {
             let list = engine.lists[number]
             lists += 1
-            pages += Int(list.buffer.pages)
-            runs += engine.data.runs(of: Int32(number), list.buffer).map { ($0.page, $0.pages) }
+            pages += engine.data.runs(of: Int32(number)).reduce(0) { $0 + Int($1.pages) }
+            runs += engine.data.runs(of: Int32(number)).map { ($0.page, $0.pages) }
             var index = Int32(number)
             var length: Int32 = 0
             while index >= 0, length <= Int32(entries) {
@@ -420,7 +424,9 @@ final class EngineRig {
                 length += 1
                 index = engine.requests[Int(index)].next
             }
-            if length != list.state.requestCount { problem("a list of \(list.state.requestCount) has \(length) requests") }
+            if length != list.state.requestCount {
+                problem("a list of \(list.state.requestCount) has \(length) requests")
+            }
             requests += Int(length)
         }
         if lists != engine.listsInFlight { problem("\(lists) lists are used, \(engine.listsInFlight) are counted") }
@@ -452,12 +458,14 @@ final class EngineRig {
 }
 
 /// Effects on a rig's fakes.
-private struct RigEffects: QueueEffects {
+private final class RigEffects: QueueEffects {
     unowned let rig: EngineRig
 
-    mutating func copy(_ data: inout DataPlane) -> Bool { rig.copy(&data) }
-    mutating func submit(_ side: inout PluginSide) -> Submission { rig.submit(&side) }
-    mutating func poll() -> Bool { false }
-    mutating func notify() { rig.countNotification() }
-    func willPublish(_ engine: borrowing QueueEngine) { rig.audit(engine) }
+    init(rig: EngineRig) { self.rig = rig }
+
+    func copy(_ data: inout DataPlane) -> Bool { rig.copy(&data) }
+    func submit(_ side: inout PluginSide) -> Submission { rig.submit(&side) }
+    func poll() -> Bool { false }
+    func notify() { rig.countNotification() }
+    func willPublish(_ engine: inout QueueEngine) { rig.audit(engine) }
 }

@@ -6,7 +6,7 @@ import PluginHost
 import Xen
 
 /// The effects of a queue's thread: grant copies, the plugin's calls, the event channel.
-struct XenEffects<Platform: XenPlatform>: ~Copyable, QueueEffects {
+final class XenEffects<Platform: XenPlatform>: QueueEffects {
     private var queue: PluginQueue
     private let grants: Platform.Grants
     private let channels: Platform.Events
@@ -24,7 +24,7 @@ struct XenEffects<Platform: XenPlatform>: ~Copyable, QueueEffects {
     }
 
     /// The last call of Xen that failed, once.
-    mutating func takeFailure() -> OperationError? {
+    func takeFailure() -> OperationError? {
         if failure == nil { return nil }
         defer { failure = nil }
         return failure
@@ -32,7 +32,7 @@ struct XenEffects<Platform: XenPlatform>: ~Copyable, QueueEffects {
 
     // MARK: In a turn
 
-    mutating func copy(_ data: inout DataPlane) -> Bool {
+    func copy(_ data: inout DataPlane) -> Bool {
         do throws(OperationError) {
             try data.execute(on: grants)
             return true
@@ -42,11 +42,11 @@ struct XenEffects<Platform: XenPlatform>: ~Copyable, QueueEffects {
         }
     }
 
-    mutating func submit(_ side: inout PluginSide) -> Submission { queue.submit(&side) }
+    func submit(_ side: inout PluginSide) -> Submission { queue.submit(&side) }
 
-    mutating func poll() -> Bool { queue.canPoll && queue.poll() }
+    func poll() -> Bool { queue.canPoll && queue.poll() }
 
-    mutating func notify() {
+    func notify() {
         do throws(OperationError) {
             try channels.notify(channel)
         } catch {
@@ -54,8 +54,7 @@ struct XenEffects<Platform: XenPlatform>: ~Copyable, QueueEffects {
         }
     }
 
-    @inline(__always)
-    func willPublish(_ engine: borrowing QueueEngine) {}
+    func willPublish(_ engine: inout QueueEngine) {}
 
     // MARK: Between turns
 
@@ -63,7 +62,7 @@ struct XenEffects<Platform: XenPlatform>: ~Copyable, QueueEffects {
     var canPoll: Bool { queue.canPoll }
 
     /// Takes the event that made the channel's descriptor readable; true if there was one. The channel is masked then.
-    mutating func takeEvent() -> Bool {
+    func takeEvent() -> Bool {
         do throws(OperationError) {
             // The handle has this one channel, which is masked now: a second read would find nothing. If it did not, the
             // descriptor stays readable.
@@ -77,7 +76,7 @@ struct XenEffects<Platform: XenPlatform>: ~Copyable, QueueEffects {
     }
 
     /// Lets events come again.
-    mutating func unmask() {
+    func unmask() {
         if !isMasked { return }
         isMasked = false
         do throws(OperationError) { try channels.unmask(channel) } catch { failure = error }
