@@ -8,6 +8,9 @@ import PluginHost
 import PluginPort
 
 /// An open queue of a plugin, used and closed on the thread that opened it.
+///
+/// A fence for unsafe memory: the plugin's handle and functions, which live as long as the device, and two arrays of
+/// `batchCapacity` that are written and read below it.
 @safe
 struct PluginQueue: ~Copyable {
     private let device: PluginDevice
@@ -80,7 +83,7 @@ struct PluginQueue: ~Copyable {
     /// Offers what is ready to the plugin.
     ///
     /// A request that the plugin completed although it did not take it counts as taken, and as a violation.
-    mutating func submit(_ side: inout PluginSide) -> Submission {
+    func submit(_ side: inout PluginSide) -> Submission {
         let count = min(side.offerable, batchCapacity)
         var submission = Submission()
         if count <= 0 { return submission }

@@ -8,15 +8,29 @@ import Memory
 import PluginHost
 import Xen
 
+/// What a queue's thread does outside of turns, beside what turns have done.
+protocol LoopEffects: QueueEffects {
+    /// The last call of Xen that failed, once.
+    func takeFailure() -> OperationError?
+    /// True if the plugin can be asked for completions without a system call.
+    var canPoll: Bool { get }
+    /// Takes the event that made the channel's descriptor readable; true if there was one. The channel is masked then.
+    func takeEvent() -> Bool
+    /// Lets events come again.
+    func unmask()
+}
+
 /// The loop of a queue's thread, one turn at a time.
-struct QueueLoop<Platform: XenPlatform>: ~Copyable {
+///
+/// It does not know the platform: a generic loop would look up the type of its effects in every turn.
+struct QueueLoop: ~Copyable {
     private var engine: QueueEngine
-    private let effects: XenEffects<Platform>
+    private let effects: any LoopEffects
     private let events: PluginEvents
     private var pollNanoseconds: UInt64 = 0
     private var turnsSinceEvents = 0
 
-    init(engine: consuming QueueEngine, effects: XenEffects<Platform>, events: PluginEvents) {
+    init(engine: consuming QueueEngine, effects: any LoopEffects, events: PluginEvents) {
         self.engine = engine
         self.effects = effects
         self.events = events
@@ -25,7 +39,7 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
     /// Ends the loop: the plugin's queue is closed with it.
     consuming func finish() {}
 
-    // MARK: What is to be told
+    // MARK: Reports
 
     var overflow: RingOverflow? { engine.overflow }
     /// Draining was asked for, and nothing is on its way.
@@ -67,6 +81,9 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
     }
 
     /// One way around. False if there was nothing to do.
+    ///
+    /// Never inlined: `make count` counts the instructions of this function and of all that it calls.
+    @inline(never)
     mutating func turn() -> Bool {
         engine.now = clinux_monotonic_ns()
         return careForEvents(engine.turn(effects))

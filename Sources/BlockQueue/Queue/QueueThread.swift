@@ -56,6 +56,9 @@ package struct QueueConfiguration: Sendable {
 }
 
 /// A running queue. Methods are for the control thread.
+///
+/// Unchecked, because of two members: `thread` is the control thread's alone, and the port checks by itself who uses what.
+/// All else is constant, atomic or behind a lock.
 package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// What the control thread wants of the queue's.
     private struct Wishes {
@@ -93,6 +96,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         onReplayed: @escaping @Sendable () -> Void = {}
     ) throws(OperationError) {
         let entries = RingLayout(configuration.abi).entryCount(pages: configuration.ringReferences.count)
+        // Unsafe as a C struct with pointers; this member is a number.
         let context = unsafe Int(device.library.table.req_ctx_size)
         // A list can be several plugin requests where the plugin's limit is small; the more fit, the deeper it runs.
         guard let port = CompletionPorts.take(requestCount: max(entries, 32) + 32, contextSize: context) else {
@@ -218,12 +222,13 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             channels.fileDescriptor, UInt32(EPOLLIN.rawValue), PluginEvents.Source.eventChannel.rawValue)
         if watched != 0 { throw OperationError(-watched, "watch event channel \(channel)") }
         let engine = try makeEngine(BackRing(attaching: mapping.pages, abi: configuration.abi), memory)
+        // The memory lives to the end of this function, behind the unmap below.
         unsafe try device.map(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
         let queue = try PluginQueue(
             device: device, port: port, events: events, index: configuration.index,
             depth: engine.plugin.depthLimit, threadCount: configuration.blockingThreads)
         started.signal()
-        var loop = QueueLoop<Platform>(
+        var loop = QueueLoop(
             engine: engine,
             effects: XenEffects(queue: queue, grants: grants, channels: channels, channel: channel), events: events)
         if journal.isInherited { loop.notify() }
@@ -258,7 +263,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         do { try channels.unbind(channel) } catch { log.error("queue \(configuration.index): \(error)") }
     }
 
-    private func run(_ loop: inout QueueLoop<Platform>) {
+    private func run(_ loop: inout QueueLoop) {
         var reportedOverflow = false
         takeWishes(&loop)
         while true {
@@ -283,7 +288,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         }
     }
 
-    private func takeWishes(_ loop: inout QueueLoop<Platform>) {
+    private func takeWishes(_ loop: inout QueueLoop) {
         wishesChanged.store(false, ordering: .releasing)
         let current = wishes.withLock { $0 }
         loop.apply(

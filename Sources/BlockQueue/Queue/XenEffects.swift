@@ -6,17 +6,19 @@ import PluginHost
 import Xen
 
 /// The effects of a queue's thread: grant copies, the plugin's calls, the event channel.
-final class XenEffects<Platform: XenPlatform>: QueueEffects {
-    private var queue: PluginQueue
-    private let grants: Platform.Grants
-    private let channels: Platform.Events
+///
+/// Generic over the two types, not over the platform that they belong to: they would be looked up in it in every turn.
+final class XenEffects<Grants: GrantTable, Events: EventChannels>: LoopEffects {
+    private let queue: PluginQueue
+    private let grants: Grants
+    private let channels: Events
     private let channel: EventPort
     /// The event channel is masked: an event was taken and not acknowledged yet.
     private var isMasked = false
     /// The last call of Xen that failed and was not told yet.
     private var failure: OperationError?
 
-    init(queue: consuming PluginQueue, grants: Platform.Grants, channels: Platform.Events, channel: EventPort) {
+    init(queue: consuming PluginQueue, grants: Grants, channels: Events, channel: EventPort) {
         self.queue = queue
         self.grants = grants
         self.channels = channels
