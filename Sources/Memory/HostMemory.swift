@@ -29,7 +29,9 @@ public final class HostMemory: Sendable {
     /// The address of `count` bytes at `offset`, valid while the region lives.
     @inlinable @inline(__always)
     @unsafe public func address(at offset: Int, count: Int) -> UnsafeMutableRawPointer {
-        precondition(offset >= 0 && count >= 0 && offset <= byteCount - count)
+        // As unsigned numbers, negative ones are larger than any size.
+        precondition(UInt(bitPattern: count) <= UInt(bitPattern: byteCount))
+        precondition(UInt(bitPattern: offset) <= UInt(bitPattern: byteCount &- count))
         return unsafe base + offset
     }
 
