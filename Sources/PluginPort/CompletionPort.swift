@@ -12,6 +12,10 @@ import Synchronization
 
 /// The completion side of a queue. Lives as long as the process, because a plugin that breaks the rules may call
 /// complete() at any time. Ports that no queue uses are kept in ``CompletionPorts`` for the next connection.
+///
+/// Unchecked, because the compiler cannot know who uses what: cells that other threads write are changed by atomic
+/// operations alone, a request belongs to one side at a time by its atomic state, and the rest is the queue thread's.
+/// `attachment` is set before a plugin knows the port.
 @safe
 public final class CompletionPort: @unchecked Sendable {
     @usableFromInline let requests: FixedArray<PluginRequest>
@@ -34,7 +38,7 @@ public final class CompletionPort: @unchecked Sendable {
     public let wakeDescriptor: Int32
     /// Bytes of scratch that each request has for the plugin.
     public let contextSize: Int
-    /// What the plugin's host keeps with the port for ever, because a plugin may keep its address.
+    /// What the plugin's host keeps as long as the port, because a plugin may keep its address.
     public var attachment: AnyObject?
 
     /// A pool of `requestCount` plugin requests, each with `contextSize` bytes of scratch for the plugin.

@@ -85,7 +85,10 @@ package struct DataPlane: ~Copyable {
 
     @inline(never)
     private mutating func releaseScattered(_ list: Int32) {
-        for run in runs(of: list) { pool.release(Int(run.page), Int(run.pages)) }
+        for number in 0..<Int(buffers[Int(list)].runs) {
+            let run = runs[Int(list) * Self.mostRuns + number]
+            pool.release(Int(run.page), Int(run.pages))
+        }
     }
 
     /// Bytes of a list's buffer before its first sector.
@@ -107,7 +110,7 @@ package struct DataPlane: ~Copyable {
         return buffer.runs == 1 ? buffer.start : nil
     }
 
-    /// The runs of a list's buffer.
+    /// The runs of a list's buffer; for tests.
     func runs(of list: Int32) -> [BufferRun] {
         let buffer = buffers[Int(list)]
         if buffer.runs == 1 { return [BufferRun(page: buffer.page, pages: buffer.pages)] }
@@ -151,6 +154,7 @@ package struct DataPlane: ~Copyable {
     /// Lets a plugin request point at `length` bytes from a place of the memory.
     @inline(__always)
     func point(_ request: PluginRequestPointer, at place: Int, _ length: Int) {
+        // The address is checked, and the memory lives until the plugin's queue is closed.
         unsafe request.setVector(memory.address(at: place, count: length), length)
     }
 
@@ -175,6 +179,7 @@ package struct DataPlane: ~Copyable {
                 point(request, at: place, piece)
                 return
             }
+            // As in ``point(_:at:_:)``.
             unsafe request.setVector(number, memory.address(at: place, count: piece), piece)
             number += 1
             done += piece
@@ -240,6 +245,10 @@ package struct DataPlane: ~Copyable {
     /// The next list of the batch, in its order.
     @inline(__always)
     mutating func popBatched() -> Int32? { waiting.popFirst() }
+
+    /// No copy of the batch counts as done, whatever its status: the call itself failed.
+    @inline(never)
+    mutating func failBatch() { copies.failAll() }
 
     /// True if the next copy was done; asked in the order of ``add(_:_:at:toGuest:)``.
     @inline(__always)

@@ -86,7 +86,9 @@ extension QueueEngine {
     }
 
     /// Sends the list that requests were being added to.
-    @inline(__always)
+    ///
+    /// Never inlined, so that ``accept(_:_:)`` is small enough to be: the slot would be copied once more for a call.
+    @inline(never)
     mutating func closeTail(forced: Bool) {
         if tail < 0 { return }
         let list = tail

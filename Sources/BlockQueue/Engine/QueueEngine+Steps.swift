@@ -93,7 +93,7 @@ extension QueueEngine {
         startTransfer(list)
     }
 
-    /// Puts the list among those whose data are to be copied from or to the guest.
+    /// Queues the list for copying its data from or to the guest.
     @inline(__always)
     mutating func wait(_ list: Int32, for copy: ReqlistPhase) {
         lists[Int(list)].state.phase = copy
@@ -101,6 +101,9 @@ extension QueueEngine {
     }
 
     // MARK: Copies
+    //
+    // Most lists have one request. The first one is done apart from the others of its list, here and where responses are
+    // written: a loop would load what its rounds have in common before it begins, which costs more than one round.
 
     /// Puts the copies of waiting lists into a batch, as many lists as fit; true if there is something to copy.
     mutating func collectCopies() -> Bool {
@@ -118,20 +121,31 @@ extension QueueEngine {
     private mutating func collect(_ list: Int32, _ buffer: Int) {
         let toGuest = lists[Int(list)].state.phase == .copyOut
         let start = buffer &+ data.head(of: list)
-        var index = list
+        collect(request: list, start, toGuest: toGuest)
+        let second = requests[Int(list)].next
+        if second >= 0 { collectRest(second, start, toGuest: toGuest) }
+    }
+
+    @inline(never)
+    private mutating func collectRest(_ second: Int32, _ start: Int, toGuest: Bool) {
+        var index = second
         while index >= 0 {
-            let request = Int(index)
-            if requests[request].status == .okay {
-                let row = segments[request]
-                var place = start &+ Int(requests[request].bufferOffset)
-                for number in 0..<Int(requests[request].request.segmentCount) {
-                    let segment = row[number]
-                    let length = segment.sectorCount &* 512
-                    data.add(segment, length, at: place, toGuest: toGuest)
-                    place &+= length
-                }
-            }
-            index = requests[request].next
+            collect(request: index, start, toGuest: toGuest)
+            index = requests[Int(index)].next
+        }
+    }
+
+    @inline(__always)
+    private mutating func collect(request index: Int32, _ start: Int, toGuest: Bool) {
+        let request = Int(index)
+        if requests[request].status != .okay { return }
+        let row = segments[request]
+        var place = start &+ Int(requests[request].bufferOffset)
+        for number in 0..<Int(requests[request].request.segmentCount) {
+            let segment = row[number]
+            let length = segment.sectorCount &* 512
+            data.add(segment, length, at: place, toGuest: toGuest)
+            place &+= length
         }
     }
 
@@ -170,35 +184,52 @@ extension QueueEngine {
     mutating func copiesDone(succeeded: Bool) {
         stats.add(.grant_copy_calls)
         stats.add(.grant_copy_operations, UInt64(data.copies.count))
+        if !succeeded { data.failBatch() }
         for _ in 0..<data.batchCount {
             guard let list = data.popBatched() else { break }
             let isScattered = data.start(of: list) == nil
-            if isScattered { takeScatteredResults(list, succeeded) }
-            var failed: Int32 = 0
-            var index = list
-            while index >= 0 {
-                let request = Int(index)
-                if requests[request].status == .okay && !isScattered {
-                    for _ in 0..<Int(requests[request].request.segmentCount) {
-                        if !data.takeResult() || !succeeded {
-                            stats.add(.grant_errors)
-                            requests[request].status = .error
-                        }
-                    }
-                }
-                if requests[request].status != .okay { failed &+= 1 }
-                index = requests[request].next
-            }
+            if isScattered { takeScatteredResults(list) }
+            var failed: Int32 = takeResults(list, isScattered) ? 0 : 1
+            let second = requests[Int(list)].next
+            if second >= 0 { failed &+= takeRestOfResults(second, isScattered) }
             go(list, after: .copied(failed: failed))
         }
         data.beginBatch()
         startWaitingLists()
     }
 
+    /// The requests of a list that failed, from its second one on.
     @inline(never)
-    private mutating func takeScatteredResults(_ list: Int32, _ succeeded: Bool) {
+    private mutating func takeRestOfResults(_ second: Int32, _ isScattered: Bool) -> Int32 {
+        var failed: Int32 = 0
+        var index = second
+        while index >= 0 {
+            if !takeResults(index, isScattered) { failed &+= 1 }
+            index = requests[Int(index)].next
+        }
+        return failed
+    }
+
+    /// Takes the results of a request's copies, unless they were taken; false if the request has failed, now or before.
+    @inline(__always)
+    private mutating func takeResults(_ index: Int32, _ areTaken: Bool) -> Bool {
+        let request = Int(index)
+        if requests[request].status != .okay { return false }
+        if areTaken { return true }
+        var isDone = true
+        for _ in 0..<Int(requests[request].request.segmentCount) {
+            if data.takeResult() { continue }
+            stats.add(.grant_errors)
+            isDone = false
+        }
+        if !isDone { requests[request].status = .error }
+        return isDone
+    }
+
+    @inline(never)
+    private mutating func takeScatteredResults(_ list: Int32) {
         forEachSegment(of: list) { engine, request, segment, offset in
-            if !engine.data.takeScatteredResult(segment, at: offset, in: list) || !succeeded {
+            if !engine.data.takeScatteredResult(segment, at: offset, in: list) {
                 engine.stats.add(.grant_errors)
                 engine.requests[request].status = .error
             }
@@ -228,14 +259,20 @@ extension QueueEngine {
     private mutating func finishInline(_ list: Int32) {
         lists[Int(list)].state.phase = .free
         data.release(list)
-        var index = list
-        while index >= 0 {
-            let next = requests[Int(index)].next
-            respond(index)
-            index = next
-        }
+        let second = requests[Int(list)].next
+        respond(list)
+        if second >= 0 { respondToRest(second) }
         listsInFlight &-= 1
         if exclusive == list { exclusive = -1 }
+    }
+
+    @inline(never)
+    private mutating func respondToRest(_ second: Int32) {
+        var index = second
+        while index >= 0 {
+            respond(index)
+            index = requests[Int(index)].next
+        }
     }
 
     /// Writes the response of a request.

@@ -10,7 +10,23 @@ extension QueueEngine {
     @inline(__always)
     mutating func startTransfer(_ list: Int32) {
         lists[Int(list)].enter(.transfer)
-        buildTransfer(list)
+        let operation = lists[Int(list)].state.operation
+        let length = lists[Int(list)].length
+        // The way of most: all of it in one request with one vector.
+        guard operation != .discard, !lists[Int(list)].state.isSplit, length <= plugin.maxTransfer,
+            let place = data.start(of: list), let request = plugin.takeIfFree()
+        else {
+            buildParts(list)
+            return
+        }
+        let pointer = plugin.port.request(request)
+        pointer.prepare(
+            list: list, op: operation == .read ? UInt8(XBB_OP_READ) : UInt8(XBB_OP_WRITE),
+            flags: operation == .writeBarrier && traits.hasFUA ? UInt16(XBB_REQ_FUA) : 0,
+            offset: lists[Int(list)].offset, length: length)
+        data.point(pointer, at: place, Int(truncatingIfNeeded: length))
+        plugin.makeReady(request)
+        lists[Int(list)].handOver(upTo: length, parts: 1)
     }
 
     /// Begins a phase of the plugin that is not the transfer: a flush, or the reading of blocks.
@@ -29,7 +45,7 @@ extension QueueEngine {
             return
         }
         switch lists[Int(list)].state.phase {
-        case .transfer: buildTransfer(list)
+        case .transfer: buildParts(list)
         case .fillBlocks: buildFill(list)
         default: buildFlush(list)
         }
@@ -46,29 +62,7 @@ extension QueueEngine {
         plugin.makeReady(request)
     }
 
-    /// Hands over the data, or the range of a discard.
-    @inline(__always)
-    private mutating func buildTransfer(_ list: Int32) {
-        let operation = lists[Int(list)].state.operation
-        let length = lists[Int(list)].length
-        // The way of most: all of it in one request with one vector.
-        guard operation != .discard, !lists[Int(list)].state.isSplit, lists[Int(list)].progress == 0,
-            length <= plugin.maxTransfer, let place = data.start(of: list), let request = plugin.takeIfFree()
-        else {
-            buildParts(list)
-            return
-        }
-        let pointer = plugin.port.request(request)
-        pointer.prepare(
-            list: list, op: operation == .read ? UInt8(XBB_OP_READ) : UInt8(XBB_OP_WRITE),
-            flags: operation == .writeBarrier && traits.hasFUA ? UInt16(XBB_REQ_FUA) : 0,
-            offset: lists[Int(list)].offset, length: length)
-        data.point(pointer, at: place, Int(truncatingIfNeeded: length))
-        plugin.makeReady(request)
-        lists[Int(list)].handOver(upTo: length, parts: 1)
-    }
-
-    /// The same in several requests, where the plugin's limits or the buffer ask for it.
+    /// Hands over the data, or the range of a discard, in as many requests as the plugin's limits and the buffer ask for.
     @inline(never)
     private mutating func buildParts(_ list: Int32) {
         let position = Int(list)

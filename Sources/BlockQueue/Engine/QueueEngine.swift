@@ -6,8 +6,8 @@
 //     └── respond ◄── DataPlane ◄────────── Reqlist.next() ◄──────── absorb ◄──────────┘
 //
 // The engine owns the pools and decides; it makes no system call, takes no lock and allocates nothing after init.
-// The effects (grant copies, the plugin's submit, the event) are done by whoever calls ``turn(_:)``. Lists that wait for
-// something stand in exactly one queue of indices.
+// The effects (grant copies, the plugin's submit, the event) are passed to ``turn(_:)`` by its caller. A list that waits is in
+// exactly one queue of indices.
 import Blkif
 import Memory
 import PluginHost
@@ -66,7 +66,7 @@ package struct QueueEngine: ~Copyable {
     /// Requests whose responses the frontend cannot see yet. They are free when it can: a successor must find what
     /// it may have to do again.
     var answered: IndexQueue
-    /// Requests of an earlier process that are to be done again before any other.
+    /// Requests of an earlier process, which are done again before any other.
     var replays: IndexQueue
     var replaying: Replaying
     var memoryWaiters: IndexQueue
@@ -80,7 +80,7 @@ package struct QueueEngine: ~Copyable {
     var unpublished: UInt64 = 0
     var flushCount: UInt64 = 0
 
-    // What is to be told.
+    // Not reported yet.
     /// Why the ring is not read any more.
     var overflow: RingOverflow?
     /// The last fault of the guest that was not reported yet.

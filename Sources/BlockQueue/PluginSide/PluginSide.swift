@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The plugin requests of a queue: those that are free, those that are to be offered, and those that the plugin has.
+// The plugin requests of a queue: free, ready to be offered, or with the plugin.
 import PluginAPI
 import PluginPort
 
@@ -81,7 +81,7 @@ package struct PluginSide: ~Copyable {
 
     /// A request that was offered and not taken waits again; false if the plugin has completed it nevertheless.
     ///
-    /// To be called for the last one first, so that the order stays.
+    /// Call it for the last one first, so that the order stays.
     mutating func takeBack(_ request: Int32) -> Bool {
         guard port.takeBack(request) else { return false }
         ready.prepend(request)

@@ -65,6 +65,9 @@ public enum LatencyClass: Int, CaseIterable, Sendable {
 }
 
 /// The cells that a queue's thread adds to. A view without an owner, so that the hot path counts no references.
+///
+/// Unchecked, because it has a pointer: it is made once and handed to the queue's thread, which alone writes, with single
+/// stores of 64 bits that any thread may read. The ``QueueStatistics`` live longer than the thread.
 @safe
 struct StatisticsCells: @unchecked Sendable {
     fileprivate let cells: UnsafeMutablePointer<UInt64>
@@ -105,6 +108,7 @@ extension StatisticsCells {
 /// Counters and histograms in plain memory. The queue's thread adds; others read values that may be a moment old.
 @safe
 public final class QueueStatistics: Sendable {
+    /// Constant; the cells behind it are accessed by atomic loads and stores.
     nonisolated(unsafe) private let base: UnsafeMutablePointer<UInt64>
     private static let counterCells = 64
     private static let cellCount = counterCells + LatencyClass.allCases.count * LatencyHistogram.bucketCount
