@@ -136,7 +136,7 @@ private func meaning(of request: inout oracle_request, _ disk: OfferedFeatures) 
     return .request(operation: operation, sectors: sectors, segments: segments, secure: false)
 }
 
-extension BlockRequest {
+extension ParsedRequest {
     /// What parsing made of a slot.
     func meaning(_ error: RequestError?) -> Meaning {
         if let error { return .error(error) }
