@@ -145,6 +145,18 @@ public struct RequestEncoder: Sendable {
         return slot
     }
 
+    /// A read or write whose `segmentCount` segments stand in the pages behind `references`, at most eight.
+    public func indirect(
+        operation: UInt8, id: UInt64, firstSector: UInt64, segmentCount: UInt16, references: [UInt32]
+    ) -> SlotBytes {
+        var slot = SlotBytes()
+        begin(&slot, BlkifLimits.indirectOperation, operation, segmentCount, id, firstSector)
+        for (index, reference) in references.prefix(BlkifLimits.indirectPagesPerRequest).enumerated() {
+            slot.store(reference, at: layout.sectorOffset + 12 + index * 4)
+        }
+        return slot
+    }
+
     /// Writes what all requests have; for callers that must not allocate.
     public func begin(
         _ slot: inout SlotBytes, _ operation: UInt8, _ second: UInt8, _ handle: UInt16, _ id: UInt64,

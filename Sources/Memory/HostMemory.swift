@@ -52,6 +52,13 @@ public final class HostMemory: Sendable {
         _ = unsafe madvise(address(at: offset, count: count), count, MADV_DONTNEED)
     }
 
+    /// The 64 bits at `offset`, a multiple of eight.
+    @inlinable @inline(__always)
+    public func load64(at offset: Int) -> UInt64 {
+        precondition(offset & 7 == 0)
+        return unsafe address(at: offset, count: 8).load(as: UInt64.self)
+    }
+
     /// A private copy of `count` bytes at `offset`.
     public func bytes(at offset: Int, count: Int) -> [UInt8] {
         let start = unsafe address(at: offset, count: count)

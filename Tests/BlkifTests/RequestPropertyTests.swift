@@ -187,7 +187,8 @@ struct RequestPropertyTests {
             tally.operations.insert(request.operation)
         }
         #expect(tally.valid > Self.cases / 3)
-        for rule in RequestError.allCases { #expect(tally.broken[rule, default: 0] > Self.cases / 500, "\(rule)") }
+        // Parsing cannot find out that a page cannot be read.
+        for rule in RequestError.allCases where rule != .unreachableSegments { #expect(tally.broken[rule, default: 0] > Self.cases / 500, "\(rule)") }
         #expect(tally.operations.isSuperset(of: [0, 1, 2, 3, 4, 5, 6, 255]))
         print("requests with one broken rule, \(abi): \(tally.valid) valid, \(tally.broken)")
     }

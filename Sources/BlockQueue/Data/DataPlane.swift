@@ -68,24 +68,21 @@ package struct DataPlane: ~Copyable {
         return true
     }
 
-    /// A list that needs no memory.
-    @inline(__always)
-    mutating func leaveEmpty(_ list: Int32) { buffers[Int(list)].runs = 0 }
-
     /// Gives the pages of a list back, if it has any.
     @inline(__always)
     mutating func release(_ list: Int32) {
         let buffer = buffers[Int(list)]
+        buffers[Int(list)].runs = 0
         if buffer.runs == 1 {
             pool.release(Int(buffer.page), Int(buffer.pages))
         } else if buffer.runs > 1 {
-            releaseScattered(list)
+            releaseScattered(list, buffer.runs)
         }
     }
 
     @inline(never)
-    private mutating func releaseScattered(_ list: Int32) {
-        for number in 0..<Int(buffers[Int(list)].runs) {
+    private mutating func releaseScattered(_ list: Int32, _ count: Int32) {
+        for number in 0..<Int(count) {
             let run = runs[Int(list) * Self.mostRuns + number]
             pool.release(Int(run.page), Int(run.pages))
         }
@@ -237,6 +234,12 @@ package struct DataPlane: ~Copyable {
                 host: memory, hostOffset: place, toGuest: toGuest)
             done += piece
         }
+    }
+
+    /// Adds the copy of a page's beginning into memory other than that of the data.
+    mutating func addFetch(_ reference: UInt32, _ length: Int, to pages: HostMemory, at place: Int) {
+        copies.append(
+            reference: reference, of: domain, offset: 0, length: length, host: pages, hostOffset: place, toGuest: false)
     }
 
     /// Lists in the batch, each taken by ``popBatched()``.

@@ -44,9 +44,15 @@ extension QueueEngine {
         requests[Int(index)].begin(at: now)
         let row = segments[Int(index)]
         if let problem = requests[Int(index)].request.parse(slot, layout: ring.layout, disk: disk, segments: row) {
-            reject(index, problem)
+            fetchOrReject(index, slot, problem)
             return
         }
+        addToList(index)
+    }
+
+    /// Puts a parsed request into a reqlist.
+    @inline(__always)
+    mutating func addToList(_ index: Int32) {
         if tail >= 0 {
             if rule.allows(lists[Int(tail)], requests[Int(index)].request) {
                 append(index, to: tail)
@@ -59,7 +65,7 @@ extension QueueEngine {
     }
 
     @inline(never)
-    private mutating func reject(_ index: Int32, _ problem: RequestError) {
+    mutating func reject(_ index: Int32, _ problem: RequestError) {
         stats.add(.rejected_requests)
         let request = requests[Int(index)].request
         fault = GuestFault(
@@ -115,7 +121,7 @@ extension QueueEngine {
 
     /// Starts a closed list on its way, or lets it wait behind those that wait already.
     @inline(__always)
-    private mutating func begin(_ list: Int32) {
+    mutating func begin(_ list: Int32) {
         if exclusive >= 0 || !memoryWaiters.isEmpty {
             waitForMemory(list)
         } else if mustBeAlone(list) {
@@ -137,8 +143,11 @@ extension QueueEngine {
     @inline(never)
     private mutating func startAlone(_ list: Int32) {
         exclusive = list
-        lists[Int(list)].state.phase = .waitingForDrain
-        startExclusiveIfAlone()
+        // Requests that wait for their segments were taken before it: the end of the fetch begins it again.
+        if fetch.isEmpty {
+            lists[Int(list)].state.phase = .waitingForDrain
+            startExclusiveIfAlone()
+        }
     }
 
     /// Starts lists that waited for the end of others, after any may have ended.

@@ -9,10 +9,7 @@ extension QueueEngine {
     @inline(__always)
     mutating func allocate(_ list: Int32) -> Bool {
         let state = lists[Int(list)].state
-        if state.data == .none || state.operation == .discard {
-            data.leaveEmpty(list)
-            return true
-        }
+        if state.data == .none || state.operation == .discard { return true }
         let (pages, head) = lists[Int(list)].widen(on: traits)
         if traits.blockMask > 511 && hasRequestOfPartialBlocks(list) { return allocateWithScratch(list, pages, head) }
         return data.allocate(pages, head: head, for: list)
@@ -21,7 +18,7 @@ extension QueueEngine {
     /// The same with pages behind the data, where single requests are done that fill blocks only in part.
     @inline(never)
     private mutating func allocateWithScratch(_ list: Int32, _ pages: Int, _ head: Int32) -> Bool {
-        guard data.allocate(pages + QueueEngine.scratchPages, head: head, for: list) else { return false }
+        guard data.allocate(pages + scratchPages, head: head, for: list) else { return false }
         data.setScratch(pages * BufferPool.pageSize, of: list)
         return true
     }

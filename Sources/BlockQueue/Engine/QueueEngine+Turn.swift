@@ -36,6 +36,7 @@ extension QueueEngine {
         if takeRequests() {
             worked = true
             KillPoint.reach(.taken)
+            if collectFetches() { fetched(succeeded: effects.copy(&data)) }
         }
         if collectCopies() {
             worked = true

@@ -60,6 +60,10 @@ package struct QueueEngine: ~Copyable {
     var requests: FixedArray<PendingRequest>
     /// The segments of each request.
     let segments: SegmentStore
+    /// Requests whose segments are outside of their slots.
+    var fetch: FetchStage
+    /// Pages that the largest request takes with the blocks around it.
+    let scratchPages: Int
     var freeRequests: IndexStack
     /// A reqlist has the index of its first request.
     var lists: FixedArray<Reqlist>
@@ -93,7 +97,7 @@ package struct QueueEngine: ~Copyable {
 
     init(
         ring: consuming BackRing, domain: DomainID, device: DeviceInfo, disk: OfferedFeatures, memory: HostMemory,
-        segments: consuming SegmentStore, port: CompletionPort, stats: StatisticsCells, journal: QueueJournal,
+        segments: consuming SegmentStore, fetch: consuming FetchStage, port: CompletionPort, stats: StatisticsCells, journal: QueueJournal,
         recovery: QueueRecovery
     ) {
         let entries = ring.entryCount
@@ -105,7 +109,8 @@ package struct QueueEngine: ~Copyable {
             blockMask: UInt64(device.logicalBlock) &- 1, hasFlush: device.capabilities.contains(.flush),
             hasFUA: device.capabilities.contains(.fua))
         canEraseSecurely = device.capabilities.contains(.discardSecure)
-        let mostSegments = entries * BlkifLimits.segmentsPerRequest
+        let perRequest = segments.capacity
+        let mostSegments = max(entries * BlkifLimits.segmentsPerRequest, perRequest + DataPlane.mostRuns)
         data = DataPlane(domain: domain, memory: memory, listCount: entries, copyCount: mostSegments)
         plugin = PluginSide(
             port: port,
@@ -114,6 +119,7 @@ package struct QueueEngine: ~Copyable {
                 maxVectors: device.maxVectors), listCount: entries)
         requests = FixedArray(zeroed: entries)
         self.segments = segments
+        self.fetch = fetch
         freeRequests = IndexStack(full: entries, except: recovery.replays)
         answered = IndexQueue(capacity: entries)
         replays = IndexQueue(capacity: entries)
@@ -121,23 +127,34 @@ package struct QueueEngine: ~Copyable {
         replaying = Replaying(recovery)
         lists = FixedArray(zeroed: entries)
         memoryWaiters = IndexQueue(capacity: entries)
-        precondition(memory.byteCount >= QueueEngine.smallestMemory)
+        precondition(memory.byteCount >= QueueEngine.memoryBytes(0, for: disk))
+        // The largest request, wherever it begins, with the blocks around it.
+        scratchPages = perRequest + 1
         // A reqlist and what is needed beside its data must fit into a quarter of the memory, so that several can be on
         // their way.
-        let spare = 8192 + (device.logicalBlock > 512 ? QueueEngine.scratchPages * BufferPool.pageSize : 0)
+        let spare = 8192 + (device.logicalBlock > 512 ? scratchPages * BufferPool.pageSize : 0)
         let most = min(device.maxTransfer, QueueEngine.largestReqlist, UInt64(max(memory.byteCount / 4 - spare, 0)))
         rule = CoalescingRule(
-            maxBytes: max(most, UInt64(BlkifLimits.segmentsPerRequest * 4096)),
+            maxBytes: max(most, UInt64(perRequest * 4096)),
             // Where no run of pages is long enough, a list takes a few copies more than it has segments.
             maxSegments: Int32(truncatingIfNeeded: mostSegments - DataPlane.mostRuns))
     }
 
     /// Bytes of the largest reqlist, whatever the plugin takes: 1 MiB.
     static let largestReqlist: UInt64 = 1 << 20
-    /// Bytes of memory that the smallest limit of a reqlist needs, with the blocks around it and its scratch pages.
-    static let smallestMemory = 128 << 10
-    /// Pages that the largest request takes with the blocks around it, wherever it begins.
-    static let scratchPages = 12
+    /// Bytes of memory for the data of a queue: what is wanted, or what its largest requests need. Of those four fit, each
+    /// with the blocks around it and its scratch pages; 128 KiB for requests of eleven segments.
+    static func memoryBytes(_ wanted: Int, for disk: OfferedFeatures) -> Int {
+        let segments = max(Self.segments(of: disk), BlkifLimits.segmentsPerRequest)
+        return max(wanted, max(128 << 10, segments > BlkifLimits.segmentsPerRequest ? segments * 4096 * 8 : 0))
+    }
+
+    /// The most segments of an indirect request; 0 where there are none.
+    static func segments(of disk: OfferedFeatures) -> Int {
+        min(
+            Int(disk.maximumIndirectSegments),
+            BlkifLimits.indirectPagesPerRequest * BlkifLimits.segmentsPerIndirectPage)
+    }
 
     /// True when nothing is on its way between the ring and its responses.
     var isIdle: Bool { listsInFlight == 0 && tail < 0 && exclusive < 0 }

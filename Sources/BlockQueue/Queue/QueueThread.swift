@@ -215,7 +215,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             configuration.eventChannel, of: domain, on: channels, patient: journal.isInherited)
         defer { unbind(channel, channels) }
         KillPoint.reach(.bound)
-        guard let memory = HostMemory(byteCount: max(configuration.memoryBytes, QueueEngine.smallestMemory)),
+        guard let memory = HostMemory(byteCount: QueueEngine.memoryBytes(configuration.memoryBytes, for: configuration.disk)),
             let events = PluginEvents(port: port)
         else { throw OperationError(ENOMEM, "reserve memory for queue \(configuration.index)") }
         let watched = events.add(
@@ -246,13 +246,15 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             let found = RecoverySummary(recovery, journal, layout: ring.layout, disk: configuration.disk)
             summary.withLock { $0 = found }
         }
-        let capacity = Int(configuration.disk.maximumIndirectSegments)
-        guard let segments = SegmentStore(requestCount: ring.entryCount, capacity: capacity) else {
+        let capacity = QueueEngine.segments(of: configuration.disk)
+        guard let segments = SegmentStore(requestCount: ring.entryCount, capacity: capacity),
+            let fetch = FetchStage(requestCount: capacity > 0 ? ring.entryCount : 0)
+        else {
             throw OperationError(ENOMEM, "reserve segments for queue \(configuration.index)")
         }
         return QueueEngine(
             ring: ring, domain: configuration.domain, device: device.info, disk: configuration.disk, memory: memory,
-            segments: segments, port: port, stats: statistics.cells, journal: journal, recovery: recovery)
+            segments: segments, fetch: fetch, port: port, stats: statistics.cells, journal: journal, recovery: recovery)
     }
 
     private func unmap(_ mapping: GrantMapping, _ grants: Platform.Grants) {

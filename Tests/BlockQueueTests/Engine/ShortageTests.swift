@@ -72,7 +72,7 @@ struct ShortageTests {
 
     @Test(
         "the smallest memory carries the largest request, on every block size", arguments: [512, 4096],
-        [QueueEngine.smallestMemory, 256 << 10])
+        [128 << 10, 256 << 10])
     func smallestMemory(_ block: Int, _ bytes: Int) throws {
         let rig = try EngineRig {
             $0.memoryBytes = bytes

@@ -35,8 +35,16 @@ final class EngineRig {
         var memoryBytes = 4 << 20
         var pluginRequests = 64
         var readOnly = false
+        /// Segments of indirect requests that are offered.
+        var indirectSegments: UInt32 = 0
         var offersBarrier = true
         var info = xbb_info()
+
+        /// What a queue of the host would have.
+        var wholeMemory: Int {
+            QueueEngine.memoryBytes(
+                memoryBytes, for: OfferedFeatures(sectorCount: 1, maximumIndirectSegments: indirectSegments))
+        }
 
         init() {
             info.caps =
@@ -88,13 +96,13 @@ final class EngineRig {
         let info = try DeviceInfo(validating: setup.info)
         let entries = RingLayout(setup.abi).entryCount(pages: setup.ringPages)
         guest = FakeGuest(
-            ringPageCount: setup.ringPages, abi: setup.abi, startIndex: setup.startIndex, pageCount: entries * 12)
-        freePages = (0..<UInt32(entries * 12)).reversed().map { FakeGuest.firstReference + $0 }
+            ringPageCount: setup.ringPages, abi: setup.abi, startIndex: setup.startIndex, pageCount: entries * 12 + Int(setup.indirectSegments) * 12)
+        freePages = (0..<UInt32(entries * 12) + setup.indirectSegments * 12).reversed().map { FakeGuest.firstReference + $0 }
         disk = FakeDisk(sectorCount: setup.sectors)
         port = try #require(CompletionPorts.take(requestCount: setup.pluginRequests, contextSize: 0))
         port.adoptThread()
         journal = try #require(JournalMapping.anonymous(queues: 1, entries: entries))
-        memory = try #require(HostMemory(byteCount: setup.memoryBytes))
+        memory = try #require(HostMemory(byteCount: setup.wholeMemory))
         plugin = FakePlugin(disk: disk, info: info, port: port)
         engine = try Self.engine(
             setup, info, guest, QueueJournalSource(mapping: journal, index: 0), memory, port, statistics)
@@ -106,15 +114,19 @@ final class EngineRig {
     ) throws(OperationError) -> QueueEngine {
         let limits = OfferedFeatures(
             sectorCount: UInt64(setup.sectors), isReadOnly: setup.readOnly,
-            discard: info.capabilities.contains(.discard) ? DiscardSupport() : nil, hasBarrier: setup.offersBarrier)
+            discard: info.capabilities.contains(.discard) ? DiscardSupport() : nil, hasBarrier: setup.offersBarrier,
+            maximumIndirectSegments: setup.indirectSegments)
         var ring = BackRing(attaching: guest.ringPages.shared, abi: setup.abi)
         let (journal, recovery) = try source.start(&ring)
-        guard let segments = SegmentStore(requestCount: ring.entryCount, capacity: 0) else {
+        let capacity = QueueEngine.segments(of: limits)
+        guard let segments = SegmentStore(requestCount: ring.entryCount, capacity: capacity),
+            let fetch = FetchStage(requestCount: capacity > 0 ? ring.entryCount : 0)
+        else {
             throw OperationError(ENOMEM, "reserve segments")
         }
         return QueueEngine(
             ring: ring, domain: FakeGuest.domain, device: info, disk: limits, memory: memory, segments: segments,
-            port: port,
+            fetch: fetch, port: port,
             stats: statistics.cells, journal: journal, recovery: recovery)
     }
 
@@ -131,7 +143,7 @@ final class EngineRig {
         oldPorts.append(port)
         port = try #require(CompletionPorts.take(requestCount: setup.pluginRequests, contextSize: 0))
         port.adoptThread()
-        memory = try #require(HostMemory(byteCount: setup.memoryBytes))
+        memory = try #require(HostMemory(byteCount: setup.wholeMemory))
         let info = plugin.info
         plugin = FakePlugin(disk: disk, info: info, port: port)
         engine = try Self.engine(
@@ -180,7 +192,8 @@ final class EngineRig {
             left -= here
             first = 0
         }
-        precondition(list.count <= BlkifLimits.segmentsPerRequest, "more than a request can carry")
+        precondition(
+            list.count <= max(BlkifLimits.segmentsPerRequest, Int(setup.indirectSegments)), "more than a request can carry")
         return list
     }
 
@@ -197,6 +210,19 @@ final class EngineRig {
         _ operation: BlockOperation, _ sector: Int, _ segments: [BlockSegment], id: UInt64? = nil,
         segmentCount: UInt8? = nil
     ) -> Sent {
+        let sent = prepare(operation, sector, segments, wire: operation.rawValue, id: id)
+        guest.put(
+            guest.encoder.slot(
+                operation: operation.rawValue, id: sent.id, firstSector: UInt64(bitPattern: Int64(sector)),
+                segments: segments, segmentCount: segmentCount))
+        pending[sent.id] = sent.operation
+        return sent
+    }
+
+    /// Fills the pages of a request as the guest does before it sends it.
+    private func prepare(
+        _ operation: BlockOperation, _ sector: Int, _ segments: [BlockSegment], wire: UInt8, id: UInt64? = nil
+    ) -> Sent {
         let places = addresses(segments)
         var tags: [UInt64] = []
         for place in places {
@@ -208,15 +234,32 @@ final class EngineRig {
                 nextTag += 1
             }
         }
-        let sent = Sent(
-            id: id ?? newID(), operation: operation.rawValue, sector: sector, count: places.count, segments: segments,
-            tags: tags)
+        return Sent(
+            id: id ?? newID(), operation: wire, sector: sector, count: places.count, segments: segments, tags: tags)
+    }
+
+    /// Puts an indirect request on the ring. `change` may change the pages of segments, which stand as the guest wrote them.
+    @discardableResult
+    func sendIndirect(
+        _ operation: BlockOperation, _ sector: Int, _ segments: [BlockSegment], segmentCount: Int? = nil,
+        _ change: ([UInt32]) -> Void = { _ in }
+    ) -> Sent {
+        let data = prepare(operation, sector, segments, wire: BlkifLimits.indirectOperation)
+        var references: [UInt32] = []
+        for (number, segment) in segments.enumerated() {
+            if number % 512 == 0 { references.append(newPage()) }
+            let place = guest.sector(references[number / 512], 0) + number % 512 * 8
+            place.storeBytes(of: segment.reference, as: UInt32.self)
+            place.storeBytes(of: segment.firstSector, toByteOffset: 4, as: UInt8.self)
+            place.storeBytes(of: segment.lastSector, toByteOffset: 5, as: UInt8.self)
+        }
+        change(references)
         guest.put(
-            guest.encoder.slot(
-                operation: operation.rawValue, id: sent.id, firstSector: UInt64(bitPattern: Int64(sector)),
-                segments: segments, segmentCount: segmentCount))
-        pending[sent.id] = sent.operation
-        return sent
+            guest.encoder.indirect(
+                operation: operation.rawValue, id: data.id, firstSector: UInt64(bitPattern: Int64(sector)),
+                segmentCount: UInt16(segmentCount ?? segments.count), references: references))
+        pending[data.id] = data.operation
+        return data
     }
 
     @discardableResult
