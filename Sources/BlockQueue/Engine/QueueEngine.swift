@@ -97,7 +97,8 @@ package struct QueueEngine: ~Copyable {
 
     init(
         ring: consuming BackRing, domain: DomainID, device: DeviceInfo, disk: OfferedFeatures, memory: HostMemory,
-        segments: consuming SegmentStore, fetch: consuming FetchStage, port: CompletionPort, stats: StatisticsCells, journal: QueueJournal,
+        segments: consuming SegmentStore, fetch: consuming FetchStage, port: CompletionPort, stats: StatisticsCells,
+        journal: QueueJournal,
         recovery: QueueRecovery
     ) {
         let entries = ring.entryCount

@@ -215,7 +215,9 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             configuration.eventChannel, of: domain, on: channels, patient: journal.isInherited)
         defer { unbind(channel, channels) }
         KillPoint.reach(.bound)
-        guard let memory = HostMemory(byteCount: QueueEngine.memoryBytes(configuration.memoryBytes, for: configuration.disk)),
+        guard
+            let memory = HostMemory(
+                byteCount: QueueEngine.memoryBytes(configuration.memoryBytes, for: configuration.disk)),
             let events = PluginEvents(port: port)
         else { throw OperationError(ENOMEM, "reserve memory for queue \(configuration.index)") }
         let watched = events.add(

@@ -21,7 +21,9 @@ struct IndirectTests {
         }
     }
 
-    @Test("reads and writes of 1 to 4096 segments", arguments: [1, 11, 12, 511, 512, 513, 4096], [RingABI.x86_64, .x86_32])
+    @Test(
+        "reads and writes of 1 to 4096 segments", arguments: [1, 11, 12, 511, 512, 513, 4096],
+        [RingABI.x86_64, .x86_32])
     func sizes(_ count: Int, _ abi: RingABI) throws {
         let rig = try rig(4096) {
             $0.abi = abi

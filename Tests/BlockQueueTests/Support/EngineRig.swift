@@ -96,8 +96,11 @@ final class EngineRig {
         let info = try DeviceInfo(validating: setup.info)
         let entries = RingLayout(setup.abi).entryCount(pages: setup.ringPages)
         guest = FakeGuest(
-            ringPageCount: setup.ringPages, abi: setup.abi, startIndex: setup.startIndex, pageCount: entries * 12 + Int(setup.indirectSegments) * 12)
-        freePages = (0..<UInt32(entries * 12) + setup.indirectSegments * 12).reversed().map { FakeGuest.firstReference + $0 }
+            ringPageCount: setup.ringPages, abi: setup.abi, startIndex: setup.startIndex,
+            pageCount: entries * 12 + Int(setup.indirectSegments) * 12)
+        freePages = (0..<UInt32(entries * 12) + setup.indirectSegments * 12).reversed().map {
+            FakeGuest.firstReference + $0
+        }
         disk = FakeDisk(sectorCount: setup.sectors)
         port = try #require(CompletionPorts.take(requestCount: setup.pluginRequests, contextSize: 0))
         port.adoptThread()
@@ -193,7 +196,8 @@ final class EngineRig {
             first = 0
         }
         precondition(
-            list.count <= max(BlkifLimits.segmentsPerRequest, Int(setup.indirectSegments)), "more than a request can carry")
+            list.count <= max(BlkifLimits.segmentsPerRequest, Int(setup.indirectSegments)),
+            "more than a request can carry")
         return list
     }
 
