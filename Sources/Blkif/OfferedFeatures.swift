@@ -21,7 +21,7 @@ public struct DiscardSupport: BitwiseCopyable, Sendable, Equatable {
 /// Size and features of a disk as one frontend has them while its rings are connected.
 ///
 /// XenBus makes it once, when rings are connected, out of what was asked for, what the storage can and what the frontend
-/// has. The queues check requests against it (``BlockRequest/parse(_:layout:disk:)``), and `BackendDescription` writes the
+/// has. The queues check requests against it (``BlockRequest/parse(_:layout:disk:segments:)``), and `BackendDescription` writes the
 /// same value to XenStore.
 public struct OfferedFeatures: BitwiseCopyable, Sendable, Equatable {
     /// Sectors of 512 bytes: `sectors`.

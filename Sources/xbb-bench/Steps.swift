@@ -31,7 +31,7 @@ func runSteps() {
         let layout = RingLayout(.native)
         let list = (0..<segments).map { BlockSegment(reference: UInt32($0), firstSector: 0, lastSector: 7) }
         let slot = RequestEncoder(layout: layout).slot(operation: 0, id: 7, firstSector: 800, segments: list)
-        var request = BlockRequest()
+        let request = ParsedRequest()
         report(
             "parse_\(segments)_segments",
             measure(count) { number in

@@ -101,11 +101,11 @@ final class TestBackend: @unchecked Sendable {
 
     private func answerAll(_ ring: inout BackRing) throws {
         let count = try ring.available()
-        var answers: [(BlockRequest, BlockStatus)] = []
+        var answers: [(ParsedRequest, BlockStatus)] = []
         for _ in 0..<count {
             var slot = SlotBytes()
             ring.take(into: &slot)
-            var request = BlockRequest()
+            let request = ParsedRequest()
             let refusal = request.parse(slot, layout: ring.layout, disk: limits)
             let status = try refusal?.status ?? execute(request)
             if refusal != nil { disk.count { $0.refused += 1 } }
@@ -124,7 +124,7 @@ final class TestBackend: @unchecked Sendable {
         }
     }
 
-    private func execute(_ request: BlockRequest) throws -> BlockStatus {
+    private func execute(_ request: ParsedRequest) throws -> BlockStatus {
         defer { executed += 1 }
         disk.count { counts in
             switch request.operation {
@@ -162,7 +162,7 @@ final class TestBackend: @unchecked Sendable {
         return .okay
     }
 
-    private func respond(_ request: BlockRequest, _ status: BlockStatus, _ ring: inout BackRing) {
+    private func respond(_ request: ParsedRequest, _ status: BlockStatus, _ ring: inout BackRing) {
         defer { served += 1 }
         let entries = UInt64(ring.entryCount)
         let slot = 64 + Int(ring.responseProducer) % ring.entryCount * ring.layout.slotSize

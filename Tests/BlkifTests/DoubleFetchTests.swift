@@ -100,10 +100,10 @@ struct DoubleFetchTests {
     private func parse(
         _ copy: SlotBytes, _ abi: RingABI, _ layout: RingLayout, _ disk: OfferedFeatures, _ tally: inout Tally
     ) -> String? {
-        var first = BlockRequest()
+        let first = ParsedRequest()
         let error = first.parse(copy, layout: layout, disk: disk)
         let second = meaning(of: copy, abi: abi, disk: disk)
-        var again = BlockRequest()
+        let again = ParsedRequest()
         let errorAgain = again.parse(copy, layout: layout, disk: disk)
         if error != errorAgain || first.meaning(error) != again.meaning(errorAgain) {
             return "parsed twice, two results"

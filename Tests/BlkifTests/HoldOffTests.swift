@@ -134,7 +134,7 @@ private final class BackRunner: @unchecked Sendable {
 
     func run() {
         var slot = SlotBytes()
-        var request = BlockRequest()
+        let request = ParsedRequest()
         let disk = OfferedFeatures(sectorCount: 1)
         while report.requests < total {
             if random.onceIn(2) { back.holdOffEvents() }

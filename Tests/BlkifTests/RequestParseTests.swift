@@ -162,7 +162,7 @@ struct RequestParseTests {
             let slot = row.request.slot(layout)
             #expect(slot.matches(row.request.slotOfC(abi), count: layout.slotSize), "encoders differ, \(abi)")
 
-            var request = BlockRequest()
+            let request = ParsedRequest()
             let error = request.parse(slot, layout: layout, disk: row.disk)
             #expect(error == row.expected, "\(abi)")
             #expect(request.id == row.request.id && request.wireOperation == row.request.operation, "\(abi)")
@@ -193,7 +193,7 @@ struct RequestParseTests {
             let slot = RequestEncoder(layout: layout).slot(
                 operation: operation, id: id, firstSector: 1,
                 segments: [BlockSegment(reference: 8, firstSector: 0, lastSector: 0)])
-            var request = BlockRequest()
+            let request = ParsedRequest()
             let error = request.parse(slot, layout: layout, disk: disk)
             #expect(error == (known.contains(operation) ? nil : .unknownOperation), "operation \(operation)")
             #expect(request.id == id && request.wireOperation == operation)
@@ -206,7 +206,7 @@ struct RequestParseTests {
         for flag in UInt8.min...UInt8.max {
             var slot = RequestEncoder(layout: layout).discard(id: 1, firstSector: 0, sectorCount: 1)
             slot.store(flag, at: 1)
-            var request = BlockRequest()
+            let request = ParsedRequest()
             #expect(request.parse(slot, layout: layout, disk: disk) == nil)
             #expect(request.secure == (flag & 1 == 1))
         }
@@ -235,10 +235,10 @@ struct RequestParseTests {
             ("discard", encoder.discard(id: 3, firstSector: 2, sectorCount: 8), disk),
         ]
         for (name, slot, limits) in second {
-            var fresh = BlockRequest()
+            let fresh = ParsedRequest()
             let expected = fresh.parse(slot, layout: layout, disk: limits)
             for before in [first, eleven] {
-                var used = BlockRequest()
+                let used = ParsedRequest()
                 _ = used.parse(before, layout: layout, disk: disk)
                 #expect(used.parse(slot, layout: layout, disk: limits) == expected)
                 #expect(used.secure == fresh.secure, "\(name), \(abi)")

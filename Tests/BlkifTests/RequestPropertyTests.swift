@@ -111,6 +111,7 @@ private struct RequestMaker {
         case .beyondEndOfDisk: breakRange()
         case .readOnlyDisk: disk.isReadOnly = true
         case .emptyDiscard: request.discardSectors = 0
+        case .unreachableSegments: break
         }
         return rule
     }
@@ -167,7 +168,7 @@ struct RequestPropertyTests {
         let layout = RingLayout(abi)
         var tally = Tally()
         // One request parsed in place over and over, as the host does it.
-        var parsed = BlockRequest()
+        let parsed = ParsedRequest()
         for number in 0..<Self.cases {
             maker.makeValid()
             let expected: RequestError? = maker.random.onceIn(2) ? maker.breakOne() : nil
@@ -187,14 +188,17 @@ struct RequestPropertyTests {
             tally.operations.insert(request.operation)
         }
         #expect(tally.valid > Self.cases / 3)
-        for rule in RequestError.allCases { #expect(tally.broken[rule, default: 0] > Self.cases / 500, "\(rule)") }
+        // Parsing cannot find out that a page cannot be read.
+        for rule in RequestError.allCases where rule != .unreachableSegments {
+            #expect(tally.broken[rule, default: 0] > Self.cases / 500, "\(rule)")
+        }
         #expect(tally.operations.isSuperset(of: [0, 1, 2, 3, 4, 5, 6, 255]))
         print("requests with one broken rule, \(abi): \(tally.valid) valid, \(tally.broken)")
     }
 
     /// What is wrong with the result, or nil.
     private func check(
-        _ parsed: BlockRequest, _ error: RequestError?, _ request: RequestDescription, _ expected: RequestError?
+        _ parsed: ParsedRequest, _ error: RequestError?, _ request: RequestDescription, _ expected: RequestError?
     ) -> String? {
         if error != expected { return "gave \(error.debugDescription), not \(expected.debugDescription)" }
         if parsed.id != request.id { return "id \(parsed.id)" }
@@ -218,7 +222,7 @@ struct RequestPropertyTests {
         let seed = testSeed("random slots, \(abi)")
         var random = SplitMix64(seed: seed)
         let layout = RingLayout(abi)
-        var parsed = BlockRequest()
+        let parsed = ParsedRequest()
         var compared = 0
         var valid = 0
         for number in 0..<1_000_000 {

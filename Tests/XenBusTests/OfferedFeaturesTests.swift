@@ -109,7 +109,7 @@ import XenBus
     @Test(arguments: [RingABI.x86_64, .x86_32])
     func aRequestGetsThroughExactlyIfTheKeysAllowIt(_ abi: RingABI) throws {
         let layout = RingLayout(abi)
-        var request = BlockRequest()
+        let request = ParsedRequest()
         for made in Case.all {
             let (keys, offered) = (made.keys, made.offered)
             for probe in Probe.all(sectorCount: made.facts.sectorCount) {
@@ -142,7 +142,7 @@ import XenBus
         table.expect(.deviceResized(sectorCount: 4096, offered: grown), "4>4")
         let keys = BackendDescriptionTests.keys(table.update?.entries ?? [])
         let probe = Probe(operation: 0, first: 4095)
-        var request = BlockRequest()
+        let request = ParsedRequest()
         let layout = RingLayout(.native)
         #expect(keys["sectors"] == "4096")
         #expect(request.parse(probe.slot(layout), layout: layout, disk: grown) == nil)

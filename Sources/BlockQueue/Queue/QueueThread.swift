@@ -57,7 +57,8 @@ package struct QueueConfiguration: Sendable {
 
 /// A running queue. Methods are for the control thread.
 ///
-/// `@unchecked`: ``thread`` is the control thread's alone; all other fields are constant and made for several threads.
+/// Unchecked, because of two members: `thread` is the control thread's alone, and the port checks by itself who uses what.
+/// All else is constant, atomic or behind a lock.
 package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// What the control thread wants of the queue's thread, and what that says back.
     private struct Control {
@@ -97,12 +98,37 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private var thread: pthread_t?
 
     /// Prepares a queue; ``start()`` makes it run.
-    package init(
+    package convenience init(
         platform: Platform, device: PluginDevice, configuration: QueueConfiguration, statistics: QueueStatistics,
         log: Log, faultLimit: RateLimit, onFailure: @escaping @Sendable (OperationError) -> Void,
         onReplayed: @escaping @Sendable () -> Void = {}, onPaused: @escaping @Sendable () -> Void = {},
         onEnd: @escaping @Sendable () -> Void = {}
     ) throws(OperationError) {
+        let entries = RingLayout(configuration.abi).entryCount(pages: configuration.ringReferences.count)
+        // Unsafe as a C struct with pointers; this member is a number.
+        let context = unsafe Int(device.library.table.req_ctx_size)
+        // A list can be several plugin requests where the plugin's limit is small; the more fit, the deeper it runs.
+        guard let port = CompletionPorts.take(requestCount: max(entries, 32) + 32, contextSize: context) else {
+            throw OperationError(errno, "make a descriptor for queue \(configuration.index)")
+        }
+        guard let journal = configuration.journal ?? .anonymous(entries: entries) else {
+            CompletionPorts.giveBack(port)
+            throw OperationError(ENOMEM, "reserve a journal for queue \(configuration.index)")
+        }
+        self.init(
+            platform, device, configuration, statistics, log, faultLimit, onFailure, onReplayed, onPaused, onEnd,
+            port: port, journal: journal)
+    }
+
+    /// Cannot fail: where an initialiser of a generic class leaves early with a `Mutex` in place, Swift 6.3.1 crashes in
+    /// modules that specialise it (docs/decisions/0012-modules.md).
+    private init(
+        _ platform: Platform, _ device: PluginDevice, _ configuration: QueueConfiguration,
+        _ statistics: QueueStatistics, _ log: Log, _ faultLimit: RateLimit,
+        _ onFailure: @escaping @Sendable (OperationError) -> Void, _ onReplayed: @escaping @Sendable () -> Void,
+        _ onPaused: @escaping @Sendable () -> Void, _ onEnd: @escaping @Sendable () -> Void,
+        port: CompletionPort, journal: QueueJournalSource
+    ) {
         self.platform = platform
         self.device = device
         self.configuration = configuration
@@ -117,15 +143,6 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             Control(
                 tuning: configuration.tuning, offered: configuration.disk,
                 pollNanoseconds: configuration.pollNanoseconds))
-        let entries = RingLayout(configuration.abi).entryCount(pages: configuration.ringReferences.count)
-        let context = unsafe Int(device.library.table.req_ctx_size)
-        // A list can be several plugin requests where the plugin's limit is small; the more fit, the deeper it runs.
-        guard let port = CompletionPorts.take(requestCount: max(entries, 32) + 32, contextSize: context) else {
-            throw OperationError(errno, "make a descriptor for queue \(configuration.index)")
-        }
-        guard let journal = configuration.journal ?? .anonymous(entries: entries) else {
-            throw OperationError(ENOMEM, "reserve a journal for queue \(configuration.index)")
-        }
         self.journal = journal
         // Immortal: a plugin that completes too late must not write to memory of somebody else.
         self.port = port
@@ -247,20 +264,24 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             configuration.eventChannel, of: domain, on: channels, patient: journal.isInherited)
         defer { unbind(channel, channels) }
         KillPoint.reach(.bound)
-        guard let memory = HostMemory(byteCount: max(configuration.memoryBytes, QueueEngine.smallestMemory)),
+        guard
+            let memory = HostMemory(
+                byteCount: QueueEngine.memoryBytes(configuration.memoryBytes, for: configuration.disk)),
             let events = PluginEvents(port: port)
         else { throw OperationError(ENOMEM, "reserve memory for queue \(configuration.index)") }
         let watched = events.add(
             channels.fileDescriptor, UInt32(EPOLLIN.rawValue), PluginEvents.Source.eventChannel.rawValue)
         if watched != 0 { throw OperationError(-watched, "watch event channel \(channel)") }
         let engine = try makeEngine(BackRing(attaching: mapping.pages, abi: configuration.abi), memory)
+        // The memory lives to the end of this function, behind the unmap below.
         unsafe try device.map(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
         let queue = try PluginQueue(
             device: device, port: port, events: events, index: configuration.index,
-            depth: engine.depthLimit, threadCount: configuration.blockingThreads)
+            depth: engine.plugin.depthLimit, threadCount: configuration.blockingThreads)
         started.signal()
-        var loop = QueueLoop<Platform>(
-            engine: engine, queue: queue, events: events, grants: grants, channels: channels, channel: channel)
+        var loop = QueueLoop(
+            engine: engine,
+            effects: XenEffects(queue: queue, grants: grants, channels: channels, channel: channel), events: events)
         if journal.isInherited { loop.notify() }
         run(&loop)
         loop.finish()
@@ -276,9 +297,15 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             let found = RecoverySummary(recovery, journal, layout: ring.layout, disk: configuration.disk)
             summary.withLock { $0 = found }
         }
+        let capacity = QueueEngine.segments(of: configuration.disk)
+        guard let segments = SegmentStore(requestCount: ring.entryCount, capacity: capacity),
+            let fetch = FetchStage(requestCount: capacity > 0 ? ring.entryCount : 0)
+        else {
+            throw OperationError(ENOMEM, "reserve segments for queue \(configuration.index)")
+        }
         return QueueEngine(
             ring: ring, domain: configuration.domain, device: device.info, disk: configuration.disk, memory: memory,
-            port: port, stats: statistics.cells, journal: journal, recovery: recovery)
+            segments: segments, fetch: fetch, port: port, stats: statistics.cells, journal: journal, recovery: recovery)
     }
 
     private func unmap(_ mapping: GrantMapping, _ grants: Platform.Grants) {
@@ -289,7 +316,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         do { try channels.unbind(channel) } catch { log.error("queue \(configuration.index): \(error)") }
     }
 
-    private func run(_ loop: inout QueueLoop<Platform>) {
+    private func run(_ loop: inout QueueLoop) {
         var reportedOverflow = false
         takeControl(&loop)
         while true {
@@ -326,7 +353,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         if isNew { onPaused() }
     }
 
-    private func takeControl(_ loop: inout QueueLoop<Platform>) {
+    private func takeControl(_ loop: inout QueueLoop) {
         controlChanged.store(false, ordering: .releasing)
         let current = control.withLock { $0 }
         loop.apply(
