@@ -9,7 +9,7 @@ import Testing
 private let writeThrough = DiskTraits(blockMask: 4095, hasFlush: false, hasFUA: false)
 private let cached = DiskTraits(blockMask: 4095, hasFlush: true, hasFUA: false)
 private let cachedWithFUA = DiskTraits(blockMask: 4095, hasFlush: true, hasFUA: true)
-private let disks = [writeThrough, cached, cachedWithFUA]
+private let everyDisk = [writeThrough, cached, cachedWithFUA]
 
 /// What follows an event in a phase, for lists and disks that `change` makes out of a write of whole blocks.
 private struct Row: CustomTestStringConvertible, Sendable {
@@ -26,8 +26,8 @@ private struct Row: CustomTestStringConvertible, Sendable {
 
     init(
         _ phase: ReqlistPhase, _ event: ReqlistEvent, _ operation: BlockOperation, _ data: ReqlistData = .wholeBlocks,
-        split: Bool = false, requests: Int32 = 1, failure: Int32 = 0, on disks: [DiskTraits] = disks,
-        _ expected: ReqlistStep
+        split: Bool = false, requests: Int32 = 1, failure: Int32 = 0, on disks: [DiskTraits] = everyDisk,
+        then expected: ReqlistStep
     ) {
         self.phase = phase
         self.event = event
@@ -57,46 +57,46 @@ private let skipping = ReqlistEvent.begun(skipsFlush: true)
 /// A list has its memory, whichever phase it waited in for that.
 private let beginnings: [Row] = [.collecting, .waitingForDrain, .waitingForMemory].flatMap { phase in
     [
-        Row(phase, begun, .read, .transfer),
-        Row(phase, begun, .read, .partialBlocks, .transfer),
-        Row(phase, begun, .write, .copyIn),
-        Row(phase, begun, .write, .partialBlocks, .fillBlocks),
-        Row(phase, begun, .discard, .none, .discard),
-        Row(phase, begun, .flush, .none, on: [writeThrough], .finish),
-        Row(phase, begun, .flush, .wholeBlocks, on: [writeThrough], .copyIn),
-        Row(phase, begun, .flush, .partialBlocks, on: [writeThrough], .fillBlocks),
-        Row(phase, begun, .flush, .none, on: [cached, cachedWithFUA], .flush(.flushBefore)),
-        Row(phase, begun, .flush, .wholeBlocks, on: [cached, cachedWithFUA], .flush(.flushBefore)),
-        Row(phase, begun, .writeBarrier, .none, on: [writeThrough], .finish),
-        Row(phase, begun, .writeBarrier, on: [writeThrough], .copyIn),
-        Row(phase, begun, .writeBarrier, .none, on: [cached, cachedWithFUA], .flush(.flushBefore)),
-        Row(phase, begun, .writeBarrier, on: [cached, cachedWithFUA], .flush(.flushBefore)),
+        Row(phase, begun, .read, then: .transfer),
+        Row(phase, begun, .read, .partialBlocks, then: .transfer),
+        Row(phase, begun, .write, then: .copyIn),
+        Row(phase, begun, .write, .partialBlocks, then: .fillBlocks),
+        Row(phase, begun, .discard, .none, then: .discard),
+        Row(phase, begun, .flush, .none, on: [writeThrough], then: .finish),
+        Row(phase, begun, .flush, .wholeBlocks, on: [writeThrough], then: .copyIn),
+        Row(phase, begun, .flush, .partialBlocks, on: [writeThrough], then: .fillBlocks),
+        Row(phase, begun, .flush, .none, on: [cached, cachedWithFUA], then: .flush(.flushBefore)),
+        Row(phase, begun, .flush, .wholeBlocks, on: [cached, cachedWithFUA], then: .flush(.flushBefore)),
+        Row(phase, begun, .writeBarrier, .none, on: [writeThrough], then: .finish),
+        Row(phase, begun, .writeBarrier, on: [writeThrough], then: .copyIn),
+        Row(phase, begun, .writeBarrier, .none, on: [cached, cachedWithFUA], then: .flush(.flushBefore)),
+        Row(phase, begun, .writeBarrier, on: [cached, cachedWithFUA], then: .flush(.flushBefore)),
         // A tunable leaves the flush out, and never the data.
-        Row(phase, skipping, .flush, .none, .finish),
-        Row(phase, skipping, .flush, .wholeBlocks, .copyIn),
-        Row(phase, skipping, .flush, .partialBlocks, .fillBlocks),
+        Row(phase, skipping, .flush, .none, then: .finish),
+        Row(phase, skipping, .flush, .wholeBlocks, then: .copyIn),
+        Row(phase, skipping, .flush, .partialBlocks, then: .fillBlocks),
     ]
 }
 
 /// The plugin did all parts of a phase.
 private let completions: [Row] = [
-    Row(.flushBefore, .completed, .flush, .none, .finish),
-    Row(.flushBefore, .completed, .flush, .wholeBlocks, .copyIn),
-    Row(.flushBefore, .completed, .flush, .partialBlocks, .fillBlocks),
-    Row(.flushBefore, .completed, .writeBarrier, .none, .finish),
-    Row(.flushBefore, .completed, .writeBarrier, .wholeBlocks, .copyIn),
-    Row(.flushBefore, .completed, .writeBarrier, .partialBlocks, .fillBlocks),
-    Row(.fillBlocks, .completed, .write, .partialBlocks, .copyIn),
-    Row(.fillBlocks, .completed, .flush, .partialBlocks, .copyIn),
-    Row(.fillBlocks, .completed, .writeBarrier, .partialBlocks, .copyIn),
-    Row(.transfer, .completed, .read, .copyOut),
-    Row(.transfer, .completed, .read, requests: 5, .copyOut),
-    Row(.transfer, .completed, .write, .finish),
-    Row(.transfer, .completed, .flush, .finish),
-    Row(.transfer, .completed, .discard, .none, .finish),
-    Row(.transfer, .completed, .writeBarrier, on: [writeThrough, cachedWithFUA], .finish),
-    Row(.transfer, .completed, .writeBarrier, on: [cached], .flush(.flushAfter)),
-    Row(.flushAfter, .completed, .writeBarrier, .finish),
+    Row(.flushBefore, .completed, .flush, .none, then: .finish),
+    Row(.flushBefore, .completed, .flush, .wholeBlocks, then: .copyIn),
+    Row(.flushBefore, .completed, .flush, .partialBlocks, then: .fillBlocks),
+    Row(.flushBefore, .completed, .writeBarrier, .none, then: .finish),
+    Row(.flushBefore, .completed, .writeBarrier, .wholeBlocks, then: .copyIn),
+    Row(.flushBefore, .completed, .writeBarrier, .partialBlocks, then: .fillBlocks),
+    Row(.fillBlocks, .completed, .write, .partialBlocks, then: .copyIn),
+    Row(.fillBlocks, .completed, .flush, .partialBlocks, then: .copyIn),
+    Row(.fillBlocks, .completed, .writeBarrier, .partialBlocks, then: .copyIn),
+    Row(.transfer, .completed, .read, then: .copyOut),
+    Row(.transfer, .completed, .read, requests: 5, then: .copyOut),
+    Row(.transfer, .completed, .write, then: .finish),
+    Row(.transfer, .completed, .flush, then: .finish),
+    Row(.transfer, .completed, .discard, .none, then: .finish),
+    Row(.transfer, .completed, .writeBarrier, on: [writeThrough, cachedWithFUA], then: .finish),
+    Row(.transfer, .completed, .writeBarrier, on: [cached], then: .flush(.flushAfter)),
+    Row(.flushAfter, .completed, .writeBarrier, then: .finish),
 ]
 
 /// The plugin failed a part of a phase.
@@ -104,40 +104,40 @@ private let failures: [Row] =
     [BlockOperation.read, .write, .writeBarrier, .flush, .discard].flatMap { operation in
         [ReqlistPhase.flushBefore, .fillBlocks, .transfer, .flushAfter].flatMap { phase in
             [
-                Row(phase, .completed, operation, failure: -EIO, .fail(.error)),
-                Row(phase, .completed, operation, failure: -ENOSPC, .fail(.error)),
-                Row(phase, .completed, operation, failure: -EOPNOTSUPP, .fail(.notSupported)),
+                Row(phase, .completed, operation, failure: -EIO, then: .fail(.error)),
+                Row(phase, .completed, operation, failure: -ENOSPC, then: .fail(.error)),
+                Row(phase, .completed, operation, failure: -EOPNOTSUPP, then: .fail(.notSupported)),
                 // Of a list that is done one by one, every part goes to the split, whether it failed or not.
-                Row(phase, .completed, operation, split: true, requests: 3, .splitNext),
-                Row(phase, .completed, operation, split: true, requests: 3, failure: -EIO, .splitNext),
-                Row(phase, .completed, operation, split: true, requests: 1, failure: -EIO, .splitNext),
+                Row(phase, .completed, operation, split: true, requests: 3, then: .splitNext),
+                Row(phase, .completed, operation, split: true, requests: 3, failure: -EIO, then: .splitNext),
+                Row(phase, .completed, operation, split: true, requests: 1, failure: -EIO, then: .splitNext),
             ]
         }
     } + [
         // Which request it was shows only when they are done one by one.
-        Row(.transfer, .completed, .read, requests: 2, failure: -EIO, .split),
-        Row(.transfer, .completed, .write, requests: 9, failure: -EOPNOTSUPP, .split),
-        Row(.fillBlocks, .completed, .write, .partialBlocks, requests: 2, failure: -EIO, .splitCopyIn),
-        Row(.flushBefore, .completed, .flush, requests: 2, failure: -EIO, .fail(.error)),
-        Row(.flushAfter, .completed, .writeBarrier, requests: 2, failure: -EIO, .fail(.error)),
+        Row(.transfer, .completed, .read, requests: 2, failure: -EIO, then: .split),
+        Row(.transfer, .completed, .write, requests: 9, failure: -EOPNOTSUPP, then: .split),
+        Row(.fillBlocks, .completed, .write, .partialBlocks, requests: 2, failure: -EIO, then: .splitCopyIn),
+        Row(.flushBefore, .completed, .flush, requests: 2, failure: -EIO, then: .fail(.error)),
+        Row(.flushAfter, .completed, .writeBarrier, requests: 2, failure: -EIO, then: .fail(.error)),
     ]
 
 /// The grant copies of a phase were tried.
 private let copies: [Row] =
     [BlockOperation.write, .flush, .writeBarrier].flatMap { operation in
         [
-            Row(.copyIn, .copied(failed: 0), operation, .transfer),
-            Row(.copyIn, .copied(failed: 0), operation, requests: 4, .transfer),
-            Row(.copyIn, .copied(failed: 1), operation, .finish),
-            Row(.copyIn, .copied(failed: 1), operation, requests: 4, .split),
-            Row(.copyIn, .copied(failed: 3), operation, requests: 4, .split),
-            Row(.copyIn, .copied(failed: 4), operation, requests: 4, .finish),
-            Row(.copyIn, .copied(failed: 0), operation, .partialBlocks, split: true, requests: 4, .split),
-            Row(.copyIn, .copied(failed: 2), operation, .partialBlocks, split: true, requests: 4, .split),
-            Row(.copyIn, .copied(failed: 4), operation, .partialBlocks, split: true, requests: 4, .finish),
+            Row(.copyIn, .copied(failed: 0), operation, then: .transfer),
+            Row(.copyIn, .copied(failed: 0), operation, requests: 4, then: .transfer),
+            Row(.copyIn, .copied(failed: 1), operation, then: .finish),
+            Row(.copyIn, .copied(failed: 1), operation, requests: 4, then: .split),
+            Row(.copyIn, .copied(failed: 3), operation, requests: 4, then: .split),
+            Row(.copyIn, .copied(failed: 4), operation, requests: 4, then: .finish),
+            Row(.copyIn, .copied(failed: 0), operation, .partialBlocks, split: true, requests: 4, then: .split),
+            Row(.copyIn, .copied(failed: 2), operation, .partialBlocks, split: true, requests: 4, then: .split),
+            Row(.copyIn, .copied(failed: 4), operation, .partialBlocks, split: true, requests: 4, then: .finish),
         ]
     }
-    + [Int32(0), 1, 4].map { Row(.copyOut, .copied(failed: $0), .read, requests: 4, .finish) }
+    + [Int32(0), 1, 4].map { Row(.copyOut, .copied(failed: $0), .read, requests: 4, then: .finish) }
 
 @Suite("Transitions of reqlists")
 struct TransitionTests {
@@ -169,7 +169,7 @@ struct TransitionTests {
 
     @Test("a walk through the steps ends, and passes each phase at most once")
     func walks() {
-        for disk in disks {
+        for disk in everyDisk {
             for operation in [BlockOperation.read, .write, .writeBarrier, .flush, .discard] {
                 for data in [ReqlistData.none, .wholeBlocks, .partialBlocks] {
                     if (data == .none) != (operation == .discard), operation != .flush, operation != .writeBarrier {
