@@ -145,7 +145,7 @@ final class TestBackend: @unchecked Sendable {
         if mischief == .keepsGrantMapped && executed == mischiefAt {
             kept = try grants.map([request.segments[0].reference], of: domain, writable: request.operation == .read)
         }
-        if request.operation == .read { disk.transfer(request, memory) }
+        if request.operation == .read { disk.transfer(request.request, memory) }
         batch.removeAll()
         var position = 0
         for index in 0..<Int(request.segmentCount) {
@@ -158,7 +158,7 @@ final class TestBackend: @unchecked Sendable {
         }
         try grants.copy(&batch)
         for index in 0..<batch.count where batch.status(at: index) != GrantCopyBatch.okay { return .error }
-        if request.operation != .read { disk.transfer(request, memory) }
+        if request.operation != .read { disk.transfer(request.request, memory) }
         return .okay
     }
 

@@ -194,7 +194,7 @@ struct RequestPropertyTests {
 
     /// What is wrong with the result, or nil.
     private func check(
-        _ parsed: BlockRequest, _ error: RequestError?, _ request: RequestDescription, _ expected: RequestError?
+        _ parsed: ParsedRequest, _ error: RequestError?, _ request: RequestDescription, _ expected: RequestError?
     ) -> String? {
         if error != expected { return "gave \(error.debugDescription), not \(expected.debugDescription)" }
         if parsed.id != request.id { return "id \(parsed.id)" }

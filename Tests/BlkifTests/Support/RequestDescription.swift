@@ -136,11 +136,12 @@ private func meaning(of request: inout oracle_request, _ disk: OfferedFeatures) 
     return .request(operation: operation, sectors: sectors, segments: segments, secure: false)
 }
 
-extension BlockRequest {
+extension ParsedRequest {
     /// What parsing made of a slot.
     func meaning(_ error: RequestError?) -> Meaning {
         if let error { return .error(error) }
-        let valid = (0..<Int(segmentCount)).map { segments[$0] }
-        return .request(operation: operation, sectors: sectorCount, segments: valid, secure: secure)
+        let valid = (0..<Int(request.segmentCount)).map { segments[$0] }
+        return .request(
+            operation: request.operation, sectors: request.sectorCount, segments: valid, secure: request.secure)
     }
 }
