@@ -9,10 +9,7 @@ extension QueueEngine {
     @inline(__always)
     mutating func allocate(_ list: Int32) -> Bool {
         let state = lists[Int(list)].state
-        if state.data == .none || state.operation == .discard {
-            data.leaveEmpty(list)
-            return true
-        }
+        if state.data == .none || state.operation == .discard { return true }
         let (pages, head) = lists[Int(list)].widen(on: traits)
         if traits.blockMask > 511 && hasRequestOfPartialBlocks(list) { return allocateWithScratch(list, pages, head) }
         return data.allocate(pages, head: head, for: list)
