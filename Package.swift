@@ -101,7 +101,7 @@ let package = Package(
             name: "BlockQueue",
             dependencies: [
                 "Base", "Blkif", "Memory", "Xen", "PluginPort", "PluginHost", "PluginAPI", "CLinux", "CRing", "Support",
-            ], swiftSettings: inlined),
+            ], swiftSettings: strict),
 
         // Rights that a process gives up, and images looked at by a process that has none.
         .target(name: "ProcessConfinement", dependencies: ["Base", "CLinux", "Support"], swiftSettings: strict),

@@ -72,17 +72,18 @@ package struct DataPlane: ~Copyable {
     @inline(__always)
     mutating func release(_ list: Int32) {
         let buffer = buffers[Int(list)]
+        // The next list of this index has none until it gets some: it may wait for memory, or need none.
         buffers[Int(list)].runs = 0
         if buffer.runs == 1 {
             pool.release(Int(buffer.page), Int(buffer.pages))
         } else if buffer.runs > 1 {
-            releaseScattered(list, buffer.runs)
+            releaseScattered(list, Int(buffer.runs))
         }
     }
 
     @inline(never)
-    private mutating func releaseScattered(_ list: Int32, _ count: Int32) {
-        for number in 0..<Int(count) {
+    private mutating func releaseScattered(_ list: Int32, _ count: Int) {
+        for number in 0..<count {
             let run = runs[Int(list) * Self.mostRuns + number]
             pool.release(Int(run.page), Int(run.pages))
         }
