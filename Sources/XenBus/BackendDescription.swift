@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What the backend tells the frontend: limits before state 2, the disk and its features before state 4.
 
-/// What a storage plugin says of an open device.
+/// What a storage plugin reports about an open device.
 public struct DeviceFacts: Equatable, Sendable {
-    /// What can be discarded.
+    /// How the device discards. Sizes in bytes.
     public struct Discard: Equatable, Sendable {
-        /// Bytes of one extent.
+        /// Size of one extent, in bytes.
         public var granularity: UInt32
-        /// Bytes before the first extent.
+        /// Offset of the first extent, in bytes.
         public var alignment: UInt32
-        /// The old content can be made unreadable.
+        /// A secure discard is possible: the old content becomes unreadable.
         public var isSecure: Bool
 
         /// Extents of `granularity` bytes.
@@ -24,11 +24,11 @@ public struct DeviceFacts: Equatable, Sendable {
     public var sectorCount: UInt64
     /// The storage's own sector size in bytes.
     public var physicalSectorSize: UInt32
-    /// Writes are refused whatever was asked for.
+    /// The device cannot be written, even if that was asked for.
     public var isReadOnly: Bool
     /// Flushes reach stable storage.
     public var canFlush: Bool
-    /// nil where nothing can be discarded.
+    /// nil if the device cannot discard.
     public var discard: Discard?
 
     /// A device of `sectorCount` sectors of 512 bytes.
@@ -48,7 +48,7 @@ public struct DeviceFacts: Equatable, Sendable {
 public struct RingFacts: Equatable, Sendable {
     /// Queues in use, at least 1.
     public var queueCount: Int
-    /// Grants are kept mapped: the frontend offers it and the backend does it.
+    /// Persistent grants: the frontend offers them and the backend keeps them mapped.
     public var keepsGrants: Bool
 
     /// `queueCount` rings.
@@ -68,7 +68,7 @@ public struct BackendOffer: Equatable, Sendable {
         self.limits = limits
     }
 
-    /// Both schemes of ring sizes (blkif.h, note 3) and the queues.
+    /// The limits in both schemes of ring sizes (blkif.h, note 3), and the number of queues.
     public var entries: [StoreUpdate.Entry] {
         [
             .write(BackendKey.maxRingPageOrder, String(limits.maximumRingPageOrder)),
@@ -80,31 +80,31 @@ public struct BackendOffer: Equatable, Sendable {
 
 /// The keys that a frontend reads when the backend is Connected.
 ///
-/// `sector-size` is always 512, the one value that every frontend counts in; larger sectors of the storage show as
+/// `sector-size` is always 512, the unit that every frontend counts in; larger sectors of the storage are published as
 /// `physical-sector-size`.
 public struct BackendDescription: Equatable, Sendable {
     /// Size in sectors of 512 bytes.
     public let sectorCount: UInt64
-    /// Bytes; a power of two of at least 512 that divides the disk's size.
+    /// In bytes: a power of two, at least 512, that divides the disk's size.
     public let physicalSectorSize: UInt32
-    /// Shows as a CD drive.
+    /// The guest sees a CD drive.
     public let isCDROM: Bool
-    /// Shows as removable.
+    /// The guest sees a removable medium.
     public let isRemovable: Bool
-    /// Refuses writes.
+    /// Writes are refused.
     public let isReadOnly: Bool
     /// BLKIF_OP_FLUSH_DISKCACHE works.
     public let canFlush: Bool
-    /// BLKIF_OP_WRITE_BARRIER works: never with several queues, which have no common order.
+    /// BLKIF_OP_WRITE_BARRIER works. Never with several queues: they have no common order.
     public let hasBarrier: Bool
-    /// What can be discarded, nil where nothing can.
+    /// How the disk discards; nil if it cannot.
     public let discard: DeviceFacts.Discard?
-    /// Grants are kept mapped.
+    /// The backend keeps grants mapped.
     public let keepsGrants: Bool
-    /// The most segments of an indirect request, 0 where there are no such requests.
+    /// The most segments of an indirect request; 0 if there are no such requests.
     public let maximumIndirectSegments: UInt32
 
-    /// A disk made of what was asked for, what the storage can and what the frontend wants.
+    /// Combines what was asked for, what the storage can do and what was agreed with the frontend.
     public init(request: DeviceRequest, device: DeviceFacts, rings: RingFacts, maximumIndirectSegments: UInt32) {
         sectorCount = device.sectorCount
         physicalSectorSize = Self.physicalSectorSize(device)
@@ -123,7 +123,7 @@ public struct BackendDescription: Equatable, Sendable {
         (isCDROM ? 1 : 0) | (isRemovable ? 2 : 0) | (isReadOnly ? 4 : 0)
     }
 
-    /// All keys in order. What an earlier description wrote and this one lacks is removed.
+    /// All keys in order. Removes the keys that an earlier description may have written and this one does not have.
     public var entries: [StoreUpdate.Entry] {
         func flag(_ key: String, _ value: Bool) -> StoreUpdate.Entry { .write(key, value ? "1" : "0") }
         var entries: [StoreUpdate.Entry] = [
@@ -154,7 +154,7 @@ public struct BackendDescription: Equatable, Sendable {
         return entries
     }
 
-    /// blkif.h wants the disk's size to be a multiple: an image of odd length shows smaller physical sectors.
+    /// blkif.h requires the disk's size to be a multiple: an image of odd length gets smaller physical sectors.
     private static func physicalSectorSize(_ device: DeviceFacts) -> UInt32 {
         let size = device.physicalSectorSize
         guard size > 512, size.nonzeroBitCount == 1 else { return 512 }
