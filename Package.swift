@@ -29,7 +29,7 @@ func onlyEntryPoint(_ map: String = "Plugins/plugin.map") -> [LinkerSetting] {
 /// A storage plugin: a shared library that knows PluginAPI and its own C library, never the host.
 func plugin(_ name: String, path: String, _ dependencies: [Target.Dependency]) -> Target {
     .target(
-        name: name, dependencies: dependencies + ["PluginAPI"], path: path, swiftSettings: strict,
+        name: name, dependencies: dependencies, path: path, swiftSettings: strict,
         linkerSettings: onlyEntryPoint())
 }
 
@@ -73,7 +73,7 @@ let package = Package(
         .target(name: "Settings", dependencies: ["Base"], swiftSettings: strict),
 
         // What every program says and writes: version, log, JSON.
-        .target(name: "Support", dependencies: ["Base", "CLinux"], swiftSettings: strict),
+        .target(name: "Support", dependencies: ["CLinux"], swiftSettings: strict),
 
         // Pure: wire formats, ring arithmetic, validation, coalescing.
         .target(name: "Blkif", dependencies: ["Memory"], swiftSettings: inlined),
@@ -83,14 +83,14 @@ let package = Package(
         .target(name: "Xen", dependencies: ["Base", "CXen", "CLinux", "Memory"], swiftSettings: inlined),
 
         // The same seam in shared memory, for machines without Xen.
-        .target(name: "XenLoopback", dependencies: ["Base", "Xen", "CLinux", "Memory"], swiftSettings: strict),
+        .target(name: "XenLoopback", dependencies: ["Base", "Xen", "CLinux", "Memory", "CXen"], swiftSettings: strict),
 
         // Negotiation as a pure state machine over typed XenStore keys.
         .target(name: "XenBus", dependencies: ["Base", "Blkif"], swiftSettings: strict),
 
         // Plugins: the requests that they get and the port where they answer, then loading them and their open disks.
         .target(
-            name: "PluginPort", dependencies: ["Base", "Memory", "PluginAPI", "CLinux", "CRing"], swiftSettings: inlined
+            name: "PluginPort", dependencies: ["Memory", "PluginAPI", "CLinux", "CRing"], swiftSettings: inlined
         ),
         .target(
             name: "PluginHost", dependencies: ["Base", "PluginPort", "PluginAPI", "CLinux", "Support"],
@@ -121,11 +121,12 @@ let package = Package(
 
         // A frontend for loopback.
         .target(
-            name: "Blkfront", dependencies: ["Base", "Blkif", "Memory", "Xen", "XenBus", "XenLoopback", "Support"],
+            name: "Blkfront",
+            dependencies: ["Base", "Blkif", "Memory", "Xen", "XenBus", "XenLoopback", "Support", "CLinux"],
             swiftSettings: strict),
         .systemLibrary(name: "CNBDKit"),
         .target(
-            name: "NBDKitBlkfront", dependencies: ["Base", "Blkfront", "CNBDKit", "Xen", "XenLoopback"],
+            name: "NBDKitBlkfront", dependencies: ["Blkfront", "CNBDKit", "XenLoopback"],
             exclude: ["plugin.map"], swiftSettings: strict,
             linkerSettings: [
                 // nbdkit's functions stay undefined: the program that loads the plugin has them. Swift's metadata
@@ -145,7 +146,8 @@ let package = Package(
         .executableTarget(
             name: "xbb-vbd",
             dependencies: [
-                "Base", "ProcessConfinement", "ImageInspection", "PluginHost", "Settings", "XBBHost", "Xen",
+                "BlockQueue", "Base", "ProcessConfinement", "ImageInspection", "PluginHost", "Settings", "XBBHost",
+                "Xen",
                 "XenLoopback", "CLinux", "Support",
             ],
             swiftSettings: strict
@@ -159,19 +161,20 @@ let package = Package(
         .executableTarget(
             name: "xbbctl",
             dependencies: [
-                "Base", "Settings", "XBBControl", "CLinux", "Support",
+                "Settings", "XBBControl", "CLinux", "Support",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
-        .executableTarget(name: "xbb-dm", dependencies: ["Base", "XBBControl", "Support"], swiftSettings: strict),
+        .executableTarget(name: "xbb-dm", dependencies: ["XBBControl", "Support"], swiftSettings: strict),
         .executableTarget(
             name: "xbb-loopback",
             dependencies: [
-                "Base", "XenLoopback", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                "Xen", "CLinux", "Base", "XenLoopback",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
         .executableTarget(
             name: "xbb-blkfront",
             dependencies: [
-                "Base", "Blkfront", "Blkif", "CLinux", "Xen", "XenLoopback", "Support",
+                "Blkfront", "Blkif", "CLinux", "Xen", "XenLoopback", "Support",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
@@ -180,7 +183,10 @@ let package = Package(
         .target(name: "CEcho", cSettings: [.unsafeFlags(["-O2", "-Wall", "-Wextra", "-Werror"])]),
         .executableTarget(
             name: "xbb-bench",
-            dependencies: ["Base", "XBBHost", "Blkfront", "XenLoopback", "CEcho", "CLinux", "Support"],
+            dependencies: [
+                "Xen", "PluginHost", "Memory", "BlockQueue", "Blkif", "Base", "Blkfront", "XenLoopback", "CEcho",
+                "CLinux", "Support",
+            ],
             swiftSettings: strict),
 
         // Formats of images, pure: no files, threads or plugins. ImageCore is what they have in common.
@@ -195,13 +201,13 @@ let package = Package(
         .target(
             name: "FileKit", dependencies: ["PluginKit", "PluginAPI", "CAIO", "CLinux"], path: "Plugins/FileKit",
             swiftSettings: inlined),
-        plugin("RawDiskPlugin", path: "Plugins/RawDisk", ["PluginKit", "FileKit", "CAIO", "CLinux"]),
-        plugin("FilePlugin", path: "Plugins/File", ["PluginKit", "FileKit", "CAIO", "CLinux"]),
+        plugin("RawDiskPlugin", path: "Plugins/RawDisk", ["PluginKit", "FileKit", "CLinux"]),
+        plugin("FilePlugin", path: "Plugins/File", ["PluginKit", "FileKit", "CLinux"]),
         .systemLibrary(name: "CQCOW", path: "Plugins/CQCOW"),
         plugin("QCOWPlugin", path: "Plugins/QCOW", ["PluginKit", "FileKit", "ImageCore", "QCOW2", "CQCOW", "CLinux"]),
         .target(
             name: "TestingKit", dependencies: ["PluginKit"], path: "Plugins/Testing/Memory", swiftSettings: strict),
-        plugin("ErrorPlugin", path: "Plugins/Testing/Error", ["PluginKit", "TestingKit"]),
+        plugin("ErrorPlugin", path: "Plugins/Testing/Error", ["PluginAPI", "PluginKit", "TestingKit"]),
         plugin("DelayPlugin", path: "Plugins/Testing/Delay", ["PluginKit", "TestingKit", "CLinux"]),
         .target(
             name: "NullPlugin", dependencies: ["PluginAPI"], path: "Plugins/Testing/Null",
@@ -219,12 +225,12 @@ let package = Package(
         .executableTarget(name: "xbb-plugin-check", dependencies: ["PluginCheck", "Support"], swiftSettings: strict),
 
         // Tests; C oracles are compiled from Xen's own headers.
-        .target(name: "TestSupport", dependencies: ["Support"], path: "Tests/TestSupport"),
+        .target(name: "TestSupport", dependencies: [], path: "Tests/TestSupport"),
         .target(name: "CBlkifOracle", path: "Tests/CBlkifOracle"),
-        .testTarget(name: "BlkifTests", dependencies: ["Blkif", "Memory", "CBlkifOracle", "TestSupport"]),
+        .testTarget(name: "BlkifTests", dependencies: ["Blkif", "Memory", "CBlkifOracle", "TestSupport", "CRing"]),
         .testTarget(
             name: "XenLoopbackTests",
-            dependencies: ["Base", "XenLoopback", "Xen", "CXen", "CLinux", "TestSupport", "xbb-loopback"]),
+            dependencies: ["Base", "XenLoopback", "Xen", "CXen", "CLinux", "TestSupport", "xbb-loopback", "Memory"]),
         .testTarget(
             name: "BlkfrontTests",
             dependencies: [
@@ -232,12 +238,12 @@ let package = Package(
                 "TestSupport",
             ]),
         .testTarget(name: "SettingsTests", dependencies: ["Base", "ProcessConfinement", "Settings", "Support"]),
-        .testTarget(name: "XenBusTests", dependencies: ["Base", "XenBus", "TestSupport"]),
+        .testTarget(name: "XenBusTests", dependencies: ["Base", "Blkif", "Memory", "XenBus", "TestSupport"]),
         .testTarget(
             name: "BlockQueueTests",
             dependencies: [
                 "Base", "BlockQueue", "PluginHost", "PluginPort", "XBBHost", "Blkif", "Memory", "Xen", "CXen", "CLinux",
-                "CRing", "PluginAPI", "Support",
+                "PluginAPI", "Support",
                 "TestSupport", "XenBus",
             ]),
         .executableTarget(
@@ -248,9 +254,9 @@ let package = Package(
         .testTarget(
             name: "PluginTests",
             dependencies: [
-                "Base", "PluginAPI", "PluginCheck", "CPluginHarness", "XBBHost", "CLinux", "Support", "TestSupport",
+                "PluginAPI", "PluginCheck", "CPluginHarness", "CLinux", "Support", "TestSupport",
                 "qcow-read",
-                "xbb-plugin-check",
+                "xbb-plugin-check", "PluginHost",
             ]),
         .target(
             name: "EvilPlugin", dependencies: ["PluginAPI"], path: "Tests/EvilPlugin", publicHeadersPath: ".",
@@ -264,7 +270,7 @@ let package = Package(
             name: "ControlTests",
             dependencies: [
                 "Base", "Settings", "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback", "CLinux", "Support",
-                "TestSupport", "fake-worker", "xbbd", "xbbctl", "xbb-dm", "xbb-vbd",
+                "TestSupport", "fake-worker", "xbbd", "xbbctl", "xbb-dm", "xbb-vbd", "BlockQueue", "PluginHost",
             ]),
         .target(
             name: "CXLConfig", path: "Tests/CXLConfig",
@@ -275,7 +281,7 @@ let package = Package(
                 "Base", "Blkfront", "Blkif", "Memory", "PluginHost", "XenLoopback", "Xen", "CLinux", "CXLConfig",
                 "TestSupport",
                 "xbb-vbd",
-                "xbbd", "xbb-dm", "confine-probe",
+                "xbbd", "xbb-dm", "confine-probe", "Support",
             ]),
     ],
     swiftLanguageModes: [.v6]

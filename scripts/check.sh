@@ -25,6 +25,9 @@ scripts/abi-check-test.sh
 scripts/abi-page.py "$header" docs/man/xbb-plugin.3
 echo "check: xbb-plugin(3) names all that is in xbb_plugin.h"
 
+scripts/check-modules.py
+echo "check: docs/architecture.md has the modules of Package.swift, and all arrows point down"
+
 # What the documents promise of the examples.
 if grep -rnE '^[^/]*[Uu]nsafe' examples/swift-ramdisk/Sources; then
     echo "check: examples/swift-ramdisk has unsafe code" >&2

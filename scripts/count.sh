@@ -15,6 +15,7 @@ trap 'rm -rf "$work"' EXIT
 # valgrind cannot read Swift's debug sections.
 strip -g -o "$work/xbb-bench" build/release/bin/xbb-bench
 
+# In mangled names a word that the module's name has, too, is a number: QueueLoop of BlockQueue is 0B4Loop.
 # The warm-up of xbb-bench, a tenth of the requests, is counted like the rest.
 count() { # backend depth function
     valgrind --tool=callgrind --callgrind-out-file="$work/$1-$2" --toggle-collect="$3" "$work/xbb-bench" ring \
@@ -24,7 +25,7 @@ count() { # backend depth function
 }
 
 for depth in 32 256; do
-    echo "instructions per request, depth $depth: XBB $(count xbb $depth '*QueueLoopV4turn*')," \
+    echo "instructions per request, depth $depth: XBB $(count xbb $depth '*LoopV4turn*')," \
         "C echo $(count c_echo $depth cecho_serve)"
 done
 if [[ $functions == --functions ]]; then

@@ -81,9 +81,19 @@ public struct BackRing: ~Copyable, Sendable {
     /// Call at most as often as ``available()`` said.
     @inlinable @inline(__always)
     public mutating func take(into copy: inout SlotBytes) {
-        let offset = RingLayout.ringHeaderSize &+ Int(consumer & mask) &* layout.slotSize
-        pages.copySlot(at: offset, byteCount: layout.slotSize, into: &copy)
+        // Once for each layout, with sizes that the compiler knows: it spares most of the checks.
+        if layout.slotSize == RingLayout.wide.slotSize {
+            pages.copySlot(at: offset(of: consumer, in: .wide), byteCount: RingLayout.wide.slotSize, into: &copy)
+        } else {
+            pages.copySlot(at: offset(of: consumer, in: .narrow), byteCount: RingLayout.narrow.slotSize, into: &copy)
+        }
         consumer &+= 1
+    }
+
+    /// Where the slot of an index begins.
+    @inlinable @inline(__always)
+    func offset(of index: UInt32, in layout: RingLayout) -> Int {
+        RingLayout.ringHeaderSize &+ Int(index & mask) &* layout.slotSize
     }
 
     /// Writes a response; the frontend sees it after ``publish()``.
@@ -91,10 +101,12 @@ public struct BackRing: ~Copyable, Sendable {
     /// The padding is zeroed, so that nothing of ours shows through it (XSA-216).
     @inlinable @inline(__always)
     public mutating func respond(id: UInt64, wireOperation: UInt8, status: BlockStatus) {
-        let offset = RingLayout.ringHeaderSize &+ Int(producer & mask) &* layout.slotSize
-        let statusBits = UInt32(UInt16(bitPattern: status.rawValue)) << 16
-        pages.storeResponse(
-            id, UInt32(wireOperation) | statusBits, hasTail: layout.responseSize == 16, at: offset)
+        let rest = UInt32(wireOperation) | UInt32(UInt16(bitPattern: status.rawValue)) << 16
+        if layout.slotSize == RingLayout.wide.slotSize {
+            pages.storeResponse(id, rest, hasTail: true, at: offset(of: producer, in: .wide))
+        } else {
+            pages.storeResponse(id, rest, hasTail: false, at: offset(of: producer, in: .narrow))
+        }
         producer &+= 1
     }
 

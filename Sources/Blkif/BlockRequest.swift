@@ -2,52 +2,6 @@
 // A private copy of a slot becomes a validated request. Every bound of the protocol is checked here and nowhere else.
 public import Memory
 
-/// Sectors of one granted page (`struct blkif_request_segment`).
-public struct BlockSegment: BitwiseCopyable, Sendable, Equatable {
-    /// The grant reference of the page.
-    public var reference: UInt32
-    /// First and last sector in the page, 0 to 7, both included.
-    public var firstSector: UInt8
-    /// See ``firstSector``.
-    public var lastSector: UInt8
-
-    /// Sectors `firstSector` to `lastSector` of the page granted by `reference`.
-    public init(reference: UInt32, firstSector: UInt8, lastSector: UInt8) {
-        self.reference = reference
-        self.firstSector = firstSector
-        self.lastSector = lastSector
-    }
-
-    /// Number of sectors; 1 to 8 in a validated request.
-    @inlinable public var sectorCount: Int { Int(lastSector) - Int(firstSector) + 1 }
-}
-
-/// What a request is checked against.
-public struct DiskLimits: Sendable, Equatable, BitwiseCopyable {
-    /// Sectors of 512 bytes.
-    public var sectorCount: UInt64
-    /// Attached read-only.
-    public var readOnly: Bool
-    /// feature-discard was offered.
-    public var offersDiscard: Bool
-    /// feature-barrier was offered.
-    public var offersBarrier: Bool
-    /// feature-flush-cache was offered.
-    public var offersFlush: Bool
-
-    /// A disk of `sectorCount` sectors of 512 bytes.
-    public init(
-        sectorCount: UInt64, readOnly: Bool = false, offersDiscard: Bool = false, offersBarrier: Bool = true,
-        offersFlush: Bool = true
-    ) {
-        self.sectorCount = sectorCount
-        self.readOnly = readOnly
-        self.offersDiscard = offersDiscard
-        self.offersBarrier = offersBarrier
-        self.offersFlush = offersFlush
-    }
-}
-
 /// A request as the host works with it.
 public struct BlockRequest: BitwiseCopyable, Sendable {
     /// The frontend's own number, echoed in the response and never looked at.
@@ -60,12 +14,10 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
     public var wireOperation: UInt8
     /// What is to be done; meaningless if parsing gave an error.
     public var operation: BlockOperation
-    /// Number of segments.
-    public var segmentCount: UInt8
     /// A discard that must erase (`BLKIF_DISCARD_SECURE`).
     public var secure: Bool
-    /// The first `segmentCount` are valid.
-    public var segments: InlineArray<11, BlockSegment>
+    /// Number of segments, which stand in the request's row of a ``SegmentStore``.
+    public var segmentCount: UInt16
 
     /// A request with nothing in it.
     public init() {
@@ -76,25 +28,26 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
         operation = .read
         segmentCount = 0
         secure = false
-        segments = InlineArray(repeating: BlockSegment(reference: 0, firstSector: 0, lastSector: 0))
     }
 
-    /// Parses a private copy of a slot in place and checks every rule.
+    /// Parses a private copy of a slot in place and checks every rule; its segments go to `row`.
     ///
     /// Returns the first rule that is broken, or nil. The id and the operation byte are set in either case, because
     /// a response needs them. What was in this request before is of no influence, so that it can be used again.
     @inlinable @inline(__always)
-    public mutating func parse(_ slot: borrowing SlotBytes, layout: RingLayout, disk: DiskLimits) -> RequestError? {
+    public mutating func parse(
+        _ slot: borrowing SlotBytes, layout: RingLayout, disk: OfferedFeatures, segments row: SegmentRow
+    ) -> RequestError? {
         // Once for each layout with offsets that the compiler knows: it is a third of the instructions.
         if layout.idOffset == RingLayout.wide.idOffset {
-            return parse(slot, known: RingLayout.wide, disk: disk)
+            return parse(slot, known: RingLayout.wide, disk: disk, row)
         }
-        return parse(slot, known: RingLayout.narrow, disk: disk)
+        return parse(slot, known: RingLayout.narrow, disk: disk, row)
     }
 
     @inlinable @inline(__always)
     mutating func parse(
-        _ slot: borrowing SlotBytes, known layout: RingLayout, disk: DiskLimits
+        _ slot: borrowing SlotBytes, known layout: RingLayout, disk: OfferedFeatures, _ row: SegmentRow
     ) -> RequestError? {
         wireOperation = slot.load(UInt8.self, at: 0)
         id = slot.load(UInt64.self, at: layout.idOffset)
@@ -108,27 +61,27 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
         case .read, .write:
             break
         case .writeBarrier:
-            if !disk.offersBarrier { return .unknownOperation }
+            if !disk.hasBarrier { return .unknownOperation }
         case .flush:
-            if !disk.offersFlush { return .unknownOperation }
+            if !disk.canFlush { return .unknownOperation }
         case .discard:
             return parseDiscard(slot, layout: layout, disk: disk)
         }
-        return parseSegments(slot, layout: layout, disk: disk)
+        return parseSegments(slot, layout: layout, disk: disk, row)
     }
 
     @inlinable @inline(__always)
     mutating func parseSegments(
-        _ slot: borrowing SlotBytes, layout: RingLayout, disk: DiskLimits
+        _ slot: borrowing SlotBytes, layout: RingLayout, disk: OfferedFeatures, _ row: SegmentRow
     ) -> RequestError? {
         let count = slot.load(UInt8.self, at: 1)
         if count > BlkifLimits.segmentsPerRequest { return .tooManySegments }
         if count == 0 {
             // A flush needs no data, and a barrier without data is how old frontends say flush.
             if operation == .read || operation == .write { return .noSegments }
-            return operation == .writeBarrier && disk.readOnly ? .readOnlyDisk : nil
+            return operation == .writeBarrier && disk.isReadOnly ? .readOnlyDisk : nil
         }
-        if disk.readOnly && operation != .read { return .readOnlyDisk }
+        if disk.isReadOnly && operation != .read { return .readOnlyDisk }
         var total: UInt64 = 0
         var offset = layout.segmentsOffset
         for index in 0..<Int(count) {
@@ -138,22 +91,22 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
             let last = UInt8(truncatingIfNeeded: bits >> 40)
             if first > last { return .segmentBackwards }
             if last >= BlkifLimits.sectorsPerPage { return .segmentBeyondPage }
-            segments[index] = BlockSegment(reference: reference, firstSector: first, lastSector: last)
+            row[index] = BlockSegment(reference: reference, firstSector: first, lastSector: last)
             total &+= UInt64(last &- first) &+ 1
             offset &+= 8
         }
         sectorCount = total
         guard Self.isOnDisk(first: firstSector, count: total, disk: disk) else { return .beyondEndOfDisk }
-        segmentCount = count
+        segmentCount = UInt16(count)
         return nil
     }
 
     @inlinable @inline(__always)
     mutating func parseDiscard(
-        _ slot: borrowing SlotBytes, layout: RingLayout, disk: DiskLimits
+        _ slot: borrowing SlotBytes, layout: RingLayout, disk: OfferedFeatures
     ) -> RequestError? {
-        if !disk.offersDiscard { return .unknownOperation }
-        if disk.readOnly { return .readOnlyDisk }
+        if !disk.canDiscard { return .unknownOperation }
+        if disk.isReadOnly { return .readOnlyDisk }
         secure = slot.load(UInt8.self, at: 1) & 1 != 0
         sectorCount = slot.load(UInt64.self, at: layout.segmentsOffset)
         if sectorCount == 0 { return .emptyDiscard }
@@ -163,7 +116,7 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
 
     /// True if `count` sectors from `first` are on the disk; never wraps.
     @inlinable @inline(__always)
-    static func isOnDisk(first: UInt64, count: UInt64, disk: DiskLimits) -> Bool {
+    static func isOnDisk(first: UInt64, count: UInt64, disk: OfferedFeatures) -> Bool {
         count <= disk.sectorCount && first <= disk.sectorCount &- count
     }
 }

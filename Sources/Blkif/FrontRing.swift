@@ -114,7 +114,7 @@ public struct FrontRing: ~Copyable, Sendable {
     }
 }
 
-/// Builds the slot of a request; the inverse of ``BlockRequest/parse(_:layout:disk:)``.
+/// Builds the slot of a request; the inverse of ``BlockRequest/parse(_:layout:disk:segments:)``.
 public struct RequestEncoder: Sendable {
     /// The layout of the ABI.
     public let layout: RingLayout
@@ -142,6 +142,18 @@ public struct RequestEncoder: Sendable {
         var slot = SlotBytes()
         begin(&slot, BlockOperation.discard.rawValue, secure ? 1 : 0, 0, id, firstSector)
         slot.store(sectorCount, at: layout.segmentsOffset)
+        return slot
+    }
+
+    /// A read or write whose `segmentCount` segments stand in the pages behind `references`, at most eight.
+    public func indirect(
+        operation: UInt8, id: UInt64, firstSector: UInt64, segmentCount: UInt16, references: [UInt32]
+    ) -> SlotBytes {
+        var slot = SlotBytes()
+        begin(&slot, BlkifLimits.indirectOperation, operation, segmentCount, id, firstSector)
+        for (index, reference) in references.prefix(BlkifLimits.indirectPagesPerRequest).enumerated() {
+            slot.store(reference, at: layout.sectorOffset + 12 + index * 4)
+        }
         return slot
     }
 

@@ -7,7 +7,7 @@ public enum RequestError: UInt8, Error, Sendable, CaseIterable, BitwiseCopyable 
     case unknownOperation
     /// A read or a write without segments.
     case noSegments
-    /// More segments than ``BlkifLimits/segmentsPerRequest``.
+    /// More segments than ``BlkifLimits/segmentsPerRequest``, or than were offered of an indirect request.
     case tooManySegments
     /// A segment whose first sector is behind its last one.
     case segmentBackwards
@@ -19,6 +19,8 @@ public enum RequestError: UInt8, Error, Sendable, CaseIterable, BitwiseCopyable 
     case readOnlyDisk
     /// A discard of no sectors.
     case emptyDiscard
+    /// A page with segments that cannot be read. Found when it is fetched, not by parsing.
+    case unreachableSegments
 
     /// What the frontend gets.
     public var status: BlockStatus {
@@ -30,12 +32,13 @@ public enum RequestError: UInt8, Error, Sendable, CaseIterable, BitwiseCopyable 
         switch self {
         case .unknownOperation: "operation that is not known or was not offered"
         case .noSegments: "read or write without segments"
-        case .tooManySegments: "more than 11 segments"
+        case .tooManySegments: "more segments than were offered"
         case .segmentBackwards: "segment whose first sector is behind its last"
         case .segmentBeyondPage: "segment that reaches beyond its page"
         case .beyondEndOfDisk: "sectors beyond the end of the disk"
         case .readOnlyDisk: "write to a read-only disk"
         case .emptyDiscard: "discard of no sectors"
+        case .unreachableSegments: "page of segments that cannot be read"
         }
     }
 }

@@ -30,7 +30,9 @@ public final class HostMemory: Sendable {
     /// The address of `count` bytes at `offset`, valid as long as the region lives.
     @inlinable @inline(__always)
     @unsafe public func address(at offset: Int, count: Int) -> UnsafeMutableRawPointer {
-        precondition(offset >= 0 && count >= 0 && offset <= byteCount - count)
+        // As unsigned numbers, negative ones are larger than any size.
+        precondition(UInt(bitPattern: count) <= UInt(bitPattern: byteCount))
+        precondition(UInt(bitPattern: offset) <= UInt(bitPattern: byteCount &- count))
         return unsafe base + offset
     }
 
@@ -49,6 +51,13 @@ public final class HostMemory: Sendable {
     public func discard(at offset: Int, count: Int) {
         precondition(offset & 4095 == 0 && count & 4095 == 0)
         _ = unsafe madvise(address(at: offset, count: count), count, MADV_DONTNEED)
+    }
+
+    /// The 64 bits at `offset`, a multiple of eight.
+    @inlinable @inline(__always)
+    public func load64(at offset: Int) -> UInt64 {
+        precondition(offset & 7 == 0)
+        return unsafe address(at: offset, count: 8).load(as: UInt64.self)
     }
 
     /// A private copy of `count` bytes at `offset`.

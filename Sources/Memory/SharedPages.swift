@@ -10,16 +10,19 @@ public import CRing
 /// A view: its creator unmaps the pages after the last use. Offsets are in bytes, within the pages and multiples of
 /// four; anything else is a bug of ours and traps. The other side may change the bytes at any time.
 ///
-/// `@unchecked Sendable`: the view is constant, and all accesses to the shared bytes are atomic loads and stores in
-/// CRing.
+/// `@unchecked Sendable`: the pointer is constant, and its bytes are reached only by the accessors below, which expect
+/// them to change at any time.
 @safe
 public struct SharedPages: @unchecked Sendable {
     @usableFromInline let base: UnsafeMutableRawPointer
     /// Bytes that are shared.
     public let byteCount: Int
 
-    /// A view of `byteCount` bytes at `base`, which must be page-aligned and stay mapped while the view is used.
+    /// A view of `byteCount` bytes at `base`, which must be page-aligned and stay mapped while the view is used. At least
+    /// one slot long.
     @unsafe public init(base: UnsafeMutableRawPointer, byteCount: Int) {
+        // So that no accessor's size is larger.
+        precondition(byteCount >= SlotBytes.byteCount)
         unsafe self.base = base
         self.byteCount = byteCount
     }
@@ -29,7 +32,8 @@ public struct SharedPages: @unchecked Sendable {
 
     @inlinable @inline(__always)
     func at(_ offset: Int, _ size: Int) -> UnsafeMutableRawPointer {
-        precondition(offset >= 0 && offset <= byteCount &- size && offset & 3 == 0)
+        // As an unsigned number, a negative offset is larger than any.
+        precondition(UInt(bitPattern: offset) <= UInt(bitPattern: byteCount &- size) && offset & 3 == 0)
         return unsafe base + offset
     }
 
@@ -81,7 +85,8 @@ public struct SharedPages: @unchecked Sendable {
     /// Writes the 12 bytes of a response and, with `hasTail`, four zero bytes behind them.
     @inlinable @inline(__always)
     public func storeResponse(_ id: UInt64, _ rest: UInt32, hasTail: Bool, at offset: Int) {
-        let target = unsafe at(offset, hasTail ? 16 : 12)
+        // A slot is longer than any response, so that the tail's bytes are inside in either case.
+        let target = unsafe at(offset, 16)
         unsafe cring_store32_relaxed(target, UInt32(truncatingIfNeeded: id))
         unsafe cring_store32_relaxed(target + 4, UInt32(truncatingIfNeeded: id >> 32))
         unsafe cring_store32_relaxed(target + 8, rest)

@@ -55,13 +55,10 @@ final class ChildQueue {
             offset % 512 == 0, length % 512 == 0, offset <= device.info.size, length <= device.info.size - offset,
             length <= device.info.maxTransfer
         else { return -EINVAL }
-        let slot = unsafe port.address(of: 0)
-        let context = unsafe slot.pointee.req.ctx
-        unsafe slot.pointee.req = unsafe request.pointee
-        unsafe slot.pointee.req.ctx = unsafe context
-        unsafe slot.pointee.state = PluginRequestState.plugin
-        var offered: UnsafeMutablePointer<xbb_req>? = unsafe UnsafeMutableRawPointer(slot)
-            .assumingMemoryBound(to: xbb_req.self)
+        let slot = port.request(0)
+        unsafe slot.copy(request.pointee)
+        slot.setState(PluginRequestState.plugin)
+        var offered: UnsafeMutablePointer<xbb_req>? = unsafe slot.forPlugin
         unsafe device.offer(&offered, to: handle, answeringAt: port)
         while true {
             port.takeRemote()
@@ -73,7 +70,7 @@ final class ChildQueue {
                 port.drainWake()
             }
         }
-        let status = unsafe slot.pointee.status
+        let status = slot.status
         port.removeCompleted(port.localCount)
         unsafe done(argument, request, status)
         return 0

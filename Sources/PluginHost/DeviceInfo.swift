@@ -48,6 +48,8 @@ public struct DeviceInfo: Sendable, Equatable {
     public var maxDiscard: UInt64
     /// The longest write of zeroes, in bytes.
     public var maxWriteZeroes: UInt64
+    /// The most vectors of a request; nil for no limit.
+    public var maxVectors: Int?
     /// The most queues that can be open at once.
     public var maxQueues: Int
     /// The most requests in flight in one queue; nil for no limit.
@@ -116,6 +118,7 @@ public struct DeviceInfo: Sendable, Equatable {
         maxTransfer = try limit(info.max_transfer, "max_transfer")
         maxDiscard = try limit(info.max_discard, "max_discard")
         maxWriteZeroes = try limit(info.max_write_zeroes, "max_write_zeroes")
+        maxVectors = info.max_iov == 0 ? nil : Int(clamping: info.max_iov)
         maxQueues = Int(max(1, min(info.max_queues, 64)))
         queueDepth = info.queue_depth == 0 ? nil : Int(info.queue_depth)
         discardGranularity = granularity

@@ -53,6 +53,11 @@ public struct GrantCopyBatch: ~Copyable {
         used &+= 1
     }
 
+    /// Makes every operation one that was not done.
+    public mutating func failAll() {
+        for index in 0..<used { unsafe operations[index].status = Int16(GNTST_general_error) }
+    }
+
     /// The status of an operation after the copy: ``okay`` or a negative `GNTST_` code.
     @inlinable @inline(__always)
     public func status(at index: Int) -> Int16 {

@@ -98,8 +98,11 @@ extension VBDMachine {
             reportStorage(text)
         case (.deviceClosed, .closing):
             rest(&actions)
-        case (.deviceResized(let sectorCount), _):
+        case (.deviceResized(let sectorCount, let offered), _):
             changeDevice { $0.facts.sectorCount = sectorCount }
+            if case .connected(let device, _, let announced) = stage, let offered {
+                stage = .connected(device, offered, announced: announced)
+            }
         case (.deviceLost(let text), _):
             guard let device = heldDevice, !device.isLost else { return }
             changeDevice { $0.isLost = true }
@@ -112,8 +115,8 @@ extension VBDMachine {
 
     private mutating func observeRings(_ event: Event, _ actions: inout [Action]) {
         switch (event, stage) {
-        case (.ringsConnected(let rings), .connecting(let device, let origin)):
-            stage = .connected(device, rings, announced: origin == .inherited ? inheritedSectorCount : nil)
+        case (.ringsConnected(let offered), .connecting(let device, let origin)):
+            stage = .connected(device, offered, announced: origin == .inherited ? inheritedSectorCount : nil)
             actions.append(.startQueues)
             if run == .inherited { run = state == .connected && !isDetaching ? .open : .ending }
         case (.ringsConnected, .discarding(let device)):

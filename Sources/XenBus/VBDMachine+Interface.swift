@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The interface between the negotiation and the host: the events that go in and the actions that come out.
+public import Blkif
 
 extension VBDMachine {
     /// What the host found when it took over the node.
@@ -37,8 +38,6 @@ extension VBDMachine {
     public struct Configuration: Equatable, Sendable {
         /// The most that a frontend may ask for.
         public var limits: FrontendLimits
-        /// The most segments of an indirect request; 0 to offer none.
-        public var maximumIndirectSegments: UInt32
         /// When storage is closed.
         public var storageRelease: StorageRelease
         /// The shortest time between two openings of the storage, however fast a guest comes and goes.
@@ -46,11 +45,10 @@ extension VBDMachine {
 
         /// The default configuration.
         public init(
-            limits: FrontendLimits = FrontendLimits(), maximumIndirectSegments: UInt32 = 0,
-            storageRelease: StorageRelease = .withFrontend, reopenDelayMilliseconds: Int = 250
+            limits: FrontendLimits = FrontendLimits(), storageRelease: StorageRelease = .withFrontend,
+            reopenDelayMilliseconds: Int = 250
         ) {
             self.limits = limits
-            self.maximumIndirectSegments = maximumIndirectSegments
             self.storageRelease = storageRelease
             self.reopenDelayMilliseconds = reopenDelayMilliseconds
         }
@@ -85,14 +83,15 @@ extension VBDMachine {
         case deviceOpened(DeviceFacts)
         /// Answer to `openDevice`: it failed and nothing is open.
         case deviceOpenFailed(String)
-        /// The open device has a new size, in sectors of 512 bytes.
-        case deviceResized(sectorCount: UInt64)
+        /// The open device has another size, in sectors of 512 bytes. `offered` is what connected queues are held to from
+        /// now on, nil where none are connected.
+        case deviceResized(sectorCount: UInt64, offered: OfferedFeatures?)
         /// The open device has failed; it still has to be closed.
         case deviceLost(String)
         /// Answer to `closeDevice`, which cannot fail.
         case deviceClosed
-        /// Answer to `connectRings`.
-        case ringsConnected(RingFacts)
+        /// Answer to `connectRings`: the very value that the queues hold requests to, which is published.
+        case ringsConnected(OfferedFeatures)
         /// Answer to `connectRings`: it failed and nothing is mapped or bound. `NegotiationError.description` is a
         /// suitable text.
         case ringsFailed(String)

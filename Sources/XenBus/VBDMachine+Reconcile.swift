@@ -79,7 +79,7 @@ extension VBDMachine {
         case .ready: stage = .ready(device)
         case .connecting(_, let origin): stage = .connecting(device, origin)
         case .discarding: stage = .discarding(device)
-        case .connected(_, let rings, let announced): stage = .connected(device, rings, announced: announced)
+        case .connected(_, let offered, let announced): stage = .connected(device, offered, announced: announced)
         case .draining: stage = .draining(device)
         case .idle, .resting, .opening, .closing, .ended: break
         }
@@ -175,18 +175,18 @@ extension VBDMachine {
         let wanted = wantedState(from: state)
         var entries = pendingEntries
         var newState: XenbusState? = wanted == state ? nil : wanted
-        if case .connected(let device, let rings, let announced) = stage, wanted == .connected {
+        if case .connected(let device, let offered, let announced) = stage, wanted == .connected {
             if state != .connected {
                 let description = BackendDescription(
-                    request: device.request, device: device.facts, rings: rings,
-                    maximumIndirectSegments: configuration.maximumIndirectSegments)
+                    offered, physicalSectorSize: device.facts.physicalSectorSize,
+                    deviceType: device.request.deviceType, isRemovable: device.request.isRemovable)
                 entries += description.entries
-            } else if announced != device.facts.sectorCount {
+            } else if announced != offered.sectorCount {
                 // A frontend reads the size again when 4 is written again.
-                entries.append(.write(BackendKey.sectors, String(device.facts.sectorCount)))
+                entries.append(.write(BackendKey.sectors, String(offered.sectorCount)))
                 newState = .connected
             }
-            stage = .connected(device, rings, announced: device.facts.sectorCount)
+            stage = .connected(device, offered, announced: offered.sectorCount)
         }
         if newState == .initWait { entries += BackendOffer(limits: configuration.limits).entries }
         if wanted == .closed, !isOnline, hotplugStatus != .untouched {

@@ -202,7 +202,7 @@ final class RingBench {
             platform: xen.platform(copiesData: copies), device: device,
             configuration: QueueConfiguration(
                 domain: guest.id, index: 0, ringReferences: ring, eventChannel: port, abi: .native,
-                disk: DiskLimits(sectorCount: device.info.sectorCount), pollNanoseconds: settings.pollNanoseconds),
+                disk: OfferedFeatures(sectorCount: device.info.sectorCount), pollNanoseconds: settings.pollNanoseconds),
             statistics: statistics, log: log, faultLimit: RateLimit(), onFailure: { fail($0.description) })
         try queue.start()
         queue.beginTaking()

@@ -22,7 +22,7 @@ func measure(_ count: Int, _ body: (Int) -> Void) -> Double {
 
 func runSteps() {
     let count = 2_000_000
-    let disk = DiskLimits(sectorCount: 1 << 30, offersDiscard: true)
+    let disk = OfferedFeatures(sectorCount: 1 << 30, discard: DiscardSupport())
     var results: [(String, JSON)] = []
     func report(_ name: String, _ nanoseconds: Double) {
         results.append((name, .integer(UInt64((nanoseconds * 100).rounded()))))
@@ -31,7 +31,7 @@ func runSteps() {
         let layout = RingLayout(.native)
         let list = (0..<segments).map { BlockSegment(reference: UInt32($0), firstSector: 0, lastSector: 7) }
         let slot = RequestEncoder(layout: layout).slot(operation: 0, id: 7, firstSector: 800, segments: list)
-        var request = BlockRequest()
+        let request = ParsedRequest()
         report(
             "parse_\(segments)_segments",
             measure(count) { number in

@@ -184,9 +184,9 @@ import XenLoopback
     func hostileRequestsAreRefusedEachForItsReason(abi: RingABI) throws {
         let lab = try QueueLab()
         for (readOnly, offers) in [(false, true), (true, true), (false, false)] {
-            let limits = DiskLimits(
-                sectorCount: 1000, readOnly: readOnly, offersDiscard: offers, offersBarrier: offers,
-                offersFlush: offers)
+            let limits = OfferedFeatures(
+                sectorCount: 1000, isReadOnly: readOnly, discard: offers ? DiscardSupport() : nil, hasBarrier: offers,
+                canFlush: offers)
             var options = FrontOptions()
             options.abi = abi
             let box = try lab.queue(MemoryDisk(sectors: 1000), options: options, limits: limits)

@@ -29,7 +29,7 @@ final class QueueLab {
 
     /// A queue with a backend that serves `disk`.
     func queue(
-        _ disk: MemoryDisk, options: FrontOptions = FrontOptions(), limits: DiskLimits? = nil,
+        _ disk: MemoryDisk, options: FrontOptions = FrontOptions(), limits: OfferedFeatures? = nil,
         mischief: Mischief = .none, at: Int = 0
     ) throws -> FrontQueueBox {
         let box = try idleQueue(options: options)

@@ -38,7 +38,7 @@ final class TestBackend: @unchecked Sendable {
     private let port: EventPort
     private let domain: DomainID
     private let disk: MemoryDisk
-    private let limits: DiskLimits
+    private let limits: OfferedFeatures
     private let abi: RingABI
     private let mischief: Mischief
     private let mischiefAt: Int
@@ -53,7 +53,7 @@ final class TestBackend: @unchecked Sendable {
 
     init(
         _ platform: LoopbackPlatform, domain: DomainID, references: [UInt32], port remote: EventPort, abi: RingABI,
-        disk: MemoryDisk, limits: DiskLimits? = nil, mischief: Mischief = .none, at: Int = 0
+        disk: MemoryDisk, limits: OfferedFeatures? = nil, mischief: Mischief = .none, at: Int = 0
     ) throws {
         grants = try platform.openGrants()
         events = try platform.openEvents()
@@ -61,7 +61,7 @@ final class TestBackend: @unchecked Sendable {
         port = try events.bind(remote, of: domain)
         self.domain = domain
         self.disk = disk
-        self.limits = limits ?? DiskLimits(sectorCount: disk.sectorCount, offersDiscard: true)
+        self.limits = limits ?? OfferedFeatures(sectorCount: disk.sectorCount, discard: DiscardSupport())
         self.abi = abi
         self.mischief = mischief
         mischiefAt = at
@@ -101,11 +101,11 @@ final class TestBackend: @unchecked Sendable {
 
     private func answerAll(_ ring: inout BackRing) throws {
         let count = try ring.available()
-        var answers: [(BlockRequest, BlockStatus)] = []
+        var answers: [(ParsedRequest, BlockStatus)] = []
         for _ in 0..<count {
             var slot = SlotBytes()
             ring.take(into: &slot)
-            var request = BlockRequest()
+            let request = ParsedRequest()
             let refusal = request.parse(slot, layout: ring.layout, disk: limits)
             let status = try refusal?.status ?? execute(request)
             if refusal != nil { disk.count { $0.refused += 1 } }
@@ -124,7 +124,7 @@ final class TestBackend: @unchecked Sendable {
         }
     }
 
-    private func execute(_ request: BlockRequest) throws -> BlockStatus {
+    private func execute(_ request: ParsedRequest) throws -> BlockStatus {
         defer { executed += 1 }
         disk.count { counts in
             switch request.operation {
@@ -162,7 +162,7 @@ final class TestBackend: @unchecked Sendable {
         return .okay
     }
 
-    private func respond(_ request: BlockRequest, _ status: BlockStatus, _ ring: inout BackRing) {
+    private func respond(_ request: ParsedRequest, _ status: BlockStatus, _ ring: inout BackRing) {
         defer { served += 1 }
         let entries = UInt64(ring.entryCount)
         let slot = 64 + Int(ring.responseProducer) % ring.entryCount * ring.layout.slotSize

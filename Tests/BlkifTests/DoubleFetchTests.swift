@@ -41,7 +41,7 @@ struct DoubleFetchTests {
 
     private func run(_ abi: RingABI, slotIndex: Int, _ random: inout SplitMix64, _ tally: inout Tally) -> String? {
         let layout = RingLayout(abi)
-        let disk = DiskLimits(sectorCount: 1 << 40, offersDiscard: true)
+        let disk = OfferedFeatures(sectorCount: 1 << 40, discard: DiscardSupport())
         let a = request(layout, &random, good: true)
         let b = request(layout, &random, good: false)
         let pages = TestPages(pages: 1)
@@ -98,12 +98,12 @@ struct DoubleFetchTests {
 
     /// Parses a copy twice, with time for the flipper between, and asks C's structs.
     private func parse(
-        _ copy: SlotBytes, _ abi: RingABI, _ layout: RingLayout, _ disk: DiskLimits, _ tally: inout Tally
+        _ copy: SlotBytes, _ abi: RingABI, _ layout: RingLayout, _ disk: OfferedFeatures, _ tally: inout Tally
     ) -> String? {
-        var first = BlockRequest()
+        let first = ParsedRequest()
         let error = first.parse(copy, layout: layout, disk: disk)
         let second = meaning(of: copy, abi: abi, disk: disk)
-        var again = BlockRequest()
+        let again = ParsedRequest()
         let errorAgain = again.parse(copy, layout: layout, disk: disk)
         if error != errorAgain || first.meaning(error) != again.meaning(errorAgain) {
             return "parsed twice, two results"

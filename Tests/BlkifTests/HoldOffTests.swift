@@ -134,8 +134,8 @@ private final class BackRunner: @unchecked Sendable {
 
     func run() {
         var slot = SlotBytes()
-        var request = BlockRequest()
-        let disk = DiskLimits(sectorCount: 1)
+        let request = ParsedRequest()
+        let disk = OfferedFeatures(sectorCount: 1)
         while report.requests < total {
             if random.onceIn(2) { back.holdOffEvents() }
             guard case .count(let ready) = back.available() else { return report.problem = "backend: req_prod too far" }

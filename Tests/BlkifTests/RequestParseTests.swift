@@ -9,15 +9,15 @@ import Testing
 private struct Row: CustomTestStringConvertible, Sendable {
     var name: String
     var request: RequestDescription
-    var disk: DiskLimits
+    var disk: OfferedFeatures
     var expected: RequestError?
 
     var testDescription: String { name }
 }
 
 private let media: UInt64 = 1000
-private let disk = DiskLimits(sectorCount: media, offersDiscard: true)
-private let readOnly = DiskLimits(sectorCount: media, readOnly: true, offersDiscard: true)
+private let disk = OfferedFeatures(sectorCount: media, discard: DiscardSupport())
+private let readOnly = OfferedFeatures(sectorCount: media, isReadOnly: true, discard: DiscardSupport())
 
 private func segment(_ first: UInt8, _ last: UInt8) -> BlockSegment {
     BlockSegment(reference: 0xDEAD_BEEF, firstSector: first, lastSector: last)
@@ -25,7 +25,7 @@ private func segment(_ first: UInt8, _ last: UInt8) -> BlockSegment {
 
 private func row(
     _ name: String, _ operation: BlockOperation, at sector: UInt64 = 0, _ segments: [BlockSegment],
-    count: UInt8? = nil, disk: DiskLimits = disk, _ expected: RequestError?
+    count: UInt8? = nil, disk: OfferedFeatures = disk, _ expected: RequestError?
 ) -> Row {
     let request = RequestDescription(
         operation: operation.rawValue, id: 0x0123_4567_89AB_CDEF, firstSector: sector, segments: segments,
@@ -34,7 +34,7 @@ private func row(
 }
 
 private func discard(
-    _ name: String, at sector: UInt64 = 0, _ count: UInt64, disk: DiskLimits = disk, _ expected: RequestError?
+    _ name: String, at sector: UInt64 = 0, _ count: UInt64, disk: OfferedFeatures = disk, _ expected: RequestError?
 ) -> Row {
     let request = RequestDescription(
         operation: BlockOperation.discard.rawValue, id: .max, firstSector: sector, discardSectors: count)
@@ -88,17 +88,21 @@ private let rangeRows: [Row] = [
     row("barrier with data beyond the end", .writeBarrier, at: media, [page], .beyondEndOfDisk),
     row("flush without data, sector of no meaning", .flush, at: .max, [], nil),
     row("barrier without data, sector of no meaning", .writeBarrier, at: .max, [], nil),
-    row("empty disk", .read, [segment(0, 0)], disk: DiskLimits(sectorCount: 0), .beyondEndOfDisk),
-    row("disk of one sector", .read, [segment(5, 5)], disk: DiskLimits(sectorCount: 1), nil),
-    row("disk smaller than the request", .read, [page], disk: DiskLimits(sectorCount: 7), .beyondEndOfDisk),
+    row("empty disk", .read, [segment(0, 0)], disk: OfferedFeatures(sectorCount: 0), .beyondEndOfDisk),
+    row("disk of one sector", .read, [segment(5, 5)], disk: OfferedFeatures(sectorCount: 1), nil),
+    row("disk smaller than the request", .read, [page], disk: OfferedFeatures(sectorCount: 7), .beyondEndOfDisk),
     row(
-        "last sector of the largest disk", .read, at: .max - 1, [segment(0, 0)], disk: DiskLimits(sectorCount: .max),
+        "last sector of the largest disk", .read, at: .max - 1, [segment(0, 0)],
+        disk: OfferedFeatures(sectorCount: .max),
         nil),
-    row("largest disk, wrap", .read, at: .max - 6, [page], disk: DiskLimits(sectorCount: .max), .beyondEndOfDisk),
-    row("largest disk, sector 2^64-1", .read, at: .max, [page], disk: DiskLimits(sectorCount: .max), .beyondEndOfDisk),
-    row("disk of 2^63 sectors", .read, at: (1 << 63) - 8, [page], disk: DiskLimits(sectorCount: 1 << 63), nil),
+    row("largest disk, wrap", .read, at: .max - 6, [page], disk: OfferedFeatures(sectorCount: .max), .beyondEndOfDisk),
     row(
-        "disk of 2^63 sectors, one too far", .read, at: (1 << 63) - 7, [page], disk: DiskLimits(sectorCount: 1 << 63),
+        "largest disk, sector 2^64-1", .read, at: .max, [page], disk: OfferedFeatures(sectorCount: .max),
+        .beyondEndOfDisk),
+    row("disk of 2^63 sectors", .read, at: (1 << 63) - 8, [page], disk: OfferedFeatures(sectorCount: 1 << 63), nil),
+    row(
+        "disk of 2^63 sectors, one too far", .read, at: (1 << 63) - 7, [page],
+        disk: OfferedFeatures(sectorCount: 1 << 63),
         .beyondEndOfDisk),
 ]
 
@@ -119,7 +123,7 @@ private let discardRows: [Row] = [
     discard("discard of 2^64-1 sectors from 1 of as many", at: 1, .max, disk: everything, .beyondEndOfDisk),
 ]
 
-private let everything = DiskLimits(sectorCount: .max, offersDiscard: true)
+private let everything = OfferedFeatures(sectorCount: .max, discard: DiscardSupport())
 
 private let permissionRows: [Row] = [
     row("read of a read-only disk", .read, [page], disk: readOnly, nil),
@@ -131,22 +135,22 @@ private let permissionRows: [Row] = [
     discard("discard to a read-only disk", 1, disk: readOnly, .readOnlyDisk),
     row(
         "barrier that was not offered", .writeBarrier, [page],
-        disk: DiskLimits(sectorCount: media, offersBarrier: false), .unknownOperation),
+        disk: OfferedFeatures(sectorCount: media, hasBarrier: false), .unknownOperation),
     row(
-        "flush that was not offered", .flush, [], disk: DiskLimits(sectorCount: media, offersFlush: false),
+        "flush that was not offered", .flush, [], disk: OfferedFeatures(sectorCount: media, canFlush: false),
         .unknownOperation),
     discard(
-        "discard that was not offered", 1, disk: DiskLimits(sectorCount: media, offersDiscard: false),
+        "discard that was not offered", 1, disk: OfferedFeatures(sectorCount: media, discard: nil),
         .unknownOperation),
     row(
         "barrier with only flush offered", .writeBarrier, [],
-        disk: DiskLimits(sectorCount: media, offersBarrier: false, offersFlush: true), .unknownOperation),
+        disk: OfferedFeatures(sectorCount: media, hasBarrier: false, canFlush: true), .unknownOperation),
     row(
         "flush with only barrier offered", .flush, [],
-        disk: DiskLimits(sectorCount: media, offersBarrier: true, offersFlush: false), .unknownOperation),
+        disk: OfferedFeatures(sectorCount: media, hasBarrier: true, canFlush: false), .unknownOperation),
     row(
         "read and write need no offer", .write, [page],
-        disk: DiskLimits(sectorCount: media, offersBarrier: false, offersFlush: false), nil),
+        disk: OfferedFeatures(sectorCount: media, hasBarrier: false, canFlush: false), nil),
 ]
 
 @Suite("Rules of requests")
@@ -158,7 +162,7 @@ struct RequestParseTests {
             let slot = row.request.slot(layout)
             #expect(slot.matches(row.request.slotOfC(abi), count: layout.slotSize), "encoders differ, \(abi)")
 
-            var request = BlockRequest()
+            let request = ParsedRequest()
             let error = request.parse(slot, layout: layout, disk: row.disk)
             #expect(error == row.expected, "\(abi)")
             #expect(request.id == row.request.id && request.wireOperation == row.request.operation, "\(abi)")
@@ -189,7 +193,7 @@ struct RequestParseTests {
             let slot = RequestEncoder(layout: layout).slot(
                 operation: operation, id: id, firstSector: 1,
                 segments: [BlockSegment(reference: 8, firstSector: 0, lastSector: 0)])
-            var request = BlockRequest()
+            let request = ParsedRequest()
             let error = request.parse(slot, layout: layout, disk: disk)
             #expect(error == (known.contains(operation) ? nil : .unknownOperation), "operation \(operation)")
             #expect(request.id == id && request.wireOperation == operation)
@@ -202,7 +206,7 @@ struct RequestParseTests {
         for flag in UInt8.min...UInt8.max {
             var slot = RequestEncoder(layout: layout).discard(id: 1, firstSector: 0, sectorCount: 1)
             slot.store(flag, at: 1)
-            var request = BlockRequest()
+            let request = ParsedRequest()
             #expect(request.parse(slot, layout: layout, disk: disk) == nil)
             #expect(request.secure == (flag & 1 == 1))
         }
@@ -217,13 +221,13 @@ struct RequestParseTests {
         let eleven = encoder.slot(
             operation: BlockOperation.write.rawValue, id: 2, firstSector: 9, segments: Array(repeating: page, count: 11)
         )
-        let second: [(String, SlotBytes, DiskLimits)] = [
+        let second: [(String, SlotBytes, OfferedFeatures)] = [
             ("read", encoder.slot(operation: 0, id: 3, firstSector: 1, segments: [page]), disk),
             ("flush", encoder.slot(operation: 3, id: 3, firstSector: 0, segments: []), disk),
             ("unknown", encoder.slot(operation: 99, id: 3, firstSector: 2, segments: [page]), disk),
             (
                 "not offered", encoder.slot(operation: 3, id: 3, firstSector: 2, segments: []),
-                DiskLimits(sectorCount: media, offersFlush: false)
+                OfferedFeatures(sectorCount: media, canFlush: false)
             ),
             ("too many", encoder.slot(operation: 1, id: 3, firstSector: 2, segments: [page], segmentCount: 12), disk),
             ("read-only", encoder.slot(operation: 1, id: 3, firstSector: 2, segments: [page]), readOnly),
@@ -231,10 +235,10 @@ struct RequestParseTests {
             ("discard", encoder.discard(id: 3, firstSector: 2, sectorCount: 8), disk),
         ]
         for (name, slot, limits) in second {
-            var fresh = BlockRequest()
+            let fresh = ParsedRequest()
             let expected = fresh.parse(slot, layout: layout, disk: limits)
             for before in [first, eleven] {
-                var used = BlockRequest()
+                let used = ParsedRequest()
                 _ = used.parse(before, layout: layout, disk: disk)
                 #expect(used.parse(slot, layout: layout, disk: limits) == expected)
                 #expect(used.secure == fresh.secure, "\(name), \(abi)")

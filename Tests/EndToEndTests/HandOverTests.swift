@@ -9,7 +9,7 @@ import Testing
 import Xen
 
 /// A disk with a lock, whose next worker is started beside the one that serves: what xbbd does, step by step.
-private final class Succession {
+final class Succession {
     let disk: Disk
     private let lockPath: String
     /// The worker that stands by, or has taken over and is not known as the disk's yet.

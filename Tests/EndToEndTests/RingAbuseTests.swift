@@ -77,9 +77,10 @@ extension EndToEnd {
             let lab = try Lab()
             let disk = try lab.attach()
             let device = try disk.connect { $0.abi = abi }
-            let limits = DiskLimits(
-                sectorCount: device.info.sectors, readOnly: false, offersDiscard: device.info.discard,
-                offersBarrier: device.info.barrier, offersFlush: device.info.flush)
+            let limits = OfferedFeatures(
+                sectorCount: device.info.sectors, isReadOnly: false,
+                discard: device.info.discard ? DiscardSupport() : nil,
+                hasBarrier: device.info.barrier, canFlush: device.info.flush)
             let reference = try HostileFrontend(device).grant()
             let layout = RingLayout(abi)
             try device.queues[0].withQueue { (queue) throws in

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
+import Blkif
 import Testing
 import XenBus
 
@@ -15,12 +16,16 @@ import XenBus
     }
 
     static func describe(
-        _ request: DeviceRequest = goodRequest, _ facts: DeviceFacts = goodFacts, rings: RingFacts = RingFacts(),
-        indirect: UInt32 = 0
+        _ request: DeviceRequest = goodRequest, _ facts: DeviceFacts = goodFacts, queues: Int = 1,
+        _ change: (inout OfferedFeatures) -> Void = { _ in }
     ) -> Node {
-        keys(
-            BackendDescription(request: request, device: facts, rings: rings, maximumIndirectSegments: indirect).entries
-        )
+        var offered = OfferedFeatures(request: request, device: facts, queueCount: queues)
+        change(&offered)
+        return keys(
+            BackendDescription(
+                offered, physicalSectorSize: facts.physicalSectorSize, deviceType: request.deviceType,
+                isRemovable: request.isRemovable
+            ).entries)
     }
 
     @Test func aPlainDisk() {
@@ -61,15 +66,18 @@ import XenBus
     }
 
     @Test func barriersHaveNoMeaningAcrossQueues() {
-        #expect(Self.describe(rings: RingFacts(queueCount: 2))["feature-barrier"] == "0")
-        #expect(Self.describe(rings: RingFacts(queueCount: 2))["feature-flush-cache"] == "1")
+        #expect(Self.describe(queues: 2)["feature-barrier"] == "0")
+        #expect(Self.describe(queues: 2)["feature-flush-cache"] == "1")
         let noFlush = Self.describe(goodRequest, DeviceFacts(sectorCount: 8, canFlush: false))
         #expect(noFlush["feature-barrier"] == "0")
         #expect(noFlush["feature-flush-cache"] == "0")
     }
 
     @Test func optionalFeatures() {
-        let node = Self.describe(rings: RingFacts(queueCount: 1, keepsGrants: true), indirect: 256)
+        let node = Self.describe {
+            $0.keepsGrants = true
+            $0.maximumIndirectSegments = 256
+        }
         #expect(node["feature-persistent"] == "1")
         #expect(node["feature-max-indirect-segments"] == "256")
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What several test files need: nodes as dictionaries, small random numbers, short names for machines and traces.
 
+import Blkif
 import XenBus
 
 /// A node as text; hostile bytes go in through `bytes`.
@@ -22,6 +23,18 @@ let hostileValues: [[UInt8]] = [
 
 let goodRequest = DeviceRequest(image: ImageLocation(path: "/dev/vg/disk", format: .raw), isReadOnly: false)
 let goodFacts = DeviceFacts(sectorCount: 2048)
+
+/// What a frontend with one ring is offered of a disk like `goodFacts`.
+func offered(sectorCount: UInt64 = goodFacts.sectorCount) -> OfferedFeatures {
+    var facts = goodFacts
+    facts.sectorCount = sectorCount
+    return OfferedFeatures(request: goodRequest, device: facts, queueCount: 1)
+}
+
+/// The disk has another size, and so have the queues, where any are connected.
+func resized(_ sectorCount: UInt64) -> VBDMachine.Event {
+    .deviceResized(sectorCount: sectorCount, offered: offered(sectorCount: sectorCount))
+}
 
 extension VBDMachine.Action {
     /// One word or two, for tables.

@@ -40,7 +40,7 @@ struct Table {
         table.expect(.deviceOpened(goodFacts), "keys")
         table.expect(.updateDone, "")
         table.expect(.frontendChanged(.initialised), "connect")
-        table.expect(.ringsConnected(RingFacts()), "start, 2>4")
+        table.expect(.ringsConnected(offered()), "start, 2>4")
         table.expect(.updateDone, "")
         table.expect(.frontendChanged(.connected), "")
         return table

@@ -23,7 +23,7 @@ import Testing
     @Test func aFrontendThatStaysConnectedHoldsOnlyASafeDetach() {
         var table = Table.connected()
         table.expect(.backendChanged(state: .closing, isOnline: false), "")
-        table.expect(.deviceResized(sectorCount: 1), "")
+        table.expect(resized(1), "")
         table.expect(.backendChanged(state: .closing, isOnline: false), "")
         table.expect(.frontendChanged(nil), "disconnect")
         table.expect(.ringsDisconnected, "close")
@@ -82,7 +82,7 @@ import Testing
         table.expect(.deviceOpened(goodFacts), "keys")
         table.expect(.updateDone, "")
         table.expect(.frontendChanged(.initialised), "connect")
-        table.expect(.ringsConnected(RingFacts()), "start, 2>4")
+        table.expect(.ringsConnected(offered()), "start, 2>4")
         table.expect(.backendChanged(state: .closing, isOnline: false), "")
         table.expect(.frontendChanged(.closed), "disconnect")
     }
@@ -111,15 +111,15 @@ import Testing
 
     @Test func aNewSizeIsToldByWritingConnectedAgain() {
         var table = Table.connected()
-        table.expect(.deviceResized(sectorCount: 4096), "4>4")
+        table.expect(resized(4096), "4>4")
         #expect(
             table.update
                 == StoreUpdate(replacing: .connected, entries: [.write("sectors", "4096")], state: .connected))
-        table.expect(.deviceResized(sectorCount: 8192), "")
+        table.expect(resized(8192), "")
         table.expect(.updateDone, "4>4")
         #expect(table.update?.entries.first == .write("sectors", "8192"))
         table.expect(.updateDone, "")
-        table.expect(.deviceResized(sectorCount: 8192), "")
+        table.expect(resized(8192), "")
     }
 
     @Test func aSizeThatChangesBeforeTheConnectionIsToldWithIt() {
@@ -128,10 +128,10 @@ import Testing
         table.expect(.storageConfigured(goodRequest), "open")
         table.expect(.deviceOpened(goodFacts), "keys")
         table.expect(.updateDone, "")
-        table.expect(.deviceResized(sectorCount: 77), "")
+        table.expect(resized(77), "")
         table.expect(.frontendChanged(.initialised), "connect")
-        table.expect(.deviceResized(sectorCount: 78), "")
-        table.expect(.ringsConnected(RingFacts()), "start, 2>4")
+        table.expect(resized(78), "")
+        table.expect(.ringsConnected(offered(sectorCount: 78)), "start, 2>4")
         #expect(table.update?.entries.first == .write("sectors", "78"))
     }
 
@@ -156,8 +156,8 @@ import Testing
         table.expect(.storageConfigured(goodRequest), "open")
         table.expect(.deviceOpened(goodFacts), "keys")
         table.expect(.updateDone, "resume")
-        table.expect(.ringsConnected(RingFacts()), "start")
-        table.expect(.deviceResized(sectorCount: 4096), "4>4")
+        table.expect(.ringsConnected(offered()), "start")
+        table.expect(resized(4096), "4>4")
         table.expect(.updateDone, "")
         table.expect(.frontendChanged(.closed), "disconnect")
     }
@@ -167,7 +167,7 @@ import Testing
         table.expect(.storageConfigured(goodRequest), "open")
         table.expect(.deviceOpened(goodFacts), "keys")
         table.expect(.updateDone, "resume")
-        table.expect(.ringsConnected(RingFacts()), "start, 4>4")
+        table.expect(.ringsConnected(offered()), "start, 4>4")
     }
 
     @Test func inheritedRingsAreServedDuringADetach() {
@@ -175,7 +175,7 @@ import Testing
         table.expect(.storageConfigured(goodRequest), "open")
         table.expect(.deviceOpened(goodFacts), "keys")
         table.expect(.updateDone, "resume")
-        table.expect(.ringsConnected(RingFacts()), "start")
+        table.expect(.ringsConnected(offered()), "start")
         table.expect(.frontendChanged(.closed), "disconnect")
         table.expect(.ringsDisconnected, "close")
         table.expect(.deviceClosed, "5>6")

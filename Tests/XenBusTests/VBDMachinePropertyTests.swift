@@ -162,7 +162,7 @@ private struct World {
             hand(.deviceClosed)
         case .connect:
             hasRings = random.chance(ringsWork)
-            hand(hasRings ? .ringsConnected(RingFacts()) : .ringsFailed("no"))
+            hand(hasRings ? .ringsConnected(offered()) : .ringsFailed("no"))
         case .disconnect:
             hasRings = false
             hand(.ringsDisconnected)
@@ -204,7 +204,7 @@ private struct World {
         case 60..<68: fireTimer()
         case 68..<78: hand(.storageConfigured(goodRequest))
         case 78..<80: hand(.storageRejected(random.pick(["a", "b"])))
-        case 80..<83: hand(.deviceResized(sectorCount: random.next() % 9))
+        case 80..<83: hand(resized(random.next() % 9))
         case 83..<84: if isOpen { hand(.deviceLost("lost")) }
         case 84..<94: readBackend()
         case 94:
@@ -220,7 +220,7 @@ private struct World {
             if work == nil {
                 hand(
                     random.pick([
-                        .deviceOpened(goodFacts), .deviceClosed, .ringsConnected(RingFacts()), .ringsFailed("x"),
+                        .deviceOpened(goodFacts), .deviceClosed, .ringsConnected(offered()), .ringsFailed("x"),
                         .ringsDisconnected, .updateDone, .deviceOpenFailed("x"),
                     ]))
             }

@@ -25,9 +25,9 @@ import Testing
         table.expect(.deviceOpened(goodFacts), "keys")
         #expect(table.update?.entries == [.write("hotplug-status", "connected")])
         table.expect(.updateDone, "connect")
-        table.expect(.ringsConnected(RingFacts(queueCount: 1)), "start, 2>4")
+        table.expect(.ringsConnected(offered()), "start, 2>4")
         let described = BackendDescription(
-            request: goodRequest, device: goodFacts, rings: RingFacts(), maximumIndirectSegments: 0)
+            offered(), physicalSectorSize: 512, deviceType: .disk, isRemovable: false)
         #expect(table.update?.entries == described.entries + [.write("state", "4")])
         table.expect(.updateDone, "")
         table.expect(.frontendChanged(.connected), "")
@@ -47,7 +47,7 @@ import Testing
         table.expect(.storageConfigured(goodRequest), "open")
         table.expect(.deviceOpened(goodFacts), "keys")
         table.expect(.updateDone, "connect")
-        table.expect(.ringsConnected(RingFacts()), "start, 2>4")
+        table.expect(.ringsConnected(offered()), "start, 2>4")
     }
 
     @Test func aFrontendThatIsNotThereYetDidNotGoAway() {
@@ -195,7 +195,7 @@ import Testing
         table.expect(.ringsDisconnected, "4>2")
         table.expect(.updateDone, "")
         table.expect(.frontendChanged(.initialised), "connect")
-        table.expect(.ringsConnected(RingFacts()), "start, 2>4")
+        table.expect(.ringsConnected(offered()), "start, 2>4")
     }
 
     @Test func reconnectAfterACompleteClose() {
@@ -211,7 +211,7 @@ import Testing
         table.expect(.timerFired, "open")
         table.expect(.deviceOpened(goodFacts), "keys")
         table.expect(.updateDone, "connect")
-        table.expect(.ringsConnected(RingFacts()), "start, 2>4")
+        table.expect(.ringsConnected(offered()), "start, 2>4")
     }
 
     @Test func storageCanBeKeptAcrossConnections() {
@@ -233,7 +233,7 @@ import Testing
         table.expect(.frontendChanged(.initialised), "disconnect")
         table.expect(.ringsDisconnected, "4>2")
         table.expect(.updateDone, "connect")
-        table.expect(.ringsConnected(RingFacts()), "start, 2>4")
+        table.expect(.ringsConnected(offered()), "start, 2>4")
     }
 
     @Test func ringsThatTheFrontendGaveUpMeanwhileAreLetGoUnused() {
@@ -245,7 +245,7 @@ import Testing
         table.expect(.frontendChanged(.initialised), "connect")
         table.expect(.frontendChanged(.initialising), "")
         table.expect(.frontendChanged(.initialised), "")
-        table.expect(.ringsConnected(RingFacts()), "disconnect")
+        table.expect(.ringsConnected(offered()), "disconnect")
         table.expect(.ringsDisconnected, "connect")
         table.expect(.frontendChanged(.initialising), "")
         table.expect(.ringsFailed("ring-ref is missing"), "")

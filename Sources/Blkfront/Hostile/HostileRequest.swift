@@ -16,7 +16,9 @@ public struct HostileRequest: Sendable {
     /// `reference`, a grant for reading and writing.
     ///
     /// All requests have the id `id`: put one on the ring at a time, or make a table for each id.
-    public static func table(layout: RingLayout, disk: DiskLimits, id: UInt64, reference: UInt32) -> [HostileRequest] {
+    public static func table(layout: RingLayout, disk: OfferedFeatures, id: UInt64, reference: UInt32)
+        -> [HostileRequest]
+    {
         let encoder = RequestEncoder(layout: layout)
         let end = disk.sectorCount
         let page = BlockSegment(reference: reference, firstSector: 0, lastSector: 7)
@@ -47,26 +49,26 @@ public struct HostileRequest: Sendable {
                 add("\(word) at sector \(sector)", operation, sector: sector)
             }
         }
-        if disk.readOnly {
+        if disk.isReadOnly {
             add("write to a read-only disk", BlockOperation.write.rawValue)
-            if disk.offersBarrier { add("barrier to a read-only disk", BlockOperation.writeBarrier.rawValue) }
+            if disk.hasBarrier { add("barrier to a read-only disk", BlockOperation.writeBarrier.rawValue) }
         }
-        if !disk.offersBarrier {
+        if !disk.hasBarrier {
             add("barrier that was not offered", BlockOperation.writeBarrier.rawValue, expected: .notSupported)
         }
-        if !disk.offersFlush {
+        if !disk.canFlush {
             add("flush that was not offered", BlockOperation.flush.rawValue, segments: [], expected: .notSupported)
         }
         return table + discards(encoder, disk, id)
     }
 
-    private static func discards(_ encoder: RequestEncoder, _ disk: DiskLimits, _ id: UInt64) -> [HostileRequest] {
+    private static func discards(_ encoder: RequestEncoder, _ disk: OfferedFeatures, _ id: UInt64) -> [HostileRequest] {
         func discard(_ name: String, _ sector: UInt64, _ count: UInt64, _ expected: BlockStatus) -> HostileRequest {
             HostileRequest(
                 name: name, slot: encoder.discard(id: id, firstSector: sector, sectorCount: count), expected: expected)
         }
-        if !disk.offersDiscard { return [discard("discard that was not offered", 0, 8, .notSupported)] }
-        if disk.readOnly { return [discard("discard of a read-only disk", 0, 8, .error)] }
+        if disk.discard == nil { return [discard("discard that was not offered", 0, 8, .notSupported)] }
+        if disk.isReadOnly { return [discard("discard of a read-only disk", 0, 8, .error)] }
         let end = disk.sectorCount
         return [
             discard("discard of no sectors", 0, 0, .error),

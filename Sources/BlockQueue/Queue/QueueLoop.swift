@@ -1,60 +1,60 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The effects between the engine's steps: grant copies, the plugin's submit, events, sleep.
-import PluginHost
+// The loop of a queue's thread: turns of the engine, and sleep between them.
 import Base
 import Blkif
 import CLinux
 import CRing
-import Glibc
 import Memory
-import PluginAPI
+import PluginHost
 import Xen
 
+/// What a queue's thread does outside of turns, beside what turns have done.
+protocol LoopEffects: QueueEffects {
+    /// The last call of Xen that failed, once.
+    func takeFailure() -> OperationError?
+    /// True if the plugin can be asked for completions without a system call.
+    var canPoll: Bool { get }
+    /// Takes the event that made the channel's descriptor readable; true if there was one. The channel is masked then.
+    func takeEvent() -> Bool
+    /// Lets events come again.
+    func unmask()
+}
+
 /// The loop of a queue's thread, one turn at a time.
-struct QueueLoop<Platform: XenPlatform>: ~Copyable {
+///
+/// It does not know the platform: a generic loop would look up the type of its effects in every turn.
+struct QueueLoop: ~Copyable {
     private var engine: QueueEngine
-    private var queue: PluginQueue
+    private let effects: any LoopEffects
     private let events: PluginEvents
-    private let grants: Platform.Grants
-    private let channels: Platform.Events
-    private let channel: EventPort
-    /// The event channel is masked: an event was taken and not acknowledged yet.
-    private var isMasked = false
     private var pollNanoseconds: UInt64 = 0
     private var turnsSinceEvents = 0
-    /// When the plugin began to take nothing although it has nothing, in ns; nil while it works.
-    private var stalledSince: UInt64?
-    private var xenError: OperationError?
 
-    /// How long a plugin may take nothing, with nothing in flight, before its requests fail: 10 s.
-    private static var stallLimit: UInt64 { 10_000_000_000 }
-
-    init(
-        engine: consuming QueueEngine, queue: consuming PluginQueue, events: PluginEvents, grants: Platform.Grants,
-        channels: Platform.Events, channel: EventPort
-    ) {
+    init(engine: consuming QueueEngine, effects: any LoopEffects, events: PluginEvents) {
         self.engine = engine
-        self.queue = queue
+        self.effects = effects
         self.events = events
-        self.grants = grants
-        self.channels = channels
-        self.channel = channel
     }
 
     /// Ends the loop: the plugin's queue is closed with it.
     consuming func finish() {}
 
+    // MARK: Reports
+
     var overflow: RingOverflow? { engine.overflow }
     /// Draining was asked for, and nothing is on its way.
-    var isDrained: Bool { engine.isDraining && engine.isIdle && engine.pluginInFlight == 0 }
+    var isDrained: Bool { engine.isDraining && engine.isEmpty }
+    /// Requests are not to be taken, and nothing is on its way.
+    var isAtRest: Bool { engine.isHeld && engine.isEmpty }
 
+    /// The last rule that the frontend broke, once.
     mutating func takeFault() -> GuestFault? {
         if engine.fault == nil { return nil }
         defer { engine.fault = nil }
         return engine.fault
     }
 
-    /// A request that was answered with an error because it made processes crash.
+    /// A request that was answered with an error because it made processes crash, once.
     mutating func takePoison() -> BlockRequest? {
         if engine.replaying.poison == nil { return nil }
         defer { engine.replaying.poison = nil }
@@ -67,97 +67,34 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
         return engine.replaying.isDone
     }
 
-    mutating func takeXenError() -> OperationError? {
-        if xenError == nil { return nil }
-        defer { xenError = nil }
-        return xenError
-    }
+    /// The last call of Xen that failed, once.
+    mutating func takeXenError() -> OperationError? { effects.takeFailure() }
+
+    // MARK: Turns
 
     mutating func apply(
-        tuning: QueueTuning, sectorCount: UInt64, pollNanoseconds: UInt64, mayTake: Bool, drain: Bool
+        tuning: QueueTuning, offered: OfferedFeatures, pollNanoseconds: UInt64, mayTake: Bool, drain: Bool
     ) {
         engine.tuning = tuning
-        engine.disk.sectorCount = sectorCount
+        engine.disk = offered
         engine.isHeld = !mayTake
         engine.isDraining = engine.isDraining || drain
         self.pollNanoseconds = pollNanoseconds
     }
 
-    /// One way around: completions, ring, copies, plugin, responses. False if there was nothing to do.
+    /// One way around. False if there was nothing to do.
+    ///
+    /// Never inlined: `make count` counts the instructions of this function and of all that it calls.
+    @inline(never)
     mutating func turn() -> Bool {
         engine.now = clinux_monotonic_ns()
-        engine.ring.holdOffEvents()
-        var worked = engine.absorbCompletions()
-        if worked { KillPoint.reach(.completed) }
-        if engine.gather() {
-            worked = true
-            KillPoint.reach(.taken)
-        }
-        if engine.collectCopies() {
-            worked = true
-            copy()
-            KillPoint.reach(.copied)
-        }
-        if submit() {
-            worked = true
-            KillPoint.reach(.submitted)
-        }
-        publish()
-        if engine.pluginInFlight > 0 && queue.canPoll && queue.poll() { worked = true }
-        if engine.port.localCount > 0 { worked = true }
-        return careForEvents(worked)
-    }
-
-    private mutating func copy() {
-        do throws(OperationError) {
-            try grants.copy(&engine.copies)
-            engine.copiesDone(succeeded: true)
-        } catch {
-            xenError = error
-            engine.copiesDone(succeeded: false)
-        }
-    }
-
-    private mutating func submit() -> Bool {
-        guard let taken = queue.submit(&engine) else { return false }
-        if taken > 0 {
-            stalledSince = nil
-            return true
-        }
-        if engine.pluginInFlight > 0 { return false }
-        guard let since = stalledSince else {
-            stalledSince = engine.now
-            return false
-        }
-        if engine.now &- since > Self.stallLimit {
-            while !engine.ready.isEmpty { engine.refuseReady(-EIO) }
-            stalledSince = nil
-            return true
-        }
-        return false
-    }
-
-    private mutating func publish() {
-        if engine.unpublished == 0 { return }
-        engine.stats.add(.reqs_queued_for_completion, engine.unpublished)
-        engine.stats.add(.reqs_completed, engine.unpublished)
-        engine.unpublished = 0
-        KillPoint.reach(.answered)
-        let wantsEvent = engine.ring.publish()
-        KillPoint.reach(.published)
-        engine.releaseAnswered()
-        KillPoint.reach(.released)
-        if wantsEvent { notify() }
+        return careForEvents(engine.turn(effects))
     }
 
     /// Sends the frontend an event. To one that an earlier process left: the event of its last responses may be lost.
     mutating func notify() {
         engine.stats.add(.notifications_sent)
-        do throws(OperationError) {
-            try channels.notify(channel)
-        } catch {
-            xenError = error
-        }
+        effects.notify()
     }
 
     /// While the queue is busy, looks now and then at descriptors and timers of a plugin that cannot be polled.
@@ -167,21 +104,12 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
         if turnsSinceEvents < 16 { return true }
         turnsSinceEvents = 0
         if events.needsCare { _ = events.runDue(now: engine.now) }
-        if engine.pluginInFlight > 0 && !queue.canPoll { takeEvents(events.wait(timeout: 0)) }
+        if engine.plugin.inFlight > 0 && !effects.canPoll { takeEvents(events.wait(timeout: 0)) }
         return true
     }
 
     private mutating func takeEvents(_ channelIsReady: Bool) {
-        guard channelIsReady else { return }
-        do throws(OperationError) {
-            // The handle has this one channel, which is masked now: a second read would find nothing. If it did not, the
-            // descriptor stays readable.
-            guard try channels.takePending() != nil else { return }
-            isMasked = true
-            engine.stats.add(.events_received)
-        } catch {
-            xenError = error
-        }
+        if channelIsReady && effects.takeEvent() { engine.stats.add(.events_received) }
     }
 
     // MARK: Sleep
@@ -193,37 +121,34 @@ struct QueueLoop<Platform: XenPlatform>: ~Copyable {
         if engine.mayLookAtRing {
             if engine.ring.finalCheck() { return }
             // The ring is empty and the frontend knows that we want an event: now it may come.
-            if isMasked {
-                isMasked = false
-                do throws(OperationError) { try channels.unmask(channel) } catch { xenError = error }
-            }
+            effects.unmask()
         }
-        guard engine.port.prepareToSleep() else { return }
-        if mustStay() || (engine.isDraining && engine.isIdle && engine.pluginInFlight == 0) {
-            engine.port.awoke()
+        guard engine.plugin.port.prepareToSleep() else { return }
+        if mustStay() || isDrained {
+            engine.plugin.port.awoke()
             return
         }
         engine.stats.add(.sleeps)
         let ready = events.wait(timeout: timeout())
-        engine.port.awoke()
+        engine.plugin.port.awoke()
         takeEvents(ready)
         turnsSinceEvents = 0
     }
 
     private func timeout() -> Int32 {
         let timers = events.timeout(now: engine.now)
-        guard stalledSince != nil else { return timers }
+        guard engine.stalledSince != nil else { return timers }
         return timers < 0 ? 5 : min(timers, 5)
     }
 
     /// Looks for work for a while, without asking the frontend for events; true if there is some.
-    private func spin() -> Bool {
+    private mutating func spin() -> Bool {
         if pollNanoseconds == 0 { return false }
         let end = clinux_monotonic_ns() &+ pollNanoseconds
         repeat {
             if engine.mayLookAtRing && engine.ring.hasNewRequests { return true }
-            if engine.port.hasRemote { return true }
-            if engine.pluginInFlight > 0 && queue.canPoll && queue.poll() { return true }
+            if engine.plugin.port.hasRemote { return true }
+            if engine.plugin.inFlight > 0 && effects.poll() { return true }
             cring_cpu_pause()
         } while clinux_monotonic_ns() < end
         return false

@@ -25,7 +25,7 @@ package struct QueueConfiguration: Sendable {
     /// The frontend's ABI.
     package var abi: RingABI
     /// What requests are checked against.
-    package var disk: DiskLimits
+    package var disk: OfferedFeatures
     /// Bytes for the data of requests.
     package var memoryBytes: Int
     /// Threads for a plugin that may sleep.
@@ -39,7 +39,7 @@ package struct QueueConfiguration: Sendable {
     /// A queue of `domain` with the usual limits.
     package init(
         domain: DomainID, index: Int, ringReferences: [UInt32], eventChannel: EventPort, abi: RingABI,
-        disk: DiskLimits, memoryBytes: Int = 16 << 20, blockingThreads: Int = 4, pollNanoseconds: UInt64 = 0,
+        disk: OfferedFeatures, memoryBytes: Int = 16 << 20, blockingThreads: Int = 4, pollNanoseconds: UInt64 = 0,
         tuning: QueueTuning = QueueTuning()
     ) {
         self.domain = domain
@@ -56,14 +56,20 @@ package struct QueueConfiguration: Sendable {
 }
 
 /// A running queue. Methods are for the control thread.
+///
+/// Unchecked, because of two members: `thread` is the control thread's alone, and the port checks by itself who uses what.
+/// All else is constant, atomic or behind a lock.
 package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
-    /// What the control thread wants of the queue's.
-    private struct Wishes {
+    /// What the control thread wants of the queue's thread, and what that says back.
+    private struct Control {
         var tuning: QueueTuning
-        var sectorCount: UInt64
+        var offered: OfferedFeatures
         var pollNanoseconds: UInt64
         /// The frontend was told that we are connected.
         var mayTake = false
+        var isPaused = false
+        /// The queue's thread has nothing in flight since ``isPaused`` was set.
+        var isAtRest = false
         var drain = false
     }
 
@@ -77,21 +83,52 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private let onFailure: @Sendable (OperationError) -> Void
     /// Called on the queue's thread when the requests of an earlier process were begun again.
     private let onReplayed: @Sendable () -> Void
+    /// Called on the queue's thread when it was paused and nothing is in flight any more.
+    private let onPaused: @Sendable () -> Void
+    /// Called on the queue's thread, which ends with that.
+    private let onEnd: @Sendable () -> Void
     private let journal: QueueJournalSource
     private let summary = Mutex<RecoverySummary?>(nil)
-    private let wishes: Mutex<Wishes>
-    private let wishesChanged = Atomic<Bool>(false)
+    private let control: Mutex<Control>
+    private let controlChanged = Atomic<Bool>(false)
+    private let ended = Atomic<Bool>(false)
     private let port: CompletionPort
     private let started = Semaphore()
     private let startResult = Mutex<OperationError?>(nil)
     private var thread: pthread_t?
 
     /// Prepares a queue; ``start()`` makes it run.
-    package init(
+    package convenience init(
         platform: Platform, device: PluginDevice, configuration: QueueConfiguration, statistics: QueueStatistics,
         log: Log, faultLimit: RateLimit, onFailure: @escaping @Sendable (OperationError) -> Void,
-        onReplayed: @escaping @Sendable () -> Void = {}
+        onReplayed: @escaping @Sendable () -> Void = {}, onPaused: @escaping @Sendable () -> Void = {},
+        onEnd: @escaping @Sendable () -> Void = {}
     ) throws(OperationError) {
+        let entries = RingLayout(configuration.abi).entryCount(pages: configuration.ringReferences.count)
+        // Unsafe as a C struct with pointers; this member is a number.
+        let context = unsafe Int(device.library.table.req_ctx_size)
+        // A list can be several plugin requests where the plugin's limit is small; the more fit, the deeper it runs.
+        guard let port = CompletionPorts.take(requestCount: max(entries, 32) + 32, contextSize: context) else {
+            throw OperationError(errno, "make a descriptor for queue \(configuration.index)")
+        }
+        guard let journal = configuration.journal ?? .anonymous(entries: entries) else {
+            CompletionPorts.giveBack(port)
+            throw OperationError(ENOMEM, "reserve a journal for queue \(configuration.index)")
+        }
+        self.init(
+            platform, device, configuration, statistics, log, faultLimit, onFailure, onReplayed, onPaused, onEnd,
+            port: port, journal: journal)
+    }
+
+    /// Cannot fail: where an initialiser of a generic class leaves early with a `Mutex` in place, Swift 6.3.1 crashes in
+    /// modules that specialise it (docs/decisions/0012-modules.md).
+    private init(
+        _ platform: Platform, _ device: PluginDevice, _ configuration: QueueConfiguration,
+        _ statistics: QueueStatistics, _ log: Log, _ faultLimit: RateLimit,
+        _ onFailure: @escaping @Sendable (OperationError) -> Void, _ onReplayed: @escaping @Sendable () -> Void,
+        _ onPaused: @escaping @Sendable () -> Void, _ onEnd: @escaping @Sendable () -> Void,
+        port: CompletionPort, journal: QueueJournalSource
+    ) {
         self.platform = platform
         self.device = device
         self.configuration = configuration
@@ -100,19 +137,12 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         self.faultLimit = faultLimit
         self.onFailure = onFailure
         self.onReplayed = onReplayed
-        wishes = Mutex(
-            Wishes(
-                tuning: configuration.tuning, sectorCount: configuration.disk.sectorCount,
+        self.onPaused = onPaused
+        self.onEnd = onEnd
+        control = Mutex(
+            Control(
+                tuning: configuration.tuning, offered: configuration.disk,
                 pollNanoseconds: configuration.pollNanoseconds))
-        let entries = RingLayout(configuration.abi).entryCount(pages: configuration.ringReferences.count)
-        let context = unsafe Int(device.library.table.req_ctx_size)
-        // A list can be several plugin requests where the plugin's limit is small; the more fit, the deeper it runs.
-        guard let port = CompletionPorts.take(requestCount: max(entries, 32) + 32, contextSize: context) else {
-            throw OperationError(errno, "make a descriptor for queue \(configuration.index)")
-        }
-        guard let journal = configuration.journal ?? .anonymous(entries: entries) else {
-            throw OperationError(ENOMEM, "reserve a journal for queue \(configuration.index)")
-        }
         self.journal = journal
         // Immortal: a plugin that completes too late must not write to memory of somebody else.
         self.port = port
@@ -140,12 +170,46 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         change { $0.mayTake = true }
     }
 
-    /// Takes no more requests, finishes those in flight, disconnects and ends the thread.
-    package func stop() {
-        guard let thread else { return }
+    /// Takes no more requests until ``resume()``, and finishes those in flight; `onPaused` is called then. The ring stays
+    /// mapped and the event channel bound.
+    package func pause() {
+        change {
+            $0.isPaused = true
+            $0.isAtRest = false
+        }
+    }
+
+    /// Goes on after ``pause()``, and looks at the ring at once.
+    package func resume() {
+        change {
+            $0.isPaused = false
+            $0.isAtRest = false
+        }
+    }
+
+    /// Paused, with nothing in flight.
+    package var isPaused: Bool { control.withLock { $0.isPaused && $0.isAtRest } }
+
+    /// Takes no more requests, finishes those in flight, disconnects and ends the thread; `onEnd` is called then. Also of a
+    /// queue that is paused.
+    package func beginDraining() {
         change { $0.drain = true }
+    }
+
+    /// The thread has ended but for its last instructions: ``join()`` does not wait.
+    package var hasEnded: Bool { ended.load(ordering: .acquiring) }
+
+    /// Waits for the thread's end, which ``beginDraining()`` has asked for.
+    package func join() {
+        guard let thread else { return }
         pthread_join(thread, nil)
         self.thread = nil
+    }
+
+    /// Drains and waits for the end.
+    package func stop() {
+        beginDraining()
+        join()
     }
 
     /// Changes what can be changed while the queue runs.
@@ -156,9 +220,9 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         }
     }
 
-    /// The disk's size changed, in sectors of 512 bytes.
-    package func setSectorCount(_ count: UInt64) {
-        change { $0.sectorCount = count }
+    /// Holds requests that are parsed from now on to `offered`.
+    package func setOffered(_ offered: OfferedFeatures) {
+        change { $0.offered = offered }
     }
 
     /// What an earlier process left; nil for a queue that begins with nothing in flight.
@@ -167,9 +231,9 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// Calls of complete() that broke the plugin ABI.
     package var violations: UInt64 { port.violations }
 
-    private func change(_ body: (inout Wishes) -> Void) {
-        wishes.withLock { body(&$0) }
-        wishesChanged.store(true, ordering: .releasing)
+    private func change(_ body: (inout Control) -> Void) {
+        control.withLock { body(&$0) }
+        controlChanged.store(true, ordering: .releasing)
         port.wake()
     }
 
@@ -181,7 +245,10 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         } catch {
             startResult.withLock { $0 = error }
             started.signal()
+            return
         }
+        ended.store(true, ordering: .releasing)
+        onEnd()
     }
 
     /// Everything that can fail comes first and undoes itself; then the loop.
@@ -197,20 +264,24 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             configuration.eventChannel, of: domain, on: channels, patient: journal.isInherited)
         defer { unbind(channel, channels) }
         KillPoint.reach(.bound)
-        guard let memory = HostMemory(byteCount: max(configuration.memoryBytes, QueueEngine.smallestMemory)),
+        guard
+            let memory = HostMemory(
+                byteCount: QueueEngine.memoryBytes(configuration.memoryBytes, for: configuration.disk)),
             let events = PluginEvents(port: port)
         else { throw OperationError(ENOMEM, "reserve memory for queue \(configuration.index)") }
         let watched = events.add(
             channels.fileDescriptor, UInt32(EPOLLIN.rawValue), PluginEvents.Source.eventChannel.rawValue)
         if watched != 0 { throw OperationError(-watched, "watch event channel \(channel)") }
         let engine = try makeEngine(BackRing(attaching: mapping.pages, abi: configuration.abi), memory)
+        // The memory lives to the end of this function, behind the unmap below.
         unsafe try device.map(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
         let queue = try PluginQueue(
             device: device, port: port, events: events, index: configuration.index,
-            depth: engine.depthLimit, threadCount: configuration.blockingThreads)
+            depth: engine.plugin.depthLimit, threadCount: configuration.blockingThreads)
         started.signal()
-        var loop = QueueLoop<Platform>(
-            engine: engine, queue: queue, events: events, grants: grants, channels: channels, channel: channel)
+        var loop = QueueLoop(
+            engine: engine,
+            effects: XenEffects(queue: queue, grants: grants, channels: channels, channel: channel), events: events)
         if journal.isInherited { loop.notify() }
         run(&loop)
         loop.finish()
@@ -226,9 +297,15 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             let found = RecoverySummary(recovery, journal, layout: ring.layout, disk: configuration.disk)
             summary.withLock { $0 = found }
         }
+        let capacity = QueueEngine.segments(of: configuration.disk)
+        guard let segments = SegmentStore(requestCount: ring.entryCount, capacity: capacity),
+            let fetch = FetchStage(requestCount: capacity > 0 ? ring.entryCount : 0)
+        else {
+            throw OperationError(ENOMEM, "reserve segments for queue \(configuration.index)")
+        }
         return QueueEngine(
             ring: ring, domain: configuration.domain, device: device.info, disk: configuration.disk, memory: memory,
-            port: port, stats: statistics.cells, journal: journal, recovery: recovery)
+            segments: segments, fetch: fetch, port: port, stats: statistics.cells, journal: journal, recovery: recovery)
     }
 
     private func unmap(_ mapping: GrantMapping, _ grants: Platform.Grants) {
@@ -239,11 +316,11 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         do { try channels.unbind(channel) } catch { log.error("queue \(configuration.index): \(error)") }
     }
 
-    private func run(_ loop: inout QueueLoop<Platform>) {
+    private func run(_ loop: inout QueueLoop) {
         var reportedOverflow = false
-        takeWishes(&loop)
+        takeControl(&loop)
         while true {
-            if wishesChanged.load(ordering: .acquiring) { takeWishes(&loop) }
+            if controlChanged.load(ordering: .acquiring) { takeControl(&loop) }
             let worked = loop.turn()
             if let fault = loop.takeFault() { report(fault) }
             if let overflow = loop.overflow, !reportedOverflow {
@@ -260,16 +337,28 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             if let error = loop.takeXenError() { reportXenError(error) }
             if worked { continue }
             if loop.isDrained { return }
-            loop.sleep { wishesChanged.load(ordering: .acquiring) }
+            if loop.isAtRest { reportPause() }
+            loop.sleep { controlChanged.load(ordering: .acquiring) }
         }
     }
 
-    private func takeWishes(_ loop: inout QueueLoop<Platform>) {
-        wishesChanged.store(false, ordering: .releasing)
-        let current = wishes.withLock { $0 }
+    /// Says once for each pause that nothing is in flight.
+    private func reportPause() {
+        let isNew = control.withLock { control in
+            // The loop stays at rest until it takes ``control``, so this is true of a newer pause, too.
+            let isNew = control.isPaused && !control.isAtRest
+            if isNew { control.isAtRest = true }
+            return isNew
+        }
+        if isNew { onPaused() }
+    }
+
+    private func takeControl(_ loop: inout QueueLoop) {
+        controlChanged.store(false, ordering: .releasing)
+        let current = control.withLock { $0 }
         loop.apply(
-            tuning: current.tuning, sectorCount: current.sectorCount, pollNanoseconds: current.pollNanoseconds,
-            mayTake: current.mayTake, drain: current.drain)
+            tuning: current.tuning, offered: current.offered, pollNanoseconds: current.pollNanoseconds,
+            mayTake: current.mayTake && !current.isPaused, drain: current.drain)
     }
 
     private func report(_ fault: GuestFault) {

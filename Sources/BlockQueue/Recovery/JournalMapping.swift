@@ -5,6 +5,8 @@ import Glibc
 import Memory
 
 /// Mapped memory of a journal: of its file, or of nothing that outlives the process.
+///
+/// Unchecked, because it has a pointer: that and the size are constant, and the bytes are reached by ``SharedPages`` alone.
 @safe
 package final class JournalMapping: @unchecked Sendable {
     package let pages: SharedPages

@@ -67,6 +67,7 @@ package enum KillPoint: String, CaseIterable, Sendable {
         private let left: Atomic<Int>
 
         private init?() {
+            // The environment is not changed while the process runs, and the text is copied.
             guard let text = unsafe getenv("XBB_KILL_POINT") else { return nil }
             let parts = unsafe String(cString: text).split(separator: ":").map(String.init)
             guard let name = parts.first, let point = KillPoint(rawValue: name) else { return nil }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What a process finds in the journal of a queue whose process died, and what it makes of it.
 //
-// Nothing here is believed: whoever wrote it may have been out of his mind, and the ring is the guest's.
+// Nothing here is trusted: the process that wrote it may have been corrupted, and the ring is the guest's.
 import Base
 import Blkif
 import Memory
 
-/// What is to be done again of a queue's requests.
+/// The requests of a queue that must be done again.
 struct QueueRecovery {
     /// Requests taken since the connection began.
     var consumed: UInt64 = 0

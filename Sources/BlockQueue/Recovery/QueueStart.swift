@@ -7,7 +7,7 @@ import CLinux
 import Memory
 import Xen
 
-/// Where a queue's journal is, and what is to be made of what stands in it.
+/// Where a queue's journal is, and how its contents are treated.
 package struct QueueJournalSource: Sendable {
     /// What an earlier process left.
     package enum Inheritance: Sendable {
@@ -30,7 +30,7 @@ package struct QueueJournalSource: Sendable {
         self.inheritance = inheritance
     }
 
-    /// A journal that ends with the process; nil where no memory is to be had.
+    /// A journal that ends with the process; nil if the kernel refuses the memory.
     static func anonymous(entries: Int) -> QueueJournalSource? {
         JournalMapping.anonymous(queues: 1, entries: entries).map { QueueJournalSource(mapping: $0, index: 0) }
     }
@@ -75,16 +75,16 @@ package struct RecoverySummary: Sendable {
     /// The first of them in words.
     package var examples: [String] = []
 
-    /// Looks at the requests that are to be done again. `disk` is what they are checked against.
-    init(_ recovery: QueueRecovery, _ journal: QueueJournal, layout: RingLayout, disk: DiskLimits) {
+    /// Looks at the requests that will be done again. `disk` is what they are checked against.
+    init(_ recovery: QueueRecovery, _ journal: QueueJournal, layout: RingLayout, disk: OfferedFeatures) {
         count = recovery.replays.count
         isCareful = recovery.isCareful && count > 0
         for index in recovery.replays.prefix(3) {
             var slot = SlotBytes()
-            var request = BlockRequest()
+            let request = ParsedRequest()
             journal.copy(index, into: &slot)
             let problem = request.parse(slot, layout: layout, disk: disk)
-            examples.append(problem == nil ? request.text : "a request that breaks a rule")
+            examples.append(problem == nil ? request.request.text : "a request that breaks a rule")
         }
     }
 }

@@ -5,7 +5,6 @@ import Memory
 /// A first-in first-out queue of indices with a fixed capacity.
 struct IndexQueue: ~Copyable {
     private var slots: FixedArray<Int32>
-    private let mask: Int
     private var head = 0
     private(set) var count = 0
 
@@ -14,14 +13,18 @@ struct IndexQueue: ~Copyable {
         var size = 1
         while size < capacity { size <<= 1 }
         slots = FixedArray(zeroed: size)
-        mask = size - 1
     }
 
     var isEmpty: Bool { count == 0 }
 
+    /// A power of two less one. Not a field: so the compiler sees that a masked position is one of the slots.
+    private var mask: Int {
+        @inline(__always) get { slots.count &- 1 }
+    }
+
     @inline(__always)
     mutating func append(_ index: Int32) {
-        precondition(count <= mask)
+        precondition(UInt(bitPattern: count) < UInt(bitPattern: slots.count))
         slots[(head &+ count) & mask] = index
         count &+= 1
     }
@@ -29,7 +32,7 @@ struct IndexQueue: ~Copyable {
     /// Puts an index before all others.
     @inline(__always)
     mutating func prepend(_ index: Int32) {
-        precondition(count <= mask)
+        precondition(UInt(bitPattern: count) < UInt(bitPattern: slots.count))
         head = (head &- 1) & mask
         slots[head] = index
         count &+= 1

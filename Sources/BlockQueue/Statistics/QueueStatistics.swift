@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Counters and latency histograms of a queue: one thread writes, any thread reads.
+import Blkif
 import CRing
 import Memory
 
@@ -64,6 +65,9 @@ public enum LatencyClass: Int, CaseIterable, Sendable {
 }
 
 /// The cells that a queue's thread adds to. A view without an owner, so that the hot path counts no references.
+///
+/// Unchecked, because it has a pointer: it is made once and handed to the queue's thread, which alone writes, with single
+/// stores of 64 bits that any thread may read. The ``QueueStatistics`` live longer than the thread.
 @safe
 struct StatisticsCells: @unchecked Sendable {
     fileprivate let cells: UnsafeMutablePointer<UInt64>
@@ -83,9 +87,28 @@ struct StatisticsCells: @unchecked Sendable {
     }
 }
 
+extension StatisticsCells {
+    /// Counts a request that was done well: `sectors` of 512 bytes in `nanoseconds`; queue thread only.
+    @inline(__always)
+    func count(_ operation: BlockOperation, _ sectors: UInt64, nanoseconds: UInt64) {
+        let cells: (requests: QueueCounter, sectors: QueueCounter, latency: LatencyClass)
+        switch operation {
+        case .read: cells = (.read_requests, .read_sectors, .read)
+        case .write: cells = (.write_requests, .write_sectors, .write)
+        case .writeBarrier: cells = (.barrier_requests, .write_sectors, .write)
+        case .flush: cells = (.flush_requests, .write_sectors, .flush)
+        case .discard: cells = (.discard_requests, .discard_sectors, .discard)
+        }
+        add(cells.requests)
+        add(cells.sectors, sectors)
+        record(cells.latency, nanoseconds: nanoseconds)
+    }
+}
+
 /// Counters and histograms in plain memory. The queue's thread adds; others read values that may be a moment old.
 @safe
 public final class QueueStatistics: Sendable {
+    /// Constant; the cells behind it are accessed by atomic loads and stores.
     nonisolated(unsafe) private let base: UnsafeMutablePointer<UInt64>
     private static let counterCells = 64
     private static let cellCount = counterCells + LatencyClass.allCases.count * LatencyHistogram.bucketCount

@@ -9,14 +9,27 @@ enum DeviceMessage: Sendable, Equatable {
     case queueFailed(String)
     /// The queue of this number has begun the requests of an earlier process again.
     case replayed(Int)
+    /// A queue that was to pause has nothing in flight.
+    case queuePaused
+    /// A queue's thread has ended.
+    case queueEnded
     /// The plugin called notify() with an `XBB_NOTIFY_` number.
     case notified(UInt32)
+
+    /// A plugin can make up any number of messages; the others are few, and the control thread waits for them.
+    fileprivate var mayBeDropped: Bool {
+        switch self {
+        case .notified: true
+        case .queueFailed, .replayed, .queuePaused, .queueEnded: false
+        }
+    }
 }
 
 /// A bounded list of messages with a descriptor that is readable while it is not empty.
 final class Mailbox: Sendable {
     private let bell: Descriptor
     private let messages = Mutex<[DeviceMessage]>([])
+    private static let mostNotifications = 64
 
     /// Readable while there are messages.
     var descriptor: Int32 { bell.raw }
@@ -28,7 +41,11 @@ final class Mailbox: Sendable {
 
     /// Adds a message unless the same waits already; any thread.
     func post(_ message: DeviceMessage) {
-        messages.withLock { if !$0.contains(message) && $0.count < 64 { $0.append(message) } }
+        messages.withLock { list in
+            if list.contains(message) { return }
+            if message.mayBeDropped && list.count >= Self.mostNotifications { return }
+            list.append(message)
+        }
         bell.signal()
     }
 

@@ -15,6 +15,7 @@ final class JournalFile {
     /// Opens or makes the file.
     init(path: String) throws(OperationError) {
         self.path = path
+        // The call reads the path as C text, which Swift keeps for it.
         descriptor = unsafe clinux_open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
         if descriptor < 0 { throw OperationError(errno, "open journal \(path)") }
     }
@@ -41,6 +42,7 @@ final class JournalFile {
 
     private var size: Int {
         var status = stat()
+        // The kernel fills the structure, which is ours.
         return unsafe fstat(descriptor, &status) == 0 ? Int(status.st_size) : 0
     }
 

@@ -88,13 +88,13 @@ enum Meaning: Equatable {
 
 /// Reads a slot through C's structs and applies the rules of blkif.h in the order in which we promise them. Written
 /// apart from the parser, slowly and with arithmetic that cannot wrap.
-func meaning(of slot: SlotBytes, abi: RingABI, disk: DiskLimits) -> (id: UInt64, wireOperation: UInt8, Meaning) {
+func meaning(of slot: SlotBytes, abi: RingABI, disk: OfferedFeatures) -> (id: UInt64, wireOperation: UInt8, Meaning) {
     var request = oracle_request()
     withUnsafeBytes(of: slot) { abi.oracle.pointee.decode($0.baseAddress, &request) }
     return (request.id, request.operation, meaning(of: &request, disk))
 }
 
-private func meaning(of request: inout oracle_request, _ disk: DiskLimits) -> Meaning {
+private func meaning(of request: inout oracle_request, _ disk: OfferedFeatures) -> Meaning {
     func onDisk(_ count: UInt64) -> Bool {
         let (end, wrapped) = request.sector_number.addingReportingOverflow(count)
         return !wrapped && end <= disk.sectorCount
@@ -103,13 +103,13 @@ private func meaning(of request: inout oracle_request, _ disk: DiskLimits) -> Me
     switch request.operation {
     case 0: operation = .read
     case 1: operation = .write
-    case 2 where disk.offersBarrier: operation = .writeBarrier
-    case 3 where disk.offersFlush: operation = .flush
-    case 5 where disk.offersDiscard: operation = .discard
+    case 2 where disk.hasBarrier: operation = .writeBarrier
+    case 3 where disk.canFlush: operation = .flush
+    case 5 where disk.discard != nil: operation = .discard
     default: return .error(.unknownOperation)
     }
     if operation == .discard {
-        if disk.readOnly { return .error(.readOnlyDisk) }
+        if disk.isReadOnly { return .error(.readOnlyDisk) }
         if request.nr_sectors == 0 { return .error(.emptyDiscard) }
         if !onDisk(request.nr_sectors) { return .error(.beyondEndOfDisk) }
         let secure = request.flag % 2 == 1
@@ -118,7 +118,7 @@ private func meaning(of request: inout oracle_request, _ disk: DiskLimits) -> Me
     let count = Int(request.nr_segments)
     if count > 11 { return .error(.tooManySegments) }
     if count == 0 && (operation == .read || operation == .write) { return .error(.noSegments) }
-    if disk.readOnly && (operation == .writeBarrier || (count > 0 && operation != .read)) {
+    if disk.isReadOnly && (operation == .writeBarrier || (count > 0 && operation != .read)) {
         return .error(.readOnlyDisk)
     }
     let references = withUnsafeBytes(of: &request.gref) { Array($0.bindMemory(to: UInt32.self)) }
@@ -136,11 +136,12 @@ private func meaning(of request: inout oracle_request, _ disk: DiskLimits) -> Me
     return .request(operation: operation, sectors: sectors, segments: segments, secure: false)
 }
 
-extension BlockRequest {
+extension ParsedRequest {
     /// What parsing made of a slot.
     func meaning(_ error: RequestError?) -> Meaning {
         if let error { return .error(error) }
-        let valid = (0..<Int(segmentCount)).map { segments[$0] }
-        return .request(operation: operation, sectors: sectorCount, segments: valid, secure: secure)
+        let valid = (0..<Int(request.segmentCount)).map { segments[$0] }
+        return .request(
+            operation: request.operation, sectors: request.sectorCount, segments: valid, secure: request.secure)
     }
 }

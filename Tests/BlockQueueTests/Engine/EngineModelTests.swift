@@ -58,6 +58,7 @@ struct EngineModelTests {
                 setup.info.logical_block = random.pick([512, 512, 512, 1024, 4096, 4096])
                 setup.info.mem_align = random.pick([0, 0, 512, 4096])
                 setup.info.max_transfer = random.pick([0, 0, 4096, 8192, 20480, 65536])
+                setup.info.max_iov = random.pick([0, 0, 1, 2, 3])
                 setup.info.max_discard = random.pick([0, 4096, 65536])
                 setup.info.queue_depth = random.pick([0, 0, 1, 2, 7])
                 for capability in [XBB_CAP_FLUSH, XBB_CAP_FUA, XBB_CAP_DISCARD, XBB_CAP_DISCARD_SECURE]
@@ -121,17 +122,17 @@ struct EngineModelTests {
             case 3: rig.run()
             default:
                 // What QueueLoop does when a plugin takes nothing for too long.
-                if failures < 1000 && rig.engine.pluginInFlight == 0 && rig.plugin.takes == 0 { refuseAll() }
+                if failures < 1000 && rig.engine.plugin.inFlight == 0 && rig.plugin.takes == 0 { refuseAll() }
                 rig.plugin.takes = nil
             }
         }
 
         private func refuseAll() {
-            while rig.engine.ready.count > 0 {
-                let req = rig.port.address(of: rig.engine.ready[0]).pointee.req
+            while rig.engine.plugin.ready.count > 0 {
+                let req = rig.port.request(rig.engine.plugin.ready[0]).forPlugin.pointee
                 rig.plugin.onFailure?(
                     HeldRequest(
-                        sub: 0, op: Int(req.op), flags: 0, offset: req.offset, length: req.length, buffer: nil,
+                        sub: 0, op: Int(req.op), flags: 0, offset: req.offset, length: req.length, vectors: [],
                         checksum: 0, writesBefore: 0))
                 rig.engine.refuseReady(-EIO)
             }

@@ -53,12 +53,12 @@ struct RingLifeTests {
         // Those that are in flight leave less room; the frontend claims what can never be.
         rig.guest.forgeRequestProducer(producer &+ UInt32(truncatingIfNeeded: distance))
         rig.engine.now += 1
-        let first = rig.engine.gather()
-        let second = rig.engine.gather()
+        let first = rig.engine.takeRequests()
+        let second = rig.engine.takeRequests()
         #expect(first && !second, "said once, and no endless loop")
         #expect(rig.engine.overflow?.entryCount == 32)
-        let mayGather = rig.engine.mayGather
-        #expect(!mayGather)
+        let mayTake = rig.engine.mayTake
+        #expect(!mayTake)
         rig.run()
         #expect(rig.statuses(all) == Array(repeating: 0, count: 10))
         #expect(!rig.turn())

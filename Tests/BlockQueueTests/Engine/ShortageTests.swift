@@ -72,7 +72,7 @@ struct ShortageTests {
 
     @Test(
         "the smallest memory carries the largest request, on every block size", arguments: [512, 4096],
-        [QueueEngine.smallestMemory, 256 << 10])
+        [128 << 10, 256 << 10])
     func smallestMemory(_ block: Int, _ bytes: Int) throws {
         let rig = try EngineRig {
             $0.memoryBytes = bytes
@@ -175,7 +175,7 @@ struct ShortageTests {
         rig.settle()
         // The loop's stall limit: everything that is ready fails, again and again, until nothing is left.
         for _ in 0..<100 where rig.unanswered > 0 {
-            while !rig.engine.ready.isEmpty { rig.engine.refuseReady(-EIO) }
+            while !rig.engine.plugin.ready.isEmpty { rig.engine.refuseReady(-EIO) }
             rig.settle()
         }
         #expect(rig.statuses(all) == [-1, -1, -1])

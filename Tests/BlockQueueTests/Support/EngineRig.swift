@@ -24,7 +24,7 @@ struct Sent {
     let tags: [UInt64]
 }
 
-/// The engine, the two fakes, and the steps of ``QueueLoop``'s turn without its effects.
+/// The engine and the two fakes; turns are the engine's own, with effects on the fakes.
 final class EngineRig {
     /// What a rig is made of. `info` is what the plugin's get_info() gives.
     struct Setup {
@@ -35,8 +35,16 @@ final class EngineRig {
         var memoryBytes = 4 << 20
         var pluginRequests = 64
         var readOnly = false
+        /// Segments of indirect requests that are offered.
+        var indirectSegments: UInt32 = 0
         var offersBarrier = true
         var info = xbb_info()
+
+        /// What a queue of the host would have.
+        var wholeMemory: Int {
+            QueueEngine.memoryBytes(
+                memoryBytes, for: OfferedFeatures(sectorCount: 1, maximumIndirectSegments: indirectSegments))
+        }
 
         init() {
             info.caps =
@@ -88,13 +96,16 @@ final class EngineRig {
         let info = try DeviceInfo(validating: setup.info)
         let entries = RingLayout(setup.abi).entryCount(pages: setup.ringPages)
         guest = FakeGuest(
-            ringPageCount: setup.ringPages, abi: setup.abi, startIndex: setup.startIndex, pageCount: entries * 12)
-        freePages = (0..<UInt32(entries * 12)).reversed().map { FakeGuest.firstReference + $0 }
+            ringPageCount: setup.ringPages, abi: setup.abi, startIndex: setup.startIndex,
+            pageCount: entries * 12 + Int(setup.indirectSegments) * 12)
+        freePages = (0..<UInt32(entries * 12) + setup.indirectSegments * 12).reversed().map {
+            FakeGuest.firstReference + $0
+        }
         disk = FakeDisk(sectorCount: setup.sectors)
         port = try #require(CompletionPorts.take(requestCount: setup.pluginRequests, contextSize: 0))
         port.adoptThread()
         journal = try #require(JournalMapping.anonymous(queues: 1, entries: entries))
-        memory = try #require(HostMemory(byteCount: setup.memoryBytes))
+        memory = try #require(HostMemory(byteCount: setup.wholeMemory))
         plugin = FakePlugin(disk: disk, info: info, port: port)
         engine = try Self.engine(
             setup, info, guest, QueueJournalSource(mapping: journal, index: 0), memory, port, statistics)
@@ -104,13 +115,21 @@ final class EngineRig {
         _ setup: Setup, _ info: DeviceInfo, _ guest: FakeGuest, _ source: QueueJournalSource, _ memory: HostMemory,
         _ port: CompletionPort, _ statistics: QueueStatistics
     ) throws(OperationError) -> QueueEngine {
-        let limits = DiskLimits(
-            sectorCount: UInt64(setup.sectors), readOnly: setup.readOnly,
-            offersDiscard: info.capabilities.contains(.discard), offersBarrier: setup.offersBarrier)
+        let limits = OfferedFeatures(
+            sectorCount: UInt64(setup.sectors), isReadOnly: setup.readOnly,
+            discard: info.capabilities.contains(.discard) ? DiscardSupport() : nil, hasBarrier: setup.offersBarrier,
+            maximumIndirectSegments: setup.indirectSegments)
         var ring = BackRing(attaching: guest.ringPages.shared, abi: setup.abi)
         let (journal, recovery) = try source.start(&ring)
+        let capacity = QueueEngine.segments(of: limits)
+        guard let segments = SegmentStore(requestCount: ring.entryCount, capacity: capacity),
+            let fetch = FetchStage(requestCount: capacity > 0 ? ring.entryCount : 0)
+        else {
+            throw OperationError(ENOMEM, "reserve segments")
+        }
         return QueueEngine(
-            ring: ring, domain: FakeGuest.domain, device: info, disk: limits, memory: memory, port: port,
+            ring: ring, domain: FakeGuest.domain, device: info, disk: limits, memory: memory, segments: segments,
+            fetch: fetch, port: port,
             stats: statistics.cells, journal: journal, recovery: recovery)
     }
 
@@ -127,7 +146,7 @@ final class EngineRig {
         oldPorts.append(port)
         port = try #require(CompletionPorts.take(requestCount: setup.pluginRequests, contextSize: 0))
         port.adoptThread()
-        memory = try #require(HostMemory(byteCount: setup.memoryBytes))
+        memory = try #require(HostMemory(byteCount: setup.wholeMemory))
         let info = plugin.info
         plugin = FakePlugin(disk: disk, info: info, port: port)
         engine = try Self.engine(
@@ -139,10 +158,11 @@ final class EngineRig {
     func turn(steps: Int) {
         _ = guest.publish()
         engine.now += 1000
+        let effects = RigEffects(rig: self)
         if steps > 0 { _ = engine.absorbCompletions() }
-        if steps > 1 { _ = engine.gather() }
-        if steps > 2 { _ = copy() }
-        if steps > 3 { _ = submit() }
+        if steps > 1 { _ = engine.takeRequests() }
+        if steps > 2, engine.collectCopies() { engine.copiesDone(succeeded: effects.copy(&engine.data)) }
+        if steps > 3 { _ = engine.submit(effects) }
         if steps > 4, engine.unpublished > 0 {
             engine.unpublished = 0
             _ = engine.ring.publish()
@@ -175,7 +195,9 @@ final class EngineRig {
             left -= here
             first = 0
         }
-        precondition(list.count <= BlkifLimits.segmentsPerRequest, "more than a request can carry")
+        precondition(
+            list.count <= max(BlkifLimits.segmentsPerRequest, Int(setup.indirectSegments)),
+            "more than a request can carry")
         return list
     }
 
@@ -192,6 +214,19 @@ final class EngineRig {
         _ operation: BlockOperation, _ sector: Int, _ segments: [BlockSegment], id: UInt64? = nil,
         segmentCount: UInt8? = nil
     ) -> Sent {
+        let sent = prepare(operation, sector, segments, wire: operation.rawValue, id: id)
+        guest.put(
+            guest.encoder.slot(
+                operation: operation.rawValue, id: sent.id, firstSector: UInt64(bitPattern: Int64(sector)),
+                segments: segments, segmentCount: segmentCount))
+        pending[sent.id] = sent.operation
+        return sent
+    }
+
+    /// Fills the pages of a request as the guest does before it sends it.
+    private func prepare(
+        _ operation: BlockOperation, _ sector: Int, _ segments: [BlockSegment], wire: UInt8, id: UInt64? = nil
+    ) -> Sent {
         let places = addresses(segments)
         var tags: [UInt64] = []
         for place in places {
@@ -203,15 +238,32 @@ final class EngineRig {
                 nextTag += 1
             }
         }
-        let sent = Sent(
-            id: id ?? newID(), operation: operation.rawValue, sector: sector, count: places.count, segments: segments,
-            tags: tags)
+        return Sent(
+            id: id ?? newID(), operation: wire, sector: sector, count: places.count, segments: segments, tags: tags)
+    }
+
+    /// Puts an indirect request on the ring. `change` may change the pages of segments, which stand as the guest wrote them.
+    @discardableResult
+    func sendIndirect(
+        _ operation: BlockOperation, _ sector: Int, _ segments: [BlockSegment], segmentCount: Int? = nil,
+        _ change: ([UInt32]) -> Void = { _ in }
+    ) -> Sent {
+        let data = prepare(operation, sector, segments, wire: BlkifLimits.indirectOperation)
+        var references: [UInt32] = []
+        for (number, segment) in segments.enumerated() {
+            if number % 512 == 0 { references.append(newPage()) }
+            let place = guest.sector(references[number / 512], 0) + number % 512 * 8
+            place.storeBytes(of: segment.reference, as: UInt32.self)
+            place.storeBytes(of: segment.firstSector, toByteOffset: 4, as: UInt8.self)
+            place.storeBytes(of: segment.lastSector, toByteOffset: 5, as: UInt8.self)
+        }
+        change(references)
         guest.put(
-            guest.encoder.slot(
-                operation: operation.rawValue, id: sent.id, firstSector: UInt64(bitPattern: Int64(sector)),
-                segments: segments, segmentCount: segmentCount))
-        pending[sent.id] = sent.operation
-        return sent
+            guest.encoder.indirect(
+                operation: operation.rawValue, id: data.id, firstSector: UInt64(bitPattern: Int64(sector)),
+                segmentCount: UInt16(segmentCount ?? segments.count), references: references))
+        pending[data.id] = data.operation
+        return data
     }
 
     @discardableResult
@@ -265,51 +317,41 @@ final class EngineRig {
     func turn() -> Bool {
         _ = guest.publish()
         engine.now += 1000
-        var worked = engine.absorbCompletions()
-        if engine.gather() { worked = true }
-        if copy() { worked = true }
-        if submit() { worked = true }
-        if publish() { worked = true }
-        return worked
+        let effects = RigEffects(rig: self)
+        let answered = counter(.reqs_completed)
+        let worked = engine.turn(effects)
+        audit()
+        takeAnswers()
+        return worked || counter(.reqs_completed) != answered
     }
 
-    func copy() -> Bool {
-        guard engine.collectCopies() else { return false }
+    /// Has the batch done by the fake guest.
+    fileprivate func copy(_ data: inout DataPlane) -> Bool {
         if failCopyCall {
             failCopyCall = false
-            for index in 0..<engine.copies.count {
-                onFailedCall?(cxen_copy_reference(&engine.copies.segments[index]))
+            data.execute { batch in
+                for index in 0..<batch.count { onFailedCall?(cxen_copy_reference(&batch.segments[index])) }
             }
-            engine.copiesDone(succeeded: false)
-        } else {
-            guest.execute(&engine.copies)
-            engine.copiesDone(succeeded: true)
+            return false
         }
+        data.execute { guest.execute(&$0) }
         return true
     }
 
     /// What ``PluginQueue/submit(_:)`` does, with the fake.
-    func submit() -> Bool {
-        var taken = 0
-        while engine.pluginInFlight < engine.depthLimit, !engine.ready.isEmpty, plugin.accept(engine.ready[0]) {
-            engine.ready.removeFirst(1)
-            engine.pluginInFlight += 1
-            taken += 1
+    fileprivate func submit(_ side: inout PluginSide) -> Submission {
+        var submission = Submission()
+        var indices: [Int32] = []
+        side.offer(max(side.offerable, 0)) { _, request, _ in indices.append(request) }
+        submission.offered = indices.count
+        while submission.taken < indices.count, plugin.accept(indices[submission.taken]) { submission.taken += 1 }
+        for index in indices[submission.taken...].reversed() where !side.takeBack(index) {
+            problem("a request that was not taken is gone")
         }
-        return taken > 0
+        return submission
     }
 
-    func publish() -> Bool {
-        audit()
-        if engine.unpublished == 0 { return false }
-        engine.stats.add(.reqs_queued_for_completion, engine.unpublished)
-        engine.stats.add(.reqs_completed, engine.unpublished)
-        engine.unpublished = 0
-        if engine.ring.publish() { notifications += 1 }
-        engine.releaseAnswered()
-        takeAnswers()
-        return true
-    }
+    fileprivate func countNotification() { notifications += 1 }
 
     /// The guest looks at its ring, whoever has written to it.
     func settleAnswers() { takeAnswers() }
@@ -373,11 +415,11 @@ final class EngineRig {
         Use(
             requests: engine.ring.entryCount - engine.freeRequests.count - engine.answered.count,
             lists: engine.listsInFlight,
-            pluginRequests: port.requestCount - engine.freeSubs.count, pages: engine.buffers.pagesInUse,
-            ready: engine.ready.count,
+            pluginRequests: port.requestCount - engine.plugin.freeCount, pages: engine.data.pool.pagesInUse,
+            ready: engine.plugin.ready.count,
             waiting: [
-                engine.memoryWaiters.count, engine.subWaiters.count,
-                engine.copying.count,
+                engine.memoryWaiters.count, engine.plugin.waiterCount,
+                engine.data.waiting.count,
             ])
     }
     var isIdle: Bool { engine.isIdle }
@@ -406,19 +448,21 @@ final class EngineRig {
         #expect(port.violations == 0, sourceLocation: sourceLocation)
     }
 
-    /// Resources of answered requests are free; those of the others are counted once. Run before each publish.
-    func audit() {
+    /// Resources of answered requests are free; those of the others are counted once. Run before each publish, and after.
+    func audit() { audit(engine) }
+
+    fileprivate func audit(_ engine: borrowing QueueEngine) {
         let entries = engine.ring.entryCount
         var lists = 0
         var requests = 0
         var pages = 0
         var seen = [Bool](repeating: false, count: entries)
         var runs: [(Int32, Int32)] = []
-        for number in 0..<entries where engine.lists[number].phase != .free {
+        for number in 0..<entries where engine.lists[number].state.phase != .free {
             let list = engine.lists[number]
             lists += 1
-            pages += Int(list.bufferPages)
-            if list.bufferPages > 0 { runs.append((list.bufferPage, list.bufferPages)) }
+            pages += engine.data.runs(of: Int32(number)).reduce(0) { $0 + Int($1.pages) }
+            runs += engine.data.runs(of: Int32(number)).map { ($0.page, $0.pages) }
             var index = Int32(number)
             var length: Int32 = 0
             while index >= 0, length <= Int32(entries) {
@@ -427,7 +471,9 @@ final class EngineRig {
                 length += 1
                 index = engine.requests[Int(index)].next
             }
-            if length != list.requestCount { problem("a list of \(list.requestCount) has \(length) requests") }
+            if length != list.state.requestCount {
+                problem("a list of \(list.state.requestCount) has \(length) requests")
+            }
             requests += Int(length)
         }
         if lists != engine.listsInFlight { problem("\(lists) lists are used, \(engine.listsInFlight) are counted") }
@@ -435,22 +481,38 @@ final class EngineRig {
         requests += engine.replays.count
         if engine.freeRequests.count + engine.answered.count != entries - requests { problem("requests leak") }
         if engine.ring.outstanding != requests { problem("\(engine.ring.outstanding) outstanding, \(requests) held") }
-        if engine.buffers.pagesInUse != pages { problem("pages leak") }
-        if engine.freeSubs.count + engine.ready.count + engine.pluginInFlight != port.requestCount {
+        if engine.data.pool.pagesInUse != pages { problem("pages leak") }
+        if engine.plugin.freeCount + engine.plugin.ready.count + engine.plugin.inFlight != port.requestCount {
             problem("plugin requests leak")
         }
         runs.sort { $0.0 < $1.0 }
         for (one, next) in zip(runs, runs.dropFirst()) where one.0 + one.1 > next.0 {
             problem("two lists have the same page")
         }
-        if engine.exclusive >= 0, engine.lists[Int(engine.exclusive)].phase != .waitingForDrain {
-            if listsOnTheirWay() != 1 { problem("a list that must be alone is not") }
+        if engine.exclusive >= 0, engine.lists[Int(engine.exclusive)].state.phase != .waitingForDrain {
+            if listsOnTheirWay(engine) != 1 { problem("a list that must be alone is not") }
         }
     }
 
-    private func listsOnTheirWay() -> Int {
-        (0..<engine.ring.entryCount).count {
-            ![ReqlistPhase.free, .collecting, .waitingForMemory].contains(engine.lists[$0].phase)
+    private func listsOnTheirWay(_ engine: borrowing QueueEngine) -> Int {
+        var count = 0
+        for index in 0..<engine.ring.entryCount
+        where ![ReqlistPhase.free, .collecting, .waitingForMemory].contains(engine.lists[index].state.phase) {
+            count += 1
         }
+        return count
     }
+}
+
+/// Effects on a rig's fakes.
+private final class RigEffects: QueueEffects {
+    unowned let rig: EngineRig
+
+    init(rig: EngineRig) { self.rig = rig }
+
+    func copy(_ data: inout DataPlane) -> Bool { rig.copy(&data) }
+    func submit(_ side: inout PluginSide) -> Submission { rig.submit(&side) }
+    func poll() -> Bool { false }
+    func notify() { rig.countNotification() }
+    func willPublish(_ engine: inout QueueEngine) { rig.audit(engine) }
 }

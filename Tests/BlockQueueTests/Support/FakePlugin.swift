@@ -14,7 +14,8 @@ struct HeldRequest {
     let flags: Int
     let offset: UInt64
     let length: UInt64
-    let buffer: UnsafeMutableRawPointer?
+    /// Where its data are; none without data.
+    let vectors: [UnsafeMutableRawBufferPointer]
     /// Of the data of a write, as it was submitted.
     let checksum: UInt64
     /// Writes that had completed when it was submitted: what a flush covers.
@@ -56,14 +57,14 @@ final class FakePlugin {
             if takes == 0 { return false }
             self.takes = takes - 1
         }
-        let request = port.address(of: sub)
-        request.pointee.state = PluginRequestState.plugin
-        let req = request.pointee.req
-        let buffer = req.iovcnt == 1 ? req.iov?.pointee.iov_base : nil
+        let req = port.request(sub).forPlugin.pointee
+        let vectors = (0..<Int(req.iovcnt)).compactMap { number in
+            req.iov.map { UnsafeMutableRawBufferPointer(start: $0[number].iov_base, count: $0[number].iov_len) }
+        }
         let isWrite = Int(req.op) == Int(XBB_OP_WRITE)
         let entry = HeldRequest(
-            sub: sub, op: Int(req.op), flags: Int(req.flags), offset: req.offset, length: req.length, buffer: buffer,
-            checksum: isWrite ? Self.checksum(buffer, Int(req.length)) : 0, writesBefore: disk.writes)
+            sub: sub, op: Int(req.op), flags: Int(req.flags), offset: req.offset, length: req.length, vectors: vectors,
+            checksum: isWrite ? Self.checksum(vectors) : 0, writesBefore: disk.writes)
         check(entry, req)
         held.append(entry)
         if keepsLog { log.append(entry) }
@@ -102,7 +103,7 @@ final class FakePlugin {
 
     /// What the plugin knows of a request.
     static func pointer(_ port: CompletionPort, _ sub: Int32) -> UnsafeMutablePointer<xbb_req> {
-        UnsafeMutableRawPointer(port.address(of: sub)).assumingMemoryBound(to: xbb_req.self)
+        port.request(sub).forPlugin
     }
 
     func completeAll(_ status: Int32 = 0) {
@@ -112,22 +113,31 @@ final class FakePlugin {
     private func perform(_ request: HeldRequest, _ status: Int32) {
         switch request.op {
         case Int(XBB_OP_READ):
-            guard let buffer = request.buffer else { return }
-            if status == 0 {
-                disk.read(request.offset, request.length, buffer)
-            } else {
-                // Whatever a failed read leaves behind must reach nobody.
-                memset(buffer, 0xEE, Int(request.length))
+            var offset = request.offset
+            for vector in request.vectors {
+                guard let buffer = vector.baseAddress else { return }
+                if status == 0 {
+                    disk.read(offset, UInt64(vector.count), buffer)
+                } else {
+                    // Whatever a failed read leaves behind must reach nobody.
+                    memset(buffer, 0xEE, vector.count)
+                }
+                offset += UInt64(vector.count)
             }
         case Int(XBB_OP_WRITE):
-            guard let buffer = request.buffer else { return }
-            if Self.checksum(buffer, Int(request.length)) != request.checksum {
+            if Self.checksum(request.vectors) != request.checksum {
                 problems.append("the data of a write at \(request.sector) changed while the plugin had it")
             }
             let length = status == 0 ? request.length : min(request.length, UInt64(sectorsOfFailedWrite) * 512)
+            // One write of the disk, whatever the vectors are.
+            var bytes: [UInt8] = []
+            for vector in request.vectors { bytes += Array(vector) }
             if length > 0 {
-                disk.write(
-                    request.offset, length, buffer, durable: status == 0 && request.flags & Int(XBB_REQ_FUA) != 0)
+                bytes.withUnsafeMutableBytes { all in
+                    guard let buffer = all.baseAddress else { return }
+                    disk.write(
+                        request.offset, length, buffer, durable: status == 0 && request.flags & Int(XBB_REQ_FUA) != 0)
+                }
             }
         case Int(XBB_OP_FLUSH):
             if status == 0 { disk.flush(upTo: request.writesBefore) }
@@ -154,12 +164,16 @@ final class FakePlugin {
             expect(request.offset % unit == 0 && request.length % unit == 0, "whole blocks")
         }
         if data {
-            expect(req.iovcnt == 1 && request.buffer != nil, "one iovec")
+            expect(!request.vectors.isEmpty && request.vectors.allSatisfy { $0.baseAddress != nil }, "an iovec")
+            expect(request.vectors.count <= info.maxVectors ?? .max, "iovcnt <= max_iov")
             expect(request.length <= info.maxTransfer, "length <= max_transfer")
-            expect(UInt64(req.iov?.pointee.iov_len ?? 0) == request.length, "sum of iov_len == length")
-            let alignment = UInt64(info.memoryAlignment)
-            expect(UInt64(UInt(bitPattern: request.buffer)) % alignment == 0, "address aligned to mem_align")
-            expect(request.length % alignment == 0, "iov_len a multiple of mem_align")
+            expect(request.vectors.reduce(0) { $0 + UInt64($1.count) } == request.length, "sum of iov_len == length")
+            let alignment = Int(info.memoryAlignment)
+            for vector in request.vectors {
+                expect(Int(bitPattern: vector.baseAddress) % alignment == 0, "address aligned to mem_align")
+                expect(vector.count % alignment == 0, "iov_len a multiple of mem_align")
+                expect(vector.count % Int(unit) == 0, "iov_len whole blocks")
+            }
         } else {
             expect(req.iovcnt == 0, "no iovec")
         }
@@ -180,12 +194,13 @@ final class FakePlugin {
         expect(held.count < info.queueDepth ?? .max, "no more in flight than queue_depth")
     }
 
-    private static func checksum(_ buffer: UnsafeMutableRawPointer?, _ length: Int) -> UInt64 {
-        guard let buffer else { return 0 }
+    private static func checksum(_ vectors: [UnsafeMutableRawBufferPointer]) -> UInt64 {
         var sum: UInt64 = 0
-        for offset in stride(from: 0, to: length, by: 512) {
-            sum = (sum &* 31) &+ (buffer + offset).load(as: UInt64.self)
-            sum = (sum &* 31) &+ (buffer + offset + 504).load(as: UInt64.self)
+        for vector in vectors {
+            for offset in stride(from: 0, to: vector.count, by: 512) {
+                sum = (sum &* 31) &+ vector.load(fromByteOffset: offset, as: UInt64.self)
+                sum = (sum &* 31) &+ vector.load(fromByteOffset: offset + 504, as: UInt64.self)
+            }
         }
         return sum
     }

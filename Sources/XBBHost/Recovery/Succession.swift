@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// A process that prepares itself to serve a disk while another one still serves it.
+// From one process that serves a disk to the next: standing by, the lock, and how the one before ended.
 //
-// It does beforehand what needs no right to the disk: programs, libraries, connections. Then it says so on its channel and
-// waits for a word there, and after that for the disk's lock. docs/recovery.md explains the order.
+// A process that stands by does beforehand what needs no right to the disk: programs, libraries, connections. Then it says
+// so on its channel and waits for a word there, and after that for the disk's lock. docs/recovery.md explains the order.
 import BlockQueue
-import ImageInspection
-import PluginHost
 import Base
 import CLinux
 import Glibc
 import Support
-import XenBus
 
 /// What a process that stands by is told when its turn comes.
-struct StandbyWord: Equatable {
+struct StartCommand: Equatable {
     /// What it writes into the file of the lock: its own name for an xbbd that starts.
     let note: String
     /// How the process before it ended; nil: it lives, and the lock will tell.
@@ -33,69 +30,73 @@ struct StandbyWord: Equatable {
     }
 }
 
-extension VBDWorker {
+/// The right to serve a disk. Control thread only.
+final class Succession {
+    /// Lock marking this process as the disk's owner; nil if ownership is not tracked.
+    private let lock: DiskLock?
+    /// How the process ended that served the disk before.
+    private(set) var predecessor: Predecessor
+    private let log: Log
+
+    /// Takes over the descriptor of the lock that this process was started with, nil for none.
+    init(lock: Int32?, predecessor: Predecessor, log: Log) throws(OperationError) {
+        self.lock = try lock.map { (descriptor) throws(OperationError) in try DiskLock(owning: descriptor) }
+        self.predecessor = predecessor
+        self.log = log
+    }
+
     /// Prepares, says that it is ready, and returns true with the lock held when it is this process's turn; false where it
-    /// is not needed any more.
-    func standBy(_ channel: Int32, signals: Int32) throws(OperationError) -> Bool {
+    /// is not needed any more. `prepare` is false where there is no disk to serve.
+    func standBy(
+        _ channel: Int32, signals: Int32, prepare: () throws(OperationError) -> Bool
+    ) throws(OperationError) -> Bool {
         guard let lock else { throw OperationError(EINVAL, "stand by without a lock") }
         defer { close(channel) }
-        // What ps(1) shows: whoever counts workers does not mean this one yet.
+        // What ps(1) shows: whoever counts workers does not mean this one yet. The call copies the literal.
         unsafe pthread_setname_np(pthread_self(), "xbb-standby")
-        guard case .success(let node)? = try readBackend() else {
-            log.info("\(options.backendPath) does not exist any more, or breaks a rule")
-            return false
-        }
-        try loadPlugin(node)
+        guard try prepare() else { return false }
         KillPoint.reach(.prepared)
+        // The literal has these six bytes.
         guard unsafe Glibc.write(channel, "ready\n", 6) == 6 else { return false }
-        guard let word = try awaitWord(channel, signals) else {
+        guard let command = try awaitCommand(channel, signals) else {
             log.info("stood by and was not needed")
             return false
         }
         KillPoint.reach(.called)
-        let handedOver = try lock.take()
+        let handedOver = try lock.acquire()
         KillPoint.reach(.inherited)
-        lock.write(note: word.note)
+        lock.write(note: command.note)
+        // The call copies the literal.
         unsafe pthread_setname_np(pthread_self(), "xbb-vbd")
-        predecessor = word.predecessor ?? (handedOver ? .handedOver : .killed("before it had handed over"))
+        predecessor = command.predecessor ?? (handedOver ? .handedOver : .killed("before it had handed over"))
         return true
     }
 
-    /// A plugin that cannot be loaded is found out while the other process still serves.
-    private func loadPlugin(_ node: BackendNode) throws(OperationError) {
-        let request: DeviceRequest
-        do throws(NegotiationError) {
-            guard let found = try node.deviceRequest(from: options.storageSource) else { return }
-            request = found
-        } catch {
-            return
-        }
-        if request.image.format.name == FormatDetection.word { return }
-        let source = DiskSource(format: request.image.format.name, path: request.image.path)
-        let name = try PluginDevice.pluginName(for: source, directories: options.pluginDirectories)
-        _ = try PluginLibrary.load(name: name, directories: options.pluginDirectories)
-    }
-
     /// nil where the other end is gone, or this process was told to end.
-    private func awaitWord(_ channel: Int32, _ signals: Int32) throws(OperationError) -> StandbyWord? {
+    private func awaitCommand(_ channel: Int32, _ signals: Int32) throws(OperationError) -> StartCommand? {
         var line: [UInt8] = []
         while true {
             var entries = [channel, signals].map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+            // The kernel writes to the two elements, which outlive the call.
             if unsafe poll(&entries, 2, -1) < 0 {
                 if errno == EINTR { continue }
                 throw OperationError(errno, "wait for the word to begin")
             }
             if entries[0].revents == 0 { return nil }
             var byte: UInt8 = 0
+            // One byte, of a variable that outlives the call.
             let count = unsafe Glibc.read(channel, &byte, 1)
             if count < 0 && errno == EINTR { continue }
             if count <= 0 || line.count > 256 { return nil }
             if byte == UInt8(ascii: "\n") { break }
             line.append(byte)
         }
-        guard let word = StandbyWord(String(decoding: line, as: UTF8.self)) else {
+        guard let command = StartCommand(String(decoding: line, as: UTF8.self)) else {
             throw OperationError(EPROTO, "understand the word to begin")
         }
-        return word
+        return command
     }
+
+    /// Lets the next process begin: the last thing that this one does with the disk, whose storage is closed.
+    func handOver() { lock?.handOver() }
 }

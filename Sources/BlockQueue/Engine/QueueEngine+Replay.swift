@@ -46,6 +46,7 @@ extension QueueEngine {
             stats.add(.replayed_requests)
         }
         closeTail(forced: false)
+        startWaitingLists()
         if replays.isEmpty && !replaying.isCareful { replaying.isDone = true }
         if begun { KillPoint.reach(.replayed) }
         return begun
@@ -55,7 +56,8 @@ extension QueueEngine {
     private mutating func refuse(_ index: Int32, _ slot: SlotBytes) {
         requests[Int(index)].received = now
         requests[Int(index)].next = -1
-        _ = requests[Int(index)].request.parse(slot, layout: ring.layout, disk: disk)
+        _ = requests[Int(index)].request.parse(
+            slot, layout: ring.layout, disk: disk, segments: segments[Int(index)])
         requests[Int(index)].status = .error
         replaying.poison = requests[Int(index)].request
         stats.add(.reqs_received)

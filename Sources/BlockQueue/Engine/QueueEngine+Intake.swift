@@ -8,8 +8,8 @@ extension QueueEngine {
     ///
     /// Requests are counted as taken before any of them is started, so that a response never meets a slot that was
     /// not read. A refused request is answered at once and harms no other.
-    mutating func gather() -> Bool {
-        guard mayGather else { return false }
+    mutating func takeRequests() -> Bool {
+        guard mayTake else { return false }
         if !replays.isEmpty { return replay() }
         let available: Int
         do throws(RingOverflow) {
@@ -34,22 +34,27 @@ extension QueueEngine {
         }
         stats.add(.reqs_received, UInt64(taken))
         closeTail(forced: false)
+        startWaitingLists()
         return taken > 0
     }
 
     /// Parses the slot into a pending request and puts it into a reqlist.
     @inline(__always)
     mutating func accept(_ index: Int32, _ slot: borrowing SlotBytes) {
-        requests[Int(index)].received = now
-        requests[Int(index)].status = .okay
-        requests[Int(index)].next = -1
-        requests[Int(index)].bufferOffset = 0
-        if let problem = requests[Int(index)].request.parse(slot, layout: ring.layout, disk: disk) {
-            reject(index, problem)
+        requests[Int(index)].begin(at: now)
+        let row = segments[Int(index)]
+        if let problem = requests[Int(index)].request.parse(slot, layout: ring.layout, disk: disk, segments: row) {
+            fetchOrReject(index, slot, problem)
             return
         }
+        addToList(index)
+    }
+
+    /// Puts a parsed request into a reqlist.
+    @inline(__always)
+    mutating func addToList(_ index: Int32) {
         if tail >= 0 {
-            if continuesTail(index) {
+            if rule.allows(lists[Int(tail)], requests[Int(index)].request) {
                 append(index, to: tail)
                 stats.add(.requests_merged)
                 return
@@ -60,7 +65,7 @@ extension QueueEngine {
     }
 
     @inline(never)
-    private mutating func reject(_ index: Int32, _ problem: RequestError) {
+    mutating func reject(_ index: Int32, _ problem: RequestError) {
         stats.add(.rejected_requests)
         let request = requests[Int(index)].request
         fault = GuestFault(
@@ -81,59 +86,48 @@ extension QueueEngine {
     @inline(__always)
     private mutating func append(_ index: Int32, to list: Int32) {
         let (segments, sectors) = (requests[Int(index)].request.segmentCount, requests[Int(index)].request.sectorCount)
-        requests[Int(index)].bufferOffset = Int32(truncatingIfNeeded: lists[Int(list)].sectorCount &* 512)
-        requests[Int(lists[Int(list)].last)].next = index
-        lists[Int(list)].last = index
-        lists[Int(list)].requestCount &+= 1
-        lists[Int(list)].segmentCount &+= Int32(segments)
-        lists[Int(list)].sectorCount &+= sectors
-    }
-
-    /// True if the request belongs into the tail list.
-    @inline(__always)
-    private func continuesTail(_ index: Int32) -> Bool {
-        let request = Int(index)
-        return rule.allows(
-            lists[Int(tail)], operation: requests[request].request.operation,
-            first: requests[request].request.firstSector, sectors: requests[request].request.sectorCount,
-            segments: requests[request].request.segmentCount)
+        let (previous, offset) = lists[Int(list)].append(index, segments: segments, sectors: sectors)
+        requests[Int(index)].bufferOffset = offset
+        requests[Int(previous)].next = index
     }
 
     /// Sends the list that requests were being added to.
-    @inline(__always)
+    ///
+    /// Never inlined, so that ``accept(_:_:)`` is small enough to be: the slot would be copied once more for a call.
+    @inline(never)
     mutating func closeTail(forced: Bool) {
         if tail < 0 { return }
         let list = tail
         tail = -1
         stats.add(.total_dispatch)
         stats.add(forced ? .forced_dispatch : .normal_dispatch)
+        lists[Int(list)].classify(on: traits)
         begin(list)
     }
 
     /// True if the list must not run beside any other.
     @inline(__always)
     private func mustBeAlone(_ list: Int32) -> Bool {
-        let operation = lists[Int(list)].operation
-        if operation == .read || operation == .discard { return false }
-        if operation == .writeBarrier { return true }
-        return blockMask > 511 && lists[Int(list)].sectorCount > 0 && !fillsWholeBlocks(list)
+        let state = lists[Int(list)].state
+        if state.operation == .read || state.operation == .discard { return false }
+        return state.operation == .writeBarrier || state.data == .partialBlocks
     }
 
     /// True if the list begins and ends at block boundaries of the disk.
     @inline(__always)
     func fillsWholeBlocks(_ list: Int32) -> Bool {
-        ((lists[Int(list)].firstSector | lists[Int(list)].sectorCount) &* 512) & blockMask == 0
+        traits.fillsWholeBlocks(first: lists[Int(list)].firstSector, sectors: lists[Int(list)].sectorCount)
     }
 
     /// Starts a closed list on its way, or lets it wait behind those that wait already.
     @inline(__always)
-    private mutating func begin(_ list: Int32) {
+    mutating func begin(_ list: Int32) {
         if exclusive >= 0 || !memoryWaiters.isEmpty {
             waitForMemory(list)
         } else if mustBeAlone(list) {
             startAlone(list)
         } else if allocate(list) {
-            startPhases(list)
+            start(list)
         } else {
             stats.add(.kva_shortages)
             waitForMemory(list)
@@ -142,25 +136,45 @@ extension QueueEngine {
 
     @inline(never)
     private mutating func waitForMemory(_ list: Int32) {
-        lists[Int(list)].phase = .waitingForMemory
+        lists[Int(list)].state.phase = .waitingForMemory
         memoryWaiters.append(list)
     }
 
     @inline(never)
     private mutating func startAlone(_ list: Int32) {
         exclusive = list
-        lists[Int(list)].phase = .waitingForDrain
-        startExclusiveIfAlone()
+        // Requests that wait for their segments were taken before it: the end of the fetch begins it again.
+        if fetch.isEmpty {
+            lists[Int(list)].state.phase = .waitingForDrain
+            startExclusiveIfAlone()
+        }
+    }
+
+    /// Starts lists that waited for the end of others, after any may have ended.
+    @inline(__always)
+    mutating func startWaitingLists() {
+        if exclusive >= 0 || !memoryWaiters.isEmpty { startAllThatCan() }
+    }
+
+    @inline(never)
+    private mutating func startAllThatCan() {
+        while true {
+            let (waiting, alone) = (memoryWaiters.count, exclusive)
+            startExclusiveIfAlone()
+            if exclusive < 0 { retryMemoryWaiters() }
+            // One that ended at once, such as a flush that is skipped, lets the next ones begin.
+            if memoryWaiters.count == waiting && exclusive == alone { return }
+        }
     }
 
     /// Starts the list that must be alone once all others are done.
     @inline(never)
     mutating func startExclusiveIfAlone() {
-        guard exclusive >= 0, lists[Int(exclusive)].phase == .waitingForDrain else { return }
+        guard exclusive >= 0, lists[Int(exclusive)].state.phase == .waitingForDrain else { return }
         // The lists that wait for memory were taken after it, and so was the tail.
         guard listsInFlight - memoryWaiters.count - (tail >= 0 ? 1 : 0) == 1 else { return }
         if allocate(exclusive) {
-            startPhases(exclusive)
+            start(exclusive)
         } else {
             // Cannot be: all memory is free, and a list is at most a quarter of it.
             fail(exclusive, .error)
@@ -178,7 +192,7 @@ extension QueueEngine {
                 memoryWaiters.prepend(list)
                 return
             } else {
-                startPhases(list)
+                start(list)
             }
         }
     }

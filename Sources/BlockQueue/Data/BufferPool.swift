@@ -35,6 +35,29 @@ struct BufferPool: ~Copyable {
         return allocateRun(count)
     }
 
+    /// Takes `count` pages in at most `most` runs, the longest ones first as far as halving finds them.
+    ///
+    /// `take` gets each run; false, and nothing is in use that was not, where it would take more runs.
+    mutating func allocateRuns(_ count: Int, most: Int, _ take: (BufferRun) -> Void) -> Bool {
+        if pageCount &- pagesInUse < count { return false }
+        var runs = InlineArray<8, BufferRun>(repeating: BufferRun(page: 0, pages: 0))
+        var used = 0
+        var left = count
+        var size = count
+        while left > 0 && used < min(most, 8) {
+            size = min(size, left)
+            while size > 1, firstRun(size) == nil { size = (size + 1) / 2 }
+            guard let start = allocateRun(size) else { break }
+            runs[used] = BufferRun(page: Int32(truncatingIfNeeded: start), pages: Int32(truncatingIfNeeded: size))
+            used += 1
+            left -= size
+        }
+        for index in 0..<used {
+            if left > 0 { release(Int(runs[index].page), Int(runs[index].pages)) } else { take(runs[index]) }
+        }
+        return left == 0
+    }
+
     /// Gives a run back.
     @inline(__always)
     mutating func release(_ start: Int, _ count: Int) {

@@ -6,7 +6,7 @@
 // backwards, and moves each request's data up to its place, away from those that are still to come.
 //
 // Where a request fills blocks of the disk only in part, the blocks around it hold data of its neighbours too. Such
-// lists have pages of their own for this behind their data (``Reqlist/scratchPage``).
+// lists have pages of their own for this behind their data (``ListBuffer/scratch``).
 import Blkif
 import Memory
 
@@ -16,9 +16,9 @@ extension QueueEngine {
     mutating func split(_ list: Int32) {
         let position = Int(list)
         stats.add(.reqlists_split)
-        lists[position].isSplit = true
-        lists[position].failure = 0
-        lists[position].phase = .transfer
+        lists[position].state.isSplit = true
+        lists[position].state.failure = 0
+        lists[position].state.phase = .transfer
         lists[position].current = -1
         startNextOfSplit(list)
     }
@@ -28,17 +28,17 @@ extension QueueEngine {
         let position = Int(list)
         let current = Int(lists[position].current)
         let request = requests[current].request
-        if lists[position].failure != 0 {
+        if lists[position].state.failure != 0 {
             requests[current].status = .error
-        } else if lists[position].phase == .fillBlocks {
+        } else if lists[position].state.phase == .fillBlocks {
             moveForWriting(list, head: blocks(around: request).head)
             return
-        } else if lists[position].operation == .read {
-            memory.move(
+        } else if lists[position].state.operation == .read {
+            data.move(
                 from: dataStart(list) + blocks(around: request).head, to: place(of: list, current),
-                count: Int(request.sectorCount) * 512)
+                count: Int(request.sectorCount) * 512, in: list)
         }
-        lists[position].failure = 0
+        lists[position].state.failure = 0
         startNextOfSplit(list)
     }
 
@@ -51,7 +51,7 @@ extension QueueEngine {
             let (head, offset, count) = blocks(around: request)
             lists[position].offset = offset
             lists[position].length = count
-            if lists[position].operation == .read {
+            if lists[position].state.operation == .read {
                 startTransfer(list)
             } else if head != 0 || count != request.sectorCount &* 512 {
                 // Safe beside other lists: the blocks belong to this list alone, or it is alone.
@@ -62,9 +62,9 @@ extension QueueEngine {
             return
         }
         // All were tried. Without any data to copy to the guest there is no copy whose end would finish the list.
-        lists[position].isSplit = false
-        if lists[position].operation == .read && hasSucceeded(list) {
-            startCopyOut(list)
+        lists[position].state.isSplit = false
+        if lists[position].state.operation == .read && hasSucceeded(list) {
+            wait(list, for: .copyOut)
         } else {
             finish(list)
         }
@@ -74,9 +74,9 @@ extension QueueEngine {
     private mutating func moveForWriting(_ list: Int32, head: Int) {
         let position = Int(list)
         let current = Int(lists[position].current)
-        memory.move(
+        data.move(
             from: place(of: list, current), to: dataStart(list) + head,
-            count: Int(requests[current].request.sectorCount) * 512)
+            count: Int(requests[current].request.sectorCount) * 512, in: list)
         startTransfer(list)
     }
 
@@ -94,7 +94,7 @@ extension QueueEngine {
     private func nextOfSplit(_ list: Int32) -> Int32? {
         let position = Int(list)
         let current = lists[position].current
-        if lists[position].operation != .read {
+        if lists[position].state.operation != .read {
             let next = current < 0 ? list : requests[Int(current)].next
             return next < 0 ? nil : next
         }
@@ -112,39 +112,32 @@ extension QueueEngine {
     /// The whole blocks of the disk around a request: bytes before it, and offset and length in bytes.
     private func blocks(around request: BlockRequest) -> (head: Int, offset: UInt64, count: UInt64) {
         let first = request.firstSector &* 512
-        let head = first & blockMask
-        let count = (head &+ request.sectorCount &* 512 &+ blockMask) & ~blockMask
+        let head = first & traits.blockMask
+        let count = (head &+ request.sectorCount &* 512 &+ traits.blockMask) & ~traits.blockMask
         return (Int(head), first &- head, count)
     }
 
     /// True if the list has several requests and any of them does not begin and end at block boundaries of the disk.
     @inline(never)
     mutating func hasRequestOfPartialBlocks(_ list: Int32) -> Bool {
-        if lists[Int(list)].requestCount == 1 { return false }
+        if lists[Int(list)].state.requestCount == 1 { return false }
         var index = list
         while index >= 0 {
             let (first, count) = (requests[Int(index)].request.firstSector, requests[Int(index)].request.sectorCount)
-            if ((first | count) &* 512) & blockMask != 0 { return true }
+            if ((first | count) &* 512) & traits.blockMask != 0 { return true }
             index = requests[Int(index)].next
         }
         return false
     }
 
-    /// Where a request's data stands between the guest and the plugin, in the memory.
-    private func place(of list: Int32, _ request: Int) -> Int {
-        bufferStart(list) + Int(lists[Int(list)].headBytes) + Int(requests[request].bufferOffset)
+    /// Where a request's data stand in the list's buffer.
+    func place(of list: Int32, _ request: Int) -> Int {
+        data.head(of: list) + Int(requests[request].bufferOffset)
     }
 
-    /// Where the list's buffer begins in the memory.
-    @inline(__always)
-    func bufferStart(_ list: Int32) -> Int {
-        Int(lists[Int(list)].bufferPage) * BufferPool.pageSize
-    }
-
-    /// Where the plugin finds what it is asked for: the buffer, or for single requests the pages behind it.
+    /// Where the plugin finds what it is asked for: the buffer's start, or for single requests the pages behind the data.
     @inline(__always)
     func dataStart(_ list: Int32) -> Int {
-        let scratch = lists[Int(list)].scratchPage
-        return lists[Int(list)].isSplit && scratch > 0 ? Int(scratch) * BufferPool.pageSize : bufferStart(list)
+        lists[Int(list)].state.isSplit ? data.scratch(of: list) : 0
     }
 }

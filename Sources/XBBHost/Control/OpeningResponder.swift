@@ -5,9 +5,12 @@ import CLinux
 import Glibc
 import Support
 
-/// Serves the control socket on a thread of its own, from init to ``end()``, while its owner does not touch it.
+/// Serves the control socket on a thread of its own, from init to ``end()``.
+///
+/// `@unchecked`: the socket is the thread's between the two, while the owner does not touch it; the other fields are
+/// written by init and ``end()``, which are the owner's.
 @safe
-final class OpeningVigil: @unchecked Sendable {
+final class OpeningResponder: @unchecked Sendable {
     private let socket: ControlSocket
     private let path: String
     private let began = clinux_monotonic_ns()
@@ -20,7 +23,7 @@ final class OpeningVigil: @unchecked Sendable {
         self.path = path
         do throws(OperationError) {
             stop = try Descriptor.event()
-            thread = try startThread(named: "xbb-vigil") { [self] in run() }
+            thread = try startThread(named: "xbb-opening") { [self] in run() }
         } catch {
             return nil
         }
@@ -37,9 +40,12 @@ final class OpeningVigil: @unchecked Sendable {
     private func run() {
         while true {
             var entries = ([stop.raw] + socket.descriptors).map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+            // The array outlives the call, which writes no more than its elements.
             if unsafe poll(&entries, nfds_t(entries.count), -1) < 0 && errno != EINTR { return }
             if entries[0].revents != 0 { return }
-            for entry in entries.dropFirst() where entry.revents != 0 { socket.serve(entry.fd) { answer($0) } }
+            for entry in entries.dropFirst() where entry.revents != 0 {
+                socket.serve(entry.fd) { line, reply in reply(answer(line)) }
+            }
         }
     }
 

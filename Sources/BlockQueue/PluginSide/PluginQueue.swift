@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The plugin's side of a queue: called in place, or on threads of its own if it may sleep.
-import PluginHost
-import PluginPort
 import Base
 import Glibc
 import Memory
 import PluginAPI
+import PluginHost
+import PluginPort
 
 /// An open queue of a plugin, used and closed on the thread that opened it.
+///
+/// A fence for unsafe memory: the plugin's handle and functions, which live as long as the device, and two arrays of
+/// `batchCapacity` that are written and read below it.
 @safe
 struct PluginQueue: ~Copyable {
     private let device: PluginDevice
@@ -18,6 +21,7 @@ struct PluginQueue: ~Copyable {
         @convention(c) (UnsafeMutableRawPointer?, UnsafePointer<UnsafeMutablePointer<xbb_req>?>?, UInt32) -> UInt32
     private let pollFunction: (@convention(c) (UnsafeMutableRawPointer?) -> UInt32)?
     private let exclusion: PluginExclusion?
+    /// Requests that are being offered, as the plugin gets them and by their indices.
     private let batch: UnsafeMutablePointer<UnsafeMutablePointer<xbb_req>?>
     private let batchCapacity: Int
     private let indices: UnsafeMutablePointer<Int32>
@@ -76,45 +80,37 @@ struct PluginQueue: ~Copyable {
         unsafe indices.deallocate()
     }
 
-    /// Offers what is ready to the plugin; returns how many requests it took, or nil if there was nothing to offer.
+    /// Offers what is ready to the plugin.
     ///
     /// A request that the plugin completed although it did not take it counts as taken, and as a violation.
-    mutating func submit(_ engine: inout QueueEngine) -> Int? {
-        let room = engine.depthLimit - engine.pluginInFlight
-        let count = min(engine.ready.count, room, batchCapacity)
-        if count <= 0 { return nil }
-        for position in 0..<count {
-            let sub = engine.ready[position]
-            let request = unsafe engine.port.address(of: sub)
-            unsafe request.pointee.state = PluginRequestState.plugin
-            unsafe indices[position] = sub
-            unsafe batch[position] = UnsafeMutableRawPointer(request).assumingMemoryBound(to: xbb_req.self)
+    func submit(_ side: inout PluginSide) -> Submission {
+        let count = min(side.offerable, batchCapacity)
+        var submission = Submission()
+        if count <= 0 { return submission }
+        side.offer(count) { position, request, pointer in
+            unsafe indices[position] = request
+            unsafe batch[position] = unsafe pointer.forPlugin
         }
-        engine.ready.removeFirst(count)
+        submission.offered = count
+        submission.taken = count
         if let threads {
-            engine.pluginInFlight += count
             unsafe threads.submit(UnsafePointer(batch), count)
-            return count
+            return submission
         }
         exclusion?.lock()
         let answer = Int(unsafe submitFunction(handle, UnsafePointer(batch), UInt32(truncatingIfNeeded: count)))
         exclusion?.unlock()
-        var taken = min(answer, count)
-        if answer > count { engine.stats.add(.plugin_violations) }
+        if answer > count { submission.violations = 1 }
         var position = count - 1
         while position >= min(answer, count) {
-            let sub = unsafe indices[position]
-            if engine.port.takeBack(sub) {
-                engine.ready.prepend(sub)
+            if side.takeBack(unsafe indices[position]) {
+                submission.taken -= 1
             } else {
-                engine.stats.add(.plugin_violations)
-                taken += 1
+                submission.violations += 1
             }
             position -= 1
         }
-        if taken < count { engine.stats.add(.plugin_busy) }
-        engine.pluginInFlight += taken
-        return taken
+        return submission
     }
 
     /// Lets the plugin reap its completions without sleeping; true if there were any.
@@ -124,4 +120,14 @@ struct PluginQueue: ~Copyable {
         defer { exclusion?.unlock() }
         return unsafe pollFunction(handle) > 0
     }
+}
+
+/// What became of plugin requests that were offered.
+struct Submission {
+    /// Requests that the plugin was offered; 0 where there was none to offer.
+    var offered = 0
+    /// Those of them that it took.
+    var taken = 0
+    /// Calls that broke the ABI's rules.
+    var violations = 0
 }

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What a worker answers on its control socket.
+import BlockQueue
+import PluginHost
+import CLinux
+import Glibc
+import Support
+import Xen
+import XenBus
+
+/// Reads lines and answers them as JSON. Control thread only.
+struct ControlService<Platform: XenPlatform> {
+    let disk: ServedDisk<Platform>
+    let nodes: NodeStore
+    let log: Log
+
+    /// Calls `reply` once: at once, but for `pause`, which is answered when nothing is in flight.
+    func answer(_ line: String, _ machine: VBDMachine, _ reply: @escaping (JSON) -> Void) {
+        let words = line.split(separator: " ").map(String.init)
+        switch words.first {
+        case "ping" where words.count == 1: reply(.object([("pid", .integer(Int64(getpid())))]))
+        case "show" where words.count == 1: reply(show(machine))
+        case "stats" where words.count == 1: reply(stats())
+        case "pause" where words.count == 1:
+            if !disk.isPauseWanted { log.info("pausing") }
+            disk.pause { reply(.object([("paused", .bool($0))])) }
+        case "resume" where words.count == 1:
+            if disk.isPauseWanted { log.info("going on after the pause") }
+            disk.resume()
+            reply(.object([("paused", .bool(false))]))
+        case "set" where words.count == 3:
+            var changed = disk.tunables
+            if let problem = changed.set(words[1], words[2]) { return reply(.object([("error", .string(problem))])) }
+            disk.tunables = changed
+            log.info("\(words[1]) is \(words[2]) now")
+            reply(.object([("tunables", disk.tunables.json)]))
+        default:
+            reply(.object([("error", .string("expected: ping, show, stats, pause, resume, or set KEY VALUE"))]))
+        }
+    }
+
+    private func show(_ machine: VBDMachine) -> JSON {
+        let node = disk.connection?.node
+        let drainingSince = disk.drain?.began
+        let entries: [(String, JSON)] = [
+            ("backend_path", .string(nodes.backendPath)), ("domid", .integer(UInt64(nodes.frontendDomain))),
+            ("device", text(nodes.backendPath.split(separator: "/").last.map(String.init))),
+            ("pid", .integer(Int64(getpid()))), ("state", text(machine.state.map { "\($0)" })),
+            ("stage", .string(machine.stage.name)),
+        ]
+        let connection: [(String, JSON)] = [
+            ("queues", .integer(UInt64(disk.queues.count))),
+            ("ring_pages", .integer(UInt64(node?.rings.first?.pageReferences.count ?? 0))),
+            ("xenstore", .string(nodes.isLost ? "lost" : "connected")), ("abi", text(node?.ringProtocol.rawValue)),
+            ("intake", .string(disk.intake.rawValue)), ("in_flight", .integer(disk.requestsInFlight)),
+            (
+                "draining_seconds",
+                drainingSince.map { .integer((clinux_monotonic_ns() &- $0) / 1_000_000_000) } ?? .null
+            ),
+            ("tunables", disk.tunables.json),
+        ]
+        return .object(entries + storage + connection)
+    }
+
+    private var storage: [(String, JSON)] {
+        let device = disk.device
+        let images = (device?.images ?? []).map { image -> JSON in
+            .object([("format", .string(image.format)), ("path", .string(image.path))])
+        }
+        return [
+            ("format", text(device?.source.format)), ("path", text(device?.source.path)),
+            ("plugin", text(device?.library.name)), ("images", .array(images)),
+            ("plugin_version", text(device?.library.version)),
+            ("read_only", device.map { .bool($0.isReadOnly) } ?? .null),
+            ("sectors", device.map { .integer($0.info.sectorCount) } ?? .null),
+            ("logical_block", device.map { .integer(UInt64($0.info.logicalBlock)) } ?? .null),
+            ("physical_block", device.map { .integer(UInt64($0.info.physicalBlock)) } ?? .null),
+        ]
+    }
+
+    private func text(_ value: String?) -> JSON { value.map { .string($0) } ?? .null }
+
+    private func stats() -> JSON {
+        let statistics = disk.statistics
+        let counters = QueueCounter.allCases.map { counter -> (String, JSON) in
+            ("\(counter)", .integer(statistics.reduce(0) { $0 &+ $1.value(counter) }))
+        }
+        let perQueue = statistics.map { queue -> JSON in
+            .object(QueueCounter.allCases.map { ("\($0)", .integer(queue.value($0))) })
+        }
+        let latencies = LatencyClass.allCases.map { latency -> (String, JSON) in
+            var all = LatencyHistogram()
+            for queue in statistics { all.merge(queue.histogram(latency)) }
+            return (
+                "\(latency)",
+                .object([
+                    ("count", .integer(all.total)), ("p50", .integer(all.percentile(0.5))),
+                    ("p90", .integer(all.percentile(0.9))), ("p99", .integer(all.percentile(0.99))),
+                    ("p999", .integer(all.percentile(0.999))), ("max", .integer(all.percentile(1))),
+                    ("histogram", .array(all.buckets.map { .array([.integer($0.bound), .integer($0.count)]) })),
+                ])
+            )
+        }
+        return .object([
+            ("totals", .object(counters + [("plugin_bad_completions", .integer(disk.violations))])),
+            ("latency_ns", .object(latencies)), ("queues", .array(perQueue)),
+        ])
+    }
+}
+
+extension VBDMachine.Stage {
+    /// One word for operators.
+    fileprivate var name: String {
+        switch self {
+        case .idle: "idle"
+        case .resting: "resting"
+        case .opening: "opening"
+        case .ready: "ready"
+        case .connecting: "connecting"
+        case .discarding: "discarding"
+        case .connected: "connected"
+        case .draining: "draining"
+        case .closing: "closing"
+        case .ended: "ended"
+        }
+    }
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The socket on which a worker answers: one request for each line, one line of JSON back.
+import Base
+import CLinux
+import Glibc
+import Support
+
+/// A listening Unix socket and its clients, served without blocking. One thread at a time.
+final class ControlSocket {
+    private struct Client {
+        /// Tells clients apart that had the same descriptor one after the other.
+        let number: UInt64
+        var input: [UInt8] = []
+    }
+    private let path: String
+    let listener: Int32
+    private var clients: [Int32: Client] = [:]
+    private var clientsAccepted: UInt64 = 0
+    private static let mostClients = 16
+    private static let longestLine = 4096
+
+    /// Listens at `path`, mode 0600. Throws what went wrong.
+    init(path: String) throws(OperationError) {
+        self.path = path
+        // The call reads the path as C text, which Swift keeps for it.
+        listener = unsafe clinux_unix_listen_private(path, 8)
+        if listener < 0 { throw OperationError(.open, "control socket \(path)", .errno(errno)) }
+    }
+
+    deinit {
+        for client in clients.keys { close(client) }
+        close(listener)
+        // As in init.
+        unsafe unlink(path)
+    }
+
+    /// The descriptors to wait for.
+    var descriptors: [Int32] { [listener] + clients.keys }
+
+    /// Serves a readable descriptor of ``descriptors``.
+    ///
+    /// `answer` gets each line, and a function that sends the one reply to it: at once, or later from the thread that serves
+    /// the socket then. A reply to a client that has gone meanwhile is dropped.
+    func serve(_ descriptor: Int32, _ answer: (_ line: String, _ reply: @escaping (JSON) -> Void) -> Void) {
+        if descriptor == listener { return accept() }
+        guard let number = clients[descriptor]?.number else { return }
+        var buffer = [UInt8](repeating: 0, count: 4096)
+        // Within the closure the buffer is valid, and its size is passed on.
+        let count = unsafe buffer.withUnsafeMutableBytes { unsafe read(descriptor, $0.baseAddress, $0.count) }
+        if count < 0 && (errno == EAGAIN || errno == EINTR) { return }
+        if count <= 0 { return drop(descriptor) }
+        clients[descriptor]?.input += buffer.prefix(count)
+        while let line = takeLine(descriptor, number) {
+            answer(line) { [weak self] reply in self?.send(reply, to: descriptor, number) }
+        }
+        if let left = clients[descriptor], left.input.count > Self.longestLine { drop(descriptor) }
+    }
+
+    private func accept() {
+        let client = clinux_accept(listener)
+        if client < 0 { return }
+        if clients.count >= Self.mostClients {
+            close(client)
+            return
+        }
+        clientsAccepted += 1
+        clients[client] = Client(number: clientsAccepted)
+    }
+
+    /// The next whole line of a client; nil where there is none, or the client was dropped.
+    private func takeLine(_ descriptor: Int32, _ number: UInt64) -> String? {
+        guard let client = clients[descriptor], client.number == number,
+            let end = client.input.firstIndex(of: UInt8(ascii: "\n"))
+        else { return nil }
+        clients[descriptor]?.input.removeSubrange(...end)
+        return String(decoding: client.input[..<end], as: UTF8.self)
+    }
+
+    private func send(_ reply: JSON, to descriptor: Int32, _ number: UInt64) {
+        guard clients[descriptor]?.number == number else { return }
+        let bytes = [UInt8]((reply.serialized + "\n").utf8)
+        // Within the closure the bytes are valid, and their number is passed on.
+        let sent = unsafe bytes.withUnsafeBytes {
+            unsafe Glibc.send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
+        }
+        // A client that does not read its replies is dropped rather than waited for.
+        if sent != bytes.count { drop(descriptor) }
+    }
+
+    private func drop(_ descriptor: Int32) {
+        clients[descriptor] = nil
+        close(descriptor)
+    }
+}

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The backend's and the frontend's node in XenStore, read and changed in transactions.
+import Base
+import CLinux
+import Glibc
+import Xen
+import XenBus
+
+/// The two nodes of one VBD. Control thread only; calls block until XenStore answers.
+final class NodeStore {
+    /// A node of which a watch said that it has changed.
+    enum Change {
+        case backend
+        case frontend
+    }
+
+    /// The backend's node.
+    let backendPath: String
+    /// The frontend's node and domain, as the toolstack wrote them; "" until ``follow(_:)``.
+    private(set) var frontendPath = ""
+    private(set) var frontendDomain: DomainID = 0
+    /// XenStore does not answer any more.
+    private(set) var isLost = false
+    /// Watches are set.
+    private(set) var isWatching = false
+    private let store: any XenStore
+    private var isBackendChanged = true
+    private var isFrontendChanged = true
+    private var nextCheck: UInt64 = 0
+
+    private static var backendToken: String { "backend" }
+    private static var frontendToken: String { "frontend" }
+
+    init(_ store: any XenStore, backendPath: String) {
+        self.store = store
+        self.backendPath = backendPath
+    }
+
+    /// The frontend is the one that the backend's node names.
+    func follow(_ node: BackendNode) {
+        frontendPath = node.frontendPath
+        frontendDomain = node.frontendID
+    }
+
+    // MARK: Reading
+
+    /// Makes a value of keys below `path`, all read in one transaction.
+    ///
+    /// A key that is missing is nil, and so is one that `isAbsent` takes for missing; any other error is thrown.
+    private func read<Value>(
+        below path: String, absent isAbsent: @escaping (OperationError) -> Bool,
+        _ make: (_ value: (String) -> [UInt8]?) -> Value
+    ) throws(OperationError) -> Value {
+        try store.transaction { [store] (transaction) throws(OperationError) -> Value in
+            var failure: OperationError?
+            let made = make { key in
+                do throws(OperationError) {
+                    return try store.read("\(path)/\(key)", in: transaction)
+                } catch {
+                    if !isAbsent(error) { failure = error }
+                    return nil
+                }
+            }
+            if let failure { throw failure }
+            return made
+        }
+    }
+
+    /// The backend's node; nil if it is gone, a failure if a key breaks a rule.
+    func readBackend() throws(OperationError) -> Result<BackendNode, NegotiationError>? {
+        try read(below: backendPath, absent: \.isNotFound) { value in
+            if value(BackendKey.frontendID) == nil && value(BackendKey.state) == nil { return nil }
+            do throws(NegotiationError) {
+                return .success(try BackendNode(read: value))
+            } catch {
+                return .failure(error)
+            }
+        }
+    }
+
+    /// The frontend's node, a failure if a key breaks a rule. A guest may take away our right to read a key.
+    func readFrontend(_ limits: FrontendLimits) throws(OperationError) -> Result<FrontendNode, NegotiationError> {
+        try read(below: frontendPath, absent: Self.isAbsentForUs) { value in
+            do throws(NegotiationError) {
+                return .success(try FrontendNode(limits: limits, read: value))
+            } catch {
+                return .failure(error)
+            }
+        }
+    }
+
+    /// `state` and `online` of a node whose other keys may break any rule.
+    func readBackendState() throws(OperationError) -> (state: XenbusState?, isOnline: Bool) {
+        try read(below: backendPath, absent: \.isNotFound) { value in
+            (
+                XenbusState.reading(value(BackendKey.state)),
+                BackendNode.isOnline(reading: value(BackendKey.online))
+            )
+        }
+    }
+
+    /// The frontend's state, nil where there is none.
+    func readFrontendState() throws(OperationError) -> XenbusState? {
+        do throws(OperationError) {
+            return .reading(try store.read("\(frontendPath)/\(FrontendKey.state)", in: .none))
+        } catch {
+            if Self.isAbsentForUs(error) { return nil }
+            throw error
+        }
+    }
+
+    private static func isAbsentForUs(_ error: OperationError) -> Bool {
+        error.isNotFound || error.code == EACCES
+    }
+
+    /// The toolstack's options for the plugin, "name=value,name=value".
+    func pluginOptions() throws(OperationError) -> [String: String] {
+        var found: [String: String] = [:]
+        let text = try store.text("\(backendPath)/xbb-options") ?? ""
+        for part in text.split(separator: ",") {
+            let pair = part.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+            found[String(pair[0])] = pair.count == 2 ? String(pair[1]) : "on"
+        }
+        return found
+    }
+
+    // MARK: Watches
+
+    /// Watches both nodes, which makes them be read again. Only when there is nothing to do for the first time: with a watch
+    /// libxenstore has a thread, and each of its answers takes two or three times as long.
+    func watch() throws(OperationError) {
+        isWatching = true
+        try store.watch(backendPath, token: Self.backendToken)
+        if !frontendPath.isEmpty {
+            try store.watch("\(frontendPath)/\(FrontendKey.state)", token: Self.frontendToken)
+        }
+    }
+
+    /// Readable while a watch has fired; nil where nothing can come any more.
+    var watchDescriptor: Int32? { isLost ? nil : store.watchFileDescriptor }
+
+    /// A frontend may rewrite its node without end: whatever number of events that makes, they are two questions.
+    func takeWatchEvents() throws(OperationError) {
+        while let event = try store.nextWatchEvent() {
+            if event.token == Self.backendToken { isBackendChanged = true } else { isFrontendChanged = true }
+        }
+    }
+
+    /// A node that is to be read again, each once.
+    func takeChange() -> Change? {
+        if isLost { return nil }
+        if isBackendChanged {
+            isBackendChanged = false
+            return .backend
+        }
+        defer { isFrontendChanged = false }
+        return isFrontendChanged && !frontendPath.isEmpty ? .frontend : nil
+    }
+
+    // MARK: The connection
+
+    /// When ``check()`` is to be called again, in ns of the monotonic clock.
+    var checkDeadline: UInt64 { isLost ? .max : nextCheck }
+
+    /// libxenstore does not say when its connection ends: nothing is ever readable again. So it is asked now and then.
+    func check() throws(OperationError) {
+        let now = clinux_monotonic_ns()
+        if isLost || now < nextCheck { return }
+        nextCheck = now &+ 10_000_000_000
+        _ = try store.text("domid")
+    }
+
+    /// Asks whether XenStore lives; from a no on, nothing is read or watched.
+    func answers() -> Bool {
+        if isLost { return false }
+        do throws(OperationError) {
+            _ = try store.text("domid")
+        } catch {
+            isLost = true
+        }
+        return !isLost
+    }
+
+    // MARK: Changes
+
+    /// Makes a change of the backend's node in a transaction that finds the state it expects, or none.
+    func apply(_ update: StoreUpdate) throws(OperationError) -> VBDMachine.Event {
+        let path = backendPath
+        return try store.transaction { [store] (transaction) throws(OperationError) -> VBDMachine.Event in
+            let state: XenbusState?
+            do throws(OperationError) {
+                state = .reading(try store.read("\(path)/\(BackendKey.state)", in: transaction))
+            } catch {
+                guard error.isNotFound else { throw error }
+                state = nil
+            }
+            let online = try store.text("\(path)/\(BackendKey.online)", in: transaction)
+            let isOnline = BackendNode.isOnline(reading: online.map { Array($0.utf8) })
+            guard state == update.replacing, isOnline == update.isOnline else {
+                return .backendChanged(state: state, isOnline: isOnline)
+            }
+            for entry in update.entries {
+                switch entry {
+                case .write(let key, let value): try store.write("\(path)/\(key)", value, in: transaction)
+                case .remove(let key):
+                    do throws(OperationError) {
+                        try store.remove("\(path)/\(key)", in: transaction)
+                    } catch {
+                        guard error.isNotFound else { throw error }
+                    }
+                }
+            }
+            if let error = update.error { try store.write("\(errorNode)/error", error, in: transaction) }
+            return .updateDone
+        }
+    }
+
+    /// Which images a disk consists of, for operators.
+    func publish(chain: String) throws(OperationError) {
+        try store.write("\(backendPath)/xbb-chain", chain)
+    }
+
+    /// Writes an error where operators look for it.
+    func report(error text: String) throws(OperationError) {
+        try store.write("\(errorNode)/error", String(text.prefix(512)))
+    }
+
+    /// The device is gone, and with it what was reported of it.
+    func removeErrors() {
+        do throws(OperationError) { try store.remove(errorNode, in: .none) } catch {}
+    }
+
+    /// Where errors of this device stand: "error/" and the backend's path, in the backend's home.
+    private var errorNode: String {
+        let parts = backendPath.split(separator: "/", omittingEmptySubsequences: true)
+        guard parts.count > 3 else { return "error\(backendPath)" }
+        return "/" + parts.prefix(3).joined(separator: "/") + "/error/" + parts.dropFirst(3).joined(separator: "/")
+    }
+}

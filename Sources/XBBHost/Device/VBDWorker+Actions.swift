@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Carrying out what the negotiation decides, and taking what queues and plugins say.
+import BlockQueue
+import PluginHost
+import Base
+import PluginAPI
+import Support
+import Xen
+import XenBus
+
+extension VBDWorker {
+    /// Carries out actions in order.
+    func perform(_ actions: [VBDMachine.Action]) {
+        for action in actions {
+            log.debug("action \(action)")
+            perform(action)
+        }
+    }
+
+    private func perform(_ action: VBDMachine.Action) {
+        switch action {
+        case .update(let update): pending.insert(apply(update), at: 0)
+        case .openDevice(let request): pending.append(open(request))
+        case .closeDevice:
+            disk.close()
+            pending.append(.deviceClosed)
+        case .connectRings(let origin): connect(origin)
+        case .startQueues: disk.startQueues(after: succession.predecessor)
+        case .disconnectRings: disk.disconnect { [self] in pending.append(.ringsDisconnected) }
+        case .startTimer(let milliseconds): loop.startTimer(milliseconds: milliseconds)
+        case .exit(let reason):
+            // The machine gives nothing away that it holds; whatever is left of the queues ends before the lock goes.
+            disk.disconnect { [self] in finish(reason) }
+        }
+    }
+
+    private func apply(_ update: StoreUpdate) -> VBDMachine.Event {
+        if let error = update.error { log.error(error) }
+        do throws(OperationError) {
+            return try nodes.apply(update)
+        } catch {
+            return canServe(after: error) ? .updateDone : .storeFailed(error.description)
+        }
+    }
+
+    private func open(_ request: DeviceRequest) -> VBDMachine.Event {
+        if opener.isConfined {
+            log.info("\(request.image.path) is opened by a new process: this one is confined")
+            pending.append(.stopRequested(.handOver))
+            return .deviceOpenFailed("a confined process cannot open \(request.image.path)")
+        }
+        do throws(OperationError) {
+            let device = try opener.open(request, answeringOn: control) { () throws(OperationError) in
+                try platform.prepare(queues: disk.mostQueues)
+            }
+            disk.open(device, for: request)
+            KillPoint.reach(.opened)
+            return .deviceOpened(device.facts)
+        } catch {
+            return .deviceOpenFailed(error.description)
+        }
+    }
+
+    private func connect(_ origin: VBDMachine.RingOrigin) {
+        guard let device = disk.device else { return pending.append(.ringsFailed("no device is open")) }
+        do throws(OperationError) {
+            switch try nodes.readFrontend(disk.limits(origin, device)) {
+            case .failure(let error): pending.append(.ringsFailed(error.description))
+            case .success(let node):
+                disk.connect(node, of: nodes.frontendDomain, origin, after: succession.predecessor) { [self] result in
+                    switch result {
+                    case .success(let offered): pending.append(.ringsConnected(offered))
+                    case .failure(let error): pending.append(.ringsFailed(error.description))
+                    }
+                }
+            }
+        } catch {
+            pending.append(.ringsFailed(error.description))
+        }
+    }
+
+    /// In the order of docs/recovery.md: the queues have ended, the storage is closed, the lock is let go.
+    private func finish(_ reason: VBDMachine.ExitReason) {
+        disk.close()
+        log.info("done: \(reason)")
+        switch reason {
+        case .handedOver:
+            KillPoint.reach(.closed)
+            // A name that the next process gives to its own socket.
+            control = nil
+            succession.handOver()
+            KillPoint.reach(.letGo)
+        case .storeFailed: break
+        case .detached, .vanished, .conflict: nodes.removeErrors()
+        }
+        exitReason = reason
+    }
+
+    // MARK: Messages
+
+    /// Takes what a queue or a plugin says.
+    func receive(_ message: DeviceMessage) {
+        switch message {
+        case .queueFailed(let text):
+            log.error(text)
+            report(text)
+        case .replayed(let index): disk.queueReplayed(index)
+        case .queuePaused: disk.queuePaused()
+        case .queueEnded: disk.queueEnded()
+        case .notified(let what): takeNotification(what)
+        }
+    }
+
+    private func report(_ text: String) {
+        do throws(OperationError) {
+            try nodes.report(error: text)
+        } catch {
+            log.error(error.description)
+        }
+    }
+
+    private func takeNotification(_ what: UInt32) {
+        switch Int(what) {
+        case Int(XBB_NOTIFY_INFO): resize()
+        case Int(XBB_NOTIFY_LOST): log.error("the storage is gone; requests fail until it is back")
+        case Int(XBB_NOTIFY_FOUND): log.info("the storage is back")
+        case Int(XBB_NOTIFY_CORRUPT): log.error("the plugin found the image damaged")
+        default: log.warning("the plugin reported \(what), which this host does not know")
+        }
+    }
+
+    private func resize() {
+        do throws(OperationError) {
+            guard let event = try disk.resize() else { return }
+            log.info("the disk has \(disk.device?.info.sectorCount ?? 0) sectors now")
+            pending.append(event)
+        } catch {
+            log.error(error.description)
+        }
+    }
+}

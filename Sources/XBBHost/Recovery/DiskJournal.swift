@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Which journal the queues of a connection write: an earlier process's, a new one, or memory. docs/recovery.md explains
+// the protocol.
+import BlockQueue
+import Base
+import Glibc
+import Support
+import XenBus
+
+/// The journal of a disk. Opened while files can still be opened; a disk is served without one, too. Control thread only.
+final class DiskJournal {
+    private let path: String?
+    private let file: JournalFile?
+    /// Why there is no file although there should be one.
+    private let problem: String?
+    private let log: Log
+
+    /// Opens or makes the file at `path`; nil for no file.
+    init(path: String?, log: Log) {
+        self.path = path
+        self.log = log
+        guard let path else {
+            (file, problem) = (nil, nil)
+            return
+        }
+        do throws(OperationError) {
+            (file, problem) = (try JournalFile(path: path), nil)
+        } catch {
+            (file, problem) = (nil, error.description)
+            log.error("\(error); if this process is killed, the guest loses its disk")
+        }
+    }
+
+    /// Queues of the connection that an earlier process served, at most 64; 0 where there was none.
+    var queueCount: Int { file?.queueCount ?? 0 }
+
+    /// Where each queue of a connection writes down what it does, and what it finds there.
+    func sources(
+        _ connection: JournalConnection, _ origin: VBDMachine.RingOrigin, after predecessor: Predecessor
+    ) throws(OperationError) -> [QueueJournalSource] {
+        if origin == .inherited, let file {
+            // The guest goes on with what it has read, so nothing but the same images will do: also where nothing is in
+            // flight, where the journal is of no use otherwise, and where the process before handed over.
+            try file.compareStorage(connection)
+        }
+        var inheritance = QueueJournalSource.Inheritance.nothing
+        if origin == .inherited, path != nil {
+            do throws(OperationError) {
+                guard let file else { throw OperationError(.journal, problem ?? "there is none") }
+                let mapping = try file.adopt(connection)
+                return connection.rings.indices.map {
+                    QueueJournalSource(mapping: mapping, index: $0, inheritance: .journal(predecessor))
+                }
+            } catch {
+                // After a clean hand-over nothing is outstanding, so the ring alone is authoritative.
+                if predecessor != .handedOver { inheritance = .unusable(error.description) }
+                log.info("journal \(path ?? ""): \(error)")
+            }
+        }
+        let mapping = try begin(connection)
+        return connection.rings.indices.map {
+            QueueJournalSource(mapping: mapping, index: $0, inheritance: inheritance)
+        }
+    }
+
+    private func begin(_ connection: JournalConnection) throws(OperationError) -> JournalMapping {
+        defer { KillPoint.reach(.journalBegun) }
+        if let file {
+            do throws(OperationError) {
+                return try file.begin(connection)
+            } catch {
+                log.error("\(error); if this process is killed, the guest loses its disk")
+            }
+        }
+        guard let mapping = JournalMapping.anonymous(queues: connection.rings.count, entries: connection.entries) else {
+            throw OperationError(ENOMEM, "reserve memory for \(connection.rings.count) queues")
+        }
+        return mapping
+    }
+
+    /// All queues have begun theirs: from here on a successor can go on with it.
+    func complete() {
+        file?.complete()
+    }
+}

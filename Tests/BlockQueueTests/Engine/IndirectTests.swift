@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Requests whose segments stand in other pages: fetched, parsed, and done like all others.
+import Blkif
+import Glibc
+import PluginAPI
+import Testing
+
+@testable import BlockQueue
+@testable import PluginHost
+
+@Suite("Segments outside of the slot")
+struct IndirectTests {
+    private func rig(
+        _ most: UInt32 = 256, _ change: (inout EngineRig.Setup) -> Void = { _ in }
+    ) throws -> EngineRig {
+        try EngineRig {
+            $0.indirectSegments = most
+            $0.memoryBytes = 16 << 20
+            $0.sectors = 65536
+            change(&$0)
+        }
+    }
+
+    @Test(
+        "reads and writes of 1 to 4096 segments", arguments: [1, 11, 12, 511, 512, 513, 4096],
+        [RingABI.x86_64, .x86_32])
+    func sizes(_ count: Int, _ abi: RingABI) throws {
+        let rig = try rig(4096) {
+            $0.abi = abi
+            $0.memoryBytes = 128 << 20
+        }
+        let write = rig.sendIndirect(.write, 800, rig.segments(count * 8))
+        rig.run()
+        #expect(rig.status(write) == 0 && rig.isOnDisk(write))
+        let read = rig.sendIndirect(.read, 800, write.segments)
+        rig.run()
+        #expect(rig.status(read) == 0 && rig.hasDiskData(read))
+        rig.expectIdle()
+    }
+
+    @Test("not offered, they are unknown")
+    func notOffered() throws {
+        let rig = try EngineRig()
+        let sent = rig.sendIndirect(.read, 0, rig.segments(8))
+        rig.run()
+        #expect(rig.status(sent) == -2)
+        rig.expectIdle()
+    }
+
+    @Test("what breaks a rule is refused, and its neighbours are done")
+    func refusals() throws {
+        let rig = try rig(64)
+        let before = rig.write(0, 8)
+        let tooMany = rig.sendIndirect(.read, 100, rig.segments(64 * 8), segmentCount: 65)
+        let none = rig.sendIndirect(.read, 100, rig.segments(8), segmentCount: 0)
+        let flush = rig.sendIndirect(.flush, 100, rig.segments(8))
+        let nested = rig.sendIndirect(.discard, 100, rig.segments(8))
+        let beyond = rig.sendIndirect(.read, 65536 - 95, rig.segments(96))
+        let huge = rig.sendIndirect(.write, -1, rig.segments(96))
+        let backwards = rig.sendIndirect(.write, 200, rig.segments(96)) { pages in
+            rig.guest.sector(pages[0], 0).storeBytes(of: 7, toByteOffset: 4 + 8 * 3, as: UInt8.self)
+            rig.guest.sector(pages[0], 0).storeBytes(of: 6, toByteOffset: 5 + 8 * 3, as: UInt8.self)
+        }
+        let wide = rig.sendIndirect(.write, 200, rig.segments(96)) { pages in
+            rig.guest.sector(pages[0], 0).storeBytes(of: 8, toByteOffset: 5 + 8 * 11, as: UInt8.self)
+        }
+        let good = rig.sendIndirect(.write, 400, rig.segments(96))
+        let after = rig.write(1000, 8)
+        rig.run()
+        #expect(rig.statuses([before, good, after]) == [0, 0, 0])
+        #expect(rig.statuses([tooMany, none, beyond, huge, backwards, wide]) == [-1, -1, -1, -1, -1, -1])
+        #expect(rig.statuses([flush, nested]) == [-2, -2])
+        #expect(rig.isOnDisk(good) && rig.isUntouched(200..<296))
+        rig.expectIdle()
+    }
+
+    @Test("a page of segments that cannot be read fails its request alone")
+    func unreachable() throws {
+        let rig = try rig(600)
+        let one = rig.sendIndirect(.write, 0, rig.segments(96))
+        var pages: [UInt32] = []
+        let bad = rig.sendIndirect(.write, 1000, rig.segments(600 * 8)) { pages = $0 }
+        let other = rig.sendIndirect(.write, 10000, rig.segments(96))
+        rig.guest.revoked = [pages[1]]
+        rig.run()
+        #expect(rig.statuses([one, bad, other]) == [0, -1, 0])
+        #expect(rig.isUntouched(1000..<1008))
+        #expect(rig.engine.fault?.error == .unreachableSegments)
+        rig.guest.revoked = []
+        rig.failCopyCall = true
+        let failed = rig.sendIndirect(.read, 0, one.segments)
+        rig.run()
+        #expect(rig.status(failed) == -1)
+        rig.expectIdle()
+    }
+
+    @Test("a read-only disk refuses them too")
+    func readOnly() throws {
+        let rig = try rig { $0.readOnly = true }
+        let write = rig.sendIndirect(.write, 0, rig.segments(96))
+        let read = rig.sendIndirect(.read, 0, rig.segments(96))
+        rig.run()
+        #expect(rig.statuses([write, read]) == [-1, 0])
+        rig.expectIdle()
+    }
+
+    @Test("a barrier behind them waits for them")
+    func barrier() throws {
+        let rig = try rig()
+        let first = rig.sendIndirect(.write, 0, rig.segments(96))
+        let barrier = rig.barrier(500, 8)
+        let second = rig.sendIndirect(.write, 1000, rig.segments(96))
+        rig.settle()
+        // The plugin has the first write, and neither the barrier's flush nor what came behind it.
+        #expect(rig.plugin.held.map(\.sector) == [0])
+        rig.run()
+        #expect(rig.statuses([first, barrier, second]) == [0, 0, 0])
+        let order = rig.plugin.log.map { $0.op == Int(XBB_OP_FLUSH) ? -1 : $0.sector }
+        #expect(order.first == 0 && order.last == 1000 && order.contains(500))
+        rig.expectIdle()
+    }
+
+    @Test("the guest changes its pages after they were fetched: nothing happens")
+    func changedAfterwards() throws {
+        let rig = try rig()
+        var page: UInt32 = 0
+        let write = rig.sendIndirect(.write, 0, rig.segments(96)) { page = $0[0] }
+        rig.guest.onCopy = { reference, _ in
+            if reference == page { memset(rig.guest.sector(page, 0), 0xff, 4096) }
+        }
+        rig.run()
+        #expect(rig.status(write) == 0 && rig.isOnDisk(write))
+        rig.expectIdle()
+    }
+
+    @Test("they are done again after the process died")
+    func replay() throws {
+        let rig = try rig()
+        let write = rig.sendIndirect(.write, 0, rig.segments(800))
+        rig.settle()
+        #expect(rig.plugin.held.count > 0)
+        try rig.succeed()
+        rig.run()
+        #expect(rig.status(write) == 0 && rig.isOnDisk(write))
+        rig.expectIdle()
+    }
+
+    @Test("many of them beside others, in little memory and with few vectors", arguments: [0, 1, 3], [512, 4096])
+    func many(_ vectors: UInt32, _ block: UInt32) throws {
+        let rig = try rig(64) {
+            $0.memoryBytes = 1
+            $0.info.max_iov = vectors
+            $0.info.logical_block = block
+            $0.info.max_transfer = 65536
+        }
+        var place = 0
+        var sent: [Sent] = []
+        for round in 0..<28 {
+            let count = round % 3 == 0 ? 8 : 64 * 8 - round
+            sent.append(
+                round % 3 == 0
+                    ? rig.write(place, count) : rig.sendIndirect(.write, place, rig.segments(count, skip: round % 8)))
+            place += count + round % 5
+        }
+        rig.run()
+        for one in sent { #expect(rig.status(one) == 0 && rig.isOnDisk(one)) }
+        rig.expectIdle()
+    }
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A disk that is paused takes nothing, loses nothing, and can be left in every way.
+import Blkfront
+import Blkif
+import Foundation
+import Testing
+
+extension EndToEnd {
+    @Suite struct PauseTests {
+        /// Whether the disk takes requests; waits for a worker that opens its storage still.
+        private func awaitIntake(_ state: String, _ disk: Disk) throws {
+            try eventually("a disk that is \(state)") { try disk.worker.show("intake") == state }
+        }
+
+        /// Pauses and waits until nothing is in flight.
+        private func pause(_ disk: Disk) throws {
+            try eventually("the storage is open") { try disk.worker.show("intake") != "none" }
+            let answer = try disk.worker.ask("pause")
+            #expect(answer["paused"] as? Bool == true, "\(answer)")
+            #expect(try disk.worker.show("intake") == "paused")
+            #expect(try disk.worker.show("in_flight") == "0")
+        }
+
+        private func resume(_ disk: Disk) throws {
+            #expect(try disk.worker.ask("resume")["paused"] as? Bool == false)
+            #expect(try disk.worker.show("intake") == "running")
+        }
+
+        /// What has been done for the guest so far.
+        private func work(_ disk: Disk) throws -> [Int] {
+            try ["reqs_received", "reqs_completed", "plugin_requests", "grant_copy_operations"].map(disk.worker.total)
+        }
+
+        /// A memory disk that outlives its process and takes a while for everything.
+        private func kept(_ lab: Lab) throws -> Storage {
+            var storage = Storage(path: try lab.image("kept", bytes: 16 << 20), format: "delay")
+            storage.options = "size=16M,keep=on,delay-us=1500,reorder=on"
+            return storage
+        }
+
+        /// One request in the ring, of which nobody has told the frontend anything yet.
+        private func begin(_ device: FrontDevice, _ operation: Blkif.BlockOperation) throws -> Int {
+            try device.queues[0].withQueue { (queue) throws in
+                let id = try queue.slot()
+                try queue.submit(id, operation, sector: 8, byteCount: 4096)
+                try queue.publish()
+                return id
+            }
+        }
+
+        static let disks: [(format: String, queues: Int)] = [("raw", 1), ("raw", 4), ("delay", 1)]
+
+        @Test(arguments: disks)
+        func aLoadGoesOnThroughPauses(_ shape: (format: String, queues: Int)) throws {
+            let lab = try Lab(pages: 32768)
+            let disk = try lab.attach(
+                51712, shape.format == "raw" ? Storage() : try kept(lab), arguments: ["--max-queues", "4"])
+            let device = try disk.connect {
+                $0.ringPages = 4
+                $0.queues = shape.queues
+            }
+            let plan = mixedPlan {
+                $0.duration = 2_000_000_000
+                if shape.queues > 1 { $0.barrierEvery = 0 }
+            }
+            var pauses = 0
+            let report = try inBackground({ try LoadRun(device, plan).run() }) {
+                usleep(40_000)
+                try pause(disk)
+                let before = try work(disk)
+                usleep(60_000)
+                #expect(try work(disk) == before, "nothing is begun")
+                #expect(try disk.key("state") == "4", "the guest sees nothing of it")
+                pauses += 1
+                try resume(disk)
+            }
+            #expect(report.isGood && report.verifiedBlocks > 0, "\(report.text) \(disk.log.suffix(4000))")
+            #expect(pauses > 5)
+            try device.close()
+            try lab.finish()
+        }
+
+        @Test func aRequestWaitsForTheEndOfThePause() throws {
+            let lab = try Lab()
+            let disk = try lab.attach()
+            try eventually("the storage is open") { try disk.worker.show("stage") == "ready" }
+            // Before there is a frontend, and for the one that comes.
+            try pause(disk)
+            let device = try disk.connect()
+            let id = try begin(device, .read)
+            usleep(100_000)
+            try device.queues[0].withQueue { (queue) throws in #expect(try queue.nextCompletion() == nil) }
+            #expect(try disk.worker.total("reqs_received") == 0)
+            try pause(disk)
+            try resume(disk)
+            try device.queues[0].withQueue { (queue) throws in #expect(try queue.finish(id) == 0) }
+            #expect(try disk.load(device) { $0.count = 50 }.isGood)
+            try device.close()
+            try lab.finish()
+        }
+
+        @Test func aPauseIsOverWhenWhatWasTakenIsAnswered() throws {
+            let lab = try Lab()
+            let disk = try lab.attach(51712, .plugin("delay", "size=16M,delay-us=400000"))
+            let device = try disk.connect()
+            let id = try begin(device, .write)
+            try eventually("the request is taken") { try disk.worker.total("reqs_received") == 1 }
+            let isAnswered = try inBackground({ try disk.worker.ask("pause")["paused"] as? Bool }) {
+                let answer = try disk.worker.ask("ping")
+                #expect(answer["pid"] != nil, "others are answered meanwhile")
+            }
+            #expect(isAnswered == true)
+            try device.queues[0].withQueue { (queue) throws in
+                #expect(try #require(try queue.nextCompletion(), "it was answered before the pause").status == 0)
+                queue.release(id)
+            }
+            try resume(disk)
+            // A pause that is taken back says so.
+            let next = try begin(device, .write)
+            try eventually("the request is taken") { try disk.worker.total("reqs_received") == 2 }
+            var isResumed = false
+            let outcome = try inBackground({ try disk.worker.ask("pause")["paused"] as? Bool }) {
+                if !isResumed, try disk.worker.show("intake") == "pausing" {
+                    isResumed = true
+                    try resume(disk)
+                }
+            }
+            #expect(isResumed && outcome == false)
+            try device.queues[0].withQueue { (queue) throws in #expect(try queue.finish(next) == 0) }
+            try device.close()
+            try lab.finish()
+        }
+
+        @Test func theSuccessorOfAKilledWorkerIsNotPaused() throws {
+            let lab = try Lab()
+            let disk = try lab.attach(
+                51712, try kept(lab), arguments: ["--journal", "\(lab.directory)/51712.journal"])
+            let device = try disk.connect()
+            var kills = 0
+            let plan = mixedPlan { $0.count = 400 }
+            let report = try inBackground({ try LoadRun(device, plan).run() }) {
+                guard kills < 3 else { return }
+                usleep(30_000)
+                try pause(disk)
+                usleep(20_000)
+                disk.worker.kill()
+                kills += 1
+                try disk.startWorker(["--predecessor", "killed:signal 9"])
+                #expect(try disk.worker.ask("ping")["pid"] != nil)
+            }
+            #expect(report.isGood, "\(report.text) \(disk.log.suffix(4000))")
+            #expect(kills == 3)
+            try awaitIntake("running", disk)
+            #expect(!disk.log.has("in flight"), "nothing is to be done again: \(disk.log.suffix(2000))")
+            try device.close()
+            try lab.finish(mostLog: 1 << 20)
+        }
+
+        @Test func aPausedDiskIsHandedOver() throws {
+            let lab = try Lab()
+            let succession = try Succession(lab, try kept(lab))
+            let disk = succession.disk
+            let device = try disk.connect()
+            var count = 0
+            let plan = mixedPlan { $0.duration = 1_500_000_000 }
+            let report = try inBackground({ try LoadRun(device, plan).run() }) {
+                usleep(30_000)
+                try pause(disk)
+                try succession.handOver()
+                count += 1
+            }
+            #expect(report.isGood, "\(report.text) \(disk.log.suffix(4000))")
+            #expect(count > 1)
+            try awaitIntake("running", disk)
+            try device.close()
+            try lab.finish(mostLog: 1 << 20)
+        }
+
+        @Test func aPausedDiskIsDetached() throws {
+            let lab = try Lab()
+            let disk = try lab.attach()
+            let device = try disk.connect()
+            #expect(try disk.load(device) { $0.count = 50 }.isGood)
+            try pause(disk)
+            // The guest's driver goes and comes; the disk is still paused.
+            try device.close()
+            try disk.awaitState(6)
+            let again = try disk.connect()
+            let id = try begin(again, .read)
+            usleep(50_000)
+            try again.queues[0].withQueue { (queue) throws in #expect(try queue.nextCompletion() == nil) }
+            try again.close()
+            _ = id
+            try lab.finish()
+        }
+    }
+}
