@@ -63,7 +63,7 @@ def unused(package):
         imported = set()
         for file in files:
             text = open(file, encoding="utf-8").read()
-            imported |= set(re.findall(r"^(?:@testable |public |package )*import (\w+)$", text, re.M))
+            imported |= set(re.findall(r"^(?:@\w+ |public |package )*import (?:struct |enum |class |func )?(\w+)(?:\.\w+)?$", text, re.M))
         told = set(dependencies(target)) - programs
         told = {name for name in told if name not in ("PluginAPI", "CLinux") or kind != "executable"} | (told & imported)
         problems += [f"{target['name']} depends on {n} and does not import it" for n in sorted(told - imported)]
