@@ -29,7 +29,7 @@ public struct DeviceFacts: Equatable, Sendable {
 }
 
 extension OfferedFeatures {
-    /// What a frontend with `queueCount` rings is offered of the disk that was asked for, as far as the storage can.
+    /// The features for a frontend with `queueCount` rings: what was asked for, as far as the storage supports it.
     public init(request: DeviceRequest, device: DeviceFacts, queueCount: Int) {
         let isReadOnly = request.isReadOnly || device.isReadOnly
         self.init(
@@ -65,7 +65,7 @@ public struct BackendOffer: Equatable, Sendable {
 /// `sector-size` is always 512, the unit that every frontend counts in; larger sectors of the storage are published as
 /// `physical-sector-size`.
 public struct BackendDescription: Equatable, Sendable {
-    /// What the queues enforce.
+    /// The features that the queues enforce.
     public let offered: OfferedFeatures
     /// In bytes: a power of two, at least 512, that divides the disk's size.
     public let physicalSectorSize: UInt32
@@ -74,7 +74,8 @@ public struct BackendDescription: Equatable, Sendable {
     /// The guest sees a removable medium.
     public let isRemovable: Bool
 
-    /// A disk of these features; what is beside them only describes. `physicalSectorSize` is the storage's own, in bytes.
+    /// A disk with these features. The other arguments are only published; `physicalSectorSize` is the storage's own, in
+    /// bytes.
     public init(_ offered: OfferedFeatures, physicalSectorSize: UInt32, deviceType: DeviceType, isRemovable: Bool) {
         self.offered = offered
         self.physicalSectorSize = Self.physicalSectorSize(physicalSectorSize, sectorCount: offered.sectorCount)

@@ -83,14 +83,14 @@ extension VBDMachine {
         case deviceOpened(DeviceFacts)
         /// Answer to `openDevice`: it failed and nothing is open.
         case deviceOpenFailed(String)
-        /// The open device has another size, in sectors of 512 bytes. `offered` is what connected queues are held to from
-        /// now on, nil where none are connected.
+        /// The open device has a new size, in sectors of 512 bytes. `offered` is what connected queues enforce from now
+        /// on; nil if none are connected.
         case deviceResized(sectorCount: UInt64, offered: OfferedFeatures?)
         /// The open device has failed; it still has to be closed.
         case deviceLost(String)
         /// Answer to `closeDevice`, which cannot fail.
         case deviceClosed
-        /// Answer to `connectRings`: the very value that the queues hold requests to, which is published.
+        /// Answer to `connectRings`: the features that the queues enforce, to be published.
         case ringsConnected(OfferedFeatures)
         /// Answer to `connectRings`: it failed and nothing is mapped or bound. `NegotiationError.description` is a
         /// suitable text.

@@ -24,12 +24,12 @@
 //
 //   frontend  1, 2      storage is opened, we are in 2
 //             3, 4      rings are connected, then 4
-//             5         rings are let go, then 5
-//             6, gone   rings and storage are let go, then 6; from there 1 leads to 2 again
-//   toolstack 5, or     we show 5; rings in use stay until the frontend leaves 3 and 4, be it by closing or by being
-//   online=0            deleted (forced detach); then everything is let go, 6, and the end
-//   toolstack 6         everything is let go at once
-//   no node             everything is let go at once and nothing is written any more
+//             5         rings are released, then 5
+//             6, gone   rings and storage are released, then 6; from there 1 leads to 2 again
+//   toolstack 5, or     we show 5; rings in use stay until the frontend leaves 3 and 4, by closing or by being
+//   online=0            deleted (forced detach); then everything is released, 6, and the end
+//   toolstack 6         everything is released at once
+//   no node             everything is released at once and nothing is written any more
 public import Blkif
 
 /// The negotiation of one VBD. Its size does not depend on how many events it has seen.
@@ -62,8 +62,8 @@ public struct VBDMachine: Sendable {
         case connecting(Device, RingOrigin)
         /// `connectRings` is in progress, for rings that are no longer wanted.
         case discarding(Device)
-        /// Storage and rings, whose requests are held to these features. `announced` is the size that the frontend was
-        /// told, in sectors of 512 bytes.
+        /// Storage and rings. The queues enforce these features; `announced` is the size that the frontend was told, in
+        /// sectors of 512 bytes.
         case connected(Device, OfferedFeatures, announced: UInt64?)
         /// `disconnectRings` is in progress.
         case draining(Device)

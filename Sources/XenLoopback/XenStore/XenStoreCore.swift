@@ -4,7 +4,7 @@ import Xen
 
 /// The store, its clients and its domains; a value without effects.
 ///
-/// Whoever owns the sockets tells it of clients that come and go and of the bytes they sent, and after every call
+/// The owner of the sockets tells it of clients that come and go and of the bytes they sent, and after every call
 /// serves those that ``takeTouched()`` names. Memory is bounded: see ``XenStoreLimits``.
 ///
 ///     connect ─► receive ─► (answers, watch events) ─► bytesToSend ─► didSend ─► resume
