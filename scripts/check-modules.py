@@ -63,7 +63,8 @@ def unused(package):
         imported = set()
         for file in files:
             text = open(file, encoding="utf-8").read()
-            imported |= set(re.findall(r"^(?:@testable |@_exported |public |package )*import (?:struct |func |enum |class )?(\w+)(?:\.\w+)?$", text, re.M))
+            importing = r"^(?:@\w+ |public |package )*import (?:struct |enum |class |func )?(\w+)(?:\.\w+)?$"
+            imported |= set(re.findall(importing, text, re.M))
         told = set(dependencies(target)) - programs
         told = {name for name in told if name not in ("PluginAPI", "CLinux") or kind != "executable"} | (told & imported)
         problems += [f"{target['name']} depends on {n} and does not import it" for n in sorted(told - imported)]

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Looks at an image and at all below it, as far as a worker would open them. Each is looked at by a process of its own.
+// Inspects an image and the images below it, as far as a worker would open them. Each is examined by a process of its
+// own.
 import PluginHost
 import Base
 import Glibc
@@ -9,19 +10,19 @@ import Support
 public struct ChainExamination {
     private let path: String
     private let policy: BackingPolicy
-    private let process: OwnProcess
+    private let process: ExaminationProcess
 
-    /// The chain of the image at `path`. With a state directory what is remembered of that image counts.
+    /// The chain of the image at `path`. With a state directory, the format recorded for that image counts.
     public init(path: String, pluginDirectories: [String], stateDirectory: String?, backing: BackingPolicy) {
         self.path = path
         policy = backing
-        process = OwnProcess(pluginDirectories: pluginDirectories, stateDirectory: stateDirectory)
+        process = ExaminationProcess(pluginDirectories: pluginDirectories, stateDirectory: stateDirectory)
     }
 
-    /// What is in the image, with the member "chain": what is in those below it, from the top down. Where the chain ends
-    /// before its base, the last element is an "image" with an "error".
+    /// The content of the image, with a member "chain": the content of each image below it, from the top down. If the
+    /// chain ends before its base, the last element has only "image" and "error".
     public func inspect(format: String?) throws(OperationError) -> JSON {
-        let top = try look(path, format)
+        let top = try examine(path, format)
         if let error = top["error"]?.string { throw OperationError(.open, error) }
         var below: [JSON] = []
         var above = (path: Self.absolute(path), answer: top)
@@ -34,13 +35,13 @@ public struct ChainExamination {
         while let reference = above.answer["references"]?.elements.first(where: { $0["kind"]?.string == "backing" }) {
             let name = reference["name"]?.string ?? ""
             do throws(OperationError) {
-                // That it is of no known format is among the warnings about the image above.
+                // An unknown format is already among the warnings about the image above.
                 guard let format = reference["format"]?.string else { break }
                 let next = try BackingName([UInt8](name.utf8), in: above.path, allowed: policy)
                 let file = try next.open()
                 defer { close(file) }
                 try seen.enter(next.path, format: format, file: file)
-                let answer = try look(next.path, format)
+                let answer = try examine(next.path, format)
                 below.append(answer)
                 if answer["error"] != nil { break }
                 above = (next.path, answer)
@@ -57,11 +58,11 @@ public struct ChainExamination {
         try chain.enter(path, format: format, file: file.descriptor)
     }
 
-    private func look(_ image: String, _ format: String?) throws(OperationError) -> JSON {
+    private func examine(_ image: String, _ format: String?) throws(OperationError) -> JSON {
         try process.ask("--inspect", about: image, format.map { ["--format", $0] } ?? [])
     }
 
-    /// Names in an image begin in the folder of that image.
+    /// An absolute path: a relative name in an image starts from that image's folder.
     private static func absolute(_ path: String) -> String {
         guard !path.hasPrefix("/"), let raw = unsafe getcwd(nil, 0) else { return path }
         defer { unsafe free(raw) }

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What the content of an image looks like, and when that is an answer. Pure.
+// Decides which format an image has, from what plugins recognised or from what it was served as before. Pure.
 import Base
 
 /// A format that an image's content looks like.
 public struct FormatMatch: Sendable, Equatable {
     /// The format.
     public let format: String
-    /// The plugin that says so.
+    /// The plugin that recognised it.
     public let plugin: String
     /// How sure it is, 1 to 100.
     public let score: Int
 
-    /// A match; nil where the plugin says "not mine", and for "raw": what a guest writes to a raw disk can look like every
-    /// other format, so nothing looks like raw.
+    /// A match; nil if the plugin says "not mine", and always for "raw": a guest can make a raw disk look like any
+    /// other format, so no content is evidence of raw.
     init?(format: String, plugin: String, score: Int32) {
         guard score > 0, format != "raw" else { return nil }
         self.format = format
@@ -23,8 +23,8 @@ public struct FormatMatch: Sendable, Equatable {
 
 /// Answers for `format=auto`.
 enum FormatChoice {
-    /// The one format that the content looks like. Two are refused however sure one of them is: an image may hide its header
-    /// behind another's. None is refused too, and never taken for raw.
+    /// The only format that was recognised. Two are an error, however high one of them scores: an image may hide its
+    /// header behind another format's. None is an error too, and is never taken for raw.
     static func only(_ matches: [FormatMatch], image: String) throws(OperationError) -> FormatMatch {
         if matches.count == 1, let match = matches.first { return match }
         if matches.isEmpty {
@@ -36,7 +36,7 @@ enum FormatChoice {
             .open, "\(image) looks like more than one format: \(names); say which it is: FORMAT:\(image)")
     }
 
-    /// What `auto` means for an image that was served before.
+    /// The format that `auto` stands for if the image was served before; nil if it was not.
     static func remembered(_ records: [FormatRecord], image: ImageIdentity) throws(OperationError) -> String? {
         let same = records.filter { $0.identity.isSameFile(as: image) }
         if let other = records.first(where: { $0.identity.path == image.path && !$0.identity.isSameFile(as: image) }) {

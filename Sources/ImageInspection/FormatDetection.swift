@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// `format=auto`: answered once, by what is remembered of an image or by a process that looks at it.
+// `format=auto`: decided once, by the recorded format of the image or by a process that examines it.
 import PluginHost
 import Base
 import Support
 
-/// What a disk of format "auto" is.
+/// Finds the format of a disk whose format is "auto".
 package enum FormatDetection {
-    /// The word in place of a format.
+    /// The word that stands in place of a format.
     package static let word = "auto"
 
-    /// The disk with its format; another process of this program looks at the image where nothing is remembered.
+    /// The disk with its format filled in. A process of its own examines the image if no format is recorded for it.
     package static func resolve(
         _ source: DiskSource, pluginDirectories: [String], stateDirectory: String?, log: Log
     ) throws(OperationError) -> DiskSource {
         guard source.format == word else { return source }
-        let process = OwnProcess(pluginDirectories: pluginDirectories, stateDirectory: stateDirectory)
+        let process = ExaminationProcess(pluginDirectories: pluginDirectories, stateDirectory: stateDirectory)
         let answer: JSON
         do throws(OperationError) {
             answer = try process.ask("--probe", about: source.path)

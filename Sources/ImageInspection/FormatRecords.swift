@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Remembers the format that each image was served as. A guest can make a raw disk look like an image of any format that
-// names files of the host; what was raw must be raw for `format=auto` and for every tool that looks at it later.
+// Records the format that each image was served as. A guest can make a raw disk look like an image of any format that
+// names files of the host, so a disk that was raw must stay raw for `format=auto` and for every tool that inspects it
+// later.
 import PluginHost
 import Base
 import CLinux
 import Glibc
 import Support
 
-/// Which image is meant, whatever its name is.
+/// Identifies an image independently of its name.
 public struct ImageIdentity: Sendable, Equatable {
-    /// Without links.
+    /// The absolute path, with symbolic links resolved.
     public let path: String
-    /// st_dev and st_ino of a file; nil of a block device, whose numbers change with each start of the machine.
+    /// st_dev and st_ino of a file; nil for a block device, whose numbers change with each boot.
     let file: (device: UInt64, inode: UInt64)?
 
     init(path: String, file: (device: UInt64, inode: UInt64)?) {
@@ -19,7 +20,7 @@ public struct ImageIdentity: Sendable, Equatable {
         self.file = file
     }
 
-    /// The image at a path; nil where there is none.
+    /// The image at a path; nil if there is none.
     public init?(of path: String) {
         guard let resolved = unsafe realpath(path, nil) else { return nil }
         defer { unsafe free(resolved) }
@@ -34,8 +35,8 @@ public struct ImageIdentity: Sendable, Equatable {
         left.path == right.path && left.isSameFile(as: right)
     }
 
-    /// The same file under whatever name, or the device of the same name. A file system may have another number after the
-    /// machine's next start.
+    /// True for the same file under any name, and for a block device of the same path. A file system may get another
+    /// device number at the next boot, so a file with the same path and inode counts as the same.
     func isSameFile(as other: ImageIdentity) -> Bool {
         switch (file, other.file) {
         case (let own?, let file?): own.inode == file.inode && (own.device == file.device || path == other.path)
@@ -78,7 +79,7 @@ struct FormatRecord: Sendable, Equatable {
 
 /// The records of this machine, a file for each image in a directory that only root can change.
 public struct FormatRecords: Sendable {
-    /// A path and its numbers fit.
+    /// Enough for a path and the numbers.
     private static let byteLimit = 8 << 10
     private let directory: String
 
@@ -87,13 +88,13 @@ public struct FormatRecords: Sendable {
         directory = "\(stateDirectory)/formats"
     }
 
-    /// The format that the image was served as, whatever its name is now; nil where nobody knows. Throws where it was more
-    /// than one, and where another file has taken its name.
+    /// The format that the image was served as, whatever its name is now; nil if none is recorded. Throws if there is
+    /// more than one, and if another file has taken the image's name.
     public func format(of image: ImageIdentity) throws(OperationError) -> String? {
         try FormatChoice.remembered(all(), image: image)
     }
 
-    /// Remembers what an image is served as now; what it was before is forgotten.
+    /// Records the format that an image is served as now, and forgets an earlier one.
     public func note(_ image: ImageIdentity, format: String) throws(OperationError) {
         let record = FormatRecord(identity: image, format: format)
         let file = "\(directory)/\(Self.fileName(for: image.path))"
@@ -138,7 +139,7 @@ public struct FormatRecords: Sendable {
             .flatMap { FormatRecord(parsing: String(decoding: $0, as: UTF8.self)) }
     }
 
-    /// The path's FNV-1a sum of 64 bits; the path itself stands in the file.
+    /// The path's 64-bit FNV-1a hash; the file itself contains the path.
     static func fileName(for path: String) -> String {
         var sum: UInt64 = 0xcbf2_9ce4_8422_2325
         for byte in path.utf8 { sum = (sum ^ UInt64(byte)) &* 0x100_0000_01b3 }

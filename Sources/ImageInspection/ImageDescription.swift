@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What a plugin's inspect() says about an image (`struct xbb_image`). Names in it come from the image.
+// What a plugin's inspect() reports about an image (`struct xbb_image`). Names in it come from the image.
 import PluginHost
 import Base
 import PluginAPI
@@ -7,7 +7,7 @@ import Support
 
 /// The answer of one inspect().
 struct ImageDescription {
-    /// For the answer in JSON; sizes in bytes.
+    /// Members of the JSON answer; sizes in bytes.
     let members: [JSON.Member]
     /// What an administrator should know before the image is served.
     let warnings: [String]
@@ -55,13 +55,14 @@ struct ImageDescription {
         ]
     }
 
+    /// The structures outlive the call, and the plugin must fill only what `struct_size` covers.
     private static func ask(
         _ library: PluginLibrary, _ descriptor: Int32, format: String
     ) throws(OperationError) -> xbb_image {
         guard let inspect = unsafe library.table.inspect else {
             throw OperationError(.open, "plugin '\(library.name)' cannot tell what is in an image")
         }
-        // What must be given is for serving: whoever only looks has no secret.
+        // Mandatory options are needed for serving only: an inspection has no secrets to give.
         let missing = library.options.filter { $0.defaultText == nil }.map { ($0.name, "") }
         let options = try PluginOptionValues(library.options, given: Dictionary(missing) { $1 })
         var image = xbb_image()

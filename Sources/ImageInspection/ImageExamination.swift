@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Lets plugins look at an image that nobody trusts, in a process that has nothing but the image and soon ends.
+// Lets plugins examine an untrusted image, in a process that has access to nothing else and soon ends.
 import ProcessConfinement
 import PluginHost
 import Base
@@ -8,11 +8,11 @@ import Glibc
 import PluginAPI
 import Support
 
-/// What `xbb-vbd --probe` and `--inspect` do: one question about one image, answered once by a process of its own.
+/// What `xbb-vbd --probe` and `--inspect` do: answer one question about one image, in a process of its own.
 public struct ImageExamination {
-    /// The most memory that looking may take, in bytes beyond what the process has with its plugins loaded.
+    /// The most memory that an examination may use, in bytes beyond what the process has with its plugins loaded.
     static let memoryLimit: UInt64 = 64 << 20
-    /// The most seconds of a processor.
+    /// The most processor time, in seconds.
     static let cpuSeconds: UInt64 = 2
 
     private let path: String
@@ -20,7 +20,7 @@ public struct ImageExamination {
     private let directories: [String]
     private let records: FormatRecords?
 
-    /// An image to look at. With a state directory what is remembered of it counts.
+    /// An image to examine. With a state directory, the format recorded for it counts.
     public init(path: String, pluginDirectories: [String], stateDirectory: String?) {
         self.path = path
         directories = pluginDirectories
@@ -28,10 +28,10 @@ public struct ImageExamination {
         records = stateDirectory.map { FormatRecords(stateDirectory: $0) }
     }
 
-    /// What the content looks like to each plugin, and what `format=auto` would make of it. Confines this process.
+    /// The formats that the plugins recognise, and what `format=auto` would choose. Confines this process.
     public func probe() throws(OperationError) -> JSON {
         let image = try OpenImage(path)
-        let memory = memory()
+        let recorded = recordedFormat()
         let libraries = try load { $0.probes }
         try confine()
         let matches = try image.matches(libraries)
@@ -39,14 +39,14 @@ public struct ImageExamination {
         var reason: JSON = .null
         do throws(OperationError) {
             let format =
-                if let known = try memory.get() { known } else { try FormatChoice.only(matches, image: path).format }
+                if let known = try recorded.get() { known } else { try FormatChoice.only(matches, image: path).format }
             verdict = .string(format)
         } catch {
             reason = .string(error.description)
         }
         return .object([
             ("image", .string(path)), ("file_size", .integer(image.byteCount)),
-            ("served_as", .text(try? memory.get())),
+            ("served_as", .text(try? recorded.get())),
             (
                 "matches",
                 .array(
@@ -60,17 +60,17 @@ public struct ImageExamination {
         ])
     }
 
-    /// What is in the image. Its format is `format`, else what it was served as, else what it looks like.
+    /// The content of the image as `format`, else as the format that it was served as, else as the one it looks like.
     /// Confines this process.
     public func inspect(format asked: String?) throws(OperationError) -> JSON {
         let image = try OpenImage(path)
-        let memory = memory()
-        // Whoever says the format needs no memory of it.
-        let remembered = asked == nil ? try memory.get() : try? memory.get()
+        let recorded = recordedFormat()
+        // With an explicit format, a contradictory record is no error.
+        let remembered = asked == nil ? try recorded.get() : try? recorded.get()
         let known = asked ?? remembered
         let libraries: [PluginLibrary]
         if let known {
-            // The one that would serve it, where several could.
+            // The plugin that would serve it, if several could.
             libraries =
                 known == "raw"
                 ? [] : [try PluginLibrary.load(name: catalog.plugin(serving: known), directories: directories)]
@@ -104,8 +104,8 @@ public struct ImageExamination {
         return .object(members + [("warnings", .array(warnings.map { .string($0) }))])
     }
 
-    /// What the image was served as, or why that is no answer.
-    private func memory() -> Result<String?, OperationError> {
+    /// The format recorded for the image, or why the records give no answer.
+    private func recordedFormat() -> Result<String?, OperationError> {
         guard let records, let identity = ImageIdentity(of: path) else { return .success(nil) }
         return Result { () throws(OperationError) in try records.format(of: identity) }
     }
@@ -119,7 +119,7 @@ public struct ImageExamination {
         return libraries
     }
 
-    /// From here on the process can read the image and write its answer.
+    /// From here on, the process can only read the image and write its answer.
     private func confine() throws(OperationError) {
         if clinux_limit_resources(Self.memoryLimit, Self.cpuSeconds) != 0 {
             throw OperationError(.open, "cannot limit this process", .errno(errno))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// An image that is looked at: its first and last bytes for probe(), its descriptor for inspect().
+// An image under examination: its first and last bytes for probe(), its descriptor for inspect().
 import PluginHost
 import Base
 import CLinux
@@ -11,7 +11,7 @@ struct OpenImage: ~Copyable {
     private let file: DiskFile
     /// The length of the file or device, in bytes.
     let byteCount: UInt64
-    /// What a file takes on its file system, in bytes.
+    /// The space that a file takes on its file system, in bytes.
     let allocatedByteCount: UInt64
 
     /// Opens a regular file or block device.
@@ -27,10 +27,12 @@ struct OpenImage: ~Copyable {
         file = opened
     }
 
-    /// The descriptor, lent.
+    /// The descriptor, on loan: closed with this value.
     var descriptor: Int32 { file.descriptor }
 
     /// Asks each plugin about each of its formats.
+    ///
+    /// The plugin gets pointers to two arrays and a string that outlive the call.
     func matches(_ libraries: [PluginLibrary]) throws(OperationError) -> [FormatMatch] {
         let head = try bytes(at: 0, Int(min(byteCount, 64 << 10)))
         let tailLength = min(byteCount, 4 << 10)

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // An array of plain values whose size and address never change.
 
-/// A fixed number of plain values at a fixed address, made once and zeroed.
+/// A fixed number of plain values at a fixed address, allocated once and zeroed.
 ///
-/// Swift's `Array` may move, grow and count references; a pool on the hot path must do none of that, and a plugin
-/// keeps the addresses of requests. Indices are checked: an index out of bounds is a bug of ours and traps.
+/// Swift's `Array` may move, grow and count references. A pool on the hot path must do none of this, and a plugin keeps
+/// the addresses of requests. Indices are checked: an index out of bounds is a bug of ours and traps.
 @safe
 public struct FixedArray<Element: BitwiseCopyable>: ~Copyable {
     @usableFromInline let base: UnsafeMutablePointer<Element>
@@ -28,7 +28,7 @@ public struct FixedArray<Element: BitwiseCopyable>: ~Copyable {
         unsafe UnsafeMutableRawPointer(base).deallocate()
     }
 
-    /// One comparison for both ends: as an unsigned number a negative index is larger than any count.
+    /// One comparison covers both ends: as an unsigned number, a negative index is larger than any count.
     @inlinable @inline(__always)
     func checkIndex(_ index: Int) {
         precondition(UInt(bitPattern: index) < UInt(bitPattern: count))
@@ -47,7 +47,7 @@ public struct FixedArray<Element: BitwiseCopyable>: ~Copyable {
         }
     }
 
-    /// The address of the element at `index`, valid while the array lives.
+    /// The address of the element at `index`, valid as long as the array lives.
     @inlinable @inline(__always)
     @unsafe public func address(of index: Int) -> UnsafeMutablePointer<Element> {
         checkIndex(index)
@@ -55,4 +55,5 @@ public struct FixedArray<Element: BitwiseCopyable>: ~Copyable {
     }
 }
 
+/// `@unchecked`: the array owns its memory alone, so it may be passed on wherever its elements may.
 extension FixedArray: @unchecked Sendable where Element: Sendable {}

@@ -4,14 +4,15 @@ import CLinux
 
 /// A private, page-aligned, zeroed region that holds the data of requests between the guest and a plugin.
 ///
-/// Pages that were never touched take no memory. Offsets are in bytes and checked.
+/// Pages that were never touched occupy no memory. Offsets are in bytes and checked.
 @safe
 public final class HostMemory: Sendable {
+    /// `nonisolated(unsafe)`: the address is constant, and the owner of a range of bytes passes it between threads.
     @usableFromInline nonisolated(unsafe) let base: UnsafeMutableRawPointer
-    /// Bytes, a multiple of the page size.
+    /// Size in bytes, a multiple of the page size.
     public let byteCount: Int
 
-    /// Reserves `byteCount` bytes, rounded up to whole pages; nil when the kernel refuses.
+    /// Reserves `byteCount` bytes, rounded up to whole pages; nil if the kernel refuses.
     public init?(byteCount: Int) {
         guard byteCount <= Int.max - 4095 else { return nil }
         let rounded = (max(byteCount, 1) + 4095) & ~4095
@@ -26,7 +27,7 @@ public final class HostMemory: Sendable {
         unsafe munmap(base, byteCount)
     }
 
-    /// The address of `count` bytes at `offset`, valid while the region lives.
+    /// The address of `count` bytes at `offset`, valid as long as the region lives.
     @inlinable @inline(__always)
     @unsafe public func address(at offset: Int, count: Int) -> UnsafeMutableRawPointer {
         // As unsigned numbers, negative ones are larger than any size.
@@ -45,8 +46,8 @@ public final class HostMemory: Sendable {
         _ = unsafe memmove(address(at: target, count: count), address(at: source, count: count), count)
     }
 
-    /// Gives the pages of a range back to the kernel; they read as zeroes afterwards. Both numbers are multiples of
-    /// 4096, because the kernel refuses other offsets and clears whole pages.
+    /// Returns the pages of a range to the kernel; they read as zeroes afterwards. Both numbers must be multiples of
+    /// 4096: the kernel refuses other offsets and clears whole pages.
     public func discard(at offset: Int, count: Int) {
         precondition(offset & 4095 == 0 && count & 4095 == 0)
         _ = unsafe madvise(address(at: offset, count: count), count, MADV_DONTNEED)

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Pages that another domain reads and writes while we do.
 //
-// The rule of this file: nobody gets a reference, a span or a pointer to these bytes. They are read by the accessors
-// below, each byte once, into private memory, and only the private copy is checked and used.
+// The rule of this file: no reference, span or pointer to these bytes gets out. The accessors below read each byte
+// once, into private memory, and only the private copy is checked and used.
 public import CRing
 
 /// Pages shared with another domain: a mapped ring.
 ///
-/// A view: whoever made it unmaps the pages, after the last use. Offsets are in bytes, inside the pages and multiples
-/// of four; anything else is a bug of ours and traps. The other side's bytes may change at any time.
+/// A view: its creator unmaps the pages after the last use. Offsets are in bytes, within the pages and multiples of
+/// four; anything else is a bug of ours and traps. The other side may change the bytes at any time.
 ///
-/// Unchecked, because it has a pointer: its bytes are reached by the accessors alone, each a single volatile or atomic access.
+/// `@unchecked Sendable`: the pointer is constant, and its bytes are reached only by the accessors below, which expect
+/// them to change at any time.
 @safe
 public struct SharedPages: @unchecked Sendable {
     @usableFromInline let base: UnsafeMutableRawPointer
@@ -92,13 +93,13 @@ public struct SharedPages: @unchecked Sendable {
         if hasTail { unsafe cring_store32_relaxed(target + 12, 0) }
     }
 
-    /// Orders everything before against everything after.
+    /// Orders all earlier accesses before all later ones.
     @inlinable @inline(__always)
     public static func fullFence() {
         cring_full_fence()
     }
 
-    /// Writes the first `byteCount` bytes of a slot, a multiple of four; for frontends.
+    /// Writes the first `byteCount` bytes of a slot, a multiple of four. For frontends.
     @inlinable @inline(__always)
     public func storeSlot(_ slot: SlotBytes, at offset: Int, byteCount: Int) {
         precondition(byteCount >= 0 && byteCount <= SlotBytes.byteCount && byteCount & 3 == 0)
@@ -136,12 +137,12 @@ public struct SlotBytes: BitwiseCopyable, Sendable {
         words = InlineArray(repeating: 0)
     }
 
-    /// Reads an integer of at most 64 bits at a byte offset, which need not be aligned; little-endian as on every Xen
-    /// host of blkif.
+    /// Reads an integer of at most 64 bits at a byte offset, which need not be aligned. Little-endian, like every Xen
+    /// host that blkif runs on.
     @inlinable @inline(__always)
     public func load<T: FixedWidthInteger & BitwiseCopyable>(_ type: T.Type, at offset: Int) -> T {
         precondition(offset >= 0 && offset <= Self.byteCount - MemoryLayout<T>.size && MemoryLayout<T>.size <= 8)
-        // Shifts of whole words: a pointer to the bytes would make a copy of the slot for each integer.
+        // Shifts whole words: a pointer to the bytes would copy the slot for each integer.
         let index = offset >> 3
         let shift = UInt64(truncatingIfNeeded: (offset & 7) << 3)
         var bits = words[index] &>> shift
@@ -149,7 +150,7 @@ public struct SlotBytes: BitwiseCopyable, Sendable {
         return T(truncatingIfNeeded: bits)
     }
 
-    /// Writes an integer at a byte offset; for frontends and tests.
+    /// Writes an integer at a byte offset. For frontends and tests.
     public mutating func store<T: FixedWidthInteger & BitwiseCopyable>(_ value: T, at offset: Int) {
         precondition(offset >= 0 && offset <= Self.byteCount - MemoryLayout<T>.size)
         unsafe withUnsafeMutableBytes(of: &words) { unsafe $0.storeBytes(of: value, toByteOffset: offset, as: T.self) }

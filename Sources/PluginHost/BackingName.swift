@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// A name that stands in an image, and whether it may be opened. The image's author chose it, and may be hostile.
+// A file name found in an image, and whether the host may open it. The image's author chose it and may be hostile.
 import Base
 import CLinux
 import Glibc
 
-/// Where the files may be that images name. None by default: an image does not decide what the host opens.
+/// The directories in which images may name backing files. None by default: an image does not decide what the host
+/// opens.
 public struct BackingPolicy: Sendable, Equatable {
     /// Absolute paths of directories; everything below them may be a backing file.
     public var directories: [String]
-    /// The most images of a chain, the one that is attached among them.
+    /// The most images in a chain, including the attached one.
     public var mostImages = 16
 
     /// Backing files below `directories` and nowhere else.
@@ -17,15 +18,15 @@ public struct BackingPolicy: Sendable, Equatable {
     }
 }
 
-/// An open file that an image named.
+/// A file that an image named, judged and ready to be opened.
 package struct BackingName {
-    /// The name as it was looked for, for messages and `show`.
+    /// The absolute path that is opened, for messages and `show`.
     package let path: String
-    /// Below which allowed directory, and the rest of the way.
+    /// The allowed directory that contains the file, and the path below it.
     private let directory: String
     private let rest: String
 
-    /// Judges `name`, found in the image at `image`; nothing is opened.
+    /// Checks `name`, found in the image at `image`, without opening anything.
     package init(_ name: [UInt8], in image: String, allowed policy: BackingPolicy) throws(OperationError) {
         guard !name.isEmpty, !name.contains(0), let text = String(validating: name, as: UTF8.self) else {
             throw Self.refusal(image, "of a name that is none (\(name.count) bytes)")
@@ -87,7 +88,7 @@ package struct BackingName {
         OperationError(.open, "\(image) names a backing file \(what)")
     }
 
-    /// A name without what could disturb a terminal or a log.
+    /// A name with everything removed that could disturb a terminal or a log.
     package static func shown(_ name: String) -> String {
         String(name.unicodeScalars.prefix(200).map { $0.value < 0x20 || $0.value == 0x7f ? "?" : Character($0) })
     }

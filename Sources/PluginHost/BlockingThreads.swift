@@ -6,16 +6,21 @@ import CLinux
 import Glibc
 import PluginAPI
 
-/// A few threads, each with a queue of the plugin, that take requests from one list.
+/// A few threads that take requests from one list; each has a plugin queue of its own.
 ///
 /// The ring's thread only appends to the list and never waits for the plugin.
+///
+/// `@unchecked Sendable`: the mutex guards the list and the flags; `threads` belongs to the thread that starts and
+/// stops them.
+///
+/// Unsafe code here is the list, whose indices wrap at `capacity`; it holds every request of the pool at most once.
 @safe
 package final class BlockingThreads: @unchecked Sendable {
     private let device: PluginDevice
     private let port: CompletionPort
     private let mutex: UnsafeMutablePointer<pthread_mutex_t>
     private let condition: UnsafeMutablePointer<pthread_cond_t>
-    /// The list: a ring of pointers, as long as the pool of requests.
+    /// The list: a ring buffer of pointers, with room for every request of the pool.
     private let waiting: UnsafeMutablePointer<UnsafeMutablePointer<xbb_req>?>
     private let capacity: Int
     private var head = 0
@@ -67,7 +72,7 @@ package final class BlockingThreads: @unchecked Sendable {
         unsafe waiting.deallocate()
     }
 
-    /// Hands over all of the requests.
+    /// Appends all requests to the list.
     package func submit(_ requests: UnsafePointer<UnsafeMutablePointer<xbb_req>?>, _ number: Int) {
         unsafe pthread_mutex_lock(mutex)
         for index in 0..<number {
@@ -78,7 +83,7 @@ package final class BlockingThreads: @unchecked Sendable {
         if number == 1 { unsafe pthread_cond_signal(condition) } else { unsafe pthread_cond_broadcast(condition) }
     }
 
-    /// Ends the threads; nothing is in flight.
+    /// Ends the threads. Nothing may be in flight.
     package func stop() {
         unsafe pthread_mutex_lock(mutex)
         stopping = true

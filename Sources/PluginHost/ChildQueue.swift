@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// A queue of a child, beside the queue of the plugin that asks: requests of one are done before child_submit() returns.
+// A queue of a child, beside the queue of the plugin that reads from it: a request is complete when child_submit()
+// returns.
 import PluginPort
 import Base
 import CLinux
 import Glibc
 import PluginAPI
 
-/// The queue of one child for one queue of a blocking plugin; used on that queue's thread alone.
+/// The queue of one child for one queue of a blocking plugin; used only on that queue's thread.
+///
+/// Unsafe code here uses the port's only request slot, which no one else has while a submit() runs.
 @safe
 final class ChildQueue {
     private let child: HostChild
@@ -33,7 +36,7 @@ final class ChildQueue {
         }
     }
 
-    /// Nothing is in flight.
+    /// Closes the queue. Nothing may be in flight.
     func close() {
         unsafe device.closeQueue(handle, of: host)
         CompletionPorts.giveBack(port)
@@ -41,9 +44,9 @@ final class ChildQueue {
 
     func serves(_ other: HostChild) -> Bool { other === child }
 
-    /// Reads, and waits until it is done.
+    /// Submits a read and waits for its completion.
     ///
-    /// - Returns: 0 when `done` was called, or -EINVAL for what no plugin may get.
+    /// - Returns: 0 after `done` was called, or -EINVAL for a request that no plugin may be given.
     func submit(_ request: UnsafeMutablePointer<xbb_req>, _ done: xbb_child_fn, _ argument: UnsafeMutableRawPointer?)
         -> Int32
     {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What a plugin says about an open disk, checked and with the defaults filled in.
+// What a plugin reports about an open disk, checked and with the defaults filled in.
 import Base
 import PluginAPI
 
-/// Capabilities and limits of an open disk. All sizes are in bytes and make sense together.
+/// Capabilities and limits of an open disk. All sizes are in bytes and consistent with each other.
 public struct DeviceInfo: Sendable, Equatable {
     /// What the plugin can do (`XBB_CAP_*`).
     public struct Capabilities: OptionSet, Sendable {
@@ -34,35 +34,35 @@ public struct DeviceInfo: Sendable, Equatable {
     }
     /// What it can do.
     public var capabilities: Capabilities
-    /// Size of the disk, a multiple of ``logicalBlock``.
+    /// Size of the disk in bytes, a multiple of ``logicalBlock``.
     public var size: UInt64
-    /// What offsets and lengths must be multiples of: 512 to 4096, and not less than ``memoryAlignment``.
+    /// The multiple of all offsets and lengths, in bytes: 512 to 4096, and no less than ``memoryAlignment``.
     public var logicalBlock: UInt32
-    /// What the medium writes at once.
+    /// The unit in which the medium is written, in bytes.
     public var physicalBlock: UInt32
-    /// What addresses and lengths of buffers must be multiples of: 1 to 4096.
+    /// The multiple of all buffer addresses and lengths, in bytes: 1 to 4096.
     public var memoryAlignment: UInt32
-    /// The most of a read or write.
+    /// The longest read or write, in bytes.
     public var maxTransfer: UInt64
-    /// The most of a discard.
+    /// The longest discard, in bytes.
     public var maxDiscard: UInt64
-    /// The most of a write of zeroes.
+    /// The longest write of zeroes, in bytes.
     public var maxWriteZeroes: UInt64
     /// The most vectors of a request; nil for no limit.
     public var maxVectors: Int?
-    /// Queues that can be open at once.
+    /// The most queues that can be open at once.
     public var maxQueues: Int
-    /// Requests in flight in a queue; nil for no limit.
+    /// The most requests in flight in one queue; nil for no limit.
     public var queueDepth: Int?
-    /// Granularity of discards.
+    /// Granularity of discards, in bytes.
     public var discardGranularity: UInt32
-    /// First discardable byte, modulo the granularity.
+    /// Offset of the first discardable byte, modulo the granularity.
     public var discardOffset: UInt32
 
     /// Size in sectors of 512 bytes, the unit of XenStore's "sectors".
     public var sectorCount: UInt64 { size / 512 }
 
-    /// Checks what get_info() returned; the text of the error is for the operator.
+    /// Checks what get_info() returned. The error's text is meant for the operator.
     package init(validating info: xbb_info) throws(OperationError) {
         func isPowerOfTwo(_ value: UInt32) -> Bool { value != 0 && value & (value - 1) == 0 }
         let logical = info.logical_block == 0 ? 512 : info.logical_block
@@ -82,7 +82,7 @@ public struct DeviceInfo: Sendable, Equatable {
             throw OperationError(
                 .invalid, "the plugin wants buffers aligned to \(alignment) bytes; a power of two up to 4096 is served")
         }
-        // Lengths are multiples of both, so a disk that needs more alignment in memory has blocks as large as that.
+        // Lengths must be multiples of both, so a disk that needs coarser memory alignment gets larger blocks.
         let block = max(logical, alignment)
         let unit = UInt64(block)
         guard info.size % unit == 0 else {

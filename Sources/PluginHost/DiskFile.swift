@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The image file or block device behind a disk, opened by the host and lent to the plugin.
+// The image file or block device behind a disk. The host opens it and lends it to the plugin.
 import CLinux
 import Glibc
 public import Base
 
-/// What an administrator asked for.
+/// The disk that an administrator asked for.
 public struct DiskSource: Sendable, Equatable {
-    /// The format, never guessed: "raw" unless something else was said.
+    /// The format. It is never guessed: "raw" unless another one was given.
     public var format: String
     /// The image or device; empty for formats without a file.
     public var path: String
@@ -14,9 +14,9 @@ public struct DiskSource: Sendable, Equatable {
     public var options: [String: String]
     /// The guest may only read.
     public var readOnly: Bool
-    /// Go around the page cache where the filesystem can.
+    /// Bypass the page cache if the filesystem can.
     public var direct: Bool
-    /// The block device that must stand at the path; nil where nobody has said which.
+    /// The block device that must be found at the path; nil if none was specified.
     public var deviceNumber: DeviceNumber?
 
     /// A disk of `format` at `path`.
@@ -47,8 +47,8 @@ package struct DiskFile: ~Copyable {
 
     /// Opens an image or a block device; anything else is refused, without side effects.
     ///
-    /// With `expected` anything but that device is refused: a name may have been given to another one since the hotplug
-    /// script looked. O_NONBLOCK keeps the open of a FIFO or a tape from waiting; it means nothing for files and disks.
+    /// If `expected` is given, any other device is refused: the name may have been reused since the hotplug script
+    /// looked. O_NONBLOCK keeps the open of a FIFO or a tape from waiting; it has no effect on files and disks.
     package init(
         path: String, readOnly: Bool, direct: Bool, expecting expected: DeviceNumber? = nil
     ) throws(OperationError) {
@@ -67,7 +67,7 @@ package struct DiskFile: ~Copyable {
             opened = unsafe clinux_open(path, flags, 0)
         }
         if opened < 0 { throw Self.refuse(path, errno) }
-        // The path may have been exchanged since: what counts is what is open.
+        // The path may have been replaced since stat(): check what was actually opened.
         if unsafe fstat(opened, &status) != 0 || (status.st_mode & S_IFMT) != kind {
             close(opened)
             throw OperationError(.open, "\(path) changed its kind while it was opened")

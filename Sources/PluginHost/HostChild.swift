@@ -7,14 +7,14 @@ import PluginAPI
 import Support
 import Synchronization
 
-/// An open child: a descriptor for raw ones, a disk of its own in a plugin for others.
+/// An open child: a descriptor if it is raw, otherwise a disk in a plugin of its own.
 @safe
-final class HostChild: @unchecked Sendable {
-    /// A disk in a plugin; nil for a raw child.
+final class HostChild: Sendable {
+    /// The disk in its plugin; nil for a raw child.
     let device: PluginDevice?
-    /// The descriptor of a raw child; the plugin's until close().
+    /// The descriptor of a raw child, which the plugin may use until close(); -1 for other children.
     let descriptor: Int32
-    /// Bytes.
+    /// Size in bytes.
     let size: UInt64
     private let closed = Mutex(false)
 
@@ -24,7 +24,7 @@ final class HostChild: @unchecked Sendable {
         self.size = size
     }
 
-    /// Opens what `reference` names for the image at `image`.
+    /// Opens the file that `reference` names, found in the image at `image`.
     static func open(
         _ reference: xbb_ref, in image: String, chain: ImageChain, options: [String: String], log: Log,
         onNotify: @escaping @Sendable (UInt32) -> Void
@@ -55,7 +55,7 @@ final class HostChild: @unchecked Sendable {
                 guard end >= 0 else { throw OperationError(.open, "cannot examine \(name.path)", .errno(errno)) }
                 return HostChild(device: nil, descriptor: file, size: UInt64(end))
             }
-            // The same options as for the image above, as far as its plugin knows them.
+            // The child gets those options of the image above that its own plugin knows.
             let known = options.filter { option in plugin.options.contains { $0.name == option.key } }
             let source = DiskSource(format: format, path: name.path, options: known, readOnly: true, direct: false)
             let device = try PluginDevice(
@@ -67,7 +67,7 @@ final class HostChild: @unchecked Sendable {
             }
             return HostChild(device: device, descriptor: -1, size: device.info.size)
         } catch {
-            // A PluginDevice that failed has closed it.
+            // If PluginDevice failed, it has closed the file.
             if plugin == nil { Glibc.close(file) }
             throw error
         }
@@ -82,7 +82,8 @@ final class HostChild: @unchecked Sendable {
         return library
     }
 
-    /// After close() of the plugin that asked for it. The object stays: a plugin that breaks the rules may use it.
+    /// Closes the child, after close() of the plugin that opened it. The object stays: a misbehaving plugin may still
+    /// use it.
     func close() {
         let isFirst = closed.withLock { closed in
             defer { closed = true }
@@ -93,6 +94,7 @@ final class HostChild: @unchecked Sendable {
         if descriptor >= 0 { Glibc.close(descriptor) }
     }
 
+    /// The reference is never released, so the pointer stays valid.
     func immortalPointer() -> OpaquePointer {
         unsafe OpaquePointer(Unmanaged.passRetained(self).toOpaque())
     }
@@ -102,7 +104,7 @@ final class HostChild: @unchecked Sendable {
         return unsafe Unmanaged<HostChild>.fromOpaque(UnsafeRawPointer(pointer)).takeUnretainedValue()
     }
 
-    /// `child_info()`.
+    /// Serves `child_info()`.
     func describe(_ out: UnsafeMutablePointer<xbb_info>) -> Int32 {
         var info = xbb_info()
         let known = Int(unsafe out.pointee.struct_size)

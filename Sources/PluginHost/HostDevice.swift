@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What `struct xbb_hdev` is to the host: the open disk, as the plugin's messages and children need it.
+// The host's side of `struct xbb_hdev`: an open disk, its plugin's messages and its children.
 import Base
 import PluginAPI
 import Support
 import Synchronization
 
-/// What `struct xbb_hdev` points to: the open disk, as the plugin's messages need it.
+/// What `struct xbb_hdev` points to: the open disk to which a plugin's messages and children belong.
 final class HostDevice: Sendable {
     let log: Log
     private let limit = RateLimit(burst: 20, perSecond: 2)
     private let onNotify: @Sendable (UInt32) -> Void
-    private let kin = Mutex(Kin())
+    private let childState = Mutex(ChildState())
 
-    /// Opens what an image names.
+    /// Opens a file that an image names.
     typealias ChildOpener = @Sendable (xbb_ref) throws(OperationError) -> HostChild
 
-    private struct Kin {
+    private struct ChildState {
         var opener: ChildOpener?
         var children: [HostChild] = []
         var failure: OperationError?
@@ -27,6 +27,7 @@ final class HostDevice: Sendable {
         self.onNotify = onNotify
     }
 
+    /// The reference is never released, so the pointer stays valid for late messages of the plugin.
     func immortalPointer() -> OpaquePointer {
         unsafe OpaquePointer(Unmanaged.passRetained(self).toOpaque())
     }
@@ -44,26 +45,26 @@ final class HostDevice: Sendable {
 
     func notify(_ what: UInt32) { onNotify(what) }
 
-    /// From now on child_open() opens files, with nil no more: it is for open() alone.
-    func allowChildren(_ opener: ChildOpener?) { kin.withLock { $0.opener = opener } }
+    /// Allows child_open(), which then uses `opener`; nil forbids it again. It is allowed only during open().
+    func allowChildren(_ opener: ChildOpener?) { childState.withLock { $0.opener = opener } }
 
-    /// What was opened for the disk, as long as it is open.
-    var children: [HostChild] { kin.withLock { $0.children } }
+    /// The children that were opened for the disk, until it closes.
+    var children: [HostChild] { childState.withLock { $0.children } }
 
-    /// Why a child could not be opened: a chain's reason in full length, where each plugin has room for 247 bytes.
-    var childFailure: OperationError? { kin.withLock { $0.failure } }
+    /// Why a child could not be opened, in full: the plugin's own error message holds only 247 bytes.
+    var childFailure: OperationError? { childState.withLock { $0.failure } }
 
-    /// `child_open()`.
+    /// Serves `child_open()`.
     func openChild(_ reference: xbb_ref) throws(OperationError) -> HostChild {
-        guard let opener = kin.withLock({ $0.opener }) else {
+        guard let opener = childState.withLock({ $0.opener }) else {
             throw OperationError(.open, "child_open() is for open() alone")
         }
         do throws(OperationError) {
             let child = try opener(reference)
-            kin.withLock { $0.children.append(child) }
+            childState.withLock { $0.children.append(child) }
             return child
         } catch {
-            kin.withLock { $0.failure = error }
+            childState.withLock { $0.failure = error }
             throw error
         }
     }

@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What `struct xbb_hqueue` is to the host: one of the plugin's queues.
+// The host's side of `struct xbb_hqueue`: one queue of a plugin.
 import PluginAPI
 import PluginPort
 import Synchronization
 
-/// What `struct xbb_hqueue` points to: one of the plugin's queues.
+/// What `struct xbb_hqueue` points to: one queue of a plugin.
 ///
-/// A blocking plugin has several for one queue of the host; their completions arrive at one port.
+/// A blocking plugin has several queues for one queue of the host; their completions arrive at the same port.
+///
+/// `@unchecked Sendable`: `childQueues` belongs to the queue's thread; everything else is constant or under a lock.
 @safe
 package final class HostQueue: @unchecked Sendable {
     let port: CompletionPort
     private let current: Mutex<PluginEvents?>
-    /// Queues of the children of the disk; for the queue's thread.
+    /// Queues of the disk's children. Only the queue's thread may use them.
     var childQueues: [ChildQueue] = []
 
     init(port: CompletionPort, events: PluginEvents?) {
@@ -19,20 +21,20 @@ package final class HostQueue: @unchecked Sendable {
         current = Mutex(events)
     }
 
-    /// nil while the queue is not open, and for the queues of a blocking plugin, whose threads sleep in submit() and
-    /// cannot serve events.
+    /// nil while the queue is not open, and always for a blocking plugin: its threads sleep in submit() and cannot
+    /// serve events.
     package var events: PluginEvents? {
         get { current.withLock { $0 } }
         set { current.withLock { $0 = newValue } }
     }
 
-    /// Closes them, behind the queue itself or where it cannot be opened.
+    /// Closes the children's queues, after the queue itself or when it could not be opened.
     func closeChildQueues() {
         for queue in childQueues { queue.close() }
         childQueues = []
     }
 
-    /// The pointer for the plugin. It stays valid for ever: a plugin that breaks the rules may use it at any time.
+    /// The pointer that the plugin gets. It is valid for ever: a misbehaving plugin may use it at any time.
     func immortalPointer() -> OpaquePointer {
         unsafe OpaquePointer(Unmanaged.passRetained(self).toOpaque())
     }
@@ -44,7 +46,7 @@ package final class HostQueue: @unchecked Sendable {
 }
 
 extension CompletionPort {
-    /// The port's queue of a plugin that does not block; made once, since a plugin may keep its address.
+    /// The queue that a non-blocking plugin gets for this port. Made once, since a plugin may keep its address.
     package var hostQueue: HostQueue {
         if let queue = attachment as? HostQueue { return queue }
         let queue = HostQueue(port: self, events: nil)

@@ -7,12 +7,15 @@ import PluginAPI
 import Synchronization
 import Support
 
-/// The one table of this process, valid for ever.
+/// The process's only service table, valid for ever.
 enum HostTable {
-    /// What this host can do (`XBB_HOST_F_`).
+    /// The features of this host (`XBB_HOST_F_`).
     static let features: UInt64 = UInt64(XBB_HOST_F_MEM_MAP) | UInt64(XBB_HOST_F_STACKING)
 
-    /// The table that load() gets.
+    /// The table that load() gets. `nonisolated(unsafe)`: it is written once, here, before anybody can read it.
+    ///
+    /// The pointers come from the plugin: each function checks those that may be null. Handles are objects that this
+    /// host made and keeps alive until the plugin gives them back, or for ever.
     nonisolated(unsafe) static let shared: UnsafePointer<xbb_host> = {
         let table = UnsafeMutablePointer<xbb_host>.allocate(capacity: 1)
         var host = xbb_host()
@@ -34,7 +37,7 @@ enum HostTable {
         }
         unsafe host.complete = { hq, req, status in
             guard let hq = unsafe hq else { return }
-            // The queue is immortal, so no reference is counted here.
+            // The queue is immortal, so no reference is taken here.
             unsafe Unmanaged<HostQueue>.fromOpaque(UnsafeRawPointer(hq))._withUnsafeGuaranteedRef {
                 unsafe $0.port.complete(req, status)
             }

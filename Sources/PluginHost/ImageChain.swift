@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The images below the one that is attached, opened one after the other while it is.
+// The images of a disk, from the attached one down. Each image is opened while the one above it is being opened.
 import Base
 import CLinux
 import Glibc
 import Synchronization
 import Support
 
-/// What a disk consists of, from the attached image down.
+/// The images of a disk, from the attached one down. Any thread.
 package final class ImageChain: Sendable {
     /// One image.
     struct Image: Sendable, Equatable {
@@ -29,10 +29,10 @@ package final class ImageChain: Sendable {
         self.pluginDirectories = pluginDirectories
     }
 
-    /// The images so far.
+    /// The images that are open so far.
     var images: [Image] { state.withLock { $0.images } }
 
-    /// Notes an image that was opened; refuses one that is in the chain already, and one too many.
+    /// Records an opened image. Refuses an image that is in the chain already, and one more than the policy allows.
     package func enter(_ path: String, format: String, file: Int32) throws(OperationError) {
         guard let identity = StorageIdentity(file: file) else {
             throw OperationError(.open, "cannot examine \(path)", .errno(errno))

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What goes to a plugin with an image, and what comes back as text: `struct xbb_open`, `struct xbb_error`, C arrays.
+// Conversions for calls into a plugin about an image: `struct xbb_open`, `struct xbb_error`, texts in C arrays.
 import Base
 import Glibc
 import PluginAPI
 
-/// Calls `body` with the request to look at an image; its texts live as long as the call.
+/// Calls `body` with an open request for the image. The texts in it are valid only during the call.
 package func withOpenRequest<Answer>(
     _ format: String, label: String, flags: Int, file: Int32, options: PluginOptionValues, host: OpaquePointer?,
     _ body: (UnsafePointer<xbb_open>) -> Answer
@@ -31,7 +31,8 @@ package func text<Characters>(inArray array: Characters) -> String {
 }
 
 extension OperationError {
-    /// What a call that returned `result` says of itself, behind `what`.
+    /// The error of a plugin call that returned `result`: `what`, then the plugin's message, or the errno if there is
+    /// none.
     package init(_ failure: xbb_error, _ result: Int32, _ what: String) {
         let message = text(inArray: failure.message)
         let code = result < 0 && result > -4096 ? -result : EIO

@@ -8,29 +8,37 @@ import PluginAPI
 import Synchronization
 import Support
 
-/// An open disk. Control calls of the plugin are made from the control thread only.
+/// An open disk. Only the control thread makes the plugin's control calls.
 ///
-/// Plugins that want no two calls at a time get a lock around every call, control or queue; the others none.
+/// A plugin that allows one call at a time gets a lock around every call, control or queue; other plugins get none.
+///
+/// `@unchecked Sendable`: `info` and `isClosed` belong to the control thread, and queues read `info` only while that
+/// thread waits for them to start. Everything else is constant; the plugin's thread model says which of its functions
+/// may run at once.
+///
+/// Unsafe code here calls the plugin's table with the handles that the plugin itself returned, between open() and
+/// close().
 @safe
 public final class PluginDevice: @unchecked Sendable {
     /// The plugin.
     public let library: PluginLibrary
-    /// What was asked for.
+    /// The disk that was asked for.
     public let source: DiskSource
-    /// What the plugin said, checked; changed by ``refresh()``.
+    /// What the plugin reported, checked. ``refresh()`` changes it.
     public private(set) var info: DeviceInfo
-    /// Set while a call must exclude all others.
+    /// The lock around every call; nil if the plugin needs none.
     package let exclusion: PluginExclusion?
     private let handle: UnsafeMutableRawPointer?
     private let options: PluginOptionValues
     private let host: HostDevice
     private let hostPointer: OpaquePointer
-    /// The image or device; -1 where the plugin opens none.
+    /// The image or device; -1 if the plugin opens no file.
     let file: Int32
     private let chain: ImageChain
     private var isClosed = false
 
-    /// The plugin for a disk: "raw" is served by what the path is, any other format by the plugin that names it.
+    /// The plugin for a disk. For "raw" it depends on what the path is; any other format is served by the plugin that
+    /// lists it.
     package static func pluginName(for source: DiskSource, directories: [String]) throws(OperationError) -> String {
         if source.format != "raw" { return try PluginCatalog(directories: directories).plugin(serving: source.format) }
         var status = stat()
@@ -38,10 +46,10 @@ public final class PluginDevice: @unchecked Sendable {
         return "file"
     }
 
-    /// Loads the plugin of the source's format, opens the image and lets the plugin look at it.
+    /// Loads the plugin for the source's format, opens the image and passes it to the plugin.
     ///
-    /// Files that the image names are opened where `backing` allows it. `onNotify` is called on any thread with an
-    /// `XBB_NOTIFY_` number.
+    /// Files that the image names are opened only where `backing` allows it. `onNotify` is called on any thread with
+    /// an `XBB_NOTIFY_` number.
     public convenience init(
         _ source: DiskSource, directories: [String], backing: BackingPolicy = BackingPolicy(), log: Log,
         onNotify: @escaping @Sendable (UInt32) -> Void
@@ -80,7 +88,7 @@ public final class PluginDevice: @unchecked Sendable {
             library, source, file: file, direct: direct, isBacking: false, chain: chain, log: log, onNotify: onNotify)
     }
 
-    /// Lets a plugin open the image at `file`, which it takes and closes, also where this fails.
+    /// Opens the image at `file` in a plugin. Takes ownership of `file` and closes it even if this throws.
     init(
         _ library: PluginLibrary, _ source: DiskSource, file: Int32, direct: Bool, isBacking: Bool, chain: ImageChain,
         log: Log, onNotify: @escaping @Sendable (UInt32) -> Void
@@ -157,7 +165,7 @@ public final class PluginDevice: @unchecked Sendable {
         }
     }
 
-    /// Lets the plugin start its threads; after privileges were dropped.
+    /// Lets the plugin start its threads. Called after privileges were dropped.
     public func start() throws(OperationError) {
         for child in host.children { try child.device?.start() }
         guard let start = unsafe library.table.start else { return }
@@ -166,29 +174,29 @@ public final class PluginDevice: @unchecked Sendable {
         if result != 0 { throw OperationError(failure, result, "plugin '\(library.name)' cannot start") }
     }
 
-    /// Asks the plugin again after it reported a change.
+    /// Queries the plugin again after it reported a change.
     public func refresh() throws(OperationError) {
         exclusion?.lock()
         defer { exclusion?.unlock() }
         info = try unsafe Self.query(library, handle)
     }
 
-    /// Queues of the host that can be open at once.
+    /// The most queues of the host that can be open at once.
     public var maxQueues: Int {
         let own = library.threadModel == .queue ? info.maxQueues : 1
         return host.children.reduce(own) { min($0, $1.device?.maxQueues ?? $0) }
     }
 
-    /// What the disk consists of: the path and the format of its image and of all below it.
+    /// The path and the format of the attached image and of all images below it.
     public var images: [(path: String, format: String)] { chain.images.map { ($0.path, $0.format) } }
 
-    /// The files and devices that it consists of, in the order of ``images``.
+    /// The files and devices of the disk, in the order of ``images``.
     package var storage: [StorageIdentity] { chain.images.map(\.identity) }
 
-    /// True if the guest may not write: asked for, or the plugin cannot.
+    /// True if the guest may not write: read-only was asked for, or the plugin cannot write.
     public var isReadOnly: Bool { source.readOnly || !info.capabilities.contains(.write) }
 
-    /// Opens a queue of the plugin and of each child, on the thread that it will belong to.
+    /// Opens a queue of the plugin and one of each child. Must be called on the queue's own thread.
     package func openQueue(_ host: HostQueue, index: Int, depth: Int) throws(OperationError) -> UnsafeMutableRawPointer?
     {
         for child in self.host.children {
@@ -216,7 +224,7 @@ public final class PluginDevice: @unchecked Sendable {
         return unsafe queue
     }
 
-    /// Closes a queue with nothing in flight, on its thread.
+    /// Closes a queue. Must be called on the queue's thread, with nothing in flight.
     package func closeQueue(_ queue: UnsafeMutableRawPointer?, of host: HostQueue) {
         exclusion?.lock()
         unsafe library.table.queue_close(queue)
@@ -224,7 +232,8 @@ public final class PluginDevice: @unchecked Sendable {
         host.closeChildQueues()
     }
 
-    /// Calls submit() until the request is taken; a plugin that never takes it gets it failed. On a thread that may sleep.
+    /// Calls submit() until the plugin accepts the request; after 1.6 s of refusals the request fails with
+    /// EIO. Sleeps between attempts, so only for threads that may sleep.
     func offer(
         _ request: inout UnsafeMutablePointer<xbb_req>?, to queue: UnsafeMutableRawPointer?,
         answeringAt port: CompletionPort
@@ -244,7 +253,7 @@ public final class PluginDevice: @unchecked Sendable {
         }
     }
 
-    /// Registers memory that will hold data, where the plugin wants to know.
+    /// Registers a memory region for data, if the plugin wants to know about it.
     package func map(_ address: UnsafeMutableRawPointer, byteCount: Int) throws(OperationError) {
         guard let map = unsafe library.table.mem_map else { return }
         var memory = unsafe xbb_mem()
@@ -260,7 +269,7 @@ public final class PluginDevice: @unchecked Sendable {
         }
     }
 
-    /// Takes the registration back.
+    /// Reverses ``map(_:byteCount:)``.
     package func unmap(_ address: UnsafeMutableRawPointer, byteCount: Int) {
         guard unsafe library.table.mem_map != nil, let unmap = unsafe library.table.mem_unmap else { return }
         var memory = unsafe xbb_mem()
@@ -273,7 +282,7 @@ public final class PluginDevice: @unchecked Sendable {
         exclusion?.unlock()
     }
 
-    /// Closes the disk; all queues were closed before. Once.
+    /// Closes the disk, once. All queues must have been closed before.
     public func close() {
         if isClosed { return }
         isClosed = true

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Watches, timers and posted functions of a plugin, on the thread of the queue that they belong to.
+// Watches, timers and posted functions of a plugin, run on the thread of the queue that they belong to.
 import PluginPort
 import CLinux
 import Glibc
@@ -32,7 +32,7 @@ final class PluginTimer {
     let function: xbb_fn
     let argument: UnsafeMutableRawPointer?
     unowned let events: PluginEvents
-    /// When it fires, in ns of the monotonic clock; nil while it is not armed.
+    /// When it fires, in ns of CLOCK_MONOTONIC; nil while it is not armed.
     var deadline: UInt64?
     var isRemoved = false
 
@@ -43,34 +43,39 @@ final class PluginTimer {
     }
 }
 
-/// The event side of a queue: an epoll descriptor with the host's own descriptors and the plugin's.
+/// The event loop of a queue: an epoll descriptor for the host's own descriptors and the plugin's.
 ///
-/// All but ``post(_:_:)`` is for the queue's thread.
+/// Only the queue's thread may use it, except for ``post(_:_:)``.
+///
+/// `@unchecked Sendable`: the queue's thread alone uses the registrations; posted functions are under a lock.
+///
+/// Unsafe code here calls the functions and arguments that the plugin registered, until it removes them.
 @safe
 package final class PluginEvents: @unchecked Sendable {
-    /// What a wake-up was for.
+    /// The `epoll_event.data` of each descriptor: what a wake-up is about.
     package enum Source: UInt64 {
         /// The completion port's descriptor.
         case wake = 1
         /// The event channel.
         case eventChannel = 2
-        /// The first number for watches of the plugin.
+        /// The first number for a plugin's watches.
         case firstWatch = 16
     }
 
     let epoll: Int32
-    /// Held around each call of the plugin, where it wants no two at a time.
+    /// Held around each call of the plugin, if it allows one call at a time.
     package var exclusion: PluginExclusion?
     private let port: CompletionPort
     private var watches: [UInt64: PluginWatch] = [:]
     private var timers: [ObjectIdentifier: PluginTimer] = [:]
     private var nextNumber = Source.firstWatch.rawValue
+    /// `@unchecked Sendable`: the plugin posts both from any thread, for a call on the queue's thread.
     @safe private struct Posted: @unchecked Sendable {
         let function: xbb_fn
         let argument: UnsafeMutableRawPointer?
     }
     private let posted = Mutex<[Posted]>([])
-    /// True while something was posted; read without the lock.
+    /// True if functions may be waiting in `posted`; read without the lock.
     private let hasPosted = Atomic<Bool>(false)
 
     /// Watches the completion port's descriptor.
@@ -85,7 +90,7 @@ package final class PluginEvents: @unchecked Sendable {
         close(epoll)
     }
 
-    /// Adds a descriptor; 0 or a negative errno.
+    /// Adds a descriptor to epoll. Returns 0 or a negative errno.
     package func add(_ descriptor: Int32, _ mask: UInt32, _ number: UInt64) -> Int32 {
         var event = unsafe epoll_event()
         unsafe event.events = mask
@@ -142,7 +147,7 @@ package final class PluginEvents: @unchecked Sendable {
         timers[ObjectIdentifier(timer)] = nil
     }
 
-    /// Runs `function` on the queue's thread soon; any thread.
+    /// Runs `function` on the queue's thread soon. Any thread may call this.
     func post(_ function: @escaping xbb_fn, _ argument: UnsafeMutableRawPointer?) {
         let entry = unsafe Posted(function: function, argument: argument)
         posted.withLock { $0.append(entry) }
@@ -159,7 +164,7 @@ package final class PluginEvents: @unchecked Sendable {
         return Int32(clamping: (next - now + 999_999) / 1_000_000)
     }
 
-    /// Calls the timers that are due and the posted functions; true if there were any.
+    /// Calls the timers that are due and the posted functions. Returns true if there were any.
     package func runDue(now: UInt64) -> Bool {
         var ran = false
         if !timers.isEmpty {
@@ -189,12 +194,12 @@ package final class PluginEvents: @unchecked Sendable {
         return ran
     }
 
-    /// True if there are timers or posted functions to look after.
+    /// True if there are timers or posted functions.
     package var needsCare: Bool { !timers.isEmpty || hasPosted.load(ordering: .acquiring) }
 
-    /// Waits for events at most `timeout` ms (-1: for ever) and serves all but the event channel.
+    /// Waits for events for at most `timeout` ms (-1: without limit) and serves all but the event channel.
     ///
-    /// Returns true if the event channel has something.
+    /// Returns true if the event channel is readable.
     package func wait(timeout: Int32) -> Bool {
         var ready = unsafe InlineArray<16, epoll_event>(repeating: epoll_event())
         let count = unsafe withUnsafeMutableBytes(of: &ready) { bytes -> Int32 in

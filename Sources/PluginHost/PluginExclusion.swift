@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Plugins that want no two calls at a time.
+// The lock for plugins that allow one call at a time.
 import Glibc
 
-/// Excludes calls into a plugin from each other.
+/// A lock around the calls into a plugin.
+///
+/// `@unchecked Sendable`: it is nothing but a mutex at a fixed address.
 @safe
 package final class PluginExclusion: @unchecked Sendable {
     private let mutex: UnsafeMutablePointer<pthread_mutex_t>

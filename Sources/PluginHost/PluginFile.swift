@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Whether a file can be given to the dynamic linker, which maps it without looking at its length: where a plugin was
-// copied in part, the process would end with SIGBUS instead of an error.
+// Checks that the dynamic linker can be given a file. It maps a library without looking at the file's length: for a
+// plugin that was copied only in part, the process would end with SIGBUS instead of an error.
 import Base
 import CLinux
 import Glibc
 
-/// A file that ought to be a shared library.
+/// Checks of a file that should be a shared library.
 enum PluginFile {
     private static let headerBytes = 64
     private static let programHeaderBytes = 56
     private static let loadable: UInt64 = 1
 
-    /// Throws where it is no 64-bit ELF file, or ends before what is to be mapped of it. All else is for dlopen().
+    /// Throws if the file is not 64-bit ELF, or is too short for what would be mapped of it. dlopen() checks everything
+    /// else.
     static func check(_ path: String) throws(OperationError) {
         func failure(_ what: String) -> OperationError {
             OperationError(.incompatible, "cannot load plugin \(path): \(what); install it again")
@@ -41,14 +42,14 @@ enum PluginFile {
         }
     }
 
-    /// `count` bytes at an offset; nil where there are fewer.
+    /// `count` bytes at an offset; nil if there are fewer.
     private static func read(_ file: Int32, _ count: Int, at offset: off_t) -> [UInt8]? {
         var bytes = [UInt8](repeating: 0, count: count)
         let got = unsafe bytes.withUnsafeMutableBytes { unsafe pread(file, $0.baseAddress, $0.count, offset) }
         return got == count ? bytes : nil
     }
 
-    /// A little-endian number that lies in `bytes`.
+    /// A little-endian number of `size` bytes, which must lie within `bytes`.
     private static func number(_ bytes: [UInt8], _ offset: Int, _ size: Int) -> UInt64 {
         bytes[offset..<offset + size].reversed().reduce(0) { $0 << 8 | UInt64($1) }
     }

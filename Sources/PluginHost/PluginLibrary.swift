@@ -14,7 +14,7 @@ public enum PluginThreadModel: Sendable, Equatable {
     /// One call at a time for each queue.
     case queue
 
-    /// Models are numbered with gaps; one that we do not know is treated as the next stricter one.
+    /// The models are numbered with gaps; an unknown one is treated as the next stricter one.
     init(_ value: UInt32) {
         switch value {
         case 3000...: self = .queue
@@ -25,9 +25,11 @@ public enum PluginThreadModel: Sendable, Equatable {
 }
 
 /// A loaded plugin. Never unloaded: its threads and thread-local data may outlive every use (RTLD_NODELETE).
+///
+/// `@unchecked Sendable`: a constant copy of the table, whose pointers are valid as long as the process.
 @safe
 public struct PluginLibrary: @unchecked Sendable {
-    /// The plugin's own table, as much of it as both sides know; zero where the plugin is older.
+    /// The plugin's own table, as far as both sides know its members; members that an older plugin lacks are zero.
     package let table: xbb_plugin
     /// The name in the file name.
     public let name: String
@@ -37,20 +39,20 @@ public struct PluginLibrary: @unchecked Sendable {
     public let summary: String
     /// Formats that it serves.
     public let formats: [String]
-    /// Where it was loaded from.
+    /// The path that it was loaded from.
     public let path: String
     /// How calls are serialised.
     public let threadModel: PluginThreadModel
 
     /// The version of the ABI that it was built for, "1.0".
     public var abi: String { unsafe "\(table.abi_major).\(table.abi_minor)" }
-    /// True if it can tell what is in an image.
+    /// True if it can describe the content of an image.
     public var canInspect: Bool { unsafe table.inspect != nil }
     /// True if submit() may sleep.
     public var isBlocking: Bool { unsafe table.flags & UInt32(XBB_PLUGIN_BLOCKING) != 0 }
-    /// True if there is no file or device behind a disk.
+    /// True if its disks have no file or device behind them.
     public var hasNoFile: Bool { unsafe table.flags & UInt32(XBB_PLUGIN_NO_FD) != 0 }
-    /// True if it makes sockets while it serves.
+    /// True if it opens sockets while it serves.
     public var isNetwork: Bool { unsafe table.flags & UInt32(XBB_PLUGIN_NETWORK) != 0 }
     /// True if it never writes.
     public var isReadOnly: Bool { unsafe table.flags & UInt32(XBB_PLUGIN_RDONLY) != 0 }
@@ -73,7 +75,7 @@ public struct PluginLibrary: @unchecked Sendable {
             if unsafe access(path, F_OK) != 0 { continue }
             try checkOwner(of: directory)
             try checkOwner(of: path)
-            // A link is as good as the folder that it leads to.
+            // If the file is a link, the target's folder must be as trustworthy.
             if let target = folder(behindLink: path) { try checkOwner(of: target) }
             return try unsafe load(name: name, path: path, host: HostTable.shared)
         }
@@ -87,7 +89,7 @@ public struct PluginLibrary: @unchecked Sendable {
         Set(directories.flatMap { DirectoryListing.names(in: $0).compactMap { name(inFile: $0) } }).sorted()
     }
 
-    /// The name of the plugin in a file called "xbb-<name>.so"; nil for other files.
+    /// The name of the plugin in a file called "xbb-<name>.so"; nil for any other file name.
     package static func name(inFile file: String) -> String? {
         guard file.hasPrefix("xbb-"), file.hasSuffix(".so") else { return nil }
         let name = String(file.dropFirst(4).dropLast(3))
@@ -103,7 +105,7 @@ public struct PluginLibrary: @unchecked Sendable {
             }
     }
 
-    /// The folder of the file that a link leads to; nil for what is no link.
+    /// The folder of a link's target; nil if `path` is not a link.
     private static func folder(behindLink path: String) -> String? {
         var status = stat()
         guard unsafe lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFLNK,
@@ -114,7 +116,7 @@ public struct PluginLibrary: @unchecked Sendable {
         return "/" + target.split(separator: "/").dropLast().joined(separator: "/")
     }
 
-    /// Code is run from here with our rights, so only root and ourselves may be able to change it.
+    /// Code from here runs with our rights, so only root and our own user may be able to change it.
     private static func checkOwner(of path: String) throws(OperationError) {
         var status = stat()
         if unsafe stat(path, &status) != 0 { throw OperationError(.missing, "\(path)", .errno(errno)) }
@@ -128,7 +130,10 @@ public struct PluginLibrary: @unchecked Sendable {
         }
     }
 
-    /// Loads the plugin `name` from the file, whoever it belongs to, for the host with that table.
+    /// Loads the plugin `name` from the file at `path`, whoever owns it, and gives it the host's table.
+    ///
+    /// The entry point is called by the type that the ABI gives it; a library that lies about it could do the same harm
+    /// when it is loaded.
     package static func load(
         name: String, path: String, host: UnsafePointer<xbb_host>
     ) throws(OperationError) -> PluginLibrary {
@@ -153,16 +158,19 @@ public struct PluginLibrary: @unchecked Sendable {
         return try unsafe check(description, name: name, path: path, host: host)
     }
 
-    /// What helps where plugin and host are of different versions.
+    /// Advice for a plugin and a host of different versions.
     private static let remedy = "install a build of it for this version of XBB"
 
-    /// An error that only the plugin's author can mend.
+    /// An error that only the plugin's author can fix.
     private static func faulty(_ path: String, _ what: String) -> OperationError {
         OperationError(
             .invalid, "plugin \(path): \(what); this is an error in the plugin, install another version of it")
     }
 
-    /// Copies as much of the table as both sides know and checks it. The table is untrusted input.
+    /// Copies the part of the table that both sides know and checks it. The table is untrusted input.
+    ///
+    /// The host reads no more than `struct_size` bytes, and the strings and lists that the ABI promises to be
+    /// terminated; lists are cut off at a limit.
     private static func check(
         _ description: UnsafePointer<xbb_plugin>, name: String, path: String, host: UnsafePointer<xbb_host>
     ) throws(OperationError) -> PluginLibrary {
@@ -234,7 +242,7 @@ public struct PluginLibrary: @unchecked Sendable {
     }
 }
 
-/// What the dynamic linker says, with the path of the library in front once.
+/// The dynamic linker's message, beginning with the path of the library exactly once.
 private func dynamicLinkerMessage(about path: String) -> String {
     guard let text = unsafe dlerror().map({ unsafe String(cString: $0) }) else { return "\(path): unknown error" }
     return text.hasPrefix(path) ? text : "\(path): \(text)"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The typed options of plugins: the host parses and checks, the plugin gets values.
+// Typed options of plugins: the host parses and checks the text, the plugin gets the values.
 import Base
 import CLinux
 import Glibc
@@ -7,7 +7,7 @@ import PluginAPI
 
 /// One option of a plugin's schema (`struct xbb_option`).
 public struct PluginOption: Sendable {
-    /// What kind of value it takes.
+    /// The type of its value.
     public enum Kind: Sendable, Equatable {
         /// on or off
         case bool
@@ -21,10 +21,10 @@ public struct PluginOption: Sendable {
         case choice([String])
         /// Text that is never shown
         case secret
-        /// A type that this host does not know
+        /// A type that this host does not know.
         case unknown(UInt32)
 
-        /// The word for `xbbctl plugins`.
+        /// Its name in `xbbctl plugins`.
         public var word: String {
             switch self {
             case .bool: "bool"
@@ -37,15 +37,15 @@ public struct PluginOption: Sendable {
             }
         }
     }
-    /// Its name.
+    /// The option's name.
     public let name: String
     /// One line of help.
     public let help: String
-    /// The default in text form; nil if it must be given.
+    /// The default as text; nil if the option is mandatory.
     public let defaultText: String?
-    /// What it takes.
+    /// The type of its value.
     public let kind: Kind
-    /// Bounds of numbers.
+    /// Bounds of a number.
     package let bounds: ClosedRange<UInt64>
 
     init?(_ option: xbb_option) {
@@ -74,7 +74,7 @@ public struct PluginOption: Sendable {
         }
     }
 
-    /// Turns text into the number and the text that the plugin gets.
+    /// Converts text to the number and the text that the plugin gets.
     func parse(_ text: String) throws(OperationError) -> (number: UInt64, text: String?) {
         func refuse(_ expected: String) -> OperationError {
             let shown = kind == .secret ? "(secret)" : "'\(text)'"
@@ -102,7 +102,7 @@ public struct PluginOption: Sendable {
         }
     }
 
-    /// A decimal number, with K, M, G or T for powers of 1024 where `withSuffix` allows it.
+    /// A decimal number; with `withSuffix` it may end in K, M, G or T for powers of 1024.
     public static func number(_ text: String, withSuffix: Bool) -> UInt64? {
         var digits = text[...]
         var shift: UInt64 = 0
@@ -119,6 +119,8 @@ public struct PluginOption: Sendable {
 }
 
 /// The values that a plugin gets at open(), in the order of its schema. The texts live as long as this object.
+///
+/// `@unchecked Sendable`: nothing changes after init().
 @safe
 package final class PluginOptionValues: @unchecked Sendable {
     package let values: UnsafeMutablePointer<xbb_value>

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Which file or device is open, whatever its name is.
+// Identifies an open file or device independently of its name.
 import CLinux
 import Glibc
 
-/// The file or device behind an image, by numbers that a name cannot be exchanged under.
+/// The file or device behind an image, by numbers: a name can be moved to another file, these cannot.
 package struct StorageIdentity: Hashable, Sendable {
     /// st_dev of a file, 0 of a block device.
     package let device: UInt64
-    /// st_ino of a file, st_rdev of a block device; 0 where the plugin opens no file.
+    /// st_ino of a file, st_rdev of a block device; 0 if the plugin opens no file.
     package let number: UInt64
 
-    /// No file.
+    /// The identity of a disk without a file.
     package static let nothing = StorageIdentity(device: 0, number: 0)
 
     /// These numbers.
@@ -19,7 +19,7 @@ package struct StorageIdentity: Hashable, Sendable {
         self.number = number
     }
 
-    /// What is open; nil where fstat(2) fails, which leaves errno.
+    /// The identity of an open file; nil if fstat(2) fails, which leaves errno.
     init?(file: Int32) {
         var status = stat()
         guard unsafe fstat(file, &status) == 0 else { return nil }

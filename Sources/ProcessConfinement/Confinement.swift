@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Rights that the process of a disk gives up when its storage is open, and what is kept.
+// Confinement of a process that serves a disk: the rights that it gives up once its storage is open.
 import Base
 import CLinux
 import Glibc
@@ -7,18 +7,18 @@ import Support
 
 /// How a worker is to be confined.
 public struct ConfinementSettings: Sendable, Equatable {
-    /// The user that it becomes; nil: stays who it is.
+    /// The user to become; nil keeps the current one.
     public var user: ConfinementUser?
-    /// An empty directory that becomes its root; nil: names stay.
+    /// An empty directory that becomes the root; nil keeps the current root.
     public var emptyDirectory: String?
 
-    /// Stays who it is, with the usual root.
+    /// Keeps the current user and root.
     public init() {}
 }
 
 /// A user of this system.
 public struct ConfinementUser: Sendable, Equatable {
-    /// The user that is taken where nobody names another one.
+    /// The user if no other is named.
     public static let usual = "xbb"
 
     /// The name in the user database.
@@ -26,7 +26,7 @@ public struct ConfinementUser: Sendable, Equatable {
     let user: UInt32
     let group: UInt32
 
-    /// Looks a user up; nil where there is none. Throws where the user database does not answer.
+    /// Looks up a user; nil if there is none. Throws if the user database cannot be read.
     public init?(named name: String) throws(OperationError) {
         var user: UInt32 = 0
         var group: UInt32 = 0
@@ -41,10 +41,10 @@ public struct ConfinementUser: Sendable, Equatable {
 
 /// Confines the process.
 package enum Confinement {
-    /// Takes away all that a process does not need that serves an open disk; docs/confinement.md says what it is.
+    /// Gives up every right that a process serving an open disk does not need; docs/confinement.md lists them.
     ///
-    /// Throws where a part of it fails that must not: the disk is not to be served then. What this process or this kernel
-    /// cannot do is logged. With `network` the plugin may make connections.
+    /// Throws if a mandatory part fails: the disk must not be served then. Parts that this process or this kernel
+    /// cannot apply are logged. With `network`, the plugin may open connections.
     package static func enter(_ settings: ConfinementSettings, network: Bool, log: Log) throws(OperationError) {
         let isRoot = geteuid() == 0
         var parts: [String] = []

@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// One run of a program that prints its answer and ends, or is ended.
+// Runs a program that prints its answer and ends, or is killed.
 import CLinux
 import Glibc
 
-/// A program that is asked once.
+/// A program that is run for one answer.
 public enum ChildProgram {
     /// How it ended and what it printed.
     public struct Result: Sendable {
         /// What it wrote to standard output.
         public let output: [UInt8]
-        /// Its exit status; nil where it was ended by a signal.
+        /// Its exit status; nil if a signal ended it.
         public let status: Int32?
-        /// What ended it: "took more than 10 s", "was ended by signal 11"; nil where it ended by itself.
+        /// What ended it: "took more than 10 s", "was ended by signal 11"; nil if it ended by itself.
         public let problem: String?
     }
 
-    /// Runs `arguments`, the program's path first, and waits for its end. Its standard error is this process's own. It is
-    /// killed after `seconds`, and when it prints more than `limit` bytes. Throws an errno where it cannot be started.
+    /// Runs `arguments`, the program's path first, and waits for its end. The program shares the standard error of this
+    /// process. It is killed after `seconds`, or when it prints more than `limit` bytes. Throws an errno if it cannot
+    /// be started.
     public static func run(_ arguments: [String], seconds: UInt64, limit: Int = 1 << 20) throws(StartError) -> Result {
         var ends: [Int32] = [-1, -1]
         guard let program = arguments.first, unsafe pipe2(&ends, O_CLOEXEC) == 0 else { throw StartError(code: errno) }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// A JSON value and its text. Objects keep their order and numbers their digits, so that what is read can be passed on.
+// A JSON value and its text. Objects keep their order and numbers their digits, so a value that was read can be passed
+// on unchanged.
 
 /// A JSON value (RFC 8259).
 public indirect enum JSON: Sendable {
@@ -12,7 +13,7 @@ public indirect enum JSON: Sendable {
     case array([JSON])
     /// A string.
     case string(String)
-    /// A number by its digits.
+    /// A number, as its digits.
     case number(String)
     /// true or false.
     case bool(Bool)
@@ -28,7 +29,7 @@ public indirect enum JSON: Sendable {
     /// A string, or null.
     public static func text(_ value: String?) -> JSON { value.map { .string($0) } ?? .null }
 
-    /// The first member of that name; nil if this is no object or has none.
+    /// The first member of that name; nil if there is none or this is not an object.
     public subscript(_ name: String) -> JSON? {
         members.first { $0.name == name }?.value
     }

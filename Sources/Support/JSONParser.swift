@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// JSON text to values. Whoever sent the text may be broken: depth is bounded, and nothing but RFC 8259 is taken.
+// Parses JSON text. The sender may be broken: depth is limited, and only RFC 8259 is accepted.
 
-/// Text that is no JSON.
+/// Text that is not JSON.
 public struct JSONError: Error, Equatable, Sendable, CustomStringConvertible {
     /// What was expected.
     public let expectation: String
     /// The byte where it was not found.
     public let offset: Int
 
-    /// Expectation and place.
+    /// What was expected, and where.
     public var description: String { "not JSON at byte \(offset): expected \(expectation)" }
 }
 
 extension JSON {
-    /// Arrays and objects in one another, at most.
+    /// The deepest nesting of arrays and objects.
     public static let maximumDepth = 32
 
     /// Parses one value with nothing but white space around it.
@@ -162,7 +162,7 @@ private struct JSONParser {
         }
     }
 
-    /// One or, for a surrogate pair, two "uXXXX"; the first 'u' is taken already.
+    /// One "uXXXX", or two for a surrogate pair; the first 'u' was consumed already.
     private mutating func scalar() throws(JSONError) -> String {
         let first = try hexadecimal()
         var code = UInt32(first)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The journal's native protocol: a datagram of fields for each line, so that lines of one disk can be found.
+// The journal's native protocol: each line is a datagram of fields, so that the lines of one disk can be found.
 import CLinux
 import Glibc
 
@@ -7,15 +7,15 @@ import Glibc
 public final class Journal: Sendable {
     private let socket: Int32
 
-    /// The journal, if standard error of this process goes there; found once.
+    /// The journal, if this process's standard error goes there; looked up once.
     public static let ofStandardError = Journal(
         path: "/run/systemd/journal/socket", descriptor: 2,
         stream: unsafe getenv("JOURNAL_STREAM").map { unsafe String(cString: $0) })
 
-    /// The journal at `path`, if `stream` ("DEVICE:INODE", as $JOURNAL_STREAM) is what `descriptor` is; else nil.
+    /// The journal at `path`, if `descriptor` is the stream `stream` ("DEVICE:INODE", as in $JOURNAL_STREAM); else nil.
     ///
-    /// A service whose standard error was sent elsewhere has the variable too: its lines are wanted where they were
-    /// sent.
+    /// The variable is also set for a service whose standard error was redirected: its lines belong where it was
+    /// redirected to.
     public init?(path: String, descriptor: Int32, stream: String?) {
         var status = stat()
         guard let stream, unsafe fstat(descriptor, &status) == 0, stream == "\(status.st_dev):\(status.st_ino)" else {
@@ -30,8 +30,8 @@ public final class Journal: Sendable {
         close(socket)
     }
 
-    /// Sends a line of a program with further fields, each "NAME=value" without line ends. False if the journal did not
-    /// take it.
+    /// Sends one line of a program with further fields, each "NAME=value" without line ends. False if the journal did
+    /// not accept it.
     func send(_ level: LogLevel, program: Substring, message: Substring, fields: [String]) -> Bool {
         var text = "PRIORITY=\(level.rawValue)\nSYSLOG_IDENTIFIER=\(program)\nMESSAGE=\(message)\n"
         for field in fields { text += field + "\n" }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// One line for each event: to systemd's journal with fields where standard error goes there, else to standard error.
+// One line for each event: to systemd's journal with fields if standard error goes there, else to standard error.
 import Glibc
 
-/// How much an event matters; the numbers are those of syslog(3), which the journal reads from the prefix "<n>".
+/// The severity of an event. The numbers are those of syslog(3), which the journal reads from the prefix "<n>".
 public enum LogLevel: Int, Sendable, Comparable, CaseIterable {
     /// Something failed.
     case error = 3
-    /// Something is wrong but goes on.
+    /// Something is wrong, but the program continues.
     case warning = 4
     /// What an administrator wants to see.
     case info = 6
@@ -22,24 +22,24 @@ public enum LogLevel: Int, Sendable, Comparable, CaseIterable {
         self = level
     }
 
-    /// The less it matters, the larger.
+    /// The less severe, the larger.
     public static func < (left: LogLevel, right: LogLevel) -> Bool { left.rawValue < right.rawValue }
 }
 
-/// Writes each line with one write(2), so that lines of other processes on the same descriptor are not mixed up.
-/// What a guest, an image or a plugin can cause goes through a ``RateLimit`` first.
+/// Writes each line with one write(2), so that lines of other processes on the same descriptor do not get mixed in.
+/// Events that a guest, an image or a plugin can cause must go through a ``RateLimit`` first.
 public struct Log: Sendable {
-    /// Stands before each line: "xbb-vbd 1/51712". Its first word is the program's name.
+    /// Stands in front of each line: "xbb-vbd 1/51712". Its first word is the program's name.
     public let name: String
-    /// Events that matter less are dropped.
+    /// Less severe events are dropped.
     public var level: LogLevel
-    /// Puts "<n>" in front, which the journal and syslog read.
+    /// Puts "<n>" in front of lines, for the journal and syslog.
     public var showsPriority: Bool
     /// Where lines go.
     let descriptor: Int32
-    /// The journal, where lines go with fields.
+    /// The journal, if lines go there with fields.
     let journal: Journal?
-    /// Where lines are remembered as well.
+    /// Where lines are also remembered.
     public var history: LogHistory?
     /// The VBD that lines are about.
     private var vbd: (domain: UInt16, device: UInt32)?
@@ -60,7 +60,7 @@ public struct Log: Sendable {
         showsPriority = unsafe getenv("JOURNAL_STREAM") != nil
     }
 
-    /// The same log for lines about one VBD: the journal has them under XBB_DOMID and XBB_VDEV, decimal numbers.
+    /// The same log for lines about one VBD: in the journal they have the decimal fields XBB_DOMID and XBB_VDEV.
     public func about(domain: UInt16, device: UInt32) -> Log {
         var log = self
         log.vbd = (domain, device)
@@ -68,7 +68,7 @@ public struct Log: Sendable {
         return log
     }
 
-    /// Writes one line of at most 1000 bytes; control characters in it are replaced, so that nobody can forge lines.
+    /// Writes one line of at most 1000 bytes. Control characters are replaced, so that nobody can forge lines.
     public func write(_ level: LogLevel, _ text: @autoclosure () -> String) {
         if level > self.level { return }
         let bytes = text().utf8.prefix(1000).map { $0 < 0x20 || $0 == 0x7f ? UInt8(ascii: "?") : $0 }

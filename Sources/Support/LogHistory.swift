@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The last lines of a log, for those who ask where there is no journal.
+// The last lines of a log, for machines without a journal.
 import CLinux
 import Glibc
 import Synchronization
@@ -10,9 +10,9 @@ public final class LogHistory: Sendable {
     public struct Line: Sendable {
         /// Seconds since 1970.
         public let time: Double
-        /// How much it matters.
+        /// Its severity.
         public let level: LogLevel
-        /// What it says.
+        /// Its text.
         public let text: String
         /// The frontend's domain and the device's number, if it is about a VBD.
         public let vbd: (domain: UInt16, device: UInt32)?
@@ -25,7 +25,7 @@ public final class LogHistory: Sendable {
     private let limit: Int
     private let ring = Mutex(Ring())
 
-    /// Remembers `limit` lines.
+    /// Keeps the last `limit` lines.
     public init(limit: Int = 512) {
         self.limit = max(limit, 1)
     }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Starting a program with arguments of Swift.
+// Starts a program with arguments from Swift.
 import CLinux
 import Glibc
 
-/// Starts `program` as clinux_spawn() does, `arguments` with its name first; `output` becomes its standard output and `kept`
-/// its descriptor 3, `second` its descriptor 4, -1 for none. 0 and the child's number, or an errno.
+/// Starts `program` with clinux_spawn(); `arguments` begins with the program's name. `output` becomes its standard
+/// output, `kept` its descriptor 3 and `second` its descriptor 4; -1 for none. Returns 0 and the child's number, or an
+/// errno.
 public func startProgram(
     _ program: String, _ arguments: [String], output: Int32 = -1, kept: Int32 = -1, second: Int32 = -1
 ) -> (code: Int32, process: pid_t) {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What a guest, an image or a plugin can cause is logged within limits.
+// Limits what is logged about events that a guest, an image or a plugin can cause.
 import CLinux
 import Synchronization
 
-/// Lets a few events through at once and then about one each second, and counts the others (XSA-180).
+/// Lets a burst of events through, then about one each second, and counts the others (XSA-180).
 public final class RateLimit: Sendable {
     private struct State {
         var tokens: Double
@@ -21,7 +21,7 @@ public final class RateLimit: Sendable {
         state = Mutex(State(tokens: burst, last: clinux_monotonic_ns()))
     }
 
-    /// nil if the event is to be dropped; else the number of events dropped since the last one that passed.
+    /// nil if the event is to be dropped; otherwise the number of events dropped since the last one that passed.
     public func admit() -> UInt64? {
         let now = clinux_monotonic_ns()
         return state.withLock { state in

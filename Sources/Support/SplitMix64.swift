@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Random numbers that can be repeated.
+// Reproducible random numbers.
 
 /// SplitMix64: a small generator that gives the same numbers for the same seed everywhere. Not for secrets.
 public struct SplitMix64: RandomNumberGenerator, Sendable {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Event channels as the host sees them.
+// Event channels as a backend uses them.
 import Base
 
 /// The number of an event channel in its own domain.
@@ -7,24 +7,24 @@ public typealias EventPort = UInt32
 
 /// One handle for event channels. Each queue has its own; use from one thread.
 ///
-/// A port that became pending is masked until ``unmask(_:)``: unmask after the ring was drained, then a guest that
-/// notifies in a tight loop is slowed down by itself (XSA-332).
+/// A pending port is masked until ``unmask(_:)``. Unmask it only after the ring was drained: then a guest that notifies
+/// in a tight loop slows down only itself (XSA-332).
 public protocol EventChannels: AnyObject {
     /// Readable while a port of this handle is pending and not masked.
     var fileDescriptor: Int32 { get }
-    /// Binds the frontend's unbound port and gives the local one. A port has one remote end at most.
+    /// Binds the frontend's unbound port and returns the local one. A port has at most one remote end.
     func bind(_ remotePort: EventPort, of domain: DomainID) throws(OperationError) -> EventPort
     /// Closes a local port; the frontend's port becomes unbound again.
     func unbind(_ port: EventPort) throws(OperationError)
     /// Sends an event to the other end. One system call on Xen.
     func notify(_ port: EventPort) throws(OperationError)
-    /// Takes one pending port and masks it; nil when none is pending.
+    /// Takes one pending port and masks it; nil if none is pending.
     func takePending() throws(OperationError) -> EventPort?
     /// Lets a masked port signal again.
     func unmask(_ port: EventPort) throws(OperationError)
 }
 
-/// Where the host runs: on Xen, or on loopback with the same interfaces.
+/// The platform that a backend runs on: Xen, or the loopback Xen with the same interfaces.
 public protocol XenPlatform: Sendable {
     /// The grant table of this platform.
     associatedtype Grants: GrantTable

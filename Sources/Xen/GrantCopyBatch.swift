@@ -3,10 +3,12 @@
 public import CXen
 public import Memory
 
-/// Copies between granted pages and host memory, done in one call of ``GrantTable/copy(_:)``.
+/// Copies between granted pages and host memory, all done by one call of ``GrantTable/copy(_:)``.
 ///
-/// Holds the very array that libxengnttab takes (`xengnttab_grant_copy_segment_t`), so that a batch is handed on as
-/// it is. The capacity never grows.
+/// Stores the array in the layout that libxengnttab takes (`xengnttab_grant_copy_segment_t`), so a batch is passed on
+/// without conversion. The capacity never grows.
+///
+/// Unsafe code here indexes the array below `used`, which never exceeds `capacity`.
 @safe
 public struct GrantCopyBatch: ~Copyable {
     /// `GNTST_okay` of xen/grant_table.h.
@@ -16,7 +18,7 @@ public struct GrantCopyBatch: ~Copyable {
     @usableFromInline var used = 0
     /// Operations in the batch.
     @inlinable public var count: Int { used }
-    /// The most operations that fit.
+    /// The most operations that the batch can hold.
     public let capacity: Int
 
     /// An empty batch for at most `capacity` operations.
@@ -38,7 +40,7 @@ public struct GrantCopyBatch: ~Copyable {
 
     /// Adds a copy of `length` bytes between `offset` of a granted page and `hostOffset` of `memory`.
     ///
-    /// The caller has checked that the bytes lie in one page and that there is room (``capacity``).
+    /// The caller has checked that the bytes lie within one page and that the batch has room (``capacity``).
     @inlinable @inline(__always)
     public mutating func append(
         reference: UInt32, of domain: DomainID, offset: Int, length: Int,
@@ -63,7 +65,7 @@ public struct GrantCopyBatch: ~Copyable {
         return unsafe operations[index].status
     }
 
-    /// The array as libxengnttab takes it; for implementations of the grant table.
+    /// The array in the layout that libxengnttab takes, for implementations of the grant table.
     @unsafe public var segments: UnsafeMutableBufferPointer<xengnttab_grant_copy_segment_t> {
         unsafe .init(start: operations, count: count)
     }

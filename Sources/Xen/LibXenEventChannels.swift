@@ -6,10 +6,12 @@ import CXen
 import Glibc
 
 /// Event channels of Xen (xenevtchn.h).
+///
+/// Unsafe code here is the C interface; the handle lives as long as this object.
 @safe
 public final class LibXenEventChannels: EventChannels {
     private let handle: OpaquePointer
-    /// As ``EventChannels`` says.
+    /// See ``EventChannels``.
     public let fileDescriptor: Int32
 
     /// Opens /dev/xen/evtchn: xenevtchn_open(). The descriptor never blocks.
@@ -25,24 +27,24 @@ public final class LibXenEventChannels: EventChannels {
         unsafe xenevtchn_close(handle)
     }
 
-    /// As ``EventChannels`` says.
+    /// See ``EventChannels``.
     public func bind(_ remotePort: EventPort, of domain: DomainID) throws(OperationError) -> EventPort {
         let port = unsafe xenevtchn_bind_interdomain(handle, UInt32(domain), remotePort)
         if port < 0 { throw OperationError(errno, "bind event channel \(remotePort) of domain \(domain)") }
         return EventPort(bitPattern: port)
     }
 
-    /// As ``EventChannels`` says.
+    /// See ``EventChannels``.
     public func unbind(_ port: EventPort) throws(OperationError) {
         if unsafe xenevtchn_unbind(handle, port) != 0 { throw OperationError(errno, "unbind event channel \(port)") }
     }
 
-    /// As ``EventChannels`` says.
+    /// See ``EventChannels``.
     public func notify(_ port: EventPort) throws(OperationError) {
         if unsafe xenevtchn_notify(handle, port) != 0 { throw OperationError(errno, "notify event channel \(port)") }
     }
 
-    /// As ``EventChannels`` says.
+    /// See ``EventChannels``.
     public func takePending() throws(OperationError) -> EventPort? {
         let port = unsafe xenevtchn_pending(handle)
         if port >= 0 { return EventPort(bitPattern: port) }
@@ -50,7 +52,7 @@ public final class LibXenEventChannels: EventChannels {
         throw OperationError(errno, "take pending event channel")
     }
 
-    /// As ``EventChannels`` says.
+    /// See ``EventChannels``.
     public func unmask(_ port: EventPort) throws(OperationError) {
         if unsafe xenevtchn_unmask(handle, port) != 0 { throw OperationError(errno, "unmask event channel \(port)") }
     }
@@ -61,10 +63,10 @@ public struct NativeXen: XenPlatform {
     /// Opens nothing yet.
     public init() {}
 
-    /// As ``XenPlatform`` says.
+    /// See ``XenPlatform``.
     public func openStore() throws(OperationError) -> any XenStore { try LibXenStore() }
-    /// As ``XenPlatform`` says.
+    /// See ``XenPlatform``.
     public func openGrants() throws(OperationError) -> LibXenGrantTable { try LibXenGrantTable() }
-    /// As ``XenPlatform`` says.
+    /// See ``XenPlatform``.
     public func openEvents() throws(OperationError) -> LibXenEventChannels { try LibXenEventChannels() }
 }

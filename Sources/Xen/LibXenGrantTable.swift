@@ -7,10 +7,12 @@ import Glibc
 import Memory
 
 /// Grant copy and map of Xen (xengnttab.h).
+///
+/// Unsafe code here is the C interface; the handle lives as long as this object.
 @safe
 public final class LibXenGrantTable: GrantTable {
     private let handle: OpaquePointer
-    /// Pages of each mapping, by the address that Xen gave.
+    /// Number of pages of each mapping, by the address that Xen returned.
     private var mapped: [UInt64: UInt32] = [:]
 
     /// Opens /dev/xen/gntdev: xengnttab_open().
@@ -23,7 +25,7 @@ public final class LibXenGrantTable: GrantTable {
         unsafe xengnttab_close(handle)
     }
 
-    /// As ``GrantTable`` says.
+    /// See ``GrantTable``.
     public func copy(_ batch: inout GrantCopyBatch) throws(OperationError) {
         let segments = unsafe batch.segments
         guard let first = segments.baseAddress else { return }
@@ -32,7 +34,7 @@ public final class LibXenGrantTable: GrantTable {
         }
     }
 
-    /// As ``GrantTable`` says.
+    /// See ``GrantTable``.
     public func map(
         _ references: [UInt32], of domain: DomainID, writable: Bool
     ) throws(OperationError) -> GrantMapping {
@@ -48,7 +50,7 @@ public final class LibXenGrantTable: GrantTable {
         return unsafe GrantMapping(pages: SharedPages(base: address, byteCount: Int(count) * 4096), cookie: cookie)
     }
 
-    /// As ``GrantTable`` says.
+    /// See ``GrantTable``.
     public func unmap(_ mapping: GrantMapping) throws(OperationError) {
         guard let count = mapped.removeValue(forKey: mapping.cookie),
             let address = unsafe UnsafeMutableRawPointer(bitPattern: UInt(mapping.cookie))

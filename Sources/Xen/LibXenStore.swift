@@ -6,6 +6,9 @@ import CXen
 import Glibc
 
 /// A connection of libxenstore (xenstore.h). Its functions set errno, which becomes the code of ``OperationError``.
+///
+/// Unsafe code here is the C interface: the handle lives as long as this object, and results are copied before they are
+/// freed.
 @safe
 public final class LibXenStore: XenStore {
     private let handle: OpaquePointer
@@ -20,7 +23,7 @@ public final class LibXenStore: XenStore {
         unsafe xs_close(handle)
     }
 
-    /// As ``XenStore`` says.
+    /// See ``XenStore``.
     public func read(_ path: String, in transaction: XenStoreTransaction) throws(OperationError) -> [UInt8] {
         var length: UInt32 = 0
         guard let value = unsafe xs_read(handle, transaction.id, path, &length) else {
@@ -30,7 +33,7 @@ public final class LibXenStore: XenStore {
         return unsafe [UInt8](UnsafeRawBufferPointer(start: value, count: Int(length)))
     }
 
-    /// As ``XenStore`` says.
+    /// See ``XenStore``.
     public func write(_ path: String, _ value: [UInt8], in transaction: XenStoreTransaction) throws(OperationError) {
         let done = unsafe value.withUnsafeBytes { bytes in
             unsafe xs_write(handle, transaction.id, path, bytes.baseAddress, UInt32(clamping: bytes.count))
@@ -38,17 +41,17 @@ public final class LibXenStore: XenStore {
         if !done { throw OperationError(errno, "write \(path)") }
     }
 
-    /// As ``XenStore`` says.
+    /// See ``XenStore``.
     public func makeDirectory(_ path: String, in transaction: XenStoreTransaction) throws(OperationError) {
         if unsafe !xs_mkdir(handle, transaction.id, path) { throw OperationError(errno, "mkdir \(path)") }
     }
 
-    /// As ``XenStore`` says.
+    /// See ``XenStore``.
     public func remove(_ path: String, in transaction: XenStoreTransaction) throws(OperationError) {
         if unsafe !xs_rm(handle, transaction.id, path) { throw OperationError(errno, "rm \(path)") }
     }
 
-    /// As ``XenStore`` says.
+    /// See ``XenStore``.
     public func list(_ path: String, in transaction: XenStoreTransaction) throws(OperationError) -> [String] {
         var count: UInt32 = 0
         guard let names = unsafe xs_directory(handle, transaction.id, path, &count) else {
@@ -61,7 +64,7 @@ public final class LibXenStore: XenStore {
         }
     }
 
-    /// As ``XenStore`` says.
+    /// See ``XenStore``.
     public func permissions(
         of path: String, in transaction: XenStoreTransaction
     ) throws(OperationError) -> [XenStorePermission] {
@@ -79,7 +82,7 @@ public final class LibXenStore: XenStore {
         }
     }
 
-    /// As ``XenStore`` says.
+    /// See ``XenStore``.
     public func setPermissions(
         of path: String, to permissions: [XenStorePermission], in transaction: XenStoreTransaction
     ) throws(OperationError) {
@@ -95,41 +98,41 @@ public final class LibXenStore: XenStore {
         }
     }
 
-    /// As ``XenStore`` says.
+    /// See ``XenStore``.
     public func startTransaction() throws(OperationError) -> XenStoreTransaction {
         let id = unsafe xs_transaction_start(handle)
         if id == 0 { throw OperationError(errno, "start transaction") }
         return XenStoreTransaction(id: id)
     }
 
-    /// As ``XenStore`` says.
+    /// See ``XenStore``.
     public func commit(_ transaction: XenStoreTransaction) throws(OperationError) -> Bool {
         if unsafe xs_transaction_end(handle, transaction.id, false) { return true }
         if errno == EAGAIN { return false }
         throw OperationError(errno, "commit transaction")
     }
 
-    /// As ``XenStore`` says.
+    /// See ``XenStore``.
     public func abort(_ transaction: XenStoreTransaction) {
         _ = unsafe xs_transaction_end(handle, transaction.id, true)
     }
 
-    /// As ``XenStore`` says.
+    /// See ``XenStore``.
     public func watch(_ path: String, token: String) throws(OperationError) {
         if unsafe !xs_watch(handle, path, token) { throw OperationError(errno, "watch \(path)") }
     }
 
-    /// As ``XenStore`` says.
+    /// See ``XenStore``.
     public func unwatch(_ path: String, token: String) throws(OperationError) {
         if unsafe !xs_unwatch(handle, path, token) { throw OperationError(errno, "unwatch \(path)") }
     }
 
-    /// As ``XenStore`` says.
+    /// See ``XenStore``.
     public var watchFileDescriptor: Int32 {
         unsafe xs_fileno(handle)
     }
 
-    /// As ``XenStore`` says.
+    /// See ``XenStore``.
     public func nextWatchEvent() throws(OperationError) -> XenStoreWatchEvent? {
         guard let event = unsafe xs_check_watch(handle) else {
             if errno == EAGAIN { return nil }
@@ -142,7 +145,7 @@ public final class LibXenStore: XenStore {
         return unsafe XenStoreWatchEvent(path: String(cString: path), token: String(cString: token))
     }
 
-    /// As ``XenStore`` says.
+    /// See ``XenStore``.
     public func domainPath(_ domain: DomainID) throws(OperationError) -> String {
         guard let path = unsafe xs_get_domain_path(handle, UInt32(domain)) else {
             throw OperationError(errno, "get path of domain \(domain)")
@@ -151,7 +154,7 @@ public final class LibXenStore: XenStore {
         return unsafe String(cString: path)
     }
 
-    /// As ``XenStore`` says.
+    /// See ``XenStore``.
     public func isDomainIntroduced(_ domain: DomainID) throws(OperationError) -> Bool {
         unsafe xs_is_domain_introduced(handle, UInt32(domain))
     }

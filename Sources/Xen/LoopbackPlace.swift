@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Which domain of a loopback Xen a program runs in. On Xen it is the domain that the program is in; here it is told.
+// The domain of a loopback Xen that a program runs in. Real Xen knows a program's domain; the loopback Xen must be
+// told.
 import Glibc
 
-/// The place of this process on a loopback Xen.
+/// The position of this process on a loopback Xen.
 public enum LoopbackPlace {
-    /// XBB_LOOPBACK_DOMAIN of the environment, which programs hand on to those that they start; else domain 0.
+    /// XBB_LOOPBACK_DOMAIN of the environment, which child programs inherit; domain 0 if it is not set.
     public static var domain: UInt16 {
         let text = unsafe getenv("XBB_LOOPBACK_DOMAIN").map { unsafe String(cString: $0) }
         return text.flatMap { UInt16($0) } ?? 0

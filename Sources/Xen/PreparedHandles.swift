@@ -1,119 +1,120 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Handles of Xen that are opened while that is still allowed, and used again and again.
+// Xen handles that are opened while the process may still do so, and reused afterwards.
 import Base
 import Memory
 import Synchronization
 
-/// A platform that keeps open handles in store for a process that cannot open devices or sockets any more.
+/// A platform with a cache of open handles, for a process that will lose the right to open devices and sockets.
 ///
-/// A handle that is let go by its queue is kept for the next one. Where none is left, a new one is opened.
+/// A handle that its queue releases goes back into the cache. If the cache is empty, a new handle is opened.
 public struct PreparedHandles<Wrapped: XenPlatform>: XenPlatform {
     private let base: Wrapped
-    private let grants = Store<Wrapped.Grants>()
-    private let events = Store<Wrapped.Events>()
+    private let grants = HandleCache<Wrapped.Grants>()
+    private let events = HandleCache<Wrapped.Events>()
 
     /// Nothing is opened yet.
     public init(_ base: Wrapped) {
         self.base = base
     }
 
-    /// Opens handles for `count` queues, as far as they are not there already.
+    /// Opens handles until there are enough for `count` queues.
     public func prepare(queues count: Int) throws(OperationError) {
         while grants.count < count { grants.put(try base.openGrants()) }
         while events.count < count { events.put(try base.openEvents()) }
     }
 
-    /// As ``XenPlatform`` says; never one of the store's.
+    /// See ``XenPlatform``; connections to XenStore are never cached.
     public func openStore() throws(OperationError) -> any XenStore { try base.openStore() }
 
-    /// As ``XenPlatform`` says.
+    /// See ``XenPlatform``.
     public func openGrants() throws(OperationError) -> PreparedGrants<Wrapped.Grants> {
         if let kept = grants.take() { return PreparedGrants(kept, from: grants) }
         return PreparedGrants(try base.openGrants(), from: grants)
     }
 
-    /// As ``XenPlatform`` says.
+    /// See ``XenPlatform``.
     public func openEvents() throws(OperationError) -> PreparedEvents<Wrapped.Events> {
         if let kept = events.take() { return PreparedEvents(kept, from: events) }
         return PreparedEvents(try base.openEvents(), from: events)
     }
 }
 
-/// Handles that nobody uses. They are for one thread at a time, whichever that is.
-final class Store<Handle: AnyObject>: Sendable {
-    private struct Kept: @unchecked Sendable {
+/// Unused handles. A handle belongs to one thread at a time, but not always to the same one.
+final class HandleCache<Handle: AnyObject>: Sendable {
+    /// `@unchecked Sendable`: a cached handle has no user, and taking it under the lock passes it to one thread.
+    private struct Unused: @unchecked Sendable {
         let handle: Handle
     }
-    private let kept = Mutex<[Kept]>([])
+    private let unused = Mutex<[Unused]>([])
 
-    var count: Int { kept.withLock { $0.count } }
+    var count: Int { unused.withLock { $0.count } }
 
     func put(_ handle: Handle) {
-        let entry = Kept(handle: handle)
-        kept.withLock { $0.append(entry) }
+        let entry = Unused(handle: handle)
+        unused.withLock { $0.append(entry) }
     }
 
-    func take() -> Handle? { kept.withLock { $0.popLast() }?.handle }
+    func take() -> Handle? { unused.withLock { $0.popLast() }?.handle }
 }
 
-/// A grant table that goes back into store.
+/// A grant table that goes back into the cache when it is released.
 public final class PreparedGrants<Wrapped: GrantTable>: GrantTable {
     private let base: Wrapped
-    private let store: Store<Wrapped>
+    private let cache: HandleCache<Wrapped>
 
-    init(_ base: Wrapped, from store: Store<Wrapped>) {
+    init(_ base: Wrapped, from cache: HandleCache<Wrapped>) {
         self.base = base
-        self.store = store
+        self.cache = cache
     }
 
-    deinit { store.put(base) }
+    deinit { cache.put(base) }
 
-    /// As ``GrantTable`` says.
+    /// See ``GrantTable``.
     public func copy(_ batch: inout GrantCopyBatch) throws(OperationError) { try base.copy(&batch) }
 
-    /// As ``GrantTable`` says.
+    /// See ``GrantTable``.
     public func map(_ references: [UInt32], of domain: DomainID, writable: Bool) throws(OperationError) -> GrantMapping
     {
         try base.map(references, of: domain, writable: writable)
     }
 
-    /// As ``GrantTable`` says.
+    /// See ``GrantTable``.
     public func unmap(_ mapping: GrantMapping) throws(OperationError) { try base.unmap(mapping) }
 }
 
-/// Event channels that go back into store.
+/// Event channels that go back into the cache when they are released.
 public final class PreparedEvents<Wrapped: EventChannels>: EventChannels {
     private let base: Wrapped
-    private let store: Store<Wrapped>
+    private let cache: HandleCache<Wrapped>
 
-    init(_ base: Wrapped, from store: Store<Wrapped>) {
+    init(_ base: Wrapped, from cache: HandleCache<Wrapped>) {
         self.base = base
-        self.store = store
+        self.cache = cache
     }
 
-    /// Its ports are unbound; events of them that nobody took are not for the next user.
+    /// Unbinds all ports and discards their pending events, so that the next user does not see them.
     deinit {
         do throws(OperationError) { while try base.takePending() != nil {} } catch {}
-        store.put(base)
+        cache.put(base)
     }
 
-    /// As ``EventChannels`` says.
+    /// See ``EventChannels``.
     public var fileDescriptor: Int32 { base.fileDescriptor }
 
-    /// As ``EventChannels`` says.
+    /// See ``EventChannels``.
     public func bind(_ remotePort: EventPort, of domain: DomainID) throws(OperationError) -> EventPort {
         try base.bind(remotePort, of: domain)
     }
 
-    /// As ``EventChannels`` says.
+    /// See ``EventChannels``.
     public func unbind(_ port: EventPort) throws(OperationError) { try base.unbind(port) }
 
-    /// As ``EventChannels`` says.
+    /// See ``EventChannels``.
     public func notify(_ port: EventPort) throws(OperationError) { try base.notify(port) }
 
-    /// As ``EventChannels`` says.
+    /// See ``EventChannels``.
     public func takePending() throws(OperationError) -> EventPort? { try base.takePending() }
 
-    /// As ``EventChannels`` says.
+    /// See ``EventChannels``.
     public func unmask(_ port: EventPort) throws(OperationError) { try base.unmask(port) }
 }

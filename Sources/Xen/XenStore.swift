@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// XenStore as the host sees it.
+// XenStore as the backend uses it.
 import Base
 
-/// A transaction of a XenStore connection; `.none` stands for no transaction.
+/// A transaction of a XenStore connection; `.none` means no transaction.
 public struct XenStoreTransaction: Equatable, Sendable {
     /// The identifier that the store gave.
     public let id: UInt32
@@ -15,7 +15,8 @@ public struct XenStoreTransaction: Equatable, Sendable {
     }
 }
 
-/// What one domain may do with a node; the first entry of a list names the owner and everybody else's rights.
+/// What one domain may do with a node. The first entry of a list names the owner and the rights of every domain without
+/// an entry.
 public struct XenStorePermission: Equatable, Sendable {
     /// The domain that the entry is for.
     public var domain: DomainID
@@ -48,14 +49,14 @@ public struct XenStoreWatchEvent: Equatable, Sendable {
 
 /// One connection to XenStore (docs/misc/xenstore.txt of Xen).
 ///
-/// Control path only; calls block until the store answers. Values are bytes, at most 4096 of them, and whatever
-/// stands under a frontend's path is untrusted. Use from one thread.
+/// For the control path only: calls block until XenStore answers. Values are at most 4096 bytes, and everything below a
+/// frontend's path is untrusted. Use from one thread.
 public protocol XenStore: AnyObject {
-    /// The value of a node. Throws ENOENT where there is none, EACCES where it may not be read.
+    /// The value of a node. Throws ENOENT if there is none, EACCES if it may not be read.
     func read(_ path: String, in transaction: XenStoreTransaction) throws(OperationError) -> [UInt8]
-    /// Sets a node and makes its missing parents.
+    /// Sets a node and creates its missing parents.
     func write(_ path: String, _ value: [UInt8], in transaction: XenStoreTransaction) throws(OperationError)
-    /// Makes an empty node unless it exists.
+    /// Creates an empty node unless it exists.
     func makeDirectory(_ path: String, in transaction: XenStoreTransaction) throws(OperationError)
     /// Removes a node with all below it. A missing node whose parent exists is no error.
     func remove(_ path: String, in transaction: XenStoreTransaction) throws(OperationError)
@@ -70,17 +71,17 @@ public protocol XenStore: AnyObject {
     ) throws(OperationError)
     /// Starts a transaction.
     func startTransaction() throws(OperationError) -> XenStoreTransaction
-    /// Ends a transaction: true when it took effect, false when it conflicted and must be tried again.
+    /// Ends a transaction: true if it took effect, false if it conflicted and must be tried again.
     func commit(_ transaction: XenStoreTransaction) throws(OperationError) -> Bool
     /// Ends a transaction without effect.
     func abort(_ transaction: XenStoreTransaction)
-    /// Watches a path and all below it; the first event comes at once.
+    /// Watches a path and all below it; the first event arrives at once.
     func watch(_ path: String, token: String) throws(OperationError)
     /// Ends a watch.
     func unwatch(_ path: String, token: String) throws(OperationError)
-    /// Readable while a watch event waits.
+    /// Readable while a watch event is waiting.
     var watchFileDescriptor: Int32 { get }
-    /// The next watch event, or nil when none waits. Never blocks.
+    /// The next watch event; nil if none is waiting. Never blocks.
     func nextWatchEvent() throws(OperationError) -> XenStoreWatchEvent?
     /// The home of a domain, "/local/domain/<domid>".
     func domainPath(_ domain: DomainID) throws(OperationError) -> String
@@ -89,7 +90,7 @@ public protocol XenStore: AnyObject {
 }
 
 extension XenStore {
-    /// The value of a node as text, or nil where there is none or it is not UTF-8.
+    /// The value of a node as text; nil if there is none or it is not UTF-8.
     public func text(_ path: String, in transaction: XenStoreTransaction = .none) throws(OperationError) -> String? {
         do {
             let bytes = try read(path, in: transaction)
@@ -107,9 +108,9 @@ extension XenStore {
         try write(path, [UInt8](text.utf8), in: transaction)
     }
 
-    /// Runs `body` in a transaction and again while it conflicts, at most `attempts` times.
+    /// Runs `body` in a transaction, and again after each conflict, at most `attempts` times.
     ///
-    /// Throws EAGAIN when every attempt conflicted. An error of `body` aborts the transaction.
+    /// Throws EAGAIN if every attempt conflicted. An error of `body` aborts the transaction.
     public func transaction<Result>(
         attempts: Int = 100, _ body: (XenStoreTransaction) throws(OperationError) -> Result
     ) throws(OperationError) -> Result {

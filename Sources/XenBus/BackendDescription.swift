@@ -2,17 +2,17 @@
 // What the backend tells the frontend: limits before state 2, the disk and its features before state 4.
 public import Blkif
 
-/// What a storage plugin says of an open device.
+/// What a storage plugin reports about an open device.
 public struct DeviceFacts: Equatable, Sendable {
     /// Size in sectors of 512 bytes.
     public var sectorCount: UInt64
     /// The storage's own sector size in bytes.
     public var physicalSectorSize: UInt32
-    /// Writes are refused whatever was asked for.
+    /// The device cannot be written, even if that was asked for.
     public var isReadOnly: Bool
     /// Flushes reach stable storage.
     public var canFlush: Bool
-    /// nil where nothing can be discarded.
+    /// nil if the device cannot discard.
     public var discard: DiscardSupport?
 
     /// A device of `sectorCount` sectors of 512 bytes.
@@ -29,7 +29,7 @@ public struct DeviceFacts: Equatable, Sendable {
 }
 
 extension OfferedFeatures {
-    /// What a frontend with `queueCount` rings is offered of the disk that was asked for, as far as the storage can.
+    /// The features for a frontend with `queueCount` rings: what was asked for, as far as the storage supports it.
     public init(request: DeviceRequest, device: DeviceFacts, queueCount: Int) {
         let isReadOnly = request.isReadOnly || device.isReadOnly
         self.init(
@@ -50,7 +50,7 @@ public struct BackendOffer: Equatable, Sendable {
         self.limits = limits
     }
 
-    /// Both schemes of ring sizes (blkif.h, note 3) and the queues.
+    /// The limits in both schemes of ring sizes (blkif.h, note 3), and the number of queues.
     public var entries: [StoreUpdate.Entry] {
         [
             .write(BackendKey.maxRingPageOrder, String(limits.maximumRingPageOrder)),
@@ -62,19 +62,20 @@ public struct BackendOffer: Equatable, Sendable {
 
 /// The keys that a frontend reads when the backend is Connected.
 ///
-/// `sector-size` is always 512, the one value that every frontend counts in; larger sectors of the storage show as
+/// `sector-size` is always 512, the unit that every frontend counts in; larger sectors of the storage are published as
 /// `physical-sector-size`.
 public struct BackendDescription: Equatable, Sendable {
-    /// What the queues enforce.
+    /// The features that the queues enforce.
     public let offered: OfferedFeatures
-    /// Bytes; a power of two of at least 512 that divides the disk's size.
+    /// In bytes: a power of two, at least 512, that divides the disk's size.
     public let physicalSectorSize: UInt32
-    /// Shows as a CD drive.
+    /// The guest sees a CD drive.
     public let isCDROM: Bool
-    /// Shows as removable.
+    /// The guest sees a removable medium.
     public let isRemovable: Bool
 
-    /// A disk of these features; what is beside them only describes. `physicalSectorSize` is the storage's own, in bytes.
+    /// A disk with these features. The other arguments are only published; `physicalSectorSize` is the storage's own, in
+    /// bytes.
     public init(_ offered: OfferedFeatures, physicalSectorSize: UInt32, deviceType: DeviceType, isRemovable: Bool) {
         self.offered = offered
         self.physicalSectorSize = Self.physicalSectorSize(physicalSectorSize, sectorCount: offered.sectorCount)
@@ -87,7 +88,7 @@ public struct BackendDescription: Equatable, Sendable {
         (isCDROM ? 1 : 0) | (isRemovable ? 2 : 0) | (offered.isReadOnly ? 4 : 0)
     }
 
-    /// All keys in order. What an earlier description wrote and this one lacks is removed.
+    /// All keys in order. Removes the keys that an earlier description may have written and this one does not have.
     public var entries: [StoreUpdate.Entry] {
         func flag(_ key: String, _ value: Bool) -> StoreUpdate.Entry { .write(key, value ? "1" : "0") }
         var entries: [StoreUpdate.Entry] = [
@@ -118,7 +119,7 @@ public struct BackendDescription: Equatable, Sendable {
         return entries
     }
 
-    /// blkif.h wants the disk's size to be a multiple: an image of odd length shows smaller physical sectors.
+    /// blkif.h requires the disk's size to be a multiple: an image of odd length gets smaller physical sectors.
     private static func physicalSectorSize(_ size: UInt32, sectorCount: UInt64) -> UInt32 {
         guard size > 512, size.nonzeroBitCount == 1 else { return 512 }
         return min(size, UInt32(512) << min(sectorCount.trailingZeroBitCount, 22))

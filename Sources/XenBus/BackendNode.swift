@@ -1,43 +1,44 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The backend's own node as the toolstack and the hotplug script fill it.
+// The backend's own node, as the toolstack and the hotplug script fill it.
 public import Base
 
-/// Who says where the storage is.
+/// Who writes the location of the storage.
 public enum StorageSource: Equatable, Sendable {
-    /// A hotplug script writes `physical-device-path`, later or never.
+    /// A hotplug script writes `physical-device-path`, at some later time or never.
     case hotplug
     /// The toolstack's `params` name the image; no script runs.
     case params
 
-    /// The usual source for the nodes below backend/<kind>: qdisk has no script, all others do.
+    /// The usual source for nodes below backend/<kind>: qdisk has no script, all other kinds have one.
     public init(kind: String) {
         self = kind == "qdisk" ? .params : .hotplug
     }
 }
 
-/// One reading of the backend's node.
+/// A snapshot of the backend's node.
 ///
-/// Read all of it in one transaction. Nothing here comes from the guest: `device-type` in particular is this node's.
+/// Read it in one transaction. Nothing in it comes from the guest: `device-type` is read from this node, not from the
+/// frontend's.
 public struct BackendNode: Equatable, Sendable {
     /// The frontend's node, below the home of `frontendID`.
     public let frontendPath: String
     /// The frontend's domain.
     public let frontendID: UInt16
-    /// nil where there is no `state`: the node is gone.
+    /// nil if there is no `state`: the node is gone.
     public let state: XenbusState?
-    /// False from the moment that the toolstack wants the device gone; true where the key is missing.
+    /// False once the toolstack wants the device removed; true if the key is missing.
     public let isOnline: Bool
     /// Disk or CD.
     public let deviceType: DeviceType
-    /// The medium can be taken out.
+    /// The medium is removable.
     public let isRemovable: Bool
-    /// O_DIRECT does no harm.
+    /// O_DIRECT is safe on this storage.
     public let isDirectIOSafe: Bool
     /// Discard may be offered.
     public let mayDiscard: Bool
-    /// True for mode "r", nil where `mode` is missing.
+    /// True for mode "r"; nil if `mode` is missing.
     public let isReadOnly: Bool?
-    /// Target as the toolstack wrote it.
+    /// The target as the toolstack wrote it.
     public let params: String?
     /// The hotplug script.
     public let script: String?
@@ -59,10 +60,10 @@ public struct BackendNode: Equatable, Sendable {
     /// First reserved domain identifier (DOMID_FIRST_RESERVED of xen.h).
     static let firstReservedDomain: UInt64 = 0x7ff0
 
-    /// Reads the node; `read` gives the value of a key below it or nil.
+    /// Reads the node; `read` returns the value of a key below it, or nil.
     ///
-    /// Throws the first broken rule. Only `frontend` and `frontend-id` are mandatory at any time; `mode` becomes so
-    /// when the storage is known.
+    /// Throws the first rule that is broken. Only `frontend` and `frontend-id` are always mandatory; `mode` is
+    /// mandatory once the storage is known.
     public init(read: (_ key: String) -> [UInt8]?) throws(NegotiationError) {
         self = try withoutActuallyEscaping(read) { (read) throws(NegotiationError) -> BackendNode in
             try BackendNode(NodeReader(value: read))
@@ -100,13 +101,14 @@ public struct BackendNode: Equatable, Sendable {
         publishedSectorCount = try node.number(BackendKey.sectors, maximum: .max)
     }
 
-    /// What an `online` key says, for updates and for nodes that break another rule: only a zero is a wish to detach.
+    /// The meaning of an `online` key, for updates and for nodes that break other rules: only a zero asks for
+    /// detaching.
     public static func isOnline(reading bytes: [UInt8]?) -> Bool {
         guard let bytes, !bytes.isEmpty else { return true }
         return !bytes.allSatisfy { $0 == UInt8(ascii: "0") }
     }
 
-    /// The storage to open, or nil while it is not known yet. Throws where a key breaks a rule or `mode` is missing.
+    /// The storage to open; nil while it is not known yet. Throws if a key breaks a rule or `mode` is missing.
     public func deviceRequest(from source: StorageSource) throws(NegotiationError) -> DeviceRequest? {
         let image: ImageLocation
         switch source {
@@ -129,7 +131,8 @@ public struct BackendNode: Equatable, Sendable {
             deviceType: deviceType, isRemovable: isRemovable, isDirectIOSafe: isDirectIOSafe, mayDiscard: mayDiscard)
     }
 
-    /// The frontend's path must lie in the frontend's home: this node says whose keys are trusted how far.
+    /// The frontend's path must lie in the frontend domain's home: otherwise this node could make another domain's keys
+    /// count as the frontend's.
     private static func frontendPath(_ node: NodeReader, domain: UInt64) throws(NegotiationError) -> String {
         let path = try node.requiredText(BackendKey.frontend, maximum: 3072)
         let home = "/local/domain/\(domain)/"
@@ -154,7 +157,7 @@ public struct BackendNode: Equatable, Sendable {
         return path
     }
 
-    /// "r" and "w" are what libxl writes; "!" (shared) and the long forms are what block scripts allow.
+    /// libxl writes "r" and "w"; block scripts also accept "!" (shared) and the long forms.
     private static func readOnly(_ node: NodeReader) throws(NegotiationError) -> Bool? {
         switch try node.text(BackendKey.mode) {
         case nil: return nil

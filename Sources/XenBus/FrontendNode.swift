@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The frontend's node: what a guest says about its rings. All of it is hostile until it is a value of these types.
+// The frontend's node: what a guest says about its rings. Untrusted until it has become a value of these types.
 
 /// The layout of requests and responses in a ring (protocols.h).
 public enum RingProtocol: String, Sendable {
@@ -10,8 +10,8 @@ public enum RingProtocol: String, Sendable {
     /// ARM, both widths: 8-byte alignment.
     case arm = "arm-abi"
 
-    /// The layouts that a backend on this machine speaks.
-    public static var spoken: [RingProtocol] {
+    /// The layouts that a backend on this machine supports.
+    public static var supported: [RingProtocol] {
         #if arch(x86_64) || arch(i386)
             [.x86_32, .x86_64]
         #else
@@ -19,8 +19,8 @@ public enum RingProtocol: String, Sendable {
         #endif
     }
 
-    /// What a frontend means that does not say: 32-bit on x86, as Linux, QEMU and tapback have it, against blkif.h.
-    public static var unsaid: RingProtocol {
+    /// The layout of a frontend that names none: 32-bit on x86, as in Linux, QEMU and tapback, contrary to blkif.h.
+    public static var assumed: RingProtocol {
         #if arch(x86_64) || arch(i386)
             .x86_32
         #else
@@ -29,14 +29,14 @@ public enum RingProtocol: String, Sendable {
     }
 }
 
-/// What a frontend may ask for at most.
+/// The most that a frontend may ask for.
 public struct FrontendLimits: Equatable, Sendable {
     /// Base-2 logarithm of the largest ring in pages of 4096 bytes.
     public var maximumRingPageOrder: Int
     /// The most queues.
     public var maximumQueueCount: Int
 
-    /// Limits; the order is held to 0...5 and the queues to 1...64.
+    /// Limits; the order is clamped to 0...5 and the number of queues to 1...64.
     public init(maximumRingPageOrder: Int = 5, maximumQueueCount: Int = 1) {
         self.maximumRingPageOrder = min(max(maximumRingPageOrder, 0), Self.highestRingPageOrder)
         self.maximumQueueCount = min(max(maximumQueueCount, 1), Self.highestQueueCount)
@@ -52,7 +52,7 @@ public struct FrontendLimits: Equatable, Sendable {
 
 /// One ring of the frontend: its pages and its event channel.
 public struct FrontendRing: Equatable, Sendable {
-    /// Grant references of the pages in order; a power of two of them, all different.
+    /// Grant references of the pages in order; their number is a power of two, and all are different.
     public let pageReferences: [UInt32]
     /// Port of the frontend's end, 1 to 131071.
     public let eventChannel: UInt32
@@ -64,22 +64,22 @@ public struct FrontendRing: Equatable, Sendable {
     }
 }
 
-/// One reading of the frontend's node.
+/// A snapshot of the frontend's node.
 ///
-/// Read all of it in one transaction. The state is not part of it: it comes as an event.
+/// Read it in one transaction. The state is not part of it: it arrives as an event.
 public struct FrontendNode: Equatable, Sendable {
     /// One per queue, at least one; no page reference and no port occurs twice.
     public let rings: [FrontendRing]
     /// The layout of all rings.
     public let ringProtocol: RingProtocol
-    /// The frontend uses the same grants again and grants them writable.
+    /// The frontend reuses its grants and grants all of them writable.
     public let usesPersistentGrants: Bool
-    /// The frontend would understand a `sector-size` above 512.
+    /// The frontend can handle a `sector-size` above 512.
     public let understandsLargeSectors: Bool
-    /// False where the frontend protects itself against this backend.
+    /// False if the frontend protects itself against this backend.
     public let trustsBackend: Bool
 
-    /// A frontend as it is to be written, for tests and for frontends of one's own.
+    /// A frontend's description to be written, for tests and for this project's own frontends.
     public init(
         rings: [FrontendRing], ringProtocol: RingProtocol, usesPersistentGrants: Bool = false,
         understandsLargeSectors: Bool = false, trustsBackend: Bool = true
@@ -94,9 +94,9 @@ public struct FrontendNode: Equatable, Sendable {
     /// Last port of an event channel (EVTCHN_FIFO_NR_CHANNELS of event_channel.h).
     static let lastEventChannel: UInt64 = (1 << 17) - 1
 
-    /// Reads the node; `read` gives the value of a key below it or nil. Throws the first broken rule.
+    /// Reads the node; `read` returns the value of a key below it, or nil. Throws the first rule that is broken.
     ///
-    /// At most 7 keys and, for every queue, the pages of a ring and three more are asked for.
+    /// Asks for at most 7 keys and, for each queue, for its ring pages and three more keys.
     public init(limits: FrontendLimits, read: (_ key: String) -> [UInt8]?) throws(NegotiationError) {
         self = try withoutActuallyEscaping(read) { (read) throws(NegotiationError) -> FrontendNode in
             try FrontendNode(limits: limits, NodeReader(value: read))
@@ -121,7 +121,7 @@ public struct FrontendNode: Equatable, Sendable {
         trustsBackend = try node.flag(FrontendKey.trusted, default: true)
     }
 
-    /// The keys and values that say this, relative to the frontend's node.
+    /// The keys and values that describe this frontend, relative to its node.
     public var entries: [(key: String, value: String)] {
         var entries = [(FrontendKey.ringProtocol, ringProtocol.rawValue)]
         if rings.count > 1 { entries.append((FrontendKey.queueCount, String(rings.count))) }
@@ -144,19 +144,19 @@ public struct FrontendNode: Equatable, Sendable {
     }
 
     private static func ringProtocol(_ node: NodeReader) throws(NegotiationError) -> RingProtocol {
-        guard let bytes = node.value(FrontendKey.ringProtocol) else { return .unsaid }
-        guard let match = RingProtocol.spoken.first(where: { Array($0.rawValue.utf8) == bytes }) else {
+        guard let bytes = node.value(FrontendKey.ringProtocol) else { return .assumed }
+        guard let match = RingProtocol.supported.first(where: { Array($0.rawValue.utf8) == bytes }) else {
             throw NegotiationError(
-                .unknownProtocol(expected: RingProtocol.spoken), key: FrontendKey.ringProtocol, value: bytes)
+                .unknownProtocol(expected: RingProtocol.supported), key: FrontendKey.ringProtocol, value: bytes)
         }
         return match
     }
 
-    /// `ring-page-order` or the deprecated `num-ring-pages`; both where they agree; one page where neither is there.
+    /// `ring-page-order` or the deprecated `num-ring-pages`; if both are there they must agree; one page if neither is.
     private static func ringPageCount(limits: FrontendLimits, _ node: NodeReader) throws(NegotiationError) -> Int {
         let tooLarge = NegotiationError.Rule.ringTooLarge(maximumPages: limits.maximumRingPageCount)
         let order = try node.number(FrontendKey.ringPageOrder)
-        // Compared before it is shifted: 1 << 32 is 1 on some machines and 0 on others.
+        // Compared before the shift: 1 << 32 is 1 on some machines and 0 on others.
         if let order, order > UInt64(limits.maximumRingPageOrder) {
             throw NegotiationError(
                 tooLarge, key: FrontendKey.ringPageOrder, value: node.value(FrontendKey.ringPageOrder))
@@ -202,8 +202,8 @@ public struct FrontendNode: Equatable, Sendable {
         return FrontendRing(pageReferences: pages, eventChannel: port)
     }
 
-    /// One page stands in `ring-ref`, or in `ring-ref0` for frontends that learned from Linux, whose backend wants that
-    /// name as soon as `ring-page-order` is there; several stand in `ring-ref0` and on.
+    /// A single page is in `ring-ref`, or in `ring-ref0` for frontends that follow Linux, whose backend expects that
+    /// name once `ring-page-order` is present. Several pages are in `ring-ref0` and on.
     private static func referenceKeys(
         _ node: NodeReader, prefix: String, pageCount: Int
     ) throws(NegotiationError) -> [String] {

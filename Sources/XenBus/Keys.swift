@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The names of the keys, each once (blkif.h, libxl_disk.c).
+// The names of the keys, each defined once (blkif.h, libxl_disk.c).
 
 /// Keys below the backend's node.
 public enum BackendKey {
     /// The backend's XenBus state.
     public static let state = "state"
-    /// 0 from the moment that the toolstack wants the device gone.
+    /// 0 once the toolstack wants the device removed.
     public static let online = "online"
     /// The frontend's node.
     public static let frontend = "frontend"
     /// The frontend's domain.
     public static let frontendID = "frontend-id"
-    /// Target as the toolstack wrote it.
+    /// The target as the toolstack wrote it.
     public static let params = "params"
     /// "r" or "w".
     public static let mode = "mode"
@@ -27,13 +27,13 @@ public enum BackendKey {
     public static let type = "type"
     /// Permission to use O_DIRECT.
     public static let directIOSafe = "direct-io-safe"
-    /// 0 where discard must not be offered.
+    /// 0 if discard must not be offered.
     public static let discardEnable = "discard-enable"
     /// "major:minor" in hexadecimal, from the hotplug script.
     public static let physicalDevice = "physical-device"
     /// The path of the storage, from the hotplug script.
     public static let physicalDevicePath = "physical-device-path"
-    /// The format of what stands at `physical-device-path`, from the hotplug script; raw without it.
+    /// The format of the image at `physical-device-path`, from the hotplug script; raw if missing.
     public static let format = "xbb-format"
     /// "connected" or "error".
     public static let hotplugStatus = "hotplug-status"
@@ -77,21 +77,21 @@ public enum FrontendKey {
     public static let state = "state"
     /// Port of the frontend's end of the event channel.
     public static let eventChannel = "event-channel"
-    /// Grant reference of the only ring page; with an index behind it, of one of several.
+    /// Grant reference of the only ring page; followed by an index, of one of several.
     public static let ringReference = "ring-ref"
     /// Base-2 logarithm of the ring's pages.
     public static let ringPageOrder = "ring-page-order"
-    /// The ring's pages; deprecated.
+    /// Number of ring pages; deprecated.
     public static let ringPages = "num-ring-pages"
     /// The ring's layout.
     public static let ringProtocol = "protocol"
-    /// The frontend uses the same grants again.
+    /// The frontend reuses its grants.
     public static let persistent = "feature-persistent"
     /// The frontend counts in sectors of `sector-size`.
     public static let largeSectorSize = "feature-large-sector-size"
-    /// Queues that the frontend uses.
+    /// The number of queues that the frontend uses.
     public static let queueCount = "multi-queue-num-queues"
-    /// 0 where the frontend does not trust the backend.
+    /// 0 if the frontend does not trust the backend.
     public static let trusted = "trusted"
 
     /// The node of one of several queues.

@@ -1,51 +1,51 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What can be wrong with a XenStore key, one rule each, said so that an operator can act on it.
+// The rules for XenStore keys, and errors that an operator can act on.
 
 /// A key that the other end or the toolstack wrote breaks a rule.
 public struct NegotiationError: Error, Equatable, Sendable, CustomStringConvertible {
-    /// The rules.
+    /// The rules; each case is one that was broken.
     public enum Rule: Equatable, Sendable {
-        /// A mandatory key is not there.
+        /// A mandatory key is missing.
         case missing
-        /// Digits only, at least one.
+        /// Not a decimal number: at least one digit and nothing but digits.
         case notDecimal
-        /// A number above what its type or Xen can hold.
+        /// A number larger than its type or Xen allows.
         case numberTooLarge(maximum: UInt64)
-        /// UTF-8 without control characters.
+        /// Not UTF-8, or with control characters.
         case notText
-        /// Longer than any sensible value.
+        /// Longer than any meaningful value.
         case tooLong(maximum: Int)
-        /// One digit, 0 to 8.
+        /// Not a state: one digit, 0 to 8.
         case notAState
-        /// A path other than "/local/domain/<frontend-id>/...".
+        /// Not a path of the form "/local/domain/<frontend-id>/...".
         case notAFrontendPath
         /// Neither "r" nor "w".
         case unknownMode
         /// Not "major:minor" in hexadecimal.
         case notADeviceNumber
-        /// No known "format:" before a name that is no absolute path.
+        /// No known "format:" in front of a name that is not an absolute path.
         case unknownFormatPrefix
-        /// Small letters, digits and '-', at most 32.
+        /// Not a format name: at most 32 lower-case letters, digits and '-'.
         case notAFormatName
-        /// An empty drive.
+        /// There is no image: an empty drive.
         case noImage
         /// Neither absolute nor a device below /dev.
         case notAnImagePath
         /// A ring of more pages than the backend offered.
         case ringTooLarge(maximumPages: Int)
-        /// A number of ring pages that is no power of two.
+        /// A number of ring pages that is not a power of two.
         case ringPagesNotPowerOfTwo
-        /// `ring-page-order` and `num-ring-pages` disagree.
+        /// `ring-page-order` and `num-ring-pages` contradict each other.
         case ringSizesContradict
         /// One grant reference for two ring pages.
         case ringReferenceRepeated
-        /// Port 0 is no event channel.
+        /// Port 0 is not an event channel.
         case noEventChannel
         /// One event channel for two queues.
         case eventChannelRepeated
-        /// A ring layout that the backend does not speak.
+        /// A ring layout that the backend does not support.
         case unknownProtocol(expected: [RingProtocol])
-        /// A frontend that wants no queue.
+        /// A frontend that asks for no queue.
         case noQueues
         /// More queues than the backend offered.
         case tooManyQueues(maximum: Int)
@@ -55,7 +55,7 @@ public struct NegotiationError: Error, Equatable, Sendable, CustomStringConverti
     public let rule: Rule
     /// The key, relative to the frontend's or the backend's node.
     public let key: String
-    /// The value as printable ASCII of at most 64 bytes; nil where the key is missing.
+    /// The value as printable ASCII, at most 64 bytes; nil if the key is missing.
     public let value: String?
 
     /// `key` breaks `rule` with `value`.
@@ -101,14 +101,14 @@ public struct NegotiationError: Error, Equatable, Sendable, CustomStringConverti
     }
 }
 
-/// Text that goes to XenStore and to logs.
+/// Text that is safe to write to XenStore and to logs.
 public enum OperatorText {
-    /// `bytes` as printable ASCII with '\' and '"' escaped, at most `limit` bytes; "..." stands for what is cut off.
+    /// `bytes` as printable ASCII with '\' and '"' escaped, at most `limit` bytes; "..." replaces what is cut off.
     public static func escaped(_ bytes: some Sequence<UInt8>, limit: Int) -> String {
         printable(bytes, limit: limit, escaping: [UInt8(ascii: "\\"), UInt8(ascii: "\"")])
     }
 
-    /// A message of a plugin or of the system, made fit for a node: printable ASCII, at most 512 bytes.
+    /// A message of a plugin or of the system, safe for a XenStore node: printable ASCII, at most 512 bytes.
     public static func message(_ text: String) -> String {
         printable(text.utf8, limit: 512, escaping: [])
     }
@@ -122,7 +122,7 @@ public enum OperatorText {
             case 0x20...0x7e: text.append(byte)
             default: text += [UInt8(ascii: "\\"), UInt8(ascii: "x"), hexDigit(byte >> 4), hexDigit(byte & 15)]
             }
-            // An escape is never cut in two: `whole` is the last end after which "..." still has room.
+            // An escape is never split: `whole` is the last boundary that leaves room for "...".
             if text.count <= limit - 3 { whole = text.count }
             if text.count > limit { return String(decoding: text[..<whole], as: UTF8.self) + "..." }
         }

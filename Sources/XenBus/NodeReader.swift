@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Typed reads of keys below one XenStore node; every value is untrusted.
 
-/// Reads keys relative to one node and judges their values; it has no memory and never traps.
+/// Reads keys relative to one node and checks their values. It keeps no state and never traps.
 struct NodeReader {
-    /// The value of a key, or nil where there is none.
+    /// Returns the value of a key, or nil if there is none.
     let value: (_ key: String) -> [UInt8]?
 
-    /// The longest text that XenStore can carry.
+    /// The longest value that XenStore can carry.
     static let maximumTextByteCount = 4096
 
-    /// A decimal number, or nil where the key is missing.
+    /// A decimal number; nil if the key is missing.
     func number(_ key: String, maximum: UInt64 = UInt64(UInt32.max)) throws(NegotiationError) -> UInt64? {
         guard let bytes = value(key) else { return nil }
         return try Self.decimal(bytes, key: key, maximum: maximum)
     }
 
-    /// A number that is mandatory.
+    /// A mandatory number.
     func requiredNumber(_ key: String, maximum: UInt64 = UInt64(UInt32.max)) throws(NegotiationError) -> UInt64 {
         guard let number = try number(key, maximum: maximum) else { throw NegotiationError(.missing, key: key) }
         return number
@@ -27,7 +27,7 @@ struct NodeReader {
         return number != 0
     }
 
-    /// Text, or nil where the key is missing.
+    /// Text; nil if the key is missing.
     func text(_ key: String, maximum: Int = NodeReader.maximumTextByteCount) throws(NegotiationError) -> String? {
         guard let bytes = value(key) else { return nil }
         guard bytes.count <= maximum else { throw NegotiationError(.tooLong(maximum: maximum), key: key, value: bytes) }
@@ -36,7 +36,7 @@ struct NodeReader {
         return text
     }
 
-    /// Text that is mandatory.
+    /// Mandatory text.
     func requiredText(
         _ key: String, maximum: Int = NodeReader.maximumTextByteCount
     ) throws(NegotiationError) -> String {
@@ -44,7 +44,7 @@ struct NodeReader {
         return text
     }
 
-    /// Digits only, at most 20 of them, at most `maximum`.
+    /// Parses a decimal number: digits only, at most 20 of them, at most `maximum`.
     static func decimal(_ bytes: [UInt8], key: String, maximum: UInt64) throws(NegotiationError) -> UInt64 {
         guard !bytes.isEmpty, bytes.allSatisfy({ (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0) })
         else { throw NegotiationError(.notDecimal, key: key, value: bytes) }

@@ -1,33 +1,35 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// One change of the backend's node, made as a whole or not at all.
+// One change of the backend's node, made completely or not at all.
 
 /// What to write to the backend's node in one transaction.
 ///
-/// The transaction first reads `state` and `online` of the node. Unless they are `replacing` and `isOnline`, nothing is
-/// written, the transaction is aborted and what was read is the answer: a deleted node is never made again, and what the
-/// toolstack wrote in between is never overwritten. A transaction that conflicts is tried again from its beginning.
+/// The transaction first reads the node's `state` and `online`. Unless they equal `replacing` and `isOnline`, nothing
+/// is written, the transaction is aborted, and the values that were read are the answer. So a deleted node is never
+/// created again, and what the toolstack wrote in the meantime is never overwritten. A transaction that conflicts is
+/// tried again from its beginning.
 public struct StoreUpdate: Equatable, Sendable {
-    /// A key relative to the backend's node and its new value, or its end.
+    /// A key relative to the backend's node, with its new value or removed.
     public enum Entry: Equatable, Sendable {
         /// Sets the key.
         case write(String, String)
-        /// Removes the key, which may be missing.
+        /// Removes the key, which may be missing already.
         case remove(String)
     }
 
-    /// What must stand in `state`.
+    /// The value that `state` must have.
     public let replacing: XenbusState
-    /// What `online` must say; a missing key says true, as in `BackendNode`.
+    /// The value that `online` must have; a missing key counts as true, as in `BackendNode`.
     public let isOnline: Bool
-    /// Keys to change, in order.
+    /// The keys to change, in order.
     public let entries: [Entry]
-    /// Text for the key `error/<backend path>/error` of the backend's home, written in the same transaction. It belongs
-    /// into the log too, whether the transaction takes effect or not. Printable ASCII, at most 512 bytes.
+    /// Text for the key `error/<backend path>/error` below the backend's home, written in the same transaction. It must
+    /// be logged too, whether or not the transaction takes effect. Printable ASCII, at most 512 bytes.
     public let error: String?
-    /// What stands in `state` afterwards. It is written even where it is the same: watchers then read again.
+    /// The new value of `state`; nil leaves it alone. It is written even if it is the same: watchers then read the node
+    /// again.
     public let state: XenbusState?
 
-    /// A change of a node in state `replacing`; `state` is written last.
+    /// A change of a node in state `replacing`. `state` is written last.
     public init(
         replacing: XenbusState, isOnline: Bool = true, entries: [Entry] = [], error: String? = nil,
         state: XenbusState? = nil

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// How each event changes what the machine knows and holds. What follows from it is worked out in one other place.
+// How each event changes what the machine knows and holds. VBDMachine+Reconcile.swift decides what follows from it.
 
 extension VBDMachine {
-    /// Takes `event` in. Answers that are not awaited and values that are known already change nothing.
+    /// Records `event`. Answers that nobody waits for and values that are known already change nothing.
     mutating func observe(_ event: Event, _ actions: inout [Action]) {
         switch event {
         case .backendChanged(let state, let isOnline):
@@ -13,11 +13,11 @@ extension VBDMachine {
         case .updateDone:
             if case .updating(_, to: let state) = node { node = .present(state) }
         case .storeFailed(let text):
-            lose(.storeFailed(OperatorText.message(text)))
+            loseNode(.storeFailed(OperatorText.message(text)))
         case .stopRequested(.closeDevice):
             purpose = .close
         case .stopRequested(.handOver):
-            lose(.handedOver)
+            loseNode(.handedOver)
         case .timerFired:
             if stage == .resting { stage = .idle }
         case .storageConfigured, .storageRejected, .deviceOpened, .deviceOpenFailed, .deviceResized, .deviceLost,
@@ -28,7 +28,8 @@ extension VBDMachine {
         }
     }
 
-    /// The node's state was read. What this machine did not write is the toolstack's word, or another driver's.
+    /// The node's state was read. A state that this machine did not write comes from the toolstack or from another
+    /// driver.
     private mutating func observeNode(_ state: XenbusState?) {
         let known: XenbusState
         switch node {
@@ -45,10 +46,10 @@ extension VBDMachine {
             node = .present(.closed)
             run = .cut
         case nil, .initialising?:
-            // Deleted and made anew between two looks is a node for another instance.
-            lose(.vanished)
+            // A node that was deleted and created again between two reads is for another instance.
+            loseNode(.vanished)
         case let state?:
-            lose(.conflict(state))
+            loseNode(.conflict(state))
         }
     }
 
@@ -60,7 +61,7 @@ extension VBDMachine {
         case (let state?, _): frontend = .present(state)
         }
         guard frontend != old else { return }
-        // From 4 back to 3 a frontend comes with new rings only, also when the states between were not seen.
+        // A frontend that goes from 4 back to 3 always has new rings, even if the states in between were not seen.
         let hasLeft = !isFrontendReady || (old == .present(.connected) && state == .initialised)
         guard hasLeft else { return }
         run = .open
@@ -82,7 +83,7 @@ extension VBDMachine {
         case (.storageConfigured(let request), _):
             if storage != .failed(request) { storage = .configured(request) }
         case (.storageRejected(let text), .idle), (.storageRejected(let text), .resting):
-            // The report changes the node and makes the host read it again: once is enough.
+            // The report changes the node, which makes the host read it again: report each text only once.
             guard storage != .rejected(text) else { return }
             storage = .rejected(text)
             reportStorage(text)
@@ -131,18 +132,18 @@ extension VBDMachine {
         }
     }
 
-    /// From here on nothing is written; the first reason is the one that counts.
-    private mutating func lose(_ reason: ExitReason) {
+    /// From now on nothing is written. The first reason counts.
+    private mutating func loseNode(_ reason: ExitReason) {
         if case .lost = node { return }
         node = .lost(reason)
     }
 
-    /// Not tried again for the frontend's present run; the next one may be luckier.
+    /// Not tried again during the frontend's present run; the next run may succeed.
     private mutating func failStorage(_ request: DeviceRequest) {
         if storage == .configured(request), !isFrontendLeaving { storage = .failed(request) }
     }
 
-    /// Nothing is held any more; a guest must not make the storage be opened again as fast as it can.
+    /// Nothing is held any more. The timer limits how often a guest can make the storage be opened again.
     private mutating func rest(_ actions: inout [Action]) {
         guard !isLost, !isDetaching else {
             stage = .idle
@@ -156,7 +157,7 @@ extension VBDMachine {
         pendingError = OperatorText.message(text)
     }
 
-    /// xl prints hotplug-error; scripts that wait look at hotplug-status.
+    /// xl prints hotplug-error; scripts that wait read hotplug-status.
     private mutating func reportStorage(_ text: String) {
         report(text)
         pendingEntries = [

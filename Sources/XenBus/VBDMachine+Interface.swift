@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What goes into the machine and what comes out of it: the whole interface between negotiation and the host.
+// The interface between the negotiation and the host: the events that go in and the actions that come out.
 public import Blkif
 
 extension VBDMachine {
-    /// What the host found when it took the node on.
+    /// What the host found when it took over the node.
     public struct Attachment: Equatable, Sendable {
-        /// The backend's state: 1 for a new device, anything else after an earlier process.
+        /// The backend's state: 1 for a new device; anything else is left from an earlier process.
         public var state: XenbusState?
         /// `online` of the backend's node.
         public var isOnline: Bool
-        /// The frontend's state, nil where it has none.
+        /// The frontend's state; nil if it has none.
         public var frontend: XenbusState?
-        /// The size that stands in the backend's node, in sectors of 512 bytes.
+        /// The size that is published in the backend's node, in sectors of 512 bytes.
         public var publishedSectorCount: UInt64?
 
-        /// A new device unless told otherwise.
+        /// By default, a new device.
         public init(
             state: XenbusState? = .initialising, isOnline: Bool = true, frontend: XenbusState? = .initialising,
             publishedSectorCount: UInt64? = nil
@@ -26,24 +26,24 @@ extension VBDMachine {
         }
     }
 
-    /// Whether the storage stays open while no frontend uses it.
+    /// When the storage is closed.
     public enum StorageRelease: Equatable, Sendable {
-        /// Closed before state 6 is written: who sees 6 may take the storage away at once, as libxl does.
+        /// Before state 6 is written: whoever sees 6 may take the storage away at once, as libxl does.
         case withFrontend
-        /// Open until the device goes, as in FreeBSD and Linux: for a process that could not open it again.
+        /// Only with the device, as in FreeBSD and Linux: for a process that could not open the storage again.
         case withDevice
     }
 
-    /// What does not change during a VBD's life.
+    /// What does not change during the life of a VBD.
     public struct Configuration: Equatable, Sendable {
-        /// What a frontend may ask for.
+        /// The most that a frontend may ask for.
         public var limits: FrontendLimits
         /// When storage is closed.
         public var storageRelease: StorageRelease
-        /// A guest that comes and goes opens the storage no more often than once in this time.
+        /// The shortest time between two openings of the storage, however fast a guest comes and goes.
         public var reopenDelayMilliseconds: Int
 
-        /// The usual configuration.
+        /// The default configuration.
         public init(
             limits: FrontendLimits = FrontendLimits(), storageRelease: StorageRelease = .withFrontend,
             reopenDelayMilliseconds: Int = 250
@@ -56,45 +56,46 @@ extension VBDMachine {
 
     /// How the service ends.
     public enum StopKind: Equatable, Sendable {
-        /// The frontend is asked to close and waited for; the node ends in state 6.
+        /// Ask the frontend to close, wait for it, and leave the node in state 6.
         case closeDevice
-        /// Requests in flight are finished, everything is let go, and the node stays as it is for a successor that
-        /// goes on with the same rings. Also ends a `.closeDevice` that takes too long.
+        /// Finish the requests in flight, release everything, and leave the node as it is for a successor that
+        /// continues with the same rings. Also ends a `.closeDevice` that takes too long.
         case handOver
     }
 
-    /// What happened. Values of nodes are levels: only what stands there now counts, not how often it changed.
+    /// What happened. Values of nodes are levels: only the current value counts, not how often it changed.
     public enum Event: Equatable, Sendable {
-        /// The backend's node: `state` as `XenbusState.reading` has it, nil when the node is gone, and `online`. Read
-        /// them when the event is handed over, in one transaction, and never before the actions of earlier events were
-        /// carried out. Also the answer to an update that found something else.
+        /// The backend's node: `state` as `XenbusState.reading` returns it, nil if the node is gone, and `online`. Read
+        /// them in one transaction when the event is handed over, and never before the actions of earlier events were
+        /// carried out. Also the answer to an update that found other values.
         case backendChanged(state: XenbusState?, isOnline: Bool)
-        /// The frontend's `state`, nil when it or the whole path is gone.
+        /// The frontend's `state`; nil if it or the whole path is gone.
         case frontendChanged(XenbusState?)
-        /// The update took effect. Handed over before any other event.
+        /// The update took effect. Must be handed over before any other event.
         case updateDone
-        /// XenStore failed in another way than by a conflict: nothing more can be agreed on.
+        /// XenStore failed for a reason other than a conflict: the negotiation cannot go on.
         case storeFailed(String)
-        /// `BackendNode.deviceRequest` knows the storage. May come again.
+        /// `BackendNode.deviceRequest` returned the storage. May be repeated.
         case storageConfigured(DeviceRequest)
-        /// `BackendNode` or its storage breaks a rule. May come again.
+        /// `BackendNode` or its storage breaks a rule. May be repeated.
         case storageRejected(String)
         /// Answer to `openDevice`.
         case deviceOpened(DeviceFacts)
-        /// Answer to `openDevice`: nothing is open.
+        /// Answer to `openDevice`: it failed and nothing is open.
         case deviceOpenFailed(String)
-        /// The open device has another size, in sectors of 512 bytes. `offered` is what connected queues are held to from
-        /// now on, nil where none are connected.
+        /// The open device has a new size, in sectors of 512 bytes. `offered` is what connected queues enforce from now
+        /// on; nil if none are connected.
         case deviceResized(sectorCount: UInt64, offered: OfferedFeatures?)
-        /// The open device is dead; it is still to be closed.
+        /// The open device has failed; it still has to be closed.
         case deviceLost(String)
         /// Answer to `closeDevice`, which cannot fail.
         case deviceClosed
-        /// Answer to `connectRings`: the very value that the queues hold requests to, which is published.
+        /// Answer to `connectRings`: the features that the queues enforce, to be published.
         case ringsConnected(OfferedFeatures)
-        /// Answer to `connectRings`: nothing is mapped or bound. `NegotiationError.description` is a good text.
+        /// Answer to `connectRings`: it failed and nothing is mapped or bound. `NegotiationError.description` is a
+        /// suitable text.
         case ringsFailed(String)
-        /// Answer to `disconnectRings`: no request is in flight, nothing is mapped or bound.
+        /// Answer to `disconnectRings`: no request is in flight and nothing is mapped or bound.
         case ringsDisconnected
         /// The service is to end.
         case stopRequested(StopKind)
@@ -102,47 +103,46 @@ extension VBDMachine {
         case timerFired
     }
 
-    /// Whose rings are to be connected.
+    /// Where the rings to be connected come from.
     public enum RingOrigin: Equatable, Sendable {
-        /// Made by the frontend for this connection: all indexes begin at zero.
+        /// Created by the frontend for this connection: all indexes start at zero.
         case fresh
-        /// In use since an earlier process: go on from `rsp_prod`.
+        /// Used by an earlier process: continue at `rsp_prod`.
         case inherited
     }
 
-    /// Why the machine came to its end.
+    /// Why the machine ended.
     public enum ExitReason: Equatable, Sendable {
         /// The device is closed and its node in state 6.
         case detached
-        /// The node was deleted, or deleted and made anew for another instance.
+        /// The node was deleted, and perhaps created again for another instance.
         case vanished
         /// Another driver writes the node's state.
         case conflict(XenbusState)
         /// XenStore failed.
         case storeFailed(String)
-        /// A successor may take the node on.
+        /// A successor may take over the node.
         case handedOver
     }
 
-    /// What to do, in order. Every action but `startQueues` and `exit` has exactly one answer.
+    /// What to do, in order. Every action except `startQueues` and `exit` has exactly one answer.
     public enum Action: Equatable, Sendable {
-        /// Change the backend's node. Answer: `updateDone`, `backendChanged` where something else was found,
-        /// `storeFailed`.
+        /// Change the backend's node. Answer: `updateDone`; `backendChanged` if other values were found; `storeFailed`.
         case update(StoreUpdate)
         /// Open the storage. Answer: `deviceOpened`, `deviceOpenFailed`.
         case openDevice(DeviceRequest)
-        /// Close the storage; no request uses it. Answer: `deviceClosed`.
+        /// Close the storage, which no request uses any more. Answer: `deviceClosed`.
         case closeDevice
-        /// Read `FrontendNode` in a transaction, map its rings and bind its event channels, all or nothing.
+        /// Read `FrontendNode` in a transaction, map its rings and bind its event channels: all of it or nothing.
         /// Answer: `ringsConnected`, `ringsFailed`.
         case connectRings(RingOrigin)
-        /// Begin to take requests.
+        /// Start to take requests.
         case startQueues
         /// Stop taking requests, finish those in flight, then unmap and unbind. Answer: `ringsDisconnected`.
         case disconnectRings
-        /// Answer: `timerFired`.
+        /// Start a timer. Answer: `timerFired`.
         case startTimer(milliseconds: Int)
-        /// Nothing is held any more and no event is of interest. Comes once, and last. Unless the reason is
+        /// Nothing is held any more and no further event matters. Given once, as the last action. Unless the reason is
         /// `handedOver` or `storeFailed`, remove `error/<backend path>`: it lives as long as the node.
         case exit(ExitReason)
     }

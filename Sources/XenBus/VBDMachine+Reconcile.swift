@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What follows from what is known: the one place that decides what XenStore shows and what is held next.
+// Derives the next step from what is known: the only place that decides what XenStore shows and what is held next.
 
 extension VBDMachine {
-    /// What the frontend is up to, as far as it matters here.
+    /// What the frontend is doing, as far as it matters here.
     private enum Phase {
-        /// 1 or 2, or not there yet.
+        /// State 1 or 2, or not there yet.
         case preparing
-        /// 3 or 4: its rings are there.
+        /// State 3 or 4: its rings are there.
         case ready
-        /// 5.
+        /// State 5.
         case closing
-        /// 6, or deleted.
+        /// State 6, or deleted.
         case closed
-        /// A state that no block frontend has, or junk.
-        case senseless
+        /// A state that no block frontend has, or an invalid value.
+        case invalid
     }
 
     private var phase: Phase {
@@ -22,25 +22,25 @@ extension VBDMachine {
         case .present(.initialised), .present(.connected): .ready
         case .present(.closing): .closing
         case .present(.closed), .gone: .closed
-        case .present(.unknown), .present(.reconfiguring), .present(.reconfigured): .senseless
+        case .present(.unknown), .present(.reconfiguring), .present(.reconfigured): .invalid
         }
     }
 
-    /// The frontend is in 5 or 6 or deleted.
+    /// The frontend is in state 5 or 6, or deleted.
     var isFrontendLeaving: Bool { phase == .closing || phase == .closed }
 
-    /// The frontend is in 3 or 4.
+    /// The frontend is in state 3 or 4.
     var isFrontendReady: Bool { phase == .ready }
 
-    /// Somebody wants the device gone.
+    /// The toolstack or the host wants the device removed.
     var isDetaching: Bool { !isOnline || purpose == .close }
 
-    /// The node is not ours any more.
+    /// The node is no longer ours.
     var isLost: Bool {
         if case .lost = node { true } else { false }
     }
 
-    /// The storage that is held, whatever else is.
+    /// The open storage, in whichever stage.
     var heldDevice: Device? {
         switch stage {
         case .ready(let device), .connecting(let device, _), .discarding(let device), .connected(let device, _, _),
@@ -71,7 +71,7 @@ extension VBDMachine {
         }
     }
 
-    /// Changes what is known of the storage that is held.
+    /// Changes what is known about the open storage.
     mutating func changeDevice(_ change: (inout Device) -> Void) {
         guard var device = heldDevice else { return }
         change(&device)
@@ -85,14 +85,14 @@ extension VBDMachine {
         }
     }
 
-    /// Lets connected rings go.
+    /// Releases connected rings.
     mutating func disconnect(_ actions: inout [Action]) {
         guard case .connected(let device, _, _) = stage else { return }
         stage = .draining(device)
         actions.append(.disconnectRings)
     }
 
-    /// Takes the next step: at most one for the rings and the storage, at most one update of the node.
+    /// Takes the next step: at most one for the rings and the storage, and at most one update of the node.
     mutating func reconcile(_ actions: inout [Action]) {
         if isLost || run == .cut {
             if case .connecting(let device, _) = stage { stage = .discarding(device) }
@@ -107,16 +107,17 @@ extension VBDMachine {
     private mutating func step(_ actions: inout [Action]) {
         switch stage {
         case .idle:
-            guard !exitIfDone(&actions), mayBuild, wantsStorage, case .configured(let request) = storage else { return }
+            guard !exitIfDone(&actions), mayAcquire, wantsStorage, case .configured(let request) = storage
+            else { return }
             stage = .opening(request)
             actions.append(.openDevice(request))
         case .resting:
             _ = exitIfDone(&actions)
         case .ready(let device):
-            if !keeps(device) {
+            if !keepsOpen(device) {
                 stage = .closing
                 actions.append(.closeDevice)
-            } else if phase == .ready, mayBuild, wantsStorage {
+            } else if phase == .ready, mayAcquire, wantsStorage {
                 let origin: RingOrigin = run == .inherited ? .inherited : .fresh
                 stage = .connecting(device, origin)
                 actions.append(.connectRings(origin))
@@ -125,16 +126,16 @@ extension VBDMachine {
         }
     }
 
-    /// New things are taken hold of in state 2, what an earlier process held in any; never while an update is under way,
-    /// which may find out that the node belongs to another driver.
-    private var mayBuild: Bool {
+    /// Storage and rings are acquired in state 2 only, those of an earlier process in any state. Never during an
+    /// update, which may reveal that the node belongs to another driver.
+    private var mayAcquire: Bool {
         switch node {
         case .present(let state): state == .initWait || run == .inherited
         case .updating, .lost: false
         }
     }
 
-    /// The frontend's present run needs the storage, or is going to.
+    /// The frontend's present run needs the storage, or will need it.
     private var wantsStorage: Bool {
         switch (phase, run) {
         case (.ready, .inherited): true
@@ -143,13 +144,13 @@ extension VBDMachine {
         }
     }
 
-    /// In `ready`: the storage stays open.
-    private func keeps(_ device: Device) -> Bool {
+    /// In stage `ready`: the storage stays open.
+    private func keepsOpen(_ device: Device) -> Bool {
         guard !isLost, run != .cut, !device.isLost, storage == .configured(device.request) else { return false }
         return switch phase {
         case .ready: run == .inherited || !isDetaching
         case .preparing: run == .open && !isDetaching
-        case .closing, .senseless: !isDetaching
+        case .closing, .invalid: !isDetaching
         case .closed: !isDetaching && configuration.storageRelease == .withDevice
         }
     }
@@ -181,7 +182,7 @@ extension VBDMachine {
                     deviceType: device.request.deviceType, isRemovable: device.request.isRemovable)
                 entries += description.entries
             } else if announced != offered.sectorCount {
-                // A frontend reads the size again when it sees 4 written again.
+                // A frontend reads the size again when 4 is written again.
                 entries.append(.write(BackendKey.sectors, String(offered.sectorCount)))
                 newState = .connected
             }
@@ -203,19 +204,19 @@ extension VBDMachine {
         if newState == .closing, phase == .ready, run == .open { run = .ending }
     }
 
-    /// The state that should stand in the node, where `state` stands now.
+    /// The state that the node should have, given that it has `state` now.
     private func wantedState(from state: XenbusState) -> XenbusState {
-        if isDetaching { return farewell(from: state) }
-        // A toolstack waits for 2, whatever a frontend may be up to.
+        if isDetaching { return closingState(from: state) }
+        // A toolstack waits for 2, whatever the frontend is doing.
         if state == .initialising { return .initWait }
         switch phase {
         case .preparing:
-            if run != .open { return farewell(from: state) }
+            if run != .open { return closingState(from: state) }
             if isStorageBroken { return .closing }
             return holdsRings ? state : .initWait
         case .ready:
             return wantedStateForReadyFrontend(from: state)
-        case .closing, .senseless:
+        case .closing, .invalid:
             return holdsRings || state == .closed ? state : .closing
         case .closed:
             if holdsRings { return state }
@@ -238,7 +239,7 @@ extension VBDMachine {
 
     /// 5 until nothing is held, then 6; a 6 that the toolstack wrote stays. Rings that an earlier process left with
     /// requests in them are served first.
-    private func farewell(from state: XenbusState) -> XenbusState {
+    private func closingState(from state: XenbusState) -> XenbusState {
         let owesService = run == .inherited && !isStorageBroken
         return holdsNothing && !owesService || state == .closed ? .closed : .closing
     }

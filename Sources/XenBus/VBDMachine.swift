@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The life of one VBD as a pure function of events: what is held, what was agreed, and what to do next.
 //
-// What is held is a ladder. Every arrow down or up but those marked * waits for the answer of an action:
+// The stages form a ladder. Every arrow, except those marked *, waits for the answer to an action:
 //
 //      idle ◄───────────── timer ─────────────── resting
 //       │ openDevice                                ▲ deviceClosed, or the opening failed
@@ -15,58 +15,59 @@
 //       │    └──*── discarding ───── ringsConnected ──────────────┘        │
 //       └────────── ringsConnected ────────────────────────► connected ────┘
 //
-//   `discarding`: the frontend went on while its rings were being connected, so they are let go as soon as they are.
+//   `discarding`: the frontend moved on while its rings were being connected; they are released as soon as they are.
 //   `ended` is reached from idle and resting only.
 //
-// What XenStore shows follows from the ladder and never runs ahead of it: 4 only while rings are connected (or after a
-// process died with them), 6 only in idle and resting (in ready, too, where storage is kept), and 5 after the frontend's
-// 5 only when its rings are gone.
+// What XenStore shows follows from the stage and never runs ahead of it: 4 only while rings are connected (or after a
+// process died with them), 6 only in idle and resting (also in ready, if storage is kept open), and 5 in answer to the
+// frontend's 5 only once its rings are released.
 //
 //   frontend  1, 2      storage is opened, we are in 2
 //             3, 4      rings are connected, then 4
-//             5         rings are let go, then 5
-//             6, gone   rings and storage are let go, then 6; from there 1 leads to 2 again
-//   toolstack 5, or     we show 5; rings in use stay until the frontend leaves 3 and 4, be it by closing or by being
-//   online=0            deleted (forced detach); then everything is let go, 6, and the end
-//   toolstack 6         everything is let go at once
-//   no node             everything is let go at once and nothing is written any more
+//             5         rings are released, then 5
+//             6, gone   rings and storage are released, then 6; from there 1 leads to 2 again
+//   toolstack 5, or     we show 5; rings in use stay until the frontend leaves 3 and 4, by closing or by being
+//   online=0            deleted (forced detach); then everything is released, 6, and the end
+//   toolstack 6         everything is released at once
+//   no node             everything is released at once and nothing is written any more
 public import Blkif
 
-/// The negotiation of one VBD. A value without memory of its past: its size does not depend on how many events came.
+/// The negotiation of one VBD. Its size does not depend on how many events it has seen.
 ///
-/// The host hands over events with `handle` and carries out the returned actions in order. It never calls `handle` while
-/// it carries out an action; answers are handed over afterwards. Events that cannot be meant are ignored.
+/// The host hands over events with `handle` and carries out the returned actions in order. It never calls `handle`
+/// while it carries out an action; answers are handed over afterwards. Events that make no sense at the moment are
+/// ignored.
 public struct VBDMachine: Sendable {
-    /// An open storage.
+    /// An open storage device.
     public struct Device: Equatable, Sendable {
         /// What was asked for.
         public let request: DeviceRequest
-        /// What it is.
+        /// What the device reported.
         public var facts: DeviceFacts
         /// The storage failed while it was open; only closing it is valid.
         public var isLost = false
     }
 
-    /// What is held, and which answer is awaited.
+    /// What is held, and which answer is pending.
     public enum Stage: Equatable, Sendable {
         /// Nothing.
         case idle
-        /// Nothing; the storage was closed a moment ago and the timer runs.
+        /// Nothing; the storage was closed recently and the timer is running.
         case resting
-        /// `openDevice` is under way.
+        /// `openDevice` is in progress.
         case opening(DeviceRequest)
         /// The storage.
         case ready(Device)
-        /// `connectRings` is under way.
+        /// `connectRings` is in progress.
         case connecting(Device, RingOrigin)
-        /// `connectRings` is under way, for rings that are not wanted any more.
+        /// `connectRings` is in progress, for rings that are no longer wanted.
         case discarding(Device)
-        /// Storage and rings, whose requests are held to these features. `announced` is the size that the frontend was
-        /// told, in sectors of 512 bytes.
+        /// Storage and rings. The queues enforce these features; `announced` is the size that the frontend was told, in
+        /// sectors of 512 bytes.
         case connected(Device, OfferedFeatures, announced: UInt64?)
-        /// `disconnectRings` is under way.
+        /// `disconnectRings` is in progress.
         case draining(Device)
-        /// `closeDevice` is under way.
+        /// `closeDevice` is in progress.
         case closing
         /// `exit` was given.
         case ended
@@ -74,53 +75,54 @@ public struct VBDMachine: Sendable {
 
     /// What is known of the backend's node.
     enum Node: Equatable {
-        /// This stands in `state`.
+        /// `state` has this value.
         case present(XenbusState)
-        /// An update from the first state to the second is under way.
+        /// An update from the first state to the second is in progress.
         case updating(XenbusState, to: XenbusState)
-        /// Not ours any more: nothing is written.
+        /// No longer ours: nothing is written.
         case lost(ExitReason)
     }
 
     /// What is known of the frontend.
     enum Peer: Equatable {
-        /// Not there yet, in nodes made one after the other: no frontend that went away.
+        /// Not there yet, in nodes that are created one after the other; not to be taken for a frontend that left.
         case awaited
-        /// This stands in its `state`.
+        /// Its `state` has this value.
         case present(XenbusState)
         /// Its `state` was deleted.
         case gone
     }
 
-    /// How far the frontend's present run may come; each run that leaves states 3 and 4 is followed by an open one.
+    /// What the frontend's present run is still entitled to. When a run leaves states 3 and 4, a new one begins as
+    /// `open`.
     enum Run: Equatable {
-        /// In 3 or 4 it gets new rings connected.
+        /// In state 3 or 4, new rings are connected.
         case open
-        /// In 3 or 4 it has rings that an earlier process served.
+        /// In state 3 or 4, it has rings that an earlier process served.
         case inherited
-        /// It was shown state 5: rings that it has are served until it leaves 3 and 4, new ones are not connected.
+        /// State 5 was shown: existing rings are served until it leaves states 3 and 4, new ones are not connected.
         case ending
-        /// The toolstack wrote 6: no rings.
+        /// The toolstack wrote 6: rings are released at once.
         case cut
     }
 
-    /// Which storage there is to open.
+    /// The storage to open.
     enum Storage: Equatable {
         case unconfigured
         case configured(DeviceRequest)
-        /// It could not be opened or died; tried again when the frontend has closed.
+        /// It could not be opened, or failed while open; tried again after the frontend has closed.
         case failed(DeviceRequest)
-        /// The keys break a rule: only the toolstack can help.
+        /// The keys break a rule: only the toolstack can change that.
         case rejected(String)
     }
 
-    /// What the service is there for.
+    /// What the machine works towards.
     enum Purpose: Equatable {
         case serve
         case close
     }
 
-    /// `hotplug-status` as it was written here.
+    /// The value of `hotplug-status` that this machine wrote.
     enum HotplugStatus: Equatable {
         case untouched
         case connected
@@ -135,16 +137,16 @@ public struct VBDMachine: Sendable {
     var storage: Storage = .unconfigured
     var purpose: Purpose = .serve
     var hotplugStatus: HotplugStatus = .untouched
-    /// Entries that go with the next update: at most the three of a failed opening.
+    /// Entries for the next update: at most the three of a failed opening.
     var pendingEntries: [StoreUpdate.Entry] = []
-    /// The error that goes with the next update; a newer one takes its place.
+    /// The error for the next update; a newer one replaces it.
     var pendingError: String?
     /// The size that an earlier process told the frontend.
     let inheritedSectorCount: UInt64?
-    /// What is held at present.
+    /// What is held now.
     public internal(set) var stage: Stage = .idle
 
-    /// A machine for the node that the host found so. `start` gives the first actions.
+    /// A machine for a node that the host found as `attachment` says. `start` returns the first actions.
     public init(attachment: Attachment, configuration: Configuration = Configuration()) {
         self.configuration = configuration
         isOnline = attachment.isOnline
@@ -159,7 +161,7 @@ public struct VBDMachine: Sendable {
             frontend = .awaited
         case (let state?, let peer?) where state == .connected && (peer == .initialised || peer == .connected),
             (let state?, let peer?) where state == .closing && peer == .connected:
-            // A frontend gets to 4 by the backend's 4 only: the rings were in use.
+            // A frontend enters 4 only after the backend's 4, so these rings were in use.
             node = .present(state)
             run = .inherited
         case (.closing?, .initialised?):
@@ -172,7 +174,7 @@ public struct VBDMachine: Sendable {
         }
     }
 
-    /// The backend's state as far as it is known, nil when the node is not ours any more.
+    /// The backend's state as far as it is known; nil if the node is no longer ours.
     public var state: XenbusState? {
         switch node {
         case .present(let state), .updating(let state, to: _): state
@@ -187,7 +189,7 @@ public struct VBDMachine: Sendable {
         return actions
     }
 
-    /// Takes an event in and returns what is to be done, at most four actions.
+    /// Takes an event and returns what is to be done: at most four actions.
     public mutating func handle(_ event: Event) -> [Action] {
         guard stage != .ended else { return [] }
         var actions: [Action] = []

@@ -9,7 +9,10 @@ import Memory
 import Xen
 import XenLoopback
 
-/// Runs `cecho_serve` until ``end()``.
+/// Runs `cecho_serve` on a thread until ``end()``.
+///
+/// `@unchecked Sendable`: the thread has the handles to itself until end() has joined it; `stop` is the only word that
+/// both sides use.
 @safe
 final class EchoBackend: @unchecked Sendable {
     private let grants: LoopbackGrantTable
@@ -61,7 +64,7 @@ final class EchoBackend: @unchecked Sendable {
         } catch {}
     }
 
-    /// Stops and waits.
+    /// Stops the thread and waits for it.
     func end() {
         unsafe stop.pointee = 1
         pthread_join(thread, nil)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// One frontend, one ring, and the backends in turn.
+// One frontend and one ring, with each backend in turn.
 import BlockQueue
 import PluginHost
 import Blkif
@@ -13,7 +13,7 @@ import Xen
 import XenLoopback
 import Support
 
-/// What to measure.
+/// The parameters of a measurement.
 struct RingBenchSettings {
     var pluginDirectory = "build/release/lib/xbb/plugins"
     var repeats = 5
@@ -22,16 +22,16 @@ struct RingBenchSettings {
     var spins = 0
     var depths = [1, 32, 256]
     var backends = [RingBackend.xbb, .xbbWithCopy, .echo]
-    /// MiB of the disk that are read.
+    /// The part of the disk that is read, in MiB.
     var diskMebibytes: UInt64 = 1024
     /// Sectors of a request, 1 to 8.
     var sectors: UInt8 = 8
 }
 
-/// One of the backends that are compared: XBB with a plugin, or the C echo backend.
+/// A backend in the comparison: XBB with a plugin, or the C echo backend.
 struct RingBackend: Hashable {
     let name: String
-    /// The plugin's; nil for the C echo backend.
+    /// The plugin's format; nil for the C echo backend.
     var format: String?
     var directory: String?
     var options: [String: String] = [:]
@@ -121,9 +121,9 @@ final class RingBench {
     }
 
     private struct Measurement {
-        /// Requests a second.
+        /// Requests per second.
         let rate: Double
-        /// Processor time of all threads but the frontend's, for a request.
+        /// Processor time per request in ns, of all threads except the frontend's.
         let hostNanoseconds: Double
         let detail: [(String, JSON)]
     }
@@ -169,7 +169,7 @@ final class RingBench {
             detail: detail)
     }
 
-    /// ns that the process used on its processors, without this thread, which is the frontend's.
+    /// Processor time of the process in ns, without this thread, which is the frontend's.
     private func hostTime() -> Int {
         func time(_ clock: clockid_t) -> Int {
             var value = timespec()

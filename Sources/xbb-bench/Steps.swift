@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What one request costs in the steps that have no effects.
+// The cost of a request in the steps without effects.
 import Blkif
 import CLinux
 import Memory
@@ -9,7 +9,7 @@ import Support
 @inline(never)
 func keep<T>(_ value: T) {}
 
-/// ns of one of `count` turns of `body`, the best of five.
+/// Time of one iteration of `body` in ns: the best of five runs of `count` iterations.
 func measure(_ count: Int, _ body: (Int) -> Void) -> Double {
     var best = Double.infinity
     for _ in 0..<5 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// xbb-blkfront info: connects, says what was negotiated, and closes.
+// xbb-blkfront info: connects, prints what was negotiated, and closes.
 import ArgumentParser
 import Blkfront
 import Blkif
@@ -29,7 +29,7 @@ struct Info: ParsableCommand {
 }
 
 extension FrontDevice {
-    /// What was negotiated, by the names of the keys where there are any.
+    /// The negotiated values, under the names of their keys if there are any.
     fileprivate var facts: [(String, JSON)] {
         let keys = keys().compactMap { key, value in value.map { (key, JSON.string($0)) } }
         return [
@@ -51,7 +51,7 @@ extension FrontDevice {
 }
 
 extension JSON {
-    /// Without the quotes of a string, and an object as "name=value" pairs.
+    /// A string without quotes, and an object as "name=value" pairs.
     fileprivate var plainText: String {
         switch self {
         case .string(let text): text

@@ -92,7 +92,7 @@ struct Load: ParsableCommand {
         return plan
     }
 
-    /// What ``plan`` is for overlapping requests.
+    /// The same plan for overlapping requests.
     private var historyPlan: HistoryPlan {
         let plan = plan
         var history = HistoryPlan()

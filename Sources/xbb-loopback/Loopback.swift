@@ -16,7 +16,7 @@ struct Loopback: ParsableCommand {
         subcommands: [Run.self, Domain.self])
 }
 
-/// Where the hypervisor is.
+/// The hypervisor's directory.
 struct Place: ParsableArguments {
     @Option(name: [.customLong("dir"), .customLong("directory")], help: "The directory of the sockets.")
     var directory = LoopbackXen.defaultDirectory

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// xbb-loopback run: serve until a signal says stop.
+// xbb-loopback run: serves until a signal arrives.
 import Base
 import ArgumentParser
 import CLinux
@@ -20,7 +20,7 @@ struct Run: ParsableCommand {
 
     func run() throws {
         raiseDescriptorLimit()
-        // Blocked before any thread is made, so that sigwait() below is the only one to get them.
+        // Blocked before any thread starts, so that only sigwait() below receives them.
         var signals = sigset_t()
         unsafe sigemptyset(&signals)
         for signal in [SIGTERM, SIGINT, SIGHUP] { unsafe sigaddset(&signals, signal) }
@@ -42,7 +42,7 @@ struct Run: ParsableCommand {
         xen.stop()
     }
 
-    /// A client takes one descriptor, an event channel two more.
+    /// A client uses one descriptor, an event channel two more.
     private func raiseDescriptorLimit() {
         var limit = rlimit()
         let resource = __rlimit_resource_t(RLIMIT_NOFILE.rawValue)

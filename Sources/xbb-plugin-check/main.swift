@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// xbb-plugin-check: says whether a storage plugin keeps to the ABI, and what to mend.
+// xbb-plugin-check: checks whether a storage plugin conforms to the ABI, and tells what to fix.
 import Glibc
 import PluginCheck
 import Support
@@ -37,7 +37,7 @@ func fail(_ text: String) -> Never {
     exit(2)
 }
 
-/// What the command line said.
+/// The parsed command line.
 struct CommandLineOptions {
     enum Output { case lines, tap, json }
     var output = Output.lines
@@ -46,7 +46,7 @@ struct CommandLineOptions {
     var skip: [String] = []
     var overwrites = false
     var runner = Runner(Subject(path: ""))
-    /// In the process of one check.
+    /// Set in the process that runs one check.
     var check: String?
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The command line of xbb-vbd: what is said at one start, and the settings of workers.
+// The command line of xbb-vbd: arguments of a single start, and the settings of workers.
 import Base
 import BlockQueue
 import Settings
@@ -50,7 +50,7 @@ enum Arguments {
 
     /// A text of any kind.
     private static let text = TextRule(expected: "a text") { _ in true }
-    /// A path as it is given, of this process's working directory.
+    /// A path as it was given, relative to this process's working directory.
     private static let file = TextRule(expected: "a path") { !$0.isEmpty }
 
     static let all =

@@ -19,7 +19,8 @@ func fail(_ text: String) -> Never {
     exit(2)
 }
 
-/// The values of the command line; an end where that is wrong, or asks for no more than a text.
+/// The values of the command line. Ends the process if they are not valid, or if only a text such as --help is asked
+/// for.
 func parseArguments() -> SettingValues {
     let raw = unsafe getcwd(nil, 0)
     let directory = unsafe raw.map { unsafe String(cString: $0) } ?? ""
@@ -43,7 +44,7 @@ func parseArguments() -> SettingValues {
     }
 }
 
-/// Beside the executable's folder in a build tree or under a prefix: ../lib/xbb/plugins.
+/// The plugins beside the executable's folder, in a build tree or under a prefix: ../lib/xbb/plugins.
 func defaultPluginDirectory() -> String {
     var buffer = [CChar](repeating: 0, count: 4096)
     let length = unsafe readlink("/proc/self/exe", &buffer, buffer.count - 1)
@@ -53,7 +54,7 @@ func defaultPluginDirectory() -> String {
     return "/\(folder)/lib/xbb/plugins"
 }
 
-/// How the process is confined; an end with status 2 where a user that was asked for does not exist.
+/// The process's confinement. Ends the process with status 2 if the user that was asked for does not exist.
 func confinement(_ command: SettingValues) -> ConfinementSettings? {
     guard command.value(of: SettingsSchema.confine) else { return nil }
     let user = command[SettingsSchema.user]
@@ -106,7 +107,8 @@ if let plugin = command[Arguments.describePlugin] {
         exit(1)
     }
 }
-/// What is known of an image that nobody serves. A chain is looked at by processes of its own, others by this one.
+/// What is known about an image that is not being served. A chain is examined by other processes, a single image by
+/// this one.
 func examine(_ image: String, probes: Bool) throws(OperationError) -> JSON {
     let stateDirectory = command[SettingsSchema.stateDirectory]
     let format = command[Arguments.format]

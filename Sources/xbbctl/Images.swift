@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Subcommands that look at an image without serving it. They ask no xbbd.
+// Subcommands that examine an image without serving it. They do not need xbbd.
 import ArgumentParser
 import Settings
 import Support
 import XBBControl
 
-/// Which image, and with which plugins.
-struct LookedAtImage: ParsableArguments {
+/// The image, and the plugins to use.
+struct ImageArguments: ParsableArguments {
     @Argument(help: ArgumentHelp("The image or block device.", valueName: "path"))
     var path: String
 
@@ -19,7 +19,7 @@ struct LookedAtImage: ParsableArguments {
             valueName: "dir"))
     var stateDir: String?
 
-    /// Asks what `question` makes of what is configured.
+    /// Asks the question that `question` makes from the configuration.
     func ask(_ question: (DaemonConfiguration) -> ImageQuestion) throws(ControlError) -> ControlAnswer {
         let file = try DaemonConfiguration.read(DaemonConfiguration.usualPath, isOptional: true)
         let values = file.values
@@ -36,7 +36,7 @@ extension XBBCtl {
     struct Probe: ParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Says which formats an image looks like, and what format=auto would make of it.")
-        @OptionGroup var image: LookedAtImage
+        @OptionGroup var image: ImageArguments
         @OptionGroup var format: Format
 
         func run() throws {
@@ -47,7 +47,7 @@ extension XBBCtl {
     struct Inspect: ParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Says what is in an image and in those below it: sizes, features, the files that they name.")
-        @OptionGroup var image: LookedAtImage
+        @OptionGroup var image: ImageArguments
         @Option(
             name: .customLong("format"),
             help: ArgumentHelp(

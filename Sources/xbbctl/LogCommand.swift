@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// xbbctl log: the journal's lines about a device, or what xbbd remembers.
+// xbbctl log: the journal's lines about a device, or the lines that xbbd remembers.
 import ArgumentParser
 import CLinux
 import Glibc

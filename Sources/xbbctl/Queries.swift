@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Subcommands that ask xbbd.
+// Subcommands that query xbbd.
 import ArgumentParser
 import CLinux
 import Glibc

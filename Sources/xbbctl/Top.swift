@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// xbbctl top: all disks, again and again.
+// xbbctl top: the activity of all disks, repeatedly.
 import ArgumentParser
 import CLinux
 import Glibc
@@ -39,7 +39,7 @@ extension XBBCtl {
                 do throws(ControlError) {
                     stats = try client.call(.stats(vbd)).value
                 } catch {
-                    // A worker that does not answer has a line without numbers; xbbd that does not is the end.
+                    // A worker that does not answer gets a line without numbers; if xbbd does not answer, this ends.
                     if error.status == .unreachable { throw error }
                 }
                 samples.append(DiskSample(row: row, stats: stats, time: clinux_monotonic_ns()))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// xbbctl upgrade: disks go over to new workers while guests use them.
+// xbbctl upgrade: moves disks to new workers while guests use them.
 import ArgumentParser
 import CLinux
 import Glibc
@@ -83,7 +83,7 @@ extension XBBCtl {
             }
         }
 
-        /// The new worker is there and has its storage.
+        /// True if the new worker is running and has its storage.
         private func answers(_ name: String, _ connection: Connection) -> Bool {
             guard let reference = VBDReference(parsing: name), let answer = try? connection.ask(.show(reference)) else {
                 return false

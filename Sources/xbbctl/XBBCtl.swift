@@ -24,7 +24,7 @@ struct XBBCtl: ParsableCommand {
     @OptionGroup var connection: Connection
 }
 
-/// Where xbbd and XenStore are; taken before and behind the subcommand.
+/// How to reach xbbd and XenStore; allowed before and after the subcommand.
 struct Connection: ParsableArguments {
     @Option(
         help: ArgumentHelp("The socket of xbbd. (default: \(ControlClient.defaultSocket))", valueName: "path"))
@@ -53,7 +53,7 @@ struct Connection: ParsableArguments {
     }
 }
 
-/// Which device is meant.
+/// The device to act on.
 struct Device: ParsableArguments {
     @Argument(help: "The guest's domain number.")
     var domid: UInt16
@@ -65,7 +65,7 @@ struct Device: ParsableArguments {
         help: ArgumentHelp("The directory below backend/, where more than one has the device.", valueName: "kind"))
     var kind: String?
 
-    /// The rules for the words of a device, also where it may be left out.
+    /// Checks a device's two words, also if the device is optional.
     static func check(domid: UInt16, vdev: String) throws {
         guard domid < 0x7ff0 else { throw ValidationError("domain \(domid): expected 0 to 32751") }
         guard VirtualDevice.number(of: vdev) != nil else {
@@ -90,7 +90,7 @@ struct Device: ParsableArguments {
     }
 }
 
-/// How often something is looked at.
+/// The interval between repetitions.
 struct Pace: ParsableArguments {
     @Option(help: ArgumentHelp("Seconds between two looks, 0.1 to 3600.", valueName: "seconds"))
     var interval = 1.0
@@ -101,7 +101,7 @@ struct Pace: ParsableArguments {
         }
     }
 
-    /// Waits until the next look.
+    /// Waits for the interval.
     func wait() { usleep(UInt32(interval * 1e6)) }
 }
 
@@ -110,7 +110,7 @@ struct Format: ParsableArguments {
     @Flag(help: "Print JSON.")
     var json = false
 
-    /// Prints an answer as it came, or as text.
+    /// Prints an answer as it arrived, or as text.
     func print(_ answer: ControlAnswer, _ text: (JSON) -> [String]) {
         if json {
             Swift.print(answer.text)

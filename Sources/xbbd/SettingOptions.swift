@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Options of xbbd that are settings: their help and their completion come from the schema.
+// xbbd's options that are settings. Their help and completion come from the schema.
 import ArgumentParser
 import Settings
 
@@ -16,7 +16,7 @@ extension ArgumentHelp {
 }
 
 extension CompletionKind {
-    /// What can stand behind the setting's option.
+    /// The completion of the option's value.
     static func setting<Value>(_ setting: Setting<Value>) -> CompletionKind {
         switch setting.declaration.type {
         case .text(let rule), .list(let rule):
@@ -27,7 +27,7 @@ extension CompletionKind {
 }
 
 extension Option where Value == String? {
-    /// An option that may be absent.
+    /// An optional option.
     init<Kind>(setting: Setting<Kind>) {
         self.init(help: .setting(setting), completion: .setting(setting))
     }

@@ -43,7 +43,7 @@ struct XBBD: ParsableCommand {
     @Option(help: ArgumentHelp("Run on the loopback Xen at this directory instead of on Xen.", valueName: "dir"))
     var loopback: String?
 
-    // Options of settings are texts, which the settings' schema reads: with its rules and its messages.
+    // Options for settings are plain texts: the settings' schema parses them, with its own rules and messages.
 
     @Option(setting: SettingsSchema.runDirectory) var runDir: String?
 
@@ -92,7 +92,7 @@ struct XBBD: ParsableCommand {
 
     @Flag(inversion: .prefixedNo, help: .setting(SettingsSchema.confine)) var confine: Bool?
 
-    /// What the options say.
+    /// The values given as options.
     private func given() throws(OperationError) -> SettingValues {
         var values = SettingValues()
         for text in tunable { try SettingsSchema.take(change: text, label: "--tunable", into: &values) }
@@ -144,7 +144,7 @@ struct XBBD: ParsableCommand {
         values[SettingsSchema.logLevel].flatMap { LogLevel(word: $0) } ?? .info
     }
 
-    /// What `values` say, and what is usual for the rest.
+    /// The supervisor's settings: `values`, and the defaults for the rest.
     private func settings(_ values: SettingValues) throws(ControlError) -> SupervisorSettings {
         var workers = WorkerSettings(
             executable: values[SettingsSchema.program] ?? InstallPaths.worker(),
@@ -169,7 +169,7 @@ struct XBBD: ParsableCommand {
         return settings
     }
 
-    /// Options, then the file.
+    /// The values of the options and, below them, of the file.
     private func values(_ file: DaemonConfiguration) throws(ControlError) -> SettingValues {
         do throws(OperationError) {
             return try given().over(file.values)

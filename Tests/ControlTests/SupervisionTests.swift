@@ -154,14 +154,14 @@ import XenBus
     @Test("a guest whose disk is given up is told so") func dismissal() {
         let connected = NodeFacts(state: .connected)
         var supervision = running(connected)
-        #expect(supervision.handle(.exited(.usage, connected), now: 1).last == .dismissGuest)
+        #expect(supervision.handle(.exited(.usage, connected), now: 1).last == .closeFrontend)
         var policy = RestartPolicy()
         policy.failureLimit = 1
         supervision = VBDSupervision(policy: policy)
         #expect(supervision.handle(.node(connected), now: 0) == [.start])
         #expect(supervision.handle(.started, now: 0) == [])
         let text = "the worker failed 1 times in 300 s, last: signal 9"
-        #expect(supervision.handle(.exited(.signalled(9), connected), now: 1) == [.giveUp(text), .dismissGuest])
+        #expect(supervision.handle(.exited(.signalled(9), connected), now: 1) == [.giveUp(text), .closeFrontend])
     }
 
     @Test("a process that is not known is waited for") func foreign() {
@@ -223,7 +223,7 @@ import XenBus
                         #expect(!hasWorker && node == nil, "seed \(seed), life \(life)")
                         supervision = VBDSupervision()
                     case .closeNode: #expect(!hasWorker && node?.state == .closing, "seed \(seed), life \(life)")
-                    case .dismissGuest: #expect(!hasWorker && node?.state == .connected, "seed \(seed), life \(life)")
+                    case .closeFrontend: #expect(!hasWorker && node?.state == .connected, "seed \(seed), life \(life)")
                     case .giveUp, .clearError: #expect(!hasWorker, "seed \(seed), life \(life)")
                     }
                 }

@@ -7,7 +7,8 @@ import XenBus
     static let limits = FrontendLimits(maximumRingPageOrder: 5, maximumQueueCount: 4)
     /// As Linux blkfront writes it for one queue of one page.
     static let linux: Node = [
-        "ring-ref": "8", "event-channel": "15", "protocol": RingProtocol.spoken[0].rawValue, "feature-persistent": "1",
+        "ring-ref": "8", "event-channel": "15", "protocol": RingProtocol.supported[0].rawValue,
+        "feature-persistent": "1",
     ]
     static let twoQueues: Node = [
         "multi-queue-num-queues": "2", "ring-page-order": "1",
@@ -22,7 +23,7 @@ import XenBus
     @Test func onePageAsLinuxWritesIt() throws {
         let node = try Self.read(Self.linux)
         #expect(node.rings == [FrontendRing(pageReferences: [8], eventChannel: 15)])
-        #expect(node.ringProtocol == RingProtocol.spoken[0])
+        #expect(node.ringProtocol == RingProtocol.supported[0])
         #expect(node.usesPersistentGrants && node.trustsBackend && !node.understandsLargeSectors)
     }
 
@@ -66,10 +67,10 @@ import XenBus
     }
 
     @Test func aFrontendThatDoesNotSayItsLayoutMeansX86_32() throws {
-        #expect(try Self.read(["ring-ref": "1", "event-channel": "1"]).ringProtocol == RingProtocol.unsaid)
+        #expect(try Self.read(["ring-ref": "1", "event-channel": "1"]).ringProtocol == RingProtocol.assumed)
         #if arch(x86_64)
-            #expect(RingProtocol.unsaid == .x86_32)
-            #expect(RingProtocol.spoken == [.x86_32, .x86_64])
+            #expect(RingProtocol.assumed == .x86_32)
+            #expect(RingProtocol.supported == [.x86_32, .x86_64])
         #endif
     }
 
@@ -102,9 +103,9 @@ import XenBus
             ("num-ring-pages", "33", .ringPagesNotPowerOfTwo),
             ("num-ring-pages", "64", .ringTooLarge(maximumPages: 32)),
             ("num-ring-pages", "2147483648", .ringTooLarge(maximumPages: 32)),
-            ("protocol", "", .unknownProtocol(expected: RingProtocol.spoken)),
-            ("protocol", "x86_64-abi\0", .unknownProtocol(expected: RingProtocol.spoken)),
-            ("protocol", "powerpc64-abi", .unknownProtocol(expected: RingProtocol.spoken)),
+            ("protocol", "", .unknownProtocol(expected: RingProtocol.supported)),
+            ("protocol", "x86_64-abi\0", .unknownProtocol(expected: RingProtocol.supported)),
+            ("protocol", "powerpc64-abi", .unknownProtocol(expected: RingProtocol.supported)),
             ("multi-queue-num-queues", "0", .noQueues),
             ("multi-queue-num-queues", "5", .tooManyQueues(maximum: 4)),
             ("multi-queue-num-queues", "4294967295", .tooManyQueues(maximum: 4)),
@@ -169,7 +170,7 @@ import XenBus
                     return FrontendRing(pageReferences: references, eventChannel: UInt32(queue + 1))
                 }
                 let node = FrontendNode(
-                    rings: rings, ringProtocol: random.pick(RingProtocol.spoken),
+                    rings: rings, ringProtocol: random.pick(RingProtocol.supported),
                     usesPersistentGrants: random.chance(50), understandsLargeSectors: random.chance(50),
                     trustsBackend: random.chance(50))
                 let written = Node(node.entries.map { ($0.key, $0.value) }) { $1 }

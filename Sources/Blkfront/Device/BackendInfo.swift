@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What the backend says of its disk, read as blkfront reads it.
+// The backend's description of its disk, read as blkfront reads it.
 import CLinux
 import Glibc
 import Xen
@@ -10,7 +10,7 @@ public struct BackendInfo: Sendable, Equatable {
     public var sectors: UInt64 = 0
     /// "sector-size" in bytes.
     public var sectorSize = 512
-    /// "physical-sector-size" in bytes; ``sectorSize`` where there is none.
+    /// "physical-sector-size" in bytes; ``sectorSize`` if there is none.
     public var physicalSectorSize = 512
     /// "info": `VDISK_CDROM` 1, `VDISK_REMOVABLE` 2, `VDISK_READONLY` 4.
     public var info = 0
@@ -20,7 +20,7 @@ public struct BackendInfo: Sendable, Equatable {
     public var flush = false
     /// "feature-discard"
     public var discard = false
-    /// "discard-granularity" in bytes, 0 where there is none.
+    /// "discard-granularity" in bytes; 0 if there is none.
     public var discardGranularity = 0
     /// "discard-alignment" in bytes
     public var discardAlignment = 0
@@ -28,9 +28,9 @@ public struct BackendInfo: Sendable, Equatable {
     public var secureDiscard = false
     /// "feature-persistent"
     public var persistent = false
-    /// "feature-max-indirect-segments", 0 where there is none. This frontend never sends indirect requests.
+    /// "feature-max-indirect-segments"; 0 if there is none. This frontend never sends indirect requests.
     public var maxIndirectSegments = 0
-    /// Bytes that one sector of "sectors" and of requests stands for: 512 unless large sectors were negotiated.
+    /// Bytes per sector, as "sectors" and requests count them: 512 unless large sectors were negotiated.
     public var sectorUnit = 512
 
     /// Nothing read yet.
@@ -70,7 +70,7 @@ public struct BackendInfo: Sendable, Equatable {
         }
     }
 
-    /// A key that must be a number.
+    /// A mandatory number.
     static func required<Number: FixedWidthInteger>(
         _ path: String, _ store: any XenStore
     ) throws(BlkfrontError) -> Number {
@@ -79,7 +79,7 @@ public struct BackendInfo: Sendable, Equatable {
         return value
     }
 
-    /// A number, or nil where there is none (`xenbus_read_unsigned`).
+    /// A number; nil if there is none (`xenbus_read_unsigned`).
     static func optional(_ path: String, _ store: any XenStore) throws(BlkfrontError) -> UInt64? {
         try text(path, store).flatMap { UInt64($0) }
     }
@@ -88,9 +88,9 @@ public struct BackendInfo: Sendable, Equatable {
         try optional(path, store).map { $0 != 0 } ?? false
     }
 
-    /// A key as text, nil where there is none.
+    /// A key as text; nil if there is none.
     ///
-    /// XenStore says EACCES of a node that is gone when the domain may not read what is left above it.
+    /// For a node that is gone, XenStore answers EACCES if the domain may not read the nearest remaining parent.
     static func text(_ path: String, _ store: any XenStore) throws(BlkfrontError) -> String? {
         do {
             return try store.text(path)

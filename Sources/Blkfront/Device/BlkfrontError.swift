@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Why a frontend could not do what it was asked for.
+// Errors of a frontend.
 public import Base
 
-/// What a backend did that blkfront does not forgive. The device is dead from then on (`BLKIF_STATE_ERROR`).
+/// A protocol violation by the backend that blkfront does not tolerate. The device is dead from then on
+/// (`BLKIF_STATE_ERROR`).
 public enum FrontFault: Error, Sendable, Equatable, CustomStringConvertible {
-    /// `rsp_prod` says more responses than there are requests ("illegal number of responses").
+    /// `rsp_prod` announces more responses than there are requests ("illegal number of responses").
     case responseOverflow(producer: UInt32, consumer: UInt32, requests: UInt32)
     /// "response has incorrect id"
     case incorrectID(UInt64, slots: Int)
@@ -14,9 +15,9 @@ public enum FrontFault: Error, Sendable, Equatable, CustomStringConvertible {
     case wrongOperation(got: UInt8, expected: UInt8, id: UInt64)
     /// "backend has not unmapped grant": it can still reach the page after it answered.
     case grantInUse(reference: UInt32, id: UInt64)
-    /// Bytes of the response that carry nothing are not zero.
+    /// Bytes of the response that belong to no field are not zero.
     case paddingNotZero(id: UInt64)
-    /// The domain's own grants or events failed; a fault of the test bench, not of the backend.
+    /// The domain's own grants or events failed: a fault of the test environment, not of the backend.
     case domain(String)
 
     /// One line, in blkfront's words.
@@ -40,21 +41,21 @@ public enum FrontFault: Error, Sendable, Equatable, CustomStringConvertible {
 public enum BlkfrontError: Error, Sendable, Equatable, CustomStringConvertible {
     /// A call of XenStore failed.
     case store(OperationError)
-    /// Options or arguments that make no sense.
+    /// Options or arguments that are not valid.
     case invalid(String)
-    /// The backend did not do in time what is named here.
+    /// The backend did not do in time what the text says.
     case timeout(String)
-    /// A key that must be there is missing or is no number.
+    /// A mandatory key is missing or is not a number.
     case badKey(path: String, value: String?)
-    /// The backend closed, is gone, or the frontend itself closed the device.
+    /// The backend closed or is gone, or the frontend itself closed the device.
     case closed(String)
-    /// The backend broke a rule; nothing works any more on this device.
+    /// The backend violated the protocol; the device is no longer usable.
     case dead(FrontFault)
     /// The backend answered `BLKIF_RSP_ERROR` or a status that does not exist.
     case failed(status: Int16)
     /// The backend answered `BLKIF_RSP_EOPNOTSUPP`.
     case notSupported
-    /// The domain could not give frames, grants or event channels.
+    /// The domain could not allocate frames, grants or event channels.
     case domain(OperationError)
 
     /// One line for people.

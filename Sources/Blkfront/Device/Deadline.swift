@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// A moment until which something may take.
+// A time limit.
 import CLinux
 import Glibc
 
@@ -7,12 +7,12 @@ import Glibc
 struct Deadline: Sendable {
     private let end: UInt64
 
-    /// So many milliseconds from now.
+    /// The point this many milliseconds from now.
     init(milliseconds: Int) {
         end = clinux_monotonic_ns() &+ UInt64(max(milliseconds, 0)) &* 1_000_000
     }
 
-    /// Milliseconds left, 0 when it has passed.
+    /// Milliseconds left; 0 when it has passed.
     var left: Int32 {
         let now = clinux_monotonic_ns()
         return now >= end ? 0 : Int32(clamping: (end - now + 999_999) / 1_000_000)

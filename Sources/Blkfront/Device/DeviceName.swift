@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Names of virtual disks and the numbers that stand in XenStore (docs/man/xen-vbd-interface.7 of Xen).
+// Names of virtual disks and their numbers in XenStore (docs/man/xen-vbd-interface.7 of Xen).
 
 /// A virtual disk as its guest names it.
 ///
-/// The number is the last part of `device/vbd/<number>`; it packs the kind of the name, the disk and the partition.
+/// The number is the last part of `device/vbd/<number>`; it encodes the kind of name, the disk and the partition.
 public struct DeviceName: Sendable, Equatable, CustomStringConvertible {
     /// The number in XenStore: 51712 for xvda.
     public let number: UInt32
@@ -13,7 +13,7 @@ public struct DeviceName: Sendable, Equatable, CustomStringConvertible {
         self.number = number
     }
 
-    /// Parses "xvda", "xvdb3", "xvdaa", "sda", "hdc", "d16p2", "51712" or "0xca00"; nil for all else.
+    /// Parses "xvda", "xvdb3", "xvdaa", "sda", "hdc", "d16p2", "51712" or "0xca00"; nil for anything else.
     public init?(_ text: String) {
         let bytes = [UInt8](text.utf8)
         if let number = Self.plainNumber(text) {
@@ -33,7 +33,7 @@ public struct DeviceName: Sendable, Equatable, CustomStringConvertible {
         }
     }
 
-    /// The name in the xvd scheme where the number has one, else the number.
+    /// The name in the xvd scheme if the number has one, otherwise the number.
     public var description: String {
         let disk: UInt32
         let partition: UInt32

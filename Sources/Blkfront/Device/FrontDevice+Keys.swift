@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The keys that a frontend writes, and in which form.
+// The keys that a frontend writes, and their form.
 import Blkif
 
 extension FrontDevice {
-    /// The keys below ``path`` in the order of writing; nil for one that must not be there, which an earlier
-    /// connection may have left.
+    /// The keys below ``path`` in the order of writing; nil for a key that must not exist but may be left from an
+    /// earlier connection.
     public func keys() -> [(key: String, value: String?)] {
         var keys: [(key: String, value: String?)] = []
         let single = queues.count == 1

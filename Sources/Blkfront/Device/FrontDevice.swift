@@ -12,9 +12,9 @@ import XenBus
 public import Xen
 public import XenLoopback
 
-/// What the backend's state node told a connected frontend.
+/// What the backend's state tells a connected frontend.
 public enum FrontEvent: Sendable, Equatable {
-    /// The backend wrote Connected again and the size is a new one, in bytes.
+    /// The backend wrote Connected again with a new size, in bytes.
     case resized(UInt64)
     /// The backend wants to close, or has closed, or its node is gone.
     case backendCloses(XenbusState)
@@ -32,28 +32,28 @@ public final class FrontDevice {
     public let path: String
     /// What is asked for.
     public var options: FrontOptions
-    /// The backend's directory, "" before ``findBackend()``.
+    /// The backend's directory; "" before ``findBackend()``.
     public private(set) var backendPath = ""
     /// The backend's domain.
     public private(set) var backend: DomainID = 0
-    /// The state that this frontend wrote last.
+    /// The state that this frontend last wrote.
     public private(set) var state = XenbusState.unknown
-    /// What the backend said of its disk; read when it is connected.
+    /// The backend's description of its disk, read when it is connected.
     public private(set) var info = BackendInfo()
-    /// The pages of each ring that were agreed on.
+    /// The negotiated number of pages of each ring.
     public private(set) var ringPages = 0
-    /// The queues, empty unless ``makeQueues()`` was called.
+    /// The queues; empty until ``makeQueues()``.
     public private(set) var queues: [FrontQueueBox] = []
     /// Whether the device still works; a new one for each connection.
     public private(set) var health = FrontHealth()
-    /// Grants that the backend had not given up when the device was closed. Their frames are never used again.
+    /// Grants that the backend still used when the device was closed. Their frames are never used again.
     public private(set) var leakedGrants: [UInt32] = []
     private var watches = false
     private var lastBackendState = XenbusState.unknown
 
     private static let token = "blkfront-backend"
 
-    /// A device that the toolstack has made in XenStore; nothing is read yet.
+    /// A device that the toolstack has created in XenStore; nothing is read yet.
     public init(
         domain: LoopbackDomain, store: any XenStore, number: UInt32, options: FrontOptions = FrontOptions()
     ) {
@@ -66,7 +66,7 @@ public final class FrontDevice {
 
     // MARK: The whole way
 
-    /// Connects, or throws what went wrong on the way. May be called again after ``close()``.
+    /// Connects, or throws what went wrong. May be called again after ``close()``.
     public func connect() throws(BlkfrontError) {
         if let complaint = options.complaint { throw .invalid(complaint) }
         if !queues.isEmpty { throw .invalid("the device is connected already") }
@@ -105,7 +105,7 @@ public final class FrontDevice {
         watches = true
     }
 
-    /// Brings the own state to Initialising. What an earlier life of the frontend left open is closed first
+    /// Sets the frontend's state to Initialising. First closes what an earlier connection left open
     /// (`xenbus_reset_state`).
     public func start() throws(BlkfrontError) {
         health = FrontHealth()
@@ -126,7 +126,7 @@ public final class FrontDevice {
         if state == .closing { throw .closed("the backend closes\(try reason())") }
     }
 
-    /// Reads what the backend can do, and makes rings, grants, event channels and buffers.
+    /// Reads the backend's features, and creates rings, grants, event channels and buffers.
     public func makeQueues() throws(BlkfrontError) {
         let order = try BackendInfo.optional("\(backendPath)/max-ring-page-order", store) ?? 0
         let offered = order < 8 ? 1 << Int(order) : 256
@@ -178,7 +178,7 @@ public final class FrontDevice {
         info = try BackendInfo(path: backendPath, store: store, largeSectors: options.largeSectors)
     }
 
-    /// Writes the own state.
+    /// Writes the frontend's state.
     public func setState(_ state: XenbusState) throws(BlkfrontError) {
         do {
             try store.write("\(path)/state", state.text)
@@ -188,16 +188,16 @@ public final class FrontDevice {
         self.state = state
     }
 
-    /// The backend's state now.
+    /// The backend's current state.
     public func backendState() throws(BlkfrontError) -> XenbusState {
         XenbusState(try text("\(backendPath)/state"))
     }
 
     // MARK: Life
 
-    /// Takes the waiting watch events and says what they mean to a connected device. Never blocks.
+    /// Takes the waiting watch events and returns what they mean for a connected device. Never blocks.
     ///
-    /// A backend that wants to close is for the caller to answer, with ``close()``.
+    /// If the backend wants to close, the caller must answer with ``close()``.
     public func handleStoreEvents() throws(BlkfrontError) -> [FrontEvent] {
         guard try takeWatchEvents() else { return [] }
         let now = try backendState()
@@ -214,9 +214,9 @@ public final class FrontDevice {
         }
     }
 
-    /// Closes the device: no new requests, then the states down to Closed, then all grants end.
+    /// Closes the device: no new requests, then the states down to Closed, then the end of all grants.
     ///
-    /// The caller has waited for the requests that it wants answered. Throws a timeout if the backend does not
+    /// The caller has waited for the requests that it wants to be answered. Throws a timeout if the backend does not
     /// follow, or the fault of a grant that it still uses; the device is closed and cleaned up in either case.
     public func close() throws(BlkfrontError) {
         health.end(.closed("closed by the frontend"))
@@ -232,7 +232,7 @@ public final class FrontDevice {
     }
 
     private func closeStates() throws(BlkfrontError) {
-        // A node that the toolstack has removed must not come back to life.
+        // A node that the toolstack has removed must not be created again.
         guard try text("\(path)/state") != nil else {
             state = .closed
             return
@@ -245,7 +245,7 @@ public final class FrontDevice {
         _ = try awaitBackend("close") { $0.isOver || $0 == .initWait }
     }
 
-    /// Ends the grants and gives back ports and frames, whatever the backend does; ``close()`` does it too.
+    /// Ends the grants and frees ports and frames, whatever the backend does. ``close()`` calls it too.
     public func dismantle() {
         for queue in queues { leakedGrants += queue.dismantle() }
         queues = []
@@ -253,7 +253,7 @@ public final class FrontDevice {
 
     // MARK: Waiting for the backend
 
-    /// Waits until the backend's state satisfies `accept`; `step` completes "the backend did not ...".
+    /// Waits until the backend's state satisfies `accept`. `step` completes the message "the backend did not ...".
     public func awaitBackend(
         _ step: String, timeout: Int? = nil, where accept: (XenbusState) -> Bool
     ) throws(BlkfrontError) -> XenbusState {
@@ -283,7 +283,7 @@ public final class FrontDevice {
         return any
     }
 
-    /// What the backend says of its failure, for messages.
+    /// The backend's own error text, for messages.
     private func reason() throws(BlkfrontError) -> String {
         for key in ["hotplug-error", "error"] {
             if let text = (try? text("\(backendPath)/\(key)")) ?? nil, !text.isEmpty { return ": \(text)" }

@@ -16,67 +16,67 @@ public enum RingScheme: String, Sendable, CaseIterable {
     case both
 }
 
-/// What the frontend writes under "protocol".
+/// What the frontend writes to "protocol".
 public enum ProtocolKey: Sendable, Equatable {
-    /// The name of the ABI that the ring has.
+    /// The name of the ring's ABI.
     case ofABI
     /// No key at all.
     case absent
-    /// Any text, "native" or junk.
+    /// Any text, such as "native" or an invalid one.
     case text(String)
 }
 
 /// When pages are granted to the backend.
 public enum GrantPolicy: String, Sendable, CaseIterable {
-    /// A grant for each page of a request, ended when the response arrives. What blkfront does without
-    /// feature-persistent; a backend that still uses the page then is caught.
+    /// Each page of a request is granted for that request, and the grant ends when the response arrives. This is what
+    /// blkfront does without feature-persistent. A backend that still uses the page afterwards is detected.
     case perRequest = "per-request"
-    /// All pages are granted once, read and write, and stay granted until the device is closed.
+    /// All pages are granted once, for reading and writing, and stay granted until the device is closed.
     case pooled
 }
 
 /// What a frontend asks for. The defaults are those of Linux's blkfront, without persistent grants.
 public struct FrontOptions: Sendable {
-    /// Pages of each ring, a power of two from 1 to 32. Linux lowers its wish to max-ring-page-order; this
-    /// frontend too, unless ``insistOnRingPages`` is set.
+    /// Pages of each ring, a power of two from 1 to 32. Like Linux, this frontend reduces the number to
+    /// max-ring-page-order, unless ``insistOnRingPages`` is set.
     public var ringPages = 1
-    /// Asks for ``ringPages`` whatever the backend offers.
+    /// Uses ``ringPages`` whatever the backend offers.
     public var insistOnRingPages = false
     /// The keys that name the ring's pages.
     public var ringScheme = RingScheme.automatic
     /// The layout of the ring.
     public var abi = RingABI.native
-    /// The key that tells the backend of the layout.
+    /// The key that tells the backend the layout.
     public var protocolKey = ProtocolKey.ofABI
-    /// Queues wanted; lowered to multi-queue-max-queues unless ``insistOnQueues`` is set.
+    /// Number of queues; reduced to multi-queue-max-queues unless ``insistOnQueues`` is set.
     public var queues = 1
-    /// Asks for ``queues`` whatever the backend offers.
+    /// Uses ``queues`` whatever the backend offers.
     public var insistOnQueues = false
-    /// Where the free-running indices of every ring begin.
+    /// Initial value of the free-running indices of every ring.
     public var startIndex: UInt32 = 0
-    /// Writes feature-persistent=1. The backend may keep pages mapped then, so grants are pooled whatever ``grants``
-    /// says.
+    /// Writes feature-persistent=1. The backend may then keep pages mapped, so grants are pooled whatever ``grants``
+    /// is.
     public var offersPersistentGrants = false
     /// When pages are granted.
     public var grants = GrantPolicy.perRequest
     /// Writes feature-large-sector-size=1: sectors may then be larger than 512 bytes in all units.
     public var largeSectors = false
-    /// Says Connected at once with the ring's keys, as MiniOS does, instead of Initialised.
+    /// Writes state Connected together with the ring's keys, as MiniOS does, instead of Initialised.
     public var connectsDirectly = false
-    /// Requests in flight for each queue; nil for as many as the ring has slots.
+    /// The most requests in flight in each queue; nil for as many as the ring has slots.
     public var requestsPerQueue: Int?
-    /// A response whose padding is not zero kills the device: the backend's memory shows through (XSA-216).
+    /// A response whose padding is not zero ends the device: it leaks the backend's memory (XSA-216).
     public var verifiesPadding = true
-    /// How long each step of the backend may take, in milliseconds.
+    /// The longest time for each step of the backend, in milliseconds.
     public var timeout = 10_000
 
     /// The defaults.
     public init() {}
 
-    /// True if pages are granted once and for all.
+    /// True if pages are granted once for all requests.
     var poolsGrants: Bool { grants == .pooled || offersPersistentGrants }
 
-    /// The text for "protocol", or nil for no key.
+    /// The text for "protocol"; nil for no key.
     var protocolText: String? {
         switch protocolKey {
         case .absent: return nil
@@ -95,7 +95,7 @@ public struct FrontOptions: Sendable {
         }
     }
 
-    /// The first rule that the options break, as a message.
+    /// A message about the first rule that the options break; nil if they break none.
     var complaint: String? {
         if ringPages < 1 || ringPages > BlkifLimits.ringPages || ringPages & (ringPages - 1) != 0 {
             return "ring pages must be 1, 2, 4, 8, 16 or 32, not \(ringPages)"

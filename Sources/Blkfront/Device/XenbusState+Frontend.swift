@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The state of the other end, as a frontend asks for it.
+// The backend's state, as a frontend reads it.
 import XenBus
 
 extension XenbusState {
-    /// What a `state` key says; `.unknown` for a missing node and for junk.
+    /// The meaning of a `state` key; `.unknown` for a missing node or an invalid value.
     public init(_ text: String?) {
         self = XenbusState.reading(text.map { Array($0.utf8) }) ?? .unknown
     }

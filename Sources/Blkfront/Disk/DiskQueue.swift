@@ -1,25 +1,28 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// One queue of a disk: operations of any thread go to the ring, and one thread takes the responses.
+// One queue of a disk: any thread puts operations on the ring, and one thread takes the responses.
 //
-// As in Linux, requests are put on the ring by whoever has them, under the queue's lock; no thread is woken for that.
-// The queue's own thread sleeps until an event comes, then takes all responses at once.
+// As in Linux, the submitting thread puts requests on the ring, under the queue's lock; no thread is woken for that.
+// The queue's own thread sleeps until an event arrives, then takes all responses at once.
 import Blkif
 import CLinux
 import Glibc
 import Synchronization
 
-/// What belongs to a queue besides its ring; guarded by the lock of the queue's box.
+/// A queue's state besides its ring; guarded by the lock of the queue's box.
 struct Slots: ~Copyable, Sendable {
     /// The operation of each request in flight, and the part of it that the request carries.
     var owners: [FrontIO?]
     var parts: [(position: UInt64, byteCount: Int)]
-    /// Operations that wait for free slots; the first one may be half submitted.
+    /// Operations that wait for free slots; the first one may be partly submitted.
     var backlog: [FrontIO] = []
     var backlogHead = 0
     var finished: [FrontIO] = []
 }
 
 /// Drives one queue of a ``FrontDisk``.
+///
+/// `@unchecked Sendable`: `slots` is guarded by the box's lock, and `thread` belongs to whoever starts and stops the
+/// queue.
 final class DiskQueue: @unchecked Sendable {
     private let box: FrontQueueBox
     private let health: FrontHealth
@@ -61,12 +64,12 @@ final class DiskQueue: @unchecked Sendable {
         for io in finished { io.finish() }
     }
 
-    /// Requests that are not answered, and operations that wait for room.
+    /// True if no request is unanswered and no operation waits for room.
     var isIdle: Bool {
         box.withQueue { queue in queue.inFlight == 0 && slots.backlog.count == slots.backlogHead }
     }
 
-    /// Ends the thread. What is still in flight fails with the health's error; the ring is not looked at any more.
+    /// Ends the thread. Operations in flight fail with the health's error; the ring is not read any more.
     func stop() {
         stopping.store(true, ordering: .releasing)
         _ = eventfd_write(wake, 1)
@@ -79,7 +82,7 @@ final class DiskQueue: @unchecked Sendable {
         for io in finished { io.finish() }
     }
 
-    /// Fails all operations; for a device that ended while its thread may still sleep.
+    /// Fails all operations of a device that has ended, even while its thread is still asleep.
     func failAll() {
         let finished = box.withQueue { queue in
             abandon(&queue, health.error ?? .closed("the device ended"))
@@ -135,7 +138,7 @@ final class DiskQueue: @unchecked Sendable {
         endIfDone(io)
     }
 
-    /// Ends the operation once nothing of it is on the ring and nothing more will come there.
+    /// Ends the operation once nothing of it is on the ring and no more of it will be submitted.
     private func endIfDone(_ io: FrontIO) {
         if io.pending > 0 || io.hasEnded || !(io.isSubmitted || io.hasFailed) { return }
         io.hasEnded = true
@@ -151,7 +154,7 @@ final class DiskQueue: @unchecked Sendable {
 
     // MARK: With the lock
 
-    /// Moves the backlog to the ring while there are slots, with one publication at the end.
+    /// Moves the backlog to the ring while there are free slots, with one publication at the end.
     private func pump(_ queue: inout FrontQueue) {
         var any = false
         do throws(BlkfrontError) {
@@ -182,7 +185,7 @@ final class DiskQueue: @unchecked Sendable {
         }
     }
 
-    /// Forgets what is submitted, seldom enough that a long backlog is not moved for every operation.
+    /// Drops submitted operations, rarely enough that a long backlog is not moved for every operation.
     private func trimBacklog() {
         guard slots.backlogHead == slots.backlog.count || slots.backlogHead >= 256 else { return }
         slots.backlog.removeFirst(slots.backlogHead)
@@ -216,7 +219,8 @@ final class DiskQueue: @unchecked Sendable {
         io.pending += 1
     }
 
-    /// Fails all that is in flight or waits. The slots in flight stay taken: the backend may still use them.
+    /// Fails everything that is in flight or waiting. The slots in flight stay in use: the backend may still access
+    /// them.
     private func abandon(_ queue: inout FrontQueue, _ error: BlkfrontError) {
         for id in slots.owners.indices {
             guard let io = slots.owners[id] else { continue }

@@ -10,11 +10,13 @@ import Synchronization
 /// Offsets and lengths are in bytes and multiples of ``sectorSize``. All functions may be called from any thread. An
 /// operation ends with the backend's answer, or with the end of the device; there is no other timeout unless
 /// ``ioTimeout`` is set. The threads of the disk keep it alive until ``close(drain:)``, which must be called.
+///
+/// `@unchecked Sendable`: `control` guards the device; everything else is constant, atomic or under a lock of its own.
 public final class FrontDisk: @unchecked Sendable {
     private enum Phase { case open, closing, closed }
 
     private let device: FrontDevice
-    /// Guards ``device`` and everything about closing.
+    /// Guards ``device`` and closing.
     private let control = Mutex<Phase>(.open)
     private let queues: [DiskQueue]
     private let next = Atomic<Int>(0)
@@ -25,15 +27,15 @@ public final class FrontDisk: @unchecked Sendable {
     private let watcher = Mutex<FrontThread?>(nil)
     private let onEvent: (@Sendable (FrontEvent) -> Void)?
     private let health: FrontHealth
-    /// What the backend said when the device was connected.
+    /// The backend's description of the disk when the device was connected.
     public let info: BackendInfo
-    /// Milliseconds after which an operation without answer ends the device, nil for never.
+    /// Milliseconds after which an unanswered operation ends the device; nil for never.
     public let ioTimeout: Int?
 
-    /// Takes a connected device. It must not be used from elsewhere while the disk is open.
+    /// Takes over a connected device, which must not be used in any other way while the disk is open.
     ///
-    /// `skew` is the sector of its first page at which all data begin, 0 to 7. `onEvent` is called on a thread of
-    /// the disk when the backend changes the size or wants to close; the disk has closed by itself then.
+    /// All data start at sector `skew` (0 to 7) of their first page. `onEvent` is called on a thread of the disk when
+    /// the backend changes the size or wants to close; in the latter case the disk has already closed itself.
     public init(
         _ device: FrontDevice, skew: Int = 0, ioTimeout: Int? = nil,
         onEvent: (@Sendable (FrontEvent) -> Void)? = nil
@@ -65,16 +67,16 @@ public final class FrontDisk: @unchecked Sendable {
         Glibc.close(wake)
     }
 
-    /// Size in bytes, as the backend said last.
+    /// Size in bytes, as last published by the backend.
     public var byteCount: UInt64 { size.load(ordering: .relaxed) }
-    /// Bytes that every offset and length must be a multiple of.
+    /// Every offset and length must be a multiple of this many bytes.
     public var sectorSize: Int { info.sectorUnit }
-    /// The reason why nothing works any more, nil while the disk is open.
+    /// The reason why nothing works any more; nil while the disk is open.
     public var failure: BlkfrontError? { health.error }
 
     // MARK: Blocking operations
 
-    /// Reads bytes at `offset` into memory that stays valid until the return.
+    /// Reads bytes at `offset` into memory that must be valid until this returns.
     @unsafe public func read(at offset: UInt64, into memory: UnsafeMutableRawBufferPointer) throws(BlkfrontError) {
         guard let base = memory.baseAddress else { return }
         try unsafe run(
@@ -109,20 +111,20 @@ public final class FrontDisk: @unchecked Sendable {
         try run(FrontIO(.write, offset: offset, byteCount: count, memory: .zeroes))
     }
 
-    /// Makes everything durable that was answered before.
+    /// Makes all writes that were answered before durable.
     public func flush() throws(BlkfrontError) {
         try finish(startFlush())
     }
 
-    /// Tells the backend that `count` bytes at `offset` are not needed any more.
+    /// Tells the backend that `count` bytes at `offset` are no longer needed.
     public func discard(at offset: UInt64, count: UInt64, secure: Bool = false) throws(BlkfrontError) {
         try finish(startDiscard(at: offset, count: count, secure: secure))
     }
 
     // MARK: Operations that return at once
 
-    /// Starts a read; the bytes are ``FrontIO/bytes`` after ``FrontIO/wait()``. `completion` is called on a thread
-    /// of the disk, if at all, and must not block.
+    /// Starts a read; ``FrontIO/bytes`` has the data after ``FrontIO/wait()``. `completion`, if given, is called on a
+    /// thread of the disk and must not block.
     public func startRead(
         at offset: UInt64, count: Int, completion: (@Sendable (FrontIO) -> Void)? = nil
     ) throws(BlkfrontError) -> FrontIO {
@@ -181,7 +183,7 @@ public final class FrontDisk: @unchecked Sendable {
     private func finish(_ io: FrontIO) throws(BlkfrontError) {
         guard let ioTimeout else { return try io.wait() }
         if try io.wait(timeout: ioTimeout) { return }
-        // The memory may be given up only when no thread of ours touches it: the whole device ends.
+        // The memory may only be released once no thread of ours uses it, so the whole device has to end.
         health.end(.timeout("no answer to \(io.operation) at \(io.offset) in \(ioTimeout) ms"))
         for queue in queues { queue.failAll() }
         try io.wait()
@@ -189,11 +191,11 @@ public final class FrontDisk: @unchecked Sendable {
 
     // MARK: The end
 
-    /// Closes the disk: no new operations, waits for those in flight, then closes the device.
+    /// Closes the disk: accepts no new operations, waits for those in flight, then closes the device.
     ///
-    /// `drain` is how long the backend may take for what is in flight, in milliseconds. Throws what closing the
-    /// device threw; a second call does nothing. All threads of the disk have ended at the return, unless it is
-    /// called from `onEvent`.
+    /// `drain` is the longest time in milliseconds for operations in flight. Throws the error of closing the device; a
+    /// second call does nothing. When this returns, all threads of the disk have ended, unless it was called from
+    /// `onEvent`.
     public func close(drain: Int = 10_000) throws(BlkfrontError) {
         accepting.store(false, ordering: .releasing)
         let failure = control.withLock { phase -> BlkfrontError? in
@@ -251,7 +253,7 @@ public final class FrontDisk: @unchecked Sendable {
         }
     }
 
-    /// The events that wait, nil when XenStore is gone or the disk is closed.
+    /// The waiting events; nil if XenStore is gone or the disk is closed.
     private func nextEvents() -> [FrontEvent]? {
         control.withLock { phase in
             guard phase == .open else { return nil }

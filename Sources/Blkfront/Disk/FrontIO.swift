@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// One operation on a disk, of any length: cut into requests, answered once.
+// One operation on a disk, of any length: split into requests, completed once.
 public import Blkif
 import CLinux
 import Glibc
 
 /// An operation that was started on a ``FrontDisk``.
 ///
-/// All that changes is guarded by the lock of its queue until ``finish(_:)``, and is constant afterwards.
+/// `@unchecked Sendable`: everything that changes is guarded by the lock of its queue until ``finish(_:)``, and is
+/// constant afterwards.
+///
+/// Unsafe code here is the semaphore, at a fixed address, and the memory of the operation.
 @safe
 public final class FrontIO: @unchecked Sendable {
     /// Where the bytes are.
@@ -15,19 +18,19 @@ public final class FrontIO: @unchecked Sendable {
         case none
         /// A write of zeroes.
         case zeroes
-        /// The caller's, valid until the operation is finished.
+        /// The caller's memory, valid until the operation is finished.
         case borrowed(UnsafeMutableRawPointer)
-        /// Our own, freed with the operation.
+        /// Memory of this object, freed with it.
         case owned(UnsafeMutableRawPointer)
     }
 
-    /// What is asked for.
+    /// The operation.
     public let operation: BlockOperation
     /// First byte on the disk.
     public let offset: UInt64
-    /// Bytes.
+    /// Length in bytes.
     public let byteCount: UInt64
-    /// Of a discard: the bytes must be erased.
+    /// For a discard: the bytes must be erased.
     let secure: Bool
     let memory: Memory
     /// Bytes that are on the ring or answered.
@@ -36,7 +39,7 @@ public final class FrontIO: @unchecked Sendable {
     var pending = 0
     /// A flush or a discard was put on the ring.
     var started = false
-    /// It was put on the list of those that are finished.
+    /// It was put on the list of finished operations.
     var hasEnded = false
     private var result: BlkfrontError?
     private let callback: (@Sendable (FrontIO) -> Void)?
@@ -70,7 +73,7 @@ public final class FrontIO: @unchecked Sendable {
         if let result { throw result }
     }
 
-    /// The same with a limit in milliseconds; false at the timeout, and the operation goes on.
+    /// Like ``wait()``, but for at most `timeout` milliseconds; false at the timeout, and the operation continues.
     func wait(timeout: Int) throws(BlkfrontError) -> Bool {
         var end = timespec()
         _ = unsafe clock_gettime(CLOCK_REALTIME, &end)
@@ -88,13 +91,13 @@ public final class FrontIO: @unchecked Sendable {
         return true
     }
 
-    /// The bytes that an operation with memory of its own has read. Call after ``wait()``.
+    /// The bytes that were read by an operation with its own memory. Call it after ``wait()``.
     public var bytes: [UInt8] {
         guard case .owned(let bytes) = memory else { return [] }
         return unsafe [UInt8](UnsafeRawBufferPointer(start: bytes, count: Int(byteCount)))
     }
 
-    /// True when every byte is on the ring or answered.
+    /// True if every byte is on the ring or answered.
     var isSubmitted: Bool {
         switch operation {
         case .read, .write, .writeBarrier: submitted == byteCount
@@ -109,7 +112,7 @@ public final class FrontIO: @unchecked Sendable {
 
     var hasFailed: Bool { result != nil }
 
-    /// Ends the operation: nobody touches the caller's memory any more. Call once, without the queue's lock.
+    /// Ends the operation: the caller's memory is no longer used. Call it once, without the queue's lock.
     func finish() {
         callback?(self)
         _ = unsafe sem_post(done)

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// A thread of our own.
+// Threads of the frontend.
 import Base
 import CLinux
 
-/// A POSIX thread with a name, which must be joined or detached once.
+/// A POSIX thread with a name. Must be joined or detached once.
+///
+/// `@unchecked Sendable`: a thread number is a constant, and any thread may join or detach it.
 public final class FrontThread: @unchecked Sendable {
     private final class Body {
         let name: String
@@ -17,7 +19,7 @@ public final class FrontThread: @unchecked Sendable {
 
     private let thread: pthread_t
 
-    /// Starts a thread that runs `body`. Names are cut at 15 bytes.
+    /// Starts a thread that runs `body`. The name is cut to 15 bytes.
     public init(name: String, _ body: @escaping @Sendable () -> Void) throws(BlkfrontError) {
         var thread = pthread_t()
         let box = unsafe Unmanaged.passRetained(Body(name, body))
@@ -52,7 +54,7 @@ public final class FrontThread: @unchecked Sendable {
     }
 }
 
-/// An eventfd with counter 0 that never blocks; -1 where there is none.
+/// A non-blocking eventfd with counter 0; -1 if there is none.
 func makeEvent() -> Int32 {
     eventfd(0, Int32(EFD_CLOEXEC) | Int32(EFD_NONBLOCK))
 }

@@ -1,74 +1,76 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What the sectors of a disk may hold, from what the disk's user was told. A value: no clock, no thread, no disk.
+// Decides what the sectors of a disk may contain, given what the disk's user was told. A value without clock, thread or
+// disk.
 //
-// Each sector of 512 bytes is a register of its own. A write that was acknowledged before another one of the same sector
-// was submitted is replaced by that one as soon as it is acknowledged; of writes that were under way together any may
-// remain, but one only. Until it is acknowledged a write may be done more than once: that is what a successor's replay
-// does. So a reader may see
+// Each sector of 512 bytes is an independent register. When a write is acknowledged, it replaces every write of the
+// sector that was acknowledged before it was submitted. Of writes that were in progress at the same time, any one may
+// remain, but only one. Until it is acknowledged, a write may be carried out more than once: a successor's replay does
+// that. So a read may see
 //
-//   - what was not replaced before the reading was submitted,
-//   - what was under way at any time of the reading, and a mixture of both kinds while anything is (a page cache copies
-//     without a lock),
-//   - but nothing that was acknowledged before another reading that had found something else.
+// - what was not replaced before the read was submitted,
+// - what was in progress at any time during the read, and a mixture of these while a write is in progress (a page cache
+//   copies without a lock),
+// - but nothing that was acknowledged before another read that found something else.
 //
-// A loss of power leaves what a reading could find that began with the last acknowledged flush and lasts until the loss;
-// of the sectors of an acknowledged barrier also nothing that is older than it. What the kill of a worker may take back is
-// nothing.
+// After a power loss, the disk contains what could be found by a read that began at the last acknowledged flush and
+// lasted until the loss; in the sectors of an acknowledged barrier also nothing older than the barrier. Killing a
+// worker must take back nothing.
 
-/// A write, and discards too, by the number that ``DiskHistory`` gave it; 0 is what the sectors held in the beginning.
+/// Numbers a write or discard in the order in which ``DiskHistory`` was told of it; 0 is the initial content.
 public typealias WriteNumber = UInt64
 
 /// What a sector was found to hold.
 public enum SectorFinding: Equatable, Sendable {
     /// The whole content of a write.
     case write(WriteNumber)
-    /// Anything else, in words.
+    /// Anything else, described in words.
     case mangled(String)
 }
 
-/// Why a sector cannot hold what was found there.
+/// Why a sector cannot contain what was found there.
 public struct HistoryFault: Error, Equatable, Sendable, CustomStringConvertible {
-    /// What kind of rule is broken.
+    /// The rule that is broken.
     public enum Kind: String, Sendable {
-        /// No whole write.
+        /// Not a whole write.
         case mangled
         /// A write that was never submitted to this sector.
         case foreign
-        /// A write that another one had replaced before the reading began.
+        /// A write that was replaced before the read began.
         case replaced
-        /// Another one of several candidates than a reading before had found.
+        /// One of several candidates, but an earlier read has found another one.
         case changed
-        /// After a loss of power: older than what a flush made durable.
+        /// After a power loss: older than what a flush made durable.
         case lost
     }
 
-    /// What kind of rule is broken.
+    /// The rule that is broken.
     public let kind: Kind
-    /// The sector, counted from the beginning of the history's part of the disk.
+    /// The sector, counted from the start of the history's part of the disk.
     public let sector: Int
     /// Sector, what was found, what was allowed and why, on one line.
     public let description: String
 }
 
-/// The history of a part of a disk, told in the order in which its user did things and heard of them.
+/// The history of a part of a disk. It must be told what the disk's user did and was told, in that order.
 public struct DiskHistory: Sendable {
-    /// A moment: the number of calls before it.
+    /// A point in time: the number of calls before it.
     public typealias Moment = UInt64
 
-    /// What was or may be in a sector.
+    /// A write that may be, or may have been, the content of a sector.
     private struct Version {
         var number: WriteNumber
         var submitted: Moment
-        /// nil: under way, or its end was never heard of.
+        /// nil: still in progress, or its end was never reported.
         var acknowledged: Moment?
-        /// When the first write was acknowledged that was submitted after this one's end; and its number.
+        /// When a write that was submitted after this one's end was first acknowledged, and the number of that write.
         var replaced: Moment?
         var replacedBy: WriteNumber = 0
-        /// Readings that begin later have to find another one, which was found. Before ``submitted``: it was never there.
+        /// Reads that begin later must find another write, because an earlier read did. If this is before
+        /// ``submitted``, nothing of this write may ever be seen.
         var passed: Moment?
-        /// A barrier made another one durable that is later than this one.
+        /// A barrier made a later write durable.
         var isBehindBarrier = false
-        /// A discard: any content.
+        /// A discard: any content is allowed.
         var isAnything = false
 
         func isVisible(from moment: Moment) -> Bool {
@@ -88,14 +90,14 @@ public struct DiskHistory: Sendable {
     private var now: Moment = 0
     /// When the last acknowledged flush was submitted.
     private var durable: Moment = 0
-    /// Readings under way.
+    /// Reads in progress.
     private var readings: Set<Moment> = []
-    /// Sectors that were compared, and how many of these comparisons had more than one candidate.
+    /// Number of sectors that were compared.
     public private(set) var comparisons = 0
-    /// See ``comparisons``.
+    /// Number of comparisons with more than one candidate.
     public private(set) var choices = 0
 
-    /// A history of so many sectors that all hold write 0; with `unknown` they may hold anything.
+    /// A history of `count` sectors that all contain write 0; with `unknown`, they may contain anything.
     public init(sectors count: Int, unknown: Bool = false) {
         let first = Version(number: 0, submitted: 0, acknowledged: 0, isAnything: unknown)
         sectors = [[Version]](repeating: [first], count: count)
@@ -111,10 +113,10 @@ public struct DiskHistory: Sendable {
 
     // MARK: Writes
 
-    /// A write is about to be submitted; its content must say the number that is returned.
+    /// Tells of a write that will be submitted; its content must contain the returned number.
     public mutating func submitWrite(_ range: Range<Int>) -> WriteNumber { submit(range, isAnything: false) }
 
-    /// A discard is about to be submitted.
+    /// Tells of a discard that will be submitted.
     public mutating func submitDiscard(_ range: Range<Int>) -> WriteNumber { submit(range, isAnything: true) }
 
     private mutating func submit(_ range: Range<Int>, isAnything: Bool) -> WriteNumber {
@@ -128,7 +130,8 @@ public struct DiskHistory: Sendable {
         return lastNumber
     }
 
-    /// The end of a write or discard was heard of. One that failed may have been done in part: it replaces nothing.
+    /// Tells of the end of a write or discard. One that failed may have been carried out in part, so it replaces
+    /// nothing.
     public mutating func acknowledgeWrite(_ number: WriteNumber, succeeded: Bool) {
         acknowledge(number, succeeded: succeeded, isBarrier: false)
     }
@@ -144,7 +147,7 @@ public struct DiskHistory: Sendable {
                     sectors[sector][index].acknowledged = moment
                     continue
                 }
-                // A barrier is done after all that was submitted before it, acknowledged or not.
+                // A barrier takes effect after everything that was submitted before it, acknowledged or not.
                 guard succeeded,
                     isBarrier ? version.submitted < write.submitted : !version.isUnderWay(from: write.submitted)
                 else { continue }
@@ -154,23 +157,24 @@ public struct DiskHistory: Sendable {
                     sectors[sector][index].replacedBy = number
                 }
             }
-            // Nobody may see these again, whatever happens.
+            // No later read can see these.
             sectors[sector].removeAll { !$0.isVisible(from: oldest) }
         }
     }
 
     // MARK: Flushes
 
-    /// A flush is about to be submitted, or a barrier, whose data is a write that is submitted next.
+    /// Tells of a flush that will be submitted, or of a barrier, whose data is a write that is submitted next.
     public mutating func submitFlush() -> Moment { tick() }
 
-    /// A flush succeeded that was submitted at `moment`: what had been acknowledged by then survives a loss of power.
+    /// Tells of the success of a flush that was submitted at `moment`: what was acknowledged by then survives a power
+    /// loss.
     public mutating func acknowledgeFlush(_ moment: Moment) {
         _ = tick()
         durable = max(durable, moment)
     }
 
-    /// The end of a barrier was heard of: a flush that was submitted at `moment`, and then a write, which is durable too.
+    /// Tells of the end of a barrier: a flush that was submitted at `moment`, and then a write, which is durable too.
     public mutating func acknowledgeBarrier(_ number: WriteNumber, _ moment: Moment, succeeded: Bool) {
         acknowledge(number, succeeded: succeeded, isBarrier: true)
         if succeeded { acknowledgeFlush(moment) }
@@ -178,17 +182,17 @@ public struct DiskHistory: Sendable {
 
     // MARK: Readings
 
-    /// A reading is about to be submitted.
+    /// Tells of a read that will be submitted.
     public mutating func submitRead() -> Moment {
         let moment = tick()
         readings.insert(moment)
         return moment
     }
 
-    /// A reading that was submitted at `moment` is over and its sectors are compared.
+    /// Tells that a read that was submitted at `moment` is over and its sectors were compared.
     public mutating func endRead(_ moment: Moment) { readings.remove(moment) }
 
-    /// Compares what a reading found in a sector, before ``endRead(_:)``.
+    /// Compares what a read found in a sector. Call it before ``endRead(_:)``.
     public mutating func check(_ sector: Int, _ found: SectorFinding, read moment: Moment) throws(HistoryFault) {
         guard sectors.indices.contains(sector) else { return }
         comparisons += 1
@@ -204,8 +208,9 @@ public struct DiskHistory: Sendable {
             throw fault(
                 version.replaced.map { $0 <= moment } == true ? .replaced : .changed, sector, found, visible, version)
         }
-        // The one that was found was there between `from` and the end of the reading. What was over before that is gone: at
-        // the latest now, and earlier if the one that was found ended, which nobody could bring back after its end.
+        // The write that was found was there at some time between `from` and the end of the read. Writes that were over
+        // by `from` are gone: now at the latest, or since the end of the found write, since nothing could bring them
+        // back after that.
         guard let known = versions.first(where: { $0.number == number }) else { return }
         let from = max(moment, known.submitted)
         let since = known.acknowledged ?? now
@@ -215,8 +220,8 @@ public struct DiskHistory: Sendable {
         }
     }
 
-    /// The writes of which parts may stand side by side in a sector for a reading that began at `moment`; none if nothing
-    /// was under way there. Call before ``endRead(_:)``.
+    /// The writes whose parts may be mixed in a sector, for a read that began at `moment`; none if no write was in
+    /// progress there. Call it before ``endRead(_:)``.
     public func mixture(_ sector: Int, read moment: Moment) -> [WriteNumber] {
         guard sectors.indices.contains(sector),
             sectors[sector].contains(where: { $0.isUnderWay(from: moment) })
@@ -224,14 +229,14 @@ public struct DiskHistory: Sendable {
         return sectors[sector].filter { $0.isVisible(from: moment) }.map(\.number)
     }
 
-    /// Compares what is found in a sector when nothing is under way any more.
+    /// Compares what is found in a sector when no write is in progress.
     public mutating func checkAtRest(_ sector: Int, _ found: SectorFinding) throws(HistoryFault) {
         let moment = submitRead()
         defer { endRead(moment) }
         try check(sector, found, read: moment)
     }
 
-    /// Compares what is found in a sector after a loss of power at this moment.
+    /// Compares what is found in a sector after a power loss at this moment.
     public func checkAfterPowerLoss(_ sector: Int, _ found: SectorFinding) throws(HistoryFault) {
         guard sectors.indices.contains(sector) else { return }
         let allowed = sectors[sector].filter { $0.isVisible(from: durable) && !$0.isBehindBarrier }

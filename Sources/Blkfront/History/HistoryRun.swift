@@ -1,47 +1,47 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// A load whose requests overlap as they like; a DiskHistory says of everything that is read whether it can be.
+// A load with arbitrarily overlapping requests. A DiskHistory decides whether what is read is possible.
 import Blkif
 import CLinux
 import Support
 
-/// What a ``HistoryRun`` does. A sector has 512 bytes.
+/// The plan of a ``HistoryRun``. A sector has 512 bytes.
 public struct HistoryPlan: Sendable {
-    /// Sectors that are used, from the beginning of the disk; few, so that many requests meet.
+    /// Number of sectors used, from the start of the disk; few, so that many requests overlap.
     public var sectors = 1024
     /// The most sectors of a request, at most 88.
     public var mostSectors = 48
-    /// Requests in flight, all queues together.
+    /// Requests in flight, of all queues together.
     public var depth = 32
-    /// Ends the run after so many requests, besides the reading back.
+    /// Ends the run after this many requests, not counting the final verification.
     public var count = 1000
-    /// Ends it after this many nanoseconds, if that is earlier; nil for no such end.
+    /// Ends the run after this many nanoseconds, if that is earlier; nil for no time limit.
     public var duration: UInt64?
-    /// The sectors may hold anything at first; else they hold zeroes.
+    /// True if the initial content is unknown; otherwise the sectors must hold zeroes.
     public var startsUnknown = false
-    /// Of a hundred requests so many are reads.
+    /// Percentage of requests that are reads.
     public var readPercent = 40
-    /// A flush after so many writes, 0 for none.
+    /// A flush after this many writes; 0 for none.
     public var flushEvery = 12
-    /// A barrier with the data of every so many writes, 0 for none. Only a disk with one queue offers them.
+    /// Every this many writes, the write is a barrier; 0 for none. Only a disk with one queue offers barriers.
     public var barrierEvery = 40
-    /// A discard instead of every so many writes, 0 for none.
+    /// Every this many writes, a discard replaces the write; 0 for none.
     public var discardEvery = 30
-    /// Reads all sectors back in the end.
+    /// Reads all sectors back at the end.
     public var readsBack = true
-    /// Counts times of so many nanoseconds or more without any answer, nil for none.
+    /// Counts intervals of at least this many nanoseconds without any answer; nil to count none.
     public var pauseThreshold: UInt64?
-    /// A run without any answer for so many milliseconds fails.
+    /// The run fails after this many milliseconds without any answer.
     public var stallTimeout = 60_000
-    /// Where the random numbers begin.
+    /// Seed of the random numbers.
     public var seed: UInt64 = 1
 
     /// The defaults.
     public init() {}
 }
 
-/// Runs a ``HistoryPlan`` on a connected device, all of its queues, from the calling thread.
+/// Runs a ``HistoryPlan`` on all queues of a connected device, from the calling thread.
 ///
-/// The device must not be used by anybody else meanwhile.
+/// Nobody else may use the device during the run.
 public struct HistoryRun {
     private enum Kind {
         case read(DiskHistory.Moment)
@@ -56,13 +56,13 @@ public struct HistoryRun {
         var start = clinux_monotonic_ns()
     }
 
-    /// What a run counts besides its history.
+    /// What a run measures besides its history.
     private struct Measures: ~Copyable {
         var counters = LoadCounters()
         var pauses: [UInt64] = []
         var lastAnswer: UInt64 = 0
         var begin = clinux_monotonic_ns()
-        /// When the load ended and the reading back began.
+        /// When the load ended and the final verification began.
         var end: UInt64 = 0
     }
 
@@ -75,16 +75,16 @@ public struct HistoryRun {
     private var issued = 0
     private var writes = 0
     private var unread: Range<Int>
-    /// What the sectors' content is.
+    /// The content of the sectors.
     public let content: SectorContent
     /// What is known of the sectors.
     public private(set) var history: DiskHistory
-    /// Requests that the backend refused.
+    /// Requests that the backend failed.
     public private(set) var errors = 0
-    /// Sectors that were found to be mixtures of writes under way.
+    /// Sectors that were read as mixtures of overlapping writes.
     public private(set) var mixtures = 0
 
-    /// A run of `plan`; throws what makes it impossible on this device.
+    /// A run of `plan`. Throws if it is impossible on this device.
     public init(_ device: FrontDevice, _ plan: HistoryPlan) throws(BlkfrontError) {
         guard device.state == .connected, !device.queues.isEmpty else {
             throw .invalid("the device is not connected")
@@ -114,7 +114,7 @@ public struct HistoryRun {
         try run(&measures)
     }
 
-    /// Runs to the end and reports as a ``LoadRun`` does. A verified block is a sector.
+    /// Runs to the end and reports like ``LoadRun``. A verified block is a sector.
     public mutating func report() -> LoadReport {
         var measures = Measures()
         var report = LoadReport()
@@ -173,7 +173,7 @@ public struct HistoryRun {
                     throw device.health.end(.closed("the backend went to state \(state)"))
                 }
             }
-            // With more than one queue an event of another one is not waited for.
+            // With several queues, an event of another queue would not end the wait.
             let patience: Int32 = device.queues.count == 1 ? 50 : 1
             _ = try device.queues[0].withQueue { queue in try queue.wait(timeout: patience) }
         }
@@ -185,7 +185,7 @@ public struct HistoryRun {
 
     private mutating func issue(_ queue: inout FrontQueue, _ index: Int, to count: Int) throws -> Bool {
         var any = false
-        // A few at a time, so that each queue gets some.
+        // A few at a time, so that every queue gets some.
         for _ in 0..<8 {
             guard inFlight < plan.depth, !isOver(count), queue.freeCount > 0, let id = queue.allocate() else {
                 return any
@@ -221,7 +221,7 @@ public struct HistoryRun {
             flying[index][id] = Flying(kind: .write(history.submitDiscard(range)), sectors: range)
             return try queue.submitDiscard(id, sector: UInt64(first), sectorCount: UInt64(length))
         }
-        // A barrier's own data are a write; what it flushes was acknowledged before.
+        // A barrier's own data are a write; it flushes everything that was acknowledged before.
         let isBarrier = device.info.barrier && isDue(plan.barrierEvery)
         let moment = isBarrier ? history.submitFlush() : 0
         let number = history.submitWrite(range)
@@ -306,12 +306,12 @@ public struct HistoryRun {
 
     // MARK: From outside
 
-    /// Compares the image itself, whose bytes are given from the first on, when the device is closed.
+    /// Compares the image itself, given from its first byte, after the device was closed.
     public mutating func checkImage(_ image: [UInt8]) throws(HistoryFault) {
         for (sector, found) in findings(image).enumerated() { try history.checkAtRest(sector, found) }
     }
 
-    /// Compares what is left of the image after all that was not made durable is lost.
+    /// Compares what is left of the image after everything that was not made durable is lost.
     public func checkImageAfterPowerLoss(_ image: [UInt8]) throws(HistoryFault) {
         for (sector, found) in findings(image).enumerated() { try history.checkAfterPowerLoss(sector, found) }
     }

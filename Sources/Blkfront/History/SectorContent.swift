@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Sectors that say which write they are of, and of which any byte tells whether the sector is whole.
+// Sectors that identify their write, and whose every byte shows whether the sector is whole.
 import Support
 
 /// Fills and recognises the sectors of a run. A sector of zeroes is write 0.
@@ -7,10 +7,12 @@ import Support
 /// ```
 ///  0  number of the write      8  sector      16  run      24  random numbers that depend on all three
 /// ```
+///
+/// Unsafe code here reads and writes within the sectors that it is given.
 public struct SectorContent: Sendable {
     /// Bytes of a sector.
     public static let size = 512
-    /// Tells this run's sectors from those of others.
+    /// Distinguishes this run's sectors from those of other runs.
     public let run: UInt64
 
     /// The sectors of a run.
@@ -23,7 +25,7 @@ public struct SectorContent: Sendable {
             seed: run ^ UInt64(bitPattern: Int64(sector)) &* 0x9e37_79b9_7f4a_7c15 ^ number &* 0xd6e8_feb8_6659_fd93)
     }
 
-    /// Fills whole sectors, the first of which is `sector`, with the content of a write.
+    /// Fills whole sectors, beginning with `sector`, with the content of a write.
     @unsafe public func fill(_ bytes: UnsafeMutableRawBufferPointer, sector: Int, number: WriteNumber) {
         for index in 0..<bytes.count / Self.size {
             var random = words(sector + index, number)
@@ -40,7 +42,7 @@ public struct SectorContent: Sendable {
         }
     }
 
-    /// What the sector `index` of `bytes`, which is `sector` of the disk, holds.
+    /// What sector `index` of `bytes`, which is `sector` of the disk, contains.
     @unsafe public func find(in bytes: UnsafeRawBufferPointer, at index: Int, sector: Int) -> SectorFinding {
         func word(_ position: Int) -> UInt64 {
             unsafe bytes.loadUnaligned(fromByteOffset: index * Self.size + position, as: UInt64.self)
@@ -60,8 +62,8 @@ public struct SectorContent: Sendable {
         return .write(number)
     }
 
-    /// Whether each byte of that sector is the one of any of `numbers` at its place: a reading of a page cache may meet a
-    /// write at any byte.
+    /// True if each byte of the sector matches one of the writes `numbers` at its place: a read through a page cache
+    /// may see a concurrent write begin or end at any byte.
     @unsafe public func isMixture(
         of numbers: [WriteNumber], in bytes: UnsafeRawBufferPointer, at index: Int, sector: Int
     ) -> Bool {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// A frontend that does what no frontend should: for tests of what a backend survives.
+// A frontend that misbehaves, for tests of what a backend survives.
 //
-// It owns nothing that a test cannot reach: the domain, the store, the device and its queues are the ordinary ones.
+// It uses only what tests can reach as well: the domain, the store, the device and its queues are the ordinary ones.
 import Base
 public import Blkif
 import CLinux
@@ -10,9 +10,9 @@ public import Xen
 import Support
 import XenLoopback
 
-/// Misuse of a device, step by step. Use from one thread, but for the ``RingFlipper``.
+/// Misuse of a device, step by step. Use from one thread, except for the ``RingFlipper``.
 public final class HostileFrontend {
-    /// The device that is misused; its steps can be mixed with those below.
+    /// The device that is misused; its own steps can be combined with those below.
     public let device: FrontDevice
     private var random: SplitMix64
 
@@ -46,8 +46,8 @@ public final class HostileFrontend {
         try write("state", String(state))
     }
 
-    /// Writes `count` random states, among them some that do not exist, with `pause` microseconds between them.
-    /// Returns what was written.
+    /// Writes `count` random states, some of which do not exist, with `pause` microseconds between them. Returns what
+    /// was written.
     public func writeRandomStates(_ count: Int, pause: UInt32 = 0) throws(OperationError) -> [String] {
         let junk = ["", "0", "9", "-1", "4294967300", "Connected", "4 ", "\u{7f}", "99999999999999999999"]
         var written: [String] = []
@@ -61,8 +61,8 @@ public final class HostileFrontend {
         return written
     }
 
-    /// Writes the keys of the device's rings as ``FrontDevice/publish()`` would, but for those in `changes`; nil
-    /// removes a key. The state is left alone.
+    /// Writes the keys of the device's rings like ``FrontDevice/publish()``, except for those in `changes`; nil removes
+    /// a key. Leaves the state alone.
     public func publish(changing changes: [String: String?]) throws(OperationError) {
         let keys = device.keys().filter { changes[$0.key] == nil } + changes.map { ($0.key, $0.value) }
         try device.store.transaction { transaction throws(OperationError) in
@@ -78,7 +78,7 @@ public final class HostileFrontend {
 
     // MARK: Grants
 
-    /// A reference that grants nothing: entry 0 is never given out, and the last one hardly.
+    /// A reference without a grant: the last entry, which is practically never used.
     public func emptyReference() -> UInt32 { UInt32(domain.grantEntryCount - 1) }
 
     /// References beyond the grant table.
@@ -86,20 +86,20 @@ public final class HostileFrontend {
         [UInt32(domain.grantEntryCount), 1 << 24, 0x7fff_ffff, 0x8000_0000, .max]
     }
 
-    /// A grant of a new frame, read-only or not. End it with `domain.endAccess`.
+    /// A grant of a new frame, optionally read-only. End it with `domain.endAccess`.
     public func grant(readOnly: Bool = false, to other: DomainID? = nil) throws(OperationError) -> UInt32 {
         try domain.grantAccess(
             to: other ?? device.backend, frame: domain.allocateFrames(1), readOnly: readOnly)
     }
 
-    /// A reference that was granted and is not any more.
+    /// A reference whose grant was revoked.
     public func revokedReference() throws(OperationError) -> UInt32 {
         let reference = try grant()
         _ = domain.endAccess(reference)
         return reference
     }
 
-    /// A grant whose frame number is behind the domain's memory.
+    /// A grant whose frame lies beyond the domain's memory.
     public func referenceBeyondMemory() throws(OperationError) -> UInt32 {
         let reference = try grant()
         domain.setEntry(reference, flags: 1, domain: device.backend, frame: UInt32(domain.pageCount))
@@ -115,7 +115,7 @@ public final class HostileFrontend {
         return slot
     }
 
-    /// A slot that is nearly right: a read or a write of the disk with one random byte changed.
+    /// A slot that is almost correct: a read or write of the disk with one byte changed at random.
     public func nearlyRightSlot(layout: RingLayout, id: UInt64, sectors: UInt64, references: [UInt32]) -> SlotBytes {
         let count = min(1 + Int(random.below(11)), references.count)
         let segments = references.prefix(count).map { BlockSegment(reference: $0, firstSector: 0, lastSector: 7) }

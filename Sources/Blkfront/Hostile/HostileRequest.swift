@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Requests that a backend must refuse, each for one reason, with the answer that it owes.
+// Requests that a backend must refuse, each for one reason, with the expected answer.
 public import Blkif
 public import Memory
 
@@ -7,15 +7,15 @@ public import Memory
 public struct HostileRequest: Sendable {
     /// What is wrong, as a sentence for test reports.
     public let name: String
-    /// The bytes for the ring. The id is the one that was asked for.
+    /// The bytes for the ring, with the id that was asked for.
     public let slot: SlotBytes
     /// What the backend must answer.
     public let expected: BlockStatus
 
-    /// Every rule broken once, for a disk of `disk`'s size and features. Segments that are not what is wrong use
-    /// `reference`, a grant that reads and writes.
+    /// One request for each broken rule, for a disk with the size and features of `disk`. Valid segments use
+    /// `reference`, a grant for reading and writing.
     ///
-    /// `id` is the id of every request; put one on the ring at a time, or give each its own.
+    /// All requests have the id `id`: put one on the ring at a time, or make a table for each id.
     public static func table(layout: RingLayout, disk: OfferedFeatures, id: UInt64, reference: UInt32)
         -> [HostileRequest]
     {

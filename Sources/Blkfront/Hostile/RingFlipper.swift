@@ -5,10 +5,10 @@ public import Memory
 import Support
 import Synchronization
 
-/// A thread that writes to the slots of a ring as fast as it can: to operations, segment counts, sectors, references
-/// and sector numbers in turn, back and forth between a harmless and a harmful value.
+/// A thread that writes to the slots of a ring as fast as it can. It switches operations, segment counts, sectors,
+/// references and sector numbers between a harmless and a harmful value.
 ///
-/// The indices are left alone. Stop it before the ring's frames are given back.
+/// The indices are left alone. Stop it before the ring's frames are freed.
 public final class RingFlipper: Sendable {
     private final class Flag: Sendable {
         let stop = Atomic<Bool>(false)
@@ -18,7 +18,7 @@ public final class RingFlipper: Sendable {
     private let flag = Flag()
     private let thread: FrontThread
 
-    /// Starts to flip.
+    /// Starts the thread.
     public init(_ pages: SharedPages, layout: RingLayout, seed: UInt64) throws(BlkfrontError) {
         thread = try FrontThread(name: "flipper") { [flag] in
             Self.run(pages, layout, seed, flag)
@@ -47,7 +47,7 @@ public final class RingFlipper: Sendable {
         }
     }
 
-    /// An aligned word of a slot and a harmful value for it.
+    /// An aligned word of a slot, and a harmful value for it.
     private static func target(_ layout: RingLayout, _ random: inout SplitMix64) -> (offset: Int, value: UInt32) {
         let word = UInt32(truncatingIfNeeded: random.next())
         switch random.below(6) {

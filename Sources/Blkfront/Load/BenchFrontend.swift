@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The frontend of benchmarks: a fixed number of 4 KiB reads in flight, and as little else as possible.
+// The frontend for benchmarks: a fixed number of 4 KiB reads in flight, with as little overhead as possible.
 public import Blkif
 import Memory
 
-/// Keeps `depth` reads of one page each in flight on a ring, at the speed of the backend.
+/// Keeps `depth` reads of one page each in flight on a ring, as fast as the backend answers.
 ///
-/// The pages are granted once by the caller, so that the same loop measures any backend on the same ring: ours, or a
-/// bare echo. Each response is checked for its id and its status; a wrong one ends the run. Use from one thread.
+/// The caller grants the pages once, so that the same loop measures any backend on the same ring: ours, or a bare echo.
+/// The id and the status of each response are checked; a wrong one ends the run. Use from one thread.
 public struct BenchFrontend: ~Copyable {
-    /// What a run counted.
+    /// The counters of a run.
     public struct Result: Sendable, Equatable {
         /// Responses taken.
         public var responses: UInt64 = 0
@@ -16,7 +16,7 @@ public struct BenchFrontend: ~Copyable {
         public var errors: UInt64 = 0
         /// Events sent, each a call of `notify`.
         public var notifications: UInt64 = 0
-        /// Times that nothing was there, each a call of `wait`.
+        /// Times that no response was there, each a call of `wait`.
         public var waits: UInt64 = 0
         /// Publications of the ring.
         public var publications: UInt64 = 0
@@ -58,10 +58,10 @@ public struct BenchFrontend: ~Copyable {
         }
     }
 
-    /// Reads until `responses` answers have come, and leaves nothing in flight.
+    /// Reads until `responses` answers have arrived, and leaves nothing in flight.
     ///
-    /// `notify` sends the event; `wait` returns when an event has come, or earlier. Throws the fault of a backend
-    /// that breaks the ring's rules.
+    /// `notify` sends the event. `wait` returns when an event has arrived, or earlier. Throws the fault of a backend
+    /// that violates the ring's rules.
     public mutating func run(
         responses wanted: UInt64, spins: Int = 0, notify: () -> Void, wait: () -> Void
     ) throws(FrontFault) -> Result {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What a load run knows of every block that it may touch.
+// What a load run knows about every block that it may touch.
 import Memory
 
 /// For each block: how often it was written, whether its content is known, and who uses it now.
@@ -7,8 +7,8 @@ struct BlockMap: ~Copyable, Sendable {
     private static let unknown: UInt32 = 1 << 31
     private static let writer = UInt8.max
 
-    /// Bit 31: the content is not known. The rest: number of the last writing; never goes back, so that a stale
-    /// block is never taken for a new one.
+    /// Bit 31: the content is unknown. The other bits: the number of the last write; it never decreases, so that a
+    /// stale block is never taken for a new one.
     private var generations: FixedArray<UInt32>
     /// Readers in flight, or ``writer``.
     private var users: FixedArray<UInt8>
@@ -19,13 +19,14 @@ struct BlockMap: ~Copyable, Sendable {
         for block in 0..<blocks { generations[block] = Self.unknown }
     }
 
-    /// The number of the last writing of a block, also while it is in flight.
+    /// The number of the last write of a block, including one in flight.
     func generation(_ block: Int) -> UInt32 { generations[block] & ~Self.unknown }
 
-    /// The content must be that of the last writing.
+    /// True if the block must contain its last write.
     func isKnown(_ block: Int) -> Bool { generations[block] & Self.unknown == 0 }
 
-    /// Marks blocks as used. A writer must be alone, readers may be many; false, and no mark, if that cannot be.
+    /// Marks blocks as used. A writer must be alone, while readers may be many; if that is impossible, returns false
+    /// and marks nothing.
     mutating func reserve(_ first: Int, _ count: Int, writing: Bool) -> Bool {
         for block in first..<first + count {
             if writing ? users[block] != 0 : users[block] >= Self.writer - 1 { return false }
@@ -41,7 +42,7 @@ struct BlockMap: ~Copyable, Sendable {
         return true
     }
 
-    /// Ends the use; `known` says of a writing that the blocks now have its content.
+    /// Ends the use. For a write, `known` says that the blocks now have its content.
     mutating func release(_ first: Int, _ count: Int, writing: Bool, known: Bool) {
         for block in first..<first + count {
             if writing {

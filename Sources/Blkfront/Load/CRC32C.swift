@@ -23,7 +23,7 @@ public enum CRC32C {
 
     private static let tables = Tables()
 
-    /// The checksum of `bytes`, going on from the checksum `seed` of what came before.
+    /// The checksum of `bytes`, continuing from `seed`, the checksum of the bytes before.
     public static func checksum(_ bytes: UnsafeRawBufferPointer, seed: UInt32 = 0) -> UInt32 {
         let table = unsafe UnsafePointer(tables.entries.address(of: 0))
         var crc = ~seed

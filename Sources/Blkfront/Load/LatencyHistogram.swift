@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Latencies counted in buckets, so that a run of any length takes the same memory.
+// A histogram of latencies whose memory does not depend on the length of the run.
 import Memory
 
 /// A histogram of durations in nanoseconds with a relative error below 1/32.
 ///
-/// Buckets grow with the value: 32 of equal width for each power of two. Recording takes a few instructions and
-/// never allocates.
+/// The width of buckets grows with the value: 32 buckets of equal width for each power of two. Recording takes a few
+/// instructions and never allocates.
 public struct LatencyHistogram: ~Copyable, Sendable {
     private static let subBits = 5
     private static let subCount = 1 << subBits
@@ -16,9 +16,9 @@ public struct LatencyHistogram: ~Copyable, Sendable {
     public private(set) var count: UInt64 = 0
     /// Sum of all durations.
     public private(set) var total: UInt64 = 0
-    /// The shortest, 0 if there is none.
+    /// The shortest duration; 0 if there is none.
     public var minimum: UInt64 { count == 0 ? 0 : smallest }
-    /// The longest.
+    /// The longest duration.
     public private(set) var maximum: UInt64 = 0
     private var smallest = UInt64.max
 
@@ -44,10 +44,10 @@ public struct LatencyHistogram: ~Copyable, Sendable {
         maximum = max(maximum, other.maximum)
     }
 
-    /// The mean, 0 if there is no duration.
+    /// The mean; 0 if there is no duration.
     public var mean: UInt64 { count == 0 ? 0 : total / count }
 
-    /// The duration below or at which `share` (0 to 1) of all durations are; 0 if there is none.
+    /// The duration that the given `share` (0 to 1) of all durations does not exceed; 0 if there is none.
     public func percentile(_ share: Double) -> UInt64 {
         guard count > 0 else { return 0 }
         let wanted = max(1, UInt64((Double(count) * min(max(share, 0), 1)).rounded(.up)))

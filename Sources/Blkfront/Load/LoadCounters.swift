@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What a worker counts, and what ends a run.
+// The counters of a worker, and the conditions that end a run.
 import Blkif
 import CLinux
 import Synchronization
 
-/// The kinds of operations that are counted apart.
+/// The kinds of operations with separate counters.
 enum LoadKind: UInt8, BitwiseCopyable, Sendable, CaseIterable {
     case read, write, barrier, flush, discard
 
@@ -84,9 +84,9 @@ struct LoadCounters: ~Copyable, Sendable {
 public enum LoadFailure: Error, Sendable, Equatable, CustomStringConvertible {
     /// The device died, closed, or did not answer.
     case device(BlkfrontError)
-    /// A block was not what had been written.
+    /// A block did not have the content that was written.
     case verify(VerifyFault)
-    /// A sector was not what it could be.
+    /// A sector contained something impossible.
     case history(HistoryFault)
 
     /// One line for people.
@@ -110,13 +110,13 @@ final class LoadStop: Sendable {
         self.duration = duration
     }
 
-    /// Some worker failed, or the user has enough.
+    /// A worker failed, or the user stopped the run.
     @inline(__always)
     var isSet: Bool { stopped.load(ordering: .relaxed) }
 
     func set() { stopped.store(true, ordering: .relaxed) }
 
-    /// The load begins with the first worker that gets there.
+    /// The first worker that calls this starts the load.
     func begin() {
         _ = start.compareExchange(expected: 0, desired: clinux_monotonic_ns(), ordering: .acquiringAndReleasing)
     }
@@ -127,10 +127,10 @@ final class LoadStop: Sendable {
         return now &- start.load(ordering: .relaxed) >= duration
     }
 
-    /// The load ends with the last worker that gets there.
+    /// The last worker that calls this ends the load.
     func loadEnds() { end.store(clinux_monotonic_ns(), ordering: .releasing) }
 
-    /// Nanoseconds of the load, without filling and reading back.
+    /// Duration of the load in nanoseconds, without filling and final verification.
     var elapsed: UInt64 {
         let start = start.load(ordering: .acquiring)
         let end = end.load(ordering: .acquiring)

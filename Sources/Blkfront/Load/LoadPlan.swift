@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What a load run does.
+// The plan of a load run.
 
 /// The order and the kind of a run's operations, in fio's words.
 public enum LoadPattern: String, Sendable, CaseIterable {
@@ -20,49 +20,50 @@ public enum LoadPattern: String, Sendable, CaseIterable {
     public var writes: Bool { self != .read && self != .randread }
 }
 
-/// What a load run does. Sizes and offsets are in bytes.
+/// The plan of a load run. Sizes and offsets are in bytes.
 public struct LoadPlan: Sendable {
     /// Order and kind of operations.
     public var pattern = LoadPattern.randread
-    /// The smallest length of an operation; every offset and length is a multiple of it, and so is a verified block.
+    /// The smallest length of an operation. It divides every offset and length, and is the size of a verified block.
     public var blockSize = 4096
-    /// The greatest length of an operation.
+    /// The largest length of an operation.
     public var maxBlockSize = 4096
-    /// Operations in flight for each queue.
+    /// Operations in flight in each queue.
     public var depth = 1
-    /// Where the region begins that is used.
+    /// Start of the region that is used.
     public var offset: UInt64 = 0
     /// Length of the region; nil for the rest of the disk.
     public var size: UInt64?
-    /// Ends the run after this many nanoseconds, nil for no such end.
+    /// Ends the run after this many nanoseconds; nil for no time limit.
     public var duration: UInt64?
-    /// Ends the run after this many reads and writes, all queues together. With neither end, one pass over the region.
+    /// Ends the run after this many reads and writes of all queues together. Without either limit, the run is one pass
+    /// over the region.
     public var count: UInt64?
     /// Share of reads of ``LoadPattern/randrw``, in percent.
     public var readPercent = 50
-    /// Writes blocks that can be checked, checks all that is read, and reads all back at the end.
+    /// Writes blocks that can be checked, checks everything that is read, and reads everything back at the end.
     public var verify = false
-    /// A flush after so many writes, 0 for none.
+    /// A flush after this many writes; 0 for none.
     public var flushEvery = 0
-    /// A barrier with the data of every so many writes, 0 for none.
+    /// Every this many writes, the write is a barrier; 0 for none.
     public var barrierEvery = 0
-    /// A discard after so many writes, 0 for none. What was discarded is not checked until it is written again.
+    /// A discard after this many writes; 0 for none. Discarded blocks are not checked until they are written again.
     public var discardEvery = 0
-    /// Data begins at this sector of its first page, 0 to 7, so that segments do not begin with their page.
+    /// The sector of the first page at which data begin, 0 to 7, so that segments do not start with their page.
     public var skew = 0
-    /// Looks at the ring this many times before it waits for an event.
+    /// Polls the ring this many times before it waits for an event.
     public var spins = 0
-    /// Counts times of so many nanoseconds or more without any response, nil for none.
+    /// Counts intervals of at least this many nanoseconds without any response; nil to count none.
     public var pauseThreshold: UInt64?
-    /// A run without any answer for so many milliseconds fails.
+    /// The run fails after this many milliseconds without any answer.
     public var stallTimeout = 60_000
-    /// Where the random numbers begin.
+    /// Seed of the random numbers.
     public var seed: UInt64 = 1
 
     /// The defaults: random reads of 4 KiB, one at a time.
     public init() {}
 
-    /// The first rule that the plan breaks, as a message.
+    /// A message about the first rule that the plan breaks; nil if it breaks none.
     public var complaint: String? {
         if blockSize < 512 || blockSize % 512 != 0 { return "the block size must be a multiple of 512" }
         if maxBlockSize < blockSize || maxBlockSize % blockSize != 0 {

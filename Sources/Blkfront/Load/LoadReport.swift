@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What a load run measured.
+// The results of a load run.
 import Support
 
-/// One kind of operation in a run. Latencies are in nanoseconds, from the first request of an operation to the last
+/// Results of one kind of operation. Latencies are in nanoseconds, from the first request of an operation to its last
 /// response.
 public struct OperationReport: Sendable, Equatable {
     /// "read", "write", "barrier", "flush" or "discard"
@@ -11,7 +11,7 @@ public struct OperationReport: Sendable, Equatable {
     public var count: UInt64
     /// Their bytes.
     public var bytes: UInt64
-    /// Operations that the backend refused.
+    /// Operations that the backend failed.
     public var errors: UInt64
     /// The shortest latency.
     public var minimum: UInt64
@@ -19,13 +19,13 @@ public struct OperationReport: Sendable, Equatable {
     public var mean: UInt64
     /// The longest latency.
     public var maximum: UInt64
-    /// 50 % are not longer.
+    /// 50 % of the latencies are not longer.
     public var p50: UInt64
-    /// 95 % are not longer.
+    /// 95 % of the latencies are not longer.
     public var p95: UInt64
-    /// 99 % are not longer.
+    /// 99 % of the latencies are not longer.
     public var p99: UInt64
-    /// 99.9 % are not longer.
+    /// 99.9 % of the latencies are not longer.
     public var p999: UInt64
 
     init(_ name: String, _ counter: borrowing LoadCounter) {
@@ -71,33 +71,33 @@ public struct OperationReport: Sendable, Equatable {
     }
 }
 
-/// The outcome of a load run.
+/// The results of a load run.
 public struct LoadReport: Sendable {
     /// Kinds of operations that occurred.
     public var operations: [OperationReport] = []
-    /// Duration of the load, without filling and reading back.
+    /// Duration of the load in seconds, without filling and final verification.
     public var seconds: Double = 0
-    /// Blocks that were read and found to be what had been written.
+    /// Blocks that were read and had the content that was written.
     public var verifiedBlocks: UInt64 = 0
-    /// Event-channel notifications sent, and publications of the ring.
+    /// Event channel notifications sent.
     public var notifications: UInt64 = 0
-    /// See ``notifications``.
+    /// Publications of the ring.
     public var publications: UInt64 = 0
-    /// Pauses of ``LoadPlan/pauseThreshold`` or more without any response, in ns, of each queue by itself.
+    /// Intervals of ``LoadPlan/pauseThreshold`` or more without any response, in ns, for each queue separately.
     public var pauses: [UInt64] = []
     /// What ended the run early.
     public var failure: LoadFailure?
 
-    /// No failure, and no operation that the backend refused.
+    /// There was no failure, and the backend failed no operation.
     public var isGood: Bool { failure == nil && operations.allSatisfy { $0.errors == 0 } }
-    /// The report of a kind, nil if there was none.
+    /// The report of a kind; nil if there was none.
     public func operation(_ name: String) -> OperationReport? { operations.first { $0.name == name } }
     /// All operations per second.
     public var operationsPerSecond: Double {
         rate(Double(operations.reduce(0) { $0 + $1.count }), seconds)
     }
 
-    /// Takes over what the workers counted.
+    /// Adds the workers' counters.
     mutating func finish(_ counters: borrowing LoadCounters, nanoseconds: UInt64) {
         seconds = Double(nanoseconds) / 1e9
         operations = [
@@ -107,7 +107,7 @@ public struct LoadReport: Sendable {
         ].filter { $0.count > 0 || $0.errors > 0 }
     }
 
-    /// For programs.
+    /// The report for programs.
     public var json: JSON {
         .object(
             [
@@ -119,7 +119,7 @@ public struct LoadReport: Sendable {
             ] + operations.map { ($0.name, $0.json(seconds: seconds)) })
     }
 
-    /// For people.
+    /// The report for people.
     public var text: String {
         var lines = operations.map { $0.line(seconds: seconds) }
         lines.append("time: \(rounded(seconds, 2)) s, \(notifications) notifications for \(publications) publications")

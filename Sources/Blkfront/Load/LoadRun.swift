@@ -5,12 +5,12 @@ import Synchronization
 
 /// Runs a ``LoadPlan`` on a connected device: one thread for each queue, each on its own part of the disk.
 ///
-/// The device's queues must not be used by anybody else meanwhile.
+/// Nobody else may use the device's queues during the run.
 public struct LoadRun {
     private let device: FrontDevice
     private let plan: LoadPlan
 
-    /// A run of `plan`; throws what makes it impossible on this device.
+    /// A run of `plan`. Throws if it is impossible on this device.
     public init(_ device: FrontDevice, _ plan: LoadPlan) throws(BlkfrontError) {
         if let complaint = plan.complaint { throw .invalid(complaint) }
         guard device.state == .connected, !device.queues.isEmpty else {
@@ -40,7 +40,7 @@ public struct LoadRun {
         var report = LoadReport()
     }
 
-    /// Runs until the plan ends or something fails. Blocks; the report says what happened.
+    /// Runs until the plan ends or something fails. Blocks; the report tells which.
     ///
     /// The calling thread watches XenStore: a backend that wants to close ends the run.
     public func run() -> LoadReport {
@@ -114,7 +114,7 @@ public struct LoadRun {
         }
     }
 
-    /// What the workers share with the thread that waits for them.
+    /// State that the workers share with the thread that waits for them.
     private final class Shared: Sendable {
         let stop: LoadStop
         let outcome = Mutex(Outcome())

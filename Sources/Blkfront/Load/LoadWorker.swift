@@ -8,7 +8,7 @@ import Support
 /// What the requests of an operation have in common.
 struct LoadOperation: BitwiseCopyable, Sendable {
     var kind: LoadKind
-    /// First block, counted from the beginning of the worker's region, and the number of blocks.
+    /// First block, counted from the start of the worker's region, and the number of blocks.
     var block: UInt64
     var blockCount: UInt64
     /// Bytes that are on the ring or answered.
@@ -19,7 +19,7 @@ struct LoadOperation: BitwiseCopyable, Sendable {
     var start: UInt64
 }
 
-/// A worker's part of the work: number `index` of `count`, and the blocks from byte `base` of the disk.
+/// A worker's share: it is number `index` of `count`, and its blocks start at byte `base` of the disk.
 struct LoadShare: Sendable {
     let index: Int
     let count: Int
@@ -43,14 +43,14 @@ struct LoadWorker: ~Copyable, Sendable {
     private var operations: FixedArray<LoadOperation>
     private var freeOperations: FixedArray<UInt32>
     private var freeOperationCount: Int
-    /// For each slot of the queue: its operation, and where its part begins.
+    /// For each slot of the queue: its operation, and the start of its part.
     private var owners: FixedArray<UInt32>
     private var positions: FixedArray<UInt64>
     private var lengths: FixedArray<UInt32>
     private var blockMap: BlockMap
     /// The operation whose requests are not all on the ring yet.
     private var half: Int?
-    /// The next operation of a sequence, which must wait for one in flight that it overlaps with.
+    /// The next operation of a sequence, if it overlaps with one in flight and must wait.
     private var chosen: LoadOperation?
     private var cursor: UInt64 = 0
     private var issuedBlocks: UInt64 = 0
@@ -60,7 +60,7 @@ struct LoadWorker: ~Copyable, Sendable {
     private var limitCount: UInt64?
     private var limitBlocks: UInt64?
     private(set) var counters = LoadCounters()
-    /// When the last response came, 0 before the first; and the pauses that were long enough, as far as there is room.
+    /// When the last response arrived, 0 before the first; then the pauses that were long enough, while there is room.
     private var lastResponse: UInt64 = 0
     private var pauses: FixedArray<UInt64>
     private var pauseCount = 0
@@ -95,7 +95,7 @@ struct LoadWorker: ~Copyable, Sendable {
 
     // MARK: The run
 
-    /// The whole run: a filling first if reads are to be verified, the load, and the reading back.
+    /// The whole run: filling the region if reads are to be verified, the load, and the final verification.
     mutating func run(_ queue: inout FrontQueue, stop: LoadStop) throws(LoadFailure) {
         fillBuffers(&queue)
         let count = limitCount
@@ -137,7 +137,7 @@ struct LoadWorker: ~Copyable, Sendable {
         }
     }
 
-    /// Sleeps until an event comes. Responses without an event are not looked at, as a guest would not.
+    /// Sleeps until an event arrives. Responses without an event are ignored, as a guest would.
     private func waitForEvent(_ queue: inout FrontQueue, stop: LoadStop) throws(LoadFailure) {
         for _ in 0..<plan.spins where queue.hasResponses { return }
         if queue.finalCheck() { return }
@@ -159,7 +159,7 @@ struct LoadWorker: ~Copyable, Sendable {
 
     // MARK: Issuing
 
-    /// Puts operations on the ring while there is room; true if any request was put there.
+    /// Puts operations on the ring while there is room; true if there was at least one.
     private mutating func issue(
         _ queue: inout FrontQueue, now: UInt64, ended: Bool
     ) throws(BlkfrontError) -> Bool {
@@ -217,7 +217,7 @@ struct LoadWorker: ~Copyable, Sendable {
         }
     }
 
-    /// The most bytes of a request: whole blocks where one fits, so that a part can be verified by itself.
+    /// The largest request in bytes: whole blocks if at least one fits, so that a part can be verified separately.
     private var partSize: UInt64 {
         let room = UInt64(FrontQueue.bufferSize - (plan.skew == 0 ? 0 : 4096))
         return blockSize <= room ? room / blockSize * blockSize : room
@@ -225,7 +225,8 @@ struct LoadWorker: ~Copyable, Sendable {
 
     // MARK: Choosing
 
-    /// The next operation, nil if there is none now: the run's end, or all candidates overlap with what is in flight.
+    /// The next operation; nil if there is none now, at the end of the run or because all candidates overlap with one
+    /// in flight.
     private mutating func choose() -> LoadOperation? {
         if let waiting = chosen {
             guard reserve(waiting) else { return nil }
@@ -305,7 +306,7 @@ struct LoadWorker: ~Copyable, Sendable {
         if operation.kind != .read { writes += 1 }
     }
 
-    /// Marks the blocks as in flight; false if that would let the outcome depend on the order of two requests.
+    /// Marks the blocks as in flight; false if the outcome would then depend on the order of two requests.
     private mutating func reserve(_ operation: LoadOperation) -> Bool {
         plan.verify
             ? blockMap.reserve(
@@ -383,7 +384,7 @@ struct LoadWorker: ~Copyable, Sendable {
 
     // MARK: Contents
 
-    /// Random bytes in every slot, once, so that a disk that compresses or drops zeroes has no advantage.
+    /// Fills every slot with random bytes, once, so that a disk that compresses or drops zeroes has no advantage.
     private mutating func fillBuffers(_ queue: inout FrontQueue) {
         guard plan.pattern.writes else { return }
         for id in 0..<queue.slotCount {
@@ -394,7 +395,7 @@ struct LoadWorker: ~Copyable, Sendable {
         }
     }
 
-    /// Writes the blocks of a part into the slot. Blocks are not larger than a part.
+    /// Writes the blocks of a part into the slot. A block is never larger than a part.
     private func fill(_ id: Int, _ offset: UInt64, _ length: UInt64, _ queue: inout FrontQueue) {
         let buffer = unsafe queue.buffer(of: id)
         for position in stride(from: 0, to: length, by: UInt64.Stride(blockSize)) {

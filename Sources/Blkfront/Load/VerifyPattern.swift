@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Blocks that say of themselves where they belong, which writing they are of, and whether they are whole.
+// Blocks that contain their own place and the number of their write, and show whether they are whole.
 import Support
 
-/// What a block that was read back is, if it is not what was written.
+/// What is wrong with a block that was read back.
 public enum VerifyFault: Error, Sendable, Equatable, CustomStringConvertible {
-    /// The block does not begin with the mark: never written, zeroed or foreign.
+    /// The block does not begin with the magic number: never written, zeroed or foreign.
     case noHeader(offset: UInt64, found: UInt64, expected: UInt64)
     /// A block of another place.
     case misplaced(offset: UInt64, found: UInt64)
     /// A block of another run.
     case otherRun(offset: UInt64)
-    /// A block of an older, or a newer, writing.
+    /// A block of an older or a newer write.
     case wrongGeneration(offset: UInt64, found: UInt64, expected: UInt64)
     /// The bytes do not have the checksum of the header.
     case checksum(offset: UInt64, found: UInt32, expected: UInt32)
@@ -37,12 +37,14 @@ public enum VerifyFault: Error, Sendable, Equatable, CustomStringConvertible {
 /// ```
 ///  0  mark         8  offset in bytes     16  generation    24  run     32  crc32c of the block with this field 0
 /// ```
+///
+/// Unsafe code here reads and writes within the block that it is given.
 public struct VerifyPattern: Sendable {
-    /// "XBBverfy"
+    /// The magic number, "XBBverfy".
     static let mark: UInt64 = 0x7966_7265_7642_4258
     /// Bytes of the header.
     public static let headerSize = 40
-    /// A number that tells this run's blocks from those of others.
+    /// A number that distinguishes this run's blocks from those of other runs.
     public let run: UInt64
 
     /// A pattern of the run.
@@ -67,7 +69,7 @@ public struct VerifyPattern: Sendable {
         unsafe block.storeBytes(of: UInt64(sum), toByteOffset: 32, as: UInt64.self)
     }
 
-    /// Checks a block against what was written to the place. The checksum field of the block is zeroed.
+    /// Checks a block against what was written to this place. Sets the checksum field of the block to zero.
     @unsafe public func check(
         _ block: UnsafeMutableRawBufferPointer, offset: UInt64, generation: UInt64
     ) throws(VerifyFault) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// One ring of a frontend: requests in, responses out, and every rule checked that blkfront checks.
+// One ring of a frontend: it sends requests, takes responses, and checks every rule that blkfront checks.
 //
 // Nothing here allocates after the queue was made, so that a load run measures the backend.
 public import Blkif
@@ -7,7 +7,7 @@ public import Memory
 public import Xen
 public import XenLoopback
 
-/// A request that was answered. The slot is the caller's until ``FrontQueue/release(_:)``.
+/// A request that was answered. The slot belongs to the caller until ``FrontQueue/release(_:)``.
 public struct FrontCompletion: Sendable, Equatable {
     /// The number of the request.
     public let id: Int
@@ -30,9 +30,13 @@ public struct FrontCompletion: Sendable, Equatable {
 ///
 /// A request goes `allocate` → fill ``buffer(of:)`` → `submit` → `publish` (one for many) → `nextCompletion` → use the
 /// buffer → `release`. Use from one thread at a time.
+///
+/// `@unchecked Sendable`: it cannot be copied, so passing it on also passes on its pointers and its port.
+///
+/// Unsafe code here is the address of a slot's buffer, whose index is checked.
 @safe
 public struct FrontQueue: ~Copyable, @unchecked Sendable {
-    /// Bytes of a slot's buffer: 11 pages.
+    /// Size of a slot's buffer in bytes: 11 pages.
     public static let bufferSize = BlkifLimits.segmentsPerRequest * 4096
 
     private enum SlotState {
@@ -50,25 +54,25 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
 
     /// The number of the queue in its device.
     public let index: Int
-    /// Requests that can be in flight.
+    /// The most requests that can be in flight.
     public let slotCount: Int
     /// The grants of the ring's pages, in order.
     public let ringReferences: [UInt32]
     /// The event channel, a port of the frontend's domain.
     public let port: LoopbackPort
-    /// The domain that answers.
+    /// The domain of the backend.
     public let backend: DomainID
-    /// The ring as the backend sees it, for tests that write what no ``FrontRing`` would.
+    /// The ring as the backend sees it, for tests that write what ``FrontRing`` never would.
     public let ringPages: SharedPages
     /// The indices of this end.
     public private(set) var ring: FrontRing
-    /// Slots that ``allocate()`` can give.
+    /// Slots that ``allocate()`` can return.
     public private(set) var freeCount: Int
     /// Requests submitted and not answered.
     public private(set) var inFlight = 0
-    /// Events sent, and times that the ring was published.
+    /// Number of events sent.
     public private(set) var notifications: UInt64 = 0
-    /// See ``notifications``.
+    /// Number of times that the ring was published.
     public private(set) var publications: UInt64 = 0
 
     private let domain: LoopbackDomain
@@ -85,7 +89,7 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
     private let pooled: Bool
     private var seen = 0
 
-    /// A queue of what was taken from the domain.
+    /// A queue with resources that were allocated from the domain.
     init(
         index: Int, resources: QueueResources, backend: DomainID, handle: UInt16, options: FrontOptions,
         health: FrontHealth
@@ -116,7 +120,7 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
 
     // MARK: Slots
 
-    /// Takes a free slot, nil when all are in use.
+    /// Takes a free slot; nil if all are in use.
     @inline(__always)
     public mutating func allocate() -> Int? {
         if freeCount == 0 { return nil }
@@ -126,7 +130,7 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
         return id
     }
 
-    /// Gives a slot back that is not in flight.
+    /// Gives back a slot that is not in flight.
     @inline(__always)
     public mutating func release(_ id: Int) {
         precondition(shadows[id].state == SlotState.owned)
@@ -135,7 +139,7 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
         freeCount += 1
     }
 
-    /// The memory of a slot, ``bufferSize`` bytes in the domain's own frames, valid while the queue lives.
+    /// The memory of a slot, ``bufferSize`` bytes in the domain's own frames, valid as long as the queue lives.
     @inline(__always)
     @unsafe public func buffer(of id: Int) -> UnsafeMutableRawBufferPointer {
         precondition(id >= 0 && id < slotCount)
@@ -154,7 +158,7 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
     /// Puts a read, write, barrier or flush on the ring; the backend sees it after ``publish()``.
     ///
     /// The data are `byteCount` bytes, a multiple of 512, from sector `skew` of the slot's buffer; none for a flush.
-    /// `sector` is in the unit of the device. On an error the slot stays the caller's.
+    /// `sector` is in the device's own unit. On an error the slot still belongs to the caller.
     @inline(__always)
     public mutating func submit(
         _ id: Int, _ operation: BlockOperation, sector: UInt64, byteCount: Int, skew: Int = 0
@@ -209,8 +213,8 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
             .discard)
     }
 
-    /// Puts any bytes on the ring, for tests. A response with `id` is then expected if `id` is not nil, and its
-    /// operation must be the first byte of the slot.
+    /// Puts arbitrary bytes on the ring, for tests. If `id` is not nil, a response with that id is then expected, for
+    /// the operation in the first byte of the slot.
     public mutating func submitRaw(_ slot: SlotBytes, expecting id: Int?) {
         precondition(ring.free > 0)
         if let id {
@@ -249,7 +253,7 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
 
     // MARK: Responses
 
-    /// The next response, nil when there is none; throws when the backend broke a rule, and from then on.
+    /// The next response; nil if there is none. Throws once the backend has broken a rule, and from then on.
     @inline(__always)
     public mutating func nextCompletion() throws(BlkfrontError) -> FrontCompletion? {
         if seen == 0 {
@@ -292,7 +296,7 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
             id: id, operation: BlockOperation(rawValue: response.wireOperation) ?? .read, status: response.status)
     }
 
-    /// Ends the grants of a request; the first one that the backend still uses.
+    /// Ends the grants of a request; returns the first one that the backend still uses.
     @inline(__always)
     private mutating func endGrants(_ id: Int) -> UInt32? {
         var used: UInt32?
@@ -304,7 +308,7 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
         return used
     }
 
-    /// Looks at the bytes of the next response that no field covers (XSA-216).
+    /// Checks the bytes of the next response that belong to no field (XSA-216).
     @inline(__always)
     private func nextPaddingIsZero() -> Bool {
         let mask = ring.entryCount - 1
@@ -319,7 +323,7 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
 
     // MARK: Waiting
 
-    /// True when the backend shows responses, or an index that makes no sense. One load; for loops that poll.
+    /// True if the backend has published responses, or an impossible index. One load; for loops that poll.
     @inline(__always)
     public var hasResponses: Bool { seen > 0 || (try? ring.available()) != 0 }
 
@@ -327,15 +331,15 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
     @inline(__always)
     public mutating func finalCheck() -> Bool { ring.finalCheck() }
 
-    /// Waits for an event or `timeout` milliseconds, -1 for ever; false at the timeout.
+    /// Waits for an event, at most `timeout` milliseconds; -1 for no limit. False at the timeout.
     ///
-    /// Returns at once when responses are there already.
+    /// Returns at once if responses are there already.
     public mutating func wait(timeout: Int32 = -1) throws(BlkfrontError) -> Bool {
         if ring.finalCheck() { return true }
         return try waitForEvent(timeout: timeout)
     }
 
-    /// The same without a look at the ring: only an event counts.
+    /// Waits for an event without looking at the ring.
     public func waitForEvent(timeout: Int32 = -1) throws(BlkfrontError) -> Bool {
         try health.check()
         return port.wait(milliseconds: timeout)
@@ -350,9 +354,9 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
 
     // MARK: End
 
-    /// Ends all grants and gives the frames back; the references that the backend still uses.
+    /// Ends all grants and frees the frames. Returns the references that the backend still uses.
     ///
-    /// Frames of such references are not used again. Call when the backend has closed, or never will.
+    /// The frames of such references are not used again. Call it when the backend has closed, or never will.
     mutating func dismantle() -> [UInt32] {
         var used: [UInt32] = []
         for id in 0..<slotCount {

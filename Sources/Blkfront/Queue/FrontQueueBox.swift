@@ -11,7 +11,7 @@ public final class FrontQueueBox: Sendable {
     public let ringReferences: [UInt32]
     /// The event channel.
     public let port: LoopbackPort
-    /// Requests that can be in flight.
+    /// The most requests that can be in flight.
     public let slotCount: Int
     private let queue: Mutex<FrontQueue>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What a queue takes from its domain: frames, grants and a port, all or nothing.
+// What a queue needs from its domain: frames, grants and a port, all of them or nothing.
 import Base
 import Blkif
 import XenLoopback
@@ -14,11 +14,11 @@ struct QueueResources {
     private(set) var dataFrame: UInt32 = 0
     private(set) var dataFrameCount = 0
     private(set) var ringReferences: [UInt32] = []
-    /// A grant for each data frame, if they stay granted.
+    /// A grant for each data frame, if data frames stay granted.
     private(set) var pool: [UInt32] = []
     let port: LoopbackPort
 
-    /// Takes everything; gives back what was taken when something is missing.
+    /// Allocates everything; if something is missing, frees what was allocated.
     init(domain: LoopbackDomain, backend: DomainID, ringPageCount: Int, options: FrontOptions) throws(OperationError) {
         self.domain = domain
         let entries = RingLayout(options.abi).entryCount(pages: ringPageCount)
@@ -44,7 +44,8 @@ struct QueueResources {
         }
     }
 
-    /// Ends the grants and frees the frames; the references that the backend still uses, whose frames stay taken.
+    /// Ends the grants and frees the frames. Returns the references that the backend still uses; their frames stay
+    /// allocated.
     func giveBack(keepingFrames: Bool = false) -> [UInt32] {
         var used: [UInt32] = []
         for reference in ringReferences + pool where !domain.endAccess(reference) { used.append(reference) }

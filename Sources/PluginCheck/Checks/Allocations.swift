@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What malloc() has given to this process and not taken back.
+// Memory that the process has from malloc().
 import CAllocations
 
 /// Live memory of the allocator.
@@ -7,7 +7,7 @@ struct Allocations {
     var blocks: Int
     var bytes: Int
 
-    /// As it is now.
+    /// The current value.
     static var live: Allocations {
         Allocations(blocks: Int(callocations_live_blocks()), bytes: Int(callocations_live_bytes()))
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What a check works with, in the process that is made for it: the plugin, its image, and the line to the parent.
+// The environment of a check in its own process: the plugin, its image, and the pipe to the parent.
 import PluginHost
 import Base
 import CLinux
@@ -8,7 +8,7 @@ import Glibc
 import PluginAPI
 import Synchronization
 
-/// What a plugin is checked with.
+/// What is checked, and how.
 package struct Subject: Sendable {
     /// The file of the plugin.
     package var path: String
@@ -16,11 +16,11 @@ package struct Subject: Sendable {
     package var options: [String: String] = [:]
     /// The format to serve; nil for its first one.
     package var format: String?
-    /// The image that the check may write to; nil where the plugin has none.
+    /// The image that the check may write to; nil if the plugin has none.
     package var image: String?
-    /// What the image must read as, byte for byte.
+    /// A file with the expected content of the image.
     package var reference: String?
-    /// A folder that goes away after the check.
+    /// A folder that is removed after the check.
     package var folder: String = "/tmp"
     /// Fewer rounds.
     package var isQuick = false
@@ -33,27 +33,27 @@ package struct Subject: Sendable {
     }
 }
 
-/// The line to the parent; written by checks, by the harness and by the handlers of faults.
+/// The pipe to the parent, written by checks, by the harness and by signal handlers.
 private let reportDescriptor = Atomic<Int32>(-1)
 
-/// Writes a line. Words: "at", what is being done; "note", a figure; "fact", JSON; "fail", "skip", "pass".
+/// Writes a line. Words: "at", the current step; "note", a measurement; "fact", JSON; "fail", "skip", "pass".
 private func report(_ word: String, _ text: String) {
     var line = "\(word) \(text.split(whereSeparator: \.isNewline).joined(separator: " "))\n"
     line.withUTF8 { bytes in _ = unsafe write(reportDescriptor.load(ordering: .relaxed), bytes.baseAddress, bytes.count)
     }
 }
 
-/// The surroundings of one check.
+/// The environment of one check.
 @safe
 package final class Bench {
     package let subject: Subject
     private var loaded: Plugin?
-    /// Kept to the end of the process: what a failed check leaves is not closed behind its back.
+    /// Kept until the process ends, so that objects of a failed check are not closed implicitly.
     private var kept: [AnyObject] = []
 
     private init(_ subject: Subject) { self.subject = subject }
 
-    /// Makes the check and ends the process; the outcome goes to `descriptor`.
+    /// Runs the check and ends the process; the outcome is written to `descriptor`.
     package static func run(
         _ check: Check, _ subject: Subject, reportingTo descriptor: Int32, memoryLimit: Int, isVerbose: Bool
     ) -> Never {
@@ -62,7 +62,7 @@ package final class Bench {
         limit = rlimit(rlim_cur: 0, rlim_max: 0)
         _ = unsafe setrlimit(__rlimit_resource_t(RLIMIT_CORE.rawValue), &limit)
         if !isVerbose { dup2(1, 2) }
-        // Out of the way of a plugin that closes descriptors by number, and of those it opens.
+        // A high number, out of the way of descriptors that the plugin opens, or closes by number.
         let kept = clinux_fcntl_int(descriptor, F_DUPFD_CLOEXEC, 200)
         Glibc.close(descriptor)
         reportDescriptor.store(kept, ordering: .relaxed)
@@ -81,15 +81,15 @@ package final class Bench {
         _exit(0)
     }
 
-    /// Says what is being done, for the case that it is the last thing.
+    /// Reports the current step, in case it is the last one.
     func at(_ what: String) { PluginCheck.report("at", what) }
-    /// Tells the outcome before the process ends in another way than by the end of its check.
+    /// Reports the outcome if the process is to end in another way than at the end of its check.
     func tell(_ failure: Failure) { PluginCheck.report(failure.isSkip ? "skip" : "fail", failure.description) }
-    /// Tells a figure.
+    /// Reports a measurement.
     func note(_ text: String) { PluginCheck.report("note", text) }
-    /// Tells the parent what it decides by.
+    /// Reports what the parent bases decisions on.
     func fact(_ json: String) { PluginCheck.report("fact", json) }
-    /// Where the parent reads.
+    /// The descriptor that the parent reads.
     var descriptor: Int32 { reportDescriptor.load(ordering: .relaxed) }
 
     /// The plugin, loaded.
@@ -104,7 +104,7 @@ package final class Bench {
         }
     }
 
-    /// Opens the disk: read-only where the plugin cannot write.
+    /// Opens the disk; read-only if the plugin cannot write.
     func disk(
         _ options: [String: String] = [:], image: String? = nil, readOnly: Bool = false, started: Bool = true
     ) throws(Failure) -> Disk {
@@ -113,7 +113,7 @@ package final class Bench {
         return disk
     }
 
-    /// The same, for a check that closes it.
+    /// Like `disk()`, for a check that closes the disk itself.
     func unkeptDisk(
         _ options: [String: String] = [:], image: String? = nil, readOnly: Bool = false, started: Bool = true
     ) throws(Failure) -> Disk {
@@ -125,7 +125,7 @@ package final class Bench {
             format: subject.format, started: started)
     }
 
-    /// What `get_info()` says, checked as the host does.
+    /// The answer of `get_info()`, checked as the host does it.
     func info(_ disk: Disk) throws(Failure) -> DeviceInfo {
         at("get_info()")
         do throws(OperationError) {

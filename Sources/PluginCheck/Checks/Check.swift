@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What can be checked: one property of a plugin, in a process of its own.
+// The list of checks: each one checks one property of a plugin, in its own process.
 
 /// One property of a plugin.
 package struct Check: Sendable {
-    /// Checks that belong together, in the order in which they are made.
+    /// Groups of checks, in the order in which they run.
     package enum Group: String, CaseIterable, Sendable {
         case linkage
         case table
@@ -22,20 +22,20 @@ package struct Check: Sendable {
         case figures
     }
 
-    /// What a check needs to be possible.
+    /// What a check needs before it can run.
     package enum Need: Sendable {
         /// Only the file.
         case file
-        /// That it can be loaded.
+        /// The plugin must be loadable.
         case library
-        /// A disk, and so an image where the plugin has one.
+        /// A disk, and so an image if the plugin needs one.
         case disk
     }
 
     package let group: Group
     /// Unique in its group.
     package let name: String
-    /// What holds where it passes.
+    /// The property that holds if it passes.
     package let summary: String
     package let need: Need
     let body: @Sendable (Bench) throws(Failure) -> Void
@@ -54,7 +54,7 @@ package struct Check: Sendable {
         self.body = body
     }
 
-    /// All, in their order.
+    /// All checks, in order.
     package static let all: [Check] = [
         linkage, table, probe, open, operations, data, ownership, phases, concurrency, acceptance, cancel, resize,
         mutation, crash, figures,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Several queues at once, as the declared thread model allows it.
+// Several queues at once, as far as the declared thread model allows it.
 import CPluginHarness
 import Glibc
 import PluginAPI
@@ -89,7 +89,9 @@ extension Check {
     ]
 }
 
-/// What threads of a check share; the disk's queues may be used at once.
+/// What the threads of a check share.
+///
+/// `@unchecked Sendable`: queues are opened under the lock, and the plugin's thread model allows their concurrent use.
 private final class Shared: @unchecked Sendable {
     private let bench: Bench
     private let disk: Disk
@@ -147,7 +149,8 @@ private func inParallel(_ count: Int, _ body: @escaping @Sendable (Int) throws(F
 }
 
 extension Bench {
-    /// Has requests in flight, does something to them, and sees them all end, with success or -ECANCELED; then others work.
+    /// Starts requests, does something to them, and checks that they all end with success or -ECANCELED and that others
+    /// still work.
     fileprivate func hurried(_ hurry: (Queue, [Request]) throws(Failure) -> Void) throws(Failure) {
         let disk = try disk()
         let info = try info(disk)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// A worker that is killed: what was said to be durable is there when the disk is opened again.
+// A worker that is killed: data that was reported as durable must be there when the disk is opened again.
 import PluginHost
 import CPluginHarness
 import Glibc
@@ -19,11 +19,11 @@ extension Check {
     ]
 }
 
-/// The blocks that are written before a kill: bytes of one, and how many.
+/// Size in bytes and number of the blocks that are written before a kill.
 let crashBlockBytes = 4096
 let crashBlockCount = 64
 
-/// Each sector of a block says which block it is, and which of the writes.
+/// Each sector of a block contains the block's number and the version of the write.
 func crashContent(_ block: Int, _ version: UInt32) -> [UInt8] {
     var bytes = [UInt8](repeating: UInt8(truncatingIfNeeded: block), count: crashBlockBytes)
     for sector in stride(from: 0, to: crashBlockBytes, by: 512) {
@@ -33,7 +33,7 @@ func crashContent(_ block: Int, _ version: UInt32) -> [UInt8] {
 }
 
 extension Bench {
-    /// A disk that can be written and is not in the process's own memory, of so many bytes at least.
+    /// A disk of at least `bytes` bytes that can be written and outlives the process.
     func diskThatOutlives(_ bytes: Int) throws(Failure) -> (Disk, DeviceInfo) {
         let plugin = try plugin
         if plugin.library.hasNoFile, !plugin.library.isNetwork {
@@ -53,9 +53,9 @@ extension Bench {
         note("\(count) acknowledgements before \(rounds) times SIGKILL")
     }
 
-    /// How many writes were told to be durable.
+    /// Returns how many writes were reported as durable.
     private func killed(seed: UInt64, withFUA: Bool) throws(Failure) -> Int {
-        // The child of this process must be the first that loads the plugin.
+        // This process must not load the plugin before its child does.
         at("a process that writes and is killed, round \(seed)")
         var progress: Int32 = -1
         let child = unsafe harness_fork(&progress)
@@ -73,13 +73,13 @@ extension Bench {
         }
         var status: Int32 = 0
         unsafe waitpid(child, &status, 0)
-        // It ends by itself where there is nothing to check or something failed, and has said so.
+        // The child ends by itself if there is nothing to check or something failed; it has reported that.
         if count < enough { _exit(0) }
         try verify(durable, withFUA: withFUA, seed: seed)
         return count
     }
 
-    /// Writes until it is killed, and tells what is durable.
+    /// Writes until it is killed, and reports what is durable.
     private func write(to progress: Int32, seed: UInt64, withFUA: Bool) -> Never {
         func end(_ word: Failure) -> Never {
             tell(word)
@@ -138,7 +138,7 @@ extension Bench {
         }
     }
 
-    /// Opens the disk after a kill, in a process of its own again, as a new worker is, and does `body` there.
+    /// Opens the disk after a kill, in another new process, as a new worker would, and calls `body` there.
     func inNextProcess(_ body: (Queue) throws(Failure) -> Void) throws(Failure) {
         var done: Int32 = -1
         let child = unsafe harness_fork(&done)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What was written is what is read: against an array, after close and open, on two disks at once, against a reference.
+// Reads return what was written: compared with an array, after close and open, on two disks at once, and with a
+// reference.
 import PluginHost
 import CLinux
 import Glibc
@@ -90,16 +91,16 @@ extension Check {
     ]
 }
 
-/// Skips where the condition does not hold.
+/// Skips the check if the condition does not hold.
 func require(_ condition: Bool, skipping reason: String) throws(Failure) {
     if !condition { throw .skip(reason) }
 }
 
 extension DeviceInfo {
-    /// As much of a length as the disk has, in whole blocks.
+    /// The length in whole blocks, limited to the disk.
     func region(_ length: Int) -> Int { Int(min(size, UInt64(length))) / Int(logicalBlock) * Int(logicalBlock) }
 
-    /// The beginning and the end of the disk.
+    /// The start and the end of the disk.
     func regions(length: Int) -> [UInt64] {
         let last = size - UInt64(region(length))
         return last == 0 ? [0] : [0, last]
@@ -107,7 +108,7 @@ extension DeviceInfo {
 }
 
 extension Bench {
-    /// Another disk beside that of `disk()`, with an image of its own.
+    /// A second disk beside that of `disk()`, with its own image.
     func secondDisk() throws(Failure) -> Disk {
         guard let image = subject.image, try !plugin.library.hasNoFile else { return try disk() }
         var status = stat()

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What a request costs: allocations, system calls, time. Told, not judged.
+// The costs of a request: allocations, system calls, time. Reported, not judged.
 import PluginHost
 import CAllocations
 import CLinux
@@ -51,14 +51,14 @@ extension Check {
             }
             try require(status != -1 && status != 77, skipping: "this process may not trace another (ptrace)")
             try require(unsafe status == 0 && cells[2] == 1, "the traced process ended with status \(status)")
-            // The harness's own calls, the two marks among them, are not the plugin's.
+            // The harness's own system calls, including the two markers, do not count.
             let made = unsafe calls > cells[0] + 4 ? calls - cells[0] - 4 : 0
             bench.note("\(unsafe hundredths(made, cells[1])) system calls per READ")
         },
     ]
 }
 
-/// A quotient with two digits behind the point.
+/// A quotient with two decimals.
 private func hundredths(_ dividend: UInt64, _ divisor: UInt64) -> String {
     guard divisor > 0 else { return "?" }
     let value = dividend * 100 / divisor
@@ -66,7 +66,7 @@ private func hundredths(_ dividend: UInt64, _ divisor: UInt64) -> String {
 }
 
 extension Bench {
-    /// As much of the disk as a load of 4 KiB goes over.
+    /// The part of the disk that a load of 4 KiB requests uses, in bytes.
     fileprivate func loadSize(_ info: DeviceInfo) throws(Failure) -> UInt64 {
         try require(info.size >= 4096, skipping: "the disk is smaller than a request of 4 KiB")
         return min(info.size, 64 << 20)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The file: its name, its symbols, and what the dynamic linker is told (rule 1 of the ABI).
+// The plugin's file: its name, its symbols, and its instructions for the dynamic linker (rule 1 of the ABI).
 import CLinux
 import Glibc
 import PluginAPI
@@ -30,7 +30,7 @@ extension Check {
             guard let library = unsafe dlopen(bench.subject.path, RTLD_LAZY | RTLD_LOCAL) else {
                 throw Failure(unsafe dlerror().map { unsafe String(cString: $0) } ?? "dlopen() failed")
             }
-            // With a handle only the library and those that it names are searched.
+            // With a handle, only the library and its dependencies are searched.
             let missing = object.symbols.filter { symbol in
                 unsafe !symbol.isDefined && !symbol.isWeak && dlsym(library, symbol.name) == nil
             }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// open() of what is good and of what is not, and what is left after close().
+// open() with valid and invalid arguments, and what is left after close().
 import PluginHost
 import CLinux
 import Glibc
@@ -33,7 +33,7 @@ extension Check {
             for option in schema {
                 for value in option.extremes {
                     bench.at("open() with \(option.name)=\(value.prefix(40))")
-                    // Only a size says where data must be; others may be meant to fail requests.
+                    // Only a size option tells where data must be; others may be intended to make requests fail.
                     try bench.opensOrRefuses([option.name: value], reads: option.kind == .size)
                 }
             }
@@ -89,7 +89,7 @@ extension Check {
 }
 
 extension PluginOption {
-    /// Values at the ends of what the schema allows.
+    /// The extreme values that the schema allows.
     fileprivate var extremes: [String] {
         switch kind {
         case .bool: ["on", "off"]
@@ -109,7 +109,7 @@ extension Bench {
         return request
     }
 
-    /// open() of what is no open descriptor.
+    /// open() with an invalid descriptor must fail.
     fileprivate func refuses(_ descriptor: Int32) throws(Failure) {
         do throws(Failure) {
             _ = try Disk(
@@ -120,7 +120,8 @@ extension Bench {
         throw Failure("open() accepts descriptor \(descriptor), which is not open")
     }
 
-    /// open() with something odd: a disk whose first and last block can be asked for, or a refusal in words.
+    /// open() with unusual arguments must yield a disk whose first and last block can be read, or a refusal with a
+    /// message.
     fileprivate func opensOrRefuses(
         _ options: [String: String] = [:], image: String? = nil, readOnly: Bool = false, reads: Bool = true
     ) throws(Failure) {
@@ -128,11 +129,11 @@ extension Bench {
         do throws(Failure) {
             disk = try unkeptDisk(options, image: image, readOnly: readOnly)
         } catch {
-            // What the host itself refuses never gets to the plugin.
+            // What the host itself refuses never reaches the plugin.
             if error.code == 0 { return }
             return try require(error.isRefusal, error.description)
         }
-        // What it says may be refused by the host, as that of a disk without a block.
+        // The host may refuse the reported properties, such as a disk without a single block.
         if let info = try? DeviceInfo(validating: disk.info) {
             let queue = try Queue(disk, depth: 4, guarded: true)
             for offset in reads ? [0, info.size - UInt64(info.logicalBlock)] : [] {
@@ -169,7 +170,7 @@ extension Bench {
         return images
     }
 
-    /// Does something many times and compares what the process has before and after.
+    /// Repeats something many times and compares the process's resources before and after.
     fileprivate func leaks(rounds: Int, _ round: () throws(Failure) -> Void) throws(Failure) {
         for _ in 0..<20 { try round() }
         let (before, memory) = (Residue.now(), Allocations.live)
@@ -183,7 +184,7 @@ extension Bench {
             throw leaked("descriptors", after.descriptors - before.descriptors)
         }
         if after.threads > before.threads { throw leaked("threads", after.threads - before.threads) }
-        // The allocator and the harness may grow by a few.
+        // The allocator and the harness may grow a little.
         if after.mappings > before.mappings + rounds / 4 + 8 {
             throw leaked("mappings", after.mappings - before.mappings)
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Every operation, at the ends of the disk and of the limits, through every shape of scatter list.
+// Every operation, at the limits of the disk and of the plugin, with scatter lists of every shape.
 import PluginHost
 import Glibc
 import PluginAPI
@@ -44,7 +44,7 @@ extension Check {
                 }
             }
             if info.capabilities.contains(.writeZeroes) {
-                // It may be refused, and by no other error.
+                // It may be refused, but only with this error.
                 let request = Request(XBB_OP_WRITE_ZEROES, 0, Int(info.logicalBlock), flags: XBB_REQ_NO_FALLBACK)
                 try bench.perform(request, on: queue, expecting: [0, -EOPNOTSUPP])
             }
@@ -76,7 +76,7 @@ extension Check {
                 let request = Request(XBB_OP_READ, 0, Int(info.logicalBlock), flags: flags)
                 bench.at("a READ with an unknown flag")
                 let status = queue.perform(request)
-                // A flag is sent only by a host that was told of it, so some do not look.
+                // A host sends a flag only after the plugin announced it, so some plugins do not check.
                 try require(
                     status == -EINVAL || status == 0,
                     "a READ with flag 0x\(String(flags, radix: 16)) gave \(errorName(status)), and -EINVAL was expected"
@@ -108,7 +108,7 @@ extension Check {
 }
 
 extension Bench {
-    /// Offers requests until all were accepted and completed with status 0.
+    /// Submits requests until all are accepted and completed with status 0.
     func performAll(_ requests: [Request], on queue: Queue) throws(Failure) {
         var left = requests[...]
         var refusals = 0
@@ -130,12 +130,12 @@ extension Bench {
 }
 
 extension DeviceInfo {
-    /// Every length up to `most` at every place for it.
+    /// Every length up to `most`, at every place for it.
     func places(_ most: UInt64) -> [(length: Int, offset: UInt64)] {
         lengths(most).flatMap { length in offsets(for: length).map { (length, $0) } }
     }
 
-    /// Lengths of requests: one block, its multiples, odd ones, and the most.
+    /// Lengths of requests: one block, multiples of it, odd ones, and the longest.
     func lengths(_ most: UInt64) -> [Int] {
         let block = Int(logicalBlock)
         let limit = Int(min(most, size, 1 << 20)) / block * block
@@ -143,7 +143,7 @@ extension DeviceInfo {
         return Set(candidates.filter { $0 <= limit && $0 % block == 0 }).sorted()
     }
 
-    /// Places for a request: the first and last ones, and an odd one.
+    /// Offsets for a request: the first and the last ones, and an odd one.
     func offsets(for length: Int) -> [UInt64] {
         let last = size - UInt64(length)
         let block = UInt64(logicalBlock)
@@ -151,7 +151,7 @@ extension DeviceInfo {
         return Set([0, min(block, last), middle, last]).sorted()
     }
 
-    /// Where the buffers of a request end, before its end.
+    /// Where the buffers of a request end within it.
     func scatterLists(_ length: Int, mostSegments: Int) -> [[Int]] {
         let step = Int(max(memoryAlignment, 1))
         let most = mostSegments == 0 ? 128 : min(mostSegments, 128)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// When a plugin may do what, who owns what when, and what it may never do (rules 7 and 9).
+// When a plugin may do what, who owns what at which time, and what is never allowed (rules 7 and 9).
 import CPluginHarness
 import Glibc
 import PluginAPI
@@ -59,7 +59,7 @@ extension Check {
         },
         Check(.phases, "process", "directory, umask, locale, limits, signals and processes stay as they are") {
             bench throws(Failure) in
-            // Where the change of a directory can be seen.
+            // A change of the working directory is visible there.
             _ = unsafe chdir(bench.subject.folder)
             let state = ProcessState()
             _ = try bench.plugin
@@ -113,7 +113,7 @@ extension Check {
     ]
 }
 
-/// The files that this process has open, by name.
+/// The names of the files that this process has open.
 private func namedFiles() -> Set<String> {
     var names: Set<String> = []
     for entry in Residue.entries("fd") {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// probe(): pure, bounded, the same answer each time; and inspect() on what is no image.
+// probe(): pure, bounded, always the same answer. inspect() of files that are not images.
 import PluginHost
 import CLinux
 import CPluginHarness
@@ -32,7 +32,7 @@ extension Check {
                 for _ in 0..<(bench.subject.isQuick ? 100 : 2000) {
                     var changed = image
                     for _ in 0...random.less(4) where !changed.head.isEmpty {
-                        // Headers are at the beginning.
+                        // Headers are at the start of a file.
                         let place = random.less(min(changed.head.count, 512))
                         changed.head[place] = UInt8(truncatingIfNeeded: random.next())
                     }
@@ -142,7 +142,7 @@ private func samples(seed: UInt64, count: Int) -> [Sample] {
     return samples
 }
 
-/// Asks a plugin's probe() and judges each answer.
+/// Calls a plugin's probe() and checks each answer.
 private struct Prober {
     let bench: Bench
     let plugin: Plugin
@@ -156,6 +156,8 @@ private struct Prober {
     }
 
     /// The score of each format.
+    ///
+    /// The plugin gets pointers to arrays and a string that outlive the call.
     func ask(_ sample: Sample, formats: [String]? = nil) throws(Failure) -> [Int32] {
         var scores: [Int32] = []
         for format in formats ?? plugin.library.formats {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What a plugin could leave behind in the process, or change there.
+// What a plugin could leave behind or change in the process.
 import PluginHost
 import Base
 import CLinux
@@ -12,9 +12,9 @@ struct Residue: Equatable {
     var threads: Int
     var mappings: Int
 
-    /// As it is now.
+    /// The current counts.
     static func now() -> Residue {
-        // A thread that was joined is listed for a moment more.
+        // A thread that was joined is still listed for a moment.
         var threads = entries("task").count
         for _ in 0..<50 where threads > 1 {
             usleep(1000)
@@ -41,11 +41,11 @@ struct Residue: Equatable {
     }
 }
 
-/// What belongs to the whole process, and so to the host (rule 9).
+/// State of the whole process, which belongs to the host (rule 9).
 struct ProcessState {
     private let lines: [Substring]
 
-    /// As it is now.
+    /// The current state.
     init() {
         var text = [CChar](repeating: 0, count: 16384)
         unsafe harness_process_state(&text, UInt64(text.count))
@@ -53,7 +53,7 @@ struct ProcessState {
             .split(separator: "\n")
     }
 
-    /// Throws where something is not as it was.
+    /// Throws if something has changed.
     func check(after call: String) throws(Failure) {
         for (before, after) in zip(lines, ProcessState().lines) where before != after {
             throw Failure("\(call) changed what belongs to the host: \(before) became \(after)")

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// A worker that is killed while a guest uses its disk: what docs/plugin-abi.md asks for in "The worker dies".
+// A worker that is killed while a guest uses its disk: what docs/plugin-abi.md requires in "The worker dies".
 import PluginHost
 import CPluginHarness
 import Glibc
@@ -16,7 +16,7 @@ extension Check {
 
 private let mostInFlight = 24
 
-/// One line of what the process that will be killed tells: the worker's journal, in a pipe.
+/// One line that the process writes before it is killed: the worker's journal, sent through a pipe.
 private struct Entry {
     enum Kind: UInt32 {
         /// The request is about to be submitted.
@@ -39,7 +39,7 @@ private struct Entry {
         (self.kind, self.op, self.block, self.version) = (kind, op, block, version)
     }
 
-    /// The next line; nil at the end.
+    /// The next line; nil at the end of the pipe.
     init?(from pipe: Int32) {
         var words: [UInt32] = [0, 0, 0, 0]
         guard unsafe read(pipe, &words, 16) == 16, let kind = Kind(rawValue: words[0]), words[2] < crashBlockCount
@@ -49,26 +49,26 @@ private struct Entry {
         self.init(kind, Int(words[1]), Int(words[2]), words[3])
     }
 
-    /// The same request; of a write each sector says which block it is, and which of the writes.
+    /// The same request again. Each sector of a write contains the block's number and the version.
     func request() -> Request {
         let request = Request(op, UInt64(block * crashBlockBytes), crashBlockBytes)
         if op == XBB_OP_WRITE { request.put(content) }
         return request
     }
 
-    /// What the block reads as when it is done.
+    /// The content of the block after the request.
     var content: [UInt8] {
         op == XBB_OP_WRITE ? crashContent(block, version) : [UInt8](repeating: 0, count: crashBlockBytes)
     }
 }
 
-/// Where the process dies.
+/// The point at which the process is killed.
 private enum Death: Int {
-    /// Anywhere, by the hand of another.
+    /// At any time, by the parent.
     case anywhere
-    /// When the plugin has accepted requests and had no turn since.
+    /// When the plugin has accepted requests and has not run since.
     case accepted
-    /// When all that it accepted is completed, before anybody was told.
+    /// When everything that the plugin accepted is completed, before anybody was told.
     case completed
 
     init(round: Int) { self = Death(rawValue: round % 3) ?? .anywhere }
@@ -82,9 +82,9 @@ extension Bench {
         note("\(again) requests were in flight at \(rounds) times SIGKILL")
     }
 
-    /// How many requests were in flight.
+    /// Returns how many requests were in flight.
     private func killedInFlight(_ round: Int) throws(Failure) -> Int {
-        // The child of this process must be the first that loads the plugin.
+        // This process must not load the plugin before its child does.
         at("a process that is killed with requests in flight, round \(round)")
         var journal: Int32 = -1
         let child = unsafe harness_fork(&journal)
@@ -100,14 +100,14 @@ extension Bench {
         Glibc.close(journal)
         var status: Int32 = 0
         unsafe waitpid(child, &status, 0)
-        // Where it ended in another way there is nothing to check or something failed, and it has said so.
+        // If it ended in another way, there is nothing to check or something failed, and it has reported that.
         if status & 0x7f != SIGKILL { _exit(0) }
         let entries = last.compactMap { $0 }
         try goOn(after: entries, round)
         return entries.count { $0.kind == .taken }
     }
 
-    /// Does requests, a block having one at a time, until it is killed.
+    /// Performs requests, at most one per block at a time, until it is killed.
     private func serve(_ round: Int, _ journal: Int32) -> Never {
         do throws(Failure) {
             let (disk, info) = try diskThatOutlives(crashBlockBytes * crashBlockCount)
@@ -164,7 +164,8 @@ extension Bench {
         }
     }
 
-    /// What the next worker does: what was in flight once more. Then all is as it was told to be.
+    /// What the next worker does: repeats the requests that were in flight. Afterwards every block must have its
+    /// reported content.
     private func goOn(after entries: [Entry], _ round: Int) throws(Failure) {
         try inNextProcess { queue throws(Failure) in
             for entry in entries where entry.kind == .taken {

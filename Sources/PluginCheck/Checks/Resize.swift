@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// A disk that changes: its size, and a guest's buffers under way.
+// A disk that changes its size, and buffers that a guest changes while they are in use.
 import CLinux
 import CPluginHarness
 import Glibc

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What the dynamic linker reads of a shared library, as far as plugins have rules for it. The file is not trusted.
+// The parts of a shared library that the plugin rules are about, as the dynamic linker reads them. The file is
+// untrusted.
 import PluginHost
 import CLinux
 import Glibc
@@ -20,7 +21,7 @@ struct SharedObject {
     private(set) var dynamic: [(tag: UInt64, value: UInt64)] = []
     /// Global dynamic symbols.
     private(set) var symbols: [Symbol] = []
-    /// Libraries that it names (DT_NEEDED).
+    /// Libraries that it depends on (DT_NEEDED).
     private(set) var needed: [String] = []
 
     init(path: String) throws(Failure) {

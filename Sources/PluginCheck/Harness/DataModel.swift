@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What a disk must hold after random requests: the same requests on an array of bytes.
+// A model of a disk under random requests: the same requests are made to an array of bytes.
 import Glibc
 import PluginAPI
 import Support
 
-/// Random requests with up to `depth` in flight, none overlapping another, checked against an array.
+/// Random requests with up to `depth` in flight, none of which overlap, checked against an array.
 package struct DataModel {
-    /// Of a part of the disk that starts at `start`.
+    /// The content of a part of the disk that starts at `start`.
     package var bytes: [UInt8]
-    /// Discarded without a promise of zeroes: any content is right.
+    /// Bytes that were discarded without a promise of zeroes: any content is correct.
     private var isUnknown: [Bool]
     private var random: SplitMix64
     private let start: UInt64
     private let seed: UInt64
     private let isGuarded: Bool
-    /// Requests that were done, by operation.
+    /// Number of requests made, by operation.
     package private(set) var counts: [Int: Int] = [:]
     private static let readLength = 256 << 10
 
@@ -32,7 +32,7 @@ package struct DataModel {
         isGuarded = guarded
     }
 
-    /// A model of what is on the disk now, `size` bytes from `start`, with guarded requests.
+    /// A model of the disk's current content, `size` bytes from `start`, with guarded requests.
     package init(of queue: Queue, size: Int, at start: UInt64, seed: UInt64) throws(Failure) {
         self.init(size: size, at: start, seed: seed, guarded: true)
         try forEachPart { place, length throws(Failure) in
@@ -92,7 +92,7 @@ package struct DataModel {
         }
     }
 
-    /// Compares the whole of it.
+    /// Compares the whole part.
     package func check(_ queue: Queue, _ seed: UInt64) throws(Failure) {
         try forEachPart { place, length throws(Failure) in
             try compare(try read(queue, place, length), at: place, "READ")
@@ -162,7 +162,7 @@ package struct DataModel {
         }
     }
 
-    /// Every sector its own words, from few draws.
+    /// Different words for each sector, from few random numbers.
     private mutating func newBytes(_ length: Int) -> [UInt8] {
         var made: [UInt8] = []
         made.reserveCapacity(length)
@@ -201,6 +201,6 @@ package struct DataModel {
 }
 
 extension SplitMix64 {
-    /// A number below `bound`; 0 where that is not above 0.
+    /// A number below `bound`; 0 if `bound` is not positive.
     mutating func less(_ bound: Int) -> Int { bound > 0 ? Int(below(UInt64(bound))) : 0 }
 }

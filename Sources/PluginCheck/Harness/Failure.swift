@@ -2,15 +2,15 @@
 // Why a check did not pass.
 import Base
 
-/// What is wrong, and what to do about it; or why there is nothing to check.
+/// What is wrong and what to do about it, or why there is nothing to check.
 package struct Failure: Error, CustomStringConvertible {
     /// One line.
     package let description: String
-    /// The negative errno behind it, where there is one.
+    /// The negative errno that caused it, if any.
     package var code: Int32 = 0
-    /// The plugin refused something by the rules: with an errno and a message.
+    /// The plugin refused something as the ABI allows: with an errno and a message.
     package var isRefusal = false
-    /// Nothing is wrong, there is only nothing to check.
+    /// Nothing is wrong; there is only nothing to check.
     package var isSkip = false
 
     package init(_ description: String, code: Int32 = 0) {
@@ -30,7 +30,7 @@ package struct Failure: Error, CustomStringConvertible {
     }
 }
 
-/// Throws where the condition does not hold.
+/// Throws if the condition does not hold.
 func require(_ condition: Bool, _ otherwise: @autoclosure () -> String) throws(Failure) {
     if !condition { throw Failure(otherwise()) }
 }

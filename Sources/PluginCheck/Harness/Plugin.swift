@@ -7,18 +7,20 @@ import CPluginHarness
 import Glibc
 import PluginAPI
 
-/// A plugin, loaded and checked as the host does it; its host is the harness.
+/// A plugin, loaded and checked as the host does it, but with the harness as its host.
+///
+/// `@unchecked Sendable`: both views are constant; the checks keep to the plugin's thread model.
 @safe
 package struct Plugin: @unchecked Sendable {
-    /// As the host sees it.
+    /// The host's view of the plugin.
     package let library: PluginLibrary
-    /// The harness's view of it.
+    /// The harness's view of the plugin.
     package let handle: OpaquePointer
 
     /// The plugin's own table.
     package var table: xbb_plugin { unsafe library.table }
 
-    /// Loads the plugin `name` from a file. Once for each file in a process: `load()` is called.
+    /// Loads the plugin `name` from a file. Do this once for each file in a process, since it calls `load()`.
     package init(name: String, path: String) throws(Failure) {
         do throws(OperationError) {
             library = try unsafe PluginLibrary.load(name: name, path: path, host: harness_host())
@@ -31,7 +33,7 @@ package struct Plugin: @unchecked Sendable {
         unsafe self.handle = unsafe handle
     }
 
-    /// The values of all options: `given`, and the defaults of the others.
+    /// The values of all options: `given`, and the defaults for the rest.
     package func values(_ given: [String: String]) throws(Failure) -> PluginOptionValues {
         do throws(OperationError) {
             return try PluginOptionValues(library.options, given: given)
@@ -50,8 +52,8 @@ package final class Disk {
     private let values: PluginOptionValues
     private var isClosed = false
 
-    /// Opens `path` as the host would and hands it to the plugin; `path` nil: no descriptor. With `started` false
-    /// `start()` is left to do.
+    /// Opens `path` as the host would and passes it to the plugin; `path` nil: no descriptor. With `started` false, the
+    /// caller must call `start()`.
     package convenience init(
         _ plugin: Plugin, _ path: String? = nil, readOnly: Bool = false, openFlags: Int32 = 0,
         pretendWritable: Bool = false, _ options: [String: String] = [:], format: String? = nil, started: Bool = true
@@ -73,7 +75,7 @@ package final class Disk {
         }
     }
 
-    /// Hands the descriptor to the plugin, which may be no good one. It is closed with the disk.
+    /// Passes a descriptor to the plugin, which may be an invalid one. It is closed with the disk.
     package init(
         _ plugin: Plugin, borrowing fd: Int32, flags: UInt32, _ options: [String: String], format: String? = nil,
         started: Bool = true
@@ -94,7 +96,7 @@ package final class Disk {
         if started { try start() }
     }
 
-    /// `start()`; the disk is closed where it fails.
+    /// Calls `start()`; closes the disk if it fails.
     package func start() throws(Failure) {
         var error = xbb_error()
         let code = unsafe harness_start(handle, &error)
@@ -103,7 +105,7 @@ package final class Disk {
         throw error.refusal(of: "start()", code)
     }
 
-    /// Closes it; once.
+    /// Closes the disk, once.
     package func close() {
         if isClosed { return }
         isClosed = true
@@ -111,7 +113,7 @@ package final class Disk {
         if fd >= 0 { _ = Glibc.close(fd) }
     }
 
-    /// Closes the disk and leaves the file open, to look at it.
+    /// Closes the disk but leaves its file open for inspection.
     package func closeKeepingDescriptor() {
         if isClosed { return }
         isClosed = true
@@ -120,20 +122,20 @@ package final class Disk {
 
     deinit { close() }
 
-    /// What `get_info()` says now.
+    /// The current answer of `get_info()`.
     package var info: xbb_info {
         var info = xbb_info()
         return unsafe harness_info(handle, &info) == 0 ? info : xbb_info()
     }
 
-    /// What was logged.
+    /// The plugin's log messages.
     package var log: String {
         var text = [CChar](repeating: 0, count: 8192)
         unsafe harness_log(handle, &text, UInt64(text.count))
         return String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }
 
-    /// Rules of the ABI that were broken so far.
+    /// Number of violations of the ABI so far.
     package var breaches: UInt32 { unsafe harness_breaches(handle) }
     package func can(_ capability: UInt64) -> Bool { info.caps & capability != 0 }
     package func statistic(_ name: String) -> UInt64 { unsafe harness_stat(handle, name) }
@@ -153,7 +155,7 @@ extension xbb_error {
         }
     }
 
-    /// What a refusal with this code was: the message, or that it broke the rules for refusals.
+    /// Describes a refusal with this code: its message, or how it broke the rules for refusals.
     func refusal(of call: String, _ code: Int32) -> Failure {
         if code == 0 { return Failure("\(call) returned 0 and nothing in its out parameter", code: -EFAULT) }
         if code > 0 || code < -4095 {

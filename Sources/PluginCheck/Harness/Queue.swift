@@ -4,7 +4,9 @@ import CPluginHarness
 import Glibc
 import PluginAPI
 
-/// A queue; used by the thread that made it.
+/// A queue; used only by the thread that created it.
+///
+/// Unsafe code here is the C harness; the handle is valid until close().
 @safe
 package final class Queue {
     package let handle: OpaquePointer
@@ -24,7 +26,7 @@ package final class Queue {
         isGuarded = guarded
     }
 
-    /// Closes it; once.
+    /// Closes the queue, once.
     package func close() {
         if isClosed { return }
         isClosed = true
@@ -38,7 +40,7 @@ package final class Queue {
         return Int(unsafe harness_submit(handle, list, UInt32(list.count)))
     }
 
-    /// Runs the loop until at most `target` are in flight; what is in flight then.
+    /// Runs the loop until at most `target` requests are in flight; returns the number in flight.
     @discardableResult
     package func run(until target: UInt32 = 0, milliseconds: Int32 = 20_000, busy: Bool = false) -> UInt32 {
         unsafe harness_run(handle, target, milliseconds, busy)
@@ -47,10 +49,11 @@ package final class Queue {
     /// Runs the loop for a time.
     package func idle(milliseconds: Int32) { _ = unsafe harness_run(handle, .max, milliseconds, false) }
 
-    /// Asks the plugin to hurry with one request, or with all.
+    /// Asks the plugin to cancel one request, or all if nil.
     package func cancel(_ request: Request?) { unsafe harness_cancel(handle, request?.handle) }
 
-    /// Does one request and waits; its status. A queue that takes nothing is asked again, as a host does.
+    /// Performs one request, waits for it and returns its status. If the queue accepts nothing, the request is offered
+    /// again, as a host does.
     @discardableResult
     package func perform(_ request: Request) -> Int32 {
         var offers = 1
@@ -62,7 +65,7 @@ package final class Queue {
         return request.isDone ? request.status : 2
     }
 
-    /// Reads, and gives the bytes or a negative errno.
+    /// Reads; returns the bytes or a negative errno.
     package func read(_ offset: UInt64, _ length: Int) -> (status: Int32, bytes: [UInt8]) {
         let request = Request(guarded: isGuarded)
         request.set(XBB_OP_READ, offset, length)

@@ -4,7 +4,9 @@ import CPluginHarness
 import Glibc
 import PluginAPI
 
-/// One request. `guarded`: the plugin cannot touch it, unnoticed, once it is completed.
+/// One request. If `guarded`, an access of the plugin after the completion is detected.
+///
+/// Unsafe code here is the C harness, which owns the request and its buffers.
 @safe
 package final class Request {
     package let handle: UnsafeMutablePointer<harness_request>
@@ -13,7 +15,7 @@ package final class Request {
     package private(set) var length = 0
 
     package init(guarded: Bool = false) {
-        // The harness ends the process where there is no memory.
+        // The harness ends the process if there is no memory.
         unsafe handle = unsafe harness_request_new()
         unsafe handle.pointee.guarded = guarded
     }
@@ -25,22 +27,23 @@ package final class Request {
     }
 
     deinit {
-        // What the plugin still has is not taken from it.
+        // A request that the plugin still holds is not freed.
         if unsafe handle.pointee.state != UInt32(HARNESS_OFFERED) { unsafe harness_request_free(handle) }
     }
 
-    /// Of the first completion.
+    /// The status of the first completion.
     package var status: Int32 { unsafe handle.pointee.status }
     package var isDone: Bool { unsafe handle.pointee.state == UInt32(HARNESS_DONE) }
 
-    /// Operation and place in words.
+    /// Operation and place, as text.
     package var name: String {
         let names = ["operation 0", "READ", "WRITE", "FLUSH", "DISCARD", "WRITE_ZEROES"]
         return op == XBB_OP_FLUSH
             ? "FLUSH" : "\(names.indices.contains(op) ? names[op] : "operation \(op)") of \(length) bytes at \(offset)"
     }
 
-    /// Sets operation and place; data goes through buffers that end at `cuts`. What a read leaves alone is 0xee.
+    /// Sets operation and place. The data is split into buffers that end at `cuts`. A read's buffers are filled with
+    /// 0xee first.
     package func set(_ op: Int, _ offset: UInt64, _ length: Int, flags: Int = 0, cuts: [Int] = []) {
         let hasData = op == XBB_OP_READ || op == XBB_OP_WRITE
         let ends = cuts + [length]
@@ -58,7 +61,7 @@ package final class Request {
     /// Fills the buffers.
     package func put(_ bytes: [UInt8]) { unsafe harness_put(handle, bytes, UInt64(bytes.count)) }
 
-    /// What is in the buffers.
+    /// The content of the buffers.
     package var bytes: [UInt8] {
         var bytes = [UInt8](repeating: 0, count: length)
         unsafe harness_fetch(handle, &bytes, UInt64(length))

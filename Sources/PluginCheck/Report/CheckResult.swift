@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// How checks ended, in words for people and for machines.
+// Results of checks, as text for people and for programs.
 import PluginHost
 import Support
 
-/// How one check ended.
+/// The result of one check.
 package struct CheckResult: Sendable {
-    /// The end.
+    /// The outcome.
     package enum Outcome: Equatable, Sendable {
         case passed
-        /// What is wrong, and what to do.
+        /// What is wrong, and what to do about it.
         case failed(String)
         /// Why there was nothing to check.
         case skipped(String)
@@ -16,9 +16,9 @@ package struct CheckResult: Sendable {
 
     package let check: Check
     package var outcome: Outcome
-    /// Figures.
+    /// Measurements.
     package var notes: [String] = []
-    /// How long it took.
+    /// Duration in seconds.
     package var seconds = 0.0
 
     package init(check: Check, outcome: Outcome) {
@@ -28,7 +28,7 @@ package struct CheckResult: Sendable {
 }
 
 extension [CheckResult] {
-    /// How many passed, failed, and had nothing to check.
+    /// How many checks passed, failed, and were skipped.
     package var counts: (passed: Int, failed: Int, skipped: Int) {
         reduce(into: (0, 0, 0)) { counts, result in
             switch result.outcome {
@@ -39,7 +39,7 @@ extension [CheckResult] {
         }
     }
 
-    /// A JUnit file, as continuous integration reads it.
+    /// A JUnit file for continuous integration.
     package func junit(suite: String) -> String {
         let (_, failed, skipped) = counts
         var text = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"
@@ -102,7 +102,7 @@ extension CheckResult {
         var text =
             switch outcome {
             case .passed: "ok \(name) \(check.summary)\n"
-            // A '#' would begin a directive.
+            // A '#' would start a directive.
             case .failed(let why):
                 "not ok \(name)\n  ---\n  message: \(JSON.string(why).serialized)\n  severity: fail\n  ...\n"
             case .skipped(let why): "ok \(name) # SKIP \(why.replacing("#", with: ""))\n"
@@ -112,7 +112,7 @@ extension CheckResult {
     }
 }
 
-/// Thousandths.
+/// Seconds with three decimals.
 private func rounded(_ seconds: Double) -> String {
     let thousandths = Int(seconds * 1000)
     let rest = String(thousandths % 1000)
@@ -123,7 +123,7 @@ extension String {
     fileprivate func padded(to width: Int) -> String { self + String(repeating: " ", count: max(width - count, 0)) }
 }
 
-/// Text in XML 1.0, which has no control characters.
+/// Text for XML 1.0, which allows no control characters.
 private func escaped(_ text: String) -> String {
     var result = ""
     for scalar in text.unicodeScalars {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Makes each check in a process of its own: a plugin that crashes, hangs or leaves costs that check and no other.
+// Runs each check in a process of its own: if a plugin crashes, hangs or exits, only that check is lost.
 import PluginHost
 import Base
 import CLinux
@@ -11,28 +11,28 @@ package struct Runner {
     /// This program.
     package var program = "/proc/self/exe"
     package var subject: Subject
-    /// The image or block device that was named; regular files are copied for each check.
+    /// The image or block device that the user named; regular files are copied for each check.
     package var image: String?
-    /// Seconds for each check.
+    /// The longest time for a check, in seconds.
     package var timeLimit = 120
-    /// MiB of address space for each check.
+    /// The address space of a check, in MiB.
     package var memoryLimit = 4096
-    /// Lets what the plugin prints through.
+    /// Passes on what the plugin prints.
     package var isVerbose = false
-    /// What the plugin says of itself, once known.
+    /// The plugin's description, once known.
     private var description: JSON?
     private var cannotLoad: String?
     private var cannotOpen: String?
 
     package init(_ subject: Subject) { self.subject = subject }
 
-    /// Makes the checks in their order and tells each result.
+    /// Runs the checks in order and reports each result.
     package mutating func run(_ checks: [Check], telling tell: (CheckResult) -> Void) -> [CheckResult] {
         var results: [CheckResult] = []
         if let first = Check.all.first(where: { $0.identifier == "table.accepted" }),
             checks.contains(where: { $0.need != .file })
         {
-            // What the other checks need is known from this one.
+            // This check finds out what the others need.
             let result = make(first)
             if case .failed(let why) = result.outcome { cannotLoad = why }
         }
@@ -133,7 +133,7 @@ package struct Runner {
     }
 }
 
-/// What a check's process says, line by line.
+/// Reads the report of a check's process, line by line.
 private struct ReportReader {
     /// How the process ended.
     enum End {
@@ -154,7 +154,7 @@ private struct ReportReader {
         _ = clinux_fcntl_int(descriptor, F_SETFL, O_NONBLOCK)
     }
 
-    /// Reads until the process ends or its time is over; then nothing of it is left.
+    /// Reads until the process ends or its time is over; then kills what is left of it.
     mutating func follow(_ process: pid_t, seconds: Int) -> End {
         let watched = clinux_pidfd_open(process)
         defer { close(watched) }
@@ -179,12 +179,12 @@ private struct ReportReader {
                 while unsafe clinux_pidfd_wait(watched, &exit, &signal) == 0 { usleep(1000) }
                 return .overtime
             }
-            // Closed by the plugin, perhaps: the end is waited for without it.
+            // The plugin may have closed the descriptor: wait for the end without it.
             if !isOpen { usleep(1000) }
         }
     }
 
-    /// False at the end of what is written.
+    /// Returns false at the end of the report.
     private mutating func take() -> Bool {
         var chunk = [UInt8](repeating: 0, count: 4096)
         while true {
@@ -206,7 +206,7 @@ private struct ReportReader {
         case "at": place = text
         case "note": notes.append(text)
         case "fact": fact = try? JSON(parsing: text)
-        // The first one counts.
+        // The first verdict counts.
         case "pass": verdict = verdict ?? .passed
         case "skip": verdict = verdict ?? .skipped(text)
         case "fail": verdict = verdict ?? .failed(text)
@@ -231,13 +231,13 @@ private struct ReportReader {
 
 private func getenvText(_ name: String) -> String? { unsafe getenv(name).map { unsafe String(cString: $0) } }
 
-/// Removes a folder with plain files in it.
+/// Removes a folder that contains only plain files.
 private func remove(_ folder: String) {
     for name in DirectoryListing.names(in: folder) { unsafe unlink("\(folder)/\(name)") }
     unsafe rmdir(folder)
 }
 
-/// Copies a file without its holes.
+/// Copies a file, keeping its holes.
 func copySparse(_ source: String, to destination: String) throws(Failure) {
     let (from, to) = unsafe (
         clinux_open(source, O_RDONLY | O_CLOEXEC, 0),

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Reading xbb.conf from the disk.
+// Reads xbb.conf from disk.
 import Base
 import CLinux
 import Glibc
 
 extension DaemonConfiguration {
-    /// Reads the file at `path`. With `isOptional` a file that is not there says nothing.
+    /// Reads the file at `path`. With `isOptional`, a missing file counts as an empty one.
     public static func read(_ path: String, isOptional: Bool) throws(ControlError) -> DaemonConfiguration {
         let raw = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0)
         if raw < 0 {

@@ -6,20 +6,20 @@ struct ConfigurationEntry: Equatable {
     let section: String
     let key: String
     let value: String
-    /// Counted from 1.
+    /// The line number, counted from 1.
     let line: Int
 }
 
-/// What is wrong with a file, and where.
+/// A problem in a configuration file, with its place.
 public struct ConfigurationProblem: Error, Equatable, Sendable, CustomStringConvertible {
-    /// The file's name as it was given.
+    /// The file's name as the user gave it.
     public let file: String
-    /// Counted from 1.
+    /// The line number, counted from 1.
     public let line: Int
-    /// What is wrong and what to do.
+    /// What is wrong, and what to do about it.
     public let text: String
 
-    /// "FILE:LINE: text", as compilers say it.
+    /// "FILE:LINE: text", like a compiler's message.
     public var description: String { "\(file):\(line): \(text)" }
 }
 
@@ -30,15 +30,15 @@ public struct ConfigurationProblem: Error, Equatable, Sendable, CustomStringConv
 ///     key = value        the value ends with the line; '#' and ';' in it are part of it
 ///     key = "value"      the same with spaces at the ends
 enum ConfigurationText {
-    /// Longest file in bytes.
+    /// The longest file, in bytes.
     static let byteLimit = 1 << 20
 
-    /// Entries in their order, and every line that is none of the above.
+    /// The entries in order, and a problem for every line that is none of the above.
     static func entries(of text: String, file: String) -> ([ConfigurationEntry], [ConfigurationProblem]) {
         var entries: [ConfigurationEntry] = []
         var problems: [ConfigurationProblem] = []
         var section: String?
-        // With the line ends of another system "\r\n" is one character.
+        // Swift treats "\r\n" as one character.
         let lines = text.split(omittingEmptySubsequences: false) { $0 == "\n" || $0 == "\r\n" }
         for (index, raw) in lines.enumerated() {
             func problem(_ text: String) {

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What xbb.conf says.
+// The content of xbb.conf.
 import Base
 public import Settings
 
-/// The values that a configuration file gives.
+/// The values of a configuration file.
 public struct DaemonConfiguration: Equatable, Sendable {
-    /// Where the file is unless an option says otherwise.
+    /// The default path of the file.
     public static let usualPath = "/etc/xbb/xbb.conf"
 
     /// The values that are set in the file.
     public private(set) var values = SettingValues()
 
-    /// No file.
+    /// A configuration without a file.
     public init() {}
 
-    /// Reads a file's text. Throws every problem, one line each.
+    /// Parses a file's text. Throws all problems at once, one line each.
     public init(parsing text: String, file: String) throws(ControlError) {
         self.init()
         guard text.utf8.count <= ConfigurationText.byteLimit else {
@@ -43,7 +43,7 @@ public struct DaemonConfiguration: Equatable, Sendable {
         throw ControlError(problems.map(\.description).joined(separator: "\n"), status: .configuration)
     }
 
-    /// What an entry is about.
+    /// The setting that an entry sets.
     private static func setting(of entry: ConfigurationEntry) throws(OperationError) -> SettingDeclaration {
         guard let section = ConfigurationSection(rawValue: entry.section) else {
             let names = ConfigurationSection.allCases.map(\.rawValue)

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// xbbd's socket: clients, their lines and the answers, without blocking and within fixed bounds.
+// xbbd's socket: clients, their lines and the answers, without blocking and with fixed limits.
 import Base
 import CLinux
 import Glibc
 import Support
 
-/// Listens at a path, mode 0600, or 0660 for the members of a group. One request of a client at a time: the next line
-/// is read when the answer is on its way.
+/// Listens at a path, with mode 0600, or 0660 for the members of a group. Each client has one request at a time: its
+/// next line is read once the answer is on its way.
 final class ControlServer {
-    /// Names a client as long as the server lives.
+    /// Identifies a client as long as the server lives.
     typealias ClientID = UInt64
     /// The most clients at once.
     static let clientLimit = 32
@@ -18,11 +18,11 @@ final class ControlServer {
         let socket: Descriptor
         var input = LineBuffer(limit: ControlRequest.longestLine)
         var output: ArraySlice<UInt8> = []
-        /// A request was handed over and not answered yet.
+        /// A request was handed over and is not answered yet.
         var isWaiting = false
-        /// Its lines are being handed over: an answer that comes at once is sent by whoever does that.
+        /// ``serve(_:)`` is handing over its lines, and sends an answer that comes at once.
         var isServed = false
-        /// The client sends nothing more.
+        /// The client sends no more.
         var hasEnded = false
 
         init(id: ClientID, socket: Descriptor) {
@@ -38,8 +38,8 @@ final class ControlServer {
     private var clients: [ClientID: Client] = [:]
     private var lastID: ClientID = 0
 
-    /// Takes the place of a socket that is there; who calls this makes sure that nobody serves it. `handler` takes each
-    /// line and calls ``answer(_:to:)`` once, at once or later.
+    /// Replaces a socket that is there already; the caller makes sure that nobody serves it. `handler` gets each line
+    /// and must call ``answer(_:to:)`` once, at once or later.
     init(path: String, group: UInt32? = nil, loop: EventLoop, handler: @escaping (ClientID, [UInt8]) -> Void)
         throws(OperationError)
     {
@@ -63,7 +63,7 @@ final class ControlServer {
         unsafe unlink(path)
     }
 
-    /// Sends the answer to a client's request; a client that has gone gets none.
+    /// Sends the answer to a client's request; does nothing if the client is gone.
     func answer(_ line: [UInt8], to id: ClientID) {
         guard let client = clients[id], client.isWaiting else { return }
         client.isWaiting = false
@@ -97,7 +97,7 @@ final class ControlServer {
 
     private func ready(_ id: ClientID) {
         guard let client = clients[id] else { return }
-        // While it waits for its answer nothing is asked of the socket: it hung up.
+        // A client that waits for its answer is not polled for input, so this event is a hang-up.
         if client.isWaiting || (client.hasEnded && client.output.isEmpty) { return drop(id) }
         if client.output.isEmpty {
             switch client.socket.readAvailable(limit: ControlRequest.longestLine) {
@@ -109,7 +109,7 @@ final class ControlServer {
         serve(client)
     }
 
-    /// Sends, takes lines and waits for what is due next.
+    /// Sends output, hands over lines, and registers for the events that are due next.
     private func serve(_ client: Client) {
         while !client.isWaiting {
             if !client.output.isEmpty {

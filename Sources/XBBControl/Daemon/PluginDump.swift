@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Asks a worker program for its plugins. xbbd itself never loads one.
+// Asks a worker program to describe its plugins. xbbd itself never loads a plugin.
 import Base
 import CLinux
 import Glibc
 import Support
 
-/// One run of `xbb-vbd --dump-plugins`. Its completion is called once, with the value that the program printed.
+/// One run of `xbb-vbd --dump-plugins`. The completion is called once, with the value that the program printed.
 final class PluginDump {
     /// How long the program may take, in ns.
-    static let patience: UInt64 = 10 * RestartPolicy.second
-    /// The most bytes that it may print.
+    static let timeLimit: UInt64 = 10 * RestartPolicy.second
+    /// The most output in bytes.
     static let outputLimit = 1 << 20
 
-    /// When the program must have ended.
+    /// When the program must have ended, in ns of CLOCK_MONOTONIC.
     let deadline: UInt64
     private let loop: EventLoop
     private let process: WorkerProcess
@@ -31,11 +31,11 @@ final class PluginDump {
         if unsafe pipe2(&ends, O_CLOEXEC) != 0 { throw OperationError(errno, "make a pipe") }
         pipe = Descriptor(owning: ends[0])
         let output = Descriptor(owning: ends[1])
-        // Each end is an open file of its own: the program's end goes on blocking.
+        // Each end is an open file of its own, so the program's end stays blocking.
         _ = clinux_fcntl_int(ends[0], F_SETFL, O_NONBLOCK)
         process = try WorkerProcess.spawn(arguments, output: output)
         self.loop = loop
-        deadline = now &+ Self.patience
+        deadline = now &+ Self.timeLimit
         self.completion = completion
         do throws(OperationError) {
             try loop.add(process.pidfd.raw) { [unowned self] in ended() }
@@ -47,9 +47,9 @@ final class PluginDump {
         }
     }
 
-    /// Ends a program that takes too long; the completion follows.
+    /// Kills a program that takes too long; the completion follows.
     func expire() {
-        kill("took more than \(Self.patience / RestartPolicy.second) s")
+        kill("took more than \(Self.timeLimit / RestartPolicy.second) s")
     }
 
     private func kill(_ problem: String) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What a daemon owes to whoever started it: news for the service manager, the background, room for descriptors.
+// The environment of a daemon: status for the service manager, running in the background, the limit of descriptors.
 import Base
 import CLinux
 import Glibc
@@ -7,10 +7,10 @@ import Glibc
 /// The service manager's datagram socket (sd_notify(3)).
 public struct ServiceManager: Sendable {
     private let path: String?
-    /// How often, in ns, to say that the process lives: twice in the time that the manager has patience; nil: never.
+    /// The interval of heartbeats in ns, half of the manager's watchdog timeout; nil if it expects none.
     public let heartbeat: UInt64?
 
-    /// Takes NOTIFY_SOCKET out of the environment, so that workers do not speak for xbbd.
+    /// Removes NOTIFY_SOCKET from the environment, so that workers do not report in xbbd's name.
     public init() {
         func value(_ name: String) -> String? { unsafe getenv(name).map { unsafe String(cString: $0) } }
         path = value("NOTIFY_SOCKET")
@@ -22,7 +22,7 @@ public struct ServiceManager: Sendable {
         }
     }
 
-    /// Says "READY=1" or another state. Without a service manager, and where it does not listen, nothing happens.
+    /// Sends "READY=1" or another state. Does nothing if there is no service manager or it does not listen.
     public func say(_ state: String) {
         if let path { _ = unsafe clinux_notify(path, state) }
     }
@@ -30,7 +30,7 @@ public struct ServiceManager: Sendable {
 
 /// The process itself.
 public enum DaemonProcess {
-    /// Goes into the background; standard error becomes the system log, also that of workers.
+    /// Goes into the background. Standard error, also that of workers, becomes the system log.
     public static func detach() throws(ControlError) {
         if clinux_detach() != 0 { throw ControlError("go into the background: \(errnoText(errno))") }
     }
@@ -47,7 +47,7 @@ public enum DaemonProcess {
         }
     }
 
-    /// Allows as many descriptors as the administrator does: xbbd holds one for each worker.
+    /// Raises the limit of descriptors to what the administrator allows: xbbd holds one for each worker.
     public static func raiseDescriptorLimit() {
         var limit = rlimit()
         guard unsafe getrlimit(Int32(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return }
@@ -55,7 +55,7 @@ public enum DaemonProcess {
         _ = unsafe setrlimit(Int32(RLIMIT_NOFILE.rawValue), &limit)
     }
 
-    /// `path` from the working directory, for when that is another one.
+    /// `path` as an absolute path, which stays valid when the working directory changes.
     public static func absolute(_ path: String) -> String {
         path.hasPrefix("/") ? path : DiskSpecification.currentDirectory + "/" + path
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What xbbd answers to xbbctl: from what it knows, or from the worker.
+// The answers of xbbd to xbbctl: from its own records or from the worker.
 import Base
 import CLinux
 import Glibc
@@ -7,7 +7,7 @@ import XenBus
 import Support
 
 extension Supervisor {
-    /// Takes a line of a client and answers it, at once or when the worker has.
+    /// Takes a line of a client and answers it, at once or when the worker has answered.
     func request(_ line: [UInt8], from client: ControlServer.ClientID) {
         do throws(ControlError) {
             let request = try ControlRequest(parsing: line)
@@ -121,7 +121,7 @@ extension Supervisor {
             ("device", .string(VirtualDevice.name(of: address.device))),
             ("backend_path", .string(path)), ("worker", .string(word(record))),
             ("pid", record.process.map { .integer($0.process) } ?? .null),
-            ("starts", .integer(record.startCount)), ("went_back", .bool(record.replacement.hasGoneBack)),
+            ("starts", .integer(record.startCount)), ("went_back", .bool(record.replacement.hasRolledBack)),
             ("refused", .text(record.refusal)), ("last_failure", .text(record.supervision.lastFailure)),
             ("state", .text(node.map { "\($0.state)" })),
             ("online", node.map { .bool($0.isOnline) } ?? .null),
@@ -130,7 +130,7 @@ extension Supervisor {
         ])
     }
 
-    /// What is remembered of the log; of a VBD that is gone too.
+    /// The remembered lines of the log, also for a VBD that is gone.
     private func events(of vbd: VBDReference?) -> [JSON] {
         (log.history?.lines ?? []).compactMap { line in
             if let vbd, line.vbd?.domain != vbd.domain || line.vbd?.device != vbd.device { return nil }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// XenStore as xbbd sees it: which VBDs there are and in which state, and what xbbd itself writes.
+// XenStore as xbbd uses it: which VBDs there are, in which state they are, and what xbbd itself writes.
 import Base
 import CLinux
 import Support
@@ -7,17 +7,17 @@ import Xen
 import XenBus
 
 extension Supervisor {
-    /// So many changed VBDs are kept apart; more of them are one look at the whole directory.
+    /// The most changed VBDs that are tracked one by one; beyond that, the whole directory is read.
     private static let dirtyLimit = 256
-    /// So many names are reported that nothing is done about.
+    /// The most names that are reported as not served.
     private static let reportLimit = 64
-    /// So many watch events are taken before other work has its turn.
+    /// The most watch events that are taken before other work gets its turn.
     private static let eventLimit = 4096
 
     /// The directory of a kind.
     func kindPath(_ kind: String) -> String { "/local/domain/\(own)/backend/\(kind)" }
 
-    /// Turns the watch events that wait into the set of what is to be read: a storm of them is one reading.
+    /// Collects the waiting watch events into the set of nodes to read, so that a storm of events causes only one read.
     func takeWatchEvents() throws(OperationError) {
         for _ in 0..<Self.eventLimit {
             guard let event = try store.nextWatchEvent() else { return }
@@ -25,7 +25,7 @@ extension Supervisor {
         }
     }
 
-    /// Marks what a changed path stands for.
+    /// Marks the node that a changed path belongs to.
     func note(path: String, kind: String) {
         guard !dirtyKinds.contains(kind) else { return }
         let base = kindPath(kind) + "/"
@@ -65,8 +65,8 @@ extension Supervisor {
         }
     }
 
-    /// State and `online` of a VBD that is ours to serve; others are as if they were not there. What a worker serves is
-    /// ours until it ends, whoever started it.
+    /// State and `online` of a VBD that we serve; nil for any other. A VBD that a worker serves is ours until the
+    /// worker ends, whoever started it.
     func claimedFacts(of address: VBDAddress) throws(OperationError) -> NodeFacts? {
         guard let facts = try facts(of: address) else { return nil }
         let script = try store.valueIfReadable("\(address.backendPath(own: own))/\(BackendKey.script)")
@@ -77,9 +77,9 @@ extension Supervisor {
         return nil
     }
 
-    /// State and `online`; nil where the node has no state.
+    /// State and `online`; nil if the node has no state.
     ///
-    /// Not one transaction: a change between the two is followed by a watch event and read again.
+    /// Not read in one transaction: a change in between causes a watch event, and both are read again.
     func facts(of address: VBDAddress) throws(OperationError) -> NodeFacts? {
         let path = address.backendPath(own: own)
         guard let state = XenbusState.reading(try store.valueIfReadable("\(path)/\(BackendKey.state)")) else {
@@ -111,7 +111,7 @@ extension Supervisor {
         report("backend/\(OperatorText.escaped(name.utf8, limit: 128))", "is \(what) and ignored", .warning)
     }
 
-    /// Says something of a name, once.
+    /// Logs something about a name, once.
     private func report(_ name: String, _ what: String, _ level: LogLevel) {
         guard reportedNames.count < Self.reportLimit, reportedNames.insert(name).inserted else { return }
         log.write(level, "\(name) \(what)")
@@ -119,7 +119,8 @@ extension Supervisor {
 
     // MARK: What is written
 
-    /// Tells the toolstack that nobody serves the VBD: its error node and, while a hotplug script may wait, its answer.
+    /// Tells the toolstack that nobody serves the VBD: writes its error node and, if a hotplug script may be waiting,
+    /// the hotplug status.
     func writeFailure(_ text: String, of address: VBDAddress) {
         let path = address.backendPath(own: own)
         let message = OperatorText.message("xbbd: \(text)")
@@ -133,7 +134,7 @@ extension Supervisor {
         }
     }
 
-    /// Takes back what ``writeFailure(_:of:)`` wrote.
+    /// Removes what ``writeFailure(_:of:)`` wrote.
     func clearFailure(of address: VBDAddress) {
         let path = address.backendPath(own: own)
         attempt("remove the error of \(address)") { (transaction) throws(OperationError) in
@@ -146,7 +147,7 @@ extension Supervisor {
     }
 
     /// Writes a state for a VBD that has no worker: 6 for a toolstack that waits for it, 5 for a guest whose requests
-    /// nobody answers any more.
+    /// are no longer answered.
     func change(_ address: VBDAddress, from old: XenbusState, to new: XenbusState) {
         let path = address.backendPath(own: own)
         attempt("write state \(new.text) of \(address)") { (transaction) throws(OperationError) in

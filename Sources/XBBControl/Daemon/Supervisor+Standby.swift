@@ -1,35 +1,35 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Processes that stand by: one for each worker whose guest is connected, and those of an upgrade.
+// Standby processes: one for each worker whose guest is connected, and the new workers of an upgrade.
 //
-// A process that is there already saves a guest whose worker died the start of one. It has no right to the disk until it
-// is called, and it is called only when the worker has ended.
+// When a worker dies, a process that is already running saves its guest the start of a new one. A standby has no right
+// to the disk until it is called, and it is called only after the worker has ended.
 import Base
 import CLinux
 import Glibc
 import Support
 
 extension Supervisor {
-    /// True where nobody stands by and somebody should, for the case that the worker dies.
+    /// True if the VBD should have a standby, in case that its worker dies, and has none.
     func wantsStandby(_ record: Record) -> Bool {
         guard settings.keepsStandby, !isStopping, record.process != nil, record.standby == nil,
             record.supervision.node?.state == .connected
         else { return false }
         return switch record.replacement {
         case .preparing, .draining: false
-        case .none, .onTrial, .wentBack: true
+        case .none, .onTrial, .rolledBack: true
         }
     }
 
-    /// A while after a start, when the guest has its disk and the machine has time.
+    /// Schedules a standby some time after a start, when the guest has its disk and the machine has time.
     func awaitStandby(_ record: Record, seconds: UInt64) {
         record.standbyDue = clinux_monotonic_ns() &+ seconds * RestartPolicy.second
     }
 
-    /// Starts one that stands by until the worker dies. It is of the program that would be started then.
+    /// Starts a standby that waits until the worker dies. It runs the program that a new worker would run.
     func keepStandby(_ record: Record) {
         record.standbyDue = nil
         var program: Descriptor?
-        if case .wentBack(let old) = record.replacement { program = old }
+        if case .rolledBack(let old) = record.replacement { program = old }
         do throws(OperationError) {
             let standby = try startStandby(record, program: program)
             log(record.address).debug("\(record.address): process \(standby.process.process) stands by")
@@ -39,7 +39,7 @@ extension Supervisor {
         }
     }
 
-    /// Starts a worker that stands by, of the installed program or of one that is kept.
+    /// Starts a standby, of the installed program or of the open file `program`.
     func startStandby(_ record: Record, program: Descriptor?) throws(OperationError) -> Standby {
         var arguments = settings.workers.arguments(
             for: record.address, own: own, in: directory, predecessor: nil, standsBy: true)
@@ -51,7 +51,7 @@ extension Supervisor {
                 try loop.add(channel.raw) { [unowned self, unowned record] in standbySpoke(record) }
             }
         } catch {
-            bury(standby)
+            killAndReap(standby)
             throw error
         }
         record.standby = standby
@@ -59,7 +59,7 @@ extension Supervisor {
     }
 
     private func standbySpoke(_ record: Record) {
-        guard let standby = record.standby, standby.takeWord(loop) else { return }
+        guard let standby = record.standby, standby.receiveReady(loop) else { return }
         guard case .preparing(let program) = record.replacement, let process = record.process else { return }
         guard standby.call(after: nil, loop) else { return }
         process.send(SIGTERM)
@@ -75,31 +75,31 @@ extension Supervisor {
         switch record.replacement {
         case .preparing: refuse(record, "\(exit)")
         case .draining:
-            // The old worker is on its way out; its program goes on when it has ended.
+            // The old worker is about to end; afterwards a worker of its program is started.
             log(record.address).error("\(record.address): the new worker failed while it took over (\(exit))")
-        case .none, .onTrial, .wentBack:
+        case .none, .onTrial, .rolledBack:
             log(record.address).warning("\(record.address): the process that stood by ended with \(exit)")
             awaitStandby(record, seconds: 60)
         }
     }
 
-    /// Ends what takes too long to get ready.
+    /// Ends a standby that takes too long to get ready.
     func expireStandby(_ record: Record, now: UInt64) {
         guard let deadline = record.standby?.deadline, deadline <= now else { return }
         dismiss(record)
         awaitStandby(record, seconds: 60)
-        refuse(record, "it was not ready within \(Standby.patience / RestartPolicy.second) s")
+        refuse(record, "it was not ready within \(Standby.timeLimit / RestartPolicy.second) s")
     }
 
-    /// Ends whoever stands by.
+    /// Ends the VBD's standby, if there is one.
     func dismiss(_ record: Record) {
         guard let standby = record.standby else { return }
         record.standby = nil
-        bury(standby)
+        killAndReap(standby)
     }
 
-    /// Kills a process that serves nobody, and takes its end when it comes.
-    private func bury(_ standby: Standby) {
+    /// Kills a standby that serves nothing, and reaps it when it has ended.
+    private func killAndReap(_ standby: Standby) {
         standby.closeChannel(loop)
         let process = standby.process
         loop.remove(process.pidfd.raw)
@@ -113,7 +113,8 @@ extension Supervisor {
         }
     }
 
-    /// Makes the process that stands by the worker, after the one before has ended; nil where there is none that can.
+    /// Makes the standby the VBD's worker, after the last worker has ended; nil if there is no standby that can be
+    /// called.
     func promote(_ record: Record) -> WorkerProcess? {
         guard let standby = record.standby else { return nil }
         guard standby.isCalled || standby.call(after: record.lastExit, loop) else {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Workers of a new version take over from those that run, and the old version comes back where the new one fails.
+// Upgrades: workers of a new version take over from running ones, and the old version returns if the new one fails.
 //
-// The new worker is started beside the old one and prepares itself. Only when it says that it is ready is the old one told
-// to hand over; if it is not, the old one serves on. The program of the old one is kept open, so that it is there after its
-// file was replaced.
+// The new worker is started beside the old one and prepares itself. Only when it reports that it is ready is the old
+// one told to hand over; otherwise the old one keeps serving. The old one's program file is kept open, so that it can
+// still be started after the file was replaced.
 import Base
 import CLinux
 import Glibc
@@ -12,23 +12,23 @@ import Support
 extension Supervisor {
     /// A change of a worker's program.
     enum Replacement {
-        /// None, or it is long ago.
+        /// No change, or the last one is long ago.
         case none
-        /// A new worker prepares itself; the program of the one that serves.
+        /// A new worker is preparing itself. Holds the program of the worker that serves.
         case preparing(Descriptor?)
-        /// The worker was told to hand over; its program.
+        /// The old worker was told to hand over. Holds its program.
         case draining(Descriptor?)
-        /// A new worker took over at this time, in ns; the program of the one before.
+        /// A new worker took over at this time, in ns. Holds the program of the worker before.
         case onTrial(Descriptor, since: UInt64)
-        /// The new worker failed; workers are of this program until the next upgrade.
-        case wentBack(Descriptor)
+        /// The new worker failed; workers run this program until the next upgrade.
+        case rolledBack(Descriptor)
 
-        var hasGoneBack: Bool {
-            if case .wentBack = self { true } else { false }
+        var hasRolledBack: Bool {
+            if case .rolledBack = self { true } else { false }
         }
     }
 
-    /// Starts new workers beside those that serve; returns whose disks are to go over.
+    /// Starts new workers beside those that serve. Returns the disks that are to be handed over.
     func upgrade(_ vbd: VBDReference?) throws(ControlError) -> [JSON] {
         let chosen = try vbd.map { (vbd) throws(ControlError) in [try record(vbd)] } ?? Array(records.values)
         var told: [JSON] = []
@@ -37,7 +37,7 @@ extension Supervisor {
             told.append(.object([("vbd", .string("\(record.address)")), ("pid", .integer(process.process))]))
             switch record.replacement {
             case .preparing, .draining: break
-            case .none, .onTrial, .wentBack: begin(record, process)
+            case .none, .onTrial, .rolledBack: begin(record, process)
             }
         }
         if told.isEmpty, let vbd { throw ControlError("\(vbd) has no worker that could hand over") }
@@ -58,10 +58,10 @@ extension Supervisor {
         }
     }
 
-    /// The old worker serves on, and so does its program after it.
+    /// Abandons an upgrade: the old worker keeps serving, and its program stays in use.
     func refuse(_ record: Record, _ reason: String) {
         guard case .preparing(let program) = record.replacement else { return }
-        record.replacement = program.map { .wentBack($0) } ?? .none
+        record.replacement = program.map { .rolledBack($0) } ?? .none
         record.refusal = reason
         let process = record.process.map { "worker \($0.process)" } ?? "the old version"
         log(record.address).error(
@@ -70,12 +70,12 @@ extension Supervisor {
 
     // MARK: The end of a worker
 
-    /// What the end of a worker means for an upgrade; true if it ended as it was told to.
+    /// Works out what the end of a worker means for an upgrade. Returns true if the worker ended as it was told to.
     func noteEnd(_ exit: WorkerExit, of record: Record) -> Bool {
         let now = clinux_monotonic_ns()
         switch record.replacement {
         case .preparing(let program):
-            // It did not wait to be told. The new version goes on from what it left, like after any other end.
+            // The old worker ended before it was told to. The new version continues from there, as after any other end.
             dismiss(record)
             record.replacement = program.map { .onTrial($0, since: now) } ?? .none
             return false
@@ -84,7 +84,7 @@ extension Supervisor {
                 record.replacement = program.map { .onTrial($0, since: now) } ?? .none
                 return true
             }
-            record.replacement = program.map { .wentBack($0) } ?? .none
+            record.replacement = program.map { .rolledBack($0) } ?? .none
             return !exit.isFailure && !exit.isFromOutside
         case .onTrial(let program, let since):
             if now &- since > settings.policy.steadySeconds * RestartPolicy.second {
@@ -95,12 +95,12 @@ extension Supervisor {
             log(record.address).error(
                 "\(record.address): the new worker failed (\(exit)); workers are of the version before it again, until "
                     + "the next upgrade")
-            record.replacement = .wentBack(program)
+            record.replacement = .rolledBack(program)
             return true
-        case .none, .wentBack: return false
+        case .none, .rolledBack: return false
         }
     }
 
-    /// A name under which the program can be started; the child closes its descriptors before.
+    /// A path under which the program can be started, even though the child closes its descriptors first.
     static func path(of program: Descriptor) -> String { "/proc/\(getpid())/fd/\(program.raw)" }
 }

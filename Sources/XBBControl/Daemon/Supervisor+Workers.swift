@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Workers as xbbd sees them: started, adopted, ended.
+// Workers as xbbd handles them: started, adopted, ended.
 import Base
 import CLinux
 import Glibc
 import Support
 
 extension Supervisor {
-    /// Hands an event to a VBD's supervision and does what follows from it.
+    /// Hands an event to a VBD's supervision and carries out the resulting actions.
     func hand(_ event: VBDSupervision.Event, to record: Record) {
         var actions = record.supervision.handle(event, now: clinux_monotonic_ns())[...]
         while let action = actions.popFirst() {
@@ -23,7 +23,7 @@ extension Supervisor {
             log(record.address).error(
                 "\(record.address): \(text); given up until the VBD is made anew or xbbd gets SIGHUP")
             writeFailure(text, of: record.address)
-        case .dismissGuest: change(record.address, from: .connected, to: .closing)
+        case .closeFrontend: change(record.address, from: .connected, to: .closing)
         case .clearError: clearFailure(of: record.address)
         case .closeNode: change(record.address, from: .closing, to: .closed)
         case .forget: forget(record)
@@ -31,8 +31,8 @@ extension Supervisor {
         return nil
     }
 
-    /// Starts a worker, or finds the one that is there. The lock decides: it is held as long as any process of a worker
-    /// lives, whoever started it.
+    /// Starts a worker, or adopts the one that is running. The lock decides which: it is held as long as any process of
+    /// a worker lives, whoever started it.
     private func start(_ record: Record) -> VBDSupervision.Event {
         let address = record.address
         if isStopping { return .startFailed("xbbd ends") }
@@ -48,10 +48,10 @@ extension Supervisor {
             case .taken(let taken): lock = taken
             case .held(let note):
                 guard let process = WorkerProcess.adopt(note: note) else {
-                    if !record.saidForeign {
+                    if !record.loggedForeign {
                         log(address).warning("\(address): a process that xbbd does not know serves it")
                     }
-                    record.saidForeign = true
+                    record.loggedForeign = true
                     return .lockHeld
                 }
                 try follow(process, record)
@@ -63,9 +63,10 @@ extension Supervisor {
             }
             var arguments = settings.workers.arguments(
                 for: address, own: own, in: directory, predecessor: record.lastExit)
-            if case .wentBack(let program) = record.replacement { arguments[0] = Self.path(of: program) }
+            if case .rolledBack(let program) = record.replacement { arguments[0] = Self.path(of: program) }
             let process = try WorkerProcess.spawn(arguments, kept: lock.file)
-            // Without a note, as after a crash right here, a successor waits for the lock and knows no number.
+            // If xbbd crashes before this, the lock has no note: the next xbbd waits for the lock without knowing the
+            // process.
             lock.write(note: ProcessIdentity(running: process.process)?.note ?? "")
             do throws(OperationError) {
                 try follow(process, record)
@@ -86,7 +87,7 @@ extension Supervisor {
         try loop.add(process.pidfd.raw) { [unowned self, unowned record] in ended(record) }
         record.process = process
         record.standbyDue = nil
-        record.saidForeign = false
+        record.loggedForeign = false
     }
 
     private func ended(_ record: Record) {
@@ -102,7 +103,7 @@ extension Supervisor {
             let facts = try claimedFacts(of: record.address)
             hand(isPlanned ? .replaced(facts) : .exited(exit, facts), to: record)
         } catch {
-            // The next turn finds out that XenStore is gone; until then the VBD is one that failed.
+            // The next turn notices that XenStore is gone; until then the VBD counts as failed.
             log(record.address).error("\(record.address): \(error)")
             hand(.exited(exit, record.supervision.node), to: record)
         }
@@ -116,7 +117,7 @@ extension Supervisor {
         }
     }
 
-    /// Drops a VBD whose node is gone, with its files unless somebody still holds them.
+    /// Drops a VBD whose node is gone, and removes its files unless a process still holds them.
     private func forget(_ record: Record) {
         dismiss(record)
         records[record.address] = nil

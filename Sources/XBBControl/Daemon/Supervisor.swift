@@ -1,33 +1,33 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// xbbd: one worker for each VBD of this domain, and answers for xbbctl. One thread; nothing here waits for a worker.
+// xbbd: one worker for each VBD of this domain, and the answers for xbbctl. One thread, which never waits for a worker.
 import Base
 import CLinux
 import Glibc
 public import Xen
 import Support
 
-/// Supervises the VBDs of the domain that it runs in.
+/// Supervises the VBDs whose backend is in this domain.
 public final class Supervisor {
     /// What is known of one VBD.
     final class Record {
         let address: VBDAddress
         var supervision: VBDSupervision
-        /// The worker, if it is known.
+        /// The worker, if there is a known one.
         var process: WorkerProcess?
-        /// Who is prepared to serve it next.
+        /// The process that is prepared to take over.
         var standby: Standby?
-        /// When one is to be started, in ns; nil: when it is wanted.
+        /// When a standby is to be started, in ns of CLOCK_MONOTONIC; nil if none is scheduled.
         var standbyDue: UInt64?
-        /// How the last worker ended that is known of.
+        /// How the last known worker ended.
         var lastExit: WorkerExit?
-        /// The change of the worker's program that is under way.
+        /// The change of the worker's program that is in progress.
         var replacement = Replacement.none
-        /// Why the last upgrade was not begun.
+        /// Why the last upgrade was abandoned.
         var refusal: String?
-        /// Workers started for this VBD by this process.
+        /// Workers that this process started for the VBD.
         var startCount = 0
-        /// It was said that somebody else serves this VBD.
-        var saidForeign = false
+        /// It was logged that an unknown process serves this VBD.
+        var loggedForeign = false
 
         init(_ address: VBDAddress, policy: RestartPolicy) {
             self.address = address
@@ -46,10 +46,10 @@ public final class Supervisor {
     private var server: ControlServer?
 
     var records: [VBDAddress: Record] = [:]
-    /// What watches said has changed; read before the loop sleeps again.
+    /// VBDs that changed according to watches; read again before the loop sleeps.
     var dirty: Set<VBDAddress> = []
     var dirtyKinds: Set<String> = []
-    /// Names below "backend" that were reported as junk or as somebody else's.
+    /// Names below "backend" that were reported as invalid or not ours.
     var reportedNames: Set<String> = []
     private var watchPending = false
     private static let storeCheckInterval = 10 * RestartPolicy.second
@@ -60,13 +60,13 @@ public final class Supervisor {
     var lastCall: UInt64 = 0
     var pluginDump: PluginDump?
     var dumpClients: [ControlServer.ClientID] = []
-    /// Set when xbbd is to end: when it ends at the latest.
+    /// When xbbd ends at the latest, in ns of CLOCK_MONOTONIC; nil while it is not stopping.
     private var stopDeadline: UInt64?
 
-    /// Takes the run directory. Throws where another xbbd has it, or something that is needed is missing.
+    /// Claims the run directory. Throws if another xbbd has it, or if something that is needed is missing.
     ///
-    /// Blocks SIGTERM, SIGINT and SIGHUP in the calling thread. `detach` may fork: it is called when what fails most
-    /// has not failed, and before there is a thread or an epoll instance.
+    /// Blocks SIGTERM, SIGINT and SIGHUP in the calling thread. `detach` may fork: it is called after the steps that
+    /// are most likely to fail, and before there is a thread or an epoll instance.
     public init(
         settings: SupervisorSettings, store: any XenStore, log: Log,
         detach: () throws(ControlError) -> Void = { () throws(ControlError) in }
@@ -99,10 +99,10 @@ public final class Supervisor {
         }
     }
 
-    /// Supervises until SIGTERM or SIGINT. `manager` hears when all VBDs that are there have been looked at, how many
-    /// there are whenever that changes, and as often as it wants that this loop turns: a loop that hangs is restarted.
+    /// Supervises until SIGTERM or SIGINT. `manager` is told when all present VBDs have been read, how many there are
+    /// whenever that changes, and at its heartbeat interval that the loop is alive: it restarts a loop that hangs.
     ///
-    /// Throws when XenStore fails; workers go on.
+    /// Throws if XenStore fails; the workers continue.
     public func run(for manager: ServiceManager) throws(OperationError) {
         if manager.heartbeat != nil { nextBeat = 0 }
         for kind in settings.kinds { try store.watch(kindPath(kind), token: kind) }
@@ -128,7 +128,7 @@ public final class Supervisor {
             try checkStore()
             expire()
             if let status = noteStatus() { manager.say(status) }
-            beat(manager)
+            sendHeartbeat(manager)
         }
         manager.say("STOPPING=1")
         server?.close()
@@ -136,7 +136,7 @@ public final class Supervisor {
         log.info("ends; \(left) workers go on")
     }
 
-    /// True from the moment that xbbd is to end: no worker is started any more.
+    /// True once xbbd is to end: no more workers are started.
     var isStopping: Bool { stopDeadline != nil }
 
     /// The log for lines about one VBD.
@@ -147,7 +147,7 @@ public final class Supervisor {
 
     // MARK: The service manager
 
-    /// Counts of VBDs for `systemctl status`, "STATUS=...", when they have changed; else nil.
+    /// Counts of VBDs for `systemctl status`, "STATUS=...", if they have changed; otherwise nil.
     private func noteStatus() -> String? {
         var served = 0
         var failed: [VBDAddress] = []
@@ -164,8 +164,8 @@ public final class Supervisor {
         return text
     }
 
-    /// Says that the loop has come round, when it is time for that.
-    private func beat(_ manager: ServiceManager) {
+    /// Reports that the loop is alive, when that is due.
+    private func sendHeartbeat(_ manager: ServiceManager) {
         guard let heartbeat = manager.heartbeat else { return }
         let now = clinux_monotonic_ns()
         if now < nextBeat { return }
@@ -192,7 +192,8 @@ public final class Supervisor {
         return deadline
     }
 
-    /// libxenstore does not say when its connection ends: nothing is ever readable again. So it is asked.
+    /// libxenstore does not report the end of its connection: nothing becomes readable any more. So make a request now
+    /// and then.
     private func checkStore() throws(OperationError) {
         guard nextStoreCheck <= clinux_monotonic_ns() else { return }
         _ = try store.ownDomain()
@@ -223,7 +224,7 @@ public final class Supervisor {
         }
         log.info("SIG\(info.ssi_signo == UInt32(SIGINT) ? "INT" : "TERM")")
         stopDeadline = clinux_monotonic_ns() &+ 10 * RestartPolicy.second
-        // Who is taking over goes on; who only stands by is of no use to the next xbbd.
+        // A standby that was called continues; one that only waits is of no use to the next xbbd.
         for record in records.values where record.standby?.isCalled == false { dismiss(record) }
         if settings.stopsWorkers {
             for record in records.values { record.process?.send(SIGTERM) }

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What xbbd was told at its start.
+// The settings that xbbd was started with.
 import Settings
 
 /// How VBDs are supervised.
 public struct SupervisorSettings: Sendable {
-    /// Where locks and sockets are.
+    /// The directory of locks and sockets.
     public var runDirectory: String
-    /// Directory names below "backend".
+    /// The directories below "backend" that are served.
     public var kinds: [String]
-    /// Which disks in them are served.
+    /// The rule that says which disks in them are ours.
     public var claim: DiskClaim
     /// How workers are started.
     public var workers: WorkerSettings
-    /// The group whose members may ask, by its number; nil: root alone.
+    /// Number of the group whose members may send requests; nil: only root.
     public var socketGroup: UInt32?
     /// Workers are told to hand over when xbbd ends.
     public var stopsWorkers = SettingValues().value(of: SettingsSchema.stopWorkers)
-    /// Beside each worker whose guest is connected another one stands by, in case that it dies.
+    /// Each worker whose guest is connected has a standby, in case that it dies.
     public var keepsStandby = SettingValues().value(of: SettingsSchema.standby)
-    /// When workers are started again.
+    /// When workers are restarted.
     public var policy = RestartPolicy()
 
     /// Settings for a supervisor.

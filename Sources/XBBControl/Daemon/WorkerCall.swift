@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// One question to a worker: a connection, a line there, a line back, and an end to patience.
+// One request to a worker: connect, send a line, receive a line, with a time limit.
 import Base
 import CLinux
 import Glibc
 import Support
 
-/// A call that is under way. Its completion is called once.
+/// A call in progress. Its completion is called once.
 final class WorkerCall {
-    /// Longest answer in bytes.
+    /// The longest answer, in bytes.
     static let answerLimit = 1 << 20
     /// How long a worker has for its answer, in ns.
-    static let patience: UInt64 = 2 * RestartPolicy.second
+    static let timeLimit: UInt64 = 2 * RestartPolicy.second
 
-    /// When the worker must have answered.
+    /// When the worker must have answered, in ns of CLOCK_MONOTONIC.
     let deadline: UInt64
     private let loop: EventLoop
     private let socket: Descriptor
@@ -20,7 +20,7 @@ final class WorkerCall {
     private var input = LineBuffer(limit: WorkerCall.answerLimit)
     private var completion: ((Result<[UInt8], ControlError>) -> Void)?
 
-    /// Connects to the worker's socket and sends `line`. Throws where nobody is there.
+    /// Connects to the worker's socket and sends `line`. Throws if nobody listens there.
     init(
         path: String, line: String, loop: EventLoop, now: UInt64 = clinux_monotonic_ns(),
         completion: @escaping (Result<[UInt8], ControlError>) -> Void
@@ -30,7 +30,7 @@ final class WorkerCall {
         socket = Descriptor(owning: raw)
         self.loop = loop
         output = [UInt8]((line + "\n").utf8)[...]
-        deadline = now &+ Self.patience
+        deadline = now &+ Self.timeLimit
         self.completion = completion
         do throws(OperationError) {
             try loop.add(raw, EventLoop.readable | EventLoop.writable) { [unowned self] in ready() }
@@ -39,7 +39,7 @@ final class WorkerCall {
         }
     }
 
-    /// Ends the call with an error.
+    /// Ends the call with an error, because the time is over.
     func expire() {
         finish(.failure(ControlError("the worker does not answer", status: .timedOut)))
     }
@@ -70,7 +70,7 @@ final class WorkerCall {
         completion(result)
     }
 
-    /// A worker opens images that guests write; what it says goes on only if it is JSON.
+    /// A worker opens images that guests write, so its answer is untrusted and passed on only if it is JSON.
     private static func checked(_ line: [UInt8]) -> Result<[UInt8], ControlError> {
         do throws(JSONError) {
             _ = try JSON(parsing: line)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The device model of a guest whose only devices "of QEMU" are disks, and XBB serves those.
+// The device model of a guest that needs QEMU for nothing but disks, when XBB serves these disks.
 //
-// For disks below backend/qdisk libxl starts a device model with the guest and waits until it says that it runs
-// (libxl_dm.c, libxl__need_xenpv_qemu and libxl__spawn_local_dm). It looks at no such disk itself: so the device model
-// is who can make `xl create` fail when an image cannot be opened.
+// For disks below backend/qdisk, libxl starts a device model with the guest and waits until it reports that it is
+// running (libxl_dm.c, libxl__need_xenpv_qemu and libxl__spawn_local_dm). libxl does not check such disks itself, so
+// only the device model can make `xl create` fail if an image cannot be opened.
 import Base
 import CLinux
 import Glibc
@@ -11,8 +11,8 @@ import Support
 public import Xen
 import XenBus
 
-/// Says that it runs when all disks of the guest are open, answers libxl, and stays until it is ended or the guest is
-/// gone. One thread.
+/// Reports that it is running once all disks of the guest are open, answers libxl, and stays until it is stopped or the
+/// guest is gone. Use from one thread.
 public final class DeviceModel {
     private let arguments: DeviceModelArguments
     private let store: any XenStore
@@ -23,11 +23,11 @@ public final class DeviceModel {
     private var hasEvents = false
     private var isEnding = false
 
-    /// Kinds of backends that QEMU serves for such guests and nobody else.
+    /// Kinds of backends that only QEMU serves for such guests.
     private static let foreignKinds = ["vfb", "vkbd", "9pfs", "qusb"]
     private static let guestToken = "guest"
 
-    /// Blocks SIGTERM, SIGINT and SIGHUP, with which libxl ends a device model, in the calling thread.
+    /// Blocks SIGTERM, SIGINT and SIGHUP in the calling thread; libxl ends a device model with them.
     public init(_ arguments: DeviceModelArguments, store: any XenStore, log: Log) throws(ControlError) {
         self.arguments = arguments
         self.store = store
@@ -42,7 +42,7 @@ public final class DeviceModel {
         }
     }
 
-    /// Runs until the end. Throws what keeps the guest from being started, and failures of XenStore.
+    /// Runs until the end. Throws if the guest must not be started, and if XenStore fails.
     public func run() throws(ControlError) {
         let domain = arguments.domain
         try asControlError { () throws(OperationError) in
@@ -58,7 +58,7 @@ public final class DeviceModel {
                     "domain \(domain) has a device of kind \(kind), which only QEMU serves: take QEMU as device model")
             }
         }
-        // The socket first: libxl connects as soon as it reads "running".
+        // The socket comes first: libxl connects as soon as it reads "running".
         if let path = arguments.monitorPath {
             monitor = try asControlError { () throws(OperationError) in try MonitorServer(path: path, loop: loop) }
         }
@@ -73,10 +73,11 @@ public final class DeviceModel {
         log.info("domain \(domain) is over")
     }
 
-    /// Relative: QEMU's and libxl's names below the home of the domain that this runs in.
+    /// Relative paths, as QEMU and libxl use them: below the home of this process's own domain.
     private var disksPath: String { "backend/qdisk/\(arguments.domain)" }
 
-    /// Turns until `check`, asked now and after each change, gives something, the end is asked for, or it is `deadline`.
+    /// Runs the loop until `check` returns a value, a stop is requested, or `deadline` has come. `check` is called at
+    /// once and after each change.
     private func turn<Value>(
         until deadline: UInt64?, _ check: () throws(OperationError) -> Value?
     ) throws(ControlError) -> Value? {
@@ -94,7 +95,7 @@ public final class DeviceModel {
         }
     }
 
-    /// What can be said of all disks together.
+    /// The state of all disks taken together.
     private enum Disks {
         case open(Int)
         case failed(String)
@@ -131,7 +132,7 @@ public final class DeviceModel {
         }
     }
 
-    /// A driver domain may not see the guest's home, so only "not there" is an answer.
+    /// In a driver domain the guest's home may not be readable, so only "not there" counts as an answer.
     private func isGuestGone() throws(OperationError) -> Bool {
         do throws(OperationError) {
             _ = try store.read("/local/domain/\(arguments.domain)/domid", in: .none)

@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The command line that libxl gives a device model (libxl_dm.c, libxl__build_device_model_args_new and _old,
-// libxl__spawn_qdisk_backend), as far as a device model that emulates nothing must know it.
+// libxl__spawn_qdisk_backend), as far as it matters to a device model that emulates nothing.
 public import Xen
 
-/// What libxl wants of the device model of one guest.
+/// What libxl asks of the device model of one guest.
 public struct DeviceModelArguments: Equatable, Sendable {
     /// The guest.
     public var domain: DomainID = 0
-    /// Where libxl asks when it has seen that the device model runs; nil where it does not, as for `xl devd`.
+    /// The socket for libxl's queries once the device model is running; nil if libxl sends none, as for `xl devd`.
     public var monitorPath: String?
-    /// Seconds within which all disks must be open. libxl waits 60 s (LIBXL_DEVICE_MODEL_START_TIMEOUT).
+    /// Seconds within which all disks must be open. libxl waits for 60 s (LIBXL_DEVICE_MODEL_START_TIMEOUT).
     public var waitSeconds = 40
     /// The directory of the loopback Xen; nil on Xen.
     public var loopback: String?
 
-    /// Reads the words after the program's name. Words that are not named here say how to emulate what this guest does
-    /// not have.
+    /// Reads the words after the program's name. Words that are not handled here describe emulated devices, which this
+    /// guest does not have.
     ///
-    /// Throws what only QEMU can do, with status ``ControlStatus/failed``, and what makes no sense, as wrong usage.
+    /// Throws with status ``ControlStatus/failed`` for what only QEMU can do, and as wrong usage for what makes no
+    /// sense.
     public init(parsing words: [String]) throws(ControlError) {
         var domain: DomainID?
         var isParavirtual = false

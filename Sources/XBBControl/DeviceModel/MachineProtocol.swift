@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// QEMU's machine protocol (QMP), as far as libxl speaks it to the device model of a guest without emulated devices.
+// QEMU's machine protocol (QMP), as far as libxl uses it with the device model of a guest without emulated devices.
 import Support
 
-/// The answers of a machine that has nothing.
+/// The answers of a machine without devices.
 enum MachineProtocol {
-    /// What a client is sent first. libxl wants numbers here; QEMU has none that are all 0.
+    /// Sent to each client first. libxl requires a version here; no real QEMU has version 0.0.0.
     static let greeting = JSON.object([
         (
             "QMP",
@@ -34,7 +34,7 @@ enum MachineProtocol {
     private static func result(of command: String?) -> JSON.Member {
         switch command {
         case "qmp_capabilities": ("return", .object([]))
-        // After the start libxl looks for serial ports (device_model_postconfig_chardev); there are none.
+        // After the start, libxl asks for serial ports (device_model_postconfig_chardev); there are none.
         case "query-chardev": ("return", .array([]))
         case "query-status":
             (

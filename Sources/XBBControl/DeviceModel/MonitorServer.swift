@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The socket at which libxl asks a device model.
+// The socket on which libxl queries a device model.
 import Base
 import CLinux
 import Glibc
 import Support
 
-/// Listens at a path, mode 0600, greets and answers. Answers are short: a client that does not read them is dropped.
+/// Listens at a path with mode 0600, greets clients and answers them. Answers are short: a client that does not read
+/// them is dropped.
 final class MonitorServer {
     private static let clientLimit = 8
 
@@ -17,7 +18,7 @@ final class MonitorServer {
             self.socket = socket
         }
 
-        /// False where the client does not take it.
+        /// Returns false if the client does not accept it.
         func send(_ value: JSON) -> Bool {
             let bytes = [UInt8]((value.serialized + "\r\n").utf8)
             return socket.sendAvailable(bytes[...]) == bytes.count
@@ -29,7 +30,7 @@ final class MonitorServer {
     private let listener: Descriptor
     private var clients: [Int32: Client] = [:]
 
-    /// Takes the place of a socket that is there.
+    /// Replaces a socket that is there already.
     init(path: String, loop: EventLoop) throws(OperationError) {
         self.path = path
         self.loop = loop

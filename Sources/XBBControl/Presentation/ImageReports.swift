@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What is known of an image, as text for people. Names in it come from the image: they are printed without what a terminal
-// would act on.
+// What is known about an image, as text for people. Names in it come from the image, so characters that a terminal
+// would act on are removed.
 import Support
 
 extension Reports {
@@ -20,7 +20,7 @@ extension Reports {
         return lines
     }
 
-    /// What is in an image, and in those below it.
+    /// The content of an image and of those below it.
     public static func inspect(_ answer: JSON) -> [String] {
         var lines = inspectOne(answer)
         for image in answer["chain"]?.elements ?? [] {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Times as people read them.
+// Times for people.
 import Glibc
 import Support
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Answers of xbbd as text for people. Names stay those of the JSON; what a newer worker adds is shown as it comes.
+// Answers of xbbd as text for people. Names are those of the JSON; members that a newer worker adds are shown as they
+// are.
 import Support
 
 /// Text from answers.
 public enum Reports {
-    /// One cell: text as it is, null as "-", anything nested as JSON.
+    /// One cell: text unchanged, null as "-", nested values as JSON.
     static func cell(_ value: JSON?) -> String {
         switch value {
         case nil, .null?: "-"
@@ -28,7 +29,7 @@ public enum Reports {
         return table.lines
     }
 
-    /// Members of an object below one another; members of nested objects as "outer.inner".
+    /// Members of an object, one per line; members of nested objects as "outer.inner".
     public static func show(_ answer: JSON) -> [String] {
         var table = TextTable([.words(""), .words("")])
         for member in answer.members {
@@ -41,7 +42,8 @@ public enum Reports {
         return table.lines
     }
 
-    /// Counters and latencies. With an `earlier` answer of `seconds` ago, what each counter grew by in a second too.
+    /// Counters and latencies. With the `earlier` answer from `seconds` ago, also the growth of each counter per
+    /// second.
     public static func stats(_ answer: JSON, earlier: JSON? = nil, seconds: Double = 1) -> [String] {
         counters(answer, earlier: earlier, seconds: seconds) + [""] + latencies(answer)
     }
@@ -64,7 +66,7 @@ public enum Reports {
         return table.lines
     }
 
-    /// The growth of a counter in a second, rounded; "-" where it did not grow or cannot be told.
+    /// The growth of a counter per second, rounded; "-" if it did not grow or is not known.
     static func rate(_ now: JSON, _ before: JSON?, seconds: Double) -> String {
         guard let now = now.unsigned, let before = before?.unsigned, now > before, seconds > 0 else { return "-" }
         let rate = (Double(now - before) / seconds).rounded()
@@ -83,7 +85,7 @@ public enum Reports {
         return table.lines
     }
 
-    /// Nanoseconds in the unit that gives one to three digits before the point.
+    /// Nanoseconds, in the unit that leaves one to three digits before the decimal point.
     static func duration(_ value: JSON?) -> String {
         guard let nanoseconds = value?.unsigned else { return cell(value) }
         switch nanoseconds {

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Columns of text for people.
 
-/// Rows of cells below a heading, columns as wide as their widest cell.
+/// Rows of cells below a heading; each column is as wide as its widest cell.
 public struct TextTable {
     /// One column.
     public struct Column: Sendable {
         let heading: String
         let isNumeric: Bool
 
-        /// A column of words, to the left.
+        /// A column of words, aligned left.
         public static func words(_ heading: String) -> Column { Column(heading: heading, isNumeric: false) }
-        /// A column of numbers, to the right.
+        /// A column of numbers, aligned right.
         public static func numbers(_ heading: String) -> Column { Column(heading: heading, isNumeric: true) }
     }
 
@@ -22,13 +22,13 @@ public struct TextTable {
         self.columns = columns
     }
 
-    /// Adds a row; cells that are missing are empty, and what does not fit on a line is made visible.
+    /// Adds a row. Missing cells are empty; characters that would break the line are made visible.
     public mutating func append(_ cells: [String]) {
         rows.append(
             columns.indices.map { index in index < cells.count ? Self.printable(cells[index]) : "" })
     }
 
-    /// The lines, the heading first unless all headings are empty. No space at the end of a line.
+    /// The lines. The heading comes first, unless all headings are empty. No line ends in a space.
     public var lines: [String] {
         let headings = columns.map(\.heading)
         let all = headings.allSatisfy(\.isEmpty) ? rows : [headings] + rows
@@ -45,7 +45,7 @@ public struct TextTable {
         }
     }
 
-    /// Text without control characters: nobody who names a file can write to the terminal.
+    /// Text without control characters: whoever names a file must not control the terminal.
     public static func printable(_ text: String) -> String {
         var result = ""
         for scalar in text.unicodeScalars {

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// `xbbctl top`: what disks did between two looks. Pure.
+// `xbbctl top`: the activity of disks between two samples. Pure.
 import Support
 
-/// What one look at one disk found.
+/// One sample of one disk.
 public struct DiskSample: Sendable {
-    /// Its row of the list.
+    /// The disk's row of `list`.
     public let row: JSON
-    /// Its counters; nil where its worker does not answer.
+    /// Its counters; nil if its worker does not answer.
     public let stats: JSON?
-    /// When, in ns of the monotonic clock.
+    /// When the counters arrived, in ns of CLOCK_MONOTONIC.
     public let time: UInt64
 
-    /// A row of `list`, the answer to `stats`, and when that came.
+    /// A row of `list`, the answer to `stats`, and when the answer arrived.
     public init(row: JSON, stats: JSON?, time: UInt64) {
         self.row = row
         self.stats = stats
@@ -21,9 +21,9 @@ public struct DiskSample: Sendable {
     var name: String { row["vbd"]?.string ?? "" }
 }
 
-/// The activity of all disks between two looks.
+/// The activity of all disks between two samples.
 public enum TopReport {
-    /// One object for each disk of the second look; rates and latencies are null where there was no first one.
+    /// One object for each disk of the second sample; rates and latencies are null for a disk without a first one.
     public static func json(before: [DiskSample], now: [DiskSample]) -> JSON {
         .object([("vbds", .array(now.map { sample in row(before.first { $0.name == sample.name }, sample) }))])
     }
@@ -82,7 +82,7 @@ public enum TopReport {
     private static func clamping(_ value: Double) -> Double { min(max(value, 0), 1e18) }
 }
 
-/// What happened between two looks at one disk.
+/// The activity of one disk between two samples.
 private struct Activity {
     private let before: JSON?
     private let now: JSON?
@@ -96,7 +96,7 @@ private struct Activity {
 
     private func total(_ stats: JSON?, _ name: String) -> UInt64? { stats?["totals"]?[name]?.unsigned }
 
-    /// The growth of counters in a second. A worker that was replaced counts from zero: what it has is what it did.
+    /// The growth of counters per second. The counters of a new worker start at zero, so all that they show is new.
     func rate(_ names: [String]) -> Double? {
         guard seconds > 0 else { return nil }
         var growth = 0.0
@@ -107,13 +107,14 @@ private struct Activity {
         return growth / seconds
     }
 
-    /// Requests that were taken from the ring and not answered yet.
+    /// Requests that were taken from the ring and are not answered yet.
     var depth: UInt64? {
         guard let taken = total(now, "reqs_received"), let answered = total(now, "reqs_completed") else { return nil }
         return taken >= answered ? taken - answered : 0
     }
 
-    /// The latency that a fraction of the requests between the looks did not exceed; nil where there were none.
+    /// The latency in ns that the given fraction of the requests between the samples did not exceed; nil if there were
+    /// none.
     func percentile(_ operation: String, _ fraction: Double) -> UInt64? {
         guard before != nil, let buckets = now?["latency_ns"]?[operation]?["histogram"]?.elements else { return nil }
         var old: [UInt64: UInt64] = [:]

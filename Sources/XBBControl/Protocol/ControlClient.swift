@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The asking end of xbbd's socket.
+// The client's end of xbbd's socket.
 import Base
 import CLinux
 import Glibc
 import Settings
 import Support
 
-/// A connection to xbbd. Calls block until the answer is there; one thread.
+/// A connection to xbbd. Calls block until the answer arrives. Use from one thread.
 public final class ControlClient {
-    /// Where xbbd listens unless told otherwise.
+    /// The default path of xbbd's socket.
     public static let defaultSocket = SettingsSchema.usualRunDirectory + "/xbbd.sock"
 
     private let path: String
     private let socket: Descriptor
     private var input = LineBuffer(limit: 16 << 20)
 
-    /// Connects. Throws `.unreachable` with what to do.
+    /// Connects. Throws `.unreachable`, with advice.
     public init(path: String, timeoutSeconds: Int = 20) throws(ControlError) {
         self.path = path
         let raw = unsafe clinux_unix_connect(path, Int32(SOCK_STREAM.rawValue))
@@ -36,8 +36,8 @@ public final class ControlClient {
         unsafe setsockopt(raw, SOL_SOCKET, SO_SNDTIMEO, &limit, size)
     }
 
-    /// Sends a request and gives the line of its answer. Throws `.unreachable` if there is none, and what xbbd says if
-    /// it answers with an error.
+    /// Sends a request and returns the answer. Throws `.unreachable` if there is none, and xbbd's own text if it
+    /// answers with an error.
     public func call(_ request: ControlRequest) throws(ControlError) -> ControlAnswer {
         var left = [UInt8]((request.line + "\n").utf8)[...]
         while !left.isEmpty {
@@ -60,11 +60,11 @@ public final class ControlClient {
     }
 }
 
-/// An answer of xbbd that is no error.
+/// An answer of xbbd that is not an error.
 public struct ControlAnswer: Sendable {
-    /// As it came, one line.
+    /// The line as it arrived.
     public let text: String
-    /// Its value.
+    /// The parsed value.
     public let value: JSON
 
     init(line: [UInt8]) throws(ControlError) {

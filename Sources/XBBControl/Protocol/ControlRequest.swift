@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What xbbctl asks xbbd, one line each; the answer is one line of JSON, {"error":"text"} where it cannot be done.
+// The requests of xbbctl to xbbd, one line each. The answer is one line of JSON: {"error":"text"} if the request
+// failed.
 import Base
 import Settings
 
-/// Why something was not done, for the user.
+/// Why something failed, for the user.
 public struct ControlError: Error, Equatable, Sendable, CustomStringConvertible {
-    /// What, where, and what to do.
+    /// What failed, where, and what to do about it.
     public let description: String
-    /// What the program's exit status is to be.
+    /// The exit status for the program.
     public let status: ControlStatus
 
     /// An error with a text for the user.
@@ -19,13 +20,13 @@ public struct ControlError: Error, Equatable, Sendable, CustomStringConvertible 
 
 /// Exit statuses of xbbctl and xbbd; the numbers above 1 are those of sysexits.h.
 public enum ControlStatus: Int32, Sendable {
-    /// It could not be done.
+    /// The request failed.
     case failed = 1
     /// Wrong usage.
     case usage = 64
     /// xbbd or XenStore cannot be reached.
     case unreachable = 69
-    /// The other side did not do its part in time; it may be tried again.
+    /// The other side did not respond in time; the request may be repeated.
     case timedOut = 75
     /// The configuration file cannot be used.
     case configuration = 78
@@ -33,13 +34,13 @@ public enum ControlStatus: Int32, Sendable {
 
 /// A request to xbbd.
 public enum ControlRequest: Equatable, Sendable {
-    /// Is anybody there?
+    /// Asks whether xbbd is there.
     case ping
     /// All VBDs.
     case list
     /// All plugins.
     case plugins
-    /// The last lines of xbbd's log, of one VBD or all.
+    /// The last lines of xbbd's log, about one VBD or all.
     case log(VBDReference?)
     /// One VBD.
     case show(VBDReference)
@@ -47,10 +48,10 @@ public enum ControlRequest: Equatable, Sendable {
     case stats(VBDReference)
     /// Changes a tunable of one VBD.
     case set(VBDReference, key: String, value: String)
-    /// Lets new workers take over from those of one VBD or all.
+    /// Lets new workers take over from those of one VBD or of all.
     case upgrade(VBDReference?)
 
-    /// The most bytes of a request's line.
+    /// The longest line of a request, in bytes.
     public static let longestLine = 4096
 
     /// Reads a line.
@@ -84,7 +85,7 @@ public enum ControlRequest: Equatable, Sendable {
         return reference
     }
 
-    /// The line without its end.
+    /// The line, without its line end.
     public var line: String {
         switch self {
         case .ping: "ping"
@@ -98,7 +99,7 @@ public enum ControlRequest: Equatable, Sendable {
         }
     }
 
-    /// The line for the worker of the VBD; nil where xbbd answers itself.
+    /// The line for the VBD's worker; nil if xbbd answers the request itself.
     var workerLine: String? {
         switch self {
         case .ping, .list, .plugins, .log, .upgrade: nil
@@ -116,7 +117,8 @@ public struct TunableSetting: Equatable, Sendable {
     /// Its value.
     public let value: String
 
-    /// Reads "KEY=VALUE": small letters, digits, '-' and '_', then printable ASCII without spaces.
+    /// Reads "KEY=VALUE": the key of lower-case letters, digits, '-' and '_', the value of printable ASCII without
+    /// spaces.
     public init(parsing text: String) throws(ControlError) {
         let parts = text.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
         guard parts.count == 2, !parts[0].isEmpty, !parts[1].isEmpty, text.utf8.count <= 256,
@@ -135,7 +137,8 @@ public struct TunableSetting: Equatable, Sendable {
         self.value = value
     }
 
-    /// The same in the words that workers of all versions take; throws where there is no such setting or value.
+    /// The same setting in the words that workers of all versions understand. Throws if there is no such setting or
+    /// value.
     public func checked() throws(ControlError) -> TunableSetting {
         do throws(OperationError) {
             let setting = try SettingsSchema.changing(key)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Which VBD is meant: by its place in XenStore, and as people and xbbctl's requests say it.
+// Identifies a VBD: by its place in XenStore, and in the form that people and xbbctl's requests use.
 import Settings
 public import Xen
 
@@ -19,7 +19,7 @@ enum DecimalText {
         return DomainID(value)
     }
 
-    /// The number of a virtual device: what fits into libxl's int.
+    /// The number of a virtual device, which must fit into libxl's int.
     static func device(_ text: some StringProtocol) -> UInt32? {
         guard let value = number(text), value <= UInt64(Int32.max) else { return nil }
         return UInt32(value)
@@ -35,7 +35,7 @@ public struct VBDAddress: Hashable, Comparable, Sendable, CustomStringConvertibl
     /// The virtual device's number: 51712 for xvda.
     public let device: UInt32
 
-    /// The VBD `device` of `domain`. nil where `kind` is no directory name (see ``isKind(_:)``).
+    /// The VBD `device` of `domain`; nil if `kind` is not a directory name (see ``isKind(_:)``).
     public init?(kind: String, domain: DomainID, device: UInt32) {
         guard Self.isKind(kind), device <= UInt32(Int32.max) else { return nil }
         self.kind = kind
@@ -43,27 +43,27 @@ public struct VBDAddress: Hashable, Comparable, Sendable, CustomStringConvertibl
         self.device = device
     }
 
-    /// The VBD of a path's three names. nil where one of them breaks a rule.
+    /// The VBD of a path's three names; nil if one of them is not valid.
     public init?(kind: some StringProtocol, domain: some StringProtocol, device: some StringProtocol) {
         guard let domain = DecimalText.domain(domain), let device = DecimalText.device(device) else { return nil }
         self.init(kind: String(kind), domain: domain, device: device)
     }
 
-    /// A name that can stand below "backend": see `TextRule.backendKind`.
+    /// True for a name that is allowed below "backend": see `TextRule.backendKind`.
     public static func isKind(_ name: String) -> Bool { TextRule.backendKind.accepts(name) }
 
-    /// The backend's node when the backend runs in `own`.
+    /// The backend's node, for a backend in domain `own`.
     public func backendPath(own: DomainID) -> String {
         "/local/domain/\(own)/backend/\(kind)/\(domain)/\(device)"
     }
 
-    /// The frontend's node; a guest sees every kind of disk as "vbd".
+    /// The frontend's node. A guest sees every kind of disk as "vbd".
     public var frontendPath: String { "/local/domain/\(domain)/device/vbd/\(device)" }
 
     /// The toolstack's own copy, which no guest and no backend can write.
     public var toolstackPath: String { "/libxl/\(domain)/device/vbd/\(device)" }
 
-    /// Where errors of the backend stand.
+    /// The node for the backend's errors.
     public func errorPath(own: DomainID) -> String {
         "/local/domain/\(own)/error/backend/\(kind)/\(domain)/\(device)"
     }
@@ -74,13 +74,13 @@ public struct VBDAddress: Hashable, Comparable, Sendable, CustomStringConvertibl
     /// Without '/', for file names: "vbd-1-51712".
     public var fileName: String { "\(kind)-\(domain)-\(device)" }
 
-    /// By domain, device and kind.
+    /// Orders by domain, then device, then kind.
     public static func < (left: VBDAddress, right: VBDAddress) -> Bool {
         (left.domain, left.device, left.kind) < (right.domain, right.device, right.kind)
     }
 }
 
-/// A VBD as a request names it: "1/51712", or "vbd/1/51712" where two kinds have the same.
+/// A VBD in a request: "1/51712", or "vbd/1/51712" if two kinds have the same numbers.
 public struct VBDReference: Equatable, Sendable, CustomStringConvertible {
     /// nil: any kind.
     public let kind: String?
@@ -106,11 +106,11 @@ public struct VBDReference: Equatable, Sendable, CustomStringConvertible {
         self.init(kind: parts.count == 3 ? String(parts[0]) : nil, domain: domain, device: device)
     }
 
-    /// True if `address` can be meant.
+    /// True if the reference can mean `address`.
     public func matches(_ address: VBDAddress) -> Bool {
         domain == address.domain && device == address.device && (kind ?? address.kind) == address.kind
     }
 
-    /// As it is parsed.
+    /// The form that ``init(parsing:)`` reads.
     public var description: String { (kind.map { "\($0)/" } ?? "") + "\(domain)/\(device)" }
 }

@@ -37,7 +37,7 @@ public enum VirtualDevice {
         case 1 << 28..<1 << 29:
             let disk = number >> 8 & 0xfffff
             let partition = number & 0xff
-            // The short form is the one that these have.
+            // These use the short form.
             if disk < 16 && partition < 16 { return String(number) }
             return name("xvd", disk, partition)
         case 8 << 8...8 << 8 | 0xff: return name("sd", number >> 4 & 15, number & 15)

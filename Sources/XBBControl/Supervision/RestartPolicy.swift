@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// When a worker that ended is started again.
+// When a worker that ended is restarted.
 import Glibc
 import Settings
 
 /// How a worker ended.
 public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
-    /// Status 0: the VBD is over for it.
+    /// Status 0: the worker is done with the VBD.
     case clean
     /// Another status.
     case failed(Int32)
-    /// Status 2: it does not understand its options.
+    /// Status 2: the worker does not understand its options.
     case usage
     /// A signal.
     case signalled(Int32)
-    /// It was the child of another process.
+    /// Not known, because it was the child of another process.
     case unknown
 
-    /// From an exit status and a signal; the latter is 0 for a process that exited.
+    /// From an exit status and a signal; the signal is 0 for a process that exited.
     init(code: Int32, signal: Int32) {
         switch (signal, code) {
         case (0, 0): self = .clean
@@ -26,7 +26,7 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
         }
     }
 
-    /// Somebody ended it.
+    /// A signal from outside ended it.
     var isFromOutside: Bool {
         switch self {
         case .signalled(SIGKILL), .signalled(SIGTERM), .signalled(SIGINT), .signalled(SIGHUP): true
@@ -34,7 +34,7 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
         }
     }
 
-    /// It came to grief by itself.
+    /// It failed without outside help.
     var isFailure: Bool {
         switch self {
         case .failed, .usage: true
@@ -43,7 +43,7 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
         }
     }
 
-    /// What its successor is told: a worker that came to grief by itself may have done so because of a request.
+    /// What its successor is told: a worker that crashed may have crashed because of a request.
     var asPredecessor: String {
         switch self {
         case .clean: "handed-over"
@@ -66,27 +66,27 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
     }
 }
 
-/// How often and how fast.
+/// How often and how fast workers are restarted.
 public struct RestartPolicy: Equatable, Sendable {
-    /// Milliseconds before each start after a failure; the last one for all further ones. The first is for a guest that
-    /// waits for its disk, the others are for a machine that has other things to do.
+    /// Milliseconds before each start after a failure; the last value is used for all further ones. The first is short
+    /// because a guest waits for its disk; the others grow to spare the machine.
     public var delays: [UInt64] = [0, 100, 250, 500, 1000, 2000, 4000, 8000, 16000, 30000]
-    /// Only failures within so many seconds make the next pause longer: one now and then costs the guest nothing.
+    /// Only failures of the last so many seconds lengthen the delay: an occasional failure costs the guest nothing.
     public var burstSeconds: UInt64 = 30
-    /// A worker that ran for so many seconds has no failures behind it.
+    /// The failures of a worker that ran for this many seconds are forgotten.
     public var steadySeconds: UInt64 = 60
-    /// So many failures ...
+    /// This many failures within `windowSeconds`, and the worker is not restarted any more.
     public var failureLimit = SettingValues().value(of: SettingsSchema.restartLimit)
-    /// ... within so many seconds, and it is not started any more.
+    /// The window of `failureLimit`, in seconds.
     public var windowSeconds = UInt64(clamping: SettingValues().value(of: SettingsSchema.restartWindow))
 
-    /// At once, then after 0.1, 0.25, 0.5, 1, 2, 4, 8, 16 s, until there were 10 failures in 5 minutes.
+    /// The default: at once, then after 0.1, 0.25, 0.5, 1, 2, 4, 8, 16 s, until there were 10 failures in 5 minutes.
     public init() {}
 
     static let second: UInt64 = 1_000_000_000
     static let millisecond: UInt64 = 1_000_000
 
-    /// Nanoseconds before the start that follows `failures` failures; 0 after none.
+    /// Nanoseconds to wait before the start that follows the given number of failures; 0 after none.
     func delay(afterFailures failures: Int) -> UInt64 {
         guard failures > 0, let last = delays.last else { return 0 }
         return (failures <= delays.count ? delays[failures - 1] : last) * Self.millisecond

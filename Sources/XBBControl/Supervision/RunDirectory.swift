@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What stands in /run/xbb: xbbd's lock and socket, and a lock, a socket and a journal for each VBD.
+// The files in /run/xbb: xbbd's lock and socket, and a lock, a socket and a journal for each VBD.
 import Base
 import CLinux
 import Glibc
 
-/// The directory and the names in it.
+/// The run directory and the names of its files.
 struct RunDirectory {
     let path: String
 
-    /// Makes the directory (0755) with its parents. Throws what is wrong with it or its name.
+    /// Makes the directory (0755) and its parents. Throws if the directory or its name is not usable.
     init(_ path: String) throws(ControlError) {
         self.path = path
-        // The longest name of a socket must fit into sockaddr_un.
+        // The longest socket name must fit into sockaddr_un.
         let longest = path.utf8.count + "/vbd--32751-2147483647.sock".utf8.count + 32
         guard longest < 108, path.utf8.first == UInt8(ascii: "/") else {
             throw ControlError("run directory '\(path)': expected an absolute path of at most 48 bytes")
@@ -30,39 +30,39 @@ struct RunDirectory {
 
     /// xbbd's own socket.
     var socket: String { path + "/xbbd.sock" }
-    /// Held by the one xbbd that serves this directory.
+    /// The lock of the one xbbd that serves this directory.
     var lock: String { path + "/xbbd.lock" }
 
-    /// The root directory of confined workers: nobody can make a file there.
+    /// The root directory of confined workers: nobody can create a file in it.
     var emptyDirectory: String { path + "/empty" }
 
     /// The control socket of a worker.
     func workerSocket(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).sock" }
 
-    /// What a worker writes down of requests in flight, for the one after it.
+    /// The worker's record of requests in flight, for its successor.
     func workerJournal(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).journal" }
 
     /// The lock of a worker.
     func workerLock(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).lock" }
 }
 
-/// An exclusive flock(2) on a file that is made where there is none.
+/// An exclusive flock(2) on a file, which is created if it does not exist.
 ///
-/// The lock belongs to the open file, not to the process: a child that inherits the descriptor goes on holding it, so
-/// that a worker holds it until its last process has ended, or until it unlocks it because it has handed over.
+/// The lock belongs to the open file, not to the process: a child that inherits the descriptor also holds it. So a
+/// worker's lock is held until its last process has ended, or until the worker unlocks it because it has handed over.
 struct FileLock {
     /// The locked file, close-on-exec.
     let file: Descriptor
 
-    /// What an attempt to lock gave.
+    /// The result of an attempt to lock.
     enum Attempt {
         /// The lock is ours.
         case taken(FileLock)
-        /// Somebody else has it, and wrote this into the file.
+        /// Another process holds it and wrote this note into the file.
         case held(note: String)
     }
 
-    /// Tries to lock `path` without waiting.
+    /// Tries to lock `path` without waiting. Throws if the file cannot be opened.
     static func attempt(_ path: String) throws(OperationError) -> Attempt {
         let raw = unsafe clinux_open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
         let file = try Descriptor(raw, "open \(path)")
@@ -72,7 +72,7 @@ struct FileLock {
         return .held(note: String(decoding: note, as: UTF8.self))
     }
 
-    /// True while somebody holds the lock of `path`. No file is made.
+    /// True while any process holds the lock of `path`. Does not create the file.
     static func isHeld(_ path: String) -> Bool {
         let raw = unsafe clinux_open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0)
         guard raw >= 0 else { return false }

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// A process that is prepared to serve a VBD while the worker still serves it.
+// A standby: a process that is prepared to serve a VBD while the worker still serves it.
 import Base
 import CLinux
 import Glibc
 
-/// A worker that stands by, and the channel on which it says that it is ready and is told when its turn comes.
+/// A standby worker, and the channel on which it reports that it is ready and is told to take over.
 final class Standby {
     /// How long one may take until it is ready, in ns.
-    static let patience: UInt64 = 15 * RestartPolicy.second
+    static let timeLimit: UInt64 = 15 * RestartPolicy.second
 
     let process: WorkerProcess
-    /// When it must be ready, in ns; nil once it is.
+    /// When it must be ready, in ns of CLOCK_MONOTONIC; nil once it is.
     private(set) var deadline: UInt64?
-    /// It was told that its turn has come.
+    /// It was told to take over.
     private(set) var isCalled = false
-    /// nil when nothing is awaited from it any more.
+    /// nil when nothing more is expected from it.
     private(set) var channel: Descriptor?
     private var input = LineBuffer(limit: 64)
     private let identity: ProcessIdentity?
 
-    /// Starts a worker with the lock's file as its descriptor 3 and the channel as 4.
+    /// Starts a standby with the lock's file as descriptor 3 and the channel as descriptor 4.
     init(_ arguments: [String], lockPath: String) throws(OperationError) {
         let raw = unsafe clinux_open(lockPath, O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0)
         let lock = try Descriptor(raw, "open \(lockPath)")
@@ -31,16 +31,16 @@ final class Standby {
         _ = clinux_fcntl_int(theirs.raw, F_SETFL, 0)
         process = try WorkerProcess.spawn(arguments, kept: lock, second: theirs)
         identity = ProcessIdentity(running: process.process)
-        deadline = clinux_monotonic_ns() &+ Self.patience
+        deadline = clinux_monotonic_ns() &+ Self.timeLimit
     }
 
-    /// Reads what it said; true when it became ready by that.
-    func takeWord(_ loop: EventLoop) -> Bool {
+    /// Reads from the channel. Returns true if the standby has just become ready.
+    func receiveReady(_ loop: EventLoop) -> Bool {
         guard let channel else { return false }
         switch channel.readAvailable(limit: 64) {
         case .wouldBlock: return false
         case .ended:
-            // Its end is told by its process's descriptor.
+            // The process's pidfd reports its end.
             closeChannel(loop)
             return false
         case .bytes(let bytes): input.append(bytes)
@@ -50,7 +50,8 @@ final class Standby {
         return true
     }
 
-    /// Tells it that its turn has come, after a worker that ended so; nil: after one that still serves. False where it is gone.
+    /// Tells it to take over: from a worker that ended as `end` says, or from one that still serves if `end` is nil.
+    /// Returns false if the standby is not ready or gone.
     func call(after end: WorkerExit?, _ loop: EventLoop) -> Bool {
         guard let channel, deadline == nil, let identity else { return false }
         let word = "go \(identity.process) \(identity.startTicks)\(end.map { " \($0.asPredecessor)" } ?? "")\n"
@@ -61,7 +62,7 @@ final class Standby {
         return true
     }
 
-    /// Nothing is read any more.
+    /// Stops reading from the channel.
     func closeChannel(_ loop: EventLoop) {
         if let channel { loop.remove(channel.raw) }
         channel = nil

@@ -12,11 +12,11 @@
 // One worker at most: `start` is given in `starting` only, and that has one answer.
 public import XenBus
 
-/// What stands in a backend's node.
+/// What a backend's node says.
 public struct NodeFacts: Equatable, Sendable {
     /// The backend's state.
     public var state: XenbusState
-    /// False from the moment that the toolstack wants the device gone.
+    /// False once the toolstack wants the device removed.
     public var isOnline: Bool
 
     /// State and `online`.
@@ -25,16 +25,16 @@ public struct NodeFacts: Equatable, Sendable {
         self.isOnline = isOnline
     }
 
-    /// Nothing is left to do: closed, and not to be opened again.
+    /// Nothing is left to do: the device is closed and will not be opened again.
     public var isOver: Bool { state == .closed && !isOnline }
 
-    /// The toolstack wants the device gone and waits for state 6.
+    /// The toolstack wants the device removed and waits for state 6.
     var awaitsClose: Bool { state == .closing && !isOnline }
 }
 
-/// The supervision of one VBD. Times are ns of CLOCK_MONOTONIC.
+/// The supervision of one VBD. Times are in ns of CLOCK_MONOTONIC.
 public struct VBDSupervision: Sendable {
-    /// Where the worker is.
+    /// What is known about the worker.
     public enum Phase: Equatable, Sendable {
         /// Nothing is known yet.
         case idle
@@ -42,9 +42,9 @@ public struct VBDSupervision: Sendable {
         case starting
         /// A worker serves the VBD.
         case running(since: UInt64)
-        /// A process that is not known serves the VBD.
+        /// An unknown process serves the VBD.
         case foreign(recheck: UInt64)
-        /// A worker failed.
+        /// A worker failed; the next one starts at this time.
         case waiting(until: UInt64)
         /// Workers failed too often.
         case failed(String)
@@ -58,13 +58,13 @@ public struct VBDSupervision: Sendable {
         case node(NodeFacts?)
         /// Answer to `start`: a worker runs.
         case started
-        /// Answer to `start`: none could be started.
+        /// Answer to `start`: no worker could be started.
         case startFailed(String)
         /// Answer to `start`: the VBD's lock is held by an unknown process.
         case lockHeld
-        /// The worker ended; the node was read afterwards.
+        /// The worker ended; the node was read after that.
         case exited(WorkerExit, NodeFacts?)
-        /// The worker ended as it was told to, for another one to go on; the node was read afterwards.
+        /// The worker ended as it was told to, so that another one continues; the node was read after that.
         case replaced(NodeFacts?)
         /// ``VBDSupervision/deadline`` has come.
         case timer
@@ -76,34 +76,34 @@ public struct VBDSupervision: Sendable {
     public enum Action: Equatable, Sendable {
         /// Start a worker, unless there is one. Answer: `started`, `startFailed`, `lockHeld`.
         case start
-        /// Tell the toolstack that nobody serves the VBD.
+        /// Tell the toolstack that the VBD is not served.
         case giveUp(String)
-        /// The guest uses a disk that nobody serves any more: let its frontend close it.
-        case dismissGuest
-        /// Take back what `giveUp` wrote.
+        /// The guest uses a disk that is no longer served: let its frontend close it.
+        case closeFrontend
+        /// Remove what `giveUp` wrote.
         case clearError
-        /// The toolstack waits for state 6 and no worker is there to write it.
+        /// The toolstack waits for state 6, and there is no worker to write it.
         case closeNode
-        /// The VBD is gone: drop what is kept for it.
+        /// The VBD is gone: drop everything that is kept for it.
         case forget
     }
 
     let policy: RestartPolicy
-    /// Where the worker is.
+    /// What is known about the worker.
     public private(set) var phase = Phase.idle
-    /// What was last read of the node.
+    /// The node as it was last read.
     public private(set) var node: NodeFacts?
     /// How the last worker failed.
     public private(set) var lastFailure: String?
-    /// When workers failed, oldest first; at most the policy's limit of them.
+    /// When workers failed, oldest first; at most as many as the policy's limit.
     private var failures: [UInt64] = []
 
-    /// A VBD of which nothing is known.
+    /// A VBD that nothing is known about.
     public init(policy: RestartPolicy = RestartPolicy()) {
         self.policy = policy
     }
 
-    /// When `timer` is due; nil for never.
+    /// When `timer` is due; nil if it is not needed.
     public var deadline: UInt64? {
         switch phase {
         case .waiting(let until): until
@@ -112,7 +112,7 @@ public struct VBDSupervision: Sendable {
         }
     }
 
-    /// Takes an event that happened at `now`.
+    /// Handles an event that happened at `now`.
     public mutating func handle(_ event: Event, now: UInt64) -> [Action] {
         switch event {
         case .node(let facts): return nodeRead(facts)
@@ -139,13 +139,13 @@ public struct VBDSupervision: Sendable {
         }
     }
 
-    /// Starts a worker where the node wants one.
+    /// Starts a worker if the node needs one.
     private mutating func begin() -> [Action] {
         guard let node else {
             phase = .idle
             return [.forget]
         }
-        // A device that a worker closed stays closed until somebody changes its state.
+        // A device that a worker closed stays closed until its state is changed.
         if node.isOver || (phase == .over && node.state == .closed) {
             phase = .over
             return []
@@ -189,7 +189,8 @@ public struct VBDSupervision: Sendable {
         if now &- since >= policy.steadySeconds * RestartPolicy.second { failures = [] }
         switch exit {
         case .clean where failures.isEmpty:
-            // Handed over, or the node was made anew while the worker left the old one: no reason to wait, once.
+            // A worker that handed over, or left an old node while a new one was made, is replaced without delay, but
+            // only once.
             failures = [now]
             return begin()
         case .usage:
@@ -217,7 +218,7 @@ public struct VBDSupervision: Sendable {
         failures = []
         phase = .failed(text)
         if node?.awaitsClose == true { return [.giveUp(text), .closeNode] }
-        return [.giveUp(text)] + (node?.state == .connected ? [.dismissGuest] : [])
+        return [.giveUp(text)] + (node?.state == .connected ? [.closeFrontend] : [])
     }
 
     private mutating func retry() -> [Action] {

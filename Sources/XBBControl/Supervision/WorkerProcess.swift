@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// A process that is followed by its pidfd: a child that was started here, or a worker that an earlier xbbd left.
+// A process that is tracked by its pidfd: a child of this process, or a worker that an earlier xbbd started.
 import Base
 import CLinux
 import Glibc
 import Support
 
-/// A process and its name that survives a successor of xbbd: number and start time.
+/// Identifies a process across restarts of xbbd, by its number and start time.
 struct ProcessIdentity: Equatable {
     /// The process's number.
     let process: Int32
-    /// When it started, in clock ticks since boot (proc(5), /proc/PID/stat, starttime); no two processes of one number
-    /// have the same.
+    /// When it started, in clock ticks since boot (proc(5), /proc/PID/stat, starttime). No two processes with the same
+    /// number have the same start time.
     let startTicks: UInt64
 
     /// "4711 123456".
@@ -30,7 +30,7 @@ struct ProcessIdentity: Equatable {
         self.init(process: Int32(process), startTicks: ticks)
     }
 
-    /// The identity of a process that is there, else nil.
+    /// The identity of a running process; nil if there is none with that number.
     init?(running process: Int32) {
         let raw = unsafe clinux_open("/proc/\(process)/stat", O_RDONLY | O_CLOEXEC, 0)
         guard raw >= 0 else { return nil }
@@ -39,7 +39,7 @@ struct ProcessIdentity: Equatable {
         self.init(process: process, stat: String(decoding: bytes, as: UTF8.self))
     }
 
-    /// Field 22 of /proc/PID/stat. The name in field 2 may hold anything, so fields are counted behind its last ')'.
+    /// Field 22 of /proc/PID/stat. The name in field 2 may contain anything, so fields are counted from its last ')'.
     init?(process: Int32, stat: String) {
         guard let end = stat.lastIndex(of: ")") else { return nil }
         let fields = stat[stat.index(after: end)...].split(separator: " ")
@@ -48,13 +48,13 @@ struct ProcessIdentity: Equatable {
     }
 }
 
-/// A process and its descriptor.
+/// A process and its pidfd.
 final class WorkerProcess {
-    /// Readable when the process has ended.
+    /// Readable once the process has ended.
     let pidfd: Descriptor
     /// Its number.
     let process: Int32
-    /// False: a child of this process.
+    /// True for a process of an earlier xbbd, false for a child of this process.
     let isAdopted: Bool
 
     private init(pidfd: Descriptor, process: Int32, isAdopted: Bool) {
@@ -63,7 +63,8 @@ final class WorkerProcess {
         self.isAdopted = isAdopted
     }
 
-    /// Starts a program with clinux_spawn(); `kept` becomes its descriptor 3, `second` 4, `output` its standard output.
+    /// Starts a program with clinux_spawn(): `kept` becomes its descriptor 3, `second` its descriptor 4, `output` its
+    /// standard output.
     static func spawn(
         _ arguments: [String], output: Descriptor? = nil, kept: Descriptor? = nil, second: Descriptor? = nil
     ) throws(OperationError) -> WorkerProcess {
@@ -73,7 +74,7 @@ final class WorkerProcess {
         if code != 0 { throw OperationError(code, "start \(program)") }
         let raw = clinux_pidfd_open(process)
         if raw < 0 {
-            // Without a descriptor it cannot be followed. Nobody has reaped it, so the number is still its own.
+            // Without a pidfd it cannot be tracked. Nobody has reaped it, so the number still belongs to it.
             let code = errno
             kill(process, SIGKILL)
             var status: Int32 = 0
@@ -83,18 +84,18 @@ final class WorkerProcess {
         return WorkerProcess(pidfd: Descriptor(owning: raw), process: process, isAdopted: false)
     }
 
-    /// Follows the process that a lock's note names; nil where that one is not there any more.
+    /// Adopts the process that a lock's note names; nil if that process no longer exists.
     static func adopt(note: String) -> WorkerProcess? {
         guard let identity = ProcessIdentity(note: note) else { return nil }
         let raw = clinux_pidfd_open(identity.process)
         guard raw >= 0 else { return nil }
         let pidfd = Descriptor(owning: raw)
-        // The descriptor is open: if the number has this start time now, it was not reused before.
+        // The pidfd is open: if the number has this start time now, it was not reused before.
         guard ProcessIdentity(running: identity.process) == identity else { return nil }
         return WorkerProcess(pidfd: pidfd, process: identity.process, isAdopted: true)
     }
 
-    /// How it ended; nil while it runs.
+    /// How it ended; nil while it is running.
     func takeExit() -> WorkerExit? {
         if isAdopted {
             var entry = pollfd(fd: pidfd.raw, events: Int16(POLLIN), revents: 0)
@@ -107,7 +108,7 @@ final class WorkerProcess {
         return result < 0 ? .unknown : WorkerExit(code: code, signal: signal)
     }
 
-    /// Sends a signal; a process that has ended gets none.
+    /// Sends a signal; does nothing if the process has ended.
     func send(_ signal: Int32) {
         _ = clinux_pidfd_signal(pidfd.raw, signal)
     }

@@ -6,15 +6,15 @@ public import Settings
 import Xen
 import XenBus
 
-/// What every worker is told, and where its program is.
+/// The settings that all workers share, and the path of their program.
 public struct WorkerSettings: Sendable, Equatable {
     /// The program `xbb-vbd`.
     public var executable: String
     /// The directory of the loopback Xen; nil on Xen.
     public var loopback: String?
-    /// Where plugins are looked for, in order.
+    /// The directories that are searched for plugins, in order.
     public var pluginDirectories: [String]
-    /// Further options as they are handed on: ["--max-queues", "4"].
+    /// Further options, as they are passed on: ["--max-queues", "4"].
     public var options: [String] = []
 
     /// Settings of workers.
@@ -24,8 +24,8 @@ public struct WorkerSettings: Sendable, Equatable {
         self.pluginDirectories = pluginDirectories
     }
 
-    /// The options that tell a worker `values`, but where plugins are. Each is as workers of earlier versions take it: the
-    /// program of a worker may be older or newer than xbbd until the upgrade is complete.
+    /// The options that pass `values` to a worker, except for the plugin directories. Written as workers of earlier
+    /// versions expect them: until an upgrade is complete, a worker's program may be older or newer than xbbd.
     public static func options(for values: SettingValues) -> [String] {
         var options: [String] = []
         for setting in SettingsSchema.worker where setting.name != SettingsSchema.pluginDirectories.declaration.name {
@@ -35,7 +35,7 @@ public struct WorkerSettings: Sendable, Equatable {
             case (.tunable, _):
                 if let number = value.number { options += ["--tunable", "\(setting.oldName)=\(number)"] }
             case (.option, .flag(let flag)):
-                // Only what is not usual: older workers know one of the two words.
+                // Only if it is not the default: older workers know only one of the two words.
                 if value != setting.usual { options.append(flag ? "--\(setting.name)" : "--no-\(setting.name)") }
             case (.option, .list(let list)):
                 for element in list { options += ["--\(setting.name)", element] }
@@ -45,8 +45,8 @@ public struct WorkerSettings: Sendable, Equatable {
         return options
     }
 
-    /// The arguments for a VBD, the program's name first. `predecessor` says how the last worker ended. The lock is its
-    /// descriptor 3 and, for one that stands by, the channel 4.
+    /// The arguments for a VBD, beginning with the program's name. `predecessor` says how the last worker ended. The
+    /// worker gets the lock as descriptor 3 and, if it is a standby, the channel as descriptor 4.
     func arguments(
         for address: VBDAddress, own: DomainID, in directory: RunDirectory, predecessor: WorkerExit?,
         standsBy: Bool = false
@@ -62,15 +62,15 @@ public struct WorkerSettings: Sendable, Equatable {
         return arguments + options
     }
 
-    /// The arguments for a description of all plugins.
+    /// The arguments that make the program describe all plugins.
     var dumpArguments: [String] { [executable, "--dump-plugins"] + pluginArguments }
 
     private var pluginArguments: [String] { pluginDirectories.flatMap { ["--plugin-dir", $0] } }
 }
 
-/// Where the programs of this package are, from the place of the one that runs.
+/// Finds the programs of this package, starting from the one that is running.
 public enum InstallPaths {
-    /// The folder of this program, without '/' at its end; "/usr/sbin" where the system does not tell.
+    /// The folder of this program, without '/' at its end; "/usr/sbin" if the system does not tell.
     public static var programFolder: String {
         var buffer = [CChar](repeating: 0, count: 4096)
         let count = unsafe readlink("/proc/self/exe", &buffer, buffer.count)
@@ -79,7 +79,8 @@ public enum InstallPaths {
         return folder(of: path)
     }
 
-    /// The worker beside this program, else below ../libexec/xbb and ../lib/xbb; the first of them where there is none.
+    /// The worker program: beside this program, or below ../libexec/xbb or ../lib/xbb; the first of these if none
+    /// exists.
     public static func worker(programFolder: String = programFolder) -> String {
         let prefix = folder(of: programFolder)
         let places = [programFolder, prefix + "/libexec/xbb", prefix + "/lib/xbb"].map { $0 + "/xbb-vbd" }

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// One epoll instance: who waits for which descriptor.
+// An event loop on one epoll instance.
 import Base
 import CLinux
 import Glibc
 
-/// Calls a function for each descriptor that is ready. One thread; level-triggered.
+/// Calls a handler for each descriptor that is ready. One thread; level-triggered.
 ///
-/// A handler may be called once more for a descriptor that was removed and whose number was given out again within the
-/// same turn; handlers therefore never block and take "nothing there" for an answer.
+/// A handler may be called once more if its descriptor was removed and the number reused within the same turn. Handlers
+/// must therefore never block, and must accept that nothing is there.
+///
+/// Unsafe code here passes epoll its events; the kernel fills at most as many as there is room for.
 final class EventLoop {
     static let readable = UInt32(EPOLLIN.rawValue)
     static let writable = UInt32(EPOLLOUT.rawValue)
@@ -30,19 +32,19 @@ final class EventLoop {
         handlers[descriptor] = handler
     }
 
-    /// Waits for other events of a descriptor from now on; 0 for hang-ups alone.
+    /// Waits for other events of a descriptor from now on; 0 for hang-ups only.
     func change(_ descriptor: Int32, _ events: UInt32) {
         var event = unsafe epoll_event(events: events, data: epoll_data_t(fd: descriptor))
         _ = unsafe epoll_ctl(epoll.raw, EPOLL_CTL_MOD, descriptor, &event)
     }
 
-    /// Forgets a descriptor; to be called before it is closed.
+    /// Forgets a descriptor. Must be called before it is closed.
     func remove(_ descriptor: Int32) {
         handlers[descriptor] = nil
         _ = epoll_ctl(epoll.raw, EPOLL_CTL_DEL, descriptor, nil)
     }
 
-    /// Sleeps until something is ready or `deadline` (ns of CLOCK_MONOTONIC) has come, and calls the handlers.
+    /// Sleeps until a descriptor is ready or `deadline` (ns of CLOCK_MONOTONIC) has come, then calls the handlers.
     func turn(until deadline: UInt64?) throws(OperationError) {
         var ready = unsafe [epoll_event](repeating: epoll_event(), count: 64)
         let count = unsafe epoll_wait(
@@ -58,7 +60,7 @@ final class EventLoop {
         }
     }
 
-    /// Milliseconds from now to `deadline`, rounded up; -1 for ever.
+    /// Milliseconds from now to `deadline`, rounded up; -1 for no deadline.
     static func milliseconds(until deadline: UInt64?, now: UInt64 = clinux_monotonic_ns()) -> Int32 {
         guard let deadline else { return -1 }
         if deadline <= now { return 0 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Bytes from a stream to lines of bounded length.
+// Splits a stream of bytes into lines of bounded length.
 
-/// Collects what a stream gives and hands out its lines.
+/// Collects the bytes of a stream and returns its lines.
 struct LineBuffer {
-    /// The most bytes of a line without its end.
+    /// The longest line in bytes, without its line end.
     let limit: Int
     private var bytes: [UInt8] = []
-    /// A line is longer than it may be; nothing more is handed out.
+    /// A line was too long; no more lines are returned.
     private(set) var isOverlong = false
 
     init(limit: Int) {
@@ -17,7 +17,7 @@ struct LineBuffer {
         if !isOverlong { bytes += more }
     }
 
-    /// The next whole line without "\n" or "\r\n"; nil when there is none.
+    /// The next complete line without "\n" or "\r\n"; nil if there is none.
     mutating func next() -> [UInt8]? {
         guard !isOverlong else { return nil }
         guard let end = bytes.firstIndex(of: UInt8(ascii: "\n")) else {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Signals as something to read.
+// Signals as a readable descriptor.
 import Base
 import CLinux
 import Glibc
 
 enum SignalDescriptor {
-    /// Blocks signals in the calling thread and gives what becomes readable when one of them comes.
+    /// Blocks the signals in the calling thread and returns a descriptor that is readable when one of them arrives.
     static func open(_ numbers: [Int32]) throws(OperationError) -> Descriptor {
         var set = sigset_t()
         unsafe sigemptyset(&set)

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// XenStore: how it is opened, and reads and removals for which "not there" is an answer.
+// XenStore: how it is opened, and reads and removals that accept a missing node.
 import Base
 import CLinux
 import Glibc
 public import Xen
 
-/// The way to XenStore.
+/// How programs reach XenStore.
 public enum StoreAccess {
-    /// Opens XenStore: that of the loopback Xen in `loopback`, else that of this machine.
+    /// Opens XenStore: that of the loopback Xen in `loopback`, otherwise that of this machine.
     ///
-    /// Sets XENSTORED_PATH of this process, which libxenstore looks at; to be called before there are threads.
+    /// Sets this process's XENSTORED_PATH for libxenstore, so call it before other threads exist.
     public static func open(loopback: String?) throws(ControlError) -> any XenStore {
         if let loopback, unsafe setenv("XENSTORED_PATH", LoopbackPlace.storeSocket(in: loopback), 1) != 0 {
             throw ControlError("set XENSTORED_PATH: \(errnoText(errno))")
@@ -26,13 +26,13 @@ public enum StoreAccess {
 }
 
 extension XenStore {
-    /// The number of this domain; 0 where XenStore does not say.
+    /// The number of this domain; 0 if XenStore does not say.
     func ownDomain() throws(OperationError) -> DomainID {
         guard let text = try text("domid") else { return 0 }
         return DecimalText.domain(text) ?? 0
     }
 
-    /// The value of a node, or nil where there is none or it may not be read.
+    /// The value of a node; nil if there is none or it may not be read.
     func valueIfReadable(
         _ path: String, in transaction: XenStoreTransaction = .none
     ) throws(OperationError) -> [UInt8]? {
@@ -44,7 +44,7 @@ extension XenStore {
         }
     }
 
-    /// The children of a node; none where there is no node.
+    /// The children of a node; empty if there is no node.
     func childrenIfPresent(_ path: String, in transaction: XenStoreTransaction = .none) throws(OperationError)
         -> [String]
     {
@@ -56,7 +56,7 @@ extension XenStore {
         }
     }
 
-    /// Removes a node with all below it; none is fine.
+    /// Removes a node with all below it, if there is one.
     func removeIfPresent(_ path: String, in transaction: XenStoreTransaction = .none) throws(OperationError) {
         do throws(OperationError) {
             try remove(path, in: transaction)

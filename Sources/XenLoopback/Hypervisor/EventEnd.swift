@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// One end of an event channel: the pending and mask bits that both sides share, and who is woken.
+// One end of an event channel: the pending and mask bits that both sides share, and which side is woken.
 //
-// Notifying sets the peer's pending bit and makes a system call only when the bit was clear and the port not masked,
+// Notifying sets the peer's pending bit. It makes a system call only if the bit was clear and the port was not masked,
 // the condition under which Xen would interrupt a virtual CPU (evtchn_2l_set_pending).
 import Base
 import Xen
@@ -38,10 +38,10 @@ final class EventEnd {
             == EventChannelLayout.pending
     }
 
-    /// Sends an event. Dropped without an error while there is no other end, as Xen does.
+    /// Sends an event; dropped without an error while there is no other end, as in Xen.
     ///
-    /// If the other end was bound anew meanwhile, the wake-up may have gone to the old one: wake the new one too. A
-    /// few times only, since the other side can write the link.
+    /// If the other end was bound again in the meantime, the wake-up may have gone to the old peer, so the new one is
+    /// woken too. This is repeated only a few times, since the other side can write the link.
     func notify() throws(OperationError) {
         var current = link
         for attempt in 0..<4 where current & 1 == 1 {
@@ -55,7 +55,7 @@ final class EventEnd {
         }
     }
 
-    /// Asks the broker whom to wake; the other end was bound since the last event.
+    /// Asks the broker whom to wake, because the other end was bound since the last event.
     private func findPeer() throws(OperationError) {
         let answer = try connection.call(.peer, [port], for: "find the other end of event channel \(port)")
         peer = answer.descriptors.first
@@ -78,7 +78,7 @@ final class EventEnd {
         _ = page.setBits32(EventChannelLayout.masked, at: ownWord)
     }
 
-    /// Unmasks the port; true if an event is pending that nobody was woken for.
+    /// Unmasks the port; true if an event is pending for which nobody was woken.
     func unmask() -> Bool {
         let before = page.clearBits32(EventChannelLayout.masked, at: ownWord)
         let both = EventChannelLayout.masked | EventChannelLayout.pending

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Which grant references and frames of a domain belong to which of its frontend processes.
 //
-// A guest's drivers share one allocator in its kernel; here each disk's frontend may be a process of its own, so the
-// broker hands out. When a process ends, its grants are withdrawn, and what is still in use is kept until it is not,
-// as the gntalloc device of Linux does.
+// A guest's drivers share one allocator in its kernel. Here each disk's frontend may be a process of its own, so the
+// broker allocates. When a process ends, its grants are revoked, and those still in use are kept until they are free,
+// like Linux's gntalloc device does.
 import Base
 import Glibc
 
-/// What one frontend process has of a domain.
+/// The references and frames of one frontend process.
 final class FrontendShare {
     var references: [UInt32] = []
     var frames = FrameList(count: 0)
@@ -18,13 +18,13 @@ struct FrontendShares {
     /// Free references, the lowest last.
     var references: [UInt32] = []
     var frames = FrameList(count: 0)
-    /// Processes that are frontends now.
+    /// Number of processes that are frontends now.
     var frontends = 0
     var orphans: [FrontendShare] = []
 }
 
 extension HostedDomain {
-    /// References for a share, as many as it has already: so growing is rare.
+    /// Gives a share as many more references as it has already, so that growing is rare.
     func takeReferences(_ count: Int, for share: FrontendShare) throws(OperationError) -> [UInt32] {
         reapOrphans()
         let taken = Array(shares.references.suffix(min(max(count, 1), HypervisorProtocol.mapLimit)).reversed())
@@ -42,7 +42,7 @@ extension HostedDomain {
         return first
     }
 
-    /// Frames back from a share; they may be a part of what it took in one call, or of several.
+    /// Takes frames back from a share: a part of one allocation, or parts of several.
     func giveFrames(_ first: Int, _ count: Int, from share: FrontendShare) throws(OperationError) {
         let range = first..<first + count
         if range.isEmpty || !share.frames.remove(range) { throw OperationError(EINVAL, "give frames") }
@@ -56,13 +56,13 @@ extension HostedDomain {
         reapOrphans()
     }
 
-    /// Withdraws the grants of ended processes that nobody uses; the last one gives the frames back as well.
+    /// Revokes the grants of ended processes that nobody uses any more; the last one also frees the frames.
     func reapOrphans() {
         if shares.orphans.isEmpty { return }
         for share in shares.orphans {
             share.references.removeAll { reference in
                 if isPinned(reference) { return false }
-                // Nobody can begin to use it after this; who copies now is waited for.
+                // After this nobody can start to use the grant; a running copy is waited for.
                 _ = grants.clearBits16(.max, at: offset(reference))
                 if isMarked(reference) { return false }
                 shares.references.append(reference)
@@ -85,7 +85,7 @@ struct FrameList {
         ranges = count > 0 ? [0..<count] : []
     }
 
-    /// Takes `count` frames off the first range that has them, and gives the first.
+    /// Takes `count` frames from the first range that is long enough, and returns the first frame.
     mutating func take(_ count: Int) -> UInt32? {
         guard count > 0, let index = ranges.firstIndex(where: { $0.count >= count }) else { return nil }
         let first = ranges[index].lowerBound
@@ -93,7 +93,7 @@ struct FrameList {
         return UInt32(first)
     }
 
-    /// Removes frames; false if some are not in the set, which stays as it is then.
+    /// Removes frames; false if some are not in the set, which is then unchanged.
     mutating func remove(_ range: Range<Int>) -> Bool {
         guard let index = ranges.firstIndex(where: { $0.contains(range.lowerBound) }),
             range.upperBound <= ranges[index].upperBound

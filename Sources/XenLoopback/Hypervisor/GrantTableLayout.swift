@@ -28,14 +28,14 @@ enum GrantTableLayout {
     static let pageBytes = 4096
     static let entryBytes = 8
     static let headerBytes = 4096
-    /// Handles whose marks share an array.
+    /// Number of handles whose marks share an array.
     static let slotsPerArray = 8
     static let arrays = 32
     static let slots = slotsPerArray * arrays
 
     /// Header: 1 while the domain lives, written by the broker.
     static let aliveOffset = 0
-    /// Header: arrays that may hold a mark; never goes down.
+    /// Header: number of arrays that may hold a mark; never decreases.
     static let usedArraysOffset = 4
 
     /// Linux keeps the first references for the console and XenStore.
@@ -53,7 +53,7 @@ enum GrantTableLayout {
         headerBytes + arrays * grantsBytes(entries: entries)
     }
 
-    /// Where the mark of `slot` for entry 0 is; the next entry's is 8 bytes further.
+    /// Offset of the mark of `slot` for entry 0; the next entry's mark is 8 bytes further.
     @inline(__always)
     static func markOffset(slot: Int, entries: Int) -> Int {
         headerBytes + slot / slotsPerArray * grantsBytes(entries: entries) + slot % slotsPerArray

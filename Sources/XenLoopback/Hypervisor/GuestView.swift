@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What a grant-table handle holds of a domain: its memory and its tables, mapped once.
+// A grant-table handle's view of a domain: its memory and its tables, mapped once.
 import Base
 import Glibc
 import Xen
@@ -7,7 +7,7 @@ import Xen
 /// A domain's memory and tables in the process of a backend, with the slot of this handle for marking copies.
 final class GuestView {
     let domain: DomainID
-    /// The broker's number for this life of the domain.
+    /// The broker's number for this incarnation of the domain.
     let serial: UInt32
     let pageCount: Int
     let entryCount: Int
@@ -15,7 +15,7 @@ final class GuestView {
     let memory: SharedRegion
     let grants: SharedRegion
     let active: SharedRegion
-    /// Where this handle's mark of entry 0 is.
+    /// Offset of this handle's mark for entry 0.
     let marks: Int
 
     /// Asks the broker for the domain; ESRCH if there is none, ENOSPC if too many handles use it.
@@ -38,13 +38,13 @@ final class GuestView {
     /// False once the domain was destroyed.
     var isAlive: Bool { active.load32(at: GrantTableLayout.aliveOffset) != 0 }
 
-    /// Says that this handle is about to copy from or to an entry. A full fence must follow.
+    /// Marks an entry before a copy from or to it. A full fence must follow.
     @inline(__always)
     func mark(_ reference: Int) {
         active.store8(1, at: marks + reference * GrantTableLayout.entryBytes)
     }
 
-    /// Says that the copy is over.
+    /// Clears the mark after the copy.
     @inline(__always)
     func unmark(_ reference: Int) {
         active.storeRelease8(0, at: marks + reference * GrantTableLayout.entryBytes)

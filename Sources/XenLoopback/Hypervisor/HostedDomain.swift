@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// A domain as the broker keeps it: its shared memory, which of its grants are mapped, who copies, its ports.
+// A domain as the broker keeps it: its shared memory, its mapped grants, running copies, its ports.
 import Base
 import CXen
 import Glibc
 import Xen
 
-/// One life of a domain. Used on the broker's thread only.
+/// One incarnation of a domain. Used on the broker's thread only.
 final class HostedDomain {
     let id: DomainID
-    /// Unique among all lives of all domains.
+    /// Unique among all incarnations of all domains.
     let serial: UInt32
     let pageCount: Int
     let entryCount: Int
@@ -22,10 +22,10 @@ final class HostedDomain {
     private var pins: [UInt32: Pin] = [:]
     var ports: [EventPort: HostedPort] = [:]
     var shares = FrontendShares()
-    /// The connection that the domain is destroyed with.
+    /// The connection whose end destroys the domain; nil for a domain that stays.
     weak var owner: HypervisorClient?
 
-    /// How often a page is mapped, and what the entry said when the first map was made (Xen's active entry).
+    /// How often a page is mapped, and the entry's flags at the time of the first map (Xen's active entry).
     private struct Pin {
         let domain: DomainID
         let frame: UInt32
@@ -63,11 +63,11 @@ final class HostedDomain {
 
     // MARK: Slots for copies
 
-    /// A slot for a handle that copies; nil when all are taken.
+    /// A slot for a handle that copies; nil if all are taken.
     func takeSlot() -> Int? {
         guard let slot = slots.firstIndex(of: false) else { return nil }
         slots[slot] = true
-        // The frontend must look at the array before a handle can mark in it.
+        // The frontend must be told to look at the array before a handle can set a mark in it.
         let used = UInt32(slot / GrantTableLayout.slotsPerArray + 1)
         if active.load32(at: GrantTableLayout.usedArraysOffset) < used {
             active.storeRelease32(used, at: GrantTableLayout.usedArraysOffset)
@@ -75,7 +75,7 @@ final class HostedDomain {
         return slot
     }
 
-    /// Frees a slot and the marks that a process may have left when it was killed while it copied.
+    /// Frees a slot, and clears the marks that a process left if it was killed during a copy.
     func giveSlot(_ slot: Int) {
         let marks = GrantTableLayout.markOffset(slot: slot, entries: entryCount)
         for reference in 0..<entryCount {
@@ -123,7 +123,7 @@ final class HostedDomain {
         return .success(pin.frame)
     }
 
-    /// Sets GTF_reading and GTF_writing where the entry allows it: _set_status_v1() with its five tries.
+    /// Sets GTF_reading and GTF_writing if the entry allows it: _set_status_v1() with its five attempts.
     private func setStatus(
         _ reference: UInt32, of domain: DomainID, writable: Bool, isPinned: Bool
     ) -> GrantStatus? {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The broker's state and what each call does to it. No sockets here.
+// The broker's state and the effect of each call on it. No sockets here.
 import Base
 import Glibc
 import Xen
 
-/// A process's connection, and all that is to be released when it closes. Used on the broker's thread only.
+/// A process's connection, and everything that is released when it closes. Used on the broker's thread only.
 final class HypervisorClient {
     var domain: HostedDomain?
     /// Slots by the serial of their domain.
@@ -12,12 +12,12 @@ final class HypervisorClient {
     var maps: [UInt32: HostedMap] = [:]
     var nextMap: UInt32 = 1
     var ports: Set<EventPort> = []
-    /// What the connection has of its domain since it joined.
+    /// The connection's share of its domain, once it has joined.
     var share: FrontendShare?
-    /// What the ports bound by this connection signal.
+    /// The eventfd that the ports bound by this connection signal.
     var event: Descriptor?
 
-    /// Holds nothing that belongs to its domain.
+    /// True if the connection holds nothing that belongs to its domain.
     var isIdle: Bool { ports.isEmpty && maps.isEmpty && attachments.isEmpty && share == nil }
 }
 
@@ -30,7 +30,7 @@ struct HostedMap {
 
 /// Domains, grants and event channels. Used on one thread.
 final class Hypervisor {
-    /// Called when domains come and go, for XenStore.
+    /// Called for XenStore when domains are created or destroyed.
     struct Hooks: Sendable {
         var created: @Sendable (DomainID) throws(OperationError) -> Void = { _ throws(OperationError) in }
         var destroyed: @Sendable (DomainID) -> Void = { _ in }
@@ -147,7 +147,7 @@ final class Hypervisor {
         return answer([UInt32(id)])
     }
 
-    /// The wanted number; or the next one, so that numbers come again as late as possible, as on Xen.
+    /// The requested number, or else the next free one in turn: as on Xen, numbers are reused as late as possible.
     private func freeNumber(_ wanted: UInt32) throws(OperationError) -> DomainID {
         if wanted != HypervisorProtocol.anyDomain {
             guard let id = DomainID(exactly: wanted), wanted < HypervisorProtocol.domainLimit else {
@@ -172,13 +172,13 @@ final class Hypervisor {
         hooks.destroyed(domain.id)
     }
 
-    /// Destroys all domains, so that whoever maps their tables sees it.
+    /// Destroys all domains, so that every process that maps their tables sees it.
     func shutDown() {
         for domain in domains.values { domain.isAlive = false }
         domains = [:]
     }
 
-    /// Releases all that a closed connection held.
+    /// Releases everything that a closed connection held.
     func release(_ client: HypervisorClient) {
         if let domain = client.domain {
             for number in client.ports {

@@ -9,11 +9,11 @@ final class HostedPort {
     let number: EventPort
     let domain: HostedDomain
     let channel: HostedChannel
-    /// Which of the channel's two words is this port's.
+    /// Which of the channel's two words belongs to this port.
     let end: Int
     let event: Descriptor
     unowned let client: HypervisorClient
-    /// Whom the port waits for while it has no peer.
+    /// The domain that the port waits for while it has no peer.
     var waitsFor: DomainID
     weak var peer: HostedPort?
 
@@ -31,7 +31,7 @@ final class HostedPort {
     }
 }
 
-/// The page that two ends share.
+/// The page that the two ends of a channel share.
 final class HostedChannel {
     let file: Descriptor
     private let page: SharedRegion
@@ -42,7 +42,7 @@ final class HostedChannel {
         page = try SharedRegion(file, byteCount: EventChannelLayout.pageBytes)
     }
 
-    /// Odd is bound, even is not.
+    /// Increments the link: odd means bound, even means unbound.
     func advanceLink() {
         link &+= 1
         page.storeRelease32(link, at: EventChannelLayout.linkOffset)
@@ -125,11 +125,11 @@ extension Hypervisor {
         peer.peer = nil
         peer.waitsFor = port.domain.id
         port.channel.advanceLink()
-        // This end's process may have been killed between the pending bit and the wake-up.
+        // The process at this end may have been killed between setting the pending bit and waking the peer.
         if port.channel.isPending(end: peer.end) { peer.event.signal() }
     }
 
-    /// Whom a port wakes now: the link, and the peer's eventfd if there is a peer.
+    /// Whom a port wakes: the link, and the peer's eventfd if there is a peer.
     func peer(of number: EventPort, _ client: HypervisorClient) throws(OperationError) -> HypervisorAnswer {
         guard client.ports.contains(number), let port = client.domain?.ports[number] else {
             throw OperationError(EINVAL, "find the peer of an event channel")

@@ -11,7 +11,7 @@ import Glibc
 import Synchronization
 import Xen
 
-/// What a process can ask of the broker.
+/// The calls to the broker.
 enum HypervisorOperation: UInt32 {
     /// [version, domain]: must be the first call. Results: none.
     case hello = 1
@@ -49,9 +49,9 @@ enum HypervisorOperation: UInt32 {
     case peer
 }
 
-/// Who holds a new domain.
+/// What ends a new domain.
 enum DomainLifetime: UInt32 {
-    /// Nobody: it lives until it is destroyed.
+    /// Only an explicit call.
     case detached
     /// The connection becomes one of the new domain, which lives until it is destroyed.
     case adopted
@@ -74,7 +74,7 @@ enum HypervisorProtocol {
     static func socketPath(_ directory: String) -> String { directory + "/hypervisor.sock" }
 }
 
-/// An answer of the broker.
+/// An answer of the broker: its words and descriptors.
 struct HypervisorAnswer: Sendable {
     let words: [UInt32]
     let descriptors: [Descriptor]

@@ -32,7 +32,7 @@ final class HypervisorServer: Sendable {
     }
 }
 
-/// What the thread works on.
+/// The state of the server's thread.
 private final class ServerLoop {
     let stopEvent: Descriptor
     private let path: String
@@ -41,7 +41,7 @@ private final class ServerLoop {
     private let poller: Descriptor
     private var connections: [Int32: (socket: Descriptor, client: HypervisorClient)] = [:]
     private var buffer = [UInt32](repeating: 0, count: HypervisorProtocol.messageWords)
-    /// Given up for a moment to refuse a connection when the process is out of descriptors.
+    /// Closed for a moment to accept and refuse a connection when the process is out of descriptors.
     private var spare: Descriptor?
 
     init(path: String, hypervisor: Hypervisor) throws(OperationError) {
@@ -98,7 +98,8 @@ private final class ServerLoop {
             return
         }
         if errno != EMFILE && errno != ENFILE { return }
-        // The listener stays readable until the connection is taken: take it with the spare descriptor and drop it.
+        // The listener stays readable until the connection is accepted: accept it with the spare descriptor and drop
+        // it.
         spare = nil
         let refused = clinux_accept(listener.raw)
         if refused >= 0 { close(refused) }

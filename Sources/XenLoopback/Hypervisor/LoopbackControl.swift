@@ -3,15 +3,15 @@
 import Base
 public import Xen
 
-/// What the broker knows of a domain; tests assert with it that nothing leaked.
+/// The broker's report about a domain. Tests use it to assert that nothing leaked.
 public struct LoopbackDomainReport: Equatable, Sendable {
     /// The domain's number.
     public var id: DomainID
-    /// False for a destroyed domain whose pages are still mapped by somebody ("zombie").
+    /// False for a destroyed domain whose pages are still mapped ("zombie").
     public var isAlive: Bool
     /// Frontend connections (``LoopbackDomain``) that are open now.
     public var frontends: Int
-    /// True if it is destroyed with its frontend's process.
+    /// True if the domain is destroyed when its frontend's process ends.
     public var isDestroyedOnExit: Bool
     /// Pages of memory.
     public var pages: Int
@@ -21,9 +21,9 @@ public struct LoopbackDomainReport: Equatable, Sendable {
     public var grantedReferences: Int
     /// Pages of the domain that others map now, each as often as it is mapped.
     public var mappedGrants: Int
-    /// References that running copies hold now.
+    /// References that are being copied from or to now.
     public var copyingReferences: Int
-    /// Grant-table handles that have used the domain and are open.
+    /// Open grant-table handles that have used the domain.
     public var grantHandles: Int
     /// Ports of the domain that wait for a remote end.
     public var unboundPorts: Int
@@ -91,7 +91,7 @@ public final class LoopbackControl: Sendable {
 }
 
 extension HypervisorConnection {
-    /// Makes a domain with the wanted or the lowest free number.
+    /// Makes a domain with the requested number, or with the lowest free one.
     func createDomain(
         _ domain: DomainID?, pages: Int, grantEntries: Int, _ lifetime: DomainLifetime
     ) throws(OperationError) -> DomainID {

@@ -39,7 +39,7 @@ public final class LoopbackDomain: Sendable {
     let grants: SharedRegion
     let active: SharedRegion
     let references: ReferenceList
-    /// Held while more references are asked for; the number that this object has.
+    /// The number of references that this object has; locked while more are requested.
     let referenceCount = Mutex(0)
 
     /// Makes a domain and becomes its frontend.
@@ -83,7 +83,8 @@ public final class LoopbackDomain: Sendable {
     /// False once the domain was destroyed.
     public var isAlive: Bool { active.load32(at: GrantTableLayout.aliveOffset) != 0 }
 
-    /// Destroys the domain: ports close, grants become unusable; pages that others mapped stay with them.
+    /// Destroys the domain: its ports close and its grants become unusable; mapped pages stay with those who mapped
+    /// them.
     public func destroy() throws(OperationError) {
         _ = try connection.call(.destroyDomain, [UInt32(id)], for: "destroy domain \(id)")
     }
@@ -95,23 +96,23 @@ public final class LoopbackDomain: Sendable {
 
     // MARK: Memory
 
-    /// Takes `count` frames that follow one another and gives the first; ENOMEM where there are none.
+    /// Takes `count` consecutive frames and returns the first; ENOMEM if there are none.
     ///
-    /// Asks the broker, so for the control path.
+    /// Asks the broker, so only for the control path.
     public func allocateFrames(_ count: Int) throws(OperationError) -> UInt32 {
         let answer = try connection.call(
             .takeFrames, [UInt32(clamping: count)], for: "allocate \(count) frames of domain \(id)")
         return answer.word(0)
     }
 
-    /// Gives back frames of ``allocateFrames(_:)``, all or a part. Frames that are not this object's are a bug and trap.
+    /// Gives back frames of ``allocateFrames(_:)``, all or some. Frames that are not this object's are a bug and trap.
     ///
-    /// Asks the broker, so for the control path.
+    /// Asks the broker, so only for the control path.
     public func freeFrames(_ first: UInt32, count: Int) {
         do throws(OperationError) {
             _ = try connection.call(.giveFrames, [first, UInt32(clamping: count)], for: "free frames")
         } catch {
-            // A domain that was destroyed, or a broker that ended, has taken them back already.
+            // If the domain was destroyed or the broker has ended, the frames are released already.
             precondition(error.code != EINVAL, "frames \(first)..<\(Int(first) + count) are not allocated")
         }
     }

@@ -9,9 +9,10 @@ public final class LoopbackEventChannels: EventChannels {
     private let connection: HypervisorConnection
     private let event: Descriptor
     private var ends: [EventEnd] = []
-    /// Where the next search for a pending port begins, so that no port starves another.
+    /// Where the next search for a pending port starts, so that no port starves another.
     private var next = 0
-    /// The port whose event was taken last and whose signal still stands in the eventfd, and its link then.
+    /// The port whose event was taken last while its signal is still in the eventfd, and the channel's link at that
+    /// time.
     private var undrained: (port: EventPort, link: UInt32)?
 
     /// Connects to the hypervisor of `directory` as `domain`.

@@ -26,7 +26,8 @@ public final class LoopbackGrantTable: GrantTable {
         let byteCount: Int
     }
 
-    /// Connects to the hypervisor of `directory` as `domain`. Without `copiesData` copies are checked and not done.
+    /// Connects to the hypervisor of `directory` as `domain`. Without `copiesData`, copies are checked but not carried
+    /// out.
     public init(
         directory: String = LoopbackXen.defaultDirectory, domain: DomainID = 0, copiesData: Bool = true
     ) throws(OperationError) {
@@ -42,7 +43,8 @@ public final class LoopbackGrantTable: GrantTable {
         }
     }
 
-    /// Copies as gntdev and Xen do: EINVAL for the whole batch when an operation crosses its page, else a status each.
+    /// Copies as gntdev and Xen do: EINVAL for the whole batch if an operation crosses its page, otherwise a status for
+    /// each.
     ///
     /// `GNTST_bad_domain`: no such domain. `GNTST_bad_gntref`: no such entry. `GNTST_general_error`: not granted, not
     /// to this domain, or read-only and written to. `GNTST_bad_page`: the frame is not in the domain's memory.
@@ -99,6 +101,9 @@ public final class LoopbackGrantTable: GrantTable {
     }
 
     /// The checks of acquire_grant_for_copy() in its order, then the bytes.
+    ///
+    /// Unsafe: the guest's range is checked against its memory below and by copy() against its page; the host's range
+    /// is the caller's, as in libxengnttab.
     @inline(__always)
     private func copyOne(
         _ segment: UnsafeMutablePointer<xengnttab_grant_copy_segment_t>, _ view: GuestView
@@ -125,7 +130,7 @@ public final class LoopbackGrantTable: GrantTable {
         return GrantCopyBatch.okay
     }
 
-    /// The view of a living domain, from this handle's own or from the broker.
+    /// The view of a living domain: this handle's own, or a new one from the broker.
     private func findView(_ domain: DomainID) -> Result<GuestView, OperationError> {
         if let index = views.firstIndex(where: { $0.domain == domain }) {
             let view = views[index]
@@ -143,9 +148,10 @@ public final class LoopbackGrantTable: GrantTable {
         }
     }
 
-    /// EINVAL, as gntdev gives it, when a reference may not be mapped; nothing is mapped then.
+    /// Maps references, at most 16384. EINVAL, as from gntdev, if one of them may not be mapped; nothing is mapped
+    /// then.
     ///
-    /// A grant that is already mapped by this domain is judged by what it said then, as Xen does. At most 16384.
+    /// For a grant that this domain maps already, the flags at the time of the first map count, as in Xen.
     public func map(
         _ references: [UInt32], of domain: DomainID, writable: Bool
     ) throws(OperationError) -> GrantMapping {
@@ -174,7 +180,9 @@ public final class LoopbackGrantTable: GrantTable {
         }
     }
 
-    /// Maps frames side by side: address space first, then each run of frames into it.
+    /// Maps frames next to each other: reserves address space, then maps each run of consecutive frames into it.
+    ///
+    /// Unsafe: every page is mapped inside the reserved range, which nobody else knows yet.
     private func place(
         _ frames: [UInt32], of view: GuestView, writable: Bool, _ purpose: String
     ) throws(OperationError) -> UnsafeMutableRawPointer {
@@ -201,7 +209,7 @@ public final class LoopbackGrantTable: GrantTable {
         return unsafe base
     }
 
-    /// EINVAL for pages that this handle does not map.
+    /// Unmaps; EINVAL for pages that this handle does not map.
     public func unmap(_ mapping: GrantMapping) throws(OperationError) {
         guard let mapped = mappings.removeValue(forKey: mapping.cookie),
             let address = unsafe UnsafeMutableRawPointer(bitPattern: UInt(mapping.cookie))

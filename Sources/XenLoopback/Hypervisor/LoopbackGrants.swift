@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// How a frontend grants pages and takes grants back, with the stores that Linux makes (drivers/xen/grant-table.c).
+// How a frontend grants pages and revokes grants, with the same stores as Linux (drivers/xen/grant-table.c).
 import Base
 import Glibc
 import Synchronization
 public import Xen
 
 extension LoopbackDomain {
-    /// Lets `domain` use a frame and gives the reference; ENOSPC when the table is full.
+    /// Grants a frame to `domain` and returns the reference; ENOSPC if the table is full.
     ///
-    /// As gnttab_grant_foreign_access: frame, domain, and the flags last. No system call and no lock, except when more
-    /// grants stand at once than ever before: then the broker is asked for as many references again.
+    /// Like gnttab_grant_foreign_access: frame and domain first, the flags last. No system call and no lock, unless
+    /// more grants exist at once than ever before: then the broker is asked to double the number of references.
     public func grantAccess(to domain: DomainID, frame: UInt32, readOnly: Bool) throws(OperationError) -> UInt32 {
         precondition(Int(frame) < pageCount)
         let reference: UInt32
@@ -35,7 +35,7 @@ extension LoopbackDomain {
         }
     }
 
-    /// Takes a grant back and frees its reference; false while the other domain uses it ("g.e. still in use").
+    /// Revokes a grant and frees its reference; false while the other domain uses it ("g.e. still in use").
     ///
     /// A grant that is in use stays as it was: call again later. No system call and no lock.
     public func endAccess(_ reference: UInt32) -> Bool {
@@ -57,12 +57,12 @@ extension LoopbackDomain {
             flags = seen
         }
         if !isBeingCopied(reference) { return true }
-        // A copy began in between; it holds the page, so the grant stands again.
+        // A copy began in between and uses the page, so the grant is restored.
         grants.storeRelease16(flags, at: offset)
         return false
     }
 
-    /// True while the other domain maps the page or copies from or to it.
+    /// True while the other domain maps the page or a copy from or to it is running.
     public func isInUse(_ reference: UInt32) -> Bool {
         precondition(Int(reference) < grantEntryCount)
         let flags = grants.load16(at: Int(reference) * GrantTableLayout.entryBytes)
@@ -81,7 +81,7 @@ extension LoopbackDomain {
         return false
     }
 
-    /// The references that this object grants now.
+    /// The references that this object has granted.
     public var grantedReferences: [UInt32] {
         (0..<UInt32(grantEntryCount)).filter {
             references.isTaken($0)
@@ -91,13 +91,13 @@ extension LoopbackDomain {
 
     // MARK: Misbehaviour, for tests
 
-    /// Withdraws a grant although it may be in use, as no correct frontend does. ``endAccess(_:)`` frees the reference.
+    /// Revokes a grant even if it is in use, which no correct frontend does. ``endAccess(_:)`` frees the reference.
     public func forceRevoke(_ reference: UInt32) {
         precondition(Int(reference) < grantEntryCount)
         grants.storeRelease16(0, at: Int(reference) * GrantTableLayout.entryBytes)
     }
 
-    /// Writes a raw entry of the grant table, whatever it says; `flags` are GTF_ bits of xen/grant_table.h.
+    /// Writes a raw entry of the grant table, valid or not; `flags` are GTF_ bits of xen/grant_table.h.
     public func setEntry(_ reference: UInt32, flags: UInt16, domain: DomainID, frame: UInt32) {
         precondition(Int(reference) < grantEntryCount)
         let offset = Int(reference) * GrantTableLayout.entryBytes
@@ -117,7 +117,7 @@ extension LoopbackDomain {
 final class ReferenceList: Sendable {
     private static let end: UInt32 = 0xffff_ffff
     private static let taken: UInt32 = 0xffff_fffe
-    /// Not this object's.
+    /// A reference that does not belong to this object.
     private static let foreign: UInt32 = 0xffff_fffd
 
     private let links: SharedRegion
@@ -147,7 +147,7 @@ final class ReferenceList: Sendable {
         }
     }
 
-    /// Makes a foreign reference one that is taken.
+    /// Marks a foreign reference as taken by this object.
     func claim(_ reference: UInt32) {
         links.store32(Self.taken, at: Int(reference) * 4)
     }

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The Xen seam over the loopback hypervisor.
+// The platform of a backend on the loopback hypervisor.
 import Base
 import CLinux
 import Glibc
 import Synchronization
 public import Xen
 
-/// The place where a backend runs when there is no Xen: domain `domain` of the hypervisor in `directory`.
+/// The platform of a backend without Xen: domain `domain` of the hypervisor in `directory`.
 public struct LoopbackPlatform: XenPlatform {
     /// The directory of the hypervisor's sockets.
     public let directory: String
     /// The domain that the backend runs in.
     public let domain: DomainID
-    /// False: grant copies are checked and not done, for measuring everything else.
+    /// False: grant copies are checked but not carried out, to measure everything else.
     public let copiesData: Bool
 
     /// Opens nothing yet.

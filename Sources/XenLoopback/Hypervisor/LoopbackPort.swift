@@ -7,17 +7,20 @@ public import Xen
 
 /// A port of a ``LoopbackDomain``, unbound until the remote domain binds it.
 ///
-/// ``notify()`` may be called from one thread and the other methods from another one.
+/// ``notify()`` may be called from one thread and the other methods from another.
 ///
 ///     let port = try domain.allocatePort(for: 0)      // write port.number to XenStore as "event-channel"
 ///     try port.notify()                               // after the ring says that the backend wants an event
 ///     if port.wait(milliseconds: 1000) { ... }        // or poll(port.fileDescriptor), then takePending()
+///
+/// `@unchecked Sendable`: each of the two threads has its own part of the state; the channel's bits, which they share,
+/// are atomic, and close() comes after all other calls.
 @safe
 public final class LoopbackPort: @unchecked Sendable {
     private let end: EventEnd
     private let event: Descriptor
     private let connection: HypervisorConnection
-    /// Events were taken whose signal still stands in the eventfd; the channel's link then.
+    /// The channel's link when events were taken whose signal is still in the eventfd; nil if there is none.
     private var undrained: UInt32?
     private var closed = false
 
@@ -51,7 +54,7 @@ public final class LoopbackPort: @unchecked Sendable {
         try end.notify()
     }
 
-    /// Clears the pending event; false if there is none or the port is masked. Never blocks.
+    /// Clears the pending event; false if there is none, or if the port is masked. Never blocks.
     public func takePending() -> Bool {
         if take() { return true }
         event.drain()
@@ -66,17 +69,17 @@ public final class LoopbackPort: @unchecked Sendable {
         return true
     }
 
-    /// Keeps events from waking anyone until ``unmask()``.
+    /// Keeps events from waking anybody until ``unmask()``.
     public func mask() {
         end.mask()
     }
 
-    /// Lets events wake again; one that came meanwhile does so at once.
+    /// Lets events wake again; one that arrived meanwhile wakes at once.
     public func unmask() {
         if end.unmask() && undrained != end.link { event.signal() }
     }
 
-    /// Waits for an event and clears it; false when none came in time. -1 waits without end.
+    /// Waits for an event and clears it; false if none arrived in time. -1 waits without limit.
     public func wait(milliseconds: Int32) -> Bool {
         let deadline = clinux_monotonic_ns() + UInt64(max(milliseconds, 0)) * 1_000_000
         while !takePending() {
@@ -92,7 +95,7 @@ public final class LoopbackPort: @unchecked Sendable {
         return true
     }
 
-    /// Closes the port; the other end becomes unbound. Happens by itself with the last reference to this object.
+    /// Closes the port; the other end becomes unbound. Called automatically when the last reference is gone.
     public func close() {
         if closed { return }
         closed = true

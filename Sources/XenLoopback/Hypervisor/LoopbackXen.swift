@@ -43,7 +43,7 @@ public final class LoopbackXen: Sendable {
         stop()
     }
 
-    /// The backend's side of the seam for `domain`.
+    /// The backend's platform in `domain`.
     public func platform(domain: DomainID = 0, copiesData: Bool = true) -> LoopbackPlatform {
         LoopbackPlatform(directory: directory, domain: domain, copiesData: copiesData)
     }
@@ -53,19 +53,19 @@ public final class LoopbackXen: Sendable {
         try LoopbackControl(directory: directory).domains()
     }
 
-    /// Ends XenStore alone, as a crash of its daemon does.
+    /// Stops only XenStore, as if its daemon had crashed.
     public func stopStore() {
         store.stop()
     }
 
-    /// Stops serving: sockets close, domains are forgotten. Shared memory stays with whoever mapped it.
+    /// Stops serving: sockets close and domains are forgotten. Processes keep the shared memory that they have mapped.
     public func stop() {
         hypervisor.stop()
         store.stop()
     }
 }
 
-/// An exclusive lock on a directory, gone with its holder. What a killed holder left in the directory is stale.
+/// An exclusive lock on a directory, released when its holder ends. Files that a killed holder left there are stale.
 private final class DirectoryLock: Sendable {
     private let file: Descriptor
 

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Memory that several processes map, and the only accesses that this module makes to it: atomic ones.
+// Memory that several processes map, and this module's only way to access it: atomically.
 //
-// No word here is ever a lock. A process may be killed between any two accesses, and what it left is either harmless
-// or is undone by the broker when the process's socket closes.
+// No word here is ever a lock. A process may be killed between any two accesses; what it leaves behind is either
+// harmless or undone by the broker when the process's socket closes.
 import Base
 import CLinux
 import Glibc
 import Synchronization
 
 extension Descriptor {
-    /// An anonymous zeroed file that can neither shrink nor grow, so that whoever maps it never gets SIGBUS.
+    /// An anonymous zeroed file that can neither shrink nor grow, so that a process that maps it never gets SIGBUS.
     static func sealedMemory(_ name: String, byteCount: Int) throws(OperationError) -> Descriptor {
         let raw = unsafe memfd_create(name, UInt32(MFD_CLOEXEC | MFD_ALLOW_SEALING))
         if raw < 0 { throw OperationError(errno, "memfd_create \(name)") }
@@ -29,9 +29,10 @@ extension Descriptor {
     }
 }
 
-/// A mapped file of shared memory, unmapped with its last owner. Offsets are bytes, aligned and checked.
+/// A mapped file of shared memory, unmapped when the last reference is gone. Offsets are in bytes, aligned and checked.
 @safe
 final class SharedRegion: Sendable {
+    /// `nonisolated(unsafe)`: the address is constant, and the accesses below are atomic.
     nonisolated(unsafe) let base: UnsafeMutableRawPointer
     let byteCount: Int
 
@@ -45,7 +46,7 @@ final class SharedRegion: Sendable {
         self.byteCount = byteCount
     }
 
-    /// Private zeroed memory with the same accesses, for lists that several threads share.
+    /// Private zeroed memory with the same accessors, for lists that several threads share.
     init(privateBytes byteCount: Int) throws(OperationError) {
         guard
             let base = unsafe clinux_mmap(
@@ -127,33 +128,33 @@ final class SharedRegion: Sendable {
         unsafe at(offset, Atomic<UInt32>.self).pointee.store(value, ordering: .relaxed)
     }
 
-    /// Replaces a 16-bit word if it is `expected`; returns what was there.
+    /// Replaces a 16-bit word if it is `expected`; returns the old value.
     @inline(__always)
     func exchange16(from expected: UInt16, to value: UInt16, at offset: Int) -> UInt16 {
         unsafe at(offset, Atomic<UInt16>.self).pointee
             .compareExchange(expected: expected, desired: value, ordering: .sequentiallyConsistent).original
     }
 
-    /// Replaces a 32-bit word if it is `expected`; returns what was there.
+    /// Replaces a 32-bit word if it is `expected`; returns the old value.
     @inline(__always)
     func exchange32(from expected: UInt32, to value: UInt32, at offset: Int) -> UInt32 {
         unsafe at(offset, Atomic<UInt32>.self).pointee
             .compareExchange(expected: expected, desired: value, ordering: .sequentiallyConsistent).original
     }
 
-    /// Sets bits of a 32-bit word; returns what was there.
+    /// Sets bits of a 32-bit word; returns the old value.
     @inline(__always)
     func setBits32(_ bits: UInt32, at offset: Int) -> UInt32 {
         unsafe at(offset, Atomic<UInt32>.self).pointee.bitwiseOr(bits, ordering: .sequentiallyConsistent).oldValue
     }
 
-    /// Clears bits of a 32-bit word; returns what was there.
+    /// Clears bits of a 32-bit word; returns the old value.
     @inline(__always)
     func clearBits32(_ bits: UInt32, at offset: Int) -> UInt32 {
         unsafe at(offset, Atomic<UInt32>.self).pointee.bitwiseAnd(~bits, ordering: .sequentiallyConsistent).oldValue
     }
 
-    /// Clears bits of a 16-bit word; returns what was there.
+    /// Clears bits of a 16-bit word; returns the old value.
     @inline(__always)
     func clearBits16(_ bits: UInt16, at offset: Int) -> UInt16 {
         unsafe at(offset, Atomic<UInt16>.self).pointee.bitwiseAnd(~bits, ordering: .sequentiallyConsistent).oldValue

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What the store keeps for one client.
+// The store's state of one client.
 import Xen
 
-/// A connection, by a number that is not used again.
+/// Identifies a connection; numbers are never reused.
 struct XenStoreConnectionID: Hashable, Sendable {
     let number: UInt64
 }
@@ -13,10 +13,10 @@ struct XenStoreWatch: Sendable {
     /// Any bytes but NUL.
     let token: ArraySlice<UInt8>
     private let prefixBelow: String
-    /// How much of a changed path is left out.
+    /// How much of a changed path is omitted from its events.
     private let leftOut: Int
 
-    /// `home` is given if the path was relative to it, as the paths of the events are then.
+    /// `home` is given if the path was relative to it; the paths in events are then relative too.
     init(path: XenStorePath, token: ArraySlice<UInt8>, home: XenStorePath?) {
         self.path = path
         self.token = token
@@ -24,7 +24,7 @@ struct XenStoreWatch: Sendable {
         leftOut = home?.prefixBelow.utf8.count ?? 0
     }
 
-    /// True if it is told of the change.
+    /// True if the watch is notified of the change.
     func sees(_ change: XenStoreChange) -> Bool {
         switch change.reach {
         case .nodeOnly: path == change.path
@@ -51,7 +51,7 @@ struct XenStoreConnection: Sendable {
         self.domain = domain
     }
 
-    /// Takes a transaction out, so that it is changed in place and put back. Throws ENOENT if there is none.
+    /// Takes a transaction out, so that it can be changed in place and put back. Throws ENOENT if there is none.
     mutating func takeTransaction(_ id: UInt32) throws(XenStoreFailure) -> XenStoreTransactionLog? {
         if id == 0 { return nil }
         guard let transaction = transactions.removeValue(forKey: id) else { throw .notFound }

@@ -3,7 +3,7 @@
 import Xen
 
 extension XenStoreCore {
-    /// Does what a client asks and sends the answer; events that it causes come before the answer.
+    /// Carries out a client's request and sends the answer; the events that it causes are sent before the answer.
     mutating func answer(_ request: XenStoreMessage, of id: XenStoreConnectionID) {
         guard let domain = connections[id]?.domain else { return }
         let client = identity(of: domain)
@@ -65,7 +65,7 @@ extension XenStoreCore {
     ) throws(XenStoreFailure) -> [UInt8] {
         let strings = xenStoreStrings(payload)
         guard let first = strings.first else { throw .invalid }
-        // Of these the only argument is the path, with nothing behind it.
+        // These take the path as their only argument, with nothing after it.
         let isSingle = strings.count == 1 && first.count + 1 == payload.count
         switch type {
         case .directory, .read, .getPermissions, .makeDirectory, .remove: guard isSingle else { throw .invalid }
@@ -101,14 +101,14 @@ extension XenStoreCore {
         return Self.done
     }
 
-    /// "<generation>\0" and as many whole names as fit; behind the last name of all stands an empty one.
+    /// "<generation>\0" and as many whole names as fit; an empty name follows the last name of all.
     private static func directoryPart(_ node: XenStoreNode, from offset: Int) -> [UInt8] {
         var reply = Array("\(node.generation)\0".utf8)
         let list = node.childList
         var start = offset
         while start < list.count {
             let end = list[start...].firstIndex(of: 0) ?? list.count - 1
-            // With the empty name that may follow.
+            // Leaves room for the empty name that may follow.
             guard reply.count + end - start + 2 <= XenStoreMessage.maximumPayload else { return reply }
             reply.append(contentsOf: list[start...end])
             start = end + 1
@@ -118,7 +118,7 @@ extension XenStoreCore {
 
     // MARK: Watches
 
-    /// The first event comes behind the answer.
+    /// The first event is sent after the answer.
     private mutating func watch(
         _ request: XenStoreMessage, _ id: XenStoreConnectionID, _ client: XenStoreIdentity
     ) throws(XenStoreFailure) {
@@ -215,7 +215,7 @@ extension XenStoreCore {
             let isIntroduced = domain == Self.ownDomain || introducedDomains.contains(domain)
             return Array(isIntroduced ? "T\0".utf8 : "F\0".utf8)
         case .introduce:
-            // The frame and the port of a shared ring, which there is none of here.
+            // The frame and port of a shared ring, which does not exist here.
             guard Self.isOrdinary(domain), xenStoreNumber(strings[1], as: UInt64.self) != nil,
                 let port = xenStoreNumber(strings[2], as: UInt32.self), port > 0
             else { throw .invalid }
@@ -239,7 +239,7 @@ extension XenStoreCore {
         guard introducedDomains.contains(domain) else { throw .notFound }
     }
 
-    /// "check", whether the store is in order, and "help"; there is nothing else to be controlled here.
+    /// "check", which tells whether the store is consistent, and "help"; nothing else can be controlled here.
     private func control(_ payload: ArraySlice<UInt8>) throws(XenStoreFailure) -> [UInt8] {
         let strings = xenStoreStrings(payload)
         guard strings.count == 1, let command = strings.first else { throw .invalid }
@@ -256,7 +256,7 @@ extension XenStoreCore {
 
     /// DOMID_SELF of xen.h.
     private static let ownDomain: DomainID = 0x7FF0
-    /// DOMID_FIRST_RESERVED of xen.h: from here on no number is a domain's.
+    /// DOMID_FIRST_RESERVED of xen.h: numbers from here on are not domains.
     private static let firstReservedDomain: DomainID = 0x7FF0
     private static let done = Array("OK\0".utf8)
 

@@ -4,7 +4,7 @@ import Xen
 
 /// The store, its clients and its domains; a value without effects.
 ///
-/// Whoever owns the sockets tells it of clients that come and go and of the bytes they sent, and after every call
+/// The owner of the sockets tells it of clients that come and go and of the bytes they sent, and after every call
 /// serves those that ``takeTouched()`` names. Memory is bounded: see ``XenStoreLimits``.
 ///
 ///     connect ─► receive ─► (answers, watch events) ─► bytesToSend ─► didSend ─► resume
@@ -54,7 +54,7 @@ struct XenStoreCore: Sendable {
         touched.insert(id)
     }
 
-    /// False once the client is gone, by itself or because it broke a rule; its socket is to be closed.
+    /// False once the client is gone, by itself or because it broke a rule; its socket must be closed.
     func isConnected(_ id: XenStoreConnectionID) -> Bool { connections[id] != nil }
 
     /// False while the client should read its answers first.
@@ -69,7 +69,7 @@ struct XenStoreCore: Sendable {
         resume(id)
     }
 
-    /// Goes on with requests that came before and were not answered for want of room.
+    /// Continues with requests that arrived earlier and had to wait for room.
     mutating func resume(_ id: XenStoreConnectionID) {
         while wantsInput(from: id) {
             do {
@@ -128,13 +128,13 @@ struct XenStoreCore: Sendable {
         release(domain)
     }
 
-    /// Lets a domain connect and tells who watches for it.
+    /// Lets a domain connect, and notifies the watches on @introduceDomain.
     mutating func introduce(_ domain: DomainID) {
         guard introducedDomains.insert(domain).inserted else { return }
         tellSpecial(.introduceDomain)
     }
 
-    /// Ends all clients of a domain, removes what it owns, and tells who watches for it.
+    /// Ends all clients of a domain, removes what it owns, and notifies the watches on @releaseDomain.
     mutating func release(_ domain: DomainID) {
         guard introducedDomains.remove(domain) != nil else { return }
         disconnectClients(of: domain)
@@ -161,14 +161,14 @@ struct XenStoreCore: Sendable {
         touched.insert(id)
     }
 
-    /// Sends a watch event; a client that lets too much wait is gone.
+    /// Sends a watch event; a client that lets too many wait is disconnected.
     mutating func sendEvent(_ payload: [UInt8], to id: XenStoreConnectionID) {
         guard connections[id] != nil else { return }
         touched.insert(id)
         if connections[id]?.outbox.appendEvent(payload, limit: limits.outputBytes) == false { disconnect(id) }
     }
 
-    /// Tells all watches of the changes that took effect.
+    /// Notifies all watches of the changes that took effect.
     mutating func tellWatches() {
         for change in nodes.takeChanges() { tell(change) }
     }
@@ -197,7 +197,7 @@ struct XenStoreCore: Sendable {
         for (id, event) in events { sendEvent(event, to: id) }
     }
 
-    /// What `domain` may do it as.
+    /// The identity with which `domain` makes requests.
     func identity(of domain: DomainID) -> XenStoreIdentity {
         XenStoreIdentity(domain: domain, target: targets[domain])
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What one domain may take of the store; the numbers are those of Xen's xenstored.
+// The limits of one domain in the store; the numbers are those of Xen's xenstored.
 
-/// Bounds that hold for every domain but the control domain, except where it says for all.
+/// Limits of every domain except the control domain, unless marked "for all".
 struct XenStoreLimits: Sendable {
     /// Nodes that a domain may own.
     var nodes = 1000
@@ -19,8 +19,8 @@ struct XenStoreLimits: Sendable {
     var pathLength = 2048
     /// Connections that a domain may have.
     var connections = 16
-    /// For all: bytes that may wait for a client to read them; one more watch event and the connection is closed.
+    /// For all: bytes that may wait for a client to read them; a watch event beyond that closes the connection.
     var outputBytes = 1 << 20
-    /// For all: with so many bytes waiting, the client's next request has to wait too.
+    /// For all: while this many bytes wait, the client's next request has to wait too.
     var outputBytesToPause = 1 << 16
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// One node of the store, and what is told about it when it changes.
+// One node of the store, and who is told when it changes.
 
 /// A node; its path is its key in the store.
 struct XenStoreNode: Sendable {
@@ -7,11 +7,11 @@ struct XenStoreNode: Sendable {
     var permissions: XenStoreNodePermissions
     /// Names of the children, in the order in which they were made.
     var children: [String] = []
-    /// Different after each change of anything above.
+    /// Changes with every change of the members above.
     var generation: UInt64 = 0
 
-    /// What the node takes, as xenstored counts it: a header of 16 bytes, 8 per permission, the value, the names of
-    /// the children with a NUL each.
+    /// The node's size as xenstored counts it: a header of 16 bytes, 8 per permission, the value, and each child's name
+    /// with a NUL.
     var byteCount: Int {
         children.reduce(16 + 8 * permissions.count + value.count) { $0 + $1.utf8.count + 1 }
     }
@@ -31,9 +31,9 @@ struct XenStoreNode: Sendable {
 
 /// Which watches see a change.
 enum XenStoreReach: Sendable {
-    /// Those of this very node: it went away together with a parent, whose watches are told of the parent.
+    /// Only those on this node: it was removed together with a parent, whose watches are told about the parent.
     case nodeOnly
-    /// Those of the node and of all its parents.
+    /// Those on the node and on all its parents.
     case nodeAndParents
 }
 
@@ -41,7 +41,7 @@ enum XenStoreReach: Sendable {
 struct XenStoreChange: Sendable {
     let path: XenStorePath
     let reach: XenStoreReach
-    /// Told to whom one of these lets read: the node's permissions after and before, and those of its parent, who may
-    /// see the name anyway.
+    /// The event goes to clients that may read one of these: the node before or after the change, or its parent, which
+    /// shows the name anyway.
     let audience: [XenStoreNodePermissions]
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What clients do with nodes, with the checks of rights and limits that go before it.
+// The operations of clients on nodes, with the checks of rights and limits.
 import Xen
 
 extension XenStoreNodes {
@@ -62,11 +62,11 @@ extension XenStoreNodes {
         tell(path, .nodeAndParents, permissions: [permissions, before], in: &transaction)
     }
 
-    /// Takes a domain out of the store: its nodes with all below them, and its entries in the permissions of others.
+    /// Removes a domain from the store: its nodes with all below them, and its entries in the permissions of others.
     mutating func forget(_ domain: DomainID) {
         var none: XenStoreTransactionLog?
         for path in paths(where: { $0.permissions.owner == domain }) {
-            // Gone meanwhile if it was below another one.
+            // Already removed if it was below another one.
             guard let node = try? self.node(at: path, in: &none) else { continue }
             if path.isRoot || path.isSpecial {
                 var permissions = node.permissions
@@ -83,7 +83,8 @@ extension XenStoreNodes {
 
     /// The node if it exists and `client` has `right`; nil if it does not exist and `client` may know that.
     ///
-    /// Throws EACCES otherwise: without the right to the next parent that exists, nobody learns what is below it.
+    /// Throws EACCES otherwise: without the right to the nearest existing parent, a client learns nothing of what is
+    /// below.
     private func find(
         _ right: XenStoreRights, _ path: XenStorePath, by client: XenStoreIdentity,
         in transaction: inout XenStoreTransactionLog?
@@ -105,7 +106,7 @@ extension XenStoreNodes {
         var parent = path.parent
         while true {
             if let node = try node(at: parent, in: &transaction) { return (parent, node.permissions, missing) }
-            // Root cannot be removed; without it there is nothing to be found.
+            // Root cannot be removed, so this search always ends.
             if parent.isRoot { throw .notFound }
             missing.append(parent)
             parent = parent.parent
@@ -153,7 +154,7 @@ extension XenStoreNodes {
         }
         _ = try self.node(at: top.parent, in: &transaction)
         for (path, permissions) in found.reversed() {
-            // Told first, while the parent's permissions are still there.
+            // Watches are notified first, while the parent's permissions still exist.
             tell(path, path == top ? .nodeAndParents : .nodeOnly, permissions: [permissions], in: &transaction)
             erase(path, owner: permissions.owner, in: &transaction)
         }
@@ -162,7 +163,7 @@ extension XenStoreNodes {
         }
     }
 
-    /// Throws ENOSPC if `client` may not leave the node behind as it is, with one more child if that is given.
+    /// Throws ENOSPC if the node, with one more child if given, is larger than `client` may make it.
     private func checkSize(
         _ node: XenStoreNode, newChild: String? = nil, by client: XenStoreIdentity
     ) throws(XenStoreFailure) {

@@ -90,7 +90,7 @@ struct XenStoreNodes: Sendable {
         if transaction == nil { nodes[path] = nil } else { transaction?.set(nil, at: path) }
     }
 
-    /// Notes that watches are to be told; those of a transaction only if and when it takes effect.
+    /// Notes that watches must be notified; for a change in a transaction only if and when it takes effect.
     mutating func tell(
         _ path: XenStorePath, _ reach: XenStoreReach, permissions: [XenStoreNodePermissions],
         in transaction: inout XenStoreTransactionLog?
@@ -122,12 +122,12 @@ struct XenStoreNodes: Sendable {
         for path in transaction.told {
             guard let entry = transaction.entries[path], let reach = entry.reach else { continue }
             let permissions = [entry.seenPermissions, entry.node?.permissions].compactMap(\.self)
-            // Made and removed again within the transaction: there was never anything to see.
+            // Made and removed again within the transaction: nobody could ever see it.
             if !permissions.isEmpty { changes.append(change(path, reach, permissions)) }
         }
     }
 
-    /// True if parents and children know each other and the nodes of each domain are counted right.
+    /// True if parents and children agree and the nodes of each domain are counted correctly.
     var isConsistent: Bool {
         var counts: [DomainID: Int] = [:]
         for (path, node) in nodes {

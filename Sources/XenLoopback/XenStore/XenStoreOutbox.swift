@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What waits to be sent to one client: bounded, and with no watch event in it twice.
+// The messages that wait to be sent to one client: bounded, and with no watch event in it twice.
 
 /// Messages on their way to a client.
 struct XenStoreOutbox: Sendable {
-    /// What a waiting message costs beside its bytes.
+    /// The memory cost of a waiting message besides its bytes.
     private static let overhead = 64
 
     private var messages: [XenStoreMessage] = []
@@ -21,9 +21,9 @@ struct XenStoreOutbox: Sendable {
         byteCount += message.byteCount + Self.overhead
     }
 
-    /// Adds a watch event unless the same one still waits. False if that would take more than `limit`.
+    /// Adds a watch event unless the same one is still waiting. False if more than `limit` bytes would wait.
     ///
-    /// Special events are never the same: each tells of one domain more.
+    /// Special events are never merged: each one announces another domain.
     mutating func appendEvent(_ payload: [UInt8], limit: Int) -> Bool {
         let isSpecial = payload.first == UInt8(ascii: "@")
         if !isSpecial && waitingEvents.contains(payload) { return true }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Names of nodes: absolute, checked once, and from then on free of surprises.
+// Paths of nodes: absolute, and checked once when they are made.
 import Xen
 
 /// An absolute path of ASCII letters, digits and "-_@", with no empty and no trailing name; or a special "@name".
@@ -8,9 +8,9 @@ struct XenStorePath: Hashable, Sendable, CustomStringConvertible {
     static let maximumLength = 3072
     /// The node that always exists.
     static let root = XenStorePath(verified: "/")
-    /// Stands for the coming of domains.
+    /// Stands for domains that are introduced.
     static let introduceDomain = XenStorePath(verified: "@introduceDomain")
-    /// Stands for the going of domains.
+    /// Stands for domains that are released.
     static let releaseDomain = XenStorePath(verified: "@releaseDomain")
 
     let description: String
@@ -26,7 +26,7 @@ struct XenStorePath: Hashable, Sendable, CustomStringConvertible {
 
     /// Reads a client's path; a relative one starts at the home of the client's domain.
     ///
-    /// `limit` is how long it may be, not counted "/local/domain/<domid>/". Throws EINVAL.
+    /// `limit` is its maximum length without "/local/domain/<domid>/". Throws EINVAL.
     init(_ bytes: ArraySlice<UInt8>, from domain: DomainID, limit: Int, allowSpecial: Bool) throws(XenStoreFailure) {
         guard bytes.allSatisfy(Self.isAllowed) else { throw .invalid }
         var text = String(decoding: bytes, as: UTF8.self)
@@ -63,12 +63,12 @@ struct XenStorePath: Hashable, Sendable, CustomStringConvertible {
         return String(description[description.utf8.index(after: slash)...])
     }
 
-    /// The path of a child, whose name comes from a path or from us.
+    /// The path of a child, whose name comes from a checked path or from this program.
     func child(_ name: String) -> XenStorePath {
         XenStorePath(verified: isRoot ? "/\(name)" : "\(description)/\(name)")
     }
 
-    /// What the paths of all nodes below it begin with.
+    /// The common prefix of all paths below it.
     var prefixBelow: String { isRoot ? "/" : "\(description)/" }
 
     private static func isAllowed(_ byte: UInt8) -> Bool {

@@ -21,10 +21,10 @@ struct XenStoreRights: OptionSet, Sendable {
     }
 }
 
-/// On whose behalf a request comes.
+/// The domain that a request is made for.
 struct XenStoreIdentity: Sendable {
     let domain: DomainID
-    /// A domain whose rights it has as well: SET_TARGET.
+    /// A domain whose rights it also has: SET_TARGET.
     var target: DomainID?
 
     /// The control domain, which may do all.
@@ -37,9 +37,9 @@ struct XenStoreIdentity: Sendable {
 
 /// The permissions of a node: an owner, everybody's rights, and domains with rights of their own.
 struct XenStoreNodePermissions: Equatable, Sendable {
-    /// The owner, and what everybody may do who has no entry.
+    /// The owner, and the rights of everybody without an entry.
     var first: XenStorePermission
-    /// Domains that have an entry of their own; the first one counts.
+    /// Domains with an entry of their own; the first entry of a domain counts.
     var others: [XenStorePermission]
 
     /// For the control domain only.
@@ -84,13 +84,14 @@ struct XenStoreNodePermissions: Equatable, Sendable {
         }
     }
 
-    /// The owner and the control domain may do all; otherwise the first entry for the domain counts, or everybody's.
+    /// The owner and the control domain may do everything; for others, the domain's first entry counts, or everybody's
+    /// rights.
     func rights(of client: XenStoreIdentity) -> XenStoreRights {
         if client.isControl || client.is(owner) { return .all }
         return XenStoreRights(others.first { client.is($0.domain) } ?? first)
     }
 
-    /// What a node made by `client` below a node with these permissions gets.
+    /// The permissions of a new node that `client` makes below a node with these permissions.
     func inherited(by client: XenStoreIdentity) -> XenStoreNodePermissions {
         var copy = self
         if !client.isControl { copy.first.domain = client.domain }

@@ -44,7 +44,7 @@ final class XenStorePoll: Sendable {
         close(bell)
     }
 
-    /// Waits for `interest` in a socket from now on. Throws what epoll_ctl(2) says.
+    /// Waits for `interest` in a socket from now on. Throws the error of epoll_ctl(2).
     func add(_ socket: XenStoreSocket, _ token: UInt64, _ interest: Interest) throws(OperationError) {
         guard control(EPOLL_CTL_ADD, socket.descriptor, token, interest) else {
             throw OperationError(errno, "wait for XenStore client")
@@ -56,7 +56,7 @@ final class XenStorePoll: Sendable {
         _ = control(EPOLL_CTL_MOD, socket.descriptor, token, interest)
     }
 
-    /// What happened, after `milliseconds` at the latest; -1 waits for ever. Nil if waiting is impossible.
+    /// The events, after at most `milliseconds`; -1 waits without limit. nil if waiting is impossible.
     func wait(milliseconds: Int32) -> [Event]? {
         var events = unsafe [epoll_event](repeating: epoll_event(), count: 64)
         let count = unsafe epoll_wait(poll, &events, Int32(events.count), milliseconds)

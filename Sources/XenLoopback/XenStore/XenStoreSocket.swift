@@ -6,6 +6,8 @@ import Glibc
 import Xen
 
 /// A socket, closed with its last reference.
+///
+/// Unsafe code here passes buffers with their lengths to system calls.
 final class XenStoreSocket: Sendable {
     let descriptor: Int32
 
@@ -17,7 +19,7 @@ final class XenStoreSocket: Sendable {
         close(descriptor)
     }
 
-    /// What an attempt to move bytes came to.
+    /// The result of an attempt to send or receive.
     enum Outcome {
         case bytes(Int)
         case wouldBlock
@@ -25,9 +27,10 @@ final class XenStoreSocket: Sendable {
         case ended
     }
 
-    /// Listens at `path`, for the user alone. A socket that a dead server left there is replaced.
+    /// Listens at `path`, accessible to the user only. Replaces a socket that a dead server left there.
     ///
-    /// Throws EADDRINUSE if somebody listens there or the path is no socket, ENAMETOOLONG, and what bind(2) says.
+    /// Throws EADDRINUSE if a server listens there or the path is not a socket, ENAMETOOLONG, and the errors of
+    /// bind(2).
     static func listening(at path: String) throws(OperationError) -> XenStoreSocket {
         let type = Int32(SOCK_STREAM.rawValue)
         var descriptor = unsafe clinux_unix_listen(path, type, 128)
@@ -41,7 +44,7 @@ final class XenStoreSocket: Sendable {
         return XenStoreSocket(adopting: descriptor)
     }
 
-    /// The next client, nil if none waits. Throws EMFILE and the like.
+    /// The next client; nil if none is waiting. Throws EMFILE and the like.
     func accept() throws(OperationError) -> XenStoreSocket? {
         while true {
             let client = clinux_accept(descriptor)
@@ -67,7 +70,7 @@ final class XenStoreSocket: Sendable {
         }
     }
 
-    /// Writes the first part of `bytes`, which are not none.
+    /// Writes the first part of `bytes`, which must not be empty.
     func send(_ bytes: [UInt8]) -> Outcome {
         while true {
             let count = unsafe bytes.withUnsafeBytes { bytes in
@@ -79,7 +82,7 @@ final class XenStoreSocket: Sendable {
         }
     }
 
-    /// True if `path` is a socket at which nobody listens.
+    /// True if `path` is a socket that nobody listens on.
     private static func isAbandoned(_ path: String) -> Bool {
         var status = stat()
         guard unsafe lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFSOCK else { return false }

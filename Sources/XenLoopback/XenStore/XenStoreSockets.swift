@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Which socket stands for which domain and client, and how bytes get from them to the core and back.
+// Maps sockets to domains and clients, and carries bytes between them and the core.
 import Base
 import CLinux
 import Glibc
@@ -27,7 +27,7 @@ struct XenStoreSockets: Sendable {
     private var tokens: [XenStoreConnectionID: UInt64] = [:]
     private var lastToken: UInt64 = 0
     private var seenDomainChanges = 0
-    /// Set while the process has no descriptors left for those who want to connect.
+    /// True while the process has no descriptors left for new connections.
     private var isAcceptingPaused = false
     private var isClosed = false
 
@@ -61,7 +61,7 @@ struct XenStoreSockets: Sendable {
         settle()
     }
 
-    /// Nothing can be done with it afterwards.
+    /// Closes everything. The value must not be used afterwards.
     mutating func closeAll() {
         isClosed = true
         for domain in listeners.keys { stopListening(for: domain) }
@@ -71,7 +71,7 @@ struct XenStoreSockets: Sendable {
 
     // MARK: Events
 
-    /// Does what a socket is ready for.
+    /// Serves a socket that is ready.
     mutating func serve(_ event: XenStorePoll.Event, _ buffer: inout [UInt8]) {
         if let domain = domains[event.token] {
             accept(for: domain)
@@ -83,7 +83,7 @@ struct XenStoreSockets: Sendable {
                 case .wouldBlock: break
                 }
             } else if !event.ready.isDisjoint(with: .ended) {
-                // It sent nothing more, or it does not read the answers to what it sent.
+                // It sends no more, or does not read the answers.
                 core.disconnect(client.id)
             }
             if event.ready.contains(.output) { flush(client.id) }
@@ -91,7 +91,8 @@ struct XenStoreSockets: Sendable {
         settle()
     }
 
-    /// Tries again to accept after a pause; says how long to wait for events until the next try, -1 for ever.
+    /// Tries to accept again after a pause. Returns how long to wait for events until the next attempt; -1 for no
+    /// limit.
     mutating func resumeAccepting() -> Int32 {
         guard isAcceptingPaused else { return -1 }
         isAcceptingPaused = false
@@ -108,7 +109,7 @@ struct XenStoreSockets: Sendable {
         guard let listener = listeners[domain] else { return }
         do {
             while let socket = try listener.socket.accept() {
-                // More than a domain may have: closed at once.
+                // More connections than a domain may have: closed at once.
                 guard let id = core.connect(as: domain) else { continue }
                 let token = newToken()
                 do {
@@ -120,7 +121,7 @@ struct XenStoreSockets: Sendable {
                 }
             }
         } catch {
-            // Out of descriptors. Who waits to connect would make the socket ready again and again.
+            // Out of descriptors. A waiting connection would make the socket ready again and again.
             isAcceptingPaused = true
             for listener in listeners.values { poll.change(listener.socket, listener.token, []) }
         }
@@ -144,7 +145,7 @@ struct XenStoreSockets: Sendable {
         seenDomainChanges = core.domainChanges
         for domain in listeners.keys where !core.introducedDomains.contains(domain) { stopListening(for: domain) }
         for domain in core.introducedDomains where listeners[domain] == nil {
-            // That nobody can connect is all there is to be seen of a failure.
+            // If this fails, nobody can connect to the domain's socket; there is nothing else to report.
             try? listen(for: domain)
         }
     }

@@ -4,9 +4,10 @@ import Xen
 
 /// The nodes that a transaction read or wrote.
 ///
-/// A node is copied at its first use. At the end the transaction takes effect if every one of them, changed or only
-/// read, present or missing, is in the store what it was then; so the outcome is as if it had run all at once at its
-/// end. The list of children belongs to the parent: who adds or removes a child touches the parent too.
+/// A node is copied when it is first used. At the end, the transaction takes effect if every one of these nodes,
+/// changed or only read, present or missing, is still as it was first seen; so the outcome is as if the whole
+/// transaction had run at its end. The list of children belongs to the parent: adding or removing a child also touches
+/// the parent.
 struct XenStoreTransactionLog: Sendable {
     /// One touched node.
     struct Entry: Sendable {
@@ -25,9 +26,9 @@ struct XenStoreTransactionLog: Sendable {
     /// How many nodes it may touch.
     let limit: Int
     private(set) var entries: [XenStorePath: Entry] = [:]
-    /// Changes that watches are told of, in their order.
+    /// Changes that watches are to be told of, in order.
     private(set) var told: [XenStorePath] = []
-    /// By how much the nodes of each owner become more or less.
+    /// The growth in the number of nodes of each owner.
     private(set) var nodeCountChanges: [DomainID: Int] = [:]
 
     init(limit: Int) {

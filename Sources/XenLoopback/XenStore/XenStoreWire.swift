@@ -32,7 +32,7 @@ enum XenStoreRequestType: UInt32, Sendable {
         }
     }
 
-    /// The transaction in the header means nothing.
+    /// The transaction number in the header has no meaning.
     var ignoresTransaction: Bool { self == .watch || self == .unwatch }
 }
 
@@ -85,7 +85,7 @@ struct XenStoreMessage: Equatable, Sendable {
     }
 }
 
-/// A header that announces more than XENSTORE_PAYLOAD_MAX: the stream cannot be followed any further.
+/// A header with more than XENSTORE_PAYLOAD_MAX bytes: the stream cannot be followed any further.
 struct XenStorePayloadTooLong: Error, Equatable {}
 
 /// Cuts a stream of bytes into messages. Holds at most what was appended and not yet taken.
@@ -96,7 +96,7 @@ struct XenStoreMessageDecoder: Sendable {
     /// Bytes that wait.
     var byteCount: Int { bytes.count - start }
 
-    /// Takes bytes as they came.
+    /// Appends bytes as they arrived.
     mutating func append(_ new: ArraySlice<UInt8>) {
         if start > 0 {
             bytes.removeSubrange(..<start)
@@ -105,7 +105,7 @@ struct XenStoreMessageDecoder: Sendable {
         bytes.append(contentsOf: new)
     }
 
-    /// The next message, or nil until more bytes came.
+    /// The next message; nil until more bytes have arrived.
     mutating func next() throws(XenStorePayloadTooLong) -> XenStoreMessage? {
         guard byteCount >= XenStoreMessage.headerByteCount else { return nil }
         let length = field(3)

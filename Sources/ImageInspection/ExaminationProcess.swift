@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Another process of this program, which looks at an image that nobody trusts and answers as JSON.
+// Another process of this program that examines an untrusted image and answers in JSON.
 import Base
 import Support
 
-/// Processes of this program that look at one image each.
-struct OwnProcess {
-    /// How long the look at one image may take, in seconds.
-    private static let patience: UInt64 = 10
+/// Runs this program to examine one image at a time.
+struct ExaminationProcess {
+    /// The longest that one examination may take, in seconds.
+    private static let timeLimit: UInt64 = 10
 
     let pluginDirectories: [String]
     let stateDirectory: String?
 
-    /// Starts one with the option `question`, "--probe" or "--inspect", and waits for its answer, an object; one with the
-    /// member "error" is an answer too.
+    /// Starts a process with the option `question`, "--probe" or "--inspect", and waits for its answer, a JSON object.
+    /// An object with a member "error" is an answer too.
     func ask(_ question: String, about image: String, _ more: [String] = []) throws(OperationError) -> JSON {
         var arguments = ["/proc/self/exe", question, image]
         for directory in pluginDirectories { arguments += ["--plugin-dir", directory] }
         if let stateDirectory { arguments += ["--state-dir", stateDirectory] }
         let result: ChildProgram.Result
         do throws(ChildProgram.StartError) {
-            result = try ChildProgram.run(arguments + more, seconds: Self.patience)
+            result = try ChildProgram.run(arguments + more, seconds: Self.timeLimit)
         } catch {
             throw OperationError(.open, "cannot start a process to look at \(image): \(errnoText(error.code))")
         }
