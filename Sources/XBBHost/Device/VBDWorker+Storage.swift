@@ -31,7 +31,7 @@ extension VBDWorker {
             ) {
                 mailbox.post(.notified($0))
             }
-            if !device.library.hasNoFile { remember(source) }
+            if !device.library.hasNoFile { remember(device.source) }
             tellChain(device)
             // Before the process is confined, whose threads are its own affair then.
             vigil?.end()
