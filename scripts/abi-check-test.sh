@@ -33,6 +33,8 @@ try() {
     done
 }
 next='s/^(#define XBB_ABI_MINOR ).*/\11u/'
+# The number of a version that Tests/ABI has.
+frozen='s/^(#define XBB_ABI_MINOR ).*/\10u/'
 # The asserts of sizes in the header itself are not what is tested.
 quiet='/^XBB_STATIC_ASSERT\(/d'
 
@@ -51,7 +53,7 @@ try changed-callback-type caught "$next;s/(typedef void \(\*xbb_stat_fn\).*)uint
 try swapped-callbacks caught "$next;s/\(\*mem_map\)/(*SWAP)/;s/\(\*mem_unmap\)/(*mem_map)/;s/\(\*SWAP\)/(*mem_unmap)/" "mem_map"
 try grown-request caught "$next;$quiet;s/^(    uint64_t +reserved2)\[2\]/\1[4]/" "sizeof(struct xbb_req) == 64"
 try grown-option caught "$next;$quiet;/^    uint64_t +reserved;/a uint64_t more;" "sizeof(struct xbb_option) == 64"
-try addition-without-number caught "/^    uint64_t +max_write_zeroes;/a uint64_t max_copy;" "raise XBB_ABI_MINOR"
+try addition-without-number caught "$frozen;/^    uint64_t +max_write_zeroes;/a uint64_t max_copy;" "raise XBB_ABI_MINOR"
 
 try added-field allowed "$next;/^    uint64_t +max_write_zeroes;/a uint64_t max_copy;" "plugins of 1.0 still fit"
 try added-callback allowed "$next;/The plugin's side of host/,/^};/{/\(\*extension\)/a int (*copy)(void *dev);

@@ -35,6 +35,19 @@ public struct Opening {
     /// The image's name in messages; not necessarily a path.
     public var label: String { unsafe open.pointee.label.map { unsafe String(cString: $0) } ?? "the image" }
 
+    /// What the configuration names, for plugins without a file: a URI, a name in a pool; empty where it names nothing.
+    /// Throws where the host is older than ABI 1.1 and cannot say it.
+    public var location: String {
+        get throws(PluginError) {
+            guard let offset = unsafe MemoryLayout<xbb_open>.offset(of: \.location),
+                Int(unsafe open.pointee.struct_size) > offset
+            else {
+                throw PluginError(ENOTSUP, "this version of XBB tells no plugin a disk's location: that is of ABI 1.1")
+            }
+            return unsafe open.pointee.location.map { unsafe String(cString: $0) } ?? ""
+        }
+    }
+
     /// The value of an option, which the host parsed and checked.
     public subscript<Value>(option: PluginOption<Value>) -> Value {
         get throws(PluginError) {

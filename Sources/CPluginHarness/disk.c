@@ -39,6 +39,7 @@ int harness_prepare(struct harness_plugin *plugin, int fd, uint32_t flags, const
         .struct_size = sizeof o, .flags = flags, .hdev = &disk->hdev, .fd = fd,
         .option_count = plugin->table->option_count, .options = values,
         .format = format ? format : plugin->table->formats[0], .label = "disk under test",
+        .location = fd < 0 ? "" : NULL,
     };
     int status = disk->plugin->open(&o, &disk->dev, error);
     disk->hdev.phase = status == 0 ? OPEN : CLOSED;

@@ -14,6 +14,9 @@ package enum FormatDetection {
         _ source: DiskSource, pluginDirectories: [String], stateDirectory: String?, log: Log
     ) throws(OperationError) -> DiskSource {
         guard source.format == word else { return source }
+        guard source.path.hasPrefix("/") else {
+            throw OperationError(.open, "'\(source.path)' is no absolute path: only an image tells its format")
+        }
         let process = ExaminationProcess(pluginDirectories: pluginDirectories, stateDirectory: stateDirectory)
         let answer: JSON
         do throws(OperationError) {

@@ -8,7 +8,8 @@ public import Base
 public struct DiskSource: Sendable, Equatable {
     /// The format. It is never guessed: "raw" unless another one was given.
     public var format: String
-    /// The image or device; empty for formats without a file.
+    /// Where the image is: the path of a file or device; for a plugin without a file text that it alone understands, or
+    /// nothing.
     public var path: String
     /// Options of the plugin.
     public var options: [String: String]
@@ -30,6 +31,37 @@ public struct DiskSource: Sendable, Equatable {
         self.readOnly = readOnly
         self.direct = direct
         self.deviceNumber = deviceNumber
+    }
+
+    /// The most bytes of a location that is no path.
+    static let opaqueByteLimit = 1024
+
+    /// The path, for a plugin that is given an open file. What is no path is refused, with how to say it.
+    func filePath() throws(OperationError) -> String {
+        if path.hasPrefix("/") { return path }
+        // A format and a path with two '/' look like a URI, and only the plugin tells which it is.
+        let prefix = "\(format):"
+        if path.hasPrefix("\(prefix)//") { return String(path.dropFirst(prefix.utf8.count)) }
+        throw OperationError(
+            .open,
+            "'\(path)' is no absolute path, and format '\(format)' is served from a file or device: expected "
+                + "\(format):/PATH")
+    }
+
+    /// What a plugin without a file is told. The root directory stands for nothing: XenStore has no way to say an empty
+    /// location, which would be an empty drive.
+    func opaqueLocation() throws(OperationError) -> String {
+        if path == "/" { return "" }
+        guard path.utf8.count <= Self.opaqueByteLimit else {
+            throw OperationError(
+                .open,
+                "a location of format '\(format)' has at most \(Self.opaqueByteLimit) bytes, and this one has "
+                    + "\(path.utf8.count)")
+        }
+        if path.hasControlCharacters {
+            throw OperationError(.open, "a location of format '\(format)' has no control characters")
+        }
+        return path
     }
 }
 

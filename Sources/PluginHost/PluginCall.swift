@@ -4,10 +4,11 @@ import Base
 import Glibc
 import PluginAPI
 
-/// Calls `body` with an open request for the image. The texts in it are valid only during the call.
+/// Calls `body` with an open request for the image. The texts in it are valid only during the call; `location` is for
+/// plugins without a file.
 package func withOpenRequest<Answer>(
-    _ format: String, label: String, flags: Int, file: Int32, options: PluginOptionValues, host: OpaquePointer?,
-    _ body: (UnsafePointer<xbb_open>) -> Answer
+    _ format: String, label: String, location: String? = nil, flags: Int, file: Int32, options: PluginOptionValues,
+    host: OpaquePointer?, _ body: (UnsafePointer<xbb_open>) -> Answer
 ) -> Answer {
     unsafe format.withCString { format in
         unsafe label.withCString { label in
@@ -20,7 +21,11 @@ package func withOpenRequest<Answer>(
             unsafe request.options = UnsafePointer(options.values)
             unsafe request.format = format
             unsafe request.label = label
-            return unsafe body(&request)
+            guard let location else { return unsafe body(&request) }
+            return unsafe location.withCString { location in
+                unsafe request.location = location
+                return unsafe body(&request)
+            }
         }
     }
 }

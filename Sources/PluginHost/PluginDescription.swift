@@ -16,8 +16,18 @@ public struct PluginDescription: Sendable, Equatable {
     public let probes: Bool
     /// It can tell what is in an image.
     public let inspects: Bool
+    /// What stands behind the format in a disk's configuration.
+    public let location: Location
     /// All of it, with what only people read.
     public let json: JSON
+
+    /// How a plugin's disks are named.
+    public enum Location: String, Sendable {
+        /// By the path of a file or device, which the host opens.
+        case file
+        /// By text that only the plugin understands, or not at all.
+        case opaque
+    }
 
     /// Of a loaded plugin.
     package init(_ library: PluginLibrary) {
@@ -25,13 +35,15 @@ public struct PluginDescription: Sendable, Equatable {
         formats = library.formats
         probes = unsafe library.table.probe != nil
         inspects = unsafe library.table.inspect != nil
+        location = library.hasNoFile ? .opaque : .file
         json = .object([
             ("name", .string(library.name)), ("version", .string(library.version)),
             ("description", .string(library.summary)), ("abi", .string(library.abi)),
             ("formats", .array(library.formats.map { .string($0) })), ("probes", .bool(probes)),
             ("inspects", .bool(inspects)), ("thread_model", .string("\(library.threadModel)")),
             ("blocking", .bool(library.isBlocking)), ("network", .bool(library.isNetwork)),
-            ("needs_file", .bool(!library.hasNoFile)), ("read_only", .bool(library.isReadOnly)),
+            ("location", .string(location.rawValue)), ("needs_file", .bool(!library.hasNoFile)),
+            ("read_only", .bool(library.isReadOnly)),
             ("options", .array(library.options.map(\.json))),
         ])
     }
@@ -45,6 +57,10 @@ public struct PluginDescription: Sendable, Equatable {
         self.formats = formats
         probes = json["probes"] == .bool(true)
         inspects = json["inspects"] == .bool(true)
+        // One that was written before there was "location" says the same by "needs_file".
+        location =
+            json["location"]?.string.flatMap(Location.init(rawValue:))
+            ?? (json["needs_file"] == .bool(false) ? .opaque : .file)
         self.json = json
     }
 

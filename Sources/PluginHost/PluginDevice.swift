@@ -22,7 +22,7 @@ import Support
 public final class PluginDevice: @unchecked Sendable {
     /// The plugin.
     public let library: PluginLibrary
-    /// The disk that was asked for.
+    /// The disk that was asked for. The path is absolute if the plugin has a file.
     public let source: DiskSource
     /// What the plugin reported, checked. ``refresh()`` changes it.
     public private(set) var info: DeviceInfo
@@ -69,9 +69,11 @@ public final class PluginDevice: @unchecked Sendable {
                     + "(qemu-img convert -O raw)")
         }
         let chain = ImageChain(policy: backing, pluginDirectories: directories)
+        var source = source
         var direct = false
         var file: Int32 = -1
         if !library.hasNoFile {
+            source.path = try source.filePath()
             let opened = try DiskFile(
                 path: source.path, readOnly: source.readOnly, direct: source.direct, expecting: source.deviceNumber)
             direct = opened.isDirect
@@ -138,8 +140,10 @@ public final class PluginDevice: @unchecked Sendable {
         let flags =
             (source.readOnly ? Int(XBB_OPEN_RDONLY) : 0) | (direct ? Int(XBB_OPEN_DIRECT) : 0)
             | (isBacking ? Int(XBB_OPEN_BACKING) : 0)
+        let location = library.hasNoFile ? try source.opaqueLocation() : nil
         let result = unsafe withOpenRequest(
-            source.format, label: source.path, flags: flags, file: file, options: options, host: host
+            source.format, label: source.path, location: location, flags: flags, file: file, options: options,
+            host: host
         ) { request in unsafe library.table.open(request, &handle, &failure) }
         if result != 0 { throw OperationError(failure, result, "plugin '\(library.name)' cannot open \(source.path)") }
         return unsafe handle

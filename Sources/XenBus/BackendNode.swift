@@ -118,9 +118,15 @@ public struct BackendNode: Equatable, Sendable {
             guard !name.isEmpty else {
                 throw NegotiationError(.noImage, key: BackendKey.physicalDevicePath, value: value)
             }
-            let path = try ImageLocation.absolutePath(
-                name, key: BackendKey.physicalDevicePath, value: value, mayBeBelowDev: true)
-            image = ImageLocation(path: path, format: format ?? .raw)
+            let format = format ?? .raw
+            if format == .raw {
+                let path = try ImageLocation.absolutePath(
+                    name, key: BackendKey.physicalDevicePath, value: value, mayBeBelowDev: true)
+                image = ImageLocation(path: path, format: format)
+            } else {
+                try ImageLocation.checkOpaque(name, key: BackendKey.physicalDevicePath)
+                image = ImageLocation(path: name, format: format)
+            }
         case .params:
             guard let params else { return nil }
             image = try ImageLocation(parsing: params)

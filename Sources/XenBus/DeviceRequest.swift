@@ -9,16 +9,8 @@ public struct ImageFormat: Hashable, Sendable, CustomStringConvertible {
 
     /// Plain sectors, on a block device or in a file.
     public static let raw = ImageFormat(known: "raw")
-    /// QEMU's version 1.
-    public static let qcow = ImageFormat(known: "qcow")
     /// QEMU's versions 2 and 3.
     public static let qcow2 = ImageFormat(known: "qcow2")
-    /// Microsoft's first format.
-    public static let vhd = ImageFormat(known: "vhd")
-    /// Microsoft's second format.
-    public static let vhdx = ImageFormat(known: "vhdx")
-    /// QEMU's enhanced disk.
-    public static let qed = ImageFormat(known: "qed")
 
     private init(known name: String) {
         self.name = name
@@ -40,9 +32,10 @@ public struct ImageFormat: Hashable, Sendable, CustomStringConvertible {
     public var description: String { name }
 }
 
-/// Where an image stands and of what format it is.
+/// Where an image is and of what format it is.
 public struct ImageLocation: Equatable, Sendable {
-    /// Absolute path.
+    /// An absolute path, or what stands behind the format where that is none: whether it has to be a path is for the
+    /// format's plugin to say, and of "raw" alone known here.
     public let path: String
     /// Told by the prefix; raw without one.
     public let format: ImageFormat
@@ -53,18 +46,18 @@ public struct ImageLocation: Equatable, Sendable {
         self.format = format
     }
 
-    static let prefixes: [(name: String, format: ImageFormat)] = [
-        ("raw", .raw), ("file", .raw), ("phy", .raw), ("aio", .raw), ("qcow", .qcow), ("qcow2", .qcow2),
-        ("vhd", .vhd), ("vhdx", .vhdx), ("qed", .qed),
-    ]
+    /// Other words for raw, which toolstacks write.
+    static let aliases = ["file", "phy", "aio"]
 
-    static var prefixList: String { prefixes.map { $0.name + ":" }.joined(separator: " ") }
+    /// The most bytes of a location that is no path.
+    public static let opaqueByteLimit = 1024
 
     /// Reads `params`.
     ///
-    /// A value that begins with '/' is a path and nothing else, however many ':' stand in it. Otherwise the text before
-    /// the first ':' must be a known format and the rest, with further ':', is the path. After "phy:" a name without
-    /// '/' in front is one below /dev, as in xl. Throws `.unknownFormatPrefix`, `.noImage` or `.notAnImagePath`.
+    /// A value that begins with '/' is a path and nothing else, however many ':' stand in it. Otherwise a format stands
+    /// before the first ':' and the location behind it, with further ':'; see ``split(_:_:)``. The location of "raw", and
+    /// of the other words for it, is a path; after "phy:" a name without '/' in front is one below /dev, as in xl. Throws
+    /// `.unknownFormatPrefix`, `.noImage`, `.notAnImagePath`, and what ``checkOpaque(_:key:)`` does.
     public init(parsing text: String, key: String = BackendKey.params) throws(NegotiationError) {
         let value = [UInt8](text.utf8)
         guard !text.isEmpty else { throw NegotiationError(.noImage, key: key, value: value) }
@@ -73,13 +66,54 @@ public struct ImageLocation: Equatable, Sendable {
             format = .raw
             return
         }
-        let parts = text.split(separator: ":", maxSplits: 1, omittingEmptySubsequences: false)
-        guard parts.count == 2, let prefix = Self.prefixes.first(where: { $0.name == parts[0] })
-        else { throw NegotiationError(.unknownFormatPrefix, key: key, value: value) }
-        guard !parts[1].isEmpty else { throw NegotiationError(.noImage, key: key, value: value) }
-        let mayBeBelowDev = prefix.name == "phy"
-        path = try Self.absolutePath(String(parts[1]), key: key, value: value, mayBeBelowDev: mayBeBelowDev)
-        format = prefix.format
+        let parts = text.split(separator: ":", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
+        guard parts.count == 2 else { throw NegotiationError(.unknownFormatPrefix, key: key, value: value) }
+        let isEmpty = parts[1].isEmpty
+        if parts[0] == ImageFormat.raw.name || Self.aliases.contains(parts[0]) {
+            guard !isEmpty else { throw NegotiationError(.noImage, key: key, value: value) }
+            path = try Self.absolutePath(parts[1], key: key, value: value, mayBeBelowDev: parts[0] == "phy")
+            format = .raw
+            return
+        }
+        let (name, location) = Self.split(parts[0], parts[1])
+        do throws(NegotiationError) {
+            format = try ImageFormat(parsing: name, key: key)
+        } catch {
+            throw NegotiationError(.unknownFormatPrefix, key: key, value: value)
+        }
+        guard !isEmpty else { throw NegotiationError(.noImage, key: key, value: value) }
+        try Self.checkOpaque(location, key: key)
+        path = location
+    }
+
+    /// The format and the location that `prefix`, in front of a ':', and `rest` behind it say.
+    ///
+    /// With "//" in front of the rest both are one URI, such as nbd+unix:///export: it stays whole as the location, and its
+    /// scheme up to the first '+' is the format. The name may be none; a scheme may have no other characters than RFC 3986
+    /// allows, and is small.
+    public static func split(_ prefix: String, _ rest: String) -> (format: String, location: String) {
+        guard rest.hasPrefix("//") else { return (prefix, rest) }
+        let isScheme = prefix.utf8.allSatisfy {
+            switch $0 {
+            case UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "+"),
+                UInt8(ascii: "-"), UInt8(ascii: "."):
+                true
+            default: false
+            }
+        }
+        let format = isScheme ? prefix.prefix { $0 != "+" } : prefix[...]
+        return (String(format), "\(prefix):\(rest)")
+    }
+
+    /// What goes to a plugin as it is: UTF-8 of at most 1024 bytes without control characters; paths may be longer. Throws
+    /// `.tooLong` and `.notText`.
+    static func checkOpaque(_ location: String, key: String) throws(NegotiationError) {
+        guard location.utf8.first != UInt8(ascii: "/") else { return }
+        let value = [UInt8](location.utf8)
+        guard value.count <= opaqueByteLimit else {
+            throw NegotiationError(.tooLong(maximum: opaqueByteLimit), key: key, value: value)
+        }
+        guard !location.hasControlCharacters else { throw NegotiationError(.notText, key: key, value: value) }
     }
 
     /// `name` where it is absolute, the device of that name where a relative one is allowed.
@@ -117,7 +151,7 @@ public enum DeviceType: Equatable, Sendable {
 
 /// All that is needed to open the storage of a VBD.
 public struct DeviceRequest: Equatable, Sendable {
-    /// Path and format.
+    /// Location and format.
     public var image: ImageLocation
     /// What a device node at the path must be, where the hotplug script said so; a reused name is found out by it.
     public var deviceNumber: DeviceNumber?

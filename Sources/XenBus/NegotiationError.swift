@@ -23,7 +23,7 @@ public struct NegotiationError: Error, Equatable, Sendable, CustomStringConverti
         case unknownMode
         /// Not "major:minor" in hexadecimal.
         case notADeviceNumber
-        /// No known "format:" in front of a name that is not an absolute path.
+        /// Neither an absolute path nor a format and ':' in front.
         case unknownFormatPrefix
         /// Not a format name: at most 32 lower-case letters, digits and '-'.
         case notAFormatName
@@ -83,7 +83,7 @@ public struct NegotiationError: Error, Equatable, Sendable, CustomStringConverti
         case .unknownMode: "expected r or w"
         case .notADeviceNumber: "expected major:minor in hexadecimal"
         case .unknownFormatPrefix:
-            "expected an absolute path, or one of \(ImageLocation.prefixList) before a path"
+            "expected an absolute path, or a format of at most 32 small letters, digits and '-', ':' and a location"
         case .notAFormatName: "expected at most 32 small letters, digits and '-'"
         case .noImage: "expected an image, an empty drive is not served"
         case .notAnImagePath: "expected an absolute path, or a device below /dev without '..'"

@@ -13,8 +13,8 @@ extension XBBCtl {
         @OptionGroup var device: Device
         @Argument(
             help: ArgumentHelp(
-                "The image and its format: raw:/dev/vg/disk, qcow2:/disk.qcow2, null,size=1G:.",
-                valueName: "format:path"))
+                "The format and where the image is: raw:/dev/vg/disk, qcow2:/disk.qcow2, nbd://host/export, null,size=1G:.",
+                valueName: "format:location"))
         var image: String
         @Flag(help: "The guest may not write.")
         var readonly = false
@@ -29,8 +29,10 @@ extension XBBCtl {
 
         func run() throws {
             try perform { () throws(ControlError) in
+                let connection = connection.over(parent.connection)
                 let disk = try DiskSpecification(
-                    parsing: image, workingDirectory: DiskSpecification.currentDirectory)
+                    parsing: image, workingDirectory: DiskSpecification.currentDirectory,
+                    isOpaque: connection.isOpaque)
                 let reference = try device.reference
                 guard
                     let address = VBDAddress(
@@ -39,7 +41,7 @@ extension XBBCtl {
                 let request = AttachRequest(
                     address: address, deviceName: device.vdev, disk: disk, isReadOnly: readonly,
                     options: try PluginOptions(disk.options + options))
-                let toolstack = try connection.over(parent.connection).toolstack()
+                let toolstack = try connection.toolstack()
                 try toolstack.attach(request, waits: !noWait)
                 XBBCtl.report(address, toolstack, noWait ? "requested" : "attached", format)
             }

@@ -48,6 +48,16 @@ struct Connection: ParsableArguments {
         try client().call(request)
     }
 
+    /// True where the format's plugin takes a location as it is. Without an answer it is a path: who serves the disk will
+    /// say what is wrong.
+    func isOpaque(_ format: String) -> Bool {
+        do throws(ControlError) {
+            return LocationKinds(try ask(.plugins).value).isOpaque(format)
+        } catch {
+            return false
+        }
+    }
+
     func toolstack() throws(ControlError) -> Toolstack {
         try Toolstack(store: try StoreAccess.open(loopback: loopback), loopback: loopback)
     }

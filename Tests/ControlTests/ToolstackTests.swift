@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 import PluginHost
 import Base
+import Support
 import Testing
 import Xen
 import XenBus
@@ -94,6 +95,44 @@ import XenBus
         #expect(disk.format.name == "null" && disk.path == "/a,b:c" && disk.options == ["size=1G", "sparse=on"])
         #expect(throws: ControlError.self) {
             try PluginOptions(try DiskSpecification(parsing: "null,:", workingDirectory: "/").options)
+        }
+    }
+
+    @Test(
+        "what is behind the format is a path or what the plugin says",
+        arguments: [
+            ("rbd:pool/image", "pool/image", "rbd:pool/image"), ("rbd:", "", "rbd:"), ("rbd:/a", "/a", "rbd:/a"),
+            ("rbd://[::1]:1/a", "rbd://[::1]:1/a", "rbd://[::1]:1/a"), ("rbd,a=b:x:y", "x:y", "rbd:x:y"),
+            ("rbd+unix,a=b:///a", "rbd+unix:///a", "rbd+unix:///a"), ("rbd:../a", "../a", "rbd:../a"),
+            ("qcow2:a", "/here/a", "qcow2:/here/a"), ("qcow2://a", "//a", "qcow2://a"),
+            ("raw:a", "/here/a", "raw:/here/a"),
+            ("raw://a", "//a", "raw://a"),
+        ])
+    func locations(_ text: String, _ location: String, _ target: String) throws {
+        let kinds = LocationKinds(
+            try JSON(
+                parsing: """
+                    {"plugins":[{"name":"a","formats":["rbd","raw","qcow2"],"location":"opaque"},{"name":"b"},
+                    {"name":"qcow2","formats":["qcow2"],"location":"file","needs_file":false},
+                    {"name":"old","formats":["old"],"needs_file":false}]}
+                    """))
+        let disk = try DiskSpecification(parsing: text, workingDirectory: "/here", isOpaque: kinds.isOpaque)
+        #expect(disk.path == location && disk.target == target)
+        #expect(kinds.isOpaque("old") && !kinds.isOpaque("other"))
+        // What is written is what a worker reads, but for nothing, which `params` cannot say.
+        guard !location.isEmpty else { return }
+        #expect(try ImageLocation(parsing: target).format == disk.format)
+    }
+
+    @Test("without an answer a location is a path; params name no empty drive") func unknownLocations() throws {
+        let disk = try DiskSpecification(parsing: "rbd:pool/image", workingDirectory: "/here")
+        #expect(disk.path == "/here/pool/image")
+        #expect(DeviceNodes(try request("null:", kind: "qdisk"), own: 0).backend.contains(.init("params", "null:/")))
+        #expect(DeviceNodes(try request("null:"), own: 0).backend.contains(.init("params", "null:")))
+        for text in ["rbd:a\u{85}", "rbd:" + String(repeating: "a", count: 1025), "rbd+X://a", "+x://a"] {
+            #expect(throws: ControlError.self) {
+                try DiskSpecification(parsing: text, workingDirectory: "/", isOpaque: { _ in true })
+            }
         }
     }
 

@@ -78,6 +78,62 @@ extension EndToEnd {
             lab.stop()
         }
 
+        /// What only a plugin understands goes to it as it was written, and is nowhere taken for a path.
+        @Test func anOpaqueLocationReachesThePlugin() throws {
+            let lab = try LibxlLab()
+            try lab.addNamedPlugin()
+            let guest = try lab.guest()
+            let cases = [
+                ("named:pool/image", "pool/image"), ("named://[::1]:10809/a b?c=d", "named://[::1]:10809/a b?c=d"),
+                ("named+unix:///export?socket=/run/x", "named+unix:///export?socket=/run/x"),
+                ("aio:named:pool/other", "pool/other"), ("named:../$(id)`id`'\"\\*", "../$(id)`id`'\"\\*"),
+                ("named:größe", "größe"), ("named:/dev", "/dev"),
+            ]
+            for (index, (params, location)) in cases.enumerated() {
+                let disk = LibxlDisk(guest: guest.id, number: UInt32(51712 + 16 * index), params: params)
+                #expect(try lab.add(disk).status == 0, "\(params): \(lab.log)")
+                #expect(try lab.key("xbb-format", of: disk) == "named")
+                #expect(try lab.key("physical-device-path", of: disk) == location)
+                #expect(try lab.key("physical-device", of: disk) == nil)
+                #expect(try lab.firstText(disk, guest) == location)
+            }
+            let image = try lab.image()
+            for (index, (params, text)) in [
+                ("named:", "expected a name behind the format"), ("named:unknown", "nobody knows this name"),
+                ("named:" + String(repeating: "a", count: 1025), "at most 1024 bytes"),
+                ("nosuch:pool/image", "no plugin serves format 'nosuch', and there are "),
+                ("qcow2:pool/image", "expected FORMAT:/PATH"), ("raw:pool/image", "expected FORMAT:/PATH"),
+                ("nosuch:\(image)", "no plugin serves format 'nosuch'"), ("auto:x", "expected FORMAT:/PATH"),
+            ].enumerated() {
+                let disk = LibxlDisk(guest: guest.id, number: UInt32(52000 + 16 * index), params: params)
+                let answer = try refusal(lab, disk)
+                #expect(answer.has(text), "\(params): \(answer)")
+            }
+            lab.stop()
+        }
+
+        /// Two disks with one opaque location are one storage; a file of the same name is not.
+        @Test func opaqueLocationsAreSharedAsTheyAreWritten() throws {
+            let lab = try LibxlLab()
+            try lab.addNamedPlugin()
+            let guests = try (0..<2).map { _ in try lab.guest().id }
+            let image = try lab.image()
+            #expect(try lab.add(LibxlDisk(guest: guests[0], params: "named:\(image)")).status == 0)
+            #expect(try lab.add(LibxlDisk(guest: guests[0], number: 51728, params: "named:pool/image")).status == 0)
+            #expect(
+                try refusal(lab, LibxlDisk(guest: guests[1], params: "named:pool/image")).has(
+                    "pool/image is used by domain \(guests[0]) as xvd51728, mode w"))
+            #expect(try lab.add(LibxlDisk(guest: guests[1], number: 51728, params: "named:pool/other")).status == 0)
+            #expect(try lab.add(LibxlDisk(guest: guests[1], number: 51744, params: "raw:\(image)")).status == 0)
+            // What names nothing is nobody's.
+            for guest in guests {
+                let disk = LibxlDisk(guest: guest, number: 51760, params: "null,size=1M:")
+                #expect(try lab.add(disk).status == 0, "\(lab.log)")
+                #expect(try lab.key("physical-device-path", of: disk) == "/")
+            }
+            lab.stop()
+        }
+
         /// What Xen's own script "block" does for phy: targets, in its order (xen-utils-common, block-common.sh).
         @Test func xensOwnScriptIsUnderstood() throws {
             let lab = try LibxlLab(options: ["--any-script"])

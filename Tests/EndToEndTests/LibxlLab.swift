@@ -44,6 +44,8 @@ final class LibxlLab {
     let xen: LoopbackXen
     let control: LoopbackControl
     let store: any XenStore
+    /// Where the plugins are.
+    let plugins: String
     private let daemon = Process()
     private var isStopped = false
 
@@ -58,7 +60,7 @@ final class LibxlLab {
         store = try xen.platform().openStore()
         domain = inDriverDomain ? try control.createDomain() : 0
         if inDriverDomain { try Self.prepareDriverDomain(domain, store) }
-        let plugins = try Lab.stagePlugins(in: "\(directory)/plugins")
+        plugins = try Lab.stagePlugins(in: "\(directory)/plugins")
         mkdir("\(directory)/run", 0o755)
         daemon.executableURL = URL(fileURLWithPath: "\(buildDirectory)/xbbd")
         daemon.arguments =
@@ -188,6 +190,7 @@ final class LibxlLab {
             "PATH": "/usr/bin:/bin", "XENBUS_PATH": disk.busPath, "XENBUS_TYPE": disk.kind,
             "XENBUS_BASE_PATH": "backend", "script": Self.script, "XENSTORED_PATH": socket(disk.backend),
             "XBB_HOTPLUG_LOCKS": "\(directory)/locks", "XBB_HOTPLUG_SECONDS": String(seconds),
+            "XBB_HOTPLUG_PLUGINS": plugins,
         ]
         let started = clinux_monotonic_ns()
         try process.run()

@@ -35,6 +35,14 @@ extension Lab {
     func compilePlugin(
         _ name: String, from source: String, options: [String] = ["-Wpedantic", "-Wl,-z,defs"]
     ) throws {
+        try Self.compilePlugin(name, from: source, options: options, below: directory, to: plugins)
+    }
+
+    /// The same for other labs: compiles it in a new folder of `directory`.
+    static func compilePlugin(
+        _ name: String, from source: String, options: [String] = ["-Wpedantic", "-Wl,-z,defs"],
+        below directory: String, to plugins: String
+    ) throws {
         let folder = "\(directory)/outside-\(name)"
         let files = FileManager.default
         try files.createDirectory(atPath: folder, withIntermediateDirectories: false)

@@ -64,6 +64,17 @@ extension EndToEnd {
             #expect(chosen("vhd", [folder]).has("no plugin serves format 'vhd'"))
         }
 
+        /// What stands behind the format, also by descriptions that are older than the member.
+        @Test(arguments: [
+            ("", PluginDescription.Location.file), (",\"needs_file\":true", .file), (",\"needs_file\":false", .opaque),
+            (",\"location\":\"opaque\"", .opaque), (",\"location\":\"file\",\"needs_file\":false", .file),
+            (",\"location\":\"no such\"", .file), (",\"location\":7,\"needs_file\":false", .opaque),
+        ])
+        func theLocationIsDescribed(_ member: String, _ location: PluginDescription.Location) {
+            let text = "{\"name\":\"a\",\"formats\":[\"a\"]\(member)}"
+            #expect(PluginDescription(parsing: Array(text.utf8), name: "a")?.location == location)
+        }
+
         /// What the worker program writes for the build's plugins is what it reads, and a disk is served by it.
         @Test func theWorkerProgramWritesDescriptions() throws {
             let lab = try Lab()
@@ -73,7 +84,9 @@ extension EndToEnd {
                 try Data(text.utf8).write(to: URL(fileURLWithPath: "\(lab.plugins)/xbb-\(name).plugin"))
                 let description = try #require(PluginDescription(parsing: [UInt8](text.utf8), name: name))
                 #expect(description.formats == (name == "file" ? ["raw"] : ["error", "raw"]))
-                #expect(description.json["abi"]?.string == "1.0")
+                #expect(description.json["abi"]?.string == "1.1")
+                #expect(description.location == (name == "file" ? .file : .opaque))
+                #expect(description.json["location"]?.string == (name == "file" ? "file" : "opaque"))
             }
             let dump = try LibxlLab.shell("\(buildDirectory)/xbb-vbd --dump-plugins --plugin-dir \(lab.plugins)")
             let names = try JSON(parsing: dump).elements.compactMap { $0["name"]?.string }

@@ -250,6 +250,26 @@ extension PluginKitSuite {
             try #require(unboxed(device, as: DiskBox.self))
         }
 
+        @Test func aLocationIsToldByHostsThatKnowOne() throws {
+            var told: [String] = []
+            try "pool/image".withCString { location in
+                try withOpening { request in
+                    var open = request.pointee
+                    told.append(try #require(Opening(&open, options: [])).location)
+                    open.location = location
+                    told.append(try #require(Opening(&open, options: [])).location)
+                    open.struct_size = UInt32(MemoryLayout<xbb_open>.offset(of: \.location) ?? 0)
+                    let older = try #require(Opening(&open, options: []))
+                    do throws(PluginError) {
+                        told.append(try older.location)
+                    } catch {
+                        told.append("\(error.code)")
+                    }
+                }
+            }
+            #expect(told == ["", "pool/image", "\(ENOTSUP)"])
+        }
+
         @Test func theTableHasWhatTheDiskIs() {
             #expect(table.flags == UInt32(XBB_PLUGIN_NO_FD | XBB_PLUGIN_BLOCKING | XBB_PLUGIN_RDONLY))
             #expect(table.req_ctx_size == 100)

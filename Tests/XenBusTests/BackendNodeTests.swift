@@ -45,6 +45,28 @@ import XenBus
         #expect(try Self.request(["physical-device-path": "vg/lv"])?.image.path == "/dev/vg/lv")
     }
 
+    @Test func whatAFormatsLocationIsIsNotJudged() throws {
+        for (format, location) in [
+            ("nbd", "nbd://[::1]:10809/export"), ("rbd", "pool/image"), ("rbd", "../image"), ("null", "/"),
+            ("rbd", String(repeating: "a", count: 1024)), ("qcow2", "/" + String(repeating: "a", count: 2000)),
+        ] {
+            let image = try Self.request(["physical-device-path": location, "xbb-format": format])?.image
+            #expect(image?.path == location && image?.format.name == format)
+        }
+        for (location, rule) in [
+            (String(repeating: "a", count: 1025), NegotiationError.Rule.tooLong(maximum: 1024)), ("a\u{85}", .notText),
+            ("", .noImage),
+        ] {
+            #expect(throws: NegotiationError(rule, key: "physical-device-path", value: Array(location.utf8))) {
+                try Self.request(["physical-device-path": location, "xbb-format": "rbd"])
+            }
+        }
+        // Raw is XBB's own.
+        #expect(throws: NegotiationError(.notAnImagePath, key: "physical-device-path", value: Array("../a".utf8))) {
+            try Self.request(["physical-device-path": "../a", "xbb-format": "raw"])
+        }
+    }
+
     @Test func paramsTellItWhereNoScriptRuns() throws {
         #expect(try Self.request([:], from: .params)?.image == ImageLocation(path: "/img", format: .qcow2))
         #expect(StorageSource(kind: "qdisk") == .params)

@@ -14,6 +14,16 @@ import XenBus
         ("qcow:/a", "/a", "qcow"), ("qcow2:/a:b:c", "/a:b:c", "qcow2"), ("vhd:/a", "/a", "vhd"),
         ("vhdx:/a", "/a", "vhdx"), ("qed:/a", "/a", "qed"),
         ("qcow2:/bilder/größe.img", "/bilder/größe.img", "qcow2"),
+        ("raw://a", "//a", "raw"), ("file:///a", "///a", "raw"),
+        // What only the plugin understands.
+        ("nbd:host:10809", "host:10809", "nbd"), ("rbd:pool/image", "pool/image", "rbd"), ("qcow2:a", "a", "qcow2"),
+        ("nbd://host:10809/export", "nbd://host:10809/export", "nbd"), ("nbd://", "nbd://", "nbd"),
+        ("nbd://[2001:db8::1]:10809/a%20b", "nbd://[2001:db8::1]:10809/a%20b", "nbd"),
+        ("nbd+unix:///export?socket=/run/s", "nbd+unix:///export?socket=/run/s", "nbd"),
+        ("nbd+tls+x.1://h", "nbd+tls+x.1://h", "nbd"), ("nbd:nbd+unix:///x", "nbd+unix:///x", "nbd"),
+        ("json:{\"driver\":\"nbd\"}", "{\"driver\":\"nbd\"}", "json"),
+        ("rbd:../../etc/shadow", "../../etc/shadow", "rbd"),
+        ("rbd: ", " ", "rbd"), ("rbd:größe", "größe", "rbd"), ("null:/", "/", "null"), ("rbd:x:", "x:", "rbd"),
     ])
     func imagesAreToldNeverGuessed(_ params: String, _ path: String, _ format: String) throws {
         let image = try ImageLocation(parsing: params)
@@ -23,9 +33,14 @@ import XenBus
 
     @Test(arguments: [
         ("", NegotiationError.Rule.noImage), ("aio:", .noImage), ("qcow2:", .noImage),
-        ("disk.img", .unknownFormatPrefix), ("nbd:host:10809", .unknownFormatPrefix), (":/a", .unknownFormatPrefix),
+        ("disk.img", .unknownFormatPrefix), (":/a", .unknownFormatPrefix), ("://a", .unknownFormatPrefix),
+        ("+unix:///a", .unknownFormatPrefix), ("nbd+unix:/a", .unknownFormatPrefix), ("NBD://a", .unknownFormatPrefix),
+        ("nbd+Unix://a", .unknownFormatPrefix), ("nbd,a=b:x", .unknownFormatPrefix), ("nbd", .unknownFormatPrefix),
+        (String(repeating: "a", count: 33) + ":x", .unknownFormatPrefix), ("nbd:", .noImage), ("null:", .noImage),
+        ("rbd:" + String(repeating: "a", count: 1025), .tooLong(maximum: 1024)), ("rbd:a\nb", .notText),
+        ("rbd:a\u{7f}", .notText), ("nbd://\u{85}", .notText), ("rbd:\u{2028}", .notText),
         ("QCOW2:/a", .unknownFormatPrefix), (" raw:/a", .unknownFormatPrefix), ("sda1", .unknownFormatPrefix),
-        ("qcow2:a", .notAnImagePath), ("raw:../a", .notAnImagePath), ("phy:../etc/shadow", .notAnImagePath),
+        ("raw:a", .notAnImagePath), ("raw:../a", .notAnImagePath), ("phy:../etc/shadow", .notAnImagePath),
         ("phy:a/../../etc/shadow", .notAnImagePath),
     ])
     func otherTextIsAnError(_ params: String, _ rule: NegotiationError.Rule) {

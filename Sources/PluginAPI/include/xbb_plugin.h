@@ -43,7 +43,7 @@ extern "C" {
 #endif
 
 #define XBB_ABI_MAJOR 1u
-#define XBB_ABI_MINOR 0u
+#define XBB_ABI_MINOR 1u
 
 /* True if `field` exists in the version of *p that its producer was compiled with. */
 #define XBB_HAS(p, field) \
@@ -191,6 +191,10 @@ struct xbb_open {                           /* borrowed for the call, with forma
     const struct xbb_value *options;        /* option_count == plugin->option_count; until close() returns */
     const char             *format;         /* the entry of plugin->formats that was configured */
     const char             *label;          /* for messages only; not necessarily a path */
+    const char             *location;       /* since 1.1.  For XBB_PLUGIN_NO_FD, what the disk's configuration names,
+                                               such as nbd://host/export: the host does not interpret it.
+                                               At most 1024 bytes, no control characters; "" where it names nothing.
+                                               NULL for other plugins, which have the fd, and for inspect() */
 };
 
 struct xbb_probe {
@@ -331,7 +335,8 @@ enum {
                                                poll() and watches, timers, post() are not used */
 #define XBB_PLUGIN_NETWORK    (1u << 1)     /* makes sockets after start(), e.g. to reconnect */
 #define XBB_PLUGIN_RDONLY     (1u << 2)     /* never writes: host attaches disks read-only */
-#define XBB_PLUGIN_NO_FD      (1u << 3)     /* no file behind it (network, memory): xbb_open.fd is -1 */
+#define XBB_PLUGIN_NO_FD      (1u << 3)     /* no file behind it (network, memory): xbb_open.fd is -1, and
+                                               xbb_open.location says what the disk is */
 
 typedef int  (*xbb_extent_fn)(void *arg, uint64_t offset, uint64_t length, uint32_t flags);
 typedef void (*xbb_stat_fn)(void *arg, const char *name, uint64_t value);

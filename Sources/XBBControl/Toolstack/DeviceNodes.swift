@@ -71,8 +71,11 @@ struct DeviceNodes: Equatable {
         ]
         let script =
             StorageSource(kind: address.kind) == .hotplug ? [Entry(BackendKey.script, DiskClaim.scriptPath)] : []
+        // Nothing behind the format is an empty drive in `params`.
+        let target = request.disk.target
+        let isEmpty = StorageSource(kind: address.kind) == .params && request.disk.path.isEmpty
         let common =
-            [Entry(BackendKey.params, request.disk.target)] + script + [
+            [Entry(BackendKey.params, isEmpty ? target + "/" : target)] + script + [
                 Entry(BackendKey.frontendID, String(address.domain)),
                 Entry(BackendKey.online, "1"),
                 Entry(BackendKey.removable, "0"),

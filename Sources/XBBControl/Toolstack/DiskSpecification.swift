@@ -1,20 +1,28 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The disk that is to be attached, as the user says it.
+import Base
 import Glibc
 public import XenBus
 
-/// "FORMAT:PATH" or "FORMAT,KEY=VALUE...:PATH", as in the target of block-xbb(8).
+/// "FORMAT:LOCATION" or "FORMAT,KEY=VALUE...:LOCATION", as in the target of block-xbb(8).
 public struct DiskSpecification: Equatable, Sendable {
     /// The format; never guessed.
     public let format: ImageFormat
-    /// Absolute path; empty where the format needs none ("null:").
+    /// Absolute path, or what the format's plugin alone understands; empty where the format needs none ("null:").
     public let path: String
     /// "KEY=VALUE" each, for the plugin.
     public let options: [String]
+    /// As libxl writes it to `params`.
+    public let target: String
 
-    /// Reads "FORMAT:PATH" or "FORMAT,KEY=VALUE...:PATH". What stands behind the first ':' is the path with all further ':';
-    /// a relative path begins in `workingDirectory`.
-    public init(parsing text: String, workingDirectory: String) throws(ControlError) {
+    /// Reads "FORMAT:LOCATION" or "FORMAT,KEY=VALUE...:LOCATION", where the location has all further ':', and
+    /// "FORMAT://REST", of which all is the location (``ImageLocation/split(_:_:)``).
+    ///
+    /// A relative path begins in `workingDirectory`. What looks like one, or like a URI, is opaque where `isOpaque` says so of
+    /// the format; it is asked only then.
+    public init(
+        parsing text: String, workingDirectory: String, isOpaque: (_ format: String) -> Bool = { _ in false }
+    ) throws(ControlError) {
         let parts = text.split(separator: ":", maxSplits: 1, omittingEmptySubsequences: false)
         guard parts.count == 2 else {
             throw ControlError(
@@ -22,16 +30,25 @@ public struct DiskSpecification: Equatable, Sendable {
         }
         let words = parts[0].split(separator: ",", omittingEmptySubsequences: false).map(String.init)
         options = Array(words.dropFirst())
+        let rest = String(parts[1])
+        let (formatName, location) = ImageLocation.split(words[0], rest)
         do throws(NegotiationError) {
-            format = try ImageFormat(parsing: words[0], key: "FORMAT")
+            format = try ImageFormat(parsing: formatName, key: "FORMAT")
         } catch {
             throw ControlError("'\(text)' is no disk: \(error)")
         }
-        let name = String(parts[1])
-        guard name.utf8.count <= 1024, name.utf8.allSatisfy({ $0 >= 0x20 && $0 != 0x7f }) else {
-            throw ControlError("a path has at most 1024 bytes and no control characters")
+        guard location.utf8.count <= ImageLocation.opaqueByteLimit, !location.hasControlCharacters else {
+            throw ControlError(
+                "a location has at most \(ImageLocation.opaqueByteLimit) bytes and no control characters")
         }
-        path = name.isEmpty || name.hasPrefix("/") ? name : workingDirectory + "/" + name
+        let mayBeOpaque = location != rest || !rest.isEmpty && !rest.hasPrefix("/")
+        if mayBeOpaque && format != .raw && isOpaque(formatName) {
+            path = location
+            target = location == rest ? "\(format):\(location)" : location
+            return
+        }
+        path = rest.isEmpty || rest.hasPrefix("/") ? rest : workingDirectory + "/" + rest
+        target = "\(format):\(path)"
     }
 
     /// The working directory of this process, without '/' at its end.
@@ -41,9 +58,6 @@ public struct DiskSpecification: Equatable, Sendable {
         let path = unsafe String(cString: raw)
         return path == "/" ? "" : path
     }
-
-    /// As libxl writes it to `params`.
-    public var target: String { "\(format):\(path)" }
 
     /// Its name in messages.
     public var name: String { path.isEmpty ? "a disk of format \(format)" : target }

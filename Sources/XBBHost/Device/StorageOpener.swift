@@ -46,7 +46,7 @@ final class StorageOpener {
         ) {
             mailbox.post(.notified($0))
         }
-        if !device.library.hasNoFile { record(source) }
+        if !device.library.hasNoFile { record(device.source) }
         publishChain(of: device)
         // Before the process is confined, whose threads are its own affair then.
         responder?.end()
