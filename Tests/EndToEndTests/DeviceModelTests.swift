@@ -112,7 +112,7 @@ extension EndToEnd {
                 ("aio:\(image).missing", "No such file"), ("aio:\(image)", "is in use"),
                 ("aio:", "an empty drive is not served"),
                 ("aio:\(try lab.image("empty", bytes: 0))", "empty"), ("qed:\(image)", "no plugin serves format 'qed'"),
-                ("aio:disk.img", "disk.img"), ("tap:\(image)", "tap:"),
+                ("aio:disk.img", "disk.img"), ("tap:\(image)", "no plugin serves format 'tap'"),
             ]
             for (params, text) in cases {
                 let guest = try lab.guest().id
