@@ -10,6 +10,8 @@ import Memory
 struct FetchStage: ~Copyable {
     /// Requests that wait for their pages, in the order in which they were taken.
     fileprivate var waiting: IndexQueue
+    /// The first of them that was taken behind a list that must be alone; -1 for none. The ring is not read after it.
+    fileprivate var firstBehindExclusive: Int32 = -1
     /// What the slot of each request said.
     fileprivate var headers: FixedArray<IndirectRequest>
     /// Room for the pages of each request; what is never used takes no memory.
@@ -23,8 +25,8 @@ struct FetchStage: ~Copyable {
         headers = FixedArray(zeroed: requestCount)
     }
 
-    /// True if no request waits.
-    var isEmpty: Bool { waiting.isEmpty }
+    /// Requests were taken whose pages have not been copied yet.
+    fileprivate(set) var isPending = false
 
     fileprivate static var bytesPerRequest: Int { BlkifLimits.indirectPagesPerRequest * 4096 }
 
@@ -43,8 +45,12 @@ extension QueueEngine {
         switch requests[Int(index)].request.beginIndirect(slot, layout: ring.layout, disk: disk) {
         case .failure(let problem): reject(index, problem)
         case .success(let header):
+            // What was taken before it is begun before it.
+            closeTail(forced: true)
+            if exclusive >= 0 { fetch.firstBehindExclusive = index }
             fetch.headers[Int(index)] = header
             fetch.waiting.append(index)
+            fetch.isPending = true
             listsInFlight += 1
         }
     }
@@ -53,7 +59,7 @@ extension QueueEngine {
     ///
     /// A batch has room for eleven copies for each slot of the ring, so all of them fit.
     mutating func collectFetches() -> Bool {
-        if fetch.isEmpty { return false }
+        if !fetch.isPending { return false }
         data.beginBatch()
         for position in 0..<fetch.waiting.count {
             let request = Int(fetch.waiting[position])
@@ -71,11 +77,17 @@ extension QueueEngine {
     mutating func fetched(succeeded: Bool) {
         stats.add(.grant_copy_calls)
         stats.add(.grant_copy_operations, UInt64(data.copies.count))
-        // What must be alone was taken behind all of these.
-        let alone = exclusive
-        exclusive = -1
+        fetch.isPending = false
+        // A list that must be alone and has not begun was taken behind the first of these.
+        var alone: Int32 = -1
+        if exclusive >= 0, lists[Int(exclusive)].state.phase == .collecting { swap(&alone, &exclusive) }
         while let index = fetch.waiting.popFirst() {
             listsInFlight -= 1
+            if index == fetch.firstBehindExclusive {
+                closeTail(forced: true)
+                begin(held: &alone)
+                fetch.firstBehindExclusive = -1
+            }
             var isCopied = succeeded
             for _ in 0..<fetch.headers[Int(index)].pageCount where !data.takeResult() { isCopied = false }
             if !isCopied { stats.add(.grant_errors) }
@@ -87,8 +99,13 @@ extension QueueEngine {
         }
         closeTail(forced: false)
         data.beginBatch()
-        if alone >= 0 { begin(alone) }
+        begin(held: &alone)
         startWaitingLists()
+    }
+
+    private mutating func begin(held list: inout Int32) {
+        if list >= 0 { begin(list) }
+        list = -1
     }
 
     private mutating func parseFetched(_ request: Int) -> RequestError? {

@@ -144,7 +144,7 @@ extension QueueEngine {
     private mutating func startAlone(_ list: Int32) {
         exclusive = list
         // Requests that wait for their segments were taken before it: the end of the fetch begins it again.
-        if fetch.isEmpty {
+        if !fetch.isPending {
             lists[Int(list)].state.phase = .waitingForDrain
             startExclusiveIfAlone()
         }

@@ -37,6 +37,13 @@ final class EngineRig {
         var readOnly = false
         /// Segments of indirect requests that are offered.
         var indirectSegments: UInt32 = 0
+        /// Pages of the guest; 0 for enough for a ring full of requests, or for a few indirect ones.
+        var guestPages = 0
+
+        func pageCount(_ entries: Int) -> Int {
+            guestPages > 0 ? guestPages : entries * 12 + Int(indirectSegments) * 12
+        }
+
         var offersBarrier = true
         var info = xbb_info()
 
@@ -97,8 +104,8 @@ final class EngineRig {
         let entries = RingLayout(setup.abi).entryCount(pages: setup.ringPages)
         guest = FakeGuest(
             ringPageCount: setup.ringPages, abi: setup.abi, startIndex: setup.startIndex,
-            pageCount: entries * 12 + Int(setup.indirectSegments) * 12)
-        freePages = (0..<UInt32(entries * 12) + setup.indirectSegments * 12).reversed().map {
+            pageCount: setup.pageCount(entries))
+        freePages = (0..<UInt32(setup.pageCount(entries))).reversed().map {
             FakeGuest.firstReference + $0
         }
         disk = FakeDisk(sectorCount: setup.sectors)
