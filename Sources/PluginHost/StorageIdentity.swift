@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Identifies an open file or device independently of its name.
+import Base
 import CLinux
 import Glibc
 
@@ -17,6 +18,19 @@ package struct StorageIdentity: Hashable, Sendable {
     init(device: UInt64, number: UInt64) {
         self.device = device
         self.number = number
+    }
+
+    /// The files and devices of a disk as one text, "DEVICE:NUMBER ..." in decimal; "none" for a disk without a file.
+    package static func text(_ storage: [StorageIdentity]) -> String {
+        storage.isEmpty ? "none" : storage.map { "\($0.device):\($0.number)" }.joined(separator: " ")
+    }
+
+    /// What is wrong where other files or devices are open than `text` names.
+    package static func exchanged(_ storage: [StorageIdentity]) -> OperationError {
+        OperationError(
+            .journal,
+            "another image stands in the place of the one that was served"
+                + (storage.count > 1 ? ", or of one below it" : ""))
     }
 
     /// The identity of an open file; nil if fstat(2) fails, which leaves errno.

@@ -31,6 +31,8 @@ public enum BackendKey {
     public static let discardEnable = "discard-enable"
     /// "major:minor" in hexadecimal, from the hotplug script.
     public static let physicalDevice = "physical-device"
+    /// The files and devices that a connected guest is served from; ours, for a successor.
+    public static let storage = "xbb-storage"
     /// The path of the storage, from the hotplug script.
     public static let physicalDevicePath = "physical-device-path"
     /// The format of the image at `physical-device-path`, from the hotplug script; raw if missing.

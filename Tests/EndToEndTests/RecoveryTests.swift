@@ -278,7 +278,7 @@ extension EndToEnd {
         @Test(
             arguments: [
                 ("killed:signal 9", true, nil), ("killed:signal 9", false, nil), ("handed-over", false, nil),
-                ("killed:signal 9", false, 5000),
+                ("killed:signal 9", false, 5000), ("killed:signal 9", false, 0), ("handed-over", false, 0),
             ] as [(String, Bool, Int?)])
         func anotherImageInItsPlaceIsNotServed(_ end: (how: String, isBusy: Bool, journalBytes: Int?)) throws {
             let lab = try Lab()
@@ -296,6 +296,22 @@ extension EndToEnd {
             _ = try lab.image("51712.img", bytes: 16 << 20)
             try disk.startWorker(["--predecessor", end.how])
             try disk.awaitError("another image")
+            try disk.awaitState(5)
+            try device.close()
+            try lab.finish()
+        }
+
+        /// The same image, and nothing that says so.
+        @Test func aDiskWhoseImageNobodyKnowsIsNotServed() throws {
+            let lab = try Lab()
+            let disk = try attach(lab)
+            let device = try disk.connect()
+            #expect(try disk.key("xbb-storage")?.contains(":") == true)
+            disk.worker.kill()
+            truncate(journal(lab), 0)
+            try lab.toolstack.remove("\(disk.back)/xbb-storage", in: .none)
+            try disk.startWorker(["--predecessor", "killed:signal 9"])
+            try disk.awaitError("nothing says which image was served")
             try disk.awaitState(5)
             try device.close()
             try lab.finish()

@@ -42,7 +42,8 @@ public struct DiskSpecification: Equatable, Sendable {
                 "a location has at most \(ImageLocation.opaqueByteLimit) bytes and no control characters")
         }
         let mayBeOpaque = location != rest || !rest.isEmpty && !rest.hasPrefix("/")
-        if mayBeOpaque && format != .raw && isOpaque(formatName) {
+        // No format has a '+' in its name: "nbd+unix:" is a URI, also while nobody knows a plugin for it.
+        if mayBeOpaque && format != .raw && (words[0].contains("+") || isOpaque(formatName)) {
             path = location
             target = location == rest ? "\(format):\(location)" : location
             return

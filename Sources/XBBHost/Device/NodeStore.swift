@@ -220,6 +220,16 @@ final class NodeStore {
         try store.write("\(backendPath)/xbb-chain", chain)
     }
 
+    /// Which files and devices the guest is served from, for a successor; ``StorageIdentity/text(_:)``.
+    func publish(storage: String) throws(OperationError) {
+        try store.write("\(backendPath)/\(BackendKey.storage)", storage)
+    }
+
+    /// What ``publish(storage:)`` wrote; nil where it did not.
+    func readStorage() throws(OperationError) -> String? {
+        try store.text("\(backendPath)/\(BackendKey.storage)")
+    }
+
     /// Writes an error where operators look for it.
     func report(error text: String) throws(OperationError) {
         try store.write("\(errorNode)/error", String(text.prefix(512)))

@@ -67,15 +67,38 @@ extension VBDWorker {
             switch try nodes.readFrontend(disk.limits(origin, device)) {
             case .failure(let error): pending.append(.ringsFailed(error.description))
             case .success(let node):
-                disk.connect(node, of: nodes.frontendDomain, origin, after: succession.predecessor) { [self] result in
+                let isKnown = try compareStorage(origin, device)
+                disk.connect(
+                    node, of: nodes.frontendDomain, origin, after: succession.predecessor, isStorageKnown: isKnown
+                ) { [self] result in
                     switch result {
-                    case .success(let offered): pending.append(.ringsConnected(offered))
+                    case .success(let offered):
+                        if !isKnown { publishStorage(device) }
+                        pending.append(.ringsConnected(offered))
                     case .failure(let error): pending.append(.ringsFailed(error.description))
                     }
                 }
             }
         } catch {
             pending.append(.ringsFailed(error.description))
+        }
+    }
+
+    /// True if the node says that inherited rings were served from the images that are open now; throws if it says that
+    /// they were served from others. The journal says the same, but may be lost.
+    private func compareStorage(_ origin: VBDMachine.RingOrigin, _ device: PluginDevice) throws(OperationError) -> Bool
+    {
+        guard origin == .inherited, let served = try nodes.readStorage() else { return false }
+        if served != StorageIdentity.text(device.storage) { throw StorageIdentity.exchanged(device.storage) }
+        return true
+    }
+
+    /// Says from which images the guest is served, before it knows that it is.
+    private func publishStorage(_ device: PluginDevice) {
+        do throws(OperationError) {
+            try nodes.publish(storage: StorageIdentity.text(device.storage))
+        } catch {
+            log.error("\(error); if the journal is lost too, the guest loses its disk with this process")
         }
     }
 

@@ -122,6 +122,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
 
     private func hand(_ event: VBDMachine.Event) {
         log.debug("event \(event)")
+        if case .stopRequested = event { disk.willEnd() }
         perform(machine.handle(event))
     }
 

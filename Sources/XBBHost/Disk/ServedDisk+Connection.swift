@@ -15,10 +15,12 @@ extension ServedDisk {
 
     /// Maps the rings of `node`, binds their event channels and gets the queues ready: all of them or none.
     ///
+    /// `isStorageKnown`: of inherited rings, the images are known to be those that were served.
     /// `completion` gets what the frontend is offered, which is what the queues hold requests to; or why there are no
     /// queues, when none is left.
     func connect(
         _ node: FrontendNode, of domain: DomainID, _ origin: VBDMachine.RingOrigin, after predecessor: Predecessor,
+        isStorageKnown: Bool,
         _ completion: @escaping (Result<OfferedFeatures, OperationError>) -> Void
     ) {
         guard let device, let request else {
@@ -33,7 +35,7 @@ extension ServedDisk {
                     rings: node.rings,
                     entries: RingLayout(node.abi).entryCount(pages: node.rings.first?.pageReferences.count ?? 0),
                     storage: device.storage, format: device.source.format, plugin: device.library.name),
-                origin, after: predecessor)
+                origin, after: predecessor, isStorageKnown: isStorageKnown)
             for (index, source) in sources.enumerated() {
                 try start(index, of: node, domain, device, offered, source)
             }

@@ -12,9 +12,10 @@ extension ServedDisk {
 
     /// Takes no more requests; those in flight are finished and answered. Rings stay mapped and event channels bound.
     ///
-    /// `completion` gets true when nothing is in flight, or false if ``resume()`` came before. The pause lasts until then:
+    /// `completion` gets true when nothing is in flight, or false if ``resume()`` or ``willEnd()`` came before. The pause lasts until then:
     /// also while queues drain, which they do all the same, and for the next frontend. It ends with the process.
     func pause(_ completion: @escaping (_ isPaused: Bool) -> Void) {
+        if isEnding { return completion(false) }
         isPauseWanted = true
         pauseCompletions.append(completion)
         for queue in queues { queue.pause() }
@@ -25,6 +26,12 @@ extension ServedDisk {
     func resume() {
         isPauseWanted = false
         for queue in queues { queue.resume() }
+        completePause(false)
+    }
+
+    /// This process is about to give the disk up: whoever takes it is not paused.
+    func willEnd() {
+        isEnding = true
         completePause(false)
     }
 

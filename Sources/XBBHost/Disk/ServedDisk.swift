@@ -57,6 +57,8 @@ final class ServedDisk<Platform: XenPlatform> {
     var queuesToStart: ArraySlice<QueueThread<Platform>> = []
     /// The disk is to take no requests, of this frontend and of the next.
     var isPauseWanted = false
+    /// The process is about to give the disk up.
+    var isEnding = false
     var pauseCompletions: [(_ isPaused: Bool) -> Void] = []
 
     /// What can be changed while the disk is served.

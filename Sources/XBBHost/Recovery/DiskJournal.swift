@@ -34,14 +34,22 @@ final class DiskJournal {
     /// Queues of the connection that an earlier process served, at most 64; 0 where there was none.
     var queueCount: Int { file?.queueCount ?? 0 }
 
-    /// Where each queue of a connection writes down what it does, and what it finds there.
+    /// Where each queue of a connection writes down what it does, and what it finds there. `isStorageKnown`: the images are
+    /// known to be those that were served.
     func sources(
-        _ connection: JournalConnection, _ origin: VBDMachine.RingOrigin, after predecessor: Predecessor
+        _ connection: JournalConnection, _ origin: VBDMachine.RingOrigin, after predecessor: Predecessor,
+        isStorageKnown: Bool
     ) throws(OperationError) -> [QueueJournalSource] {
-        if origin == .inherited, let file {
+        if origin == .inherited {
             // The guest goes on with what it has read, so nothing but the same images will do: also where nothing is in
             // flight, where the journal is of no use otherwise, and where the process before handed over.
-            try file.compareStorage(connection)
+            let isCompared = try file?.compareStorage(connection) ?? false
+            if !isCompared && !isStorageKnown && !connection.storage.isEmpty {
+                throw OperationError(
+                    .journal,
+                    "nothing says which image was served: neither \(BackendKey.storage) of the backend's node nor the "
+                        + "journal")
+            }
         }
         var inheritance = QueueJournalSource.Inheritance.nothing
         if origin == .inherited, path != nil {

@@ -119,12 +119,13 @@ struct JournalConnection: Equatable, Sendable {
     /// Throws if another image than the ones that are open now was served, anywhere in the chain.
     ///
     /// This holds whatever else the journal says, so it is asked before anything else. A journal of an earlier version
-    /// names the attached image alone. What is no journal names none.
-    func compareStorage(with pages: SharedPages) throws(OperationError) {
+    /// names the attached image alone. What is no journal names none: false, and nothing was compared.
+    @discardableResult
+    func compareStorage(with pages: SharedPages) throws(OperationError) -> Bool {
         guard pages.byteCount >= JournalLayout.pageSize,
             pages.load64(at: JournalLayout.magicOffset) == JournalLayout.magic,
             pages.load(at: JournalLayout.versionOffset) == JournalLayout.version
-        else { return }
+        else { return false }
         let top = storage.first ?? .nothing
         var isSame =
             pages.load64(at: JournalLayout.imageDeviceOffset) == top.device
@@ -138,12 +139,8 @@ struct JournalConnection: Equatable, Sendable {
                 isSame = isSame && pages.load64(at: offset + 8) == image.number
             }
         }
-        guard isSame else {
-            throw OperationError(
-                .journal,
-                "another image stands in the place of the one that was served\(storage.count > 1 ? ", or of one below it" : "")"
-            )
-        }
+        if !isSame { throw StorageIdentity.exchanged(storage) }
+        return true
     }
 
     private static func words(_ name: String) -> [UInt32] {

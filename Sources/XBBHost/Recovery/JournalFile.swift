@@ -32,12 +32,12 @@ final class JournalFile {
         return min(Int(first.pages.load(at: JournalLayout.queueCountOffset)), JournalLayout.mostQueues)
     }
 
-    /// Throws if the file says that other images were served than those of `connection`.
-    func compareStorage(_ connection: JournalConnection) throws(OperationError) {
+    /// Throws if the file says that other images were served than those of `connection`; false if it names none.
+    func compareStorage(_ connection: JournalConnection) throws(OperationError) -> Bool {
         guard size >= JournalLayout.pageSize,
             let first = JournalMapping.map(descriptor, byteCount: JournalLayout.pageSize, entries: 0)
-        else { return }
-        try connection.compareStorage(with: first.pages)
+        else { return false }
+        return try connection.compareStorage(with: first.pages)
     }
 
     private var size: Int {
