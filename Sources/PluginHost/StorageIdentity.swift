@@ -25,7 +25,7 @@ package struct StorageIdentity: Hashable, Sendable {
         storage.isEmpty ? "none" : storage.map { "\($0.device):\($0.number)" }.joined(separator: " ")
     }
 
-    /// What is wrong where other files or devices are open than `text` names.
+    /// What is wrong where other files or devices, `storage`, are open than those that the disk had before.
     package static func exchanged(_ storage: [StorageIdentity]) -> OperationError {
         OperationError(
             .journal,

@@ -199,7 +199,7 @@ package struct DataPlane: ~Copyable {
         nextResult = 0
     }
 
-    /// The next list for the batch, which has `segments` segments; nil where the batch is full or no list waits.
+    /// The next list for the batch; nil where no list waits. See ``hasRoom(for:segments:)``.
     @inline(__always)
     func nextForBatch() -> Int32? {
         batchedLists < waiting.count ? waiting[batchedLists] : nil

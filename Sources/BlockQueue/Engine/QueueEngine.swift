@@ -113,11 +113,7 @@ package struct QueueEngine: ~Copyable {
         let perRequest = segments.capacity
         let mostSegments = max(entries * BlkifLimits.segmentsPerRequest, perRequest + DataPlane.mostRuns)
         data = DataPlane(domain: domain, memory: memory, listCount: entries, copyCount: mostSegments)
-        plugin = PluginSide(
-            port: port,
-            device: PluginLimits(
-                queueDepth: device.queueDepth, maxTransfer: device.maxTransfer, maxDiscard: device.maxDiscard,
-                maxVectors: device.maxVectors), listCount: entries)
+        plugin = PluginSide(port: port, device: device, listCount: entries)
         requests = FixedArray(zeroed: entries)
         self.segments = segments
         self.fetch = fetch

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The plugin requests of a queue: free, ready to be offered, or with the plugin.
 import PluginAPI
+import PluginHost
 import PluginPort
 
 /// The pool of a queue's plugin requests. A request is known by its index in the port's pool.
@@ -22,7 +23,7 @@ package struct PluginSide: ~Copyable {
     private(set) var inFlight = 0
 
     /// The pool of `port`, for at most `listCount` lists at a time.
-    init(port: CompletionPort, device: PluginLimits, listCount: Int) {
+    init(port: CompletionPort, device: DeviceInfo, listCount: Int) {
         self.port = port
         depthLimit = min(device.queueDepth ?? port.requestCount, port.requestCount)
         maxTransfer = device.maxTransfer
@@ -123,12 +124,4 @@ package struct PluginSide: ~Copyable {
         inFlight &-= count
         port.removeCompleted(count)
     }
-}
-
-/// What the plugin's limits are, in bytes and numbers; nil for no limit.
-package struct PluginLimits {
-    let queueDepth: Int?
-    let maxTransfer: UInt64
-    let maxDiscard: UInt64
-    let maxVectors: Int?
 }
