@@ -67,7 +67,7 @@ extension VBDMachine {
         run = .open
         switch stage {
         case .connecting(let device, _): stage = .discarding(device)
-        case .connected: disconnect(&actions)
+        case .connected: disconnect(ringEnd, &actions)
         default: break
         }
         if isFrontendLeaving, case .failed(let request) = storage { storage = .configured(request) }
@@ -75,6 +75,15 @@ extension VBDMachine {
         case .unknown?, .reconfiguring?, .reconfigured?:
             report("state of the frontend is \(state?.text ?? ""), or none at all: expected 1, 3, 4, 5 or 6")
         default: break
+        }
+    }
+
+    /// How the rings of a frontend that has left states 3 and 4 end.
+    private var ringEnd: RingEnd {
+        switch frontend {
+        case .gone: .quiet
+        case .present(.closing), .present(.closed): .emptied
+        case .present, .awaited: .atOnce
         }
     }
 
@@ -121,7 +130,7 @@ extension VBDMachine {
             if run == .inherited { run = state == .connected && !isDetaching ? .open : .ending }
         case (.ringsConnected, .discarding(let device)):
             stage = .draining(device)
-            actions.append(.disconnectRings)
+            actions.append(.disconnectRings(.atOnce))
         case (.ringsFailed(let text), .connecting(let device, _)):
             stage = .ready(device)
             if run != .cut { run = .ending }

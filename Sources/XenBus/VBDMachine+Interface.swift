@@ -111,6 +111,20 @@ extension VBDMachine {
         case inherited
     }
 
+    /// Which requests are still taken from rings that are about to be released.
+    ///
+    /// A request that is never answered stays in its frontend for ever: Linux waits for it in del_gendisk(), and its thread
+    /// for XenStore with it.
+    public enum RingEnd: Equatable, Sendable {
+        /// None: a successor takes them, or the frontend has new rings, or the toolstack wants an end at once.
+        case atOnce
+        /// Those that the ring holds: the frontend is in state 5 or 6 and adds none.
+        case emptied
+        /// Those that the ring holds, and those that come until the frontend has noticed: its node was deleted under it
+        /// (forced detach), and it goes on for a moment.
+        case quiet
+    }
+
     /// Why the machine ended.
     public enum ExitReason: Equatable, Sendable {
         /// The device is closed and its node in state 6.
@@ -138,8 +152,8 @@ extension VBDMachine {
         case connectRings(RingOrigin)
         /// Start to take requests.
         case startQueues
-        /// Stop taking requests, finish those in flight, then unmap and unbind. Answer: `ringsDisconnected`.
-        case disconnectRings
+        /// Take what `RingEnd` says, finish what is in flight, then unmap and unbind. Answer: `ringsDisconnected`.
+        case disconnectRings(RingEnd)
         /// Start a timer. Answer: `timerFired`.
         case startTimer(milliseconds: Int)
         /// Nothing is held any more and no further event matters. Given once, as the last action. Unless the reason is

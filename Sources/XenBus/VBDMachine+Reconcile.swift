@@ -86,17 +86,17 @@ extension VBDMachine {
     }
 
     /// Releases connected rings.
-    mutating func disconnect(_ actions: inout [Action]) {
+    mutating func disconnect(_ end: RingEnd, _ actions: inout [Action]) {
         guard case .connected(let device, _, _) = stage else { return }
         stage = .draining(device)
-        actions.append(.disconnectRings)
+        actions.append(.disconnectRings(end))
     }
 
     /// Takes the next step: at most one for the rings and the storage, and at most one update of the node.
     mutating func reconcile(_ actions: inout [Action]) {
         if isLost || run == .cut {
             if case .connecting(let device, _) = stage { stage = .discarding(device) }
-            disconnect(&actions)
+            disconnect(.atOnce, &actions)
         }
         updateNode(&actions)
         step(&actions)

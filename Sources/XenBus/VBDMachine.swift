@@ -27,7 +27,8 @@
 //             5         rings are released, then 5
 //             6, gone   rings and storage are released, then 6; from there 1 leads to 2 again
 //   toolstack 5, or     we show 5; rings in use stay until the frontend leaves 3 and 4, by closing or by being
-//   online=0            deleted (forced detach); then everything is released, 6, and the end
+//   online=0            deleted (forced detach); then what it asked for is answered, everything is released, 6, and the
+//                       end
 //   toolstack 6         everything is released at once
 //   no node             everything is released at once and nothing is written any more
 public import Blkif

@@ -83,5 +83,86 @@ extension EndToEnd {
             #expect(device.leakedGrants.isEmpty)
             try lab.finish()
         }
+
+        // MARK: What the frontend still asks for
+
+        /// How a frontend leaves with requests on its ring.
+        enum Leaving: String, CaseIterable {
+            case closing, closed, removed
+        }
+
+        /// Linux waits in del_gendisk() for each of its requests, so one that is never answered stops all of its devices.
+        @Test(arguments: Leaving.allCases)
+        func whatTheRingHoldsIsAnswered(_ leaving: Leaving) throws {
+            let lab = try Lab()
+            let disk = try lab.attach(51712, .plugin("null", "size=16M"))
+            let device = try disk.connect()
+            // The worker cannot take a request before it learns that the frontend leaves.
+            disk.worker.signal(SIGSTOP)
+            try device.queues[0].withQueue { (queue) throws in
+                for _ in 0..<32 { try queue.submit(try queue.slot(), .read, sector: 8, byteCount: 4096) }
+                try queue.publish()
+            }
+            switch leaving {
+            case .closing: try device.setState(.closing)
+            case .closed: try device.setState(.closed)
+            case .removed: try lab.toolstack.remove(disk.front, in: .none)
+            }
+            disk.worker.signal(SIGCONT)
+            try device.queues[0].withQueue { (queue) throws in
+                for _ in 0..<32 { #expect(try queue.next().status == 0) }
+            }
+            try disk.requestDetach()
+            if leaving == .closing { try device.setState(.closed) }
+            #expect(try disk.worker.awaitExit() == .exited(0), "\(disk.log)")
+            device.dismantle()
+            #expect(device.leakedGrants.isEmpty)
+            try lab.finish()
+        }
+
+        /// After a forced detach the guest goes on until it has noticed.
+        @Test func aFrontendThatWasRemovedIsServedUntilItRests() throws {
+            let lab = try Lab()
+            let disk = try lab.attach(51712, .plugin("null", "size=16M"))
+            let device = try disk.connect()
+            try disk.requestDetach()
+            try lab.toolstack.remove(disk.front, in: .none)
+            try eventually("it drains") { try disk.worker.show("stage") == "draining" }
+            try device.queues[0].withQueue { (queue) throws in
+                for _ in 0..<64 {
+                    let id = try queue.slot()
+                    try queue.submit(id, .read, sector: 8, byteCount: 4096)
+                    try queue.publish()
+                    #expect(try queue.finish(id) == 0)
+                }
+            }
+            #expect(try disk.worker.awaitExit() == .exited(0), "\(disk.log)")
+            device.dismantle()
+            #expect(device.leakedGrants.isEmpty)
+            try lab.finish()
+        }
+
+        /// Whoever never rests cannot keep a disk that was taken from it.
+        @Test func aFrontendThatGoesOnIsCutOff() throws {
+            let lab = try Lab()
+            let disk = try lab.attach(51712, .plugin("null", "size=16M"))
+            let device = try disk.connect()
+            try disk.requestDetach()
+            try lab.toolstack.remove(disk.front, in: .none)
+            try device.queues[0].withQueue { (queue) throws in
+                while try disk.key("state") == "5" && queue.inFlight == 0 {
+                    try queue.submit(try queue.slot(), .read, sector: 8, byteCount: 4096)
+                    try queue.publish()
+                    for _ in 0..<50 where queue.inFlight > 0 {
+                        if let done = try queue.nextCompletion() { queue.release(done.id) }
+                        if queue.inFlight > 0 { _ = try queue.wait(timeout: 20) }
+                    }
+                }
+            }
+            #expect(try disk.worker.awaitExit() == .exited(0), "\(disk.log)")
+            device.dismantle()
+            #expect(device.leakedGrants.isEmpty)
+            try lab.finish()
+        }
     }
 }

@@ -51,7 +51,9 @@ extension VBDMachine.Action {
         case .connectRings(.fresh): "connect"
         case .connectRings(.inherited): "resume"
         case .startQueues: "start"
-        case .disconnectRings: "disconnect"
+        case .disconnectRings(.atOnce): "disconnect"
+        case .disconnectRings(.emptied): "disconnect empty"
+        case .disconnectRings(.quiet): "disconnect quiet"
         case .startTimer: "timer"
         case .exit(let reason): "exit \(reason)"
         }

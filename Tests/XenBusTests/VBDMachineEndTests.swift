@@ -11,7 +11,7 @@ import Testing
     @Test func detachWaitsForTheFrontend() {
         var table = Table.connected()
         table.expect(.backendChanged(state: .closing, isOnline: false), "")
-        table.expect(.frontendChanged(.closing), "disconnect")
+        table.expect(.frontendChanged(.closing), "disconnect empty")
         table.expect(.ringsDisconnected, "close")
         table.expect(.frontendChanged(.closed), "")
         table.expect(.deviceClosed, "5>6")
@@ -25,7 +25,7 @@ import Testing
         table.expect(.backendChanged(state: .closing, isOnline: false), "")
         table.expect(resized(1), "")
         table.expect(.backendChanged(state: .closing, isOnline: false), "")
-        table.expect(.frontendChanged(nil), "disconnect")
+        table.expect(.frontendChanged(nil), "disconnect quiet")
         table.expect(.ringsDisconnected, "close")
         table.expect(.deviceClosed, "5>6")
         table.expect(.updateDone, "exit detached")
@@ -36,7 +36,7 @@ import Testing
         table.expect(.backendChanged(state: .connected, isOnline: false), "4>5")
         table.expect(.updateDone, "")
         table.expect(.backendChanged(state: .closing, isOnline: true), "")
-        table.expect(.frontendChanged(.closing), "disconnect")
+        table.expect(.frontendChanged(.closing), "disconnect empty")
     }
 
     @Test func aDeviceThatWasNeverConfiguredDetachesAtOnce() {
@@ -68,7 +68,7 @@ import Testing
     @Test func closingWithoutOfflineIsARequestToCloseOnce() {
         var table = Table.connected()
         table.expect(.backendChanged(state: .closing, isOnline: true), "")
-        table.expect(.frontendChanged(.closed), "disconnect")
+        table.expect(.frontendChanged(.closed), "disconnect empty")
         table.expect(.ringsDisconnected, "close")
         table.expect(.deviceClosed, "timer, 5>6")
         table.expect(.updateDone, "")
@@ -84,7 +84,7 @@ import Testing
         table.expect(.frontendChanged(.initialised), "connect")
         table.expect(.ringsConnected(offered()), "start, 2>4")
         table.expect(.backendChanged(state: .closing, isOnline: false), "")
-        table.expect(.frontendChanged(.closed), "disconnect")
+        table.expect(.frontendChanged(.closed), "disconnect empty")
     }
 
     @Test func aDeletedNodeIsNeverWrittenAgain() {
@@ -159,7 +159,7 @@ import Testing
         table.expect(.ringsConnected(offered()), "start")
         table.expect(resized(4096), "4>4")
         table.expect(.updateDone, "")
-        table.expect(.frontendChanged(.closed), "disconnect")
+        table.expect(.frontendChanged(.closed), "disconnect empty")
     }
 
     @Test func aSizeThatChangedMeanwhileIsTold() {
@@ -176,7 +176,7 @@ import Testing
         table.expect(.deviceOpened(goodFacts), "keys")
         table.expect(.updateDone, "resume")
         table.expect(.ringsConnected(offered()), "start")
-        table.expect(.frontendChanged(.closed), "disconnect")
+        table.expect(.frontendChanged(.closed), "disconnect empty")
         table.expect(.ringsDisconnected, "close")
         table.expect(.deviceClosed, "5>6")
         table.expect(.updateDone, "exit detached")
@@ -209,7 +209,7 @@ import Testing
         var table = Table.connected()
         table.expect(.stopRequested(.closeDevice), "4>5")
         table.expect(.updateDone, "")
-        table.expect(.frontendChanged(.closed), "disconnect")
+        table.expect(.frontendChanged(.closed), "disconnect empty")
         table.expect(.ringsDisconnected, "close")
         table.expect(.deviceClosed, "5>6")
         #expect(table.update?.entries == [.write("state", "6")], "only the toolstack's detach ends the hotplug status")

@@ -140,7 +140,7 @@ import Testing
         table.expect(.updateDone, "")
         table.expect(.deviceLost("medium is gone"), "")
         table.expect(.storageConfigured(goodRequest), "")
-        table.expect(.frontendChanged(.closing), "disconnect")
+        table.expect(.frontendChanged(.closing), "disconnect empty")
         table.expect(.ringsDisconnected, "close")
         table.expect(.frontendChanged(.initialising), "5>2")
         table.expect(.updateDone, "")
@@ -168,7 +168,7 @@ import Testing
 
     @Test func stateFollowsOnlyWhenTheRingsAndTheStorageAreLetGo() {
         var table = Table.connected()
-        table.expect(.frontendChanged(.closing), "disconnect")
+        table.expect(.frontendChanged(.closing), "disconnect empty")
         #expect(table.machine.state == .connected)
         table.expect(.ringsDisconnected, "4>5")
         table.expect(.updateDone, "")
@@ -180,7 +180,7 @@ import Testing
     @Test(arguments: [XenbusState.closed, nil])
     func closedAtOnceGoesThroughClosing(_ state: XenbusState?) {
         var table = Table.connected()
-        table.expect(.frontendChanged(state), "disconnect")
+        table.expect(.frontendChanged(state), state == nil ? "disconnect quiet" : "disconnect empty")
         table.expect(.ringsDisconnected, "4>5, close")
         table.expect(.updateDone, "")
         table.expect(.deviceClosed, "timer, 5>6")
@@ -190,7 +190,7 @@ import Testing
 
     @Test func reconnectAfterKexec() {
         var table = Table.connected()
-        table.expect(.frontendChanged(.closed), "disconnect")
+        table.expect(.frontendChanged(.closed), "disconnect empty")
         table.expect(.frontendChanged(.initialising), "")
         table.expect(.ringsDisconnected, "4>2")
         table.expect(.updateDone, "")
@@ -200,7 +200,7 @@ import Testing
 
     @Test func reconnectAfterACompleteClose() {
         var table = Table.connected()
-        table.expect(.frontendChanged(.closed), "disconnect")
+        table.expect(.frontendChanged(.closed), "disconnect empty")
         table.expect(.ringsDisconnected, "4>5, close")
         table.expect(.updateDone, "")
         table.expect(.deviceClosed, "timer, 5>6")
@@ -216,7 +216,7 @@ import Testing
 
     @Test func storageCanBeKeptAcrossConnections() {
         var table = Table.connected(.init(storageRelease: .withDevice))
-        table.expect(.frontendChanged(.closed), "disconnect")
+        table.expect(.frontendChanged(.closed), "disconnect empty")
         table.expect(.ringsDisconnected, "4>6")
         table.expect(.updateDone, "")
         table.expect(.frontendChanged(.initialising), "6>2")

@@ -29,6 +29,8 @@ struct QueueLoop: ~Copyable {
     private let events: PluginEvents
     private var pollNanoseconds: UInt64 = 0
     private var turnsSinceEvents = 0
+    /// How much longer the ring is read, once the connection is ending.
+    private var drain: Drain?
 
     init(engine: consuming QueueEngine, effects: any LoopEffects, events: PluginEvents) {
         self.engine = engine
@@ -73,12 +75,14 @@ struct QueueLoop: ~Copyable {
     // MARK: Turns
 
     mutating func apply(
-        tuning: QueueTuning, offered: OfferedFeatures, pollNanoseconds: UInt64, mayTake: Bool, drain: Bool
+        tuning: QueueTuning, offered: OfferedFeatures, pollNanoseconds: UInt64, mayTake: Bool, drain rule: DrainRule?
     ) {
         engine.tuning = tuning
         engine.disk = offered
         engine.isHeld = !mayTake
-        engine.isDraining = engine.isDraining || drain
+        if let rule, drain == nil { drain = Drain(rule, now: clinux_monotonic_ns()) }
+        // Nobody waits for a queue that takes nothing to take more.
+        if drain != nil && !mayTake { engine.isDraining = true }
         self.pollNanoseconds = pollNanoseconds
     }
 
@@ -88,7 +92,16 @@ struct QueueLoop: ~Copyable {
     @inline(never)
     mutating func turn() -> Bool {
         engine.now = clinux_monotonic_ns()
-        return careForEvents(engine.turn(effects))
+        let worked = careForEvents(engine.turn(effects))
+        if drain != nil { advanceDrain(worked) }
+        return worked
+    }
+
+    /// Stops reading the ring when the drain's rule is met.
+    @inline(never)
+    private mutating func advanceDrain(_ worked: Bool) {
+        let isBusy = worked || !engine.isEmpty || (engine.mayLookAtRing && engine.ring.hasNewRequests)
+        if drain?.isOver(isBusy: isBusy, now: engine.now) == true { engine.isDraining = true }
     }
 
     /// Sends the frontend an event. To one that an earlier process left: the event of its last responses may be lost.
@@ -136,9 +149,13 @@ struct QueueLoop: ~Copyable {
     }
 
     private func timeout() -> Int32 {
-        let timers = events.timeout(now: engine.now)
-        guard engine.stalledSince != nil else { return timers }
-        return timers < 0 ? 5 : min(timers, 5)
+        var timeout = events.timeout(now: engine.now)
+        if engine.stalledSince != nil { timeout = timeout < 0 ? 5 : min(timeout, 5) }
+        if let drain, !engine.isDraining {
+            let left = drain.milliseconds(now: engine.now)
+            timeout = timeout < 0 ? left : min(timeout, left)
+        }
+        return timeout
     }
 
     /// Looks for work for a while, without asking the frontend for events; true if there is some.

@@ -70,7 +70,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         var isPaused = false
         /// The queue's thread has nothing in flight since ``isPaused`` was set.
         var isAtRest = false
-        var drain = false
+        var drain: DrainRule?
     }
 
     package let statistics: QueueStatistics
@@ -190,10 +190,10 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// Paused, with nothing in flight.
     package var isPaused: Bool { control.withLock { $0.isPaused && $0.isAtRest } }
 
-    /// Takes no more requests, finishes those in flight, disconnects and ends the thread; `onEnd` is called then. Also of a
-    /// queue that is paused.
-    package func beginDraining() {
-        change { $0.drain = true }
+    /// Takes what `rule` says, finishes what is in flight, disconnects and ends the thread; `onEnd` is called then. A queue
+    /// that is paused takes nothing. Only the first call counts.
+    package func beginDraining(_ rule: DrainRule = .atOnce) {
+        change { $0.drain = $0.drain ?? rule }
     }
 
     /// The thread has ended but for its last instructions: ``join()`` does not wait.

@@ -26,11 +26,11 @@ extension VBDWorker {
             pending.append(.deviceClosed)
         case .connectRings(let origin): connect(origin)
         case .startQueues: disk.startQueues(after: succession.predecessor)
-        case .disconnectRings: disk.disconnect { [self] in pending.append(.ringsDisconnected) }
+        case .disconnectRings(let end): disk.disconnect(end.drain) { [self] in pending.append(.ringsDisconnected) }
         case .startTimer(let milliseconds): loop.startTimer(milliseconds: milliseconds)
         case .exit(let reason):
             // The machine gives nothing away that it holds; whatever is left of the queues ends before the lock goes.
-            disk.disconnect { [self] in finish(reason) }
+            disk.disconnect(.atOnce) { [self] in finish(reason) }
         }
     }
 

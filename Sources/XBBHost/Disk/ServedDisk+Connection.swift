@@ -47,7 +47,7 @@ extension ServedDisk {
             KillPoint.reach(.connected)
             completion(.success(offered))
         } catch {
-            disconnect { completion(.failure(error)) }
+            disconnect(.atOnce) { completion(.failure(error)) }
         }
     }
 
@@ -113,14 +113,14 @@ extension ServedDisk {
 
     // MARK: End
 
-    /// Takes no more requests, finishes those in flight, then unmaps and unbinds. `completion` comes when no queue is left.
-    func disconnect(_ completion: @escaping () -> Void) {
+    /// Takes what `end` says, finishes what is in flight, then unmaps and unbinds. `completion` comes when no queue is left.
+    func disconnect(_ end: DrainRule, _ completion: @escaping () -> Void) {
         queuesToStart = []
         if queues.isEmpty { return completion() }
         if drain == nil {
             KillPoint.reach(.draining)
             drain = Drain(began: clinux_monotonic_ns())
-            for queue in queues { queue.beginDraining() }
+            for queue in queues { queue.beginDraining(end) }
         }
         drain?.completions.append(completion)
     }
@@ -135,6 +135,17 @@ extension ServedDisk {
         self.drain = nil
         reportPause()
         for completion in drain.completions { completion() }
+    }
+}
+
+extension VBDMachine.RingEnd {
+    /// What a queue takes before it ends.
+    var drain: DrainRule {
+        switch self {
+        case .atOnce: .atOnce
+        case .emptied: .whenEmpty
+        case .quiet: .whenQuiet
+        }
     }
 }
 
