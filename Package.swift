@@ -75,6 +75,9 @@ let package = Package(
         // What every program says and writes: version, log, JSON.
         .target(name: "Support", dependencies: ["CLinux"], swiftSettings: strict),
 
+        // The open files of a disk and how they go from one process to the next.
+        .target(name: "StorageKeeping", dependencies: ["Base", "CLinux"], swiftSettings: strict),
+
         // Pure: wire formats, ring arithmetic, validation, coalescing.
         .target(name: "Blkif", dependencies: ["Memory"], swiftSettings: inlined),
 
@@ -93,7 +96,8 @@ let package = Package(
             name: "PluginPort", dependencies: ["Memory", "PluginAPI", "CLinux", "CRing"], swiftSettings: inlined
         ),
         .target(
-            name: "PluginHost", dependencies: ["Base", "PluginPort", "PluginAPI", "CLinux", "Support"],
+            name: "PluginHost",
+            dependencies: ["Base", "PluginPort", "PluginAPI", "StorageKeeping", "CLinux", "Support"],
             swiftSettings: strict),
 
         // The way of a request between ring and plugin; nothing of a VBD's life.
@@ -115,7 +119,7 @@ let package = Package(
             name: "XBBHost",
             dependencies: [
                 "Base", "BlockQueue", "Blkif", "ProcessConfinement", "ImageInspection", "Memory", "PluginAPI",
-                "PluginHost", "Settings", "Xen",
+                "PluginHost", "Settings", "StorageKeeping", "Xen",
                 "XenBus", "CLinux", "Support",
             ], swiftSettings: strict),
 
@@ -139,7 +143,8 @@ let package = Package(
 
         // What xbbd and xbbctl are made of: supervision of workers, the control protocol, a small toolstack.
         .target(
-            name: "XBBControl", dependencies: ["Base", "Settings", "Xen", "XenBus", "CLinux", "Support"],
+            name: "XBBControl",
+            dependencies: ["Base", "Settings", "StorageKeeping", "Xen", "XenBus", "CLinux", "Support"],
             swiftSettings: strict),
 
         // Executables, thin.
@@ -243,7 +248,7 @@ let package = Package(
             name: "BlockQueueTests",
             dependencies: [
                 "Base", "BlockQueue", "PluginHost", "PluginPort", "XBBHost", "Blkif", "Memory", "Xen", "CXen", "CLinux",
-                "PluginAPI", "Support",
+                "PluginAPI", "StorageKeeping", "Support",
                 "TestSupport", "XenBus",
             ]),
         .executableTarget(

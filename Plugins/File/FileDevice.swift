@@ -15,14 +15,14 @@ final class FileDevice: DescriptorDisk, ResizableDisk, MappedDisk, @unchecked Se
     private let canPunch: Bool
     /// O_DIRECT was switched by us, so `finish()` sets it back.
     private let changedDirect: Bool
-    private let isLocked: Bool
 
     init(_ opening: Opening) throws(PluginError) {
         let status = try FileDevice.checkedStatus(opening)
         let (direct, threads) = (try opening[FileOption.direct], Int(clamping: try opening[FileOption.threads]))
         let discards = try opening[FileOption.discard]
-        isLocked = try opening[FileOption.lock]
-        if isLocked { try ImageLock.take(fd: opening.fd, isReadOnly: opening.isReadOnly) }
+        if try opening[FileOption.lock] {
+            try ImageLock.take(fd: opening.fd, isReadOnly: opening.isReadOnly, isSuccessor: opening.isSuccessor)
+        }
         let wasDirect = DirectIO.isOn(fd: opening.fd)
         let alignment = try FileDevice.chooseAccess(direct, opening)
         changedDirect = DirectIO.isOn(fd: opening.fd) != wasDirect
@@ -104,7 +104,6 @@ final class FileDevice: DescriptorDisk, ResizableDisk, MappedDisk, @unchecked Se
     }
 
     override func finish() {
-        if isLocked { ImageLock.release(fd: fd) }
         if changedDirect { _ = DirectIO.set(fd: fd, on: !DirectIO.isOn(fd: fd)) }
     }
 

@@ -25,16 +25,20 @@ public enum ImageLock {
 
     /// Takes the lock of a reader or of the only writer.
     ///
-    /// Readers share; a writer has no reader beside it that counts on unchanging data, and no other writer.
-    public static func take(fd: Int32, isReadOnly: Bool) throws(PluginError) {
+    /// Readers share; a writer has no reader beside it that counts on unchanging data, and no other writer. A successor has
+    /// the lock already, so that it does not matter who came since: whoever may read the image could take its disk away.
+    ///
+    /// There is no call that gives the lock back: it goes from a process to its successor, and ends with the open file.
+    public static func take(fd: Int32, isReadOnly: Bool, isSuccessor: Bool) throws(PluginError) {
         let used: [Permission] = isReadOnly ? [.consistentRead] : [.consistentRead, .write]
         let forbidden: [Permission] = [.write, .resize]
         let mine = used.map { usedBase + $0.rawValue } + forbidden.map { forbiddenBase + $0.rawValue }
         for byte in mine { try lock(fd, byte) }
+        if isSuccessor { return }
         // Who forbids what is used here, and who uses what is forbidden here.
         let contrary = used.map { forbiddenBase + $0.rawValue } + forbidden.map { usedBase + $0.rawValue }
         for byte in contrary where try isHeldElsewhere(fd, byte) {
-            release(fd: fd)
+            release(fd)
             throw PluginError(
                 EBUSY, isReadOnly ? "someone writes to the image" : "the image is in use by someone else")
         }
@@ -58,8 +62,7 @@ public enum ImageLock {
         }
     }
 
-    /// Gives back all bytes, for a descriptor that stays open.
-    public static func release(fd: Int32) {
+    private static func release(_ fd: Int32) {
         for base in [usedBase, forbiddenBase] {
             for permission in Permission.allCases {
                 var lock = range(Int(F_UNLCK), base + permission.rawValue)

@@ -18,7 +18,7 @@ final class BackingFile: Sendable {
         child = try opening.child(name)
         if let fd = child.descriptor {
             let file = try ImageFile(fd: fd)
-            if lock { try ImageLock.take(fd: fd, isReadOnly: true) }
+            if lock { try ImageLock.take(fd: fd, isReadOnly: true, isSuccessor: opening.isSuccessor) }
             (self.file, size) = (file, file.size)
         } else {
             file = nil

@@ -16,7 +16,6 @@ final class QCOWDevice: CountingDisk {
     let decryption: LibqcowFile?
     private let label: String
     private let cacheBytes: UInt64
-    private let isLocked: Bool
     let counters = QCOWCounters()
 
     /// The most queues: threads of the host that read at once.
@@ -32,14 +31,10 @@ final class QCOWDevice: CountingDisk {
                     + "(qemu-img convert -O raw)")
         }
         cacheBytes = try opening[QCOWOption.cache]
-        isLocked = try opening[QCOWOption.lock]
+        let isLocked = try opening[QCOWOption.lock]
         let file = try ImageFile(fd: opening.fd)
-        var cleanUp: [() -> Void] = [{ file.finish() }]
         do throws(PluginError) {
-            if isLocked {
-                try ImageLock.take(fd: file.fd, isReadOnly: true)
-                cleanUp.append { ImageLock.release(fd: file.fd) }
-            }
+            if isLocked { try ImageLock.take(fd: file.fd, isReadOnly: true, isSuccessor: opening.isSuccessor) }
             let image = try examining { () throws(ImageError) in try QCOWImage(file) }
             // The configured format is believed, so the image must be of it.
             guard opening.format == image.header.format else {
@@ -55,7 +50,7 @@ final class QCOWDevice: CountingDisk {
             decryption = try Self.decryption(file, image, opening)
             self.image = image
         } catch {
-            for step in cleanUp.reversed() { step() }
+            file.finish()
             throw error
         }
         self.file = file
@@ -102,7 +97,6 @@ final class QCOWDevice: CountingDisk {
 
     func close() {
         backing?.finish()
-        if isLocked { ImageLock.release(fd: file.fd) }
         file.finish()
     }
 

@@ -35,6 +35,8 @@ public struct OperationError: Error, Equatable, Sendable, CustomStringConvertibl
         case none
         /// A positive errno
         case errno(Int32)
+        /// A positive errno, which the context says in better words
+        case told(Int32)
         /// Another error
         case error(OperationError)
     }
@@ -72,7 +74,7 @@ public struct OperationError: Error, Equatable, Sendable, CustomStringConvertibl
     public var code: Int32 {
         switch source {
         case .none: 0
-        case .errno(let code): code
+        case .errno(let code), .told(let code): code
         case .error(let error): error.code
         }
     }
@@ -83,7 +85,7 @@ public struct OperationError: Error, Equatable, Sendable, CustomStringConvertibl
     /// For the operator: the context, then what is behind it.
     public var description: String {
         switch source {
-        case .none: context
+        case .none, .told: context
         case .errno(let code): "\(context): \(errnoText(code))"
         case .error(let error): "\(context): \(error)"
         }

@@ -14,6 +14,16 @@ public enum SmallFile {
         let count = unsafe bytes.withUnsafeMutableBytes { unsafe read(file, $0.baseAddress, $0.count) }
         return count > 0 ? Array(bytes[..<count]) : nil
     }
+
+    /// Writes a file (0600) beside `path` and gives it that name: a reader sees the old content or all of the new.
+    public static func replace(_ path: String, with bytes: [UInt8]) throws(OperationError) {
+        let new = path + ".new"
+        let flags = O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW
+        let file = try Descriptor(unsafe clinux_open(new, flags, 0o600), "make \(new)")
+        let count = unsafe bytes.withUnsafeBytes { unsafe write(file.raw, $0.baseAddress, $0.count) }
+        if count != bytes.count { throw OperationError(count < 0 ? errno : ENOSPC, "write \(new)") }
+        if unsafe rename(new, path) != 0 { throw OperationError(errno, "rename \(new) to \(path)") }
+    }
 }
 
 /// The names in a folder.

@@ -7,7 +7,8 @@
 
 extern char **environ;
 
-int clinux_spawn(const char *path, char *const arguments[], int output, int kept, int second, pid_t *process)
+int clinux_spawn(const char *path, char *const arguments[], int output, int kept, int second, int third,
+                 pid_t *process)
 {
     posix_spawnattr_t attributes;
     posix_spawn_file_actions_t actions;
@@ -30,7 +31,10 @@ int clinux_spawn(const char *path, char *const arguments[], int output, int kept
     if (!error && output >= 0) error = posix_spawn_file_actions_adddup2(&actions, output, 1);
     if (!error && kept >= 0) error = posix_spawn_file_actions_adddup2(&actions, kept, 3);
     if (!error && second >= 0) error = posix_spawn_file_actions_adddup2(&actions, second, 4);
-    if (!error) error = posix_spawn_file_actions_addclosefrom_np(&actions, second >= 0 ? 5 : kept >= 0 ? 4 : 3);
+    else if (!error && third >= 0) error = posix_spawn_file_actions_addopen(&actions, 4, "/dev/null", O_RDONLY, 0);
+    if (!error && third >= 0) error = posix_spawn_file_actions_adddup2(&actions, third, 5);
+    int first_closed = third >= 0 ? 6 : second >= 0 ? 5 : kept >= 0 ? 4 : 3;
+    if (!error) error = posix_spawn_file_actions_addclosefrom_np(&actions, first_closed);
     if (!error) error = posix_spawn(process, path, &actions, &attributes, arguments, environ);
     posix_spawn_file_actions_destroy(&actions);
     posix_spawnattr_destroy(&attributes);
@@ -65,7 +69,63 @@ int clinux_group(const char *name, gid_t *group)
     return -1;
 }
 
-int clinux_notify(const char *path, const char *message)
+int clinux_send_descriptors(int socket, const struct sockaddr_un *to, size_t to_size, const void *bytes, size_t count,
+                            const int *descriptors, size_t descriptor_count)
+{
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(CLINUX_MOST_DESCRIPTORS * sizeof(int))];
+    } control;
+    struct iovec data = {.iov_base = (void *)bytes, .iov_len = count};
+    struct msghdr message = {.msg_name = (void *)to, .msg_namelen = (socklen_t)to_size, .msg_iov = &data, .msg_iovlen = 1};
+    if (descriptor_count > CLINUX_MOST_DESCRIPTORS) { errno = E2BIG; return -1; }
+    if (descriptor_count > 0) {
+        memset(&control, 0, sizeof control);
+        message.msg_control = &control;
+        message.msg_controllen = CMSG_SPACE(descriptor_count * sizeof(int));
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(descriptor_count * sizeof(int));
+        memcpy(CMSG_DATA(header), descriptors, descriptor_count * sizeof(int));
+    }
+    ssize_t sent;
+    do sent = sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT); while (sent < 0 && errno == EINTR);
+    return sent < 0 ? -1 : 0;
+}
+
+ssize_t clinux_receive_descriptors(int socket, void *bytes, size_t capacity, int *descriptors, size_t *descriptor_count)
+{
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(CLINUX_MOST_DESCRIPTORS * sizeof(int))];
+    } control;
+    struct iovec data = {.iov_base = bytes, .iov_len = capacity};
+    struct msghdr message = {
+        .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    *descriptor_count = 0;
+    ssize_t got;
+    do got = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC); while (got < 0 && errno == EINTR);
+    if (got < 0) return -1;
+    for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header)) {
+        if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+        size_t found = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < found; i++) {
+            int descriptor;
+            memcpy(&descriptor, CMSG_DATA(header) + i * sizeof(int), sizeof descriptor);
+            if (*descriptor_count < CLINUX_MOST_DESCRIPTORS) descriptors[(*descriptor_count)++] = descriptor;
+            else close(descriptor);
+        }
+    }
+    if (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) {
+        while (*descriptor_count > 0) close(descriptors[--*descriptor_count]);
+        errno = EMSGSIZE;
+        return -1;
+    }
+    return got;
+}
+
+int clinux_notify(const char *path, const char *message, const int *descriptors, size_t descriptor_count)
 {
     struct sockaddr_un address;
     size_t length = strlen(path);
@@ -77,11 +137,11 @@ int clinux_notify(const char *path, const char *message)
     if (path[0] == '@') address.sun_path[0] = 0; else size++;
     int made = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (made < 0) return -1;
-    ssize_t sent = sendto(made, message, strlen(message), MSG_NOSIGNAL, (struct sockaddr *)&address, size);
+    int sent = clinux_send_descriptors(made, &address, size, message, strlen(message), descriptors, descriptor_count);
     int error = errno;
     close(made);
     errno = error;
-    return sent < 0 ? -1 : 0;
+    return sent;
 }
 
 int clinux_detach(void)

@@ -37,7 +37,7 @@ public struct DiskSource: Sendable, Equatable {
     static let opaqueByteLimit = 1024
 
     /// The path, for a plugin that is given an open file. What is no path is refused, with how to say it.
-    func filePath() throws(OperationError) -> String {
+    package func filePath() throws(OperationError) -> String {
         if path.hasPrefix("/") { return path }
         // A format and a path with two '/' look like a URI, and only the plugin tells which it is.
         let prefix = "\(format):"
@@ -125,6 +125,6 @@ package struct DiskFile: ~Copyable {
             case ETXTBSY, EBUSY: "; something else uses it"
             default: ""
             }
-        return OperationError(.open, "cannot open \(path): \(errnoText(code))\(advice)")
+        return OperationError(.open, "cannot open \(path): \(errnoText(code))\(advice)", .told(code))
     }
 }

@@ -3,6 +3,7 @@
 import Base
 import CLinux
 import Glibc
+internal import StorageKeeping
 import PluginAPI
 import Support
 import Synchronization
@@ -42,7 +43,7 @@ final class HostChild: Sendable {
                     + "qemu-img rebase -u -b \(BackingName.shown(name.path)) -F FORMAT, or in an option of the disk")
         }
         let plugin = format == "raw" ? nil : try library(for: format, chain)
-        let file = try name.open()
+        let file = try open(name, inherited: chain.inherited)
         do throws(OperationError) {
             try chain.enter(name.path, format: format, file: file)
         } catch {
@@ -71,6 +72,16 @@ final class HostChild: Sendable {
             if plugin == nil { Glibc.close(file) }
             throw error
         }
+    }
+
+    /// The file of the process before, or the one that has the name now.
+    private static func open(_ name: BackingName, inherited: KeptStorage?) throws(OperationError) -> Int32 {
+        guard let inherited else { return try name.open() }
+        guard let image = inherited.image(at: name.path) else {
+            throw OperationError(
+                .open, "the image names another backing file than before: \(BackingName.shown(name.path))")
+        }
+        return try duplicate(image.file)
     }
 
     private static func library(for format: String, _ chain: ImageChain) throws(OperationError) -> PluginLibrary {

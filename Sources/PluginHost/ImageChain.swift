@@ -3,6 +3,7 @@
 import Base
 import CLinux
 import Glibc
+package import StorageKeeping
 import Synchronization
 import Support
 
@@ -13,21 +14,31 @@ package final class ImageChain: Sendable {
         let path: String
         let format: String
         let identity: StorageIdentity
+        /// Open as long as the disk is.
+        let file: Int32
     }
 
     private struct State {
+        var inherited: KeptStorage?
         var images: [Image] = []
         var seen: Set<StorageIdentity> = []
     }
 
     let policy: BackingPolicy
     let pluginDirectories: [String]
-    private let state = Mutex(State())
+    private let state: Mutex<State>
 
-    package init(policy: BackingPolicy, pluginDirectories: [String]) {
+    package init(policy: BackingPolicy, pluginDirectories: [String], inherited: KeptStorage? = nil) {
+        state = Mutex(State(inherited: inherited))
         self.policy = policy
         self.pluginDirectories = pluginDirectories
     }
+
+    /// The open images of the process that served the disk before; nil: images are opened by their names.
+    var inherited: KeptStorage? { state.withLock { $0.inherited } }
+
+    /// All images are open: closes what is not used of the process before.
+    func finish() { state.withLock { $0.inherited = nil } }
 
     /// The images that are open so far.
     var images: [Image] { state.withLock { $0.images } }
@@ -47,7 +58,7 @@ package final class ImageChain: Sendable {
                     "\(state.images.first?.path ?? path) has a chain of more than \(most) images; merge some of them "
                     + "(qemu-img commit, qemu-img convert)"
             }
-            state.images.append(Image(path: path, format: format, identity: identity))
+            state.images.append(Image(path: path, format: format, identity: identity, file: file))
             return nil
         }
         if let problem { throw OperationError(.open, problem) }

@@ -44,7 +44,7 @@ extension OperationError {
         if message.isEmpty {
             self.init(.open, what, .errno(code))
         } else {
-            self.init(.open, "\(what): \(message)")
+            self.init(.open, "\(what): \(message)", .told(code))
         }
     }
 }

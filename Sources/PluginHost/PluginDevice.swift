@@ -6,6 +6,7 @@ import CLinux
 import Glibc
 import PluginAPI
 import Synchronization
+package import StorageKeeping
 import Support
 
 /// An open disk. Only the control thread makes the plugin's control calls.
@@ -48,10 +49,12 @@ public final class PluginDevice: @unchecked Sendable {
 
     /// Loads the plugin for the source's format, opens the image and passes it to the plugin.
     ///
-    /// Files that the image names are opened only where `backing` allows it. `onNotify` is called on any thread with
+    /// Files that the image names are opened only where `backing` allows it. With `inherited`, the open files of the
+    /// process before are used, and no name is opened. `onNotify` is called on any thread with
     /// an `XBB_NOTIFY_` number.
-    public convenience init(
-        _ source: DiskSource, directories: [String], backing: BackingPolicy = BackingPolicy(), log: Log,
+    package convenience init(
+        _ source: DiskSource, directories: [String], backing: BackingPolicy = BackingPolicy(),
+        inherited: KeptStorage? = nil, log: Log,
         onNotify: @escaping @Sendable (UInt32) -> Void
     ) throws(OperationError) {
         let library = try PluginLibrary.load(
@@ -68,17 +71,22 @@ public final class PluginDevice: @unchecked Sendable {
                 "plugin '\(library.name)' only reads: attach the disk read-only (mode r), or convert the image to raw "
                     + "(qemu-img convert -O raw)")
         }
-        let chain = ImageChain(policy: backing, pluginDirectories: directories)
+        let chain = ImageChain(policy: backing, pluginDirectories: directories, inherited: inherited)
         var source = source
         var direct = false
         var file: Int32 = -1
         if !library.hasNoFile {
             source.path = try source.filePath()
-            let opened = try DiskFile(
-                path: source.path, readOnly: source.readOnly, direct: source.direct, expecting: source.deviceNumber)
-            direct = opened.isDirect
-            file = dup3Cloexec(opened.descriptor)
-            if file < 0 { throw OperationError(.open, "cannot open \(source.path)", .errno(errno)) }
+            if let image = inherited?.images.first {
+                file = try duplicate(image.file)
+                direct = clinux_fcntl_int(file, F_GETFL, 0) & O_DIRECT != 0
+            } else {
+                let opened = try DiskFile(
+                    path: source.path, readOnly: source.readOnly, direct: source.direct,
+                    expecting: source.deviceNumber)
+                direct = opened.isDirect
+                file = try duplicate(opened.descriptor)
+            }
             do throws(OperationError) {
                 try chain.enter(source.path, format: source.format, file: file)
             } catch {
@@ -113,9 +121,15 @@ public final class PluginDevice: @unchecked Sendable {
                 return try HostChild.open(
                     reference, in: source.path, chain: chain, options: source.options, log: log, onNotify: onNotify)
             }
-            defer { host.allowChildren(nil) }
+            defer {
+                host.allowChildren(nil)
+                if !isBacking { chain.finish() }
+            }
+            let flags =
+                (source.readOnly ? Int(XBB_OPEN_RDONLY) : 0) | (direct ? Int(XBB_OPEN_DIRECT) : 0)
+                | (isBacking ? Int(XBB_OPEN_BACKING) : 0) | (chain.inherited != nil ? Int(XBB_OPEN_SUCCESSOR) : 0)
             unsafe opened = try unsafe Self.open(
-                library, source, options: options, file: file, direct: direct, isBacking: isBacking, host: hostPointer)
+                library, source, options: options, file: file, flags: flags, host: hostPointer)
             do throws(OperationError) {
                 info = try unsafe Self.query(library, opened)
             } catch {
@@ -132,14 +146,11 @@ public final class PluginDevice: @unchecked Sendable {
     }
 
     private static func open(
-        _ library: PluginLibrary, _ source: DiskSource, options: PluginOptionValues, file: Int32, direct: Bool,
-        isBacking: Bool, host: OpaquePointer
+        _ library: PluginLibrary, _ source: DiskSource, options: PluginOptionValues, file: Int32, flags: Int,
+        host: OpaquePointer
     ) throws(OperationError) -> UnsafeMutableRawPointer? {
         var handle: UnsafeMutableRawPointer?
         var failure = xbb_error()
-        let flags =
-            (source.readOnly ? Int(XBB_OPEN_RDONLY) : 0) | (direct ? Int(XBB_OPEN_DIRECT) : 0)
-            | (isBacking ? Int(XBB_OPEN_BACKING) : 0)
         let location = library.hasNoFile ? try source.opaqueLocation() : nil
         let result = unsafe withOpenRequest(
             source.format, label: source.path, location: location, flags: flags, file: file, options: options,
@@ -196,6 +207,19 @@ public final class PluginDevice: @unchecked Sendable {
 
     /// The files and devices of the disk, in the order of ``images``.
     package var storage: [StorageIdentity] { chain.images.map(\.identity) }
+
+    /// The open files and devices of the disk, for a successor; nil if the plugin opens no file. While the disk is open.
+    package func keptStorage() throws(OperationError) -> KeptStorage? {
+        var images: [KeptStorage.Image] = []
+        for image in chain.images {
+            let file = Descriptor(owning: try duplicate(image.file))
+            guard let kept = KeptStorage.Image(path: image.path, format: image.format, file: file) else {
+                throw OperationError(.open, "cannot examine \(image.path)", .errno(errno))
+            }
+            images.append(kept)
+        }
+        return KeptStorage(images)
+    }
 
     /// True if the guest may not write: read-only was asked for, or the plugin cannot write.
     public var isReadOnly: Bool { source.readOnly || !info.capabilities.contains(.write) }
@@ -300,6 +324,12 @@ public final class PluginDevice: @unchecked Sendable {
     }
 }
 
-private func dup3Cloexec(_ descriptor: Int32) -> Int32 {
-    clinux_fcntl_int(descriptor, F_DUPFD_CLOEXEC, 3)
+/// Another descriptor of an open file, closed on exec.
+func duplicate(_ descriptor: Int32) throws(OperationError) -> Int32 {
+    let copy = clinux_fcntl_int(descriptor, F_DUPFD_CLOEXEC, 3)
+    if copy < 0 { throw OperationError(errno, "keep an image open") }
+    return copy
 }
+
+/// Another descriptor of an open file, closed on exec.
+func duplicate(_ file: Descriptor) throws(OperationError) -> Int32 { try duplicate(file.raw) }

@@ -183,6 +183,17 @@ public struct VBDMachine: Sendable {
         }
     }
 
+    /// The frontend waits on rings that an earlier process served.
+    public var ownsInheritedRings: Bool { run == .inherited }
+
+    /// Another process goes on with this VBD.
+    public var leavesToSuccessor: Bool {
+        switch node {
+        case .lost(.handedOver), .lost(.storeFailed): true
+        case .lost, .present, .updating: false
+        }
+    }
+
     /// The first actions.
     public mutating func start() -> [Action] {
         var actions: [Action] = []

@@ -30,6 +30,10 @@ enum Arguments {
         number: "standby",
         "prepare, say so on this inherited socket, and serve when told there and --lock is free", 3...1023,
         placeholder: "FD")
+    static let storage = Setting(
+        number: "storage",
+        "the inherited socket on which the disk's open files come from the process before and are left for the next",
+        3...1023, placeholder: "FD")
     static let predecessor = Setting(
         text: "predecessor",
         "how the process ended that served the disk before: unknown, handed-over, killed:HOW or crashed:HOW", "END",
@@ -57,7 +61,7 @@ enum Arguments {
         [backendPath.declaration, loopback.declaration, control.declaration, source.declaration]
         + SettingsSchema.worker.filter { $0.workerForm == .option } + [
             change.declaration, emptyDirectory.declaration, journal.declaration, lock.declaration,
-            standby.declaration, predecessor.declaration, probe.declaration, inspect.declaration, format.declaration,
+            standby.declaration, storage.declaration, predecessor.declaration, probe.declaration, inspect.declaration, format.declaration,
             chain.declaration, dumpPlugins.declaration, describePlugin.declaration, help.declaration,
             version.declaration,
         ]

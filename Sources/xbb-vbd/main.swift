@@ -139,6 +139,7 @@ options.controlSocket = command[Arguments.control]
 options.journal = command[Arguments.journal]
 options.lock = command[Arguments.lock].map(Int32.init(clamping:))
 options.standby = command[Arguments.standby].map(Int32.init(clamping:))
+options.storage = command[Arguments.storage].map(Int32.init(clamping:))
 options.predecessor = command[Arguments.predecessor].flatMap { Predecessor($0) } ?? .unknown
 options.confinement = confinement(command)
 if let directory = command[Arguments.loopback] {

@@ -4,6 +4,7 @@ import Base
 import Blkfront
 import CLinux
 import Foundation
+import Support
 import Testing
 import Xen
 import XenLoopback
@@ -46,7 +47,7 @@ final class LibxlLab {
     let store: any XenStore
     /// Where the plugins are.
     let plugins: String
-    private let daemon = Process()
+    private var daemon = Process()
     private var isStopped = false
 
     /// The domain that xbbd runs in.
@@ -62,15 +63,32 @@ final class LibxlLab {
         if inDriverDomain { try Self.prepareDriverDomain(domain, store) }
         plugins = try Lab.stagePlugins(in: "\(directory)/plugins")
         mkdir("\(directory)/run", 0o755)
-        daemon.executableURL = URL(fileURLWithPath: "\(buildDirectory)/xbbd")
-        daemon.arguments =
+        arguments =
             [
                 "--loopback", xen.directory, "--run-dir", "\(directory)/run", "--plugin-dir", plugins, "--worker",
                 "\(buildDirectory)/xbb-vbd", "--stop-workers",
             ] + kinds.flatMap { ["--backend", $0] } + options
-        daemon.environment = ["SWIFT_BACKTRACE": "enable=no", "XBB_LOOPBACK_DOMAIN": String(domain)]
         _ = FileManager.default.createFile(atPath: "\(directory)/log", contents: nil)
-        daemon.standardError = FileHandle(forWritingAtPath: "\(directory)/log")
+        try start()
+    }
+
+    private let arguments: [String]
+
+    /// The number of xbbd's process.
+    var daemonProcess: Int32 { daemon.processIdentifier }
+
+    /// Starts xbbd, with `environment` as well.
+    func start(environment: [String: String] = [:]) throws {
+        unlink("\(directory)/run/xbbd.sock")
+        daemon = Process()
+        daemon.executableURL = URL(fileURLWithPath: "\(buildDirectory)/xbbd")
+        daemon.arguments = arguments
+        daemon.environment = ["SWIFT_BACKTRACE": "enable=no", "XBB_LOOPBACK_DOMAIN": String(domain)].merging(
+            environment
+        ) { $1 }
+        let output = FileHandle(forWritingAtPath: "\(directory)/log")
+        _ = try output?.seekToEnd()
+        daemon.standardError = output
         try daemon.run()
         try eventually("xbbd to answer; log: \(log)") {
             FileManager.default.fileExists(atPath: "\(directory)/run/xbbd.sock")
@@ -79,11 +97,57 @@ final class LibxlLab {
 
     deinit { stop() }
 
+    /// Starts xbbd as a service manager does that has a descriptor for it (sd_listen_fds(3)).
+    func startAgain(with file: Int32, environment: [String: String]) throws {
+        let script = "\(directory)/start.sh"
+        let words = (["\(buildDirectory)/xbbd"] + arguments).map { "'\($0)'" }.joined(separator: " ")
+        try "LISTEN_PID=$$ LISTEN_FDS=1 exec \(words) 2>>'\(directory)/log'\n".write(
+            toFile: script, atomically: true, encoding: .utf8)
+        for (name, value) in environment { setenv(name, value, 1) }
+        defer { for name in environment.keys { unsetenv(name) } }
+        unlink("\(directory)/run/xbbd.sock")
+        let (code, process) = startProgram("/bin/sh", ["sh", script], kept: file)
+        guard code == 0 else { throw OperationError(code, "start xbbd") }
+        strayDaemon = process
+        try eventually("xbbd to answer; log: \(log)") {
+            FileManager.default.fileExists(atPath: "\(directory)/run/xbbd.sock")
+        }
+    }
+
+    /// An xbbd that ``startAgain(with:environment:)`` has started; 0 for none.
+    private var strayDaemon: Int32 = 0
+
+    /// Kills xbbd; workers go on.
+    func killDaemon() {
+        kill(daemon.processIdentifier, SIGKILL)
+        daemon.waitUntilExit()
+    }
+
+    /// Runs xbbctl and gives what it printed.
+    @discardableResult
+    func xbbctl(_ command: String) throws -> String {
+        try Self.shell(
+            "'\(buildDirectory)/xbbctl' \(command) --loopback '\(xen.directory)' "
+                + "--socket '\(directory)/run/xbbd.sock' 2>&1")
+    }
+
+    /// The worker of the only disk; nil while there is none.
+    func worker() throws -> Int32? {
+        struct Row: Decodable { var pid: Int32? }
+        let list = try JSONDecoder().decode([String: [Row]].self, from: Data(try xbbctl("list --json").utf8))
+        return list["vbds"]?.first?.pid
+    }
+
     /// Ends everything; workers end with xbbd.
     func stop() {
         if isStopped { return }
         isStopped = true
-        daemon.terminate()
+        if strayDaemon > 0 {
+            kill(strayDaemon, SIGTERM)
+            var status: Int32 = 0
+            waitpid(strayDaemon, &status, 0)
+        }
+        if daemon.isRunning { daemon.terminate() }
         daemon.waitUntilExit()
         xen.stop()
         try? FileManager.default.removeItem(atPath: directory)

@@ -7,9 +7,10 @@
 
 /* Starts `path` in a process group of its own with no signal blocked or ignored, standard input from /dev/null, standard
  * output to `output` (-1: as here), descriptor 3 a copy of `kept` (-1: none), 4 one of `second` (-1: none; only with
- * `kept`, and not 3 itself), and no other descriptor than these. The environment is that of this process. 0 and *process,
+ * `kept`) and 5 one of `third` (-1: none), and no other descriptor than these; none of them is below 6 here. The environment is that of this process. 0 and *process,
  * or an errno, also that of a failed execve. */
-int clinux_spawn(const char *path, char *const arguments[], int output, int kept, int second, pid_t *process);
+int clinux_spawn(const char *path, char *const arguments[], int output, int kept, int second, int third,
+                 pid_t *process);
 
 /* A close-on-exec descriptor of a process that is readable once it has ended; -1 and errno. */
 int clinux_pidfd_open(pid_t process);
@@ -21,8 +22,22 @@ int clinux_pidfd_wait(int pidfd, int *code, int *signal);
 /* The group of that name: 1, 0 where there is none, -1 and errno. */
 int clinux_group(const char *name, gid_t *group);
 
-/* One datagram to the socket at `path`, '@' in front for an abstract one, as sd_notify(3) sends it; -1 and errno. */
-int clinux_notify(const char *path, const char *message);
+/* The most descriptors of one message. */
+#define CLINUX_MOST_DESCRIPTORS 64
+
+/* One message with descriptors (SCM_RIGHTS), without waiting: 0, or -1 and errno. `to` and `to_size` are NULL and 0 for a
+ * connected socket. */
+struct sockaddr_un;
+int clinux_send_descriptors(int socket, const struct sockaddr_un *to, size_t to_size, const void *bytes, size_t count,
+                            const int *descriptors, size_t descriptor_count);
+/* The next message, without waiting: its bytes and descriptors, close-on-exec, of which `descriptors` has room for
+ * CLINUX_MOST_DESCRIPTORS. -1 and errno; EMSGSIZE for a message that is larger than the room, whose descriptors are
+ * closed. */
+ssize_t clinux_receive_descriptors(int socket, void *bytes, size_t capacity, int *descriptors, size_t *descriptor_count);
+
+/* One datagram, with descriptors if there are some, to the socket at `path`, '@' in front for an abstract one, as
+ * sd_notify(3) sends it; -1 and errno. */
+int clinux_notify(const char *path, const char *message, const int *descriptors, size_t descriptor_count);
 
 /* Goes into the background, with standard input and output on /dev/null and standard error on the system log, where each
  * write is a message. Returns in the child alone; -1 and errno. Not to be called with threads running. */

@@ -178,6 +178,9 @@ struct xbb_value {                          /* host parsed and checked it; index
 #define XBB_OPEN_RDONLY   (1u << 0)
 #define XBB_OPEN_DIRECT   (1u << 1)         /* fd was opened with O_DIRECT */
 #define XBB_OPEN_BACKING  (1u << 2)         /* this is a lower layer of a chain: always with RDONLY */
+#define XBB_OPEN_SUCCESSOR (1u << 3)        /* since 1.1.  fd is the open file of the process that served the disk before:
+                                               locks that belong to the open file (F_OFD_SETLK) have been held all the
+                                               time, so nobody else's lock is a reason to refuse */
 
 struct xbb_open {                           /* borrowed for the call, with format and label */
     uint32_t                struct_size;
@@ -186,7 +189,9 @@ struct xbb_open {                           /* borrowed for the call, with forma
     int32_t                 fd;             /* the image or device; -1 for network plugins.  Borrowed:
                                                stays open until close() returns, dup() it to keep it.
                                                Until then its file position, its status flags (O_DIRECT)
-                                               and locks on it are the plugin's */
+                                               and locks on it are the plugin's.  A lock that is not given
+                                               back in close() ends when the disk is detached: until then
+                                               the host keeps the file open for a successor */
     uint32_t                option_count;
     const struct xbb_value *options;        /* option_count == plugin->option_count; until close() returns */
     const char             *format;         /* the entry of plugin->formats that was configured */

@@ -9,6 +9,8 @@ public struct ServiceManager: Sendable {
     private let path: String?
     /// The interval of heartbeats in ns, half of the manager's watchdog timeout; nil if it expects none.
     public let heartbeat: UInt64?
+    /// The descriptors that it has kept, and their names.
+    private let stored: [(name: String, file: Descriptor)]
 
     /// Removes NOTIFY_SOCKET from the environment, so that workers do not report in xbbd's name.
     public init() {
@@ -17,6 +19,8 @@ public struct ServiceManager: Sendable {
         let isMeant = value("WATCHDOG_PID").map { $0 == String(getpid()) } ?? true
         let microseconds = value("WATCHDOG_USEC").flatMap { UInt64($0) } ?? 0
         heartbeat = isMeant && microseconds > 0 && microseconds < UInt64.max / 1000 ? microseconds * 500 : nil
+        stored =
+            value("LISTEN_PID") == String(getpid()) ? Self.inherited(value("LISTEN_FDS"), value("LISTEN_FDNAMES")) : []
         for name in ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
             unsafe unsetenv(name)
         }
@@ -24,8 +28,43 @@ public struct ServiceManager: Sendable {
 
     /// Sends "READY=1" or another state. Does nothing if there is no service manager or it does not listen.
     public func say(_ state: String) {
-        if let path { _ = unsafe clinux_notify(path, state) }
+        if let path { _ = unsafe clinux_notify(path, state, nil, 0) }
     }
+
+    // MARK: Its descriptor store
+
+    /// The first descriptor that is passed on (sd_listen_fds(3)).
+    private static var firstDescriptor: Int32 { 3 }
+
+    private static func inherited(_ count: String?, _ names: String?) -> [(name: String, file: Descriptor)] {
+        let count = min(count.flatMap { Int32($0) } ?? 0, 65536)
+        guard count > 0 else { return [] }
+        let names = (names ?? "").split(separator: ":", omittingEmptySubsequences: false).map(String.init)
+        return (0..<count).map { index in
+            let raw = firstDescriptor + index
+            _ = clinux_fcntl_int(raw, F_SETFD, FD_CLOEXEC)
+            let name = Int(index) < names.count ? names[Int(index)] : ""
+            return (name, Descriptor(owning: raw))
+        }
+    }
+
+    /// There is one.
+    var isPresent: Bool { path != nil }
+
+    /// What an earlier process has stored, by name.
+    func takeStored() -> [String: [Descriptor]] {
+        Dictionary(grouping: stored, by: \.name).mapValues { $0.map(\.file) }
+    }
+
+    /// Stores open files beyond the end of this process (FDSTORE). `name` has no ':' and at most 255 bytes.
+    func store(_ files: [Descriptor], as name: String) {
+        guard let path else { return }
+        let raw = files.map(\.raw)
+        _ = unsafe clinux_notify(path, "FDSTORE=1\nFDNAME=\(name)", raw, raw.count)
+    }
+
+    /// Closes what is stored with that name.
+    func removeStored(_ name: String) { say("FDSTOREREMOVE=1\nFDNAME=\(name)") }
 }
 
 /// The process itself.

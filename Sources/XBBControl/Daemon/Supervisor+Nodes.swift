@@ -60,6 +60,7 @@ extension Supervisor {
             hand(.node(facts), to: record)
         } else if let facts {
             let record = Record(address, policy: settings.policy)
+            record.storage = storageStore?.take(address)
             records[address] = record
             hand(.node(facts), to: record)
         }

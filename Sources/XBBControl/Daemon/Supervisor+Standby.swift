@@ -6,6 +6,7 @@
 import Base
 import CLinux
 import Glibc
+import StorageKeeping
 import Support
 
 extension Supervisor {
@@ -42,9 +43,12 @@ extension Supervisor {
     /// Starts a standby, of the installed program or of the open file `program`.
     func startStandby(_ record: Record, program: Descriptor?) throws(OperationError) -> Standby {
         var arguments = settings.workers.arguments(
-            for: record.address, own: own, in: directory, predecessor: nil, standsBy: true)
+            for: record.address, own: own, in: directory, predecessor: nil, standsBy: true,
+            keepsStorage: program == nil)
         if let program { arguments[0] = Self.path(of: program) }
-        let standby = try Standby(arguments, lockPath: directory.workerLock(record.address))
+        let standby = try Standby(
+            arguments, lockPath: directory.workerLock(record.address), keepsStorage: program == nil,
+            isPromised: record.storage != nil)
         do throws(OperationError) {
             try loop.add(standby.process.pidfd.raw) { [unowned self, unowned record] in standbyEnded(record) }
             if let channel = standby.channel {
@@ -61,7 +65,7 @@ extension Supervisor {
     private func standbySpoke(_ record: Record) {
         guard let standby = record.standby, standby.receiveReady(loop) else { return }
         guard case .preparing(let program) = record.replacement, let process = record.process else { return }
-        guard standby.call(after: nil, loop) else { return }
+        guard standby.call(after: nil, with: record.storage, loop) else { return }
         process.send(SIGTERM)
         record.replacement = .draining(program)
         log(record.address).info("\(record.address): worker \(process.process) is told to hand over")
@@ -115,14 +119,14 @@ extension Supervisor {
 
     /// Makes the standby the VBD's worker, after the last worker has ended; nil if there is no standby that can be
     /// called.
-    func promote(_ record: Record) -> WorkerProcess? {
+    func promote(_ record: Record) -> (process: WorkerProcess, storage: StorageChannel?)? {
         guard let standby = record.standby else { return nil }
-        guard standby.isCalled || standby.call(after: record.lastExit, loop) else {
+        guard standby.isCalled || standby.call(after: record.lastExit, with: record.storage, loop) else {
             dismiss(record)
             return nil
         }
         record.standby = nil
         loop.remove(standby.process.pidfd.raw)
-        return standby.process
+        return (standby.process, standby.storage)
     }
 }

@@ -3,6 +3,7 @@
 import Base
 import CLinux
 import Glibc
+import StorageKeeping
 import Support
 
 extension Supervisor {
@@ -37,10 +38,11 @@ extension Supervisor {
         let address = record.address
         if isStopping { return .startFailed("xbbd ends") }
         do throws(OperationError) {
-            if let process = promote(record) {
-                try follow(process, record)
+            if let next = promote(record) {
+                try follow(next.process, record)
+                listen(to: next.storage, record)
                 record.startCount += 1
-                log(address).info("\(address): worker \(process.process) takes over")
+                log(address).info("\(address): worker \(next.process.process) takes over")
                 return .started
             }
             let lock: FileLock
@@ -61,10 +63,14 @@ extension Supervisor {
             if settings.claim.isKernels(address.kind) {
                 return .startFailed("the kernel's xen-blkback was loaded and takes backend/\(address.kind)")
             }
+            var program: Descriptor?
+            if case .rolledBack(let old) = record.replacement { program = old }
             var arguments = settings.workers.arguments(
-                for: address, own: own, in: directory, predecessor: record.lastExit)
-            if case .rolledBack(let program) = record.replacement { arguments[0] = Self.path(of: program) }
-            let process = try WorkerProcess.spawn(arguments, kept: lock.file)
+                for: address, own: own, in: directory, predecessor: record.lastExit, keepsStorage: program == nil)
+            if let program { arguments[0] = Self.path(of: program) }
+            let channel = program == nil ? try StorageChannel.pair() : nil
+            if let kept = record.storage { channel?.own.send(.keep(kept)) }
+            let process = try WorkerProcess.spawn(arguments, kept: lock.file, third: channel?.other)
             // If xbbd crashes before this, the lock has no note: the next xbbd waits for the lock without knowing the
             // process.
             lock.write(note: ProcessIdentity(running: process.process)?.note ?? "")
@@ -74,6 +80,7 @@ extension Supervisor {
                 process.send(SIGKILL)
                 throw error
             }
+            listen(to: channel?.own, record)
             record.startCount += 1
             log(address).info("\(address): worker \(process.process) started")
             return .started
@@ -108,6 +115,7 @@ extension Supervisor {
             hand(.exited(exit, record.supervision.node), to: record)
         }
         if record.supervision.deadline == nil { dismiss(record) }
+        if record.supervision.phase == .over { letStorageGo(record) }
         if case .waiting(let until) = record.supervision.phase {
             let now = clinux_monotonic_ns()
             let left = max(until, now) - now
@@ -120,6 +128,7 @@ extension Supervisor {
     /// Drops a VBD whose node is gone, and removes its files unless a process still holds them.
     private func forget(_ record: Record) {
         dismiss(record)
+        letStorageGo(record)
         records[record.address] = nil
         do throws(OperationError) {
             guard case .taken(let lock) = try FileLock.attempt(directory.workerLock(record.address)) else { return }

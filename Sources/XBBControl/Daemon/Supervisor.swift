@@ -3,6 +3,7 @@
 import Base
 import CLinux
 import Glibc
+import StorageKeeping
 public import Xen
 import Support
 
@@ -16,6 +17,12 @@ public final class Supervisor {
         var process: WorkerProcess?
         /// The process that is prepared to take over.
         var standby: Standby?
+        /// The open files of the disk, for the next worker; nil while the storage is closed, or if nobody left them.
+        var storage: KeptStorage?
+        /// Where the worker leaves them.
+        var storageChannel: StorageChannel?
+        /// The worker has left them: each does so once, before it is confined.
+        var hasLeftStorage = false
         /// When a standby is to be started, in ns of CLOCK_MONOTONIC; nil if none is scheduled.
         var standbyDue: UInt64?
         /// How the last known worker ended.
@@ -44,6 +51,8 @@ public final class Supervisor {
     private let ownLock: FileLock
     private let signals: Descriptor
     private var server: ControlServer?
+    /// Where the disks' open files are while xbbd is restarted; nil before ``run(for:)``.
+    private(set) var storageStore: StorageStore?
 
     var records: [VBDAddress: Record] = [:]
     /// VBDs that changed according to watches; read again before the loop sleeps.
@@ -105,11 +114,13 @@ public final class Supervisor {
     /// Throws if XenStore fails; the workers continue.
     public func run(for manager: ServiceManager) throws(OperationError) {
         if manager.heartbeat != nil { nextBeat = 0 }
+        storageStore = StorageStore(manager, directory, log)
         for kind in settings.kinds { try store.watch(kindPath(kind), token: kind) }
         try loop.add(store.watchFileDescriptor) { [unowned self] in watchPending = true }
         try loop.add(signals.raw) { [unowned self] in takeSignal() }
         dirtyKinds = Set(settings.kinds)
         try readChanges()
+        storageStore?.dropRest()
         log.info(
             "serves domain \(own), backend/\(settings.kinds.joined(separator: ", backend/")); "
                 + "\(records.count) VBDs; xbbctl at \(directory.socket)")

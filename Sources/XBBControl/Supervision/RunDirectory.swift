@@ -42,6 +42,9 @@ struct RunDirectory {
     /// The worker's record of requests in flight, for its successor.
     func workerJournal(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).journal" }
 
+    /// What xbbd has stored of a disk's open files with the service manager.
+    func workerStorage(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).storage" }
+
     /// The lock of a worker.
     func workerLock(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).lock" }
 }

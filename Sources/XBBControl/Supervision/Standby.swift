@@ -3,6 +3,7 @@
 import Base
 import CLinux
 import Glibc
+import StorageKeeping
 
 /// A standby worker, and the channel on which it reports that it is ready and is told to take over.
 final class Standby {
@@ -16,11 +17,16 @@ final class Standby {
     private(set) var isCalled = false
     /// nil when nothing more is expected from it.
     private(set) var channel: Descriptor?
+    /// Where it gets the storage of the worker before, and leaves its own; nil for a program of an earlier version.
+    let storage: StorageChannel?
     private var input = LineBuffer(limit: 64)
     private let identity: ProcessIdentity?
 
-    /// Starts a standby with the lock's file as descriptor 3 and the channel as descriptor 4.
-    init(_ arguments: [String], lockPath: String) throws(OperationError) {
+    /// Starts a standby with the lock's file as descriptor 3, the channel as descriptor 4 and, if it knows what to do with
+    /// it, the one for storage as descriptor 5. `isPromised`: it will be given the storage of the worker before.
+    init(
+        _ arguments: [String], lockPath: String, keepsStorage: Bool, isPromised: Bool
+    ) throws(OperationError) {
         let raw = unsafe clinux_open(lockPath, O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0)
         let lock = try Descriptor(raw, "open \(lockPath)")
         var ends: [Int32] = [-1, -1]
@@ -29,7 +35,10 @@ final class Standby {
         channel = Descriptor(owning: ends[0])
         let theirs = Descriptor(owning: ends[1])
         _ = clinux_fcntl_int(theirs.raw, F_SETFL, 0)
-        process = try WorkerProcess.spawn(arguments, kept: lock, second: theirs)
+        let pair = keepsStorage ? try StorageChannel.pair() : nil
+        if isPromised { pair?.own.send(.promised) }
+        storage = pair?.own
+        process = try WorkerProcess.spawn(arguments, kept: lock, second: theirs, third: pair?.other)
         identity = ProcessIdentity(running: process.process)
         deadline = clinux_monotonic_ns() &+ Self.timeLimit
     }
@@ -50,10 +59,11 @@ final class Standby {
         return true
     }
 
-    /// Tells it to take over: from a worker that ended as `end` says, or from one that still serves if `end` is nil.
-    /// Returns false if the standby is not ready or gone.
-    func call(after end: WorkerExit?, _ loop: EventLoop) -> Bool {
+    /// Tells it to take over: from a worker that ended as `end` says, or from one that still serves if `end` is nil, with
+    /// the storage that was kept. Returns false if the standby is not ready or gone.
+    func call(after end: WorkerExit?, with kept: KeptStorage?, _ loop: EventLoop) -> Bool {
         guard let channel, deadline == nil, let identity else { return false }
+        if let kept, let storage, !storage.send(.keep(kept)) { return false }
         let word = "go \(identity.process) \(identity.startTicks)\(end.map { " \($0.asPredecessor)" } ?? "")\n"
         let bytes = [UInt8](word.utf8)
         guard channel.sendAvailable(bytes[...]) == bytes.count else { return false }

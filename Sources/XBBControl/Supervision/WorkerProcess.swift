@@ -63,14 +63,16 @@ final class WorkerProcess {
         self.isAdopted = isAdopted
     }
 
-    /// Starts a program with clinux_spawn(): `kept` becomes its descriptor 3, `second` its descriptor 4, `output` its
-    /// standard output.
+    /// Starts a program with clinux_spawn(): `kept` becomes its descriptor 3, `second` its descriptor 4, `third`
+    /// its descriptor 5, `output` its standard output.
     static func spawn(
-        _ arguments: [String], output: Descriptor? = nil, kept: Descriptor? = nil, second: Descriptor? = nil
+        _ arguments: [String], output: Descriptor? = nil, kept: Descriptor? = nil, second: Descriptor? = nil,
+        third: Descriptor? = nil
     ) throws(OperationError) -> WorkerProcess {
         guard let program = arguments.first else { throw OperationError(EINVAL, "start a process without a name") }
         let (code, process) = startProgram(
-            program, arguments, output: output?.raw ?? -1, kept: kept?.raw ?? -1, second: second?.raw ?? -1)
+            program, arguments, output: output?.raw ?? -1, kept: kept?.raw ?? -1, second: second?.raw ?? -1,
+            third: third?.raw ?? -1)
         if code != 0 { throw OperationError(code, "start \(program)") }
         let raw = clinux_pidfd_open(process)
         if raw < 0 {

@@ -46,10 +46,11 @@ public struct WorkerSettings: Sendable, Equatable {
     }
 
     /// The arguments for a VBD, beginning with the program's name. `predecessor` says how the last worker ended. The
-    /// worker gets the lock as descriptor 3 and, if it is a standby, the channel as descriptor 4.
+    /// worker gets the lock as descriptor 3, a standby its channel as descriptor 4, and both the channel for storage as
+    /// descriptor 5: but not a worker of an earlier version, which does not know that option.
     func arguments(
         for address: VBDAddress, own: DomainID, in directory: RunDirectory, predecessor: WorkerExit?,
-        standsBy: Bool = false
+        standsBy: Bool = false, keepsStorage: Bool
     ) -> [String] {
         var arguments = [executable, "--backend-path", address.backendPath(own: own)]
         if let loopback { arguments += ["--loopback", loopback] }
@@ -57,6 +58,7 @@ public struct WorkerSettings: Sendable, Equatable {
         arguments += ["--control", directory.workerSocket(address), "--empty-dir", directory.emptyDirectory]
         arguments += ["--journal", directory.workerJournal(address)]
         arguments += ["--lock", "3"] + (standsBy ? ["--standby", "4"] : [])
+        if keepsStorage { arguments += ["--storage", "5"] }
         if let predecessor { arguments += ["--predecessor", predecessor.asPredecessor] }
         arguments += ["--storage-source", StorageSource(kind: address.kind) == .params ? "params" : "hotplug"]
         return arguments + options

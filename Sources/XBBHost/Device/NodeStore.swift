@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The backend's and the frontend's node in XenStore, read and changed in transactions.
+import StorageKeeping
 import Base
 import CLinux
 import Glibc

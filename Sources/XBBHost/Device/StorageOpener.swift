@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Opening the storage of a VBD, once for a confined process: format, plugin, rights, in this order.
 import Blkif
+import CLinux
+import Glibc
 import ProcessConfinement
 import ImageInspection
 import PluginHost
 import Base
+import StorageKeeping
 import Support
 import XenBus
 
@@ -14,10 +17,15 @@ final class StorageOpener {
     private let nodes: NodeStore
     private let mailbox: Mailbox
     private let log: Log
+    private let inherited: InheritedStorage
+    /// How long a successor waits for storage that is absent or locked: 10 s, in ns. An image that is being replaced, or that
+    /// somebody looks at, is there again by then; a guest waits that long.
+    private static var patience: UInt64 { 10_000_000_000 }
     /// The process has given up what it does not need to serve its open storage (docs/confinement.md).
     private(set) var isConfined = false
 
-    init(options: VBDOptions, nodes: NodeStore, mailbox: Mailbox, log: Log) {
+    init(options: VBDOptions, nodes: NodeStore, mailbox: Mailbox, inherited: InheritedStorage, log: Log) {
+        self.inherited = inherited
         self.options = options
         self.nodes = nodes
         self.mailbox = mailbox
@@ -28,8 +36,11 @@ final class StorageOpener {
     ///
     /// The control socket, if any, is answered meanwhile. `prepareHandles` opens what the process needs of Xen later; it is
     /// called before the process is confined. Throws what went wrong, and nothing is open then.
+    ///
+    /// `isSuccessor`: a connected guest waits. The storage of the process before is used if it was left; otherwise one that is
+    /// absent, or locked by somebody else, is waited for.
     func open(
-        _ request: DeviceRequest, answeringOn control: ControlSocket?,
+        _ request: DeviceRequest, isSuccessor: Bool, answeringOn control: ControlSocket?,
         prepareHandles: () throws(OperationError) -> Void
     ) throws(OperationError) -> PluginDevice {
         let mailbox = mailbox
@@ -39,14 +50,21 @@ final class StorageOpener {
         source.options = pluginOptions()
         let responder = control.flatMap { OpeningResponder($0, opening: source.path) }
         defer { responder?.end() }
-        source = try FormatDetection.resolve(
-            source, pluginDirectories: options.pluginDirectories, stateDirectory: options.stateDirectory, log: log)
-        let device = try PluginDevice(
-            source, directories: options.pluginDirectories, backing: options.backing, log: log
-        ) {
-            mailbox.post(.notified($0))
+        let storage = inherited.take(for: request, source)
+        if let format = storage?.images.first?.format { source.format = format }
+        let wanted = source
+        let device = try patiently(isSuccessor) { () throws(OperationError) in
+            let source = try FormatDetection.resolve(
+                wanted, pluginDirectories: options.pluginDirectories, stateDirectory: options.stateDirectory, log: log)
+            return try PluginDevice(
+                source, directories: options.pluginDirectories, backing: options.backing, inherited: storage, log: log
+            ) {
+                mailbox.post(.notified($0))
+            }
         }
-        if !device.library.hasNoFile { record(device.source) }
+        source = device.source
+        if !device.library.hasNoFile, storage == nil { record(device.source) }
+        inherited.keep(device)
         publishChain(of: device)
         // Before the process is confined, whose threads are its own affair then.
         responder?.end()
@@ -63,8 +81,43 @@ final class StorageOpener {
         return device
     }
 
-    /// Loads the plugin of a disk that another process still serves: whether it can be loaded is found out before.
-    func loadPlugin(of node: BackendNode) throws(OperationError) {
+    /// Tries again what fails because the storage is absent or locked, if a guest waits.
+    private func patiently(
+        _ isSuccessor: Bool, _ open: () throws(OperationError) -> PluginDevice
+    ) throws(OperationError) -> PluginDevice {
+        let began = clinux_monotonic_ns()
+        var isSaid = false
+        while true {
+            do throws(OperationError) {
+                return try open()
+            } catch {
+                let mayPass = [ENOENT, ENOTDIR, EBUSY, EAGAIN, EACCES].contains(error.code)
+                guard isSuccessor, mayPass, clinux_monotonic_ns() &- began < Self.patience else { throw error }
+                if !isSaid { log.warning("\(error); tried again for \(Self.patience / 1_000_000_000) s") }
+                isSaid = true
+                usleep(50_000)
+            }
+        }
+    }
+
+    /// Checks, of a disk that another process still serves, what can be checked before: that the plugin can be loaded, and
+    /// that the storage will be had. Throws where this process could not go on.
+    func prepare(for node: BackendNode) throws(OperationError) {
+        inherited.receive()
+        try loadPlugin(of: node)
+        guard !inherited.isPromised, node.state == .connected, let served = try nodes.readStorage(),
+            served != StorageIdentity.text([])
+        else { return }
+        let request: DeviceRequest?
+        do throws(NegotiationError) { request = try node.deviceRequest(from: options.storageSource) } catch { return }
+        guard let request else { return }
+        let source = DiskSource(format: request.image.format.name, path: request.image.path)
+        let file = try DiskFile(path: try source.filePath(), readOnly: true, direct: false)
+        guard let found = StorageIdentity(file: file.descriptor) else { return }
+        if !served.hasPrefix(StorageIdentity.text([found])) { throw StorageIdentity.exchanged([found]) }
+    }
+
+    private func loadPlugin(of node: BackendNode) throws(OperationError) {
         let request: DeviceRequest
         do throws(NegotiationError) {
             guard let found = try node.deviceRequest(from: options.storageSource) else { return }

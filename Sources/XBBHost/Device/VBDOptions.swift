@@ -36,6 +36,8 @@ public struct VBDOptions: Sendable {
     public var journal: String?
     /// A descriptor of the file whose flock(2) says who serves the disk, inherited locked; nil: nobody asks.
     public var lock: Int32?
+    /// A descriptor of a socket to xbbd, which keeps the open files of the disk for a successor; nil: nobody does.
+    public var storage: Int32?
     /// A descriptor of a socket: the process stands by until it is told there that its turn has come, and then waits for
     /// ``lock``, which it does not hold yet. nil: it serves at once.
     public var standby: Int32?

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Carrying out what the negotiation decides, and taking what queues and plugins say.
+import StorageKeeping
 import BlockQueue
 import PluginHost
 import Base
@@ -22,7 +23,7 @@ extension VBDWorker {
         case .update(let update): pending.insert(apply(update), at: 0)
         case .openDevice(let request): pending.append(open(request))
         case .closeDevice:
-            disk.close()
+            closeStorage()
             pending.append(.deviceClosed)
         case .connectRings(let origin): connect(origin)
         case .startQueues: disk.startQueues(after: succession.predecessor)
@@ -50,7 +51,8 @@ extension VBDWorker {
             return .deviceOpenFailed("a confined process cannot open \(request.image.path)")
         }
         do throws(OperationError) {
-            let device = try opener.open(request, answeringOn: control) { () throws(OperationError) in
+            let device = try opener.open(request, isSuccessor: machine.ownsInheritedRings, answeringOn: control) {
+                () throws(OperationError) in
                 try platform.prepare(queues: disk.mostQueues)
             }
             disk.open(device, for: request)
@@ -102,9 +104,14 @@ extension VBDWorker {
         }
     }
 
+    private func closeStorage() {
+        disk.close()
+        if !machine.leavesToSuccessor { inherited.release() }
+    }
+
     /// In the order of docs/recovery.md: the queues have ended, the storage is closed, the lock is let go.
     private func finish(_ reason: VBDMachine.ExitReason) {
-        disk.close()
+        closeStorage()
         log.info("done: \(reason)")
         switch reason {
         case .handedOver:

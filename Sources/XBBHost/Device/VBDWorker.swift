@@ -21,6 +21,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     let disk: ServedDisk<PreparedHandles<Platform>>
     let opener: StorageOpener
     let succession: Succession
+    let inherited: InheritedStorage
     var loop: WorkerLoop
     var control: ControlSocket?
     var machine: VBDMachine
@@ -43,7 +44,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         mailbox = try Mailbox()
         succession = try Succession(lock: options.lock, predecessor: options.predecessor, log: log)
         disk = ServedDisk(platform: self.platform, options: options, mailbox: mailbox, log: log)
-        opener = StorageOpener(options: options, nodes: nodes, mailbox: mailbox, log: log)
+        inherited = InheritedStorage(channel: options.storage, log: log)
+        opener = StorageOpener(options: options, nodes: nodes, mailbox: mailbox, inherited: inherited, log: log)
         loop = WorkerLoop(mailbox: mailbox, signals: -1)
         machine = VBDMachine(attachment: VBDMachine.Attachment(state: nil))
     }
@@ -88,7 +90,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
                 log.info("\(options.backendPath) does not exist any more, or breaks a rule")
                 return false
             }
-            try opener.loadPlugin(of: node)
+            try opener.prepare(for: node)
             return true
         }
     }

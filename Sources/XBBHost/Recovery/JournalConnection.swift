@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Whose journal it is: what a process that goes on with it must find unchanged.
+import StorageKeeping
 import BlockQueue
 import PluginHost
 import Base

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Journals that are not what they should be: of others, cut off, changed at random.
+import StorageKeeping
 import Base
 import Blkif
 import CLinux

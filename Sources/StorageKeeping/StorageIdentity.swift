@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Identifies an open file or device independently of its name.
-import Base
+package import Base
 import CLinux
 import Glibc
 
@@ -15,7 +15,7 @@ package struct StorageIdentity: Hashable, Sendable {
     package static let nothing = StorageIdentity(device: 0, number: 0)
 
     /// These numbers.
-    init(device: UInt64, number: UInt64) {
+    package init(device: UInt64, number: UInt64) {
         self.device = device
         self.number = number
     }
@@ -34,7 +34,7 @@ package struct StorageIdentity: Hashable, Sendable {
     }
 
     /// The identity of an open file; nil if fstat(2) fails, which leaves errno.
-    init?(file: Int32) {
+    package init?(file: Int32) {
         var status = stat()
         guard unsafe fstat(file, &status) == 0 else { return nil }
         if status.st_mode & S_IFMT == S_IFBLK {

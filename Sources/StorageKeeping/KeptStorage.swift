@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The open files and devices of a disk, as they go from a worker to the next by way of xbbd.
+package import Base
+import CLinux
+import Glibc
+
+/// The files and devices of a disk, open: the attached image and all below it.
+///
+/// A successor that gets them serves the same storage whatever their names lead to by now, and the locks that belong to the
+/// open files (fcntl(2), F_OFD_SETLK) have no gap.
+package struct KeptStorage: Sendable {
+    /// One file or device.
+    package struct Image: Sendable {
+        /// The path that it was opened by, for messages and for comparison with what is asked for.
+        package let path: String
+        /// Its format.
+        package let format: String
+        /// Which file or device it is.
+        package let identity: StorageIdentity
+        /// It was opened for reading only.
+        package let isReadOnly: Bool
+        /// The device's number; nil for a file.
+        package let deviceNumber: DeviceNumber?
+        /// It is open here.
+        package let file: Descriptor
+
+        /// Describes an open file; nil if it is neither a regular file nor a block device.
+        package init?(path: String, format: String, file: Descriptor) {
+            var status = stat()
+            guard unsafe fstat(file.raw, &status) == 0, let identity = StorageIdentity(file: file.raw) else {
+                return nil
+            }
+            let kind = status.st_mode & S_IFMT
+            guard kind == S_IFREG || kind == S_IFBLK else { return nil }
+            let flags = clinux_fcntl_int(file.raw, F_GETFL, 0)
+            guard flags >= 0 else { return nil }
+            isReadOnly = flags & O_ACCMODE == O_RDONLY
+            deviceNumber =
+                kind == S_IFBLK
+                ? DeviceNumber(major: gnu_dev_major(status.st_rdev), minor: gnu_dev_minor(status.st_rdev)) : nil
+            self.path = path
+            self.format = format
+            self.identity = identity
+            self.file = file
+        }
+    }
+
+    /// The most images of a message.
+    static var mostImages: Int { Int(CLINUX_MOST_DESCRIPTORS) }
+
+    /// From the attached image down; one at least.
+    package let images: [Image]
+
+    /// These images; nil where there are none, or too many.
+    package init?(_ images: [Image]) {
+        guard (1...Self.mostImages).contains(images.count) else { return nil }
+        self.images = images
+    }
+
+    /// The identities, as a worker publishes them.
+    package var identities: [StorageIdentity] { images.map(\.identity) }
+
+    /// The open image at `path`, if it is one of these.
+    package func image(at path: String) -> Image? { images.first { $0.path == path } }
+
+    // MARK: Text
+
+    /// Format and path of each image, each ended by a NUL, which neither can contain.
+    package var manifest: [UInt8] {
+        images.flatMap { [UInt8]($0.format.utf8) + [0] + [UInt8]($0.path.utf8) + [0] }
+    }
+
+    /// Reads a ``manifest``: formats and paths; nil if it is none.
+    package static func readManifest(_ bytes: ArraySlice<UInt8>) -> [(format: String, path: String)]? {
+        var fields: [String] = []
+        var rest = bytes
+        while let end = rest.firstIndex(of: 0) {
+            guard fields.count < 2 * mostImages, let text = String(validating: rest[..<end], as: UTF8.self) else {
+                return nil
+            }
+            fields.append(text)
+            rest = rest[(end + 1)...]
+        }
+        guard rest.isEmpty, !fields.isEmpty, fields.count.isMultiple(of: 2) else { return nil }
+        return stride(from: 0, to: fields.count, by: 2).map { (fields[$0], fields[$0 + 1]) }
+    }
+
+    /// The images of a manifest and their open files, in the same order; nil if they do not fit together.
+    package init?(manifest: ArraySlice<UInt8>, files: [Descriptor]) {
+        guard let entries = Self.readManifest(manifest), entries.count == files.count else { return nil }
+        let images = zip(entries, files).compactMap { Image(path: $0.path, format: $0.format, file: $1) }
+        guard images.count == files.count else { return nil }
+        self.init(images)
+    }
+}
