@@ -114,6 +114,10 @@ let package = Package(
             dependencies: ["Base", "ProcessConfinement", "PluginHost", "PluginAPI", "CLinux", "Support"],
             swiftSettings: strict),
 
+        // XenStore for a worker that must not have it: a process that holds the connection and does what belongs to one VBD.
+        .target(
+            name: "StoreBroker", dependencies: ["Base", "CLinux", "Support", "Xen", "XenBus"], swiftSettings: strict),
+
         // The worker: a VBD's life from its node in XenStore to its end.
         .target(
             name: "XBBHost",
@@ -151,8 +155,8 @@ let package = Package(
         .executableTarget(
             name: "xbb-vbd",
             dependencies: [
-                "BlockQueue", "Base", "ProcessConfinement", "ImageInspection", "PluginHost", "Settings", "XBBHost",
-                "Xen",
+                "BlockQueue", "Base", "ProcessConfinement", "ImageInspection", "PluginHost", "Settings", "StoreBroker",
+                "XBBHost", "Xen",
                 "XenLoopback", "CLinux", "Support",
             ],
             swiftSettings: strict
@@ -243,7 +247,7 @@ let package = Package(
                 "TestSupport",
             ]),
         .testTarget(name: "SettingsTests", dependencies: ["Base", "ProcessConfinement", "Settings", "Support"]),
-        .testTarget(name: "XenBusTests", dependencies: ["Base", "Blkif", "Memory", "XenBus", "TestSupport"]),
+        .testTarget(name: "XenBusTests", dependencies: ["Base", "Blkif", "Memory", "StoreBroker", "XenBus", "TestSupport"]),
         .testTarget(
             name: "BlockQueueTests",
             dependencies: [
@@ -286,7 +290,7 @@ let package = Package(
                 "Base", "Blkfront", "Blkif", "Memory", "PluginHost", "XenLoopback", "Xen", "CLinux", "CXLConfig",
                 "TestSupport",
                 "xbb-vbd",
-                "xbbd", "xbb-dm", "confine-probe", "Support",
+                "xbbd", "xbb-dm", "confine-probe", "StoreBroker", "Support",
             ]),
     ],
     swiftLanguageModes: [.v6]

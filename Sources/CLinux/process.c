@@ -41,6 +41,16 @@ int clinux_spawn(const char *path, char *const arguments[], int output, int kept
     return error;
 }
 
+pid_t clinux_fork(void) { return fork(); }
+
+void clinux_close_all_but(int one, int other)
+{
+    int low = one < other ? one : other, high = one < other ? other : one;
+    if (low > 3) syscall(SYS_close_range, 3, low - 1, 0);
+    if (high > low + 1) syscall(SYS_close_range, low + 1, high - 1, 0);
+    syscall(SYS_close_range, high + 1, ~0u, 0);
+}
+
 int clinux_pidfd_open(pid_t process) { return (int)syscall(SYS_pidfd_open, process, 0); }
 
 int clinux_pidfd_signal(int pidfd, int signal) { return (int)syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0); }

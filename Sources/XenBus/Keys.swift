@@ -33,6 +33,8 @@ public enum BackendKey {
     public static let physicalDevice = "physical-device"
     /// The files and devices that a connected guest is served from; ours, for a successor.
     public static let storage = "xbb-storage"
+    /// Which images a disk consists of, where it is more than one; ours, for operators.
+    public static let chain = "xbb-chain"
     /// The path of the storage, from the hotplug script.
     public static let physicalDevicePath = "physical-device-path"
     /// The format of the image at `physical-device-path`, from the hotplug script; raw if missing.
@@ -71,6 +73,13 @@ public enum BackendKey {
     public static let persistent = "feature-persistent"
     /// The most segments of an indirect request.
     public static let maxIndirectSegments = "feature-max-indirect-segments"
+
+    /// Where errors of the backend at `path` stand: "error/" and its path, in the home of its domain.
+    public static func errorPath(of path: String) -> String {
+        let parts = path.split(separator: "/", omittingEmptySubsequences: true)
+        guard parts.count > 3 else { return "error\(path)" }
+        return "/" + parts.prefix(3).joined(separator: "/") + "/error/" + parts.dropFirst(3).joined(separator: "/")
+    }
 }
 
 /// Keys below the frontend's node.

@@ -8,6 +8,7 @@ import Base
 import CLinux
 import Glibc
 import Settings
+import StoreBroker
 import XBBHost
 import Xen
 import XenLoopback
@@ -71,6 +72,18 @@ func confinement(_ command: SettingValues) -> ConfinementSettings? {
     return settings
 }
 
+/// The worker's XenStore: its own connection if it keeps its rights, otherwise that of a process beside it.
+func openStore<Platform: XenPlatform>(
+    _ platform: Platform, _ options: VBDOptions
+) throws(OperationError) -> any XenStore {
+    guard let settings = options.confinement else { return try platform.openStore() }
+    let log = Log(name: "xbb-store \(options.shortName)", level: .warning)
+    return try KeeperProcess.start(backendPath: options.backendPath, log: log, open: platform.openStore) {
+        () throws(OperationError) in
+        try Confinement.enter(settings, network: false, log: log)
+    }
+}
+
 func serve<Platform: XenPlatform>(_ platform: Platform, _ options: VBDOptions) -> Int32 {
     // Signals are read from a descriptor by the control thread; every other thread inherits the mask.
     var signals = sigset_t()
@@ -81,7 +94,9 @@ func serve<Platform: XenPlatform>(_ platform: Platform, _ options: VBDOptions) -
     signal(SIGPIPE, SIG_IGN)
     let descriptor = unsafe signalfd(-1, &signals, Int32(SFD_CLOEXEC) | Int32(SFD_NONBLOCK))
     do {
-        let worker = try VBDWorker(platform: platform, options: options)
+        // Before anything starts a thread.
+        let store = try openStore(platform, options)
+        let worker = try VBDWorker(platform: platform, store: store, options: options)
         switch try worker.run(signals: descriptor) {
         case .detached, .vanished, .handedOver: return 0
         case .conflict, .storeFailed: return 1

@@ -28,7 +28,7 @@ import Support
                 "--backend-path", "/local/domain/0/backend/qdisk/2/51728", "--loopback", lab.root + "/xen",
                 "--plugin-dir", "/p1", "--plugin-dir", "/p2", "--control", lab.run + "/vbd-qdisk-2-51728.sock",
                 "--empty-dir", lab.run + "/empty", "--journal", lab.run + "/vbd-qdisk-2-51728.journal", "--lock", "3",
-                "--storage-source", "params", "--log-level", "info", "--state-dir", lab.root + "/xen",
+                "--storage", "5", "--storage-source", "params", "--log-level", "info", "--state-dir", lab.root + "/xen",
             ])
         #expect(shown["request"]?.string == "show")
         let stats = try lab.ask(.stats(try #require(VBDReference(parsing: "vbd/1/51712"))))

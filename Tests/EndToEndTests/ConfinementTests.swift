@@ -64,6 +64,16 @@ extension EndToEnd {
             #expect(outcome == "-1 errno \(code)")
         }
 
+        /// A worker has no XenStore but its own nodes: no node that another worker would serve as root.
+        @Test func itCannotMakeABackendNode() throws {
+            try attempt("make_node") { disk, _ in
+                try eventually("a refusal; log: \(disk.log)", seconds: 10) {
+                    disk.log.has("to write /local/domain/0/backend/vbd/1/51760/physical-device-path, which is not its own")
+                }
+                #expect(try disk.lab.toolstack.text("/local/domain/0/backend/vbd/1/51760/physical-device-path") == nil)
+            }
+        }
+
         /// The same attempts without confinement: it is not something else that refuses them.
         @Test(arguments: ["open", "stat", "socket", "new_code", "limit"])
         func withoutConfinementItMay(name: String) throws {

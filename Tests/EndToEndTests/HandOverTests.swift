@@ -22,7 +22,10 @@ final class Succession {
         try start(environment: environment)
     }
 
-    deinit { close(channel) }
+    deinit {
+        close(channel)
+        next?.kill()
+    }
 
     private func openLock() throws -> Int32 {
         let file = clinux_open(lockPath, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
@@ -245,10 +248,14 @@ extension EndToEnd {
             let disk = succession.disk
             let device = try disk.connect()
             #expect(try disk.load(device) { $0.count = 50 }.isGood)
+            #expect(try succession.prepare())
             #expect(rename(disk.path, "\(disk.path).old") == 0)
             let other = try lab.image("51712.img", bytes: 16 << 20)
             let before = try Data(contentsOf: URL(fileURLWithPath: other))
-            try succession.handOver()
+            succession.call()
+            disk.worker.signal(SIGTERM)
+            #expect(try disk.worker.awaitExit() == .exited(0))
+            try succession.follow()
             try disk.awaitError("another image stands in the place of the one that was served")
             try disk.awaitState(5)
             try device.close()

@@ -133,7 +133,7 @@ final class Disk {
     let front: String
     private(set) var path: String
     private(set) var worker: Worker
-    private let lab: Lab
+    let lab: Lab
     private let storage: Storage
     private let arguments: [String]
     private let environment: [String]

@@ -16,7 +16,7 @@ final class Worker {
     private let loopback: String
     private let logPath: String
     private let socketPath: String
-    private var process: pid_t = 0
+    private(set) var process: pid_t = 0
     private var status: ExitStatus?
 
     init(lab: Lab, number: UInt32, generation: Int) {

@@ -94,6 +94,34 @@ static long attempt_data_memory(void)
 static long attempt_user(void) { return getuid(); }
 static long attempt_write_stderr(void) { return write(2, "forged line\n", 12); }
 
+// A backend node that names a file of root's, for xbbd to start a worker for it: to each socket, as XenStore's own protocol says
+// it (xs_wire.h, XS_WRITE), and as the process beside the worker expects it. The number of messages that went out.
+static long attempt_make_node(void)
+{
+    static const char path[] = "/local/domain/0/backend/vbd/1/51760/physical-device-path", value[] = "/etc/shadow";
+    long sent = 0;
+    for (int fd = 3; fd < 256; fd++) {
+        int type = 0;
+        socklen_t size = sizeof type;
+        if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) != 0) continue;
+        char message[256] = {0};
+        size_t used;
+        if (type == SOCK_SEQPACKET) {
+            message[0] = 2;
+            used = 5;
+        } else {
+            uint32_t header[4] = {11, 1, 0, sizeof path + sizeof value - 1};
+            memcpy(message, header, sizeof header);
+            used = sizeof header;
+        }
+        memcpy(message + used, path, sizeof path);
+        memcpy(message + used + sizeof path, value, sizeof value - 1);
+        used += sizeof path + sizeof value - 1;
+        if (send(fd, message, used, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)used) sent++;
+    }
+    return sent;
+}
+
 static const struct { const char *name; long (*make)(void); } attempts[] = {
 #define ATTEMPT(name) {#name, attempt_##name}
     ATTEMPT(open), ATTEMPT(create), ATTEMPT(openat2), ATTEMPT(stat), ATTEMPT(stat_by_flag), ATTEMPT(unlink),
@@ -103,7 +131,7 @@ static const struct { const char *name; long (*make)(void); } attempts[] = {
     ATTEMPT(io_uring), ATTEMPT(prctl), ATTEMPT(personality), ATTEMPT(new_code), ATTEMPT(changed_code),
     ATTEMPT(terminal_input), ATTEMPT(signal_owner), ATTEMPT(limit), ATTEMPT(look_at_limit),
     ATTEMPT(send_elsewhere), ATTEMPT(last_words), ATTEMPT(nothing),
-    ATTEMPT(data_memory), ATTEMPT(user), ATTEMPT(write_stderr),
+    ATTEMPT(make_node), ATTEMPT(data_memory), ATTEMPT(user), ATTEMPT(write_stderr),
 };
 
 static const struct xbb_option options[] = {

@@ -12,6 +12,11 @@
 int clinux_spawn(const char *path, char *const arguments[], int output, int kept, int second, int third,
                  pid_t *process);
 
+/* fork(2), for a process with one thread: 0 in the child. */
+pid_t clinux_fork(void);
+/* Closes every descriptor from 3 on but these two. */
+void clinux_close_all_but(int one, int other);
+
 /* A close-on-exec descriptor of a process that is readable once it has ended; -1 and errno. */
 int clinux_pidfd_open(pid_t process);
 /* As kill(2), without the danger of a reused number. */

@@ -218,7 +218,7 @@ final class NodeStore {
 
     /// Which images a disk consists of, for operators.
     func publish(chain: String) throws(OperationError) {
-        try store.write("\(backendPath)/xbb-chain", chain)
+        try store.write("\(backendPath)/\(BackendKey.chain)", chain)
     }
 
     /// Which files and devices the guest is served from, for a successor; ``StorageIdentity/text(_:)``.
@@ -242,9 +242,5 @@ final class NodeStore {
     }
 
     /// Where errors of this device stand: "error/" and the backend's path, in the backend's home.
-    private var errorNode: String {
-        let parts = backendPath.split(separator: "/", omittingEmptySubsequences: true)
-        guard parts.count > 3 else { return "error\(backendPath)" }
-        return "/" + parts.prefix(3).joined(separator: "/") + "/error/" + parts.dropFirst(3).joined(separator: "/")
-    }
+    private var errorNode: String { BackendKey.errorPath(of: backendPath) }
 }

@@ -50,6 +50,9 @@ public struct VBDOptions: Sendable {
     /// What is logged.
     public var logLevel: LogLevel = .info
 
+    /// Domain and device, "1/51712".
+    public var shortName: String { backendPath.split(separator: "/").suffix(2).joined(separator: "/") }
+
     /// The options for a node that `values` give; plugins are looked for in `usualPlugins` where they do not say.
     public init(backendPath: String, values: SettingValues, usualPlugins: [String]) {
         self.backendPath = backendPath

@@ -33,14 +33,14 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     /// Nothing is held any more.
     var exitReason: VBDMachine.ExitReason?
 
-    /// Connects to XenStore and opens the journal.
-    public init(platform: Platform, options: VBDOptions) throws(OperationError) {
+    /// A worker that reads and writes its nodes through `store`. Opens the journal.
+    public init(platform: Platform, store: any XenStore, options: VBDOptions) throws(OperationError) {
         self.platform = PreparedHandles(platform)
         self.options = options
         let numbers = options.backendPath.split(separator: "/").suffix(2)
-        log = Log(name: "xbb-vbd \(numbers.joined(separator: "/"))", level: options.logLevel).about(
+        log = Log(name: "xbb-vbd \(options.shortName)", level: options.logLevel).about(
             domain: numbers.first.flatMap { DomainID($0) } ?? 0, device: numbers.last.flatMap { UInt32($0) } ?? 0)
-        nodes = NodeStore(try platform.openStore(), backendPath: options.backendPath)
+        nodes = NodeStore(store, backendPath: options.backendPath)
         mailbox = try Mailbox()
         succession = try Succession(lock: options.lock, predecessor: options.predecessor, log: log)
         disk = ServedDisk(platform: self.platform, options: options, mailbox: mailbox, log: log)
