@@ -247,7 +247,8 @@ let package = Package(
                 "TestSupport",
             ]),
         .testTarget(name: "SettingsTests", dependencies: ["Base", "ProcessConfinement", "Settings", "Support"]),
-        .testTarget(name: "XenBusTests", dependencies: ["Base", "Blkif", "Memory", "StoreBroker", "XenBus", "TestSupport"]),
+        .testTarget(
+            name: "XenBusTests", dependencies: ["Base", "Blkif", "Memory", "StoreBroker", "XenBus", "TestSupport"]),
         .testTarget(
             name: "BlockQueueTests",
             dependencies: [

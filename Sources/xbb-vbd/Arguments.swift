@@ -61,7 +61,8 @@ enum Arguments {
         [backendPath.declaration, loopback.declaration, control.declaration, source.declaration]
         + SettingsSchema.worker.filter { $0.workerForm == .option } + [
             change.declaration, emptyDirectory.declaration, journal.declaration, lock.declaration,
-            standby.declaration, storage.declaration, predecessor.declaration, probe.declaration, inspect.declaration, format.declaration,
+            standby.declaration, storage.declaration, predecessor.declaration, probe.declaration, inspect.declaration,
+            format.declaration,
             chain.declaration, dumpPlugins.declaration, describePlugin.declaration, help.declaration,
             version.declaration,
         ]

@@ -66,11 +66,12 @@ extension EndToEnd {
 
         /// A worker has no XenStore but its own nodes: no node that another worker would serve as root.
         @Test func itCannotMakeABackendNode() throws {
+            let key = "/local/domain/0/backend/vbd/1/51760/physical-device-path"
             try attempt("make_node") { disk, _ in
                 try eventually("a refusal; log: \(disk.log)", seconds: 10) {
-                    disk.log.has("to write /local/domain/0/backend/vbd/1/51760/physical-device-path, which is not its own")
+                    disk.log.has("to write \(key), which is not its own")
                 }
-                #expect(try disk.lab.toolstack.text("/local/domain/0/backend/vbd/1/51760/physical-device-path") == nil)
+                #expect(try disk.lab.toolstack.text(key) == nil)
             }
         }
 
