@@ -7,37 +7,15 @@ import CLinux
 ///
 /// `@unchecked Sendable`: a thread number is a constant, and any thread may join or detach it.
 public final class FrontThread: @unchecked Sendable {
-    private final class Body {
-        let name: String
-        let run: @Sendable () -> Void
-
-        init(_ name: String, _ run: @escaping @Sendable () -> Void) {
-            self.name = name
-            self.run = run
-        }
-    }
-
     private let thread: pthread_t
 
     /// Starts a thread that runs `body`. The name is cut to 15 bytes.
     public init(name: String, _ body: @escaping @Sendable () -> Void) throws(BlkfrontError) {
-        var thread = pthread_t()
-        let box = unsafe Unmanaged.passRetained(Body(name, body))
-        let result = unsafe pthread_create(
-            &thread, nil,
-            { argument in
-                guard let argument = unsafe argument else { return nil }
-                let body = unsafe Unmanaged<Body>.fromOpaque(argument).takeRetainedValue()
-                _ = unsafe pthread_setname_np(
-                    pthread_self(), String(decoding: body.name.utf8.prefix(15), as: UTF8.self))
-                body.run()
-                return nil
-            }, box.toOpaque())
-        if result != 0 {
-            unsafe box.release()
-            throw .domain(OperationError(result, "start thread \(name)"))
+        do throws(OperationError) {
+            thread = try startThread(named: name, body)
+        } catch {
+            throw .domain(error)
         }
-        self.thread = thread
     }
 
     /// Waits for the end of the thread.

@@ -116,6 +116,9 @@ package struct DataPlane: ~Copyable {
     }
 
     /// Where `offset` of a buffer is in the memory, and how many bytes of its run follow from there.
+    ///
+    /// `mutating`, although it changes nothing: otherwise the whole plane is copied for the call
+    /// (docs/decisions/0012-modules.md).
     private mutating func find(_ offset: Int, in list: Int32) -> (place: Int, room: Int) {
         let buffer = buffers[Int(list)]
         if buffer.runs == 1 { return (buffer.start + offset, Int(buffer.pages) * BufferPool.pageSize - offset) }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Several queues at once, as far as the declared thread model allows it.
+import Base
 import CPluginHarness
 import Glibc
 import PluginAPI
@@ -129,18 +130,11 @@ private func inParallel(_ count: Int, _ body: @escaping @Sendable (Int) throws(F
     let works = (0..<count).map { Work($0, body) }
     var threads: [pthread_t] = []
     for work in works {
-        var thread = pthread_t()
-        let argument = unsafe Unmanaged.passRetained(work).toOpaque()
-        let code = unsafe pthread_create(
-            &thread, nil,
-            { argument in
-                if let argument = unsafe argument {
-                    unsafe Unmanaged<Work>.fromOpaque(argument).takeRetainedValue().run()
-                }
-                return nil
-            }, argument)
-        try require(code == 0, "cannot start a thread: error \(code)")
-        threads.append(thread)
+        do throws(OperationError) {
+            threads.append(try startThread(named: "xbb-check") { work.run() })
+        } catch {
+            try require(false, error.description)
+        }
     }
     for thread in threads { pthread_join(thread, nil) }
     for work in works {

@@ -78,26 +78,6 @@ public final class XenStoreServer: Sendable {
 
     /// Runs the loop on a new thread, which leaves all signals to the others.
     private static func start(_ loop: XenStoreLoop) throws(OperationError) -> pthread_t {
-        var all = sigset_t()
-        var before = sigset_t()
-        unsafe sigfillset(&all)
-        unsafe pthread_sigmask(SIG_SETMASK, &all, &before)
-        defer { unsafe pthread_sigmask(SIG_SETMASK, &before, nil) }
-        var thread = pthread_t()
-        let argument = unsafe Unmanaged.passRetained(loop)
-        let code = unsafe pthread_create(
-            &thread, nil,
-            { argument in
-                guard let argument = unsafe argument else { return nil }
-                let loop = unsafe Unmanaged<XenStoreLoop>.fromOpaque(argument).takeRetainedValue()
-                unsafe pthread_setname_np(pthread_self(), "xenstored")
-                loop.run()
-                return nil
-            }, argument.toOpaque())
-        guard code == 0 else {
-            unsafe argument.release()
-            throw OperationError(code, "start XenStore thread")
-        }
-        return thread
+        try startThread(named: "xenstored") { loop.run() }
     }
 }
