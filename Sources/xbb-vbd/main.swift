@@ -79,10 +79,11 @@ func serve<Platform: XenPlatform>(_ platform: Platform, _ options: VBDOptions) -
     unsafe sigaddset(&signals, SIGINT)
     unsafe pthread_sigmask(SIG_BLOCK, &signals, nil)
     signal(SIGPIPE, SIG_IGN)
+    let output = CapturedOutput()
     let descriptor = unsafe signalfd(-1, &signals, Int32(SFD_CLOEXEC) | Int32(SFD_NONBLOCK))
     do {
         let worker = try VBDWorker(platform: platform, options: options)
-        switch try worker.run(signals: descriptor) {
+        switch try worker.run(signals: descriptor, output: output) {
         case .detached, .vanished, .handedOver: return 0
         case .conflict, .storeFailed: return 1
         }

@@ -14,7 +14,7 @@ enum ExitStatus: Equatable {
 final class Worker {
     let generation: Int
     private let loopback: String
-    private let logPath: String
+    let logPath: String
     private let socketPath: String
     private var process: pid_t = 0
     private var status: ExitStatus?

@@ -78,7 +78,6 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private let device: PluginDevice
     private let configuration: QueueConfiguration
     private let log: Log
-    private let faultLimit: RateLimit
     /// Called on the queue's thread when the ring is not read any more.
     private let onFailure: @Sendable (OperationError) -> Void
     /// Called on the queue's thread when the requests of an earlier process were begun again.
@@ -100,7 +99,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// Prepares a queue; ``start()`` makes it run.
     package convenience init(
         platform: Platform, device: PluginDevice, configuration: QueueConfiguration, statistics: QueueStatistics,
-        log: Log, faultLimit: RateLimit, onFailure: @escaping @Sendable (OperationError) -> Void,
+        log: Log, onFailure: @escaping @Sendable (OperationError) -> Void,
         onReplayed: @escaping @Sendable () -> Void = {}, onPaused: @escaping @Sendable () -> Void = {},
         onEnd: @escaping @Sendable () -> Void = {}
     ) throws(OperationError) {
@@ -116,7 +115,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             throw OperationError(ENOMEM, "reserve a journal for queue \(configuration.index)")
         }
         self.init(
-            platform, device, configuration, statistics, log, faultLimit, onFailure, onReplayed, onPaused, onEnd,
+            platform, device, configuration, statistics, log, onFailure, onReplayed, onPaused, onEnd,
             port: port, journal: journal)
     }
 
@@ -124,7 +123,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// modules that specialise it (docs/decisions/0012-modules.md).
     private init(
         _ platform: Platform, _ device: PluginDevice, _ configuration: QueueConfiguration,
-        _ statistics: QueueStatistics, _ log: Log, _ faultLimit: RateLimit,
+        _ statistics: QueueStatistics, _ log: Log,
         _ onFailure: @escaping @Sendable (OperationError) -> Void, _ onReplayed: @escaping @Sendable () -> Void,
         _ onPaused: @escaping @Sendable () -> Void, _ onEnd: @escaping @Sendable () -> Void,
         port: CompletionPort, journal: QueueJournalSource
@@ -134,7 +133,6 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         self.configuration = configuration
         self.statistics = statistics
         self.log = log
-        self.faultLimit = faultLimit
         self.onFailure = onFailure
         self.onReplayed = onReplayed
         self.onPaused = onPaused
@@ -362,11 +360,9 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     }
 
     private func report(_ fault: GuestFault) {
-        guard let dropped = faultLimit.admit() else { return }
-        let more = dropped > 0 ? " (\(dropped) more were not logged)" : ""
         log.warning(
             "queue \(configuration.index): request refused: \(fault.error.text): operation \(fault.wireOperation), "
-                + "sector \(fault.firstSector), \(fault.sectorCount) sectors\(more)")
+                + "sector \(fault.firstSector), \(fault.sectorCount) sectors")
     }
 
     private func report(poison: BlockRequest) {
@@ -376,7 +372,6 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     }
 
     private func reportXenError(_ error: OperationError) {
-        guard let dropped = faultLimit.admit() else { return }
-        log.error("queue \(configuration.index): \(error)\(dropped > 0 ? " (\(dropped) more were not logged)" : "")")
+        log.error("queue \(configuration.index): \(error)")
     }
 }

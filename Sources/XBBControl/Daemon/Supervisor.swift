@@ -33,6 +33,8 @@ public final class Supervisor {
         var refusal: String?
         /// Workers that this process started for the VBD.
         var startCount = 0
+        /// How much is logged about the VBD, whatever its guest and its workers do.
+        let logLimit = LogLimit()
         /// It was logged that an unknown process serves this VBD.
         var loggedForeign = false
 
@@ -151,7 +153,9 @@ public final class Supervisor {
     var isStopping: Bool { stopDeadline != nil }
 
     /// The log for lines about one VBD.
-    func log(_ address: VBDAddress) -> Log { log.about(domain: address.domain, device: address.device) }
+    func log(_ address: VBDAddress) -> Log {
+        log.about(domain: address.domain, device: address.device, limit: records[address]?.logLimit)
+    }
 
     func answer(_ value: JSON, to client: ControlServer.ClientID) { server?.answer(value, to: client) }
     func answer(_ line: [UInt8], to client: ControlServer.ClientID) { server?.answer(line, to: client) }
@@ -198,6 +202,7 @@ public final class Supervisor {
                 if wantsStandby(record) { consider(record.standbyDue) }
             }
         }
+        for record in records.values { consider(record.logLimit.deadline) }
         for call in calls.values { consider(call.deadline) }
         consider(pluginDump?.deadline)
         return deadline
@@ -215,6 +220,7 @@ public final class Supervisor {
         let now = clinux_monotonic_ns()
         for call in calls.values where call.deadline <= now { call.expire() }
         if let pluginDump, pluginDump.deadline <= now { pluginDump.expire() }
+        for record in records.values where record.logLimit.deadline <= now { log(record.address).tellDropped() }
         if isStopping { return }
         for record in records.values {
             expireStandby(record, now: now)

@@ -39,20 +39,24 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         self.options = options
         let numbers = options.backendPath.split(separator: "/").suffix(2)
         log = Log(name: "xbb-vbd \(numbers.joined(separator: "/"))", level: options.logLevel).about(
-            domain: numbers.first.flatMap { DomainID($0) } ?? 0, device: numbers.last.flatMap { UInt32($0) } ?? 0)
+            domain: numbers.first.flatMap { DomainID($0) } ?? 0, device: numbers.last.flatMap { UInt32($0) } ?? 0,
+            limit: LogLimit())
         nodes = NodeStore(try platform.openStore(), backendPath: options.backendPath)
         mailbox = try Mailbox()
         succession = try Succession(lock: options.lock, predecessor: options.predecessor, log: log)
         disk = ServedDisk(platform: self.platform, options: options, mailbox: mailbox, log: log)
         inherited = InheritedStorage(channel: options.storage, log: log)
         opener = StorageOpener(options: options, nodes: nodes, mailbox: mailbox, inherited: inherited, log: log)
-        loop = WorkerLoop(mailbox: mailbox, signals: -1)
+        loop = WorkerLoop(mailbox: mailbox, signals: -1, output: nil)
         machine = VBDMachine(attachment: VBDMachine.Attachment(state: nil))
     }
 
-    /// Runs until the VBD is over. `signals` is a signalfd with SIGTERM and SIGINT, or -1.
-    public func run(signals: Int32 = -1) throws(OperationError) -> VBDMachine.ExitReason {
-        loop = WorkerLoop(mailbox: mailbox, signals: signals)
+    /// Runs until the VBD is over. `signals` is a signalfd with SIGTERM and SIGINT, or -1; what `output` reads is logged.
+    public func run(
+        signals: Int32 = -1, output: CapturedOutput? = nil
+    ) throws(OperationError) -> VBDMachine.ExitReason {
+        loop = WorkerLoop(mailbox: mailbox, signals: signals, output: output)
+        defer { takeOutput(isLast: true) }
         if let channel = options.standby, !(try standBy(channel)) { return .handedOver }
         if let path = options.controlSocket {
             do throws(OperationError) {
@@ -185,17 +189,27 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
 
     private func wait() throws(OperationError) {
         let ready = try loop.wait(
-            store: nodes.watchDescriptor, control: control?.descriptors ?? [], until: nodes.checkDeadline)
+            store: nodes.watchDescriptor, control: control?.descriptors ?? [],
+            until: min(nodes.checkDeadline, nodes.errorDeadline, log.tellingDeadline))
+        log.tellDropped()
         if loop.takeTimer() { pending.append(.timerFired) }
         try nodes.check()
+        try nodes.writeWaitingError()
         for source in ready {
             switch source {
             case .store: try nodes.takeWatchEvents()
             case .mailbox: for message in mailbox.take() { receive(message) }
             case .signals: takeSignal()
+            case .output: takeOutput()
             case .control(let descriptor): serve(descriptor)
             }
         }
+    }
+
+    /// Logs what the plugin or a library has printed.
+    private func takeOutput(isLast: Bool = false) {
+        loop.output?.take(isLast: isLast) { line in log.warning("printed: \(String(decoding: line, as: UTF8.self))") }
+        if isLast { log.tellDropped(isLast: true) }
     }
 
     private func takeSignal() {

@@ -64,7 +64,7 @@ extension ServedDisk {
         configuration.journal = journal
         let queue = try QueueThread(
             platform: platform, device: device, configuration: configuration, statistics: statistics[index],
-            log: log, faultLimit: faultLimit,
+            log: log,
             onFailure: { mailbox.post(.queueFailed($0.description)) }, onReplayed: { mailbox.post(.replayed(index)) },
             onPaused: { mailbox.post(.queuePaused) }, onEnd: { mailbox.post(.queueEnded) })
         try queue.start()

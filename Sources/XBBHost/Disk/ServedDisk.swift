@@ -43,7 +43,6 @@ final class ServedDisk<Platform: XenPlatform> {
     let options: VBDOptions
     let mailbox: Mailbox
     let log: Log
-    let faultLimit = RateLimit()
     let journal: DiskJournal
 
     private(set) var device: PluginDevice?
