@@ -33,6 +33,8 @@ public enum BackendKey {
     public static let physicalDevice = "physical-device"
     /// The files and devices that a connected guest is served from; ours, for a successor.
     public static let storage = "xbb-storage"
+    /// What of the disk does not end; ours, for operators and xbbd.
+    public static let stall = "xbb-stall"
     /// The path of the storage, from the hotplug script.
     public static let physicalDevicePath = "physical-device-path"
     /// The format of the image at `physical-device-path`, from the hotplug script; raw if missing.

@@ -84,6 +84,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private let onReplayed: @Sendable () -> Void
     /// Called on the queue's thread when it was paused and nothing is in flight any more.
     private let onPaused: @Sendable () -> Void
+    /// Called on the queue's thread when it has started, or failed to.
+    private let onStarted: @Sendable () -> Void
     /// Called on the queue's thread, which ends with that.
     private let onEnd: @Sendable () -> Void
     private let journal: QueueJournalSource
@@ -100,7 +102,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     package convenience init(
         platform: Platform, device: PluginDevice, configuration: QueueConfiguration, statistics: QueueStatistics,
         log: Log, onFailure: @escaping @Sendable (OperationError) -> Void,
-        onReplayed: @escaping @Sendable () -> Void = {}, onPaused: @escaping @Sendable () -> Void = {},
+        onStarted: @escaping @Sendable () -> Void = {}, onReplayed: @escaping @Sendable () -> Void = {},
+        onPaused: @escaping @Sendable () -> Void = {},
         onEnd: @escaping @Sendable () -> Void = {}
     ) throws(OperationError) {
         let entries = RingLayout(configuration.abi).entryCount(pages: configuration.ringReferences.count)
@@ -115,7 +118,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             throw OperationError(ENOMEM, "reserve a journal for queue \(configuration.index)")
         }
         self.init(
-            platform, device, configuration, statistics, log, onFailure, onReplayed, onPaused, onEnd,
+            platform, device, configuration, statistics, log, onFailure, onStarted, onReplayed, onPaused, onEnd,
             port: port, journal: journal)
     }
 
@@ -124,7 +127,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private init(
         _ platform: Platform, _ device: PluginDevice, _ configuration: QueueConfiguration,
         _ statistics: QueueStatistics, _ log: Log,
-        _ onFailure: @escaping @Sendable (OperationError) -> Void, _ onReplayed: @escaping @Sendable () -> Void,
+        _ onFailure: @escaping @Sendable (OperationError) -> Void, _ onStarted: @escaping @Sendable () -> Void,
+        _ onReplayed: @escaping @Sendable () -> Void,
         _ onPaused: @escaping @Sendable () -> Void, _ onEnd: @escaping @Sendable () -> Void,
         port: CompletionPort, journal: QueueJournalSource
     ) {
@@ -134,6 +138,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         self.statistics = statistics
         self.log = log
         self.onFailure = onFailure
+        self.onStarted = onStarted
         self.onReplayed = onReplayed
         self.onPaused = onPaused
         self.onEnd = onEnd
@@ -151,16 +156,25 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         CompletionPorts.giveBack(port)
     }
 
-    /// Maps the ring, binds the event channel, opens the plugin's queue and runs; throws what went wrong.
-    package func start() throws(OperationError) {
-        let thread = try startThread(named: "xbb-queue-\(configuration.index)") { [self] in run() }
-        self.thread = thread
-        started.wait()
+    /// Begins to map the ring, bind the event channel and open the plugin's queue; `onStarted` is called when that has been
+    /// done or has failed, and the queue runs where it has been done. That may take for ever: it is the plugin's time.
+    package func begin() throws(OperationError) {
+        thread = try startThread(named: "xbb-queue-\(configuration.index)") { [self] in run() }
+    }
+
+    /// After `onStarted`: throws what went wrong, if the queue does not run.
+    package func finishStart() throws(OperationError) {
         if let failure = startResult.withLock({ $0 }) {
-            pthread_join(thread, nil)
-            self.thread = nil
+            join()
             throw failure
         }
+    }
+
+    /// ``begin()``, waits for that, and ``finishStart()``.
+    package func start() throws(OperationError) {
+        try begin()
+        started.wait()
+        try finishStart()
     }
 
     /// Begins to take requests from the ring.
@@ -226,6 +240,17 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// What an earlier process left; nil for a queue that begins with nothing in flight.
     package var recovery: RecoverySummary? { summary.withLock { $0 } }
 
+    /// The request that was taken first of those that are not answered, at this moment.
+    package var oldestRequest: UnansweredRequest? {
+        let layout = RingLayout(configuration.abi)
+        return journal.oldestRequest(
+            layout: layout, disk: control.withLock { $0.offered },
+            entries: layout.entryCount(pages: configuration.ringReferences.count))
+    }
+
+    /// The number of the queue.
+    package var index: Int { configuration.index }
+
     /// Calls of complete() that broke the plugin ABI.
     package var violations: UInt64 { port.violations }
 
@@ -243,6 +268,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         } catch {
             startResult.withLock { $0 = error }
             started.signal()
+            onStarted()
             return
         }
         ended.store(true, ordering: .releasing)
@@ -277,6 +303,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             device: device, port: port, events: events, index: configuration.index,
             depth: engine.plugin.depthLimit, threadCount: configuration.blockingThreads)
         started.signal()
+        onStarted()
         var loop = QueueLoop(
             engine: engine,
             effects: XenEffects(queue: queue, grants: grants, channels: channels, channel: channel), events: events)

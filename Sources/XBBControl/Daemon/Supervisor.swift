@@ -25,6 +25,8 @@ public final class Supervisor {
         var hasLeftStorage = false
         /// When a standby is to be started, in ns of CLOCK_MONOTONIC; nil if none is scheduled.
         var standbyDue: UInt64?
+        /// When the worker is killed because its node is gone, in ns of CLOCK_MONOTONIC; nil while it is there.
+        var endsBy: UInt64?
         /// How the last known worker ended.
         var lastExit: WorkerExit?
         /// The change of the worker's program that is in progress.
@@ -199,11 +201,13 @@ public final class Supervisor {
             for record in records.values {
                 consider(record.supervision.deadline)
                 consider(record.standby?.deadline)
+                consider(record.endsBy)
                 if wantsStandby(record) { consider(record.standbyDue) }
             }
         }
         for record in records.values { consider(record.logLimit.deadline) }
         for call in calls.values { consider(call.deadline) }
+        consider(server?.deadline)
         consider(pluginDump?.deadline)
         return deadline
     }
@@ -219,10 +223,12 @@ public final class Supervisor {
     private func expire() {
         let now = clinux_monotonic_ns()
         for call in calls.values where call.deadline <= now { call.expire() }
+        server?.expire(now: now)
         if let pluginDump, pluginDump.deadline <= now { pluginDump.expire() }
         for record in records.values where record.logLimit.deadline <= now { log(record.address).tellDropped() }
         if isStopping { return }
         for record in records.values {
+            expireEnd(record, now: now)
             expireStandby(record, now: now)
             if wantsStandby(record), let due = record.standbyDue, due <= now { keepStandby(record) }
             if let deadline = record.supervision.deadline, deadline <= now { hand(.timer, to: record) }

@@ -229,6 +229,17 @@ final class NodeStore {
         try store.write("\(backendPath)/xbb-chain", chain)
     }
 
+    /// What does not end, for operators and xbbd; nil: nothing.
+    func publish(stall: String?) throws(OperationError) {
+        let path = "\(backendPath)/\(BackendKey.stall)"
+        if let stall { return try store.write(path, String(stall.prefix(512))) }
+        do throws(OperationError) {
+            try store.remove(path, in: .none)
+        } catch {
+            guard error.isNotFound else { throw error }
+        }
+    }
+
     /// Which files and devices the guest is served from, for a successor; ``StorageIdentity/text(_:)``.
     func publish(storage: String) throws(OperationError) {
         try store.write("\(backendPath)/\(BackendKey.storage)", storage)

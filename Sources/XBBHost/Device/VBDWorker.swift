@@ -30,6 +30,11 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     /// The storage that the machine was told of, and why another one is none.
     private var configured: DeviceRequest?
     private var rejected: String?
+    /// What does not end; looked at again at ``nextLook``, in ns of the monotonic clock.
+    var stalls: [Stall] = []
+    var nextLook: UInt64 = 0
+    /// Since when the disk must end whatever its guest does, in ns of the monotonic clock.
+    var mustEndSince: UInt64?
     /// Nothing is held any more.
     var exitReason: VBDMachine.ExitReason?
 
@@ -46,7 +51,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         succession = try Succession(lock: options.lock, predecessor: options.predecessor, log: log)
         disk = ServedDisk(platform: self.platform, options: options, mailbox: mailbox, log: log)
         inherited = InheritedStorage(channel: options.storage, log: log)
-        opener = StorageOpener(options: options, nodes: nodes, mailbox: mailbox, inherited: inherited, log: log)
+        opener = StorageOpener(
+            options: options, nodes: nodes, mailbox: mailbox, inherited: inherited, calls: disk.calls, log: log)
         loop = WorkerLoop(mailbox: mailbox, signals: -1, output: nil)
         machine = VBDMachine(attachment: VBDMachine.Attachment(state: nil))
     }
@@ -190,8 +196,11 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     private func wait() throws(OperationError) {
         let ready = try loop.wait(
             store: nodes.watchDescriptor, control: control?.descriptors ?? [],
-            until: min(nodes.checkDeadline, nodes.errorDeadline, log.tellingDeadline))
+            until: min(
+                nodes.checkDeadline, nodes.errorDeadline, log.tellingDeadline, lookDeadline, control?.deadline ?? .max))
         log.tellDropped()
+        lookForStalls()
+        control?.expire()
         if loop.takeTimer() { pending.append(.timerFired) }
         try nodes.check()
         try nodes.writeWaitingError()
@@ -207,7 +216,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     }
 
     /// Logs what the plugin or a library has printed.
-    private func takeOutput(isLast: Bool = false) {
+    func takeOutput(isLast: Bool = false) {
         loop.output?.take(isLast: isLast) { line in log.warning("printed: \(String(decoding: line, as: UTF8.self))") }
         if isLast { log.tellDropped(isLast: true) }
     }
@@ -219,7 +228,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     }
 
     private func serve(_ descriptor: Int32) {
-        let service = ControlService(disk: disk, nodes: nodes, log: log)
+        let service = ControlService(disk: disk, nodes: nodes, stalls: stalls, log: log)
         control?.serve(descriptor) { line, reply in service.answer(line, machine, reply) }
     }
 }
