@@ -28,4 +28,8 @@ void clinux_log_prepare(struct clinux_log *log);
  * never waits. What is in the pipe when the process crashes goes to the old standard error. Once in a process. */
 int clinux_capture_stderr(int *saved);
 
+/* Writes to standard error, to the old one where it is captured, after what is in the pipe. For the end of the process:
+ * may be called in a signal handler and never waits. 0, or -1 and errno. */
+int clinux_last_words(const void *bytes, size_t count);
+
 #endif
