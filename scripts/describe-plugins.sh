@@ -4,7 +4,8 @@
 # usage: describe-plugins.sh XBB-VBD FOLDER
 set -euo pipefail
 for plugin in "$2"/xbb-*.so; do
-    "$1" --describe-plugin "$plugin" >"${plugin%.so}.plugin.new"
-    chmod 644 "${plugin%.so}.plugin.new"
-    mv "${plugin%.so}.plugin.new" "${plugin%.so}.plugin"
+    "$1" --describe-plugin "$plugin" --output "${plugin%.so}.plugin"
+    # A plugin of others that claims the same format yields to one that came with XBB.
+    sed -i '1s/^{/{"origin":"xbb",/' "${plugin%.so}.plugin"
+    chmod 644 "${plugin%.so}.plugin"
 done

@@ -18,12 +18,14 @@ open class DescriptorDisk: CountingDisk, @unchecked Sendable {
     public let fd: Int32
     /// The disk must not be written to.
     public let isReadOnly: Bool
-    /// Linux AIO serves reads and writes, which needs `fd` to be in O_DIRECT mode; else helper threads do.
+    /// Linux AIO serves reads and writes, which needs `fd` to be in O_DIRECT mode and room in the kernel; else helper
+    /// threads do.
     public let isAsynchronous: Bool
     /// The unit in which a partial transfer can be continued, a power of two.
     public let blockSize: UInt64
     let pool: HelperPool
     private let threadCount: Int
+    private let isThreaded = Atomic<Bool>(false)
     /// The size; outside the object, so that queues read it without counting references.
     let byteCount: UnsafeMutablePointer<Atomic<UInt64>>
     private let queues = Mutex(QueueBook())
@@ -36,11 +38,13 @@ open class DescriptorDisk: CountingDisk, @unchecked Sendable {
         host = opening.hostDisk
         fd = opening.fd
         isReadOnly = opening.isReadOnly
-        self.isAsynchronous = isAsynchronous
+        let hasRoom = isAsynchronous && AsynchronousRoom.reserve(for: opening.hostDisk)
+        self.isAsynchronous = hasRoom
         self.blockSize = blockSize
         unsafe self.byteCount = .allocate(capacity: 1)
         unsafe self.byteCount.initialize(to: Atomic(byteCount))
-        self.threadCount = threadCount
+        self.threadCount =
+            isAsynchronous && !hasRoom ? max(threadCount, AsynchronousRoom.threadCount) : threadCount
         pool = HelperPool()
     }
 
@@ -101,6 +105,7 @@ open class DescriptorDisk: CountingDisk, @unchecked Sendable {
     /// What the host is told: the size as it was told last, and what ``describe(_:)`` says.
     public var info: DiskInfo {
         var info = DiskInfo(size: size)
+        if isAsynchronous { info.queueDepth = UInt32(AsynchronousRoom.depth) }
         describe(&info)
         return info
     }
@@ -127,7 +132,8 @@ open class DescriptorDisk: CountingDisk, @unchecked Sendable {
         let queue = DescriptorQueue(
             try unsafe IOQueue(
                 handle: parameters.queue.handle, complete: parameters.queue.complete, fd: fd, pool: pool,
-                depth: parameters.depth, isAsynchronous: isAsynchronous, size: byteCount, counters: counters))
+                depth: parameters.depth, isAsynchronous: isAsynchronous, size: byteCount, counters: counters
+            ) { [self] code in servesByThreads(after: code) })
         do throws(PluginError) {
             try queue.attach(to: parameters.queue, checksSizeOf: parameters.index == 0 ? self : nil)
         } catch {
@@ -135,6 +141,13 @@ open class DescriptorDisk: CountingDisk, @unchecked Sendable {
             throw error
         }
         return queue
+    }
+
+    /// A queue gets no room in the kernel: threads serve it, and more of them.
+    private func servesByThreads(after code: Int32) {
+        if isThreaded.exchange(true, ordering: .relaxed) { return }
+        host.log(.warning, AsynchronousRoom.refusal(code))
+        pool.grow(to: AsynchronousRoom.threadCount)
     }
 
     /// The sums of all queues that this disk ever had.

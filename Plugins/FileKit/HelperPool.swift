@@ -78,6 +78,13 @@ final class HelperPool: ThreadBody {
         }
     }
 
+    /// Adds threads until there are `count`, or as many as the system allows. Any thread, between start and stop.
+    func grow(to count: Int) {
+        monitor.locked {
+            while threads.count < count, let thread = try? PluginThread(self) { threads.append(thread) }
+        }
+    }
+
     /// Finishes what was pushed, then joins the threads.
     func stop() {
         monitor.locked { stopping = true }

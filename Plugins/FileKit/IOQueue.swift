@@ -38,21 +38,26 @@ struct IOQueue: ~Copyable {
 
     private static let eventRoom = 128
 
-    /// A queue for at most `depth` requests in flight.
+    /// A queue for at most `depth` requests in flight. Where the kernel has no room for them, `refused` gets its errno, and
+    /// threads serve the queue.
     init(
         handle: OpaquePointer, complete: @escaping HostComplete, fd: Int32, pool: HelperPool, depth: Int,
-        isAsynchronous: Bool, size: UnsafeMutablePointer<Atomic<UInt64>>, counters: UnsafeMutablePointer<QueueCounters>
+        isAsynchronous: Bool, size: UnsafeMutablePointer<Atomic<UInt64>>, counters: UnsafeMutablePointer<QueueCounters>,
+        refused: (Int32) -> Void
     ) throws(PluginError) {
         var context: io_context_t?
         var contextDepth = 0
         var completionFD: Int32 = -1
         if isAsynchronous {
             let code: Int32
-            unsafe (code, context, contextDepth) = unsafe KernelContexts.take(depth: depth)
-            if code == EAGAIN {
-                throw PluginError(EAGAIN, "no room for \(depth) asynchronous requests: raise the sysctl fs.aio-max-nr")
+            unsafe (code, context, contextDepth) = unsafe KernelContexts.take(
+                depth: min(depth, AsynchronousRoom.depth))
+            if code != 0 {
+                unsafe context = nil
+                refused(code)
             }
-            guard code == 0 else { throw PluginError(system: "io_setup", code) }
+        }
+        if unsafe context != nil {
             completionFD = eventfd(0, Int32(EFD_CLOEXEC) | Int32(EFD_NONBLOCK))
             guard completionFD >= 0 else {
                 let failure = PluginError(system: "eventfd")

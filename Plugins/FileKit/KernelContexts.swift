@@ -34,6 +34,15 @@ enum KernelContexts {
         return unsafe (-code, context, depth)
     }
 
+    /// Makes a context for a queue that opens later; else the kernel's errno.
+    static func reserve(depth: Int) -> Int32 {
+        if kept.withLock({ kept in kept.contains { $0.depth >= depth } }) { return 0 }
+        var context: io_context_t?
+        let code = unsafe io_setup(Int32(clamping: depth), &context)
+        if code == 0, let context = unsafe context { unsafe giveBack(context, depth: depth) }
+        return -code
+    }
+
     /// Keeps a context for which nothing is in flight and all completions were read, or destroys it.
     static func giveBack(_ context: io_context_t, depth: Int) {
         let isKept = kept.withLock { kept in

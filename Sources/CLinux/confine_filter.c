@@ -4,6 +4,7 @@
  * whose arguments are looked at. */
 #include "clinux.h"
 #include "clinux_confine.h"
+#include "clinux_log.h"
 #include <dlfcn.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
@@ -234,7 +235,7 @@ static void report(int signal, siginfo_t *info, void *context)
     size_t length = append(line, 0, "xbb-vbd: confinement: system call ");
     while (count > 0) line[length++] = digits[--count];
     length = append(line, length, " is not allowed (ausyscall(8) names it); this process ends\n");
-    if (write(2, line, length) < 0) _exit(3);
+    (void)clinux_last_words(line, length);
     /* The handler is gone by now (SA_RESETHAND), and the signal is not blocked (SA_NODEFER). */
     syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), signal);
 }

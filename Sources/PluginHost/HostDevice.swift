@@ -8,7 +8,6 @@ import Synchronization
 /// What `struct xbb_hdev` points to: the open disk to which a plugin's messages and children belong.
 final class HostDevice: Sendable {
     let log: Log
-    private let limit = RateLimit(burst: 20, perSecond: 2)
     private let onNotify: @Sendable (UInt32) -> Void
     private let childState = Mutex(ChildState())
 
@@ -38,8 +37,6 @@ final class HostDevice: Sendable {
     }
 
     func message(_ level: LogLevel, _ text: String) {
-        guard let dropped = limit.admit() else { return }
-        if dropped > 0 { log.warning("plugin: \(dropped) messages were dropped") }
         log.write(level, "plugin: \(text)")
     }
 

@@ -119,5 +119,5 @@ enum HostTable {
         return unsafe UnsafePointer(table)
     }()
 
-    private static let orphan = HostDevice(log: Log(name: "xbb"), onNotify: { _ in })
+    private static let orphan = HostDevice(log: Log(name: "xbb").limited(by: LogLimit()), onNotify: { _ in })
 }

@@ -9,13 +9,13 @@ import Synchronization
 package import StorageKeeping
 import Support
 
-/// An open disk. Only the control thread makes the plugin's control calls.
+/// An open disk. Its control calls (``init(_:directories:backing:log:onNotify:)``, ``start()``, ``measure()``, ``close()``)
+/// may take for ever, and are made one after the other.
 ///
 /// A plugin that allows one call at a time gets a lock around every call, control or queue; other plugins get none.
 ///
-/// `@unchecked Sendable`: `info` and `isClosed` belong to the control thread, and queues read `info` only while that
-/// thread waits for them to start. Everything else is constant; the plugin's thread model says which of its functions
-/// may run at once.
+/// `@unchecked Sendable`: `isClosed` belongs to whoever makes the control calls, one after the other, and `info` is behind a
+/// lock. Everything else is constant; the plugin's thread model says which of its functions may run at once.
 ///
 /// Unsafe code here calls the plugin's table with the handles that the plugin itself returned, between open() and
 /// close().
@@ -25,8 +25,9 @@ public final class PluginDevice: @unchecked Sendable {
     public let library: PluginLibrary
     /// The disk that was asked for. The path is absolute if the plugin has a file.
     public let source: DiskSource
-    /// What the plugin reported, checked. ``refresh()`` changes it.
-    public private(set) var info: DeviceInfo
+    /// What the plugin reported, checked. ``adopt(_:)`` changes it. Any thread.
+    public var info: DeviceInfo { reported.withLock { $0 } }
+    private let reported: Mutex<DeviceInfo>
     /// The lock around every call; nil if the plugin needs none.
     package let exclusion: PluginExclusion?
     private let handle: UnsafeMutableRawPointer?
@@ -59,6 +60,11 @@ public final class PluginDevice: @unchecked Sendable {
     ) throws(OperationError) {
         let library = try PluginLibrary.load(
             name: Self.pluginName(for: source, directories: directories), directories: directories)
+        if source.format != "raw",
+            let note = try PluginCatalog(directories: directories).choice(for: source.format).note(source.format)
+        {
+            log.warning(note)
+        }
         guard library.formats.contains(source.format) else {
             throw OperationError(
                 .open,
@@ -131,7 +137,7 @@ public final class PluginDevice: @unchecked Sendable {
             unsafe opened = try unsafe Self.open(
                 library, source, options: options, file: file, flags: flags, host: hostPointer)
             do throws(OperationError) {
-                info = try unsafe Self.query(library, opened)
+                reported = Mutex(try unsafe Self.query(library, opened))
             } catch {
                 unsafe library.table.close(opened)
                 throw error
@@ -190,11 +196,14 @@ public final class PluginDevice: @unchecked Sendable {
     }
 
     /// Queries the plugin again after it reported a change.
-    public func refresh() throws(OperationError) {
+    public func measure() throws(OperationError) -> DeviceInfo {
         exclusion?.lock()
         defer { exclusion?.unlock() }
-        info = try unsafe Self.query(library, handle)
+        return try unsafe Self.query(library, handle)
     }
+
+    /// Takes on what ``measure()`` returned.
+    public func adopt(_ info: DeviceInfo) { reported.withLock { $0 = info } }
 
     /// The most queues of the host that can be open at once.
     public var maxQueues: Int {

@@ -98,6 +98,13 @@ public enum SettingsSchema {
         off: "keep all rights; to look for faults, not to serve guests", usual: true, scope: .worker, section: .worker,
         workerForm: .option)
 
+    /// After this time, what does not end is told.
+    public static let stallTime = Setting(
+        number: "stall-time",
+        "after how long a request or a plugin's call that does not end is told, and no longer waited for where the disk "
+            + "is taken away", 1...3600, .seconds, placeholder: "SECONDS", usual: 10, scope: .worker, section: .worker,
+        workerForm: .option)
+
     // MARK: Tunables
 
     /// Flushes are answered without being done.
@@ -122,7 +129,7 @@ public enum SettingsSchema {
         restartWindow.declaration, logLevel.declaration,
         program.declaration, pluginDirectories.declaration, maxQueues.declaration, maxRingPageOrder.declaration,
         memoryMiB.declaration, pollMicroseconds.declaration, backingDirectories.declaration, user.declaration,
-        confine.declaration,
+        confine.declaration, stallTime.declaration,
         disableFlush.declaration, flushInterval.declaration, noCoalesce.declaration,
     ]
 

@@ -13,7 +13,6 @@ package final class StoreKeeper {
     private let calls: Descriptor
     private let events: Descriptor
     private let log: Log
-    private let refusals = RateLimit(burst: 10, perSecond: 0.2)
     private var policy: StorePolicy
     /// Transactions that the worker has begun: at most as many as one that behaves has.
     private var transactions: Set<UInt32> = []
@@ -172,10 +171,7 @@ package final class StoreKeeper {
     }
 
     private func refuse(_ what: String) {
-        guard let dropped = refusals.admit() else { return }
         let text = String(what.unicodeScalars.prefix(200).map { $0.value < 0x20 ? "?" : Character($0) })
-        log.error(
-            "XenStore: the worker asks \(text), which is not its own: refused\(dropped > 0 ? " (and \(dropped) more)" : "")"
-        )
+        log.error("XenStore: the worker asks \(text), which is not its own: refused")
     }
 }

@@ -30,15 +30,27 @@ public final class Journal: Sendable {
         close(socket)
     }
 
-    /// Sends one line of a program with further fields, each "NAME=value" without line ends. False if the journal did
-    /// not accept it.
-    func send(_ level: LogLevel, program: Substring, message: Substring, fields: [String]) -> Bool {
-        var text = "PRIORITY=\(level.rawValue)\nSYSLOG_IDENTIFIER=\(program)\nMESSAGE=\(message)\n"
-        for field in fields { text += field + "\n" }
+    /// What became of a line.
+    enum Outcome {
+        case sent
+        /// The journal has no room: its reader stalls.
+        case busy
+        /// There is no journal any more, or it does not take this.
+        case failed
+    }
+
+    /// Sends one line with its fields. Never waits.
+    func send(_ line: LogLine) -> Outcome {
+        let parts = line.name.split(separator: " ", maxSplits: 1)
+        let about = parts.count == 2 ? "\(parts[1]): " : ""
+        var text = "PRIORITY=\(line.level.rawValue)\nSYSLOG_IDENTIFIER=\(parts.first ?? "xbb")\n"
+        text += "MESSAGE=\(about)\(line.message)\n"
+        for field in line.fields { text += field + "\n" }
         let bytes = [UInt8](text.utf8)
         let sent = unsafe bytes.withUnsafeBytes {
-            unsafe Glibc.send(socket, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
+            unsafe Glibc.send(socket, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL | MSG_DONTWAIT))
         }
-        return sent == bytes.count
+        if sent == bytes.count { return .sent }
+        return sent < 0 && (errno == EAGAIN || errno == ENOBUFS) ? .busy : .failed
     }
 }

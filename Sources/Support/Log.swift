@@ -26,8 +26,8 @@ public enum LogLevel: Int, Sendable, Comparable, CaseIterable {
     public static func < (left: LogLevel, right: LogLevel) -> Bool { left.rawValue < right.rawValue }
 }
 
-/// Writes each line with one write(2), so that lines of other processes on the same descriptor do not get mixed in.
-/// Events that a guest, an image or a plugin can cause must go through a ``RateLimit`` first.
+/// Writes each line as a whole, so that lines of other processes on the same descriptor do not get mixed in, and never
+/// waits: see ``LogSink``. Lines about a disk go through its ``LogLimit``, whoever causes them.
 public struct Log: Sendable {
     /// Stands in front of each line: "xbb-vbd 1/51712". Its first word is the program's name.
     public let name: String
@@ -35,61 +35,87 @@ public struct Log: Sendable {
     public var level: LogLevel
     /// Puts "<n>" in front of lines, for the journal and syslog.
     public var showsPriority: Bool
-    /// Where lines go.
-    let descriptor: Int32
-    /// The journal, if lines go there with fields.
-    let journal: Journal?
+    private let sink: LogSink
     /// Where lines are also remembered.
     public var history: LogHistory?
     /// The VBD that lines are about.
     private var vbd: (domain: UInt16, device: UInt32)?
     /// Fields of each line in the journal, "NAME=value".
-    var fields: [String] = []
+    private var fields: [String] = []
+    /// Which lines are not written because there are too many; nil: none, in programs and places that nobody else can
+    /// make write.
+    private(set) var limit: LogLimit?
 
     /// A log whose lines begin with `name`, on standard error or in the journal behind it.
-    public init(name: String, level: LogLevel = .info, descriptor: Int32 = 2) {
-        self.init(
-            name: name, level: level, descriptor: descriptor, journal: descriptor == 2 ? Journal.ofStandardError : nil)
+    public init(name: String, level: LogLevel = .info) {
+        self.init(name: name, level: level, sink: .standardError)
     }
 
-    init(name: String, level: LogLevel, descriptor: Int32, journal: Journal?) {
+    init(name: String, level: LogLevel, sink: LogSink) {
         self.name = name
         self.level = level
-        self.descriptor = descriptor
-        self.journal = journal
+        self.sink = sink
         showsPriority = unsafe getenv("JOURNAL_STREAM") != nil
     }
 
     /// The same log for lines about one VBD: in the journal they have the decimal fields XBB_DOMID and XBB_VDEV.
-    public func about(domain: UInt16, device: UInt32) -> Log {
+    public func about(domain: UInt16, device: UInt32, limit: LogLimit?) -> Log {
         var log = self
         log.vbd = (domain, device)
         log.fields = ["XBB_DOMID=\(domain)", "XBB_VDEV=\(device)"]
+        log.limit = limit
         return log
     }
 
-    /// Writes one line of at most 1000 bytes. Control characters are replaced, so that nobody can forge lines.
-    public func write(_ level: LogLevel, _ text: @autoclosure () -> String) {
+    /// The same log with a limit.
+    public func limited(by limit: LogLimit) -> Log {
+        var log = self
+        log.limit = limit
+        return log
+    }
+
+    /// Writes one line of at most 1000 bytes, if its place in the code may write now. Control characters are replaced, so
+    /// that nobody can forge lines.
+    public func write(
+        _ level: LogLevel, _ text: @autoclosure () -> String, file: StaticString = #fileID, line: UInt = #line
+    ) {
         if level > self.level { return }
-        let bytes = text().utf8.prefix(1000).map { $0 < 0x20 || $0 == 0x7f ? UInt8(ascii: "?") : $0 }
+        guard let limit else { return put(level, text()) }
+        guard let dropped = limit.admit(level, LogLimit.Place(file, line)) else { return }
+        put(level, text(), dropped > 0 ? " (\(dropped) more like this were not logged)" : "")
+    }
+
+    /// Says how many lines were dropped, if that is due: see ``LogLimit/takeDropped(now:isLast:)``.
+    public func tellDropped(isLast: Bool = false) {
+        guard let dropped = limit?.takeDropped(isLast: isLast) else { return }
+        put(.warning, "\(dropped) more lines were not logged: the guest, the image or the plugin caused too many")
+    }
+
+    /// When ``tellDropped(isLast:)`` has something to say, in ns of the monotonic clock; `UInt64.max` if never.
+    public var tellingDeadline: UInt64 { limit?.deadline ?? .max }
+
+    private func put(_ level: LogLevel, _ text: String, _ suffix: String = "") {
+        let bytes = (Array(text.utf8.prefix(1000)) + Array(suffix.utf8)).map { $0 < 0x20 || $0 == 0x7f ? UInt8(ascii: "?") : $0 }
         let message = String(decoding: bytes, as: UTF8.self)
         history?.add(level, message, vbd)
-        if let journal {
-            let parts = name.split(separator: " ", maxSplits: 1)
-            let about = parts.count == 2 ? "\(parts[1]): " : ""
-            let program = parts.first ?? "xbb"
-            if journal.send(level, program: program, message: (about + message)[...], fields: fields) { return }
-        }
-        let line = [UInt8]("\(showsPriority ? "<\(level.rawValue)>" : "")\(name): \(message)\n".utf8)
-        _ = unsafe line.withUnsafeBytes { unsafe Glibc.write(descriptor, $0.baseAddress, $0.count) }
+        sink.write(
+            LogLine(level: level, name: name, message: message, fields: fields, showsPriority: showsPriority))
     }
 
     /// Writes an error.
-    public func error(_ text: @autoclosure () -> String) { write(.error, text()) }
+    public func error(_ text: @autoclosure () -> String, file: StaticString = #fileID, line: UInt = #line) {
+        write(.error, text(), file: file, line: line)
+    }
     /// Writes a warning.
-    public func warning(_ text: @autoclosure () -> String) { write(.warning, text()) }
+    public func warning(_ text: @autoclosure () -> String, file: StaticString = #fileID, line: UInt = #line) {
+        write(.warning, text(), file: file, line: line)
+    }
     /// Writes an event.
-    public func info(_ text: @autoclosure () -> String) { write(.info, text()) }
+    public func info(_ text: @autoclosure () -> String, file: StaticString = #fileID, line: UInt = #line) {
+        write(.info, text(), file: file, line: line)
+    }
     /// Writes a detail.
-    public func debug(_ text: @autoclosure () -> String) { write(.debug, text()) }
+    public func debug(_ text: @autoclosure () -> String, file: StaticString = #fileID, line: UInt = #line) {
+        write(.debug, text(), file: file, line: line)
+    }
 }

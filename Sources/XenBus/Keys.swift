@@ -35,6 +35,8 @@ public enum BackendKey {
     public static let storage = "xbb-storage"
     /// Which images a disk consists of, where it is more than one; ours, for operators.
     public static let chain = "xbb-chain"
+    /// What of the disk does not end; ours, for operators and xbbd.
+    public static let stall = "xbb-stall"
     /// The path of the storage, from the hotplug script.
     public static let physicalDevicePath = "physical-device-path"
     /// The format of the image at `physical-device-path`, from the hotplug script; raw if missing.

@@ -194,6 +194,13 @@ public struct VBDMachine: Sendable {
         }
     }
 
+    /// The disk is to end, and no guest has it any more: its node was taken away, or its frontend was or has closed it, or
+    /// the service hands it over.
+    public var mustEnd: Bool {
+        if stage == .ended { return false }
+        return isLost || isDetaching && (frontend == .gone || frontend == .present(.closed))
+    }
+
     /// The first actions.
     public mutating func start() -> [Action] {
         var actions: [Action] = []

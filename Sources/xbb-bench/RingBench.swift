@@ -203,7 +203,7 @@ final class RingBench {
             configuration: QueueConfiguration(
                 domain: guest.id, index: 0, ringReferences: ring, eventChannel: port, abi: .native,
                 disk: OfferedFeatures(sectorCount: device.info.sectorCount), pollNanoseconds: settings.pollNanoseconds),
-            statistics: statistics, log: log, faultLimit: RateLimit(), onFailure: { fail($0.description) })
+            statistics: statistics, log: log, onFailure: { fail($0.description) })
         try queue.start()
         queue.beginTaking()
         return Running(

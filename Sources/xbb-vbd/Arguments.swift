@@ -49,6 +49,8 @@ enum Arguments {
     static let describePlugin = Setting(
         text: "describe-plugin",
         "load the plugin xbb-NAME.so and print its description, for the file xbb-NAME.plugin", "FILE", file)
+    static let output = Setting(
+        text: "output", "write what --describe-plugin says to FILE, which is there as a whole or not at all", "FILE", file)
     static let help = Setting(flag: "help", "this text")
     static let version = Setting(flag: "version", "the version")
 
@@ -61,9 +63,9 @@ enum Arguments {
         [backendPath.declaration, loopback.declaration, control.declaration, source.declaration]
         + SettingsSchema.worker.filter { $0.workerForm == .option } + [
             change.declaration, emptyDirectory.declaration, journal.declaration, lock.declaration,
-            standby.declaration, storage.declaration, predecessor.declaration, probe.declaration, inspect.declaration,
-            format.declaration,
-            chain.declaration, dumpPlugins.declaration, describePlugin.declaration, help.declaration,
+            standby.declaration, storage.declaration, predecessor.declaration, probe.declaration,
+            inspect.declaration, format.declaration, chain.declaration, dumpPlugins.declaration,
+            describePlugin.declaration, output.declaration, help.declaration,
             version.declaration,
         ]
 
@@ -72,7 +74,7 @@ enum Arguments {
         """
         usage: xbb-vbd --backend-path PATH [OPTION]...
                xbb-vbd --dump-plugins [--plugin-dir DIR]...
-               xbb-vbd --describe-plugin FILE
+               xbb-vbd --describe-plugin FILE [--output FILE]
                xbb-vbd --probe IMAGE [OPTION]...
                xbb-vbd --inspect IMAGE [--format FORMAT] [OPTION]...
 

@@ -77,7 +77,7 @@ func openStore<Platform: XenPlatform>(
     _ platform: Platform, _ options: VBDOptions
 ) throws(OperationError) -> any XenStore {
     guard let settings = options.confinement else { return try platform.openStore() }
-    let log = Log(name: "xbb-store \(options.shortName)", level: .warning)
+    let log = Log(name: "xbb-store \(options.shortName)", level: .warning).limited(by: LogLimit())
     return try KeeperProcess.start(backendPath: options.backendPath, log: log, open: platform.openStore) {
         () throws(OperationError) in
         try Confinement.enter(settings, network: false, log: log)
@@ -94,10 +94,11 @@ func serve<Platform: XenPlatform>(_ platform: Platform, _ options: VBDOptions) -
     signal(SIGPIPE, SIG_IGN)
     let descriptor = unsafe signalfd(-1, &signals, Int32(SFD_CLOEXEC) | Int32(SFD_NONBLOCK))
     do {
-        // Before anything starts a thread.
+        // Before anything starts a thread, and before standard error is this process's own.
         let store = try openStore(platform, options)
+        let output = CapturedOutput()
         let worker = try VBDWorker(platform: platform, store: store, options: options)
-        switch try worker.run(signals: descriptor) {
+        switch try worker.run(signals: descriptor, output: output) {
         case .detached, .vanished, .handedOver: return 0
         case .conflict, .storeFailed: return 1
         }
@@ -110,18 +111,33 @@ func serve<Platform: XenPlatform>(_ platform: Platform, _ options: VBDOptions) -
 let command = parseArguments()
 let pluginDirectories = command[SettingsSchema.pluginDirectories] ?? [defaultPluginDirectory()]
 if command.value(of: Arguments.dumpPlugins) {
-    print(PluginCatalog(directories: pluginDirectories).dump().serialized)
+    print(PluginCatalog(directories: pluginDirectories).dump(program: "/proc/self/exe").serialized)
     exit(0)
 }
 if let plugin = command[Arguments.describePlugin] {
     do throws(OperationError) {
-        print(try PluginDescription.describe(plugin: plugin).json.serialized)
+        try say(PluginDescription.describe(plugin: plugin).json.serialized + "\n", command[Arguments.output])
         exit(0)
     } catch {
         Log(name: "xbb-vbd").error(error.description)
         exit(1)
     }
 }
+/// Prints a text, or writes it to a file: all of it, or nothing where that fails.
+func say(_ text: String, _ path: String?) throws(OperationError) {
+    guard let path else { return print(text, terminator: "") }
+    let new = "\(path).new"
+    let bytes = Array(text.utf8)
+    let file = try Descriptor(unsafe clinux_open(new, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644), "open \(new)")
+    // Within the closure the bytes are valid, and their number is passed on.
+    let written = unsafe bytes.withUnsafeBytes { unsafe write(file.raw, $0.baseAddress, $0.count) }
+    guard written == bytes.count, unsafe rename(new, path) == 0 else {
+        let failure = OperationError(errno, "write \(path)")
+        unsafe unlink(new)
+        throw failure
+    }
+}
+
 /// What is known about an image that is not being served. A chain is examined by other processes, a single image by
 /// this one.
 func examine(_ image: String, probes: Bool) throws(OperationError) -> JSON {

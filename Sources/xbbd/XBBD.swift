@@ -81,6 +81,8 @@ struct XBBD: ParsableCommand {
 
     @Option(setting: SettingsSchema.pollMicroseconds) var pollUs: String?
 
+    @Option(setting: SettingsSchema.stallTime) var stallTime: String?
+
     @Option(
         help: ArgumentHelp(
             "For workers: a setting that disks begin with and that xbbctl set changes; may be given more than once.",
@@ -118,6 +120,7 @@ struct XBBD: ParsableCommand {
             (SettingsSchema.restartLimit, restartLimit), (SettingsSchema.restartWindow, restartWindow),
             (SettingsSchema.maxQueues, maxQueues), (SettingsSchema.maxRingPageOrder, maxRingPageOrder),
             (SettingsSchema.memoryMiB, memoryMib), (SettingsSchema.pollMicroseconds, pollUs),
+            (SettingsSchema.stallTime, stallTime),
         ] { try take(setting, text.map { [$0] } ?? []) }
         for (setting, flag) in [
             (SettingsSchema.anyScript, anyScript), (SettingsSchema.stopWorkers, stopWorkers),
@@ -164,6 +167,7 @@ struct XBBD: ParsableCommand {
         settings.claim.takesAnyScript = values.value(of: SettingsSchema.anyScript)
         settings.stopsWorkers = values.value(of: SettingsSchema.stopWorkers)
         settings.keepsStandby = values.value(of: SettingsSchema.standby)
+        settings.stallSeconds = UInt64(clamping: values.value(of: SettingsSchema.stallTime))
         settings.policy.failureLimit = values.value(of: SettingsSchema.restartLimit)
         settings.policy.windowSeconds = UInt64(clamping: values.value(of: SettingsSchema.restartWindow))
         return settings

@@ -34,7 +34,8 @@ import Testing
 
         func log(_ stream: String?) -> Log {
             let journal = Journal(path: folder + "/socket", descriptor: file.raw, stream: stream)
-            return Log(name: "xbb-vbd 1/51712", level: .info, descriptor: file.raw, journal: journal)
+            return Log(
+                name: "xbb-vbd 1/51712", level: .info, sink: LogSink(descriptor: file.raw, journal: journal))
         }
 
         /// What the journal got last.
@@ -54,7 +55,7 @@ import Testing
 
     @Test("a line has its priority, its program and its disk") func fields() throws {
         let lab = try Lab()
-        let log = lab.log(lab.stream).about(domain: 1, device: 51712)
+        let log = lab.log(lab.stream).about(domain: 1, device: 51712, limit: nil)
         log.warning("a\nXBB_DOMID=7")
         #expect(
             lab.received()

@@ -14,7 +14,7 @@ enum ExitStatus: Equatable {
 final class Worker {
     let generation: Int
     private let loopback: String
-    private let logPath: String
+    let logPath: String
     private let socketPath: String
     private(set) var process: pid_t = 0
     private var status: ExitStatus?
@@ -84,8 +84,8 @@ final class Worker {
 
     // MARK: Control socket
 
-    /// One command and its answer. An answer is the proof that the control thread lives.
-    func ask(_ command: String) throws -> [String: Any] {
+    /// A connection to its control socket.
+    func call() throws -> Int32 {
         var descriptor = clinux_unix_connect(socketPath, Int32(SOCK_STREAM.rawValue))
         // The name is there a moment before somebody listens.
         for _ in 0..<1000 where descriptor < 0 && errno == ECONNREFUSED && isRunning {
@@ -93,6 +93,12 @@ final class Worker {
             descriptor = clinux_unix_connect(socketPath, Int32(SOCK_STREAM.rawValue))
         }
         guard descriptor >= 0 else { throw LabError("connect to \(socketPath): \(errno); log: \(log.suffix(1000))") }
+        return descriptor
+    }
+
+    /// One command and its answer. An answer is the proof that the control thread lives.
+    func ask(_ command: String) throws -> [String: Any] {
+        let descriptor = try call()
         defer { close(descriptor) }
         var limit = timeval(tv_sec: 20, tv_usec: 0)
         setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))

@@ -92,6 +92,29 @@ static long attempt_data_memory(void)
     return page == MAP_FAILED ? -1 : munmap(page, 4096);
 }
 static long attempt_user(void) { return getuid(); }
+// What spams.
+static const struct xbb_host *host;
+static struct xbb_hdev *hdev;
+static long attempt_print(void)
+{
+    for (int i = 0; i < 50000; i++) fprintf(stderr, "line %d of a library that explains itself\n", i);
+    return 0;
+}
+static long attempt_notify(void)
+{
+    for (int i = 0; i < 200000; i++) {
+        host->notify(hdev, (uint32_t)(i % 7));
+        host->log(hdev, XBB_LOG_ERROR, "nothing happened");
+    }
+    return 0;
+}
+// What ends the process as if it were done.
+static long attempt_exit(void) { exit(0); }
+static long attempt_crash(void)
+{
+    fprintf(stderr, "the last words of a library\n");
+    abort();
+}
 static long attempt_write_stderr(void) { return write(2, "forged line\n", 12); }
 
 // A backend node that names a file of root's, for xbbd to start a worker for it: to each socket, as XenStore's own protocol says
@@ -131,16 +154,21 @@ static const struct { const char *name; long (*make)(void); } attempts[] = {
     ATTEMPT(io_uring), ATTEMPT(prctl), ATTEMPT(personality), ATTEMPT(new_code), ATTEMPT(changed_code),
     ATTEMPT(terminal_input), ATTEMPT(signal_owner), ATTEMPT(limit), ATTEMPT(look_at_limit),
     ATTEMPT(send_elsewhere), ATTEMPT(last_words), ATTEMPT(nothing),
-    ATTEMPT(make_node), ATTEMPT(data_memory), ATTEMPT(user), ATTEMPT(write_stderr),
+    ATTEMPT(make_node), ATTEMPT(data_memory), ATTEMPT(user), ATTEMPT(write_stderr), ATTEMPT(print), ATTEMPT(notify),
+    ATTEMPT(exit), ATTEMPT(crash),
 };
 
 static const struct xbb_option options[] = {
     {.name = "attempt", .help = "what to try", .def = "nothing", .type = XBB_OPT_STRING},
 };
 
-static const struct xbb_host *host;
 static char attempt[64];
-static struct xbb_hdev *hdev;
+
+// A server far away that never answers.
+static void hang(void)
+{
+    for (;;) sleep(1000);
+}
 
 static int evil_load(const struct xbb_host *table)
 {
@@ -154,16 +182,23 @@ static int evil_open(const struct xbb_open *open, void **dev, struct xbb_error *
     hdev = open->hdev;
     // A server far away that does not answer.
     if (strcmp(open->options[0].str, "slow_open") == 0) sleep(4);
+    if (strcmp(open->options[0].str, "hang_open") == 0) hang();
     snprintf(attempt, sizeof attempt, "%s", open->options[0].str);
     *dev = attempt;
     return 0;
 }
 
-static void evil_close(void *dev) { (void)dev; }
+static void evil_close(void *dev)
+{
+    (void)dev;
+    if (strcmp(attempt, "hang_close") == 0) hang();
+}
 
 static int evil_get_info(void *dev, struct xbb_info *info)
 {
     (void)dev;
+    static int calls;
+    if (strcmp(attempt, "hang_get_info") == 0 && calls++ > 0) hang();
     info->size = 1 << 20;
     info->logical_block = 512;
     info->physical_block = 512;
@@ -175,11 +210,16 @@ static int evil_queue_open(void *dev, struct xbb_hqueue *hq, const struct xbb_qu
                            struct xbb_error *err)
 {
     (void)dev, (void)params, (void)err;
+    if (strcmp(attempt, "hang_queue_open") == 0) hang();
     *out = hq;
     return 0;
 }
 
-static void evil_queue_close(void *queue) { (void)queue; }
+static void evil_queue_close(void *queue)
+{
+    (void)queue;
+    if (strcmp(attempt, "hang_queue_close") == 0) hang();
+}
 
 static void make_attempt(void)
 {
@@ -196,6 +236,8 @@ static void make_attempt(void)
 static uint32_t evil_submit(void *queue, struct xbb_req *const *reqs, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
+        if (reqs[i]->op == XBB_OP_READ && strcmp(attempt, "hang_submit") == 0) hang();
+        if (reqs[i]->op == XBB_OP_READ && strcmp(attempt, "hang_get_info") == 0) host->notify(hdev, XBB_NOTIFY_INFO);
         if (reqs[i]->op == XBB_OP_READ) make_attempt();
         host->complete(queue, reqs[i], reqs[i]->op == XBB_OP_READ ? 0 : -EOPNOTSUPP);
     }

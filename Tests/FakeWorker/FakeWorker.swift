@@ -73,7 +73,7 @@ struct FakeWorker {
             exit(1)
         case "hand-over":
             usleep(200_000)
-            exit(0)
+            handOver()
         case _ where word.hasPrefix("exit "): exit(Int32(word.dropFirst(5)) ?? 99)
         case "hang" where argument("--standby") != nil:
             while true { sleep(60) }
@@ -87,6 +87,13 @@ struct FakeWorker {
             say("fake-worker: \(error)\n", to: 2)
             exit(1)
         }
+    }
+
+    /// Ends as xbb-vbd does that hands its disk over.
+    static func handOver() -> Never {
+        ftruncate(3, 0)
+        pwrite(3, "handed over\n", 12, 0)
+        exit(0)
     }
 
     /// Waits for its turn as xbb-vbd does: a word on descriptor 4, then the lock of descriptor 3.
@@ -125,7 +132,7 @@ struct FakeWorker {
                 pollfd(fd: $0, events: Int16(POLLIN), revents: 0)
             }
             poll(&entries, 3, -1)
-            if entries[1].revents != 0 { exit(0) }
+            if entries[1].revents != 0 { Self.handOver() }
             if entries[2].revents != 0 { answer() }
             while try store.nextWatchEvent() != nil {}
             try readNode()
@@ -135,6 +142,7 @@ struct FakeWorker {
     func readNode() throws {
         try store.transaction { (transaction) throws(OperationError) in
             switch try store.text("\(path)/state", in: transaction) {
+            case nil where word == "immortal": break
             case nil: exit(0)
             case "1": try store.write("\(path)/state", "2", in: transaction)
             case "5" where word != "stubborn": try store.write("\(path)/state", "6", in: transaction)

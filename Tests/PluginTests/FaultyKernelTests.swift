@@ -20,6 +20,8 @@ struct FaultyKernel {
         var noSync: Int32 = 0
         /// The ring's magic is spoilt after io_setup.
         var noRing: Int32 = 0
+        /// io_setup gives EAGAIN for more than so many requests; 0: never.
+        var mostRoom: Int32 = 0
         var submitCalls: Int32 = 0
         var getEventsCalls: Int32 = 0
     }
@@ -27,6 +29,8 @@ struct FaultyKernel {
     let plugin: Plugin
     /// Another one for days without a readable ring: a plugin keeps its contexts, spoilt ones too.
     let ringless: Plugin
+    /// Another one for days without room.
+    let roomless: Plugin
     private let accessor: @convention(c) () -> UnsafeMutableRawPointer
 
     /// Loaded once: the copy of the plugin stays bound to the shim.
@@ -48,7 +52,7 @@ struct FaultyKernel {
             shell("cp \(library("file")) \(folder.path)/libxbb-file-\(name).so")
             return try Plugin("file", library: "\(folder.path)/libxbb-file-\(name).so")
         }
-        (plugin, ringless) = (try copy("copy"), try copy("ringless"))
+        (plugin, ringless, roomless) = (try copy("copy"), try copy("ringless"), try copy("roomless"))
     }
 
     /// The settings of the calling thread.
@@ -61,7 +65,7 @@ struct FaultyKernel {
         #include <sys/syscall.h>
         #include <unistd.h>
 
-        struct aio_shim { int most, busy_every, no_sync, no_ring, submit_calls, getevents_calls; };
+        struct aio_shim { int most, busy_every, no_sync, no_ring, most_room, submit_calls, getevents_calls; };
         static __thread struct aio_shim mine;
         struct aio_shim *aio_shim(void) { return &mine; }
 
@@ -69,6 +73,7 @@ struct FaultyKernel {
 
         int io_setup(int count, io_context_t *context)
         {
+            if (mine.most_room && count > mine.most_room) return -EAGAIN;
             int result = done(syscall(SYS_io_setup, count, context));
             if (result == 0 && mine.no_ring) ((unsigned *)*context)[4] = 0;
             return result;
@@ -147,6 +152,38 @@ struct FaultyKernel {
         #expect(requests.prefix(5).map(\.status) == [0, 0, -EOPNOTSUPP, 0, 0])
         #expect(requests.suffix(3).allSatisfy { $0.handle.pointee.completions == 0 })
         #expect(disk.statistic("helper-requests") == 2)
+        #expect(disk.breaches == 0)
+    }
+
+    /// The room is everybody's: what a disk takes of it is small, whatever a guest's ring is, and where there is none,
+    /// threads serve the disk.
+    @Test(arguments: [Int32(1), 128]) func aDiskTakesLittleRoomAndNeedsNone(_ mostRoom: Int32) throws {
+        let kernel = try FaultyKernel.shared.get()
+        kernel.mine.pointee = .init(mostRoom: mostRoom)
+        defer { kernel.mine.pointee = .init() }
+        let disk = try Disk(kernel.roomless, folder.file("disk", size: 2 << 20), ["direct": "on"])
+        let isServedByThreads = mostRoom < 128
+        #expect((disk.info.queue_depth == 128) == !isServedByThreads)
+        let queue = try Queue(disk, depth: 1056)
+        var model = DataModel(size: 2 << 20, seed: UInt64(mostRoom))
+        try model.run(on: queue, count: 400, depth: 200, seed: UInt64(mostRoom))
+        #expect(disk.breaches == 0)
+        #expect((disk.statistic("io-submit-calls") == 0) == isServedByThreads)
+    }
+
+    /// A queue that comes later than the room of the first one.
+    @Test func aQueueWithoutRoomIsServedByThreads() throws {
+        let kernel = try FaultyKernel.shared.get()
+        kernel.mine.pointee = .init()
+        defer { kernel.mine.pointee = .init() }
+        let disk = try Disk(kernel.plugin, folder.file("disk", size: 1 << 20), ["direct": "on"])
+        let first = try Queue(disk)
+        kernel.mine.pointee.mostRoom = 1
+        let queues = try (1..<5).map { try Queue(disk, index: UInt32($0), depth: 32) }
+        for queue in [first] + queues {
+            #expect(queue.write(4096, [UInt8](repeating: 7, count: 512)) == 0)
+            #expect(queue.read(4096, 512).bytes == [UInt8](repeating: 7, count: 512))
+        }
         #expect(disk.breaches == 0)
     }
 

@@ -279,16 +279,11 @@ import Testing
         #expect(disk.breaches == 0)
     }
 
-    @Test func theKernelsLimitOfAsynchronousRequestsIsNamed() throws {
+    /// Far more than fs.aio-max-nr has by default, if a queue took what its host could use.
+    @Test func manyDeepQueuesLeaveRoomForOthers() throws {
         let disk = try Disk(plugin, folder.file("disk", size: 1 << 20), ["direct": "on"])
-        var queues: [Queue] = []
-        // Far more than fs.aio-max-nr has by default; where it is raised, everything opens.
-        let failure = #expect(throws: Failure.self) {
-            for index in 0..<64 { queues.append(try Queue(disk, index: UInt32(index), depth: 65536)) }
-        }
-        #expect(failure?.description.contains("fs.aio-max-nr") == true, "\(failure?.description ?? "")")
-        queues.removeAll()
-        #expect(try Queue(disk, index: 1, depth: 32).read(0, 512).status == 0)
+        let queues = try (0..<64).map { try Queue(disk, index: UInt32($0), depth: 65536) }
+        for queue in queues { #expect(queue.read(0, 512).status == 0) }
     }
 
     @Test func sixteenQueuesWorkOnOneDisk() throws {

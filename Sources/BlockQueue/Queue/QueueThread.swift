@@ -78,13 +78,14 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private let device: PluginDevice
     private let configuration: QueueConfiguration
     private let log: Log
-    private let faultLimit: RateLimit
     /// Called on the queue's thread when the ring is not read any more.
     private let onFailure: @Sendable (OperationError) -> Void
     /// Called on the queue's thread when the requests of an earlier process were begun again.
     private let onReplayed: @Sendable () -> Void
     /// Called on the queue's thread when it was paused and nothing is in flight any more.
     private let onPaused: @Sendable () -> Void
+    /// Called on the queue's thread when it has started, or failed to.
+    private let onStarted: @Sendable () -> Void
     /// Called on the queue's thread, which ends with that.
     private let onEnd: @Sendable () -> Void
     private let journal: QueueJournalSource
@@ -100,8 +101,9 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// Prepares a queue; ``start()`` makes it run.
     package convenience init(
         platform: Platform, device: PluginDevice, configuration: QueueConfiguration, statistics: QueueStatistics,
-        log: Log, faultLimit: RateLimit, onFailure: @escaping @Sendable (OperationError) -> Void,
-        onReplayed: @escaping @Sendable () -> Void = {}, onPaused: @escaping @Sendable () -> Void = {},
+        log: Log, onFailure: @escaping @Sendable (OperationError) -> Void,
+        onStarted: @escaping @Sendable () -> Void = {}, onReplayed: @escaping @Sendable () -> Void = {},
+        onPaused: @escaping @Sendable () -> Void = {},
         onEnd: @escaping @Sendable () -> Void = {}
     ) throws(OperationError) {
         let entries = RingLayout(configuration.abi).entryCount(pages: configuration.ringReferences.count)
@@ -116,7 +118,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             throw OperationError(ENOMEM, "reserve a journal for queue \(configuration.index)")
         }
         self.init(
-            platform, device, configuration, statistics, log, faultLimit, onFailure, onReplayed, onPaused, onEnd,
+            platform, device, configuration, statistics, log, onFailure, onStarted, onReplayed, onPaused, onEnd,
             port: port, journal: journal)
     }
 
@@ -124,8 +126,9 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// modules that specialise it (docs/decisions/0012-modules.md).
     private init(
         _ platform: Platform, _ device: PluginDevice, _ configuration: QueueConfiguration,
-        _ statistics: QueueStatistics, _ log: Log, _ faultLimit: RateLimit,
-        _ onFailure: @escaping @Sendable (OperationError) -> Void, _ onReplayed: @escaping @Sendable () -> Void,
+        _ statistics: QueueStatistics, _ log: Log,
+        _ onFailure: @escaping @Sendable (OperationError) -> Void, _ onStarted: @escaping @Sendable () -> Void,
+        _ onReplayed: @escaping @Sendable () -> Void,
         _ onPaused: @escaping @Sendable () -> Void, _ onEnd: @escaping @Sendable () -> Void,
         port: CompletionPort, journal: QueueJournalSource
     ) {
@@ -134,8 +137,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         self.configuration = configuration
         self.statistics = statistics
         self.log = log
-        self.faultLimit = faultLimit
         self.onFailure = onFailure
+        self.onStarted = onStarted
         self.onReplayed = onReplayed
         self.onPaused = onPaused
         self.onEnd = onEnd
@@ -153,16 +156,25 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         CompletionPorts.giveBack(port)
     }
 
-    /// Maps the ring, binds the event channel, opens the plugin's queue and runs; throws what went wrong.
-    package func start() throws(OperationError) {
-        let thread = try startThread(named: "xbb-queue-\(configuration.index)") { [self] in run() }
-        self.thread = thread
-        started.wait()
+    /// Begins to map the ring, bind the event channel and open the plugin's queue; `onStarted` is called when that has been
+    /// done or has failed, and the queue runs where it has been done. That may take for ever: it is the plugin's time.
+    package func begin() throws(OperationError) {
+        thread = try startThread(named: "xbb-queue-\(configuration.index)") { [self] in run() }
+    }
+
+    /// After `onStarted`: throws what went wrong, if the queue does not run.
+    package func finishStart() throws(OperationError) {
         if let failure = startResult.withLock({ $0 }) {
-            pthread_join(thread, nil)
-            self.thread = nil
+            join()
             throw failure
         }
+    }
+
+    /// ``begin()``, waits for that, and ``finishStart()``.
+    package func start() throws(OperationError) {
+        try begin()
+        started.wait()
+        try finishStart()
     }
 
     /// Begins to take requests from the ring.
@@ -228,6 +240,17 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// What an earlier process left; nil for a queue that begins with nothing in flight.
     package var recovery: RecoverySummary? { summary.withLock { $0 } }
 
+    /// The request that was taken first of those that are not answered, at this moment.
+    package var oldestRequest: UnansweredRequest? {
+        let layout = RingLayout(configuration.abi)
+        return journal.oldestRequest(
+            layout: layout, disk: control.withLock { $0.offered },
+            entries: layout.entryCount(pages: configuration.ringReferences.count))
+    }
+
+    /// The number of the queue.
+    package var index: Int { configuration.index }
+
     /// Calls of complete() that broke the plugin ABI.
     package var violations: UInt64 { port.violations }
 
@@ -245,6 +268,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         } catch {
             startResult.withLock { $0 = error }
             started.signal()
+            onStarted()
             return
         }
         ended.store(true, ordering: .releasing)
@@ -279,6 +303,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             device: device, port: port, events: events, index: configuration.index,
             depth: engine.plugin.depthLimit, threadCount: configuration.blockingThreads)
         started.signal()
+        onStarted()
         var loop = QueueLoop(
             engine: engine,
             effects: XenEffects(queue: queue, grants: grants, channels: channels, channel: channel), events: events)
@@ -362,11 +387,9 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     }
 
     private func report(_ fault: GuestFault) {
-        guard let dropped = faultLimit.admit() else { return }
-        let more = dropped > 0 ? " (\(dropped) more were not logged)" : ""
         log.warning(
             "queue \(configuration.index): request refused: \(fault.error.text): operation \(fault.wireOperation), "
-                + "sector \(fault.firstSector), \(fault.sectorCount) sectors\(more)")
+                + "sector \(fault.firstSector), \(fault.sectorCount) sectors")
     }
 
     private func report(poison: BlockRequest) {
@@ -376,7 +399,6 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     }
 
     private func reportXenError(_ error: OperationError) {
-        guard let dropped = faultLimit.admit() else { return }
-        log.error("queue \(configuration.index): \(error)\(dropped > 0 ? " (\(dropped) more were not logged)" : "")")
+        log.error("queue \(configuration.index): \(error)")
     }
 }

@@ -90,16 +90,19 @@ package struct RecoverySummary: Sendable {
 }
 
 extension BlockRequest {
+    /// For operators: "write".
+    package var name: String {
+        switch operation {
+        case .read: "read"
+        case .write: "write"
+        case .writeBarrier: "barrier"
+        case .flush: "flush"
+        case .discard: "discard"
+        }
+    }
+
     /// For operators: "write of 4096 bytes at 1048576".
     package var text: String {
-        let name =
-            switch operation {
-            case .read: "read"
-            case .write: "write"
-            case .writeBarrier: "barrier"
-            case .flush: "flush"
-            case .discard: "discard"
-            }
         if sectorCount == 0 { return name }
         return "\(name) of \(sectorCount &* 512) bytes at \(firstSector &* 512)"
     }

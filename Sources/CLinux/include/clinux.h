@@ -43,6 +43,7 @@
 #include <unistd.h>
 
 #include "clinux_confine.h"
+#include "clinux_log.h"
 #include "clinux_process.h"
 
 /* Request numbers made by macros that Swift cannot import. */

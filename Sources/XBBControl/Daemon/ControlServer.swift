@@ -10,8 +10,10 @@ import Support
 final class ControlServer {
     /// Identifies a client as long as the server lives.
     typealias ClientID = UInt64
-    /// The most clients at once.
+    /// The most clients at once; one more takes the place of the one that has been silent for the longest time.
     static let clientLimit = 32
+    /// How long a client may be silent, or not read its answer, in ns.
+    static let idleLimit: UInt64 = 60 * RestartPolicy.second
 
     private final class Client {
         let id: ClientID
@@ -22,6 +24,8 @@ final class ControlServer {
         var isWaiting = false
         /// ``serve(_:)`` is handing over its lines, and sends an answer that comes at once.
         var isServed = false
+        /// When it last sent or read something, or was answered, in ns of CLOCK_MONOTONIC.
+        var lastActive = clinux_monotonic_ns()
         /// The client sends no more.
         var hasEnded = false
 
@@ -56,6 +60,19 @@ final class ControlServer {
     /// The number of connected clients.
     var clientCount: Int { clients.count }
 
+    /// When ``expire(now:)`` has something to do, in ns of CLOCK_MONOTONIC; nil if never.
+    var deadline: UInt64? { longestIdle.map { $0.lastActive &+ Self.idleLimit } }
+
+    /// Ends the connections of clients that have been silent for too long.
+    func expire(now: UInt64) {
+        while let client = longestIdle, client.lastActive &+ Self.idleLimit <= now { drop(client.id) }
+    }
+
+    /// Of the clients that nobody owes an answer, the one that was silent for the longest time.
+    private var longestIdle: Client? {
+        clients.values.filter { !$0.isWaiting }.min { ($0.lastActive, $0.id) < ($1.lastActive, $1.id) }
+    }
+
     /// Ends all connections and removes the socket.
     func close() {
         for id in clients.keys { drop(id) }
@@ -67,6 +84,7 @@ final class ControlServer {
     func answer(_ line: [UInt8], to id: ClientID) {
         guard let client = clients[id], client.isWaiting else { return }
         client.isWaiting = false
+        client.lastActive = clinux_monotonic_ns()
         client.output = (line + [UInt8(ascii: "\n")])[...]
         serve(client)
     }
@@ -80,6 +98,7 @@ final class ControlServer {
         let raw = clinux_accept(listener.raw)
         guard raw >= 0 else { return }
         let socket = Descriptor(owning: raw)
+        if clients.count >= Self.clientLimit, let idle = longestIdle { drop(idle.id) }
         guard clients.count < Self.clientLimit else {
             let text = JSON.object([("error", .string("xbbd has too many clients"))]).serialized + "\n"
             _ = socket.sendAvailable([UInt8](text.utf8)[...])
@@ -101,7 +120,9 @@ final class ControlServer {
         if client.isWaiting || (client.hasEnded && client.output.isEmpty) { return drop(id) }
         if client.output.isEmpty {
             switch client.socket.readAvailable(limit: ControlRequest.longestLine) {
-            case .bytes(let bytes): client.input.append(bytes)
+            case .bytes(let bytes):
+                client.lastActive = clinux_monotonic_ns()
+                client.input.append(bytes)
             case .wouldBlock: return
             case .ended: client.hasEnded = true
             }
@@ -114,6 +135,7 @@ final class ControlServer {
         while !client.isWaiting {
             if !client.output.isEmpty {
                 guard let count = client.socket.sendAvailable(client.output) else { return drop(client.id) }
+                if count > 0 { client.lastActive = clinux_monotonic_ns() }
                 client.output = client.output.dropFirst(count)
                 if !client.output.isEmpty { break }
             }

@@ -122,6 +122,7 @@ extension Supervisor {
             ("backend_path", .string(path)), ("worker", .string(word(record))),
             ("pid", record.process.map { .integer($0.process) } ?? .null),
             ("starts", .integer(record.startCount)), ("went_back", .bool(record.replacement.hasRolledBack)),
+            ("stalled", try key(BackendKey.stall)),
             ("refused", .text(record.refusal)), ("last_failure", .text(record.supervision.lastFailure)),
             ("state", .text(node.map { "\($0.state)" })),
             ("online", node.map { .bool($0.isOnline) } ?? .null),

@@ -90,17 +90,39 @@ extension Supervisor {
         }
     }
 
+    /// How long a worker has to end whose node is gone, in ns. It gives up what does not end after its own limit; this one
+    /// is for a worker that does not even do that.
+    private var endLimit: UInt64 { (2 * settings.stallSeconds + 5) * RestartPolicy.second }
+
+    /// The node of a VBD is gone, whose worker ends now.
+    func noteGone(_ record: Record) {
+        if record.process != nil, record.endsBy == nil { record.endsBy = clinux_monotonic_ns() &+ endLimit }
+    }
+
+    /// Kills a worker that did not end when its node was gone.
+    func expireEnd(_ record: Record, now: UInt64) {
+        guard let deadline = record.endsBy, deadline <= now, let process = record.process else { return }
+        record.endsBy = nil
+        log(record.address).error(
+            "\(record.address): worker \(process.process) did not end within \(endLimit / RestartPolicy.second) s after "
+                + "its node was removed, and is killed")
+        process.send(SIGKILL)
+    }
+
     private func follow(_ process: WorkerProcess, _ record: Record) throws(OperationError) {
         try loop.add(process.pidfd.raw) { [unowned self, unowned record] in ended(record) }
         record.process = process
+        record.endsBy = nil
         record.standbyDue = nil
         record.loggedForeign = false
     }
 
     private func ended(_ record: Record) {
-        guard let process = record.process, let exit = process.takeExit() else { return }
+        guard let process = record.process, var exit = process.takeExit() else { return }
+        if exit == .clean, hasLeftUndone(record) { exit = .deserted }
         loop.remove(process.pidfd.raw)
         record.process = nil
+        record.endsBy = nil
         record.lastExit = exit
         let level: LogLevel = exit == .clean || exit == .unknown ? .info : .error
         log(record.address).write(level, "\(record.address): worker \(process.process) ended with \(exit)")
@@ -122,6 +144,20 @@ extension Supervisor {
             let seconds = (left + RestartPolicy.second / 2) / RestartPolicy.second
             let time = left < RestartPolicy.second ? "\(left / RestartPolicy.millisecond) ms" : "\(seconds) s"
             log(record.address).info("\(record.address): next worker in \(time)")
+        }
+    }
+
+    /// True where a worker ended with status 0 while a guest was connected, and has not written that it handed the disk over.
+    private func hasLeftUndone(_ record: Record) -> Bool {
+        // One that stands by and was called has the lock, and finds out by itself.
+        if record.standby?.isCalled == true { return false }
+        do throws(OperationError) {
+            guard let facts = try facts(of: record.address), facts.state == .connected,
+                case .taken(let lock) = try FileLock.attempt(directory.workerLock(record.address))
+            else { return false }
+            return lock.note != FileLock.handedOver
+        } catch {
+            return false
         }
     }
 

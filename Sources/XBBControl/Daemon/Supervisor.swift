@@ -25,6 +25,8 @@ public final class Supervisor {
         var hasLeftStorage = false
         /// When a standby is to be started, in ns of CLOCK_MONOTONIC; nil if none is scheduled.
         var standbyDue: UInt64?
+        /// When the worker is killed because its node is gone, in ns of CLOCK_MONOTONIC; nil while it is there.
+        var endsBy: UInt64?
         /// How the last known worker ended.
         var lastExit: WorkerExit?
         /// The change of the worker's program that is in progress.
@@ -33,6 +35,8 @@ public final class Supervisor {
         var refusal: String?
         /// Workers that this process started for the VBD.
         var startCount = 0
+        /// How much is logged about the VBD, whatever its guest and its workers do.
+        let logLimit = LogLimit()
         /// It was logged that an unknown process serves this VBD.
         var loggedForeign = false
 
@@ -151,7 +155,9 @@ public final class Supervisor {
     var isStopping: Bool { stopDeadline != nil }
 
     /// The log for lines about one VBD.
-    func log(_ address: VBDAddress) -> Log { log.about(domain: address.domain, device: address.device) }
+    func log(_ address: VBDAddress) -> Log {
+        log.about(domain: address.domain, device: address.device, limit: records[address]?.logLimit)
+    }
 
     func answer(_ value: JSON, to client: ControlServer.ClientID) { server?.answer(value, to: client) }
     func answer(_ line: [UInt8], to client: ControlServer.ClientID) { server?.answer(line, to: client) }
@@ -195,10 +201,13 @@ public final class Supervisor {
             for record in records.values {
                 consider(record.supervision.deadline)
                 consider(record.standby?.deadline)
+                consider(record.endsBy)
                 if wantsStandby(record) { consider(record.standbyDue) }
             }
         }
+        for record in records.values { consider(record.logLimit.deadline) }
         for call in calls.values { consider(call.deadline) }
+        consider(server?.deadline)
         consider(pluginDump?.deadline)
         return deadline
     }
@@ -214,9 +223,12 @@ public final class Supervisor {
     private func expire() {
         let now = clinux_monotonic_ns()
         for call in calls.values where call.deadline <= now { call.expire() }
+        server?.expire(now: now)
         if let pluginDump, pluginDump.deadline <= now { pluginDump.expire() }
+        for record in records.values where record.logLimit.deadline <= now { log(record.address).tellDropped() }
         if isStopping { return }
         for record in records.values {
+            expireEnd(record, now: now)
             expireStandby(record, now: now)
             if wantsStandby(record), let due = record.standbyDue, due <= now { keepStandby(record) }
             if let deadline = record.supervision.deadline, deadline <= now { hand(.timer, to: record) }

@@ -18,6 +18,8 @@ public struct SupervisorSettings: Sendable {
     public var stopsWorkers = SettingValues().value(of: SettingsSchema.stopWorkers)
     /// Each worker whose guest is connected has a standby, in case that it dies.
     public var keepsStandby = SettingValues().value(of: SettingsSchema.standby)
+    /// After so many seconds a worker gives up what does not end; see ``Supervisor/endLimit``.
+    public var stallSeconds = UInt64(clamping: SettingValues().value(of: SettingsSchema.stallTime))
     /// When workers are restarted.
     public var policy = RestartPolicy()
 

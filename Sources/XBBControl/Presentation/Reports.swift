@@ -24,7 +24,8 @@ public enum Reports {
         ])
         for vbd in answer["vbds"]?.elements ?? [] {
             let names = ["domid", "device", "kind", "worker", "pid", "state", "mode", "format", "path"]
-            table.append(names.map { cell(vbd[$0]) })
+            let isStalled = vbd["stalled"]?.string != nil
+            table.append(names.map { isStalled && $0 == "worker" ? "stalled" : cell(vbd[$0]) })
         }
         return table.lines
     }
@@ -127,6 +128,7 @@ public enum Reports {
             for name in ["thread_model", "blocking", "read_only", "path"] {
                 if let value = plugin[name] { table.append(["  \(name)", cell(value)]) }
             }
+            for note in plugin["yields"]?.elements ?? [] { table.append(["  note", cell(note)]) }
             lines += table.lines + options(plugin["options"]?.elements ?? [])
         }
         return lines

@@ -12,12 +12,20 @@ public final class ControlClient {
     public static let defaultSocket = SettingsSchema.usualRunDirectory + "/xbbd.sock"
 
     private let path: String
-    private let socket: Descriptor
+    private let timeoutSeconds: Int
+    private var socket: Descriptor
+    /// The connection has had an answer: xbbd may have ended it since, because it was silent for too long.
+    private var isUsed = false
     private var input = LineBuffer(limit: 16 << 20)
 
     /// Connects. Throws `.unreachable`, with advice.
     public init(path: String, timeoutSeconds: Int = 20) throws(ControlError) {
         self.path = path
+        self.timeoutSeconds = timeoutSeconds
+        socket = try Self.connect(path, timeoutSeconds)
+    }
+
+    private static func connect(_ path: String, _ timeoutSeconds: Int) throws(ControlError) -> Descriptor {
         let raw = unsafe clinux_unix_connect(path, Int32(SOCK_STREAM.rawValue))
         if raw < 0 {
             let code = errno
@@ -29,16 +37,28 @@ public final class ControlClient {
                 }
             throw ControlError("cannot reach xbbd at \(path): \(errnoText(code)); \(hint)", status: .unreachable)
         }
-        socket = Descriptor(owning: raw)
+        let socket = Descriptor(owning: raw)
         var limit = timeval(tv_sec: timeoutSeconds, tv_usec: 0)
         let size = socklen_t(MemoryLayout<timeval>.size)
         unsafe setsockopt(raw, SOL_SOCKET, SO_RCVTIMEO, &limit, size)
         unsafe setsockopt(raw, SOL_SOCKET, SO_SNDTIMEO, &limit, size)
+        return socket
+    }
+
+    /// xbbd has ended the connection: between two requests nothing else makes it readable.
+    private var hasHungUp: Bool {
+        var entry = pollfd(fd: socket.raw, events: Int16(POLLIN), revents: 0)
+        return unsafe poll(&entry, 1, 0) == 1
     }
 
     /// Sends a request and returns the answer. Throws `.unreachable` if there is none, and xbbd's own text if it
     /// answers with an error.
     public func call(_ request: ControlRequest) throws(ControlError) -> ControlAnswer {
+        if isUsed, hasHungUp {
+            socket = try Self.connect(path, timeoutSeconds)
+            input = LineBuffer(limit: 16 << 20)
+        }
+        isUsed = true
         var left = [UInt8]((request.line + "\n").utf8)[...]
         while !left.isEmpty {
             guard let count = socket.sendAvailable(left), count > 0 else {

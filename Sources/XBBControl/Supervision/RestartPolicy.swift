@@ -7,6 +7,8 @@ import Settings
 public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
     /// Status 0: the worker is done with the VBD.
     case clean
+    /// Status 0 in the middle of its work: something in it called exit(3).
+    case deserted
     /// Another status.
     case failed(Int32)
     /// Status 2: the worker does not understand its options.
@@ -30,14 +32,14 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
     var isFromOutside: Bool {
         switch self {
         case .signalled(SIGKILL), .signalled(SIGTERM), .signalled(SIGINT), .signalled(SIGHUP): true
-        case .clean, .failed, .usage, .signalled, .unknown: false
+        case .clean, .deserted, .failed, .usage, .signalled, .unknown: false
         }
     }
 
     /// It failed without outside help.
     var isFailure: Bool {
         switch self {
-        case .failed, .usage: true
+        case .deserted, .failed, .usage: true
         case .signalled: !isFromOutside
         case .clean, .unknown: false
         }
@@ -47,6 +49,7 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
     var asPredecessor: String {
         switch self {
         case .clean: "handed-over"
+        case .deserted: "crashed:\(self)"
         case .signalled where !isFromOutside: "crashed:\(self)"
         case .failed, .usage, .signalled: "killed:\(self)"
         case .unknown: "unknown"
@@ -57,6 +60,7 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
     public var description: String {
         switch self {
         case .clean: "exit status 0"
+        case .deserted: "exit status 0 without having handed its disk over: its plugin or a library called exit()"
         case .failed(let code): "exit status \(code)"
         case .usage: "exit status 2: it does not understand its options"
         case .signalled(SIGSYS): "signal \(SIGSYS): it made a system call that its confinement forbids"

@@ -196,7 +196,7 @@ public struct VBDSupervision: Sendable {
         case .usage:
             lastFailure = "\(exit)"
             return giveUp("the worker ended with \(exit)")
-        case .clean, .failed, .signalled, .unknown: return fail("\(exit)", now: now)
+        case .clean, .deserted, .failed, .signalled, .unknown: return fail("\(exit)", now: now)
         }
     }
 

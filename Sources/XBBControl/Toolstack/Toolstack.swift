@@ -139,9 +139,16 @@ public final class Toolstack {
         case "error": throw ControlError("\(request.disk.name): \(try problem(of: request.address))")
         case "gone": throw ControlError("\(path) was removed while the disk was being attached")
         default:
+            let reason = try stall(of: request.address) ?? "'xbbctl show' and the log of xbbd may say why"
             throw ControlError(
-                "\(request.disk.name) was not opened within \(Int(Self.hotplugSeconds)) s; "
-                    + "'xbbctl show' and the log of xbbd may say why", status: .timedOut)
+                "\(request.disk.name) was not opened within \(Int(Self.hotplugSeconds)) s; \(reason)", status: .timedOut)
+        }
+    }
+
+    /// What of a disk does not end, as its worker has written.
+    private func stall(of address: VBDAddress) throws(ControlError) -> String? {
+        try asControlError { () throws(OperationError) in
+            try store.text("\(address.backendPath(own: own))/\(BackendKey.stall)")
         }
     }
 
@@ -199,7 +206,7 @@ public final class Toolstack {
             let peer = frontend.map { "the guest's side is in state \($0)" } ?? "the guest's side is gone"
             throw ControlError(
                 "\(VirtualDevice.name(of: address.device)) of domain \(address.domain) is still in use after "
-                    + "\(seconds) s, \(peer); it goes when the guest lets it go, or with --force", status: .timedOut)
+                    + "\(seconds) s, \(try stall(of: address) ?? peer); it goes when the guest lets it go, or with --force", status: .timedOut)
         }
         try delete(address)
         return isClosed ? .closed : .torn

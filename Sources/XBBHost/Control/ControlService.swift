@@ -12,6 +12,7 @@ import XenBus
 struct ControlService<Platform: XenPlatform> {
     let disk: ServedDisk<Platform>
     let nodes: NodeStore
+    let stalls: [Stall]
     let log: Log
 
     /// Calls `reply` once: at once, but for `pause`, which is answered when nothing is in flight.
@@ -46,7 +47,7 @@ struct ControlService<Platform: XenPlatform> {
             ("backend_path", .string(nodes.backendPath)), ("domid", .integer(UInt64(nodes.frontendDomain))),
             ("device", text(nodes.backendPath.split(separator: "/").last.map(String.init))),
             ("pid", .integer(Int64(getpid()))), ("state", text(machine.state.map { "\($0)" })),
-            ("stage", .string(machine.stage.name)),
+            ("stage", .string(stage(machine))),
         ]
         let connection: [(String, JSON)] = [
             ("queues", .integer(UInt64(disk.queues.count))),
@@ -59,7 +60,24 @@ struct ControlService<Platform: XenPlatform> {
             ),
             ("tunables", disk.tunables.json),
         ]
-        return .object(entries + storage + connection)
+        let now = clinux_monotonic_ns()
+        let stalled: [(String, JSON)] = [("stalled", .array(stalls.map { $0.json(now) }))]
+        return .object(entries + (opening(machine) ?? storage) + connection + stalled)
+    }
+
+    /// The stage; of a storage that is being opened, for how long.
+    private func stage(_ machine: VBDMachine) -> String {
+        opening(machine)?.first?.1.unsigned.map { "opening for \($0) s" } ?? machine.stage.name
+    }
+
+    /// What is known of a storage that is being opened; nil where none is.
+    private func opening(_ machine: VBDMachine) -> [(String, JSON)]? {
+        guard case .opening(let request) = machine.stage, let running = disk.calls.running else { return nil }
+        let seconds = (clinux_monotonic_ns() &- running.began) / 1_000_000_000
+        return [
+            ("opening_seconds", .integer(seconds)), ("path", .string(request.image.path)),
+            ("format", .string(request.image.format.name)),
+        ]
     }
 
     private var storage: [(String, JSON)] {

@@ -10,13 +10,20 @@ final class ControlSocket {
     private struct Client {
         /// Tells clients apart that had the same descriptor one after the other.
         let number: UInt64
+        /// When it last sent something, in ns of the monotonic clock.
+        var lastActive = clinux_monotonic_ns()
+        /// Lines that are not answered yet.
+        var unanswered = 0
         var input: [UInt8] = []
     }
     private let path: String
     let listener: Int32
     private var clients: [Int32: Client] = [:]
     private var clientsAccepted: UInt64 = 0
+    /// One more takes the place of the one that has been silent for the longest time.
     private static let mostClients = 16
+    /// How long a client may be silent, in ns.
+    private static let idleLimit: UInt64 = 60_000_000_000
     private static let longestLine = 4096
 
     /// Listens at `path`, mode 0600. Throws what went wrong.
@@ -37,6 +44,25 @@ final class ControlSocket {
     /// The descriptors to wait for.
     var descriptors: [Int32] { [listener] + clients.keys }
 
+    /// Of the clients that nobody owes an answer, the one that was silent for the longest time.
+    private var longestIdle: (key: Int32, value: Client)? {
+        clients.filter { $0.value.unanswered == 0 }
+            .min(by: Self.isOlder)
+    }
+
+    private static func isOlder(_ left: (key: Int32, value: Client), _ right: (key: Int32, value: Client)) -> Bool {
+        (left.value.lastActive, left.value.number) < (right.value.lastActive, right.value.number)
+    }
+
+    /// When ``expire()`` has something to do, in ns of the monotonic clock.
+    var deadline: UInt64 { longestIdle.map { $0.value.lastActive &+ Self.idleLimit } ?? .max }
+
+    /// Ends the connections of clients that have been silent for too long.
+    func expire() {
+        let now = clinux_monotonic_ns()
+        while let idle = longestIdle, idle.value.lastActive &+ Self.idleLimit <= now { drop(idle.key) }
+    }
+
     /// Serves a readable descriptor of ``descriptors``.
     ///
     /// `answer` gets each line, and a function that sends the one reply to it: at once, or later from the thread that serves
@@ -50,7 +76,9 @@ final class ControlSocket {
         if count < 0 && (errno == EAGAIN || errno == EINTR) { return }
         if count <= 0 { return drop(descriptor) }
         clients[descriptor]?.input += buffer.prefix(count)
+        clients[descriptor]?.lastActive = clinux_monotonic_ns()
         while let line = takeLine(descriptor, number) {
+            clients[descriptor]?.unanswered += 1
             answer(line) { [weak self] reply in self?.send(reply, to: descriptor, number) }
         }
         if let left = clients[descriptor], left.input.count > Self.longestLine { drop(descriptor) }
@@ -59,10 +87,7 @@ final class ControlSocket {
     private func accept() {
         let client = clinux_accept(listener)
         if client < 0 { return }
-        if clients.count >= Self.mostClients {
-            close(client)
-            return
-        }
+        if clients.count >= Self.mostClients, let idle = longestIdle ?? clients.min(by: Self.isOlder) { drop(idle.key) }
         clientsAccepted += 1
         clients[client] = Client(number: clientsAccepted)
     }
@@ -78,6 +103,7 @@ final class ControlSocket {
 
     private func send(_ reply: JSON, to descriptor: Int32, _ number: UInt64) {
         guard clients[descriptor]?.number == number else { return }
+        clients[descriptor]?.unanswered -= 1
         let bytes = [UInt8]((reply.serialized + "\n").utf8)
         // Within the closure the bytes are valid, and their number is passed on.
         let sent = unsafe bytes.withUnsafeBytes {

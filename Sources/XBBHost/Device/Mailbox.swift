@@ -9,6 +9,10 @@ enum DeviceMessage: Sendable, Equatable {
     case queueFailed(String)
     /// The queue of this number has begun the requests of an earlier process again.
     case replayed(Int)
+    /// The queue that was to start has done so, or failed.
+    case queueStarted
+    /// A call of ``PluginCalls`` has ended.
+    case callEnded
     /// A queue that was to pause has nothing in flight.
     case queuePaused
     /// A queue's thread has ended.
@@ -20,7 +24,7 @@ enum DeviceMessage: Sendable, Equatable {
     fileprivate var mayBeDropped: Bool {
         switch self {
         case .notified: true
-        case .queueFailed, .replayed, .queuePaused, .queueEnded: false
+        case .queueFailed, .replayed, .queueStarted, .callEnded, .queuePaused, .queueEnded: false
         }
     }
 }

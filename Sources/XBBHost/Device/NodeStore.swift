@@ -4,6 +4,7 @@ import StorageKeeping
 import Base
 import CLinux
 import Glibc
+import Support
 import Xen
 import XenBus
 
@@ -28,6 +29,12 @@ final class NodeStore {
     private var isBackendChanged = true
     private var isFrontendChanged = true
     private var nextCheck: UInt64 = 0
+
+    /// A guest can cause any number of errors: what operators find in XenStore changes a few times at once and then once a
+    /// second, and is the newest in the end.
+    private let errorLimit = RateLimit()
+    private var waitingError: String?
+    private var nextErrorWrite: UInt64 = .max
 
     private static var backendToken: String { "backend" }
     private static var frontendToken: String { "frontend" }
@@ -187,6 +194,7 @@ final class NodeStore {
     /// Makes a change of the backend's node in a transaction that finds the state it expects, or none.
     func apply(_ update: StoreUpdate) throws(OperationError) -> VBDMachine.Event {
         let path = backendPath
+        let admitted = update.error.flatMap { admit(error: $0) }
         return try store.transaction { [store] (transaction) throws(OperationError) -> VBDMachine.Event in
             let state: XenbusState?
             do throws(OperationError) {
@@ -211,7 +219,7 @@ final class NodeStore {
                     }
                 }
             }
-            if let error = update.error { try store.write("\(errorNode)/error", error, in: transaction) }
+            if let error = admitted { try store.write("\(errorNode)/error", error, in: transaction) }
             return .updateDone
         }
     }
@@ -219,6 +227,17 @@ final class NodeStore {
     /// Which images a disk consists of, for operators.
     func publish(chain: String) throws(OperationError) {
         try store.write("\(backendPath)/\(BackendKey.chain)", chain)
+    }
+
+    /// What does not end, for operators and xbbd; nil: nothing.
+    func publish(stall: String?) throws(OperationError) {
+        let path = "\(backendPath)/\(BackendKey.stall)"
+        if let stall { return try store.write(path, String(stall.prefix(512))) }
+        do throws(OperationError) {
+            try store.remove(path, in: .none)
+        } catch {
+            guard error.isNotFound else { throw error }
+        }
     }
 
     /// Which files and devices the guest is served from, for a successor; ``StorageIdentity/text(_:)``.
@@ -233,11 +252,31 @@ final class NodeStore {
 
     /// Writes an error where operators look for it.
     func report(error text: String) throws(OperationError) {
-        try store.write("\(errorNode)/error", String(text.prefix(512)))
+        if let text = admit(error: String(text.prefix(512))) { try store.write("\(errorNode)/error", text) }
+    }
+
+    /// The error, if it may be written now; else it waits for ``writeWaitingError()``.
+    private func admit(error text: String) -> String? {
+        waitingError = nil
+        nextErrorWrite = .max
+        if errorLimit.admit() != nil { return text }
+        waitingError = text
+        nextErrorWrite = clinux_monotonic_ns() &+ 1_000_000_000
+        return nil
+    }
+
+    /// When ``writeWaitingError()`` has something to do, in ns of the monotonic clock.
+    var errorDeadline: UInt64 { isLost ? .max : nextErrorWrite }
+
+    /// Writes the newest of the errors that came too fast, when its time has come.
+    func writeWaitingError() throws(OperationError) {
+        guard let text = waitingError, clinux_monotonic_ns() >= nextErrorWrite else { return }
+        try report(error: text)
     }
 
     /// The device is gone, and with it what was reported of it.
     func removeErrors() {
+        waitingError = nil
         do throws(OperationError) { try store.remove(errorNode, in: .none) } catch {}
     }
 

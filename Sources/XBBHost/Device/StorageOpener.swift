@@ -16,6 +16,7 @@ final class StorageOpener {
     private let options: VBDOptions
     private let nodes: NodeStore
     private let mailbox: Mailbox
+    private let calls: PluginCalls
     private let log: Log
     private let inherited: InheritedStorage
     /// How long a successor waits for storage that is absent or locked: 10 s, in ns. An image that is being replaced, or that
@@ -24,66 +25,102 @@ final class StorageOpener {
     /// The process has given up what it does not need to serve its open storage (docs/confinement.md).
     private(set) var isConfined = false
 
-    init(options: VBDOptions, nodes: NodeStore, mailbox: Mailbox, inherited: InheritedStorage, log: Log) {
+    init(
+        options: VBDOptions, nodes: NodeStore, mailbox: Mailbox, inherited: InheritedStorage, calls: PluginCalls, log: Log
+    ) {
         self.inherited = inherited
         self.options = options
         self.nodes = nodes
         self.mailbox = mailbox
+        self.calls = calls
         self.log = log
     }
 
-    /// Opens what was asked for and lets its plugin start.
+    /// Opens what was asked for and lets its plugin start; `completion` gets the disk, or what went wrong, and nothing is
+    /// open then.
     ///
-    /// The control socket, if any, is answered meanwhile. `prepareHandles` opens what the process needs of Xen later; it is
-    /// called before the process is confined. Throws what went wrong, and nothing is open then.
+    /// `prepareHandles` opens what the process needs of Xen later; it is called before the process is confined.
     ///
     /// `isSuccessor`: a connected guest waits. The storage of the process before is used if it was left; otherwise one that is
     /// absent, or locked by somebody else, is waited for.
     func open(
-        _ request: DeviceRequest, isSuccessor: Bool, answeringOn control: ControlSocket?,
-        prepareHandles: () throws(OperationError) -> Void
-    ) throws(OperationError) -> PluginDevice {
-        let mailbox = mailbox
-        var source = DiskSource(
+        _ request: DeviceRequest, isSuccessor: Bool, prepareHandles: @escaping () throws(OperationError) -> Void,
+        _ completion: @escaping (Result<PluginDevice, OperationError>) -> Void
+    ) {
+        let (options, mailbox, inherited, log) = (options, mailbox, inherited, log)
+        var wanted = DiskSource(
             format: request.image.format.name, path: request.image.path, readOnly: request.isReadOnly,
             deviceNumber: request.deviceNumber)
-        source.options = pluginOptions()
-        let responder = control.flatMap { OpeningResponder($0, opening: source.path) }
-        defer { responder?.end() }
-        let storage = inherited.take(for: request, source)
-        if let format = storage?.images.first?.format { source.format = format }
-        let wanted = source
-        let device = try patiently(isSuccessor) { () throws(OperationError) in
-            let source = try FormatDetection.resolve(
-                wanted, pluginDirectories: options.pluginDirectories, stateDirectory: options.stateDirectory, log: log)
-            return try PluginDevice(
-                source, directories: options.pluginDirectories, backing: options.backing, inherited: storage, log: log
-            ) {
-                mailbox.post(.notified($0))
+        wanted.options = pluginOptions()
+        let source = wanted
+        calls.make("open() of \(BackingName.shown(source.path)), format \(source.format)") {
+            () throws(OperationError) -> PluginDevice in
+            // Nobody else uses it until this call has ended.
+            let storage = inherited.take(for: request, source)
+            var source = source
+            if let format = storage?.images.first?.format { source.format = format }
+            let device = try Self.patiently(isSuccessor, log) { () throws(OperationError) in
+                let found = try FormatDetection.resolve(
+                    source, pluginDirectories: options.pluginDirectories, stateDirectory: options.stateDirectory,
+                    log: log)
+                return try PluginDevice(
+                    found, directories: options.pluginDirectories, backing: options.backing, inherited: storage,
+                    log: log
+                ) {
+                    mailbox.post(.notified($0))
+                }
+            }
+            if !device.library.hasNoFile, storage == nil { Self.record(device.source, options, log) }
+            return device
+        } _: { [self] result in
+            switch result {
+            case .failure(let error): completion(.failure(error))
+            case .success(let device): start(device, prepareHandles, completion)
             }
         }
-        source = device.source
-        if !device.library.hasNoFile, storage == nil { record(device.source) }
+    }
+
+    /// Between open() and start() of the plugin, as its ABI says, the process is confined: all of its threads.
+    private func start(
+        _ device: PluginDevice, _ prepareHandles: () throws(OperationError) -> Void,
+        _ completion: @escaping (Result<PluginDevice, OperationError>) -> Void
+    ) {
         inherited.keep(device)
         publishChain(of: device)
-        // Before the process is confined, whose threads are its own affair then.
-        responder?.end()
-        if let settings = options.confinement {
-            // Between open() and start() of the plugin, as its ABI says.
-            try prepareHandles()
-            isConfined = true
-            try Confinement.enter(settings, network: device.library.isNetwork, log: log)
+        do throws(OperationError) {
+            if let settings = options.confinement {
+                try prepareHandles()
+                isConfined = true
+                try Confinement.enter(settings, network: device.library.isNetwork, log: log)
+            }
+        } catch {
+            return abandon(device, error, completion)
         }
-        try device.start()
-        log.info(
-            "opened \(source.path) as \(source.format) with plugin '\(device.library.name)': "
-                + "\(device.info.sectorCount) sectors\(device.isReadOnly ? ", read-only" : "")")
-        return device
+        calls.make("start()") { () throws(OperationError) in
+            try device.start()
+        } _: { [self] result in
+            if case .failure(let error) = result { return abandon(device, error, completion) }
+            log.info(
+                "opened \(device.source.path) as \(device.source.format) with plugin '\(device.library.name)': "
+                    + "\(device.info.sectorCount) sectors\(device.isReadOnly ? ", read-only" : "")")
+            completion(.success(device))
+        }
+    }
+
+    private func abandon(
+        _ device: PluginDevice, _ error: OperationError,
+        _ completion: @escaping (Result<PluginDevice, OperationError>) -> Void
+    ) {
+        calls.make("close()") { () throws(OperationError) in
+            device.close()
+        } _: { _ in
+            completion(.failure(error))
+        }
     }
 
     /// Tries again what fails because the storage is absent or locked, if a guest waits.
-    private func patiently(
-        _ isSuccessor: Bool, _ open: () throws(OperationError) -> PluginDevice
+    private static func patiently(
+        _ isSuccessor: Bool, _ log: Log, _ open: () throws(OperationError) -> PluginDevice
     ) throws(OperationError) -> PluginDevice {
         let began = clinux_monotonic_ns()
         var isSaid = false
@@ -92,8 +129,8 @@ final class StorageOpener {
                 return try open()
             } catch {
                 let mayPass = [ENOENT, ENOTDIR, EBUSY, EAGAIN, EACCES].contains(error.code)
-                guard isSuccessor, mayPass, clinux_monotonic_ns() &- began < Self.patience else { throw error }
-                if !isSaid { log.warning("\(error); tried again for \(Self.patience / 1_000_000_000) s") }
+                guard isSuccessor, mayPass, clinux_monotonic_ns() &- began < patience else { throw error }
+                if !isSaid { log.warning("\(error); tried again for \(patience / 1_000_000_000) s") }
                 isSaid = true
                 usleep(50_000)
             }
@@ -132,7 +169,7 @@ final class StorageOpener {
     }
 
     /// What was served as one format is not taken for another one later, whatever its content looks like then.
-    private func record(_ source: DiskSource) {
+    private static func record(_ source: DiskSource, _ options: VBDOptions, _ log: Log) {
         guard let directory = options.stateDirectory, let image = ImageIdentity(of: source.path) else { return }
         do throws(OperationError) {
             try FormatRecords(stateDirectory: directory).note(image, format: source.format)

@@ -47,6 +47,8 @@ public struct VBDOptions: Sendable {
     public var tunables: Tunables
     /// What the process gives up when its storage is open; nil: nothing.
     public var confinement: ConfinementSettings?
+    /// After how many ns something that does not end is told, and no longer waited for where the disk must end.
+    public var stallNanoseconds: UInt64
     /// What is logged.
     public var logLevel: LogLevel = .info
 
@@ -60,6 +62,7 @@ public struct VBDOptions: Sendable {
         maxQueues = values.value(of: SettingsSchema.maxQueues)
         maxRingPageOrder = values.value(of: SettingsSchema.maxRingPageOrder)
         memoryBytes = values.value(of: SettingsSchema.memoryMiB) << 20
+        stallNanoseconds = UInt64(clamping: values.value(of: SettingsSchema.stallTime)) &* 1_000_000_000
         tunables = Tunables(values)
         pollNanoseconds = tunables.pollMicroseconds * 1000
         stateDirectory = values[SettingsSchema.stateDirectory]

@@ -21,17 +21,15 @@ extension VBDWorker {
     private func perform(_ action: VBDMachine.Action) {
         switch action {
         case .update(let update): pending.insert(apply(update), at: 0)
-        case .openDevice(let request): pending.append(open(request))
-        case .closeDevice:
-            closeStorage()
-            pending.append(.deviceClosed)
+        case .openDevice(let request): open(request)
+        case .closeDevice: closeStorage { [self] in pending.append(.deviceClosed) }
         case .connectRings(let origin): connect(origin)
         case .startQueues: disk.startQueues(after: succession.predecessor)
         case .disconnectRings(let end): disk.disconnect(end.drain) { [self] in pending.append(.ringsDisconnected) }
         case .startTimer(let milliseconds): loop.startTimer(milliseconds: milliseconds)
         case .exit(let reason):
             // The machine gives nothing away that it holds; whatever is left of the queues ends before the lock goes.
-            disk.disconnect(.atOnce) { [self] in finish(reason) }
+            disk.disconnect(.atOnce) { [self] in closeStorage { [self] in finish(reason) } }
         }
     }
 
@@ -44,22 +42,23 @@ extension VBDWorker {
         }
     }
 
-    private func open(_ request: DeviceRequest) -> VBDMachine.Event {
+    private func open(_ request: DeviceRequest) {
         if opener.isConfined {
             log.info("\(request.image.path) is opened by a new process: this one is confined")
             pending.append(.stopRequested(.handOver))
-            return .deviceOpenFailed("a confined process cannot open \(request.image.path)")
+            pending.append(.deviceOpenFailed("a confined process cannot open \(request.image.path)"))
+            return
         }
-        do throws(OperationError) {
-            let device = try opener.open(request, isSuccessor: machine.ownsInheritedRings, answeringOn: control) {
-                () throws(OperationError) in
-                try platform.prepare(queues: disk.mostQueues)
+        opener.open(request, isSuccessor: machine.ownsInheritedRings) { [self] () throws(OperationError) in
+            try platform.prepare(queues: disk.mostQueues)
+        } _: { [self] result in
+            switch result {
+            case .failure(let error): pending.append(.deviceOpenFailed(error.description))
+            case .success(let device):
+                disk.open(device, for: request)
+                KillPoint.reach(.opened)
+                pending.append(.deviceOpened(device.facts))
             }
-            disk.open(device, for: request)
-            KillPoint.reach(.opened)
-            return .deviceOpened(device.facts)
-        } catch {
-            return .deviceOpenFailed(error.description)
         }
     }
 
@@ -104,14 +103,15 @@ extension VBDWorker {
         }
     }
 
-    private func closeStorage() {
-        disk.close()
-        if !machine.leavesToSuccessor { inherited.release() }
+    private func closeStorage(_ completion: @escaping () -> Void) {
+        disk.close { [self] in
+            if !machine.leavesToSuccessor { inherited.release() }
+            completion()
+        }
     }
 
     /// In the order of docs/recovery.md: the queues have ended, the storage is closed, the lock is let go.
     private func finish(_ reason: VBDMachine.ExitReason) {
-        closeStorage()
         log.info("done: \(reason)")
         switch reason {
         case .handedOver:
@@ -135,6 +135,8 @@ extension VBDWorker {
             log.error(text)
             report(text)
         case .replayed(let index): disk.queueReplayed(index)
+        case .queueStarted: disk.queueStarted()
+        case .callEnded: disk.calls.ended()
         case .queuePaused: disk.queuePaused()
         case .queueEnded: disk.queueEnded()
         case .notified(let what): takeNotification(what)
@@ -160,12 +162,13 @@ extension VBDWorker {
     }
 
     private func resize() {
-        do throws(OperationError) {
-            guard let event = try disk.resize() else { return }
-            log.info("the disk has \(disk.device?.info.sectorCount ?? 0) sectors now")
-            pending.append(event)
-        } catch {
-            log.error(error.description)
+        disk.resize { [self] result in
+            switch result {
+            case .success(let event):
+                log.info("the disk has \(disk.device?.info.sectorCount ?? 0) sectors now")
+                pending.append(event)
+            case .failure(let error): log.error(error.description)
+            }
         }
     }
 }

@@ -30,6 +30,11 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     /// The storage that the machine was told of, and why another one is none.
     private var configured: DeviceRequest?
     private var rejected: String?
+    /// What does not end; looked at again at ``nextLook``, in ns of the monotonic clock.
+    var stalls: [Stall] = []
+    var nextLook: UInt64 = 0
+    /// Since when the disk must end whatever its guest does, in ns of the monotonic clock.
+    var mustEndSince: UInt64?
     /// Nothing is held any more.
     var exitReason: VBDMachine.ExitReason?
 
@@ -39,20 +44,25 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         self.options = options
         let numbers = options.backendPath.split(separator: "/").suffix(2)
         log = Log(name: "xbb-vbd \(options.shortName)", level: options.logLevel).about(
-            domain: numbers.first.flatMap { DomainID($0) } ?? 0, device: numbers.last.flatMap { UInt32($0) } ?? 0)
+            domain: numbers.first.flatMap { DomainID($0) } ?? 0, device: numbers.last.flatMap { UInt32($0) } ?? 0,
+            limit: LogLimit())
         nodes = NodeStore(store, backendPath: options.backendPath)
         mailbox = try Mailbox()
         succession = try Succession(lock: options.lock, predecessor: options.predecessor, log: log)
         disk = ServedDisk(platform: self.platform, options: options, mailbox: mailbox, log: log)
         inherited = InheritedStorage(channel: options.storage, log: log)
-        opener = StorageOpener(options: options, nodes: nodes, mailbox: mailbox, inherited: inherited, log: log)
-        loop = WorkerLoop(mailbox: mailbox, signals: -1)
+        opener = StorageOpener(
+            options: options, nodes: nodes, mailbox: mailbox, inherited: inherited, calls: disk.calls, log: log)
+        loop = WorkerLoop(mailbox: mailbox, signals: -1, output: nil)
         machine = VBDMachine(attachment: VBDMachine.Attachment(state: nil))
     }
 
-    /// Runs until the VBD is over. `signals` is a signalfd with SIGTERM and SIGINT, or -1.
-    public func run(signals: Int32 = -1) throws(OperationError) -> VBDMachine.ExitReason {
-        loop = WorkerLoop(mailbox: mailbox, signals: signals)
+    /// Runs until the VBD is over. `signals` is a signalfd with SIGTERM and SIGINT, or -1; what `output` reads is logged.
+    public func run(
+        signals: Int32 = -1, output: CapturedOutput? = nil
+    ) throws(OperationError) -> VBDMachine.ExitReason {
+        loop = WorkerLoop(mailbox: mailbox, signals: signals, output: output)
+        defer { takeOutput(isLast: true) }
         if let channel = options.standby, !(try standBy(channel)) { return .handedOver }
         if let path = options.controlSocket {
             do throws(OperationError) {
@@ -185,17 +195,30 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
 
     private func wait() throws(OperationError) {
         let ready = try loop.wait(
-            store: nodes.watchDescriptor, control: control?.descriptors ?? [], until: nodes.checkDeadline)
+            store: nodes.watchDescriptor, control: control?.descriptors ?? [],
+            until: min(
+                nodes.checkDeadline, nodes.errorDeadline, log.tellingDeadline, lookDeadline, control?.deadline ?? .max))
+        log.tellDropped()
+        lookForStalls()
+        control?.expire()
         if loop.takeTimer() { pending.append(.timerFired) }
         try nodes.check()
+        try nodes.writeWaitingError()
         for source in ready {
             switch source {
             case .store: try nodes.takeWatchEvents()
             case .mailbox: for message in mailbox.take() { receive(message) }
             case .signals: takeSignal()
+            case .output: takeOutput()
             case .control(let descriptor): serve(descriptor)
             }
         }
+    }
+
+    /// Logs what the plugin or a library has printed.
+    func takeOutput(isLast: Bool = false) {
+        loop.output?.take(isLast: isLast) { line in log.warning("printed: \(String(decoding: line, as: UTF8.self))") }
+        if isLast { log.tellDropped(isLast: true) }
     }
 
     private func takeSignal() {
@@ -205,7 +228,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     }
 
     private func serve(_ descriptor: Int32) {
-        let service = ControlService(disk: disk, nodes: nodes, log: log)
+        let service = ControlService(disk: disk, nodes: nodes, stalls: stalls, log: log)
         control?.serve(descriptor) { line, reply in service.answer(line, machine, reply) }
     }
 }

@@ -3,6 +3,7 @@
 import Base
 import CLinux
 import Glibc
+import Support
 import XenBus
 
 /// What the control thread waits for: XenStore, the mailbox, signals, the control socket, a timer.
@@ -12,6 +13,8 @@ struct WorkerLoop {
         case store
         case mailbox
         case signals
+        /// What is printed on standard error.
+        case output
         /// This one of the control socket's.
         case control(Int32)
     }
@@ -20,12 +23,15 @@ struct WorkerLoop {
     let mailbox: Mailbox
     /// A signalfd with SIGTERM and SIGINT, or -1.
     let signals: Int32
+    /// What libraries print on standard error, if this process reads it.
+    let output: CapturedOutput?
     /// In ns of the monotonic clock.
     private var timer: UInt64?
 
-    init(mailbox: Mailbox, signals: Int32) {
+    init(mailbox: Mailbox, signals: Int32, output: CapturedOutput?) {
         self.mailbox = mailbox
         self.signals = signals
+        self.output = output
     }
 
     /// There is one timer; ``takeTimer()`` is true when it has fired.
@@ -46,6 +52,7 @@ struct WorkerLoop {
     func wait(store: Int32?, control: [Int32], until deadline: UInt64) throws(OperationError) -> [Ready] {
         var sources: [(descriptor: Int32, ready: Ready)] = [(mailbox.descriptor, .mailbox), (signals, .signals)]
         if let store { sources.insert((store, .store), at: 0) }
+        if let output { sources.append((output.descriptor, .output)) }
         sources += control.map { ($0, .control($0)) }
         sources.removeAll { $0.descriptor < 0 }
         var entries = sources.map { pollfd(fd: $0.descriptor, events: Int16(POLLIN), revents: 0) }

@@ -11,9 +11,10 @@ import XenBus
 
 extension ServedDisk {
     /// Rings are mapped or about to be unmapped.
-    var isConnected: Bool { !queues.isEmpty }
+    var isConnected: Bool { !queues.isEmpty || startingQueue != nil }
 
-    /// Maps the rings of `node`, binds their event channels and gets the queues ready: all of them or none.
+    /// Maps the rings of `node`, binds their event channels and gets the queues ready, one after the other: all of them or
+    /// none.
     ///
     /// `isStorageKnown`: of inherited rings, the images are known to be those that were served.
     /// `completion` gets what the frontend is offered, which is what the queues hold requests to; or why there are no
@@ -36,40 +37,82 @@ extension ServedDisk {
                     entries: RingLayout(node.abi).entryCount(pages: node.rings.first?.pageReferences.count ?? 0),
                     storage: device.storage, format: device.source.format, plugin: device.library.name),
                 origin, after: predecessor, isStorageKnown: isStorageKnown)
-            for (index, source) in sources.enumerated() {
-                try start(index, of: node, domain, device, offered, source)
-            }
-            journal.complete()
-            connection = Connection(node: node, offered: offered)
-            log.info(
-                "connected to domain \(domain): \(node.rings.count) queues, "
-                    + "\(node.rings[0].pageReferences.count) ring pages, \(node.ringProtocol.rawValue)")
-            KillPoint.reach(.connected)
-            completion(.success(offered))
+            watch = RequestWatch()
+            connecting = Connecting(
+                node: node, domain: domain, device: device, offered: offered, sources: sources[...],
+                completion: completion)
+            startNextQueue()
         } catch {
-            disconnect(.atOnce) { completion(.failure(error)) }
+            completion(.failure(error))
         }
     }
 
+    private func startNextQueue() {
+        guard var connecting else { return }
+        guard let source = connecting.sources.popFirst() else { return finishConnecting(connecting) }
+        connecting.began = clinux_monotonic_ns()
+        self.connecting = connecting
+        do throws(OperationError) {
+            startingQueue = try start(queues.count, for: connecting, source)
+        } catch {
+            failConnecting(error)
+        }
+    }
+
+    /// The queue that was started runs, or has failed to.
+    func queueStarted() {
+        guard let queue = startingQueue else { return }
+        startingQueue = nil
+        do throws(OperationError) {
+            try queue.finishStart()
+            queue.setTuning(tunables.tuning, pollNanoseconds: tunables.pollMicroseconds * 1000)
+            if isPauseWanted { queue.pause() }
+            queues.append(queue)
+            startNextQueue()
+        } catch {
+            failConnecting(error)
+        }
+    }
+
+    private func failConnecting(_ error: OperationError) {
+        guard let completion = connecting?.completion else { return }
+        connecting = nil
+        disconnect(.atOnce) { completion(.failure(error)) }
+    }
+
+    private func finishConnecting(_ done: Connecting) {
+        connecting = nil
+        journal.complete()
+        var offered = done.offered
+        // The size may have changed while the queues were started.
+        offered.sectorCount = done.device.info.sectorCount
+        if offered != done.offered { for queue in queues { queue.setOffered(offered) } }
+        connection = Connection(node: done.node, offered: offered)
+        log.info(
+            "connected to domain \(done.domain): \(done.node.rings.count) queues, "
+                + "\(done.node.rings[0].pageReferences.count) ring pages, \(done.node.ringProtocol.rawValue)")
+        KillPoint.reach(.connected)
+        done.completion(.success(offered))
+    }
+
     private func start(
-        _ index: Int, of node: FrontendNode, _ domain: DomainID, _ device: PluginDevice, _ offered: OfferedFeatures,
-        _ journal: QueueJournalSource
-    ) throws(OperationError) {
-        let mailbox = mailbox
+        _ index: Int, for connecting: Connecting, _ journal: QueueJournalSource
+    ) throws(OperationError) -> QueueThread<Platform> {
+        let (mailbox, node, device) = (mailbox, connecting.node, connecting.device)
         var configuration = QueueConfiguration(
-            domain: domain, index: index, ringReferences: node.rings[index].pageReferences,
+            domain: connecting.domain, index: index, ringReferences: node.rings[index].pageReferences,
             eventChannel: node.rings[index].eventChannel, abi: node.abi,
-            disk: offered, memoryBytes: options.memoryBytes, blockingThreads: blockingThreads(device, node),
+            disk: connecting.offered, memoryBytes: options.memoryBytes, blockingThreads: blockingThreads(device, node),
             pollNanoseconds: tunables.pollMicroseconds * 1000, tuning: tunables.tuning)
         configuration.journal = journal
         let queue = try QueueThread(
             platform: platform, device: device, configuration: configuration, statistics: statistics[index],
-            log: log, faultLimit: faultLimit,
-            onFailure: { mailbox.post(.queueFailed($0.description)) }, onReplayed: { mailbox.post(.replayed(index)) },
+            log: log,
+            onFailure: { mailbox.post(.queueFailed($0.description)) }, onStarted: { mailbox.post(.queueStarted) },
+            onReplayed: { mailbox.post(.replayed(index)) },
             onPaused: { mailbox.post(.queuePaused) }, onEnd: { mailbox.post(.queueEnded) })
-        try queue.start()
-        if isPauseWanted { queue.pause() }
-        queues.append(queue)
+        try queue.begin()
+        return queue
     }
 
     /// Each thread of a blocking plugin takes a queue of it.

@@ -23,6 +23,19 @@ final class ServedDisk<Platform: XenPlatform> {
         var offered: OfferedFeatures
     }
 
+    /// Queues are being started for a frontend, one after the other.
+    struct Connecting {
+        let node: FrontendNode
+        let domain: DomainID
+        let device: PluginDevice
+        let offered: OfferedFeatures
+        /// The journals of the queues that are not started yet.
+        var sources: ArraySlice<QueueJournalSource>
+        /// When the queue began that starts now, in ns of the monotonic clock.
+        var began: UInt64 = 0
+        let completion: (Result<OfferedFeatures, OperationError>) -> Void
+    }
+
     /// Queues finish what is in flight and end.
     struct Drain {
         /// When it began, in ns of the monotonic clock.
@@ -43,8 +56,8 @@ final class ServedDisk<Platform: XenPlatform> {
     let options: VBDOptions
     let mailbox: Mailbox
     let log: Log
-    let faultLimit = RateLimit()
     let journal: DiskJournal
+    let calls: PluginCalls
 
     private(set) var device: PluginDevice?
     private(set) var request: DeviceRequest?
@@ -52,6 +65,14 @@ final class ServedDisk<Platform: XenPlatform> {
     /// Statistics of each queue; they go on when the frontend reconnects.
     var statistics: [QueueStatistics] = []
     var connection: Connection?
+    var connecting: Connecting?
+    /// The queue that is being started; not one of ``queues`` yet.
+    var startingQueue: QueueThread<Platform>?
+    /// The requests that take the longest.
+    var watch = RequestWatch()
+    /// The plugin is being asked for the size, and has reported a change since.
+    private var isMeasuring = false
+    private var mustMeasureAgain = false
     var drain: Drain?
     /// Queues that wait until the one before has done the requests of an earlier process again.
     var queuesToStart: ArraySlice<QueueThread<Platform>> = []
@@ -76,6 +97,7 @@ final class ServedDisk<Platform: XenPlatform> {
         self.options = options
         self.mailbox = mailbox
         self.log = log
+        calls = PluginCalls(mailbox: mailbox)
         journal = DiskJournal(path: options.journal, log: log)
         tunables = options.tunables
         tunables.pollMicroseconds = options.pollNanoseconds / 1000
@@ -89,19 +111,43 @@ final class ServedDisk<Platform: XenPlatform> {
         self.request = request
     }
 
-    /// Closes the storage; no queue uses it.
-    func close() {
-        device?.close()
-        device = nil
+    /// Closes the storage, which no queue uses; `completion` comes when it is closed.
+    func close(_ completion: @escaping () -> Void) {
+        guard let device else { return completion() }
+        self.device = nil
+        calls.make("close()") { () throws(OperationError) in
+            device.close()
+        } _: { _ in
+            completion()
+        }
     }
 
-    /// Asks the plugin for the size that the disk has now, and holds requests to it. nil where no storage is open.
-    func resize() throws(OperationError) -> VBDMachine.Event? {
-        guard let device else { return nil }
-        try device.refresh()
-        connection?.offered.sectorCount = device.info.sectorCount
+    /// Asks the plugin for the size that the disk has now, and holds requests to it. `completion` gets what the negotiation
+    /// has to know; it is not called where no storage is open, and once for any number of calls while the plugin is asked.
+    func resize(_ completion: @escaping (Result<VBDMachine.Event, OperationError>) -> Void) {
+        guard let device else { return }
+        if isMeasuring {
+            mustMeasureAgain = true
+            return
+        }
+        isMeasuring = true
+        calls.make("get_info()") { () throws(OperationError) in
+            try device.measure()
+        } _: { [self] result in
+            isMeasuring = false
+            if self.device === device { completion(result.map { adopt($0, device) }) }
+            if mustMeasureAgain {
+                mustMeasureAgain = false
+                resize(completion)
+            }
+        }
+    }
+
+    private func adopt(_ info: DeviceInfo, _ device: PluginDevice) -> VBDMachine.Event {
+        device.adopt(info)
+        connection?.offered.sectorCount = info.sectorCount
         if let connection { for queue in queues { queue.setOffered(connection.offered) } }
-        return .deviceResized(sectorCount: device.info.sectorCount, offered: connection?.offered)
+        return .deviceResized(sectorCount: info.sectorCount, offered: connection?.offered)
     }
 
     // MARK: Limits
@@ -128,6 +174,35 @@ final class ServedDisk<Platform: XenPlatform> {
             let taken = queue.value(.reqs_received)
             return sum &+ (taken > answered ? taken - answered : 0)
         }
+    }
+
+    /// Looks at the requests on their way; ``stalls(limit:now:)`` says which of them were there all the time.
+    func lookAtRequests(now: UInt64) {
+        var oldest: [Int: UnansweredRequest] = [:]
+        for queue in queues { oldest[queue.index] = queue.oldestRequest }
+        watch.look(oldest, now: now)
+    }
+
+    /// Whether anything is going on that may not end.
+    var canStall: Bool { calls.running != nil || startingQueue != nil || !queues.isEmpty }
+
+    /// What has lasted for `limit` ns.
+    func stalls(limit: UInt64, now: UInt64) -> [Stall] {
+        let plugin = device?.library.name
+        func stall(_ call: String, _ since: UInt64) -> [Stall] {
+            now &- since < limit ? [] : [Stall(subject: .call(call), plugin: plugin, since: since)]
+        }
+        var found: [Stall] = []
+        if let running = calls.running { found += stall(running.name, running.began) }
+        if let connecting, let startingQueue {
+            found += stall("the start of queue \(startingQueue.index)", connecting.began)
+        }
+        let requests = watch.stalls(plugin: plugin, limit: limit, now: now)
+        found += requests
+        if let drain, requests.isEmpty, let queue = queues.first(where: { !$0.hasEnded && $0.oldestRequest == nil }) {
+            found += stall("the end of queue \(queue.index)", drain.began)
+        }
+        return found
     }
 
     /// Calls of complete() that broke the plugin ABI.

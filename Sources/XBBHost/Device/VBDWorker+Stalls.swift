@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What does not end is a state of the disk: it is told, and does not keep the disk from being taken away.
+import Base
+import CLinux
+import Glibc
+import Support
+import XenBus
+
+extension VBDWorker {
+    /// When ``lookForStalls()`` has something to do, in ns of the monotonic clock.
+    var lookDeadline: UInt64 { disk.canStall || !stalls.isEmpty ? nextLook : .max }
+
+    /// Looks now and then for what does not end. A disk that must end and cannot ends with the process.
+    func lookForStalls() {
+        let now = clinux_monotonic_ns()
+        if now < nextLook { return }
+        // Often enough that something is told soon after its time, seldom enough that it costs nothing.
+        nextLook = now &+ min(max(options.stallNanoseconds / 2, 100_000_000), 5_000_000_000)
+        disk.lookAtRequests(now: now)
+        tell(disk.stalls(limit: options.stallNanoseconds, now: now), now)
+        mustEndSince = machine.mustEnd ? mustEndSince ?? now : nil
+        if let since = mustEndSince, now &- since >= options.stallNanoseconds, let stall = stalls.first {
+            leave(stall, now)
+        }
+    }
+
+    private func tell(_ found: [Stall], _ now: UInt64) {
+        let before = stalls
+        stalls = found
+        if let stall = found.first, !before.contains(where: { $0.subject == stall.subject }) {
+            log.error(
+                "\(stall.text) for \(stall.seconds(now)) s\(found.count > 1 ? ", and \(found.count - 1) more" : ""); "
+                    + "the guest waits; 'xbbctl detach --force' takes the disk away")
+        } else if found.isEmpty, let stall = before.first {
+            log.info("it goes on after \(stall.seconds(now)) s: \(stall.text) no longer")
+        }
+        if found.first?.subject == before.first?.subject { return }
+        do throws(OperationError) {
+            try nodes.publish(stall: found.first?.text)
+        } catch {
+            log.warning(error.description)
+        }
+    }
+
+    /// Ends the process with everything that it holds. Its threads may still be in the plugin, and the kernel may still
+    /// write to its memory: both end with the process and not before, so nothing is unmapped or closed here. The lock of the
+    /// disk is let go after that by the kernel (docs/recovery.md), and a successor does the requests again.
+    private func leave(_ stall: Stall, _ now: UInt64) -> Never {
+        takeOutput(isLast: true)
+        log.error("ends without waiting: \(stall.text) for \(stall.seconds(now)) s")
+        if machine.state == nil { nodes.removeErrors() }
+        _exit(1)
+    }
+}
