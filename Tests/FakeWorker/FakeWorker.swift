@@ -14,7 +14,8 @@
 //   orphan     leaves a child that holds descriptor 3 for 2 seconds, and ends with status 1
 //   hang       never gets ready to stand by
 //   late N     stands by and takes over, then ends with status N
-//   hand-over  ends with status 0 after 0.2 s and leaves the node as it is
+//   hand-over  hands over after 0.2 s: writes so into the lock's file and ends with status 0
+//   desert     ends with status 0 after 0.2 s, and has not handed over
 //
 // Each start appends a line to FAKE_WORKER_DIR/log: number of the process, VBD.
 import Base
@@ -73,6 +74,9 @@ struct FakeWorker {
             exit(1)
         case "hand-over":
             usleep(200_000)
+            handOver()
+        case "desert":
+            usleep(200_000)
             exit(0)
         case _ where word.hasPrefix("exit "): exit(Int32(word.dropFirst(5)) ?? 99)
         case "hang" where argument("--standby") != nil:
@@ -87,6 +91,14 @@ struct FakeWorker {
             say("fake-worker: \(error)\n", to: 2)
             exit(1)
         }
+    }
+
+    /// Ends, and leaves the disk to a successor.
+    static func handOver() -> Never {
+        ftruncate(3, 0)
+        pwrite(3, "handed over\n", 12, 0)
+        flock(3, LOCK_UN)
+        exit(0)
     }
 
     /// Waits for its turn as xbb-vbd does: a word on descriptor 4, then the lock of descriptor 3.
@@ -125,7 +137,7 @@ struct FakeWorker {
                 pollfd(fd: $0, events: Int16(POLLIN), revents: 0)
             }
             poll(&entries, 3, -1)
-            if entries[1].revents != 0 { exit(0) }
+            if entries[1].revents != 0 { Self.handOver() }
             if entries[2].revents != 0 { answer() }
             while try store.nextWatchEvent() != nil {}
             try readNode()
