@@ -88,6 +88,10 @@ let package = Package(
         // Negotiation as a pure state machine over typed XenStore keys.
         .target(name: "XenBus", dependencies: ["Base", "Blkif"], swiftSettings: strict),
 
+        // Who uses storage, in this domain and as the disks of guests.
+        .target(
+            name: "StorageSharing", dependencies: ["Base", "CLinux", "Xen", "XenBus"], swiftSettings: strict),
+
         // Plugins: the requests that they get and the port where they answer, then loading them and their open disks.
         .target(
             name: "PluginPort", dependencies: ["Memory", "PluginAPI", "CLinux", "CRing"], swiftSettings: inlined
@@ -115,7 +119,7 @@ let package = Package(
             name: "XBBHost",
             dependencies: [
                 "Base", "BlockQueue", "Blkif", "ProcessConfinement", "ImageInspection", "Memory", "PluginAPI",
-                "PluginHost", "Settings", "Xen",
+                "PluginHost", "Settings", "StorageSharing", "Xen",
                 "XenBus", "CLinux", "Support",
             ], swiftSettings: strict),
 
@@ -139,7 +143,8 @@ let package = Package(
 
         // What xbbd and xbbctl are made of: supervision of workers, the control protocol, a small toolstack.
         .target(
-            name: "XBBControl", dependencies: ["Base", "Settings", "Xen", "XenBus", "CLinux", "Support"],
+            name: "XBBControl",
+            dependencies: ["Base", "Settings", "StorageSharing", "Xen", "XenBus", "CLinux", "Support"],
             swiftSettings: strict),
 
         // Executables, thin.
@@ -161,7 +166,7 @@ let package = Package(
         .executableTarget(
             name: "xbbctl",
             dependencies: [
-                "Settings", "XBBControl", "CLinux", "Support",
+                "Base", "Settings", "XBBControl", "CLinux", "Support", "Xen",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
         .executableTarget(name: "xbb-dm", dependencies: ["XBBControl", "Support"], swiftSettings: strict),
@@ -269,7 +274,8 @@ let package = Package(
         .testTarget(
             name: "ControlTests",
             dependencies: [
-                "Base", "Settings", "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback", "CLinux", "Support",
+                "Base", "Settings", "StorageSharing", "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback",
+                "CLinux", "Support",
                 "TestSupport", "fake-worker", "xbbd", "xbbctl", "xbb-dm", "xbb-vbd", "BlockQueue", "PluginHost",
             ]),
         .target(
@@ -281,7 +287,7 @@ let package = Package(
                 "Base", "Blkfront", "Blkif", "Memory", "PluginHost", "XenLoopback", "Xen", "CLinux", "CXLConfig",
                 "TestSupport",
                 "xbb-vbd",
-                "xbbd", "xbb-dm", "confine-probe", "Support",
+                "xbbd", "xbbctl", "xbb-dm", "confine-probe", "Support",
             ]),
     ],
     swiftLanguageModes: [.v6]

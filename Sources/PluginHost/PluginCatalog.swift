@@ -60,6 +60,18 @@ public struct PluginCatalog: Sendable {
                 + "(Debian: xbb-plugin-NAME, xbb-plugin-qcow for qcow and qcow2)")
     }
 
+    /// The formats whose locations are no paths.
+    public var opaqueFormats: Set<String> {
+        let formats = entries.flatMap { entry in
+            entry.description.map { description in description.formats.filter { _ in description.location == .opaque } }
+                ?? []
+        }
+        // Of two plugins for a format the one that is called after it counts.
+        return Set(formats).filter { format in
+            entries.first { $0.name == format }?.description.map { $0.location == .opaque } ?? true
+        }
+    }
+
     /// A description of each, with its path. One without a description file is loaded for it; one that cannot be loaded is
     /// listed with its error. For a process that may be lost.
     public func dump() -> JSON {

@@ -26,10 +26,10 @@ final class StorageOpener {
 
     /// Opens what was asked for and lets its plugin start.
     ///
-    /// The control socket, if any, is answered meanwhile. `prepareHandles` opens what the process needs of Xen later; it is
+    /// `isShared`: others have the storage too. The control socket, if any, is answered meanwhile. `prepareHandles` opens what the process needs of Xen later; it is
     /// called before the process is confined. Throws what went wrong, and nothing is open then.
     func open(
-        _ request: DeviceRequest, answeringOn control: ControlSocket?,
+        _ request: DeviceRequest, isShared: Bool, answeringOn control: ControlSocket?,
         prepareHandles: () throws(OperationError) -> Void
     ) throws(OperationError) -> PluginDevice {
         let mailbox = mailbox
@@ -37,6 +37,7 @@ final class StorageOpener {
             format: request.image.format.name, path: request.image.path, readOnly: request.isReadOnly,
             deviceNumber: request.deviceNumber)
         source.options = pluginOptions()
+        source.isShared = isShared
         let responder = control.flatMap { OpeningResponder($0, opening: source.path) }
         defer { responder?.end() }
         source = try FormatDetection.resolve(

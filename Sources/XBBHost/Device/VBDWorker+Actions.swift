@@ -50,7 +50,9 @@ extension VBDWorker {
             return .deviceOpenFailed("a confined process cannot open \(request.image.path)")
         }
         do throws(OperationError) {
-            let device = try opener.open(request, answeringOn: control) { () throws(OperationError) in
+            let isShared = try resolveSharing(request)
+            let device = try opener.open(request, isShared: isShared, answeringOn: control) {
+                () throws(OperationError) in
                 try platform.prepare(queues: disk.mostQueues)
             }
             disk.open(device, for: request)
