@@ -91,6 +91,10 @@ let package = Package(
         // Negotiation as a pure state machine over typed XenStore keys.
         .target(name: "XenBus", dependencies: ["Base", "Blkif"], swiftSettings: strict),
 
+        // Who uses storage, in this domain and as the disks of guests.
+        .target(
+            name: "StorageSharing", dependencies: ["Base", "CLinux", "Xen", "XenBus"], swiftSettings: strict),
+
         // Plugins: the requests that they get and the port where they answer, then loading them and their open disks.
         .target(
             name: "PluginPort", dependencies: ["Memory", "PluginAPI", "CLinux", "CRing"], swiftSettings: inlined
@@ -123,7 +127,7 @@ let package = Package(
             name: "XBBHost",
             dependencies: [
                 "Base", "BlockQueue", "Blkif", "ProcessConfinement", "ImageInspection", "Memory", "PluginAPI",
-                "PluginHost", "Settings", "StorageKeeping", "Xen",
+                "PluginHost", "Settings", "StorageKeeping", "StorageSharing", "Xen",
                 "XenBus", "CLinux", "Support",
             ], swiftSettings: strict),
 
@@ -148,14 +152,17 @@ let package = Package(
         // What xbbd and xbbctl are made of: supervision of workers, the control protocol, a small toolstack.
         .target(
             name: "XBBControl",
-            dependencies: ["Base", "Settings", "StorageKeeping", "Xen", "XenBus", "CLinux", "Support"],
+            dependencies: [
+                "Base", "Settings", "StorageKeeping", "StorageSharing", "Xen", "XenBus", "CLinux", "Support",
+            ],
             swiftSettings: strict),
 
         // Executables, thin.
         .executableTarget(
             name: "xbb-vbd",
             dependencies: [
-                "BlockQueue", "Base", "ProcessConfinement", "ImageInspection", "PluginHost", "Settings", "StoreBroker",
+                "BlockQueue", "Base", "ProcessConfinement", "ImageInspection", "PluginHost", "Settings", "StorageSharing",
+                "StoreBroker",
                 "XBBHost", "Xen",
                 "XenLoopback", "CLinux", "Support",
             ],
@@ -170,7 +177,7 @@ let package = Package(
         .executableTarget(
             name: "xbbctl",
             dependencies: [
-                "Settings", "XBBControl", "CLinux", "Support",
+                "Base", "Settings", "XBBControl", "CLinux", "Support", "Xen",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
         .executableTarget(name: "xbb-dm", dependencies: ["XBBControl", "Support"], swiftSettings: strict),
@@ -279,7 +286,8 @@ let package = Package(
         .testTarget(
             name: "ControlTests",
             dependencies: [
-                "Base", "Settings", "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback", "CLinux", "Support",
+                "Base", "Settings", "StorageSharing", "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback",
+                "CLinux", "Support",
                 "TestSupport", "fake-worker", "xbbd", "xbbctl", "xbb-dm", "xbb-vbd", "BlockQueue", "PluginHost",
             ]),
         .target(
@@ -291,7 +299,7 @@ let package = Package(
                 "Base", "Blkfront", "Blkif", "Memory", "PluginHost", "XenLoopback", "Xen", "CLinux", "CXLConfig",
                 "TestSupport",
                 "xbb-vbd",
-                "xbbd", "xbb-dm", "confine-probe", "StoreBroker", "Support",
+                "xbbd", "xbbctl", "xbb-dm", "confine-probe", "StoreBroker", "Support",
             ]),
     ],
     swiftLanguageModes: [.v6]

@@ -102,8 +102,10 @@ open class DescriptorDisk: CountingDisk, @unchecked Sendable {
 
     // MARK: Control calls
 
-    /// What the host is told: the size as it was told last, and what ``describe(_:)`` says.
+    /// What the host is told: the size as it is now, and what ``describe(_:)`` says. The host asks when a guest connects:
+    /// without a queue nobody else looks.
     public var info: DiskInfo {
+        checkSize()
         var info = DiskInfo(size: size)
         if isAsynchronous { info.queueDepth = UInt32(AsynchronousRoom.depth) }
         describe(&info)

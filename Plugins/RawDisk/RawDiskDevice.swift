@@ -13,6 +13,8 @@ final class RawDiskDevice: DescriptorDisk, @unchecked Sendable {
     private let memoryAlignment: UInt32
     private let mayDiscard: Bool
     private let changedDirect: Bool
+    /// Keeps the claim on a device that is written; -1 without one.
+    private let claim: Int32
 
     /// Two, so that a long discard does not hold up the rest of a partial transfer.
     private static let threadCount = 2
@@ -21,12 +23,14 @@ final class RawDiskDevice: DescriptorDisk, @unchecked Sendable {
         let fd = opening.fd
         let number = try RawDiskDevice.checkedDeviceNumber(opening)
         let discards = try opening[RawDiskOption.discard]
+        let locks = try opening[RawDiskOption.lock]
         limits = try BlockLimits(fd: fd, device: number)
         changedDirect = !DirectIO.isOn(fd: fd)
         guard DirectIO.set(fd: fd, on: true) else { throw PluginError(system: "the device has no direct I/O") }
         memoryAlignment = DirectIO.alignment(fd: fd)?.memory ?? limits.logicalBlock
         mayDiscard = discards && limits.canDiscard
         let size = RawDiskDevice.size(fd: fd, block: limits.logicalBlock) ?? 0
+        claim = !opening.isReadOnly && locks ? try RawDiskDevice.claim(opening) : -1
         super.init(
             opening: opening, isAsynchronous: true, blockSize: UInt64(limits.logicalBlock), byteCount: size,
             threadCount: RawDiskDevice.threadCount)
@@ -56,7 +60,33 @@ final class RawDiskDevice: DescriptorDisk, @unchecked Sendable {
         return UInt64(status.st_rdev)
     }
 
+    /// Claims the device for this process as mounts, swap and device mapper do, so that none of them gets it meanwhile.
+    ///
+    /// - Returns: the descriptor that holds the claim, or -1 where there is no /proc to get one.
+    private static func claim(_ opening: Opening) throws(PluginError) -> Int32 {
+        // Others may hold it for a moment, such as a process before this one that is about to be gone.
+        for attempt in 1...25 {
+            let claimed = unsafe clinux_open(
+                "/proc/self/fd/\(opening.fd)", O_RDONLY | O_EXCL | O_CLOEXEC | O_NONBLOCK, 0)
+            if claimed >= 0 { return claimed }
+            let code = errno
+            if code == ENOENT || code == EACCES {
+                opening.hostDisk.log(.warning, "the device is not claimed: others may mount it")
+                return -1
+            }
+            guard code == EBUSY else {
+                throw PluginError(system: "the device cannot be claimed (lock=off goes without)", code)
+            }
+            if attempt < 25 { usleep(10_000) }
+        }
+        throw PluginError(
+            EBUSY,
+            "the device is in use in this domain: mounted, swap, part of another device or claimed by a program (lock=off "
+                + "goes without the claim)")
+    }
+
     override func finish() {
+        if claim >= 0 { _ = Glibc.close(claim) }
         if changedDirect { _ = DirectIO.set(fd: fd, on: false) }
     }
 

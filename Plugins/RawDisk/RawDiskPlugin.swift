@@ -7,7 +7,9 @@ import PluginKit
 enum RawDiskOption {
     static let discard = PluginOption.bool(
         "discard", default: true, help: "pass discards on to the device, if it can")
-    static let all: [any OptionSchema] = [discard]
+    static let lock = PluginOption.bool(
+        "lock", default: true, help: "claim a device that is written, and refuse one that is in use (O_EXCL)")
+    static let all: [any OptionSchema] = [discard, lock]
 }
 
 private let plugin = Plugin(

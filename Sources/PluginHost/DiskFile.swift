@@ -15,6 +15,8 @@ public struct DiskSource: Sendable, Equatable {
     public var options: [String: String]
     /// The guest may only read.
     public var readOnly: Bool
+    /// Others have the storage too: a plugin with the option "lock" is told to take none, unless an option says otherwise.
+    public var isShared = false
     /// Bypass the page cache if the filesystem can.
     public var direct: Bool
     /// The block device that must be found at the path; nil if none was specified.

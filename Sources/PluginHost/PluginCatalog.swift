@@ -99,6 +99,18 @@ public struct PluginCatalog: Sendable {
                 + "(Debian: xbb-plugin-NAME, xbb-plugin-qcow for qcow and qcow2)")
     }
 
+    /// The formats whose locations are no paths.
+    public var opaqueFormats: Set<String> {
+        let formats = entries.flatMap { entry in
+            entry.description.map { description in description.formats.filter { _ in description.location == .opaque } }
+                ?? []
+        }
+        // Of two plugins for a format the one that is called after it counts.
+        return Set(formats).filter { format in
+            entries.first { $0.name == format }?.description.map { $0.location == .opaque } ?? true
+        }
+    }
+
     /// A description of each, with its path and the formats that it claims and another one serves. One without a description
     /// file is described by a process of its own, `program` with `--describe-plugin`, which may crash or hang; one that
     /// cannot be described is listed with its error.

@@ -79,6 +79,11 @@ public final class PluginDevice: @unchecked Sendable {
         }
         let chain = ImageChain(policy: backing, pluginDirectories: directories, inherited: inherited)
         var source = source
+        if source.isShared, source.options["lock"] == nil,
+            library.options.contains(where: { $0.name == "lock" && $0.kind == .bool })
+        {
+            source.options["lock"] = "off"
+        }
         var direct = false
         var file: Int32 = -1
         if !library.hasNoFile {

@@ -37,6 +37,11 @@ public enum BackendKey {
     public static let chain = "xbb-chain"
     /// What of the disk does not end; ours, for operators and xbbd.
     public static let stall = "xbb-stall"
+    /// Why others may have the storage too: ``sameGuest``, or "forced: " and who was overridden.
+    public static let sharing = "xbb-sharing"
+    /// The value of ``sharing`` where another domain of the same guest has the storage: it migrates within this host, or is
+    /// the guest's stub domain. Both may claim the device; image files are left to the locks on them.
+    public static let sameGuest = "same-guest"
     /// The path of the storage, from the hotplug script.
     public static let physicalDevicePath = "physical-device-path"
     /// The format of the image at `physical-device-path`, from the hotplug script; raw if missing.

@@ -126,10 +126,12 @@ struct Load: ParsableCommand {
     func run() throws {
         let report: LoadReport
         let device: FrontDevice
+        var connected: FrontDevice?
         do {
             let perOperation = (bs.high + FrontQueue.bufferSize - 1) / FrontQueue.bufferSize + 1
             device = try deviceArguments.device(requestsPerQueue: max(1, depth * perOperation))
             try device.connect()
+            connected = device
             if verify == .history {
                 var run = try HistoryRun(device, historyPlan)
                 report = run.report()
@@ -137,10 +139,15 @@ struct Load: ParsableCommand {
                 report = try LoadRun(device, plan).run()
             }
         } catch {
+            // A disk that was refused is given back: its backend would wait for a frontend that is gone.
+            try? connected?.close()
             throw fail("\(error)")
         }
         print(deviceArguments.json ? report.json.serialized : report.text)
-        if let failure = report.failure { throw fail("\(failure)") }
+        if let failure = report.failure {
+            try? device.close()
+            throw fail("\(failure)")
+        }
         do {
             try device.close()
         } catch {

@@ -8,6 +8,7 @@ import Base
 import CLinux
 import Glibc
 import Settings
+import StorageSharing
 import StoreBroker
 import XBBHost
 import Xen
@@ -74,8 +75,9 @@ func confinement(_ command: SettingValues) -> ConfinementSettings? {
 
 /// The worker's XenStore: its own connection if it keeps its rights, otherwise that of a process beside it.
 func openStore<Platform: XenPlatform>(
-    _ platform: Platform, _ options: VBDOptions
+    _ platform: Platform, _ options: inout VBDOptions
 ) throws(OperationError) -> any XenStore {
+    if options.storageSource == .params { options.sharing = SharingCheck.examine(options, try platform.openStore()) }
     guard let settings = options.confinement else { return try platform.openStore() }
     let log = Log(name: "xbb-store \(options.shortName)", level: .warning).limited(by: LogLimit())
     return try KeeperProcess.start(backendPath: options.backendPath, log: log, open: platform.openStore) {
@@ -95,7 +97,8 @@ func serve<Platform: XenPlatform>(_ platform: Platform, _ options: VBDOptions) -
     let descriptor = unsafe signalfd(-1, &signals, Int32(SFD_CLOEXEC) | Int32(SFD_NONBLOCK))
     do {
         // Before anything starts a thread, and before standard error is this process's own.
-        let store = try openStore(platform, options)
+        var options = options
+        let store = try openStore(platform, &options)
         let output = CapturedOutput()
         let worker = try VBDWorker(platform: platform, store: store, options: options)
         switch try worker.run(signals: descriptor, output: output) {

@@ -10,14 +10,24 @@ extension XBBCtl {
         static let configuration = CommandConfiguration(
             abstract: "Attaches a disk to a guest, as xl block-attach and a hotplug script do.")
         @ParentCommand var parent: XBBCtl
-        @OptionGroup var device: Device
+        @Argument(help: DeviceWords.domainHelp, completion: Completions.domains)
+        var domid: String
+        @Argument(help: DeviceWords.deviceHelp, completion: Completions.newDevices)
+        var vdev: String
+        @Option(
+            help: ArgumentHelp("The directory below backend/: vbd, qdisk or vbd3. (default: vbd)", valueName: "kind"))
+        var kind: String?
         @Argument(
             help: ArgumentHelp(
                 "The format and where the image is: raw:/dev/vg/disk, qcow2:/disk.qcow2, nbd://host/export, null,size=1G:.",
-                valueName: "format:location"))
+                valueName: "format:location"), completion: Completions.images)
         var image: String
         @Flag(help: "The guest may not write.")
         var readonly = false
+        @Flag(help: "The guest writes beside others who write: mode w!. Nothing makes sure that this goes well.")
+        var shared = false
+        @Flag(help: "Attach it whoever uses the image or device. Says, and logs, what is overridden.")
+        var force = false
         @Option(
             name: .customLong("option"),
             help: ArgumentHelp("An option for the plugin; may be given more than once.", valueName: "key=value"))
@@ -27,22 +37,36 @@ extension XBBCtl {
         @OptionGroup var connection: Connection
         @OptionGroup var format: Format
 
+        func validate() throws {
+            try DeviceWords.check(domain: domid, device: vdev, kind: kind)
+            if readonly && shared {
+                throw ValidationError("--readonly and --shared: a disk that is only read is shared anyway")
+            }
+        }
+
         func run() throws {
             try perform { () throws(ControlError) in
                 let connection = connection.over(parent.connection)
+                if !noWait { try connection.requireDaemon() }
+                let kinds = connection.locationKinds()
                 let disk = try DiskSpecification(
-                    parsing: image, workingDirectory: DiskSpecification.currentDirectory,
-                    isOpaque: connection.isOpaque)
-                let reference = try device.reference
+                    parsing: image, workingDirectory: DiskSpecification.currentDirectory, isOpaque: kinds.isOpaque)
+                let reference = try DeviceWords.reference(domain: domid, device: vdev, kind: kind, connection)
                 guard
                     let address = VBDAddress(
                         kind: reference.kind ?? "vbd", domain: reference.domain, device: reference.device)
-                else { throw ControlError("'\(device.vdev)' is no virtual device") }
+                else { throw ControlError("'\(vdev)' is no virtual device") }
                 let request = AttachRequest(
-                    address: address, deviceName: device.vdev, disk: disk, isReadOnly: readonly,
+                    address: address, deviceName: vdev, disk: disk, isReadOnly: readonly, isShared: shared,
                     options: try PluginOptions(disk.options + options))
                 let toolstack = try connection.toolstack()
-                try toolstack.attach(request, waits: !noWait)
+                let sharing = AttachSharing(
+                    loopback: connection.loopback, opaqueFormats: kinds.opaqueFormats, isForced: force
+                ) { text in
+                    let line = "xbbctl: --force overrides: \(TextTable.printable(text))\n"
+                    _ = unsafe line.withCString { unsafe write(2, $0, strlen($0)) }
+                }
+                try toolstack.attach(request, waits: !noWait, sharing: sharing)
                 XBBCtl.report(address, toolstack, noWait ? "requested" : "attached", format)
             }
         }
@@ -53,7 +77,10 @@ extension XBBCtl {
             abstract: "Takes a disk from a guest, as xl block-detach does.")
         @ParentCommand var parent: XBBCtl
         @OptionGroup var device: Device
-        @Flag(help: "Do not ask the guest, and do not insist on the backend's answer.")
+        @Flag(
+            help:
+                "Do not ask the guest, and do not insist on the backend's answer. Overrides a guest that uses the disk."
+        )
         var force = false
         @Option(help: ArgumentHelp("How long to wait for guest and backend.", valueName: "seconds"))
         var timeout = 10.0
@@ -68,8 +95,9 @@ extension XBBCtl {
 
         func run() throws {
             try perform { () throws(ControlError) in
-                let toolstack = try connection.over(parent.connection).toolstack()
-                let address = try toolstack.find(try device.reference)
+                let connection = connection.over(parent.connection)
+                let toolstack = try connection.toolstack()
+                let address = try toolstack.find(try device.reference(connection))
                 let result = try toolstack.detach(address, force: force, seconds: timeout)
                 XBBCtl.report(address, toolstack, result == .closed ? "detached" : "torn", format)
             }

@@ -7,16 +7,17 @@ import XBBControl
 
 /// The image, and the plugins to use.
 struct ImageArguments: ParsableArguments {
-    @Argument(help: ArgumentHelp("The image or block device.", valueName: "path"))
+    @Argument(help: ArgumentHelp("The image or block device.", valueName: "path"), completion: .file())
     var path: String
 
-    @Option(help: ArgumentHelp("Where plugins are; may be given more than once.", valueName: "dir"))
+    @Option(
+        help: ArgumentHelp("Where plugins are; may be given more than once.", valueName: "dir"), completion: .directory)
     var pluginDir: [String] = []
 
     @Option(
         help: ArgumentHelp(
             "Where it is remembered as what images were served. (default: \(SettingsSchema.usualStateDirectory))",
-            valueName: "dir"))
+            valueName: "dir"), completion: .directory)
     var stateDir: String?
 
     /// Asks the question that `question` makes from the configuration.
@@ -57,7 +58,7 @@ extension XBBCtl {
         @Option(
             help: ArgumentHelp(
                 "Where backing files may be; may be given more than once. (default: those of xbb.conf)",
-                valueName: "dir"))
+                valueName: "dir"), completion: .directory)
         var backingDir: [String] = []
         @OptionGroup var format: Format
 

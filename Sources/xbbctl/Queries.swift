@@ -30,8 +30,9 @@ extension XBBCtl {
 
         func run() throws {
             try perform { () throws(ControlError) in
-                let request = ControlRequest.show(try device.reference)
-                format.print(try connection.over(parent.connection).ask(request), Reports.show)
+                let connection = connection.over(parent.connection)
+                let request = ControlRequest.show(try device.reference(connection))
+                format.print(try connection.ask(request), Reports.show)
             }
         }
     }
@@ -54,8 +55,10 @@ extension XBBCtl {
         func run() throws {
             try perform { () throws(ControlError) in
                 let setting = try TunableSetting(parsing: setting).checked()
-                let request = ControlRequest.set(try device.reference, key: setting.key, value: setting.value)
-                format.print(try connection.over(parent.connection).ask(request), Reports.show)
+                let connection = connection.over(parent.connection)
+                let request = ControlRequest.set(
+                    try device.reference(connection), key: setting.key, value: setting.value)
+                format.print(try connection.ask(request), Reports.show)
             }
         }
     }
@@ -86,8 +89,8 @@ extension XBBCtl {
 
         func run() throws {
             try perform { () throws(ControlError) in
-                let request = ControlRequest.stats(try device.reference)
                 let connection = connection.over(parent.connection)
+                let request = ControlRequest.stats(try device.reference(connection))
                 let client = try connection.client()
                 var earlier: JSON?
                 var before = clinux_monotonic_ns()

@@ -10,7 +10,8 @@ extension XBBCtl {
     struct Top: ParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Shows what all devices do: requests and bytes in a second, latencies, queue depth.",
-            discussion: "Each look is compared with the one before. See xbbctl(8) for the columns.")
+            discussion:
+                "The busiest come first. Each look is compared with the one before. See xbbctl(8) for the columns.")
         @ParentCommand var parent: XBBCtl
         @Flag(help: "Look twice, show what was between, and end.")
         var once = false
@@ -32,30 +33,32 @@ extension XBBCtl {
         }
 
         private func look(_ client: ControlClient) throws(ControlError) -> [DiskSample] {
-            var samples: [DiskSample] = []
-            for row in try client.call(.list).value["vbds"]?.elements ?? [] {
-                guard let name = row["vbd"]?.string, let vbd = VBDReference(parsing: name) else { continue }
-                var stats: JSON?
-                do throws(ControlError) {
-                    stats = try client.call(.stats(vbd)).value
-                } catch {
-                    // A worker that does not answer gets a line without numbers; if xbbd does not answer, this ends.
-                    if error.status == .unreachable { throw error }
-                }
-                samples.append(DiskSample(row: row, stats: stats, time: clinux_monotonic_ns()))
+            let rows = try client.call(.top).value["vbds"]?.elements ?? []
+            let now = clinux_monotonic_ns()
+            return rows.map { row in
+                // A worker that does not answer at once gets a line without numbers.
+                DiskSample(row: row, stats: row["stats"] == .null ? nil : row["stats"], time: now)
             }
-            return samples
         }
 
         private func show(_ report: JSON) {
             if format.json {
                 print(report.serialized)
             } else {
-                if !once && isatty(1) == 1 { print("\u{1b}[H\u{1b}[J", terminator: "") }
-                for line in TopReport.lines(report) { print(line) }
-                if !once && isatty(1) != 1 { print("") }
+                let screen = once ? nil : Self.screen
+                if screen != nil { print("\u{1b}[H\u{1b}[J", terminator: "") }
+                let lines = TopReport.lines(report, rows: screen.map { $0.rows - 1 }, columns: screen?.columns)
+                for line in lines { print(line) }
+                if !once && screen == nil { print("") }
             }
             fflush(nil)
+        }
+
+        /// The size of the terminal; nil where standard output is none.
+        private static var screen: (rows: Int, columns: Int)? {
+            var size = winsize()
+            guard isatty(1) == 1, unsafe clinux_ioctl_pointer(1, UInt(TIOCGWINSZ), &size) == 0 else { return nil }
+            return (max(Int(size.ws_row), 4), max(Int(size.ws_col), 20))
         }
     }
 }

@@ -16,13 +16,7 @@ extension XBBCtl {
                 fails later, the program before it comes back. The exit status is 1 then.
                 """)
         @ParentCommand var parent: XBBCtl
-        @Argument(help: "The guest's domain number; without it, all devices.")
-        var domid: UInt16?
-        @Argument(help: "The virtual device: xvda, xvda1, sda, hda or a number.")
-        var vdev: String?
-        @Option(
-            help: ArgumentHelp("The directory below backend/, where more than one has the device.", valueName: "kind"))
-        var kind: String?
+        @OptionGroup var device: OptionalDevice
         @Option(help: ArgumentHelp("How long to wait for the new workers.", valueName: "seconds"))
         var timeout = 30.0
         @OptionGroup var connection: Connection
@@ -31,23 +25,12 @@ extension XBBCtl {
             guard (0.1...86400).contains(timeout) else {
                 throw ValidationError("--timeout \(timeout): expected 0.1 to 86400 seconds")
             }
-            guard let domid else { return }
-            guard let vdev else { throw ValidationError("domain \(domid): which of its devices?") }
-            try Device.check(domid: domid, vdev: vdev)
-            if let kind, !VBDAddress.isKind(kind) {
-                throw ValidationError("--kind '\(kind)': expected a name such as vbd, qdisk or vbd3")
-            }
-        }
-
-        private var reference: VBDReference? {
-            guard let domid, let vdev, let number = VirtualDevice.number(of: vdev) else { return nil }
-            return VBDReference(kind: kind, domain: domid, device: number)
         }
 
         func run() throws {
             try perform { () throws(ControlError) in
                 let connection = connection.over(parent.connection)
-                let told = try connection.ask(.upgrade(reference)).value["vbds"]?.elements ?? []
+                let told = try connection.ask(.upgrade(try device.reference(connection))).value["vbds"]?.elements ?? []
                 var old: [String: UInt64] = [:]
                 for entry in told {
                     if let name = entry["vbd"]?.string, let process = entry["pid"]?.unsigned { old[name] = process }

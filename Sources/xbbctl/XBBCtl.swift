@@ -18,19 +18,76 @@ struct XBBCtl: ParsableCommand {
         subcommands: [
             List.self, Show.self, Stats.self, Top.self, LogCommand.self, Set.self, Upgrade.self, Plugins.self,
             Probe.self,
-            Inspect.self, Attach.self, Detach.self,
+            Inspect.self, Attach.self, Detach.self, Hotplug.self,
         ])
 
     @OptionGroup var connection: Connection
+
+    /// Standard output is read by a program: errors are told there too, as JSON.
+    static var isJSON: Bool { CommandLine.arguments.dropFirst().contains("--json") }
+
+    static func main() {
+        let words = Array(CommandLine.arguments.dropFirst())
+        do {
+            try checkText()
+            let known = configuration.subcommands.filter { $0.configuration.shouldDisplay }.map { $0._commandName }
+            if words.first != "---completion", Suggestion.command(in: words) != Hotplug._commandName,
+                let problem = Suggestion.unknownCommand(in: words, known: known)
+            {
+                throw ValidationError(problem)
+            }
+            var command = try parseAsRoot()
+            try command.run()
+        } catch {
+            end(error, words)
+        }
+    }
+
+    /// Ends with the exit status of an error, which is told unless ``perform(_:)`` has told it.
+    private static func end(_ error: any Error, _ words: [String]) -> Never {
+        let code = exitCode(for: error)
+        if code == .success || error is ExitCode { exit(withError: error) }
+        var message = message(for: error)
+        var hint: String?
+        if message.lowercased().contains("unexpected argument") {
+            let name = Suggestion.command(in: words)
+            let command = configuration.subcommands.first { $0._commandName == name }
+            hint = Suggestion.unexpected(message, command: name, help: helpMessage(for: command ?? XBBCtl.self))
+        }
+        if isJSON {
+            if let hint { message += "; \(hint)" }
+            print(JSON.object([("error", .string(message)), ("status", .integer(code.rawValue))]).serialized)
+        } else {
+            let text = fullMessage(for: error) + (hint.map { "\n\($0)" } ?? "") + "\n"
+            _ = unsafe text.withCString { unsafe write(2, $0, strlen($0)) }
+        }
+        exit(withError: code)
+    }
+
+    /// Refuses words that are not UTF-8: Swift would put other characters into them, and another path would be meant.
+    private static func checkText() throws {
+        for index in 1..<max(1, Int(CommandLine.argc)) {
+            guard let raw = unsafe CommandLine.unsafeArgv[index] else { continue }
+            if unsafe String(validatingCString: raw) == nil {
+                throw ValidationError(
+                    "'\(CommandLine.arguments[index])' is not UTF-8: XenStore and xbbctl take names in UTF-8 alone; rename "
+                        + "the file, or make a link to it")
+            }
+        }
+    }
 }
 
 /// How to reach xbbd and XenStore; allowed before and after the subcommand.
 struct Connection: ParsableArguments {
     @Option(
-        help: ArgumentHelp("The socket of xbbd. (default: \(ControlClient.defaultSocket))", valueName: "path"))
+        help: ArgumentHelp(
+            "The socket of xbbd. (default: that of the xbbd that serves this domain)", valueName: "path"),
+        completion: .file())
     var socket: String?
 
-    @Option(help: ArgumentHelp("Use the loopback Xen at this directory instead of Xen.", valueName: "dir"))
+    @Option(
+        help: ArgumentHelp("Use the loopback Xen at this directory instead of Xen.", valueName: "dir"),
+        completion: .directory)
     var loopback: String?
 
     func over(_ parent: Connection) -> Connection {
@@ -40,63 +97,135 @@ struct Connection: ParsableArguments {
         return result
     }
 
+    /// The socket of the xbbd that serves the XenStore: its run directory may be any.
+    var socketPath: String {
+        if let socket { return socket }
+        if case .served(let owner) = StoreOwner.find(loopback: loopback), let directory = owner.runDirectory {
+            return directory + "/xbbd.sock"
+        }
+        return ControlClient.defaultSocket
+    }
+
     func client() throws(ControlError) -> ControlClient {
-        try ControlClient(path: socket ?? ControlClient.defaultSocket)
+        try ControlClient(path: socketPath)
+    }
+
+    /// Throws at once where there is no xbbd that could take a disk.
+    func requireDaemon() throws(ControlError) {
+        do throws(ControlError) {
+            _ = try client().call(.ping)
+        } catch {
+            throw ControlError(
+                "nobody would serve the disk: \(error); 'systemctl start xbbd' starts it", status: .unreachable)
+        }
+    }
+
+    /// The number of a domain that is named by number or name.
+    func domain(_ text: String) throws(ControlError) -> UInt16 {
+        if let number = DomainName.number(text) { return number }
+        do throws(ControlError) {
+            return try DomainName.find(text, in: try StoreAccess.open(loopback: loopback))
+        } catch {
+            // Not everybody who may ask xbbd may read XenStore.
+            guard error.status == .unreachable, text.utf8.allSatisfy({ (0x21...0x7e).contains($0) }),
+                let number = try ask(.domain(text)).value["domid"]?.unsigned
+            else { throw error }
+            return UInt16(clamping: number)
+        }
     }
 
     func ask(_ request: ControlRequest) throws(ControlError) -> ControlAnswer {
         try client().call(request)
     }
 
-    /// True where the format's plugin takes a location as it is. Without an answer it is a path: who serves the disk will
-    /// say what is wrong.
-    func isOpaque(_ format: String) -> Bool {
+    /// What the plugins' descriptions say of locations. Without an answer all are paths: who serves the disk will say what
+    /// is wrong.
+    func locationKinds() -> LocationKinds {
         do throws(ControlError) {
-            return LocationKinds(try ask(.plugins).value).isOpaque(format)
+            return LocationKinds(try ask(.plugins).value)
         } catch {
-            return false
+            return LocationKinds(.null)
         }
     }
 
     func toolstack() throws(ControlError) -> Toolstack {
-        try Toolstack(store: try StoreAccess.open(loopback: loopback), loopback: loopback)
+        try Toolstack(
+            store: try StoreAccess.open(loopback: loopback), loopback: loopback,
+            workers: WorkerPresence(socket: socketPath))
     }
 }
 
-/// The device to act on.
-struct Device: ParsableArguments {
-    @Argument(help: "The guest's domain number.")
-    var domid: UInt16
+/// Words that name a device.
+enum DeviceWords {
+    static let domainHelp: ArgumentHelp = "The guest's domain, by number or name."
+    static let deviceHelp: ArgumentHelp = "The virtual device: xvda, xvda1, sda, hda or a number."
+    static let kindHelp = ArgumentHelp(
+        "The directory below backend/, where more than one has the device.", valueName: "kind")
 
-    @Argument(help: "The virtual device: xvda, xvda1, sda, hda or a number.")
-    var vdev: String
-
-    @Option(
-        help: ArgumentHelp("The directory below backend/, where more than one has the device.", valueName: "kind"))
-    var kind: String?
-
-    /// Checks a device's two words, also if the device is optional.
-    static func check(domid: UInt16, vdev: String) throws {
-        guard domid < 0x7ff0 else { throw ValidationError("domain \(domid): expected 0 to 32751") }
-        guard VirtualDevice.number(of: vdev) != nil else {
-            throw ValidationError("'\(vdev)' is no virtual device: expected a name such as xvda, or its number")
+    /// Checks what can be checked without asking anybody.
+    static func check(domain: String, device: String, kind: String?) throws {
+        guard !domain.isEmpty, !DomainName.isNumeric(domain) || DomainName.number(domain) != nil else {
+            throw ValidationError("domain '\(domain)': expected a number from 0 to 32751, or a name")
         }
-    }
-
-    func validate() throws {
-        try Self.check(domid: domid, vdev: vdev)
+        guard VirtualDevice.number(of: device) != nil else {
+            throw ValidationError("'\(device)' is no virtual device: expected a name such as xvda, or its number")
+        }
         if let kind, !VBDAddress.isKind(kind) {
             throw ValidationError("--kind '\(kind)': expected a name such as vbd, qdisk or vbd3")
         }
     }
 
-    var reference: VBDReference {
-        get throws(ControlError) {
-            guard let number = VirtualDevice.number(of: vdev),
-                let reference = VBDReference(kind: kind, domain: domid, device: number)
-            else { throw ControlError("'\(vdev)' is no virtual device") }
-            return reference
+    static func reference(
+        domain: String, device: String, kind: String?, _ connection: Connection
+    ) throws(ControlError) -> VBDReference {
+        guard let number = VirtualDevice.number(of: device),
+            let reference = VBDReference(kind: kind, domain: try connection.domain(domain), device: number)
+        else { throw ControlError("'\(device)' is no virtual device") }
+        return reference
+    }
+}
+
+/// The device to act on.
+struct Device: ParsableArguments {
+    @Argument(help: DeviceWords.domainHelp, completion: Completions.domains)
+    var domid: String
+
+    @Argument(help: DeviceWords.deviceHelp, completion: Completions.devices)
+    var vdev: String
+
+    @Option(help: DeviceWords.kindHelp)
+    var kind: String?
+
+    func validate() throws { try DeviceWords.check(domain: domid, device: vdev, kind: kind) }
+
+    func reference(_ connection: Connection) throws(ControlError) -> VBDReference {
+        try DeviceWords.reference(domain: domid, device: vdev, kind: kind, connection)
+    }
+}
+
+/// The device to act on, or all.
+struct OptionalDevice: ParsableArguments {
+    @Argument(
+        help: "The guest's domain, by number or name; without it, all devices.", completion: Completions.domains)
+    var domid: String?
+
+    @Argument(help: DeviceWords.deviceHelp, completion: Completions.devices)
+    var vdev: String?
+
+    @Option(help: DeviceWords.kindHelp)
+    var kind: String?
+
+    func validate() throws {
+        guard let domid else { return }
+        guard let vdev else {
+            throw ValidationError("domain \(domid): expected one of its virtual devices too, as in \(domid) xvda")
         }
+        try DeviceWords.check(domain: domid, device: vdev, kind: kind)
+    }
+
+    func reference(_ connection: Connection) throws(ControlError) -> VBDReference? {
+        guard let domid, let vdev else { return nil }
+        return try DeviceWords.reference(domain: domid, device: vdev, kind: kind, connection)
     }
 }
 
@@ -130,13 +259,20 @@ struct Format: ParsableArguments {
     }
 }
 
-/// Runs a subcommand; an error goes to standard error and becomes the exit status.
+/// Runs a subcommand; an error goes to standard error, or as JSON to standard output, and becomes the exit status.
 func perform(_ body: () throws(ControlError) -> Void) throws {
     do throws(ControlError) {
         try body()
     } catch {
-        let line = "xbbctl: \(TextTable.printable(error.description))\n"
-        _ = unsafe line.withCString { unsafe write(2, $0, strlen($0)) }
+        if XBBCtl.isJSON {
+            let value = JSON.object([
+                ("error", .string(error.description)), ("status", .integer(error.status.rawValue)),
+            ])
+            print(value.serialized)
+        } else if !error.description.isEmpty {
+            let line = "xbbctl: \(TextTable.printable(error.description))\n"
+            _ = unsafe line.withCString { unsafe write(2, $0, strlen($0)) }
+        }
         throw ExitCode(error.status.rawValue)
     }
 }

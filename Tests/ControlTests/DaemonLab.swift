@@ -143,9 +143,10 @@ final class DaemonLab {
     }
 
     /// Runs xbbctl and gives what it printed, and how it ended.
-    func control(_ arguments: [String]) throws -> (text: String, exit: WorkerExit) {
+    func control(_ arguments: [String], socket isNamed: Bool = true) throws -> (text: String, exit: WorkerExit) {
         let program = try Program(
-            [Self.products + "/xbbctl"] + arguments + ["--loopback", root + "/xen", "--socket", socket], capture: true)
+            [Self.products + "/xbbctl"] + arguments + ["--loopback", root + "/xen"]
+                + (isNamed ? ["--socket", socket] : []), capture: true)
         return (program.text(), program.wait())
     }
 

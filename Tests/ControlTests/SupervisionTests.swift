@@ -67,12 +67,62 @@ import XenBus
         }
     }
 
-    @Test("who hands over is followed at once, once") func handOver() {
+    @Test("who hands over is followed at once, and nothing is counted") func handOver() {
         var supervision = running()
-        #expect(supervision.handle(.exited(.clean, Self.waiting), now: Self.second) == [.start])
-        #expect(supervision.handle(.started, now: Self.second) == [])
-        #expect(supervision.handle(.exited(.clean, Self.waiting), now: 2 * Self.second) == [])
-        #expect(supervision.deadline == 2 * Self.second + 100 * RestartPolicy.millisecond)
+        for round in 0..<200 as Range<UInt64> {
+            #expect(supervision.handle(.exited(.handedOver, Self.waiting), now: round * Self.second) == [.start])
+            #expect(supervision.handle(.started, now: round * Self.second) == [])
+        }
+        #expect(supervision.lastFailure == nil)
+        // A failure after all these is the first one.
+        #expect(supervision.handle(.exited(.failed(1), Self.waiting), now: 200 * Self.second) == [.start])
+        // A guest that closed its disk before has a successor for its next driver.
+        supervision = running()
+        #expect(supervision.handle(.exited(.handedOver, NodeFacts(state: .closed)), now: 1) == [.start])
+    }
+
+    @Test("a worker that hands over all the time does not occupy the machine") func handOverStorm() {
+        var supervision = running()
+        var starts = 0
+        var now: UInt64 = 0
+        while now < 30 * Self.second {
+            let actions = supervision.handle(.exited(.handedOver, Self.waiting), now: now)
+            if actions.isEmpty, let deadline = supervision.deadline {
+                now = deadline
+                #expect(supervision.handle(.timer, now: now) == [.start])
+            }
+            #expect(supervision.handle(.started, now: now) == [])
+            starts += 1
+            now += RestartPolicy.millisecond
+        }
+        #expect(starts < 32 + 31 && supervision.lastFailure == nil)
+    }
+
+    @Test("status 0 without a hand-over is a failure: a plugin called exit()") func deserted() {
+        var supervision = running()
+        let connected = NodeFacts(state: .connected)
+        #expect(supervision.handle(.exited(.clean, connected), now: 0) == [.start])
+        #expect(supervision.handle(.started, now: 0) == [])
+        #expect(supervision.handle(.exited(.clean, connected), now: 0) == [])
+        #expect(supervision.deadline == 100 * RestartPolicy.millisecond)
+        #expect(supervision.lastFailure == "exit status 0, and did not hand the disk over")
+    }
+
+    @Test(
+        "a node made anew is a first start, however the worker before ended",
+        arguments: [.clean, .handedOver, .failed(1), .signalled(11), .unknown] as [WorkerExit])
+    func firstStart(_ exit: WorkerExit) {
+        var supervision = running()
+        let new = NodeFacts(state: .initialising)
+        for round in 0..<200 as Range<UInt64> {
+            let now = round * RestartPolicy.millisecond
+            #expect(supervision.handle(.node(NodeFacts(state: .closed, isOnline: false)), now: now) == [])
+            // Seen before the old worker's end, or only then.
+            if round % 2 == 0 { #expect(supervision.handle(.node(new), now: now) == []) }
+            #expect(supervision.handle(.exited(exit, new), now: now) == [.start])
+            #expect(supervision.handle(.started, now: now) == [])
+        }
+        #expect(supervision.lastFailure == nil)
     }
 
     @Test("who was told to hand over is followed at once, and nothing is counted") func replaced() {

@@ -285,6 +285,71 @@ import Support
         #expect((try? lab.ask(.ping)) != nil)
     }
 
+    @Test("one xbbd for a XenStore, whatever its run directory; who has it is told") func oneDaemonForAStore() throws {
+        let lab = try DaemonLab()
+        let first = try lab.startDaemon()
+        _ = try lab.makeNode(1, 51712)
+        try eventually("a worker") { lab.starts.count == 1 }
+        func another(_ loopback: String, capture: Bool = true) throws -> Program {
+            try Program(
+                [
+                    "/bin/sh", "-c", "exec \"$@\" 2>&1", "sh", DaemonLab.products + "/xbbd", "--loopback", loopback,
+                    "--run-dir", lab.root + "/run2", "--worker", DaemonLab.products + "/fake-worker",
+                ], capture: capture)
+        }
+        // Also by another name of its directory.
+        #expect(symlink(lab.root + "/xen", lab.root + "/link") == 0)
+        for loopback in [lab.root + "/xen", lab.root + "/link"] {
+            let second = try another(loopback)
+            let text = second.text()
+            #expect(second.wait() == .failed(1))
+            let holder = "xbbd, process \(first.process.process), with the run directory \(lab.run), serves the disks"
+            #expect(text.contains(holder), "\(text)")
+        }
+        #expect(lab.starts.count == 1)
+        // Another XenStore is another's.
+        let other = try DaemonLab()
+        try other.startDaemon()
+        #expect((try? other.ask(.ping)) != nil)
+        // xbbctl finds the one that there is.
+        let listed = try lab.control(["list"], socket: false)
+        #expect(listed.exit == .clean && listed.text.contains("xvda"), "\(listed)")
+        // The claim ends with its holder, however that ends.
+        lab.killDaemons()
+        let next = try another(lab.root + "/xen", capture: false)
+        try eventually("the next one answers") {
+            (try? ControlClient(path: lab.root + "/run2/xbbd.sock").call(.ping)) != nil
+        }
+        next.process.send(SIGTERM)
+        next.wait()
+    }
+
+    @Test("a worker's exit(0) is no hand-over") func deserted() throws {
+        let lab = try DaemonLab()
+        lab.behave("vbd-1-51712", "desert")
+        _ = try lab.makeNode(1, 51712)
+        try lab.startDaemon()
+        try eventually("it counts") {
+            try lab.row("vbd/1/51712")?["last_failure"]?.string == "exit status 0, and did not hand the disk over"
+        }
+    }
+
+    @Test("who takes over knows that an adopted worker handed over") func adoptedHandOver() throws {
+        let lab = try DaemonLab()
+        _ = try lab.makeNode(1, 51712)
+        try lab.startDaemon()
+        for round in 1...4 {
+            try eventually("a worker") { lab.starts.count == round }
+            lab.killDaemons()
+            try lab.startDaemon()
+            try eventually("adopted") { try lab.row("vbd/1/51712")?["worker"]?.string == "adopted" }
+            let worker = try #require(lab.worker("vbd-1-51712"))
+            kill(worker, SIGTERM)
+            try eventually("its successor") { lab.starts.count == round + 1 }
+            #expect(try lab.row("vbd/1/51712")?["last_failure"]?.string == nil)
+        }
+    }
+
     @Test("without XenStore it does not start, and ends when XenStore does") func noStore() throws {
         let lab = try DaemonLab()
         let lost = try Program([DaemonLab.products + "/xbbd", "--loopback", "/nonexistent", "--run-dir", lab.run])

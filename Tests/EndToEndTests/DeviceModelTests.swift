@@ -109,10 +109,12 @@ extension EndToEnd {
             try lab.makeNodes(user)
             try eventually("it is open") { try lab.key("hotplug-status", of: user) == "connected" }
             let cases = [
-                ("aio:\(image).missing", "No such file"), ("aio:\(image)", "is in use"),
+                ("aio:\(image).missing", "No such file"),
+                ("aio:\(image)", "is used by domain \(user.guest) as xvd51712, mode w"),
                 ("aio:", "an empty drive is not served"),
-                ("aio:\(try lab.image("empty", bytes: 0))", "empty"), ("qed:\(image)", "no plugin serves format 'qed'"),
-                ("aio:disk.img", "disk.img"), ("tap:\(image)", "no plugin serves format 'tap'"),
+                ("aio:\(try lab.image("empty", bytes: 0))", "empty"),
+                ("qed:\(try lab.image("qed"))", "no plugin serves format 'qed'"),
+                ("aio:disk.img", "disk.img"), ("tap:\(try lab.image("tap"))", "no plugin serves format 'tap'"),
             ]
             for (params, text) in cases {
                 let guest = try lab.guest().id

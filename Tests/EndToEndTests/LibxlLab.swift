@@ -254,7 +254,7 @@ final class LibxlLab {
             "PATH": "/usr/bin:/bin", "XENBUS_PATH": disk.busPath, "XENBUS_TYPE": disk.kind,
             "XENBUS_BASE_PATH": "backend", "script": Self.script, "XENSTORED_PATH": socket(disk.backend),
             "XBB_HOTPLUG_LOCKS": "\(directory)/locks", "XBB_HOTPLUG_SECONDS": String(seconds),
-            "XBB_HOTPLUG_PLUGINS": plugins,
+            "XBB_HOTPLUG_PLUGINS": plugins, "XBB_HOTPLUG_XBBCTL": "\(buildDirectory)/xbbctl",
         ]
         let started = clinux_monotonic_ns()
         try process.run()
@@ -289,6 +289,31 @@ final class LibxlLab {
         let backend = try xen.platform(domain: disk.backend).openStore()
         try backend.remove(disk.back, in: .none)
         try store.remove(disk.front, in: .none)
+    }
+
+    /// Runs xbbctl with the words of a shell, and gives what it said on both outputs.
+    func xbbctl(_ words: String) throws -> (status: Int32, text: String) {
+        let process = Process()
+        let pipe = Pipe()
+        process.executableURL = URL(fileURLWithPath: "/bin/sh")
+        process.arguments = ["-c", "exec \(buildDirectory)/xbbctl \(words) --loopback '\(xen.directory)' 2>&1"]
+        process.environment = ["PATH": "/usr/bin:/bin", "SWIFT_BACKTRACE": "enable=no"]
+        process.standardOutput = pipe
+        try process.run()
+        let output = pipe.fileHandleForReading.readDataToEndOfFile()
+        process.waitUntilExit()
+        return (process.terminationStatus, String(decoding: output, as: UTF8.self))
+    }
+
+    /// The process that serves a disk.
+    func worker(_ disk: LibxlDisk) throws -> Int32 {
+        let (status, text) = try xbbctl("list --json")
+        guard status == 0, let value = try JSONSerialization.jsonObject(with: Data(text.utf8)) as? [String: Any],
+            let row = (value["vbds"] as? [[String: Any]])?.first(where: {
+                $0["vbd"] as? String == "\(disk.kind)/\(disk.guest)/\(disk.number)"
+            }), let process = row["pid"] as? Int
+        else { throw LabError("no worker of \(disk.back): \(text)") }
+        return Int32(process)
     }
 
     // MARK: Device model

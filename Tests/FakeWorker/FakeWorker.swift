@@ -14,7 +14,8 @@
 //   orphan     leaves a child that holds descriptor 3 for 2 seconds, and ends with status 1
 //   hang       never gets ready to stand by
 //   late N     stands by and takes over, then ends with status N
-//   hand-over  ends with status 0 after 0.2 s and leaves the node as it is
+//   hand-over  hands over after 0.2 s: writes so into the lock's file and ends with status 0
+//   desert     ends with status 0 after 0.2 s, and has not handed over
 //
 // Each start appends a line to FAKE_WORKER_DIR/log: number of the process, VBD.
 import Base
@@ -74,6 +75,9 @@ struct FakeWorker {
         case "hand-over":
             usleep(200_000)
             handOver()
+        case "desert":
+            usleep(200_000)
+            exit(0)
         case _ where word.hasPrefix("exit "): exit(Int32(word.dropFirst(5)) ?? 99)
         case "hang" where argument("--standby") != nil:
             while true { sleep(60) }
@@ -89,10 +93,11 @@ struct FakeWorker {
         }
     }
 
-    /// Ends as xbb-vbd does that hands its disk over.
+    /// Ends, and leaves the disk to a successor.
     static func handOver() -> Never {
         ftruncate(3, 0)
         pwrite(3, "handed over\n", 12, 0)
+        flock(3, LOCK_UN)
         exit(0)
     }
 

@@ -15,6 +15,10 @@ extension Supervisor {
             case .ping: answer(.object([("pid", .integer(getpid()))]), to: client)
             case .list: answer(.object([("vbds", .array(try list()))]), to: client)
             case .plugins: dumpPlugins(for: client)
+            case .worker(let vbd): answer(workers(of: vbd), to: client)
+            case .domain(let name):
+                answer(.object([("domid", .integer(try DomainName.find(name, in: store)))]), to: client)
+            case .top: try top(for: client)
             case .log(let vbd): answer(.object([("events", .array(events(of: vbd)))]), to: client)
             case .upgrade(let vbd): answer(.object([("vbds", .array(try upgrade(vbd)))]), to: client)
             case .show(let vbd), .stats(let vbd), .set(let vbd, _, _):
@@ -98,7 +102,16 @@ extension Supervisor {
         }
     }
 
-    private func list() throws(ControlError) -> [JSON] {
+    /// What has the storage of a VBD, also of one whose node is gone; null where nothing has.
+    private func workers(of vbd: VBDReference) -> JSON {
+        let record = records.values.first { vbd.matches($0.address) && ($0.process != nil || isForeign($0)) }
+        return .object([
+            ("worker", .text(record.map(word))),
+            ("pid", record?.process.map { .integer($0.process) } ?? .null),
+        ])
+    }
+
+    func list() throws(ControlError) -> [JSON] {
         do throws(OperationError) {
             var rows: [JSON] = []
             for (address, record) in records.sorted(by: { $0.key < $1.key }) { rows.append(try row(address, record)) }

@@ -119,12 +119,19 @@ extension Supervisor {
 
     private func ended(_ record: Record) {
         guard let process = record.process, var exit = process.takeExit() else { return }
-        if exit == .clean, hasLeftUndone(record) { exit = .deserted }
+        // Of an adopted process nobody learns the status, and a plugin may call exit(0).
+        if exit == .clean || exit == .unknown,
+            FileLock.note(directory.workerLock(record.address)) == FileLock.handedOver
+        {
+            exit = .handedOver
+        } else if exit == .clean, hasLeftUndone(record) {
+            exit = .deserted
+        }
         loop.remove(process.pidfd.raw)
         record.process = nil
         record.endsBy = nil
         record.lastExit = exit
-        let level: LogLevel = exit == .clean || exit == .unknown ? .info : .error
+        let level: LogLevel = [.clean, .handedOver, .unknown].contains(exit) ? .info : .error
         log(record.address).write(level, "\(record.address): worker \(process.process) ended with \(exit)")
         if isStopping { return }
         let isPlanned = noteEnd(exit, of: record)

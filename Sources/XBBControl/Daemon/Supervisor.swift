@@ -53,6 +53,7 @@ public final class Supervisor {
     let directory: RunDirectory
     let loop: EventLoop
     private let ownLock: FileLock
+    private let storeLock: FileLock
     private let signals: Descriptor
     private var server: ControlServer?
     /// Where the disks' open files are while xbbd is restarted; nil before ``run(for:)``.
@@ -71,12 +72,14 @@ public final class Supervisor {
     private var status = ""
     var calls: [UInt64: WorkerCall] = [:]
     var lastCall: UInt64 = 0
+    var tops: [UInt64: TopAnswer] = [:]
+    var lastTop: UInt64 = 0
     var pluginDump: PluginDump?
     var dumpClients: [ControlServer.ClientID] = []
     /// When xbbd ends at the latest, in ns of CLOCK_MONOTONIC; nil while it is not stopping.
     private var stopDeadline: UInt64?
 
-    /// Claims the run directory. Throws if another xbbd has it, or if something that is needed is missing.
+    /// Claims the run directory and the XenStore. Throws if another xbbd has one of them, or if something that is needed is missing.
     ///
     /// Blocks SIGTERM, SIGINT and SIGHUP in the calling thread. `detach` may fork: it is called after the steps that
     /// are most likely to fail, and before there is a thread or an epoll instance.
@@ -96,12 +99,17 @@ public final class Supervisor {
                 let process = ProcessIdentity(note: note).map { ", process \($0.process)" } ?? ""
                 throw OperationError(EADDRINUSE, "serve \(settings.runDirectory) beside another xbbd\(process)")
             }
+            storeLock = try StoreOwner.claim(
+                loopback: settings.workers.loopback, own: own, runDirectory: settings.runDirectory)
         } catch {
             throw ControlError("\(error)")
         }
         try detach()
         do throws(OperationError) {
-            if let identity = ProcessIdentity(running: getpid()) { ownLock.write(note: identity.note) }
+            if let identity = ProcessIdentity(running: getpid()) {
+                ownLock.write(note: identity.note)
+                storeLock.write(note: StoreOwner.note(identity, runDirectory: settings.runDirectory))
+            }
             signals = try SignalDescriptor.open([SIGTERM, SIGINT, SIGHUP])
             loop = try EventLoop()
             server = try ControlServer(path: directory.socket, group: settings.socketGroup, loop: loop) {

@@ -20,9 +20,11 @@ final class WorkerCall {
     private var input = LineBuffer(limit: WorkerCall.answerLimit)
     private var completion: ((Result<[UInt8], ControlError>) -> Void)?
 
-    /// Connects to the worker's socket and sends `line`. Throws if nobody listens there.
+    /// Connects to the worker's socket and sends `line`. The worker has `limit` ns for its answer. Throws if nobody listens
+    /// there.
     init(
         path: String, line: String, loop: EventLoop, now: UInt64 = clinux_monotonic_ns(),
+        limit: UInt64 = WorkerCall.timeLimit,
         completion: @escaping (Result<[UInt8], ControlError>) -> Void
     ) throws(ControlError) {
         let raw = unsafe clinux_unix_connect(path, Int32(SOCK_STREAM.rawValue | SOCK_NONBLOCK.rawValue))
@@ -30,7 +32,7 @@ final class WorkerCall {
         socket = Descriptor(owning: raw)
         self.loop = loop
         output = [UInt8]((line + "\n").utf8)[...]
-        deadline = now &+ Self.timeLimit
+        deadline = now &+ limit
         self.completion = completion
         do throws(OperationError) {
             try loop.add(raw, EventLoop.readable | EventLoop.writable) { [unowned self] in ready() }

@@ -23,9 +23,24 @@ public struct DiskSample: Sendable {
 
 /// The activity of all disks between two samples.
 public enum TopReport {
-    /// One object for each disk of the second sample; rates and latencies are null for a disk without a first one.
+    /// One object for each disk of the second sample, the busiest first; rates and latencies are null for a disk without a
+    /// first one.
     public static func json(before: [DiskSample], now: [DiskSample]) -> JSON {
-        .object([("vbds", .array(now.map { sample in row(before.first { $0.name == sample.name }, sample) }))])
+        var earlier: [String: DiskSample] = [:]
+        for sample in before { earlier[sample.name] = sample }
+        let rows = now.map { row(earlier[$0.name], $0) }
+        // Equally busy disks keep their order, so that they stand still on the screen.
+        let sorted = rows.enumerated().sorted { left, right in
+            let (one, other) = (activity(left.element), activity(right.element))
+            return one == other ? left.offset < right.offset : other.lexicographicallyPrecedes(one)
+        }
+        return .object([("vbds", .array(sorted.map(\.element)))])
+    }
+
+    /// What is compared: requests in a second, then those that are waiting.
+    private static func activity(_ row: JSON) -> [Double] {
+        let rates = ["read_iops", "write_iops", "other_iops"].map { row[$0]?.double ?? 0 }
+        return [rates.reduce(0, +), row["queue_depth"]?.double ?? 0]
     }
 
     private static func row(_ before: DiskSample?, _ now: DiskSample) -> JSON {
@@ -51,8 +66,18 @@ public enum TopReport {
         return .object(members)
     }
 
-    /// A table for people.
-    public static func lines(_ report: JSON) -> [String] {
+    /// A table for people, of at most `rows` lines with at most `columns` characters; the last one says what was left out.
+    public static func lines(_ report: JSON, rows: Int? = nil, columns: Int? = nil) -> [String] {
+        var lines = table(report)
+        if let rows, lines.count > rows {
+            let left = lines.count - max(rows - 1, 1)
+            lines = Array(lines.prefix(max(rows - 1, 1))) + ["... and \(left) more"]
+        }
+        guard let columns else { return lines }
+        return lines.map { String($0.prefix(columns)) }
+    }
+
+    private static func table(_ report: JSON) -> [String] {
         var table = TextTable([
             .numbers("DOMID"), .words("DEVICE"), .words("WORKER"), .numbers("R/s"), .numbers("W/s"), .numbers("R MB/s"),
             .numbers("W MB/s"), .numbers("R p50"), .numbers("R p99"), .numbers("W p50"), .numbers("W p99"),

@@ -42,6 +42,12 @@ public enum ControlRequest: Equatable, Sendable {
     case plugins
     /// The last lines of xbbd's log, about one VBD or all.
     case log(VBDReference?)
+    /// Whether a VBD has a worker; there need not be such a VBD.
+    case worker(VBDReference)
+    /// The number of the domain of this name: printable ASCII without spaces.
+    case domain(String)
+    /// All VBDs, with the counters of those whose workers answer at once.
+    case top
     /// One VBD.
     case show(VBDReference)
     /// The counters of one VBD.
@@ -66,6 +72,9 @@ public enum ControlRequest: Equatable, Sendable {
         case ("plugins", 1): self = .plugins
         case ("log", 1): self = .log(nil)
         case ("log", 2): self = .log(try Self.reference(words[1]))
+        case ("worker", 2): self = .worker(try Self.reference(words[1]))
+        case ("domain", 2): self = .domain(words[1])
+        case ("top", 1): self = .top
         case ("show", 2): self = .show(try Self.reference(words[1]))
         case ("stats", 2): self = .stats(try Self.reference(words[1]))
         case ("upgrade", 1): self = .upgrade(nil)
@@ -73,7 +82,8 @@ public enum ControlRequest: Equatable, Sendable {
         case ("set", 4): self = .set(try Self.reference(words[1]), key: words[2], value: words[3])
         default:
             throw ControlError(
-                "expected one of: ping, list, plugins, log [VBD], show VBD, stats VBD, set VBD KEY VALUE, upgrade [VBD]"
+                "expected one of: ping, list, plugins, top, log [VBD], worker VBD, domain NAME, show VBD, stats VBD, "
+                    + "set VBD KEY VALUE, upgrade [VBD]"
             )
         }
     }
@@ -92,6 +102,9 @@ public enum ControlRequest: Equatable, Sendable {
         case .list: "list"
         case .plugins: "plugins"
         case .log(let vbd): vbd.map { "log \($0)" } ?? "log"
+        case .worker(let vbd): "worker \(vbd)"
+        case .domain(let name): "domain \(name)"
+        case .top: "top"
         case .show(let vbd): "show \(vbd)"
         case .stats(let vbd): "stats \(vbd)"
         case .upgrade(let vbd): vbd.map { "upgrade \($0)" } ?? "upgrade"
@@ -102,7 +115,7 @@ public enum ControlRequest: Equatable, Sendable {
     /// The line for the VBD's worker; nil if xbbd answers the request itself.
     var workerLine: String? {
         switch self {
-        case .ping, .list, .plugins, .log, .upgrade: nil
+        case .ping, .list, .plugins, .log, .worker, .domain, .top, .upgrade: nil
         case .show: "show"
         case .stats: "stats"
         case .set(_, let key, let value): "set \(key) \(value)"

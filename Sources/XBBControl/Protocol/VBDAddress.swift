@@ -49,6 +49,13 @@ public struct VBDAddress: Hashable, Comparable, Sendable, CustomStringConvertibl
         self.init(kind: String(kind), domain: domain, device: device)
     }
 
+    /// The VBD of a backend's node, whatever stands in front of "backend/".
+    public init?(node: String) {
+        let names = node.split(separator: "/")
+        guard names.count >= 4, names[names.count - 4] == "backend" else { return nil }
+        self.init(kind: names[names.count - 3], domain: names[names.count - 2], device: names[names.count - 1])
+    }
+
     /// True for a name that is allowed below "backend": see `TextRule.backendKind`.
     public static func isKind(_ name: String) -> Bool { TextRule.backendKind.accepts(name) }
 

@@ -5,10 +5,12 @@ import Settings
 
 /// How a worker ended.
 public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
-    /// Status 0: the worker is done with the VBD.
+    /// Status 0: the worker is done with the VBD, or says so.
     case clean
     /// Status 0 in the middle of its work: something in it called exit(3).
     case deserted
+    /// It gave the disk up for a successor, and wrote so into the lock's file.
+    case handedOver
     /// Another status.
     case failed(Int32)
     /// Status 2: the worker does not understand its options.
@@ -32,7 +34,7 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
     var isFromOutside: Bool {
         switch self {
         case .signalled(SIGKILL), .signalled(SIGTERM), .signalled(SIGINT), .signalled(SIGHUP): true
-        case .clean, .deserted, .failed, .usage, .signalled, .unknown: false
+        case .clean, .deserted, .handedOver, .failed, .usage, .signalled, .unknown: false
         }
     }
 
@@ -41,17 +43,17 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
         switch self {
         case .deserted, .failed, .usage: true
         case .signalled: !isFromOutside
-        case .clean, .unknown: false
+        case .clean, .handedOver, .unknown: false
         }
     }
 
     /// What its successor is told: a worker that crashed may have crashed because of a request.
     var asPredecessor: String {
         switch self {
-        case .clean: "handed-over"
+        case .handedOver: "handed-over"
         case .deserted: "crashed:\(self)"
         case .signalled where !isFromOutside: "crashed:\(self)"
-        case .failed, .usage, .signalled: "killed:\(self)"
+        case .clean, .failed, .usage, .signalled: "killed:\(self)"
         case .unknown: "unknown"
         }
     }
@@ -59,7 +61,7 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
     /// For the log: "exit status 1".
     public var description: String {
         switch self {
-        case .clean: "exit status 0"
+        case .clean, .handedOver: "exit status 0"
         case .deserted: "exit status 0 without having handed its disk over: its plugin or a library called exit()"
         case .failed(let code): "exit status \(code)"
         case .usage: "exit status 2: it does not understand its options"
@@ -81,6 +83,9 @@ public struct RestartPolicy: Equatable, Sendable {
     public var steadySeconds: UInt64 = 60
     /// This many failures within `windowSeconds`, and the worker is not restarted any more.
     public var failureLimit = SettingValues().value(of: SettingsSchema.restartLimit)
+    /// Ends that were no failures and that are followed at once within `burstSeconds`; further ones wait for a second.
+    /// Enough for every administrator, and a hijacked worker that ends all the time does not occupy the machine.
+    public var handOverLimit = 32
     /// The window of `failureLimit`, in seconds.
     public var windowSeconds = UInt64(clamping: SettingValues().value(of: SettingsSchema.restartWindow))
 

@@ -32,6 +32,10 @@ struct RunDirectory {
     var socket: String { path + "/xbbd.sock" }
     /// The lock of the one xbbd that serves this directory.
     var lock: String { path + "/xbbd.lock" }
+    /// The lock of a worker of the xbbd whose socket is at `socket`.
+    static func workerLock(_ address: VBDAddress, beside socket: String) -> String {
+        InstallPaths.folder(of: socket) + "/vbd-\(address.fileName).lock"
+    }
 
     /// The root directory of confined workers: nobody can create a file in it.
     var emptyDirectory: String { path + "/empty" }
@@ -65,13 +69,23 @@ struct FileLock {
         case held(note: String)
     }
 
+    /// What a worker writes into the file that gave its disk up for a successor (DiskLock of XBBHost).
+    static let handedOver = "handed over\n"
+
+    /// What stands in the file at `path`; "" if it cannot be read.
+    static func note(_ path: String) -> String {
+        let raw = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0)
+        guard raw >= 0, case .bytes(let note) = Descriptor(owning: raw).readAvailable(limit: 512) else { return "" }
+        return String(decoding: note, as: UTF8.self)
+    }
+
     /// Tries to lock `path` without waiting. Throws if the file cannot be opened.
     static func attempt(_ path: String) throws(OperationError) -> Attempt {
         let raw = unsafe clinux_open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
         let file = try Descriptor(raw, "open \(path)")
         if flock(raw, LOCK_EX | LOCK_NB) == 0 { return .taken(FileLock(file: file)) }
         guard errno == EWOULDBLOCK else { throw OperationError(errno, "lock \(path)") }
-        guard case .bytes(let note) = file.readAvailable(limit: 128) else { return .held(note: "") }
+        guard case .bytes(let note) = file.readAvailable(limit: 512) else { return .held(note: "") }
         return .held(note: String(decoding: note, as: UTF8.self))
     }
 

@@ -4,7 +4,7 @@
 //        node                   worker started                  worker ended
 //   idle ────► starting ──────────────────────────► running ───────────────┬─ node gone ──► forgotten
 //                 ▲  │ ▲                                                    ├─ 6 ──────────► over
-//                 │  │ └──────── each second ───── foreign                  ├─ status 0 ───► starting
+//                 │  │ └──────── each second ───── foreign                  ├─ handed over, or node made anew ──► starting
 //           timer │  │ somebody else holds the lock ──► ▲                   └─ failure ─┬──► waiting
 //                 └──┼──────────────────────────── waiting                              └──► failed (too often)
 //                    └ cannot be started ─────────► ▲
@@ -97,6 +97,10 @@ public struct VBDSupervision: Sendable {
     public private(set) var lastFailure: String?
     /// When workers failed, oldest first; at most as many as the policy's limit.
     private var failures: [UInt64] = []
+    /// When workers handed over, oldest first; at most as many as the policy's limit.
+    private var handOvers: [UInt64] = []
+    /// The node was made anew since the worker started: it is another device, whose first worker is to come.
+    private var isMadeAnew = false
 
     /// A VBD that nothing is known about.
     public init(policy: RestartPolicy = RestartPolicy()) {
@@ -119,6 +123,7 @@ public struct VBDSupervision: Sendable {
         case .started:
             guard phase == .starting else { return [] }
             phase = .running(since: now)
+            isMadeAnew = false
             return []
         case .startFailed(let text):
             guard phase == .starting else { return [] }
@@ -129,7 +134,7 @@ public struct VBDSupervision: Sendable {
             return []
         case .exited(let exit, let facts): return exited(exit, facts, now: now)
         case .replaced(let facts):
-            node = facts
+            note(facts)
             guard case .running = phase else { return [] }
             return begin()
         case .timer:
@@ -154,9 +159,16 @@ public struct VBDSupervision: Sendable {
         return [.start]
     }
 
-    private mutating func nodeRead(_ facts: NodeFacts?) -> [Action] {
+    /// Takes what the node says now. True if it was made anew since it was read before.
+    @discardableResult private mutating func note(_ facts: NodeFacts?) -> Bool {
         let isNew = facts?.state == .initialising && node?.state != .initialising
         node = facts
+        if isNew { isMadeAnew = true }
+        return isNew
+    }
+
+    private mutating func nodeRead(_ facts: NodeFacts?) -> [Action] {
+        let isNew = note(facts)
         switch phase {
         case .starting, .running, .foreign: return []  // whoever serves the VBD reads the node too
         case .idle, .over: return begin()
@@ -179,25 +191,43 @@ public struct VBDSupervision: Sendable {
     }
 
     private mutating func exited(_ exit: WorkerExit, _ facts: NodeFacts?, now: UInt64) -> [Action] {
-        node = facts
+        note(facts)
         guard case .running(let since) = phase else { return [] }
         guard let facts else { return begin() }
+        // A worker that closed the device for good was told to; one that handed over left it to a successor.
         if facts.isOver || (exit == .clean && facts.state == .closed) {
             phase = .over
             return []
         }
+        if isMadeAnew {
+            // However the worker of the device before ended, this one has had none.
+            failures = []
+            lastFailure = nil
+            return begin()
+        }
         if now &- since >= policy.steadySeconds * RestartPolicy.second { failures = [] }
         switch exit {
-        case .clean where failures.isEmpty:
-            // A worker that handed over, or left an old node while a new one was made, is replaced without delay, but
-            // only once.
+        case .handedOver: return handedOver(now: now)
+        case .clean where facts.state == .initialising && failures.isEmpty:
+            // It may have left an earlier node, if nobody read the node in between.
             failures = [now]
             return begin()
         case .usage:
             lastFailure = "\(exit)"
             return giveUp("the worker ended with \(exit)")
-        case .clean, .deserted, .failed, .signalled, .unknown: return fail("\(exit)", now: now)
+        case .clean: return fail("\(exit), and did not hand the disk over", now: now)
+        case .deserted, .failed, .signalled, .unknown: return fail("\(exit)", now: now)
         }
+    }
+
+    private mutating func handedOver(now: UInt64) -> [Action] {
+        handOvers = handOvers.filter { now &- $0 < policy.burstSeconds * RestartPolicy.second }
+        if handOvers.count >= policy.handOverLimit {
+            phase = .waiting(until: now &+ RestartPolicy.second)
+            return []
+        }
+        handOvers.append(now)
+        return begin()
     }
 
     private mutating func fail(_ text: String, now: UInt64) -> [Action] {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The nodes of a new VBD as libxl makes them (libxl_disk.c device_disk_add, libxl_device.c libxl__device_generic_add).
 import Base
+import StorageSharing
 import Xen
 import XenBus
 
@@ -14,13 +15,17 @@ public struct AttachRequest: Equatable, Sendable {
     public var disk: DiskSpecification
     /// Writes are refused.
     public var isReadOnly: Bool
+    /// It is written beside others who write: `w!`.
+    public var isShared: Bool
     /// Options for the plugin.
     public var options: PluginOptions
 
     /// A disk for a guest.
     public init(
-        address: VBDAddress, deviceName: String, disk: DiskSpecification, isReadOnly: Bool, options: PluginOptions
+        address: VBDAddress, deviceName: String, disk: DiskSpecification, isReadOnly: Bool, isShared: Bool = false,
+        options: PluginOptions
     ) {
+        self.isShared = isShared
         self.address = address
         self.deviceName = deviceName
         self.disk = disk
@@ -84,7 +89,7 @@ struct DeviceNodes: Equatable {
                 Entry(BackendKey.dev, request.deviceName),
                 // What libxl calls the kind "vbd".
                 Entry(BackendKey.type, address.kind == "vbd" ? "phy" : address.kind),
-                Entry(BackendKey.mode, request.isReadOnly ? "r" : "w"),
+                Entry(BackendKey.mode, request.isReadOnly ? "r" : request.isShared ? "w!" : "w"),
                 Entry(BackendKey.deviceType, "disk"),
                 Entry(BackendKey.discardEnable, request.isReadOnly ? "0" : "1"),
                 Entry("specification", "xen"),
@@ -102,11 +107,14 @@ struct DeviceNodes: Equatable {
     }
 
     /// What a hotplug script writes when its work is done, below the backend's node. Where the toolstack's `params` name
-    /// the image there is no script, and only options are left.
-    static func hotplug(_ request: AttachRequest) -> [Entry] {
+    /// the image there is no script, and only options are left. `number` is that of a block device, by which Xen's own
+    /// scripts see who uses it; `sharing` is what stands in ``BackendKey/sharing``.
+    static func hotplug(_ request: AttachRequest, number: DeviceNumber? = nil, sharing: String? = nil) -> [Entry] {
         var entries: [Entry] = []
+        if let sharing { entries.append(Entry(BackendKey.sharing, sharing)) }
         if StorageSource(kind: request.address.kind) == .hotplug {
             entries.append(Entry(BackendKey.format, request.disk.format.name))
+            if let number { entries.append(Entry(BackendKey.physicalDevice, number.hexadecimal)) }
             entries.append(Entry(BackendKey.physicalDevicePath, request.disk.path.isEmpty ? "/" : request.disk.path))
         }
         if !request.options.text.isEmpty { entries.append(Entry("xbb-options", request.options.text)) }

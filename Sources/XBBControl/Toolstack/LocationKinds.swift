@@ -9,6 +9,11 @@ public struct LocationKinds: Sendable {
     /// What an answer to `.plugins` says.
     public init(_ answer: JSON) { plugins = answer["plugins"]?.elements ?? [] }
 
+    /// All formats whose plugins open no file.
+    public var opaqueFormats: Set<String> {
+        Set(plugins.flatMap { $0["formats"]?.elements ?? [] }.compactMap(\.string).filter(isOpaque))
+    }
+
     /// True where the format's plugin opens no file. Of two plugins for a format the one that is called after it counts.
     public func isOpaque(_ format: String) -> Bool {
         let serving = plugins.filter { $0["formats"]?.elements.contains { $0.string == format } ?? false }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Attaching and detaching: the part of libxl and of the hotplug script for one disk.
 import Base
+import CLinux
+import StorageSharing
 public import Xen
 import XenBus
 
@@ -17,17 +19,25 @@ public final class Toolstack {
     public let own: DomainID
     private let takeSeconds: Double
     private let claim: DiskClaim
+    private let workers: WorkerPresence?
 
-    /// A toolstack in the domain that XenStore says, on this machine or on the loopback Xen in a directory.
-    public convenience init(store: any XenStore, loopback: String?) throws(ControlError) {
-        try self.init(store: store, takeSeconds: Self.takeSeconds, claim: DiskClaim(loopback: loopback))
+    /// A toolstack in the domain that XenStore says, on this machine or on the loopback Xen in a directory, beside the
+    /// xbbd whose workers are `workers`.
+    public convenience init(
+        store: any XenStore, loopback: String?, workers: WorkerPresence
+    ) throws(ControlError) {
+        try self.init(
+            store: store, takeSeconds: Self.takeSeconds, claim: DiskClaim(loopback: loopback), workers: workers)
     }
 
-    init(store: any XenStore, takeSeconds: Double = Toolstack.takeSeconds, claim: DiskClaim = DiskClaim())
-        throws(ControlError)
-    {
+    /// Without `workers` it is not known when a disk's worker has ended.
+    init(
+        store: any XenStore, takeSeconds: Double = Toolstack.takeSeconds, claim: DiskClaim = DiskClaim(),
+        workers: WorkerPresence? = nil
+    ) throws(ControlError) {
         self.store = store
         self.claim = claim
+        self.workers = workers
         self.takeSeconds = takeSeconds
         own = try asControlError { () throws(OperationError) in try store.ownDomain() }
     }
@@ -36,18 +46,30 @@ public final class Toolstack {
 
     /// Makes the nodes of a disk and, unless told otherwise, waits until its storage is open.
     ///
-    /// Throws what went wrong; then nothing of the disk is left in XenStore.
-    public func attach(_ request: AttachRequest, waits: Bool = true) throws(ControlError) {
+    /// `sharing` decides whether the guest may have the storage; without it, it may. Throws what went wrong; then nothing
+    /// of the disk is left in XenStore.
+    public func attach(_ request: AttachRequest, waits: Bool = true, sharing: AttachSharing? = nil) throws(ControlError)
+    {
         if claim.isKernels(request.address.kind) {
             throw ControlError(
                 "backend/\(request.address.kind) is served by the kernel's xen-blkback, which is loaded here: unload it "
                     + "and keep it from loading, or use another --kind; see xbbd(8), Coexistence")
         }
-        try makeNodes(request, withHotplug: !waits)
-        guard waits else { return }
+        guard waits else {
+            return try hotplug(request, sharing) { (entries) throws(ControlError) in
+                try makeNodes(request, withHotplug: entries)
+            }
+        }
+        // Once more below, under the lock; here nothing has to be undone.
+        var quiet = sharing
+        quiet?.onOverride = { _ in }
+        _ = try quiet?.resolve(request, store, own: own)
+        try makeNodes(request, withHotplug: nil)
         do throws(ControlError) {
             try waitForBackend(request.address)
-            try writeHotplug(request)
+            try hotplug(request, sharing) { (entries) throws(ControlError) in
+                try writeHotplug(entries, of: request.address)
+            }
             try waitForStorage(request)
         } catch {
             try undo(request.address, error)
@@ -59,13 +81,28 @@ public final class Toolstack {
     private func undo(_ address: VBDAddress, _ error: ControlError) throws(ControlError) {
         do throws(ControlError) {
             _ = try close(address, removesFrontend: true, seconds: Self.removeSeconds)
+            _ = workers?.awaitEnd(of: address, seconds: Self.removeSeconds)
             try delete(address)
         } catch let second {
             throw ControlError("\(error); and what was made of it stays: \(second)", status: error.status)
         }
     }
 
-    private func makeNodes(_ request: AttachRequest, withHotplug: Bool) throws(ControlError) {
+    /// Does a hotplug script's work: decides about sharing and lets `write` say that the guest has the storage, while no
+    /// other script looks.
+    private func hotplug(
+        _ request: AttachRequest, _ sharing: AttachSharing?,
+        _ write: ([DeviceNodes.Entry]) throws(ControlError) -> Void
+    ) throws(ControlError) {
+        let number = StorageID(path: request.disk.path)?.deviceNumber
+        guard let sharing else { return try write(DeviceNodes.hotplug(request, number: number)) }
+        let lock = try HotplugLock(folder: sharing.locks)
+        let word = try sharing.resolve(request, store, own: own)
+        try write(DeviceNodes.hotplug(request, number: number, sharing: word))
+        _ = consume lock
+    }
+
+    private func makeNodes(_ request: AttachRequest, withHotplug entries: [DeviceNodes.Entry]?) throws(ControlError) {
         let address = request.address
         let nodes = DeviceNodes(request, own: own)
         let problem = try asControlError { () throws(OperationError) -> String? in
@@ -80,7 +117,7 @@ public final class Toolstack {
                         + "'xbbctl detach \(address.domain) \(request.deviceName)' takes it away"
                 }
                 try nodes.write(to: store, in: transaction)
-                if withHotplug { try writeEntries(DeviceNodes.hotplug(request), of: address, in: transaction) }
+                if let entries { try writeEntries(entries, of: address, in: transaction) }
                 return nil
             }
         }
@@ -106,12 +143,12 @@ public final class Toolstack {
         }
     }
 
-    private func writeHotplug(_ request: AttachRequest) throws(ControlError) {
-        let path = request.address.backendPath(own: own)
+    private func writeHotplug(_ entries: [DeviceNodes.Entry], of address: VBDAddress) throws(ControlError) {
+        let path = address.backendPath(own: own)
         let isThere = try asControlError { () throws(OperationError) -> Bool in
             try store.transaction { (transaction) throws(OperationError) -> Bool in
                 guard try readState(of: path, in: transaction) != nil else { return false }
-                try writeEntries(DeviceNodes.hotplug(request), of: request.address, in: transaction)
+                try writeEntries(entries, of: address, in: transaction)
                 return true
             }
         }
@@ -195,18 +232,30 @@ public final class Toolstack {
         case torn
     }
 
-    /// Asks guest and backend to give a disk up, waits for that and removes its nodes.
+    /// Asks guest and backend to give a disk up, waits until the storage is closed and removes the disk's nodes.
     ///
-    /// With `force` the guest is not asked, and the nodes are removed in the end whatever the backend does. Throws
+    /// A backend that is in state 6 because its guest had closed before has the storage open still: what counts is the
+    /// end of its process, with which all its locks end. With `force` the guest is not asked, and the nodes are removed in the end whatever the backend does. Throws
     /// `.timedOut` where the guest keeps the disk; the request stands then, and detaching may be tried again.
     public func detach(_ address: VBDAddress, force: Bool, seconds: Double) throws(ControlError) -> Detachment {
-        let isClosed = try close(address, removesFrontend: force, seconds: seconds)
+        let deadline = clinux_monotonic_ns() &+ UInt64(min(max(seconds, 0), 1e6) * 1e9)
+        var isClosed = try close(address, removesFrontend: force, seconds: seconds)
         if !isClosed && !force {
             let frontend = try asControlError { () throws(OperationError) in try readState(of: address.frontendPath) }
             let peer = frontend.map { "the guest's side is in state \($0)" } ?? "the guest's side is gone"
             throw ControlError(
                 "\(VirtualDevice.name(of: address.device)) of domain \(address.domain) is still in use after "
                     + "\(seconds) s, \(try stall(of: address) ?? peer); it goes when the guest lets it go, or with --force", status: .timedOut)
+        }
+        if isClosed, let workers {
+            let now = clinux_monotonic_ns()
+            isClosed = workers.awaitEnd(of: address, seconds: Double(max(deadline, now) - now) / 1e9)
+            if !isClosed && !force {
+                throw ControlError(
+                    "\(VirtualDevice.name(of: address.device)) of domain \(address.domain) is closed, and its worker "
+                        + "has not ended after \(seconds) s: its storage may still be open; 'xbbctl list' and the log of "
+                        + "xbbd say more", status: .timedOut)
+            }
         }
         try delete(address)
         return isClosed ? .closed : .torn

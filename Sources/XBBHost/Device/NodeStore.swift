@@ -25,7 +25,7 @@ final class NodeStore {
     private(set) var isLost = false
     /// Watches are set.
     private(set) var isWatching = false
-    private let store: any XenStore
+    let store: any XenStore
     private var isBackendChanged = true
     private var isFrontendChanged = true
     private var nextCheck: UInt64 = 0
@@ -130,6 +130,14 @@ final class NodeStore {
             found[String(pair[0])] = pair.count == 2 ? String(pair[1]) : "on"
         }
         return found
+    }
+
+    /// How the disk's storage is shared: what the toolstack decided, and the mode that the node asks for.
+    func sharing() throws(OperationError) -> (decision: String?, mode: String) {
+        (
+            try store.text("\(backendPath)/\(BackendKey.sharing)"),
+            try store.text("\(backendPath)/\(BackendKey.mode)") ?? ""
+        )
     }
 
     // MARK: Watches

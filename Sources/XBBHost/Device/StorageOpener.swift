@@ -41,10 +41,11 @@ final class StorageOpener {
     ///
     /// `prepareHandles` opens what the process needs of Xen later; it is called before the process is confined.
     ///
-    /// `isSuccessor`: a connected guest waits. The storage of the process before is used if it was left; otherwise one that is
+    /// `isShared`: others have the storage too. `isSuccessor`: a connected guest waits. The storage of the process before is used if it was left; otherwise one that is
     /// absent, or locked by somebody else, is waited for.
     func open(
-        _ request: DeviceRequest, isSuccessor: Bool, prepareHandles: @escaping () throws(OperationError) -> Void,
+        _ request: DeviceRequest, isShared: Bool, isSuccessor: Bool,
+        prepareHandles: @escaping () throws(OperationError) -> Void,
         _ completion: @escaping (Result<PluginDevice, OperationError>) -> Void
     ) {
         let (options, mailbox, inherited, log) = (options, mailbox, inherited, log)
@@ -52,6 +53,7 @@ final class StorageOpener {
             format: request.image.format.name, path: request.image.path, readOnly: request.isReadOnly,
             deviceNumber: request.deviceNumber)
         wanted.options = pluginOptions()
+        wanted.isShared = isShared
         let source = wanted
         calls.make("open() of \(BackingName.shown(source.path)), format \(source.format)") {
             () throws(OperationError) -> PluginDevice in

@@ -5,6 +5,7 @@ import BlockQueue
 import ProcessConfinement
 import PluginHost
 public import Settings
+public import StorageSharing
 import XenBus
 import Support
 
@@ -41,6 +42,8 @@ public struct VBDOptions: Sendable {
     /// A descriptor of a socket: the process stands by until it is told there that its turn has come, and then waits for
     /// ``lock``, which it does not hold yet. nil: it serves at once.
     public var standby: Int32?
+    /// Who else uses the storage, where no hotplug script has asked; nil: somebody has.
+    public var sharing: Result<SharingCheck.Finding, OperationError>?
     /// How the process ended that served the disk before.
     public var predecessor = Predecessor.unknown
     /// What the disk begins with of all that can be changed while it is served; polling is ``pollNanoseconds``.

@@ -49,7 +49,14 @@ extension VBDWorker {
             pending.append(.deviceOpenFailed("a confined process cannot open \(request.image.path)"))
             return
         }
-        opener.open(request, isSuccessor: machine.ownsInheritedRings) { [self] () throws(OperationError) in
+        let isShared: Bool
+        do throws(OperationError) {
+            isShared = try resolveSharing(request)
+        } catch {
+            return pending.append(.deviceOpenFailed(error.description))
+        }
+        opener.open(request, isShared: isShared, isSuccessor: machine.ownsInheritedRings) {
+            [self] () throws(OperationError) in
             try platform.prepare(queues: disk.mostQueues)
         } _: { [self] result in
             switch result {

@@ -125,8 +125,10 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
             configuration: VBDMachine.Configuration(
                 limits: FrontendLimits(
                     maximumRingPageOrder: options.maxRingPageOrder, maximumQueueCount: options.maxQueues),
-                // A confined process cannot open its storage again.
-                storageRelease: options.confinement == nil ? .withFrontend : .withDevice))
+                // A confined process cannot open its storage again, and keeps it for the guest's next driver. Where no
+                // script runs when the disk is removed, nobody could wait for its end: state 6 is all that xl looks at.
+                storageRelease: options.confinement == nil || options.storageSource == .params
+                    ? .withFrontend : .withDevice))
         perform(machine.start())
         // What was read is read again when there are watches; a guest whose worker died need not wait for that.
         if case .success(let node) = node { takeStorage(node) }

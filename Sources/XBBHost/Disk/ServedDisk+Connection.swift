@@ -28,6 +28,9 @@ extension ServedDisk {
             return completion(.failure(OperationError(.invalid, "no device is open")))
         }
         do throws(OperationError) {
+            // It may have grown while no queue looked. A frontend that goes on with its rings knows a size already, and is
+            // told of another one as of every change.
+            if origin == .fresh { try device.refresh() }
             while statistics.count < node.rings.count { statistics.append(QueueStatistics()) }
             let offered = OfferedFeatures(request: request, device: device.facts, queueCount: node.rings.count)
             let sources = try journal.sources(

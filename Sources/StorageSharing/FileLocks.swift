@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Locks of files that other programs hold, and who those are.
+import Base
+import CLinux
+import Glibc
+
+/// Looks at the locks of one file, without taking any.
+struct FileLocks {
+    private let path: String
+    private let file: Descriptor
+    private let storage: StorageID
+
+    /// nil where the file cannot be opened: whoever serves it will say why.
+    init?(path: String) {
+        let raw = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0)
+        guard raw >= 0 else { return nil }
+        file = Descriptor(owning: raw)
+        self.path = path
+        guard let storage = StorageID(path: path) else { return nil }
+        self.storage = storage
+    }
+
+    /// Who keeps the file from being read, or written; nil if nobody does. "is locked by qemu-img, process 4711".
+    ///
+    /// Bytes 100 to 299 have the meaning that QEMU gives them (Plugins/FileKit/ImageLock.swift). Elsewhere a lock keeps
+    /// others from writing, and an exclusive one also from reading; flock(2) is the same.
+    func conflict(writes: Bool) -> String? {
+        if let holder = rangeHolder(writes: writes) { return "is locked by \(Self.name(of: holder ?? fdHolder()))" }
+        for line in LocalUse.lines(of: "/proc/locks") {
+            guard let lock = KernelLock(line[...]), lock.isWhole, lock.inode == inode, lock.process != getpid(),
+                writes || lock.isExclusive
+            else { continue }
+            return "is locked by \(Self.name(of: lock.process))"
+        }
+        return nil
+    }
+
+    private var inode: UInt64? {
+        guard case .file(_, let inode) = storage else { return nil }
+        return inode
+    }
+
+    /// The process with a lock of fcntl(2) in the way; nil inside for one that is known to be there and not which it is.
+    private func rangeHolder(writes: Bool) -> Int32?? {
+        var probes: [(type: Int, start: off_t, length: off_t)] = [(Int(F_RDLCK), 0, 0)]
+        if writes { probes += [(Int(F_WRLCK), 0, 100), (Int(F_WRLCK), 300, 0)] }
+        for byte: off_t in writes ? [101, 103, 200, 201] : [101, 103, 200] { probes.append((Int(F_WRLCK), byte, 1)) }
+        for probe in probes {
+            var lock = flock()
+            lock.l_type = Int16(truncatingIfNeeded: probe.type)
+            lock.l_whence = Int16(SEEK_SET)
+            lock.l_start = probe.start
+            lock.l_len = probe.length
+            guard unsafe clinux_fcntl_pointer(file.raw, clinux_F_OFD_GETLK, &lock) == 0, lock.l_type != Int16(F_UNLCK)
+            else { continue }
+            return .some(lock.l_pid > 0 ? lock.l_pid : nil)
+        }
+        return nil
+    }
+
+    /// A lock that belongs to an open file and not to a process has no number in the kernel's list; the process that has
+    /// the file open has.
+    private func fdHolder() -> Int32? {
+        for name in DirectoryListing.names(in: "/proc") {
+            guard let process = Int32(name), process != getpid() else { continue }
+            for file in DirectoryListing.names(in: "/proc/\(process)/fdinfo") {
+                guard let text = SmallFile.contents("/proc/\(process)/fdinfo/\(file)", limit: 8192) else { continue }
+                for line in String(decoding: text, as: UTF8.self).split(separator: "\n") where line.hasPrefix("lock:") {
+                    if let lock = KernelLock(line.dropFirst(5)), lock.inode == inode { return process }
+                }
+            }
+        }
+        return nil
+    }
+
+    /// "qemu-img, process 4711"
+    private static func name(of process: Int32?) -> String {
+        guard let process else { return "a process that cannot be seen" }
+        let comm = SmallFile.contents("/proc/\(process)/comm", limit: 64) ?? []
+        let name = String(decoding: comm.filter { $0 >= 0x20 && $0 != 0x7f }, as: UTF8.self)
+        return name.isEmpty ? "process \(process)" : "\(name), process \(process)"
+    }
+}
+
+/// A line of /proc/locks: "1: FLOCK  ADVISORY  WRITE 4711 fd:00:16222640 0 EOF".
+struct KernelLock: Equatable {
+    /// A lock of flock(2), of the whole file.
+    let isWhole: Bool
+    let isExclusive: Bool
+    /// -1 of a lock that belongs to an open file.
+    let process: Int32
+    let inode: UInt64
+
+    init?(_ line: Substring) {
+        let words = line.split(whereSeparator: { $0 == " " || $0 == "\t" })
+        guard words.count >= 6, words[1] != "->", let process = Int32(words[4]),
+            let inode = words[5].split(separator: ":").last.flatMap({ UInt64($0) })
+        else { return nil }
+        isWhole = words[1] == "FLOCK"
+        isExclusive = words[3] == "WRITE"
+        self.process = process
+        self.inode = inode
+    }
+}

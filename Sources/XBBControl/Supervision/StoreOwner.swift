@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// One xbbd for each XenStore. Two would start two workers for a disk, each of them with the right that its own run
+// directory gives: so the right to a XenStore has its place beside the XenStore, and not in a run directory.
+import Base
+import CLinux
+import Glibc
+import Settings
+import Xen
+
+/// Who serves the disks of a XenStore. The claim is a flock(2): it ends with the process that holds it.
+public struct StoreOwner: Equatable, Sendable {
+    /// The number of the xbbd that has the claim; nil if it has not said it yet.
+    public let process: Int32?
+    /// Its run directory, where its socket is; nil if it has not said it yet.
+    public let runDirectory: String?
+
+    /// What is known about the claim of a XenStore.
+    public enum Finding: Equatable, Sendable {
+        /// No xbbd serves it.
+        case nobody
+        /// This xbbd does.
+        case served(StoreOwner)
+        /// This user may not see it, or an xbbd of an earlier version makes no claim.
+        case unknown
+    }
+
+    /// Where the claim of the machine's own XenStore is, whatever socket or device leads to it.
+    static let usualPlace = SettingsSchema.usualRunDirectory + "/xenstore.lock"
+    private static let usualSockets = ["/run/xenstored/socket", "/var/run/xenstored/socket"]
+
+    /// The claim's file for the XenStore of the loopback Xen in `loopback`, or else of the environment or the machine.
+    static func place(loopback: String?) -> String {
+        let variable = unsafe getenv("XENSTORED_PATH").map { unsafe String(cString: $0) }
+        guard let socket = loopback.map({ LoopbackPlace.storeSocket(in: $0) }) ?? variable,
+            let folder = realPath(InstallPaths.folder(of: DaemonProcess.absolute(socket)))
+        else { return usualPlace }
+        let name = socket.split(separator: "/").last.map(String.init) ?? ""
+        let path = "\(folder)/\(name)"
+        // A link leads to the same XenStore.
+        let target = realPath(path) ?? path
+        return usualSockets.contains(target) ? usualPlace : "\(target).xbbd.lock"
+    }
+
+    private static func realPath(_ path: String) -> String? {
+        guard let raw = unsafe realpath(path, nil) else { return nil }
+        defer { unsafe free(raw) }
+        return unsafe String(cString: raw)
+    }
+
+    /// Takes the claim for the caller, whose run directory is `runDirectory`. Throws who has it.
+    ///
+    /// Somebody who looks holds it for a moment: it is tried for half a second.
+    static func claim(loopback: String?, own: DomainID, runDirectory: String) throws(OperationError) -> FileLock {
+        let path = place(loopback: loopback)
+        if path == usualPlace { _ = unsafe mkdir(InstallPaths.folder(of: path), 0o755) }
+        var attempts = 50
+        while true {
+            switch try FileLock.attempt(path) {
+            case .taken(let lock): return lock
+            case .held(let note):
+                attempts -= 1
+                if attempts > 0 {
+                    usleep(10_000)
+                    continue
+                }
+                let owner = StoreOwner(note: note)
+                let who = owner.process.map { "xbbd, process \($0)" } ?? "another xbbd"
+                let place = owner.runDirectory.map { ", with the run directory \($0)" } ?? ""
+                throw OperationError(
+                    .system,
+                    "\(who)\(place), serves the disks of domain \(own) already: two would serve them twice. End it first "
+                        + "(systemctl stop xbbd)"
+                        + (owner.runDirectory.map { ", or use it: xbbctl --socket \($0)/xbbd.sock" } ?? ""))
+            }
+        }
+    }
+
+    /// Looks who serves the XenStore of a loopback Xen, or else of the environment or the machine.
+    public static func find(loopback: String?) -> Finding {
+        let path = place(loopback: loopback)
+        let raw = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0)
+        // An xbbd that makes no claim may be there; its socket is.
+        guard raw >= 0 else { return .unknown }
+        let file = Descriptor(owning: raw)
+        if flock(raw, LOCK_SH | LOCK_NB) == 0 { return .nobody }
+        guard errno == EWOULDBLOCK, case .bytes(let note) = file.readAvailable(limit: 512) else { return .unknown }
+        return .served(StoreOwner(note: String(decoding: note, as: UTF8.self)))
+    }
+
+    /// What the holder writes into the file.
+    static func note(_ identity: ProcessIdentity, runDirectory: String) -> String {
+        identity.note + runDirectory + "\n"
+    }
+
+    private init(note: String) {
+        let lines = note.split(separator: "\n", omittingEmptySubsequences: false)
+        process = lines.first.flatMap { ProcessIdentity(note: String($0))?.process }
+        runDirectory = lines.count > 1 && lines[1].hasPrefix("/") ? String(lines[1]) : nil
+    }
+}
