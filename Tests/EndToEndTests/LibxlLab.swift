@@ -123,9 +123,9 @@ final class LibxlLab {
         daemon.waitUntilExit()
     }
 
-    /// Runs xbbctl and gives what it printed.
+    /// Runs xbbctl and gives what it printed; throws where it fails.
     @discardableResult
-    func xbbctl(_ command: String) throws -> String {
+    func administer(_ command: String) throws -> String {
         try Self.shell(
             "'\(buildDirectory)/xbbctl' \(command) --loopback '\(xen.directory)' "
                 + "--socket '\(directory)/run/xbbd.sock' 2>&1")
@@ -134,7 +134,7 @@ final class LibxlLab {
     /// The worker of the only disk; nil while there is none.
     func worker() throws -> Int32? {
         struct Row: Decodable { var pid: Int32? }
-        let list = try JSONDecoder().decode([String: [Row]].self, from: Data(try xbbctl("list --json").utf8))
+        let list = try JSONDecoder().decode([String: [Row]].self, from: Data(try administer("list --json").utf8))
         return list["vbds"]?.first?.pid
     }
 

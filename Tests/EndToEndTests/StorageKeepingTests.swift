@@ -68,7 +68,7 @@ extension EndToEnd {
                 let worker = try #require(try lab.worker())
                 switch end {
                 case .killed: #expect(kill(worker, SIGKILL) == 0)
-                case .upgraded: try lab.xbbctl("upgrade \(guest.id) 51712")
+                case .upgraded: try lab.administer("upgrade \(guest.id) 51712")
                 }
                 try eventually("another worker; log: \(lab.log)") {
                     let now = try lab.worker()
@@ -206,7 +206,7 @@ extension EndToEnd {
             let device = try lab.connect(disk, guest)
             try LibxlLab.shell("cd \(folder) && mv base.raw old && head -c 1M /dev/zero > base.raw && rm middle.qcow2")
             let worker = try #require(try lab.worker())
-            if end == .killed { kill(worker, SIGKILL) } else { try lab.xbbctl("upgrade \(guest.id) 51712") }
+            if end == .killed { kill(worker, SIGKILL) } else { try lab.administer("upgrade \(guest.id) 51712") }
             try device.queues[0].withQueue { (queue) throws in
                 let (status, bytes) = try queue.read(sector: 8, byteCount: 4096)
                 #expect(status == 0 && bytes.allSatisfy { $0 == UInt8(ascii: "b") }, "\(lab.log)")
@@ -344,7 +344,7 @@ extension EndToEnd {
             try eventually("the worker is adopted; log: \(served.lab.log)") { try served.lab.worker() != nil }
             try served.change(.exchanged)
             let worker = try served.lab.worker()
-            #expect(throws: LabError.self) { try served.lab.xbbctl("upgrade \(served.guest.id) 51712") }
+            #expect(throws: LabError.self) { try served.lab.administer("upgrade \(served.guest.id) 51712") }
             #expect(served.lab.log.has("another image stands in the place"), "\(served.lab.log)")
             #expect(try served.lab.worker() == worker)
             #expect(try served.read() == 1)

@@ -159,10 +159,8 @@ extension Supervisor {
         // One that stands by and was called has the lock, and finds out by itself.
         if record.standby?.isCalled == true { return false }
         do throws(OperationError) {
-            guard let facts = try facts(of: record.address), facts.state == .connected,
-                case .taken(let lock) = try FileLock.attempt(directory.workerLock(record.address))
-            else { return false }
-            return lock.note != FileLock.handedOver
+            guard let facts = try facts(of: record.address), facts.state == .connected else { return false }
+            return !FileLock.isHeld(directory.workerLock(record.address))
         } catch {
             return false
         }

@@ -97,16 +97,6 @@ struct FileLock {
         return flock(file.raw, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK
     }
 
-    /// What a worker writes into the file that hands its disk over.
-    static let handedOver = "handed over\n"
-
-    /// What stands in the file.
-    var note: String {
-        var bytes = [UInt8](repeating: 0, count: 128)
-        let count = unsafe bytes.withUnsafeMutableBytes { unsafe pread(file.raw, $0.baseAddress, $0.count, 0) }
-        return String(decoding: bytes.prefix(max(count, 0)), as: UTF8.self)
-    }
-
     /// Writes into the file who holds the lock.
     func write(note: String) {
         _ = ftruncate(file.raw, 0)

@@ -27,10 +27,28 @@ extension ServedDisk {
         guard let device, let request else {
             return completion(.failure(OperationError(.invalid, "no device is open")))
         }
+        let connect = { [self] (result: Result<DeviceInfo, OperationError>) in
+            switch result {
+            case .failure(let error): completion(.failure(error))
+            case .success(let info):
+                device.adopt(info)
+                makeQueues(
+                    node, of: domain, origin, after: predecessor, isStorageKnown: isStorageKnown, device, request,
+                    completion)
+            }
+        }
+        // It may have grown while no queue looked. A frontend that goes on with its rings knows a size already, and is told
+        // of another one as of every change.
+        if origin == .inherited { return connect(.success(device.info)) }
+        calls.make("get_info()", { () throws(OperationError) in try device.measure() }, connect)
+    }
+
+    private func makeQueues(
+        _ node: FrontendNode, of domain: DomainID, _ origin: VBDMachine.RingOrigin, after predecessor: Predecessor,
+        isStorageKnown: Bool, _ device: PluginDevice, _ request: DeviceRequest,
+        _ completion: @escaping (Result<OfferedFeatures, OperationError>) -> Void
+    ) {
         do throws(OperationError) {
-            // It may have grown while no queue looked. A frontend that goes on with its rings knows a size already, and is
-            // told of another one as of every change.
-            if origin == .fresh { try device.refresh() }
             while statistics.count < node.rings.count { statistics.append(QueueStatistics()) }
             let offered = OfferedFeatures(request: request, device: device.facts, queueCount: node.rings.count)
             let sources = try journal.sources(
