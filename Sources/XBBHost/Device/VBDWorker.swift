@@ -6,6 +6,7 @@
 import BlockQueue
 import PluginHost
 import Base
+import CLinux
 import Glibc
 import Xen
 import XenBus
@@ -81,9 +82,9 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
             do throws(OperationError) {
                 if !pending.isEmpty {
                     hand(pending.removeFirst())
-                } else if !nodes.isWatching {
+                } else if watchDeadline <= clinux_monotonic_ns() {
                     try nodes.watch()
-                } else if let change = nodes.takeChange() {
+                } else if nodes.isWatching, let change = nodes.takeChange() {
                     try read(change)
                 } else {
                     try wait()
@@ -92,6 +93,15 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
                 if !canServe(after: error) { throw error }
             }
         }
+    }
+
+    /// When watches are set, in ns of the monotonic clock; `UInt64.max` where they are.
+    ///
+    /// Not while the storage is opened or queues are started, for that is how long a guest waits whose worker died, and with
+    /// a watch XenStore answers more slowly; but what takes long must not keep the node from being seen.
+    private var watchDeadline: UInt64 {
+        if nodes.isWatching { return .max }
+        return disk.busySince.map { $0 &+ 100_000_000 } ?? 0
     }
 
     private func standBy(_ channel: Int32) throws(OperationError) -> Bool {
@@ -197,9 +207,10 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
 
     private func wait() throws(OperationError) {
         let ready = try loop.wait(
-            store: nodes.watchDescriptor, control: control?.descriptors ?? [],
+            store: nodes.isWatching ? nodes.watchDescriptor : nil, control: control?.descriptors ?? [],
             until: min(
-                nodes.checkDeadline, nodes.errorDeadline, log.tellingDeadline, lookDeadline, control?.deadline ?? .max))
+                nodes.checkDeadline, nodes.errorDeadline, log.tellingDeadline, lookDeadline, control?.deadline ?? .max,
+                watchDeadline))
         log.tellDropped()
         lookForStalls()
         control?.expire()

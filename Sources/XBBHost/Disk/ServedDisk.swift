@@ -183,6 +183,9 @@ final class ServedDisk<Platform: XenPlatform> {
         watch.look(oldest, now: now)
     }
 
+    /// Since when the storage is being opened or closed, or a queue started, in ns of the monotonic clock.
+    var busySince: UInt64? { calls.running?.began ?? connecting?.began }
+
     /// Whether anything is going on that may not end.
     var canStall: Bool { calls.running != nil || startingQueue != nil || !queues.isEmpty }
 
