@@ -101,7 +101,7 @@ int clinux_capture_stderr(int *saved)
     if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) { close(old); return -1; }
     captured = ends[0];
     original = old;
-    if (dup2(ends[1], 2) < 0) { close(old); close(ends[0]); close(ends[1]); return -1; }
+    if (dup2(ends[1], 1) < 0 || dup2(ends[1], 2) < 0) { close(old); close(ends[0]); close(ends[1]); return -1; }
     close(ends[1]);
     struct sigaction action;
     memset(&action, 0, sizeof action);

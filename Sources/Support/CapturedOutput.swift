@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What libraries in this process print on standard error: read by the process itself, line by line.
+// What libraries in this process print: read by the process itself, line by line.
 import CLinux
 import Glibc
 
-/// Standard error as a pipe that this process reads, so that what is printed there can be limited like any other line.
+/// Standard output and error as a pipe that this process reads, so that what is printed there can be limited like any other line.
 ///
 /// Printing never waits: what has no room in the pipe is lost to who prints it. What is in the pipe when the process crashes
 /// is written to the old standard error as it is. Lines of ``Log`` go to the old one. Control thread only.

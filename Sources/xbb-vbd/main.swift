@@ -176,8 +176,9 @@ options.standby = command[Arguments.standby].map(Int32.init(clamping:))
 options.storage = command[Arguments.storage].map(Int32.init(clamping:))
 options.predecessor = command[Arguments.predecessor].flatMap { Predecessor($0) } ?? .unknown
 options.confinement = confinement(command)
+// Not exit(): handlers that a plugin or a library has left there may hang, and nothing is left to do.
 if let directory = command[Arguments.loopback] {
-    exit(serve(LoopbackPlatform(directory: directory), options))
+    _exit(serve(LoopbackPlatform(directory: directory), options))
 } else {
-    exit(serve(NativeXen(), options))
+    _exit(serve(NativeXen(), options))
 }

@@ -52,6 +52,44 @@ extension EndToEnd {
             #expect(chosen("vhd", [first, two]) == "b")
         }
 
+        /// One that came with XBB serves its formats, whoever else claims them under whatever name, and it is said.
+        @Test func whoClaimsAnothersFormatTakesNothing() throws {
+            let folder = try folder(["image": nil, "qcow2": ["qcow2"], "greedy": ["qcow2", "vhd"]])
+            try Data("{\"origin\":\"xbb\",\"name\":\"image\",\"formats\":[\"qcow2\"]}".utf8)
+                .write(to: URL(fileURLWithPath: "\(folder)/xbb-image.plugin"))
+            let catalog = PluginCatalog(directories: [folder])
+            let choice = try catalog.choice(for: "qcow2")
+            #expect(choice.name == "image" && choice.others == ["greedy", "qcow2"])
+            let note = "format 'qcow2' is served by plugin 'image', which came with XBB, and not by 'greedy', 'qcow2'"
+            #expect(choice.note("qcow2") == note)
+            #expect(try catalog.choice(for: "vhd").note("vhd") == nil)
+            let greedy = catalog.dump(program: "/nonexistent").elements.first { $0["name"]?.string == "greedy" }
+            #expect(greedy?["yields"]?.elements.compactMap(\.string) == [note])
+            // Of others, the one in the first folder that has one.
+            let (first, second) = (try self.folder(["a": ["vdi"]]), try self.folder(["b": ["vdi"], "c": ["vdi"]]))
+            #expect(chosen("vdi", [first, second]) == "a")
+            #expect(chosen("vdi", [second, first]).has("more than one plugin"))
+        }
+
+        @Test func aPluginThatCrashesIsListedWithItsError() throws {
+            let lab = try Lab()
+            try lab.compilePlugin(
+                "broken", from: "\(packageDirectory)/Tests/BrokenPlugin/broken.c",
+                options: ["-DNAME=broken", "-DCHANGE=__builtin_trap()"])
+            let dump = try LibxlLab.shell("\(buildDirectory)/xbb-vbd --dump-plugins --plugin-dir \(lab.plugins)")
+            let plugins = try JSON(parsing: dump).elements
+            let broken = try #require(plugins.first { $0["name"]?.string == "broken" })
+            #expect(broken["error"]?.string?.has("was ended by signal") == true, "\(broken.serialized)")
+            #expect(plugins.count { $0["error"] == nil } == 7, "\(dump)")
+            // No file is left of a description that failed.
+            let library = "\(lab.plugins)/xbb-broken"
+            _ = try? LibxlLab.shell(
+                "\(buildDirectory)/xbb-vbd --describe-plugin \(library).so --output \(library).plugin 2>&1")
+            #expect(!FileManager.default.fileExists(atPath: "\(library).plugin"))
+            #expect(!FileManager.default.fileExists(atPath: "\(library).plugin.new"))
+            lab.stop()
+        }
+
         @Test(arguments: [
             "", "{", "[]", "{\"name\":\"b\",\"formats\":[\"vhd\"]}", "{\"name\":\"a\"}",
             "{\"name\":\"a\",\"formats\":7}",

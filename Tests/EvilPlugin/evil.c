@@ -97,7 +97,7 @@ static const struct xbb_host *host;
 static struct xbb_hdev *hdev;
 static long attempt_print(void)
 {
-    for (int i = 0; i < 50000; i++) fprintf(stderr, "line %d of a library that explains itself\n", i);
+    for (int i = 0; i < 50000; i++) fprintf(i % 2 ? stdout : stderr, "line %d of a library that explains itself\n", i);
     return 0;
 }
 static long attempt_notify(void)

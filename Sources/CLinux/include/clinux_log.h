@@ -23,7 +23,7 @@ int clinux_log_write(struct clinux_log *log, const void *bytes, size_t count);
 /* Opens what clinux_log_write() needs, for a process that will not be allowed to. */
 void clinux_log_prepare(struct clinux_log *log);
 
-/* Standard error becomes a pipe that this process reads, so that what libraries print there can be counted and limited:
+/* Standard output and error become a pipe that this process reads, so that what libraries print there can be counted and limited:
  * the descriptor to read, -1 and errno where there is none. *saved becomes the old standard error. Writing to the pipe
  * never waits. What is in the pipe when the process crashes goes to the old standard error. Once in a process. */
 int clinux_capture_stderr(int *saved);

@@ -157,7 +157,9 @@ final class NodeStore {
 
     /// A frontend may rewrite its node without end: whatever number of events that makes, they are two questions.
     func takeWatchEvents() throws(OperationError) {
-        while let event = try store.nextWatchEvent() {
+        // Not all of them in one go: others wait, too, and the descriptor stays readable.
+        for _ in 0..<4096 {
+            guard let event = try store.nextWatchEvent() else { return }
             if event.token == Self.backendToken { isBackendChanged = true } else { isFrontendChanged = true }
         }
     }

@@ -13,15 +13,15 @@ extension VBDWorker {
     /// Looks now and then for what does not end. A disk that must end and cannot ends with the process.
     func lookForStalls() {
         let now = clinux_monotonic_ns()
+        mustEndSince = machine.mustEnd ? mustEndSince ?? now : nil
+        let lastWait = mustEndSince.map { $0 &+ options.stallNanoseconds } ?? .max
         if now < nextLook { return }
         // Often enough that something is told soon after its time, seldom enough that it costs nothing.
         nextLook = now &+ min(max(options.stallNanoseconds / 2, 100_000_000), 5_000_000_000)
+        if lastWait > now { nextLook = min(nextLook, lastWait) }
         disk.lookAtRequests(now: now)
         tell(disk.stalls(limit: options.stallNanoseconds, now: now), now)
-        mustEndSince = machine.mustEnd ? mustEndSince ?? now : nil
-        if let since = mustEndSince, now &- since >= options.stallNanoseconds, let stall = stalls.first {
-            leave(stall, now)
-        }
+        if lastWait <= now, let stall = stalls.first { leave(stall, now) }
     }
 
     private func tell(_ found: [Stall], _ now: UInt64) {
@@ -34,9 +34,13 @@ extension VBDWorker {
         } else if found.isEmpty, let stall = before.first {
             log.info("it goes on after \(stall.seconds(now)) s: \(stall.text) no longer")
         }
-        if found.first?.subject == before.first?.subject { return }
+        if found.first?.subject != before.first?.subject { publish(found.first) }
+    }
+
+    /// Says in XenStore what does not end; also that nothing is left of what a process before this one said.
+    func publish(_ stall: Stall?) {
         do throws(OperationError) {
-            try nodes.publish(stall: found.first?.text)
+            try nodes.publish(stall: stall?.text)
         } catch {
             log.warning(error.description)
         }
@@ -48,7 +52,7 @@ extension VBDWorker {
     private func leave(_ stall: Stall, _ now: UInt64) -> Never {
         takeOutput(isLast: true)
         log.error("ends without waiting: \(stall.text) for \(stall.seconds(now)) s")
-        if machine.state == nil { nodes.removeErrors() }
+        if machine.state == nil && !machine.leavesToSuccessor { nodes.removeErrors() }
         _exit(1)
     }
 }

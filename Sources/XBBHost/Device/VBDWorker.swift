@@ -84,6 +84,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
                     hand(pending.removeFirst())
                 } else if watchDeadline <= clinux_monotonic_ns() {
                     try nodes.watch()
+                    publish(nil)
                 } else if nodes.isWatching, let change = nodes.takeChange() {
                     try read(change)
                 } else {
