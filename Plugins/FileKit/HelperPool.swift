@@ -65,7 +65,7 @@ final class HelperPool: ThreadBody {
     /// The owner; it lives longer than the threads, because its `close()` stops them.
     private unowned(unsafe) var disk: DescriptorDisk?
 
-    var isRunning: Bool { !threads.isEmpty }
+    var isRunning: Bool { monitor.locked { !threads.isEmpty } }
 
     func start(_ count: Int, for disk: DescriptorDisk) throws(PluginError) {
         guard threads.isEmpty else { return }
@@ -89,7 +89,7 @@ final class HelperPool: ThreadBody {
     func stop() {
         monitor.locked { stopping = true }
         monitor.broadcast()
-        for thread in threads { thread.join() }
+        for thread in monitor.locked({ threads }) { thread.join() }
         threads.removeAll()
         stopping = false
     }

@@ -35,7 +35,9 @@ public struct PluginCatalog: Sendable {
             }
             let description = SmallFile.contents("\(directory)/xbb-\(name).plugin", limit: Self.byteLimit)
                 .flatMap { PluginDescription(parsing: $0, name: name) }
-            entries.append(Entry(name: name, path: "\(directory)/xbb-\(name).so", directory: directory, description: description))
+            entries.append(
+                Entry(
+                    name: name, path: "\(directory)/xbb-\(name).so", directory: directory, description: description))
         }
         self.entries = entries
     }
@@ -81,7 +83,9 @@ public struct PluginCatalog: Sendable {
         if serving.contains(format) { return chosen(format, "which is called after it") }
         for directory in directories {
             let here = claiming.filter { $0.directory == directory }
-            if here.count == 1 { return chosen(here[0].name, "which is in \(directory), the first directory that has one") }
+            if here.count == 1 {
+                return chosen(here[0].name, "which is in \(directory), the first directory that has one")
+            }
             if here.count > 1 { break }
         }
         guard serving.isEmpty else {

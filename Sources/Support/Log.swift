@@ -95,7 +95,8 @@ public struct Log: Sendable {
     public var tellingDeadline: UInt64 { limit?.deadline ?? .max }
 
     private func put(_ level: LogLevel, _ text: String, _ suffix: String = "") {
-        let bytes = (Array(text.utf8.prefix(1000)) + Array(suffix.utf8)).map { $0 < 0x20 || $0 == 0x7f ? UInt8(ascii: "?") : $0 }
+        let parts = Array(text.utf8.prefix(1000)) + Array(suffix.utf8)
+        let bytes = parts.map { $0 < 0x20 || $0 == 0x7f ? UInt8(ascii: "?") : $0 }
         let message = String(decoding: bytes, as: UTF8.self)
         history?.add(level, message, vbd)
         sink.write(

@@ -73,7 +73,8 @@ public final class LogLimit: Sendable {
             State(
                 all: Bucket(burst: Self.allBurst, perSecond: Self.allPerSecond, now: now),
                 details: Bucket(
-                    burst: Self.allBurst * Self.detailFactor, perSecond: Self.allPerSecond * Self.detailFactor, now: now),
+                    burst: Self.allBurst * Self.detailFactor, perSecond: Self.allPerSecond * Self.detailFactor, now: now
+                ),
                 nextTelling: now &+ Self.tellingInterval))
     }
 

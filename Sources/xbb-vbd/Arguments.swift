@@ -50,7 +50,8 @@ enum Arguments {
         text: "describe-plugin",
         "load the plugin xbb-NAME.so and print its description, for the file xbb-NAME.plugin", "FILE", file)
     static let output = Setting(
-        text: "output", "write what --describe-plugin says to FILE, which is there as a whole or not at all", "FILE", file)
+        text: "output", "write what --describe-plugin says to FILE, which is there as a whole or not at all", "FILE",
+        file)
     static let help = Setting(flag: "help", "this text")
     static let version = Setting(flag: "version", "the version")
 

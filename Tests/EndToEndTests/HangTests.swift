@@ -75,6 +75,18 @@ extension EndToEnd {
             try lab.finish()
         }
 
+        /// What is found to hang when its node is gone does not bring the node back.
+        @Test func aNodeThatIsGoneStaysGone() throws {
+            let lab = try Lab()
+            let disk = try lab.attach(51712, .plugin("evil", "attempt=hang_open"), arguments: ["--stall-time", "2"])
+            try eventually("it opens") { try disk.worker.show("stage").has("opening for ") }
+            try lab.toolstack.remove(disk.back, in: .none)
+            #expect(try disk.worker.awaitExit() == .exited(1), "\(disk.log)")
+            #expect(disk.log.has("does not return from open()"))
+            #expect(try disk.key("xbb-stall") == nil)
+            try lab.finish()
+        }
+
         @Test func whatGoesOnIsNoLongerTold() throws {
             let lab = try Lab()
             let disk = try lab.attach(
@@ -138,7 +150,8 @@ extension EndToEnd {
             #expect(try disk.worker.awaitExit() == .exited(1), "\(disk.log)")
             #expect(
                 disk.log.has(
-                    attempt == "hang_close" ? "does not return from close()" : "does not return from the end of queue 0"),
+                    attempt == "hang_close" ? "does not return from close()" : "does not return from the end of queue 0"
+                ),
                 "\(disk.log)")
             // The next worker finds that nothing is left to do.
             try disk.startWorker()

@@ -163,6 +163,7 @@ static const struct xbb_option options[] = {
 };
 
 static char attempt[64];
+static volatile int must_hang;
 
 // A server far away that never answers.
 static void hang(void)
@@ -197,8 +198,7 @@ static void evil_close(void *dev)
 static int evil_get_info(void *dev, struct xbb_info *info)
 {
     (void)dev;
-    static int calls;
-    if (strcmp(attempt, "hang_get_info") == 0 && calls++ > 0) hang();
+    if (must_hang) hang();
     info->size = 1 << 20;
     info->logical_block = 512;
     info->physical_block = 512;
@@ -237,7 +237,10 @@ static uint32_t evil_submit(void *queue, struct xbb_req *const *reqs, uint32_t n
 {
     for (uint32_t i = 0; i < n; i++) {
         if (reqs[i]->op == XBB_OP_READ && strcmp(attempt, "hang_submit") == 0) hang();
-        if (reqs[i]->op == XBB_OP_READ && strcmp(attempt, "hang_get_info") == 0) host->notify(hdev, XBB_NOTIFY_INFO);
+        if (reqs[i]->op == XBB_OP_READ && strcmp(attempt, "hang_get_info") == 0) {
+            must_hang = 1;
+            host->notify(hdev, XBB_NOTIFY_INFO);
+        }
         if (reqs[i]->op == XBB_OP_READ) make_attempt();
         host->complete(queue, reqs[i], reqs[i]->op == XBB_OP_READ ? 0 : -EOPNOTSUPP);
     }

@@ -178,7 +178,8 @@ public final class Toolstack {
         default:
             let reason = try stall(of: request.address) ?? "'xbbctl show' and the log of xbbd may say why"
             throw ControlError(
-                "\(request.disk.name) was not opened within \(Int(Self.hotplugSeconds)) s; \(reason)", status: .timedOut)
+                "\(request.disk.name) was not opened within \(Int(Self.hotplugSeconds)) s; \(reason)", status: .timedOut
+            )
         }
     }
 
@@ -245,7 +246,8 @@ public final class Toolstack {
             let peer = frontend.map { "the guest's side is in state \($0)" } ?? "the guest's side is gone"
             throw ControlError(
                 "\(VirtualDevice.name(of: address.device)) of domain \(address.domain) is still in use after "
-                    + "\(seconds) s, \(try stall(of: address) ?? peer); it goes when the guest lets it go, or with --force", status: .timedOut)
+                    + "\(seconds) s, \(try stall(of: address) ?? peer); it goes when the guest lets it go, or with --force",
+                status: .timedOut)
         }
         if isClosed, let workers {
             let now = clinux_monotonic_ns()

@@ -239,14 +239,16 @@ final class NodeStore {
         try store.write("\(backendPath)/\(BackendKey.chain)", chain)
     }
 
-    /// What does not end, for operators and xbbd; nil: nothing.
+    /// What does not end, for operators and xbbd; nil: nothing. A node that is gone is not made again.
     func publish(stall: String?) throws(OperationError) {
-        let path = "\(backendPath)/\(BackendKey.stall)"
-        if let stall { return try store.write(path, String(stall.prefix(512))) }
-        do throws(OperationError) {
-            try store.remove(path, in: .none)
-        } catch {
-            guard error.isNotFound else { throw error }
+        let path = backendPath
+        try store.transaction { [store] (transaction) throws(OperationError) in
+            guard try store.text("\(path)/\(BackendKey.state)", in: transaction) != nil else { return }
+            if let stall {
+                try store.write("\(path)/\(BackendKey.stall)", String(stall.prefix(512)), in: transaction)
+            } else if try store.text("\(path)/\(BackendKey.stall)", in: transaction) != nil {
+                try store.remove("\(path)/\(BackendKey.stall)", in: transaction)
+            }
         }
     }
 

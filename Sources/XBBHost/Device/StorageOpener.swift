@@ -26,7 +26,8 @@ final class StorageOpener {
     private(set) var isConfined = false
 
     init(
-        options: VBDOptions, nodes: NodeStore, mailbox: Mailbox, inherited: InheritedStorage, calls: PluginCalls, log: Log
+        options: VBDOptions, nodes: NodeStore, mailbox: Mailbox, inherited: InheritedStorage, calls: PluginCalls,
+        log: Log
     ) {
         self.inherited = inherited
         self.options = options
