@@ -296,6 +296,24 @@ extension EndToEnd {
             lab.stop()
         }
 
+        /// XBB refuses such nodes before the script runs: the reason is told, and not that the state is another one.
+        @Test func nodesThatXBBRefusesAreRefusedWithTheReason() throws {
+            let lab = try LibxlLab()
+            let guest = try lab.guest().id
+            let image = try lab.image()
+            let named = LibxlDisk(guest: guest, params: "raw:\(image)")
+            try lab.makeNodes(named)
+            try lab.store.write("\(named.back)/params", Array("raw:/srv/".utf8) + [0xff, 0xfe], in: .none)
+            #expect(try lab.run("add", named).status == 1)
+            #expect(try lab.key("hotplug-error", of: named)?.has("the target is not UTF-8") == true)
+            let moded = LibxlDisk(guest: guest, number: 51728, params: "raw:\(image)", mode: "sideways")
+            try lab.makeNodes(moded)
+            try eventually("an answer") { try lab.key("hotplug-status", of: moded) == "error" }
+            #expect(try lab.run("add", moded).status == 1)
+            #expect(try lab.key("hotplug-error", of: moded)?.has("mode") == true)
+            lab.stop()
+        }
+
         @Test func aNodeThatGoesIsNotMadeAgain() throws {
             let lab = try LibxlLab(kinds: ["vbd3"])
             let disk = LibxlDisk(guest: try lab.guest().id, params: "raw:\(try lab.image())")
