@@ -15,6 +15,8 @@ library=$destination$prefix/lib/xbb
 nbdkit=$destination${NBDKIT_PLUGINDIR:-$(pkg-config --variable=plugindir nbdkit)}
 man=$destination$prefix/share/man
 completions=$destination$prefix/share/bash-completion/completions
+zsh_completions=$destination$prefix/share/zsh/vendor-completions
+fish_completions=$destination$prefix/share/fish/vendor_completions.d
 
 [[ $prefix == /* && $prefix != */ ]] || { echo "install: PREFIX must be an absolute path without '/' at its end" >&2; exit 64; }
 [[ -x $from/xbbd ]] || { echo "install: $from/xbbd is missing: make build-release first" >&2; exit 1; }
@@ -80,9 +82,11 @@ for page in docs/man/*.[1578]; do
     install -D -m 644 -t "$man/man${page##*.}" "$page"
 done
 for program in xbbd xbbctl xbb-loopback xbb-blkfront; do
-    install -d "$completions"
+    install -d "$completions" "$zsh_completions" "$fish_completions"
     # It is read by a shell, not run: no interpreter.
     "$from/$program" --generate-completion-script bash | sed '1{/^#!/d}' >"$completions/$program"
-    chmod 644 "$completions/$program"
+    "$from/$program" --generate-completion-script zsh >"$zsh_completions/_$program"
+    "$from/$program" --generate-completion-script fish >"$fish_completions/$program.fish"
+    chmod 644 "$completions/$program" "$zsh_completions/_$program" "$fish_completions/$program.fish"
 done
 cat packaging/xbbctl-completion.sh >>"$completions/xbbctl"

@@ -16,6 +16,8 @@ final class Gateway: @unchecked Sendable {
 
     private var configuration = PluginConfiguration()
     private var disks: [(name: DeviceName, disk: FrontDisk)] = []
+    /// Why there are no disks.
+    private(set) var failure: String?
 
     func configure(_ key: String, _ value: String) throws(ParameterError) {
         try configuration.set(key, value)
@@ -26,7 +28,19 @@ final class Gateway: @unchecked Sendable {
     }
 
     /// Connects all disks. Threads start here, so it must not be before nbdkit has forked.
-    func connect() throws {
+    ///
+    /// A failure is told to each client: if nbdkit ended here, the command of its --run would wait for ever at a socket that
+    /// nobody serves.
+    func start() {
+        do {
+            try connect()
+        } catch {
+            failure = "connect to the disk: \(error)"
+            report("connect to the disk: \(error)")
+        }
+    }
+
+    private func connect() throws {
         let domain = try LoopbackDomain(joining: configuration.domain ?? 0, directory: configuration.directory)
         // Grants of a frontend that was here before; those in use stay.
         for reference in domain.grantedReferences { _ = domain.endAccess(reference) }

@@ -86,12 +86,15 @@ private func setLifecycle(_ plugin: inout nbdkit_plugin) {
         return attempt(name) { try Gateway.shared.configure(name, text) }
     }
     unsafe plugin.config_complete = { attempt("parameters") { try Gateway.shared.checkConfiguration() } }
-    unsafe plugin.after_fork = { attempt("connect to the disk") { try Gateway.shared.connect() } }
+    unsafe plugin.after_fork = {
+        Gateway.shared.start()
+        return 0
+    }
     unsafe plugin.cleanup = { Gateway.shared.close() }
     unsafe plugin.open = { _ in
         let name = unsafe nbdkit_export_name().map { unsafe String(cString: $0) } ?? ""
         guard let disk = Gateway.shared.disk(name) else {
-            report("there is no disk '\(name)'")
+            report(Gateway.shared.failure ?? "there is no disk '\(name)'")
             return nil
         }
         return unsafe Unmanaged.passRetained(disk).toOpaque()
@@ -164,7 +167,8 @@ private func setOperations(_ plugin: inout nbdkit_plugin) {
     }
     unsafe plugin.zero = { handle, count, offset, _ in
         unsafe withDisk(handle, "zero") { disk throws(BlkfrontError) in
-            try disk.writeZeroes(at: offset, count: UInt64(count))
+            // blkif cannot say "zeroes": what is zero already stays as it is, so that a copy of a sparse image is sparse.
+            try disk.makeZero(at: offset, count: UInt64(count))
         }
     }
 }

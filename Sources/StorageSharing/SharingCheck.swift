@@ -61,6 +61,13 @@ public struct SharingCheck: Sendable {
         self.opaqueFormats = opaqueFormats.subtracting(["raw", "auto"])
     }
 
+    /// Who holds a lock on the file at `path` that keeps others from reading or writing it: "PATH is locked by NAME, process
+    /// N". nil if nobody does.
+    public static func lockHolder(_ path: String, writes: Bool) -> String? {
+        guard case .file? = StorageID(path: path) else { return nil }
+        return FileLocks(path: path)?.conflict(writes: writes).map { "\(path) \($0)" }
+    }
+
     private var isOpaque: Bool { opaqueFormats.contains(format) }
 
     /// A path, where a format and a path with two '/' look like a URI.
@@ -122,9 +129,7 @@ public struct SharingCheck: Sendable {
 
     /// Who has claimed the storage without a name that is listed anywhere, if anybody.
     private func claim(_ storage: StorageID, _ path: String, _ topology: BlockTopology) -> String? {
-        if case .file = storage {
-            if let holder = FileLocks(path: path)?.conflict(writes: mode == .writes) { return "\(location) \(holder)" }
-        }
+        if let holder = Self.lockHolder(path, writes: mode == .writes) { return holder }
         guard mode == .writes else { return nil }
         for device in topology.above(storage).union([storage]) {
             guard let name = device == storage ? path : topology.devices[device].map({ "/dev/\($0.name)" }),

@@ -77,7 +77,10 @@ func confinement(_ command: SettingValues) -> ConfinementSettings? {
 func openStore<Platform: XenPlatform>(
     _ platform: Platform, _ options: inout VBDOptions
 ) throws(OperationError) -> any XenStore {
-    if options.storageSource == .params { options.sharing = SharingCheck.examine(options, try platform.openStore()) }
+    // One that stands by would find that the worker before it has the storage.
+    if options.storageSource == .params, options.standby == nil {
+        options.sharing = SharingCheck.examine(options, try platform.openStore())
+    }
     guard let settings = options.confinement else { return try platform.openStore() }
     let log = Log(name: "xbb-store \(options.shortName)", level: .warning).limited(by: LogLimit())
     return try KeeperProcess.start(backendPath: options.backendPath, log: log, open: platform.openStore) {

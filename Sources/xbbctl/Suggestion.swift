@@ -5,8 +5,8 @@ import Settings
 
 /// Looks for slips in a command line.
 enum Suggestion {
-    /// Options that stand before a subcommand and have a value.
-    private static let valued = ["--socket", "--loopback"]
+    /// Options that stand before a subcommand and have a value; the last one is the parser's own.
+    private static let valued = ["--socket", "--loopback", "--generate-completion-script"]
 
     /// The first word that is neither an option nor the value of one.
     static func command(in words: [String]) -> String? {

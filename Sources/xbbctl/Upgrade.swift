@@ -17,6 +17,8 @@ extension XBBCtl {
                 """)
         @ParentCommand var parent: XBBCtl
         @OptionGroup var device: OptionalDevice
+        @Option(help: DeviceWords.kindHelp)
+        var kind: String?
         @Option(help: ArgumentHelp("How long to wait for the new workers.", valueName: "seconds"))
         var timeout = 30.0
         @OptionGroup var connection: Connection
@@ -25,12 +27,15 @@ extension XBBCtl {
             guard (0.1...86400).contains(timeout) else {
                 throw ValidationError("--timeout \(timeout): expected 0.1 to 86400 seconds")
             }
+            if let kind, !VBDAddress.isKind(kind) {
+                throw ValidationError("--kind '\(kind)': expected a name such as vbd, qdisk or vbd3")
+            }
         }
 
         func run() throws {
             try perform { () throws(ControlError) in
                 let connection = connection.over(parent.connection)
-                let told = try connection.ask(.upgrade(try device.reference(connection))).value["vbds"]?.elements ?? []
+                let told = try connection.ask(.upgrade(try device.reference(connection, kind: kind))).value["vbds"]?.elements ?? []
                 var old: [String: UInt64] = [:]
                 for entry in told {
                     if let name = entry["vbd"]?.string, let process = entry["pid"]?.unsigned { old[name] = process }

@@ -212,18 +212,15 @@ struct OptionalDevice: ParsableArguments {
     @Argument(help: DeviceWords.deviceHelp, completion: Completions.devices)
     var vdev: String?
 
-    @Option(help: DeviceWords.kindHelp)
-    var kind: String?
-
     func validate() throws {
         guard let domid else { return }
         guard let vdev else {
             throw ValidationError("domain \(domid): expected one of its virtual devices too, as in \(domid) xvda")
         }
-        try DeviceWords.check(domain: domid, device: vdev, kind: kind)
+        try DeviceWords.check(domain: domid, device: vdev, kind: nil)
     }
 
-    func reference(_ connection: Connection) throws(ControlError) -> VBDReference? {
+    func reference(_ connection: Connection, kind: String? = nil) throws(ControlError) -> VBDReference? {
         guard let domid, let vdev else { return nil }
         return try DeviceWords.reference(domain: domid, device: vdev, kind: kind, connection)
     }

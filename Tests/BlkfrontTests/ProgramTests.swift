@@ -108,6 +108,32 @@ import XenLoopback
         try lab.stop()
     }
 
+    /// A copy of a sparse image takes no storage where the image has none.
+    @Test func whatIsZeroIsNotWritten() throws {
+        let lab = try DeviceLab(joins: false)
+        let host = try lab.host()
+        host.disk.store([UInt8](repeating: 0xaa, count: 4096), at: 1 << 20)
+        let (status, output) = try nbdkit(
+            lab, "",
+            "qemu-io -f raw -t none \"$uri\" -c 'write -z 0 1M' -c 'write -z -u 2M 1M'")
+        #expect(status == 0 && !output.contains("rror"), "\(output)")
+        #expect(host.disk.counts.writes == 0)
+        let (again, text) = try nbdkit(lab, "", "qemu-io -f raw -t none \"$uri\" -c 'write -z 0 4M'")
+        #expect(again == 0 && !text.contains("rror"), "\(text)")
+        #expect(host.disk.bytes(at: 0, count: 4 << 20).allSatisfy { $0 == 0 })
+        try lab.stop()
+    }
+
+    /// The command of --run has an answer, and does not wait at a socket that nobody serves.
+    @Test(arguments: ["vdev=xvdc", "vdev=xvda vdev=xvdc"])
+    func aMissingDiskIsAnErrorOfTheClient(arguments: String) throws {
+        let lab = try DeviceLab(joins: false)
+        _ = try lab.host()
+        let (status, output) = try nbdkit(lab, arguments, "nbdinfo --size \"$uri\"")
+        #expect(status != 0 && output.contains("device/vbd/51744/backend is missing"), "\(output)")
+        try lab.stop()
+    }
+
     @Test func aDeadDeviceIsAnErrorOfTheClient() throws {
         let lab = try DeviceLab(joins: false)
         var settings = ToySettings()
@@ -161,6 +187,22 @@ import XenLoopback
         #expect(status == 0 && output.contains("verified: ") && output.contains("IOPS"), "\(output)")
         (status, output) = try blkfront(lab, "load --rw read --bs 44k --depth 4 --time 0.2 --json")
         #expect(status == 0 && output.contains("\"ok\":true") && output.contains("\"p99.9\""), "\(output)")
+        try lab.stop()
+    }
+
+    /// What cannot be loaded is not left connected.
+    @Test func aDiskThatIsRefusedIsGivenBack() throws {
+        let lab = try DeviceLab(joins: false)
+        var settings = ToySettings()
+        settings.keys["info"] = "4"
+        _ = try lab.host(settings: settings)
+        for (options, text) in [("--rw write", "read-only"), ("--rw randrw --bs 512-4k --verify history", "writable")] {
+            let (status, output) = try blkfront(lab, "load \(options)")
+            #expect(status == 1 && output.contains(text), "\(output)")
+            let store = try lab.xen.platform().openStore()
+            #expect(try store.text("/local/domain/\(lab.domainID)/device/vbd/51712/state") == "6")
+        }
+        #expect(try lab.report().grantedReferences == 0)
         try lab.stop()
     }
 

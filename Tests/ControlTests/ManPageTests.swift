@@ -2,6 +2,7 @@
 import PluginHost
 import Base
 import CLinux
+import Foundation
 import Glibc
 import Testing
 
@@ -88,6 +89,25 @@ import Testing
             $0 == ".Cm \(command)" || $0.hasPrefix(".Cm \(command) ") || $0.hasPrefix(".Cm \(command)\n")
         }
         #expect(named(in: String(try #require(synopsis))) == options.subtracting(common))
+    }
+
+    @Test("the packages have the documents that their pages name") func documents() throws {
+        let root = Self.package
+        let folder = root + "/debian"
+        let shipped = try FileManager.default.contentsOfDirectory(atPath: folder).filter { $0.hasSuffix(".docs") }
+            .flatMap { try String(contentsOfFile: "\(folder)/\($0)", encoding: .utf8).split(separator: "\n") }
+            .map { $0.split(separator: "/").last.map(String.init) ?? "" }
+        var texts = try FileManager.default.contentsOfDirectory(atPath: root + "/docs/man").map {
+            "\(root)/docs/man/\($0)"
+        }
+        texts.append(folder + "/xbb.README.Debian")
+        for path in texts {
+            let words = try String(contentsOfFile: path, encoding: .utf8).split { " \n,;()".contains($0) }
+            for word in words where word.hasSuffix(".md") {
+                let name = word.split(separator: "/").last.map(String.init) ?? ""
+                #expect(shipped.contains(name), "\(path) names \(word)")
+            }
+        }
     }
 
     @Test("exit statuses of the page are those of the program") func exitStatuses() throws {

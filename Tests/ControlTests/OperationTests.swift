@@ -65,6 +65,23 @@ import Testing
         #expect(disks.map { $0["queue_depth"] } == [.number("0"), .null, .number("0")])
     }
 
+    @Test("the busiest disks come first, and what the screen has no room for is counted") func order() throws {
+        func look(_ second: Double, _ factor: Int) throws -> [DiskSample] {
+            try (1...40).map { disk in
+                let busy = disk == 7 ? 900 : disk == 31 ? 400 : 0
+                return try sample(
+                    "vbd/\(disk)/51712", second: second,
+                    stats(reads: busy * factor, writes: 0, received: busy * factor, "[]"))
+            }
+        }
+        let report = TopReport.json(before: try look(1, 0), now: try look(2, 1))
+        let order = (report["vbds"]?.elements ?? []).compactMap { $0["domid"]?.unsigned }
+        #expect(order.prefix(4) == [7, 31, 1, 2] && order.count == 40)
+        let lines = TopReport.lines(report, rows: 10, columns: 30)
+        #expect(lines.count == 10 && lines.last == "... and 32 more" && lines.allSatisfy { $0.count <= 30 })
+        #expect(TopReport.lines(report, rows: 41).count == 41)
+    }
+
     @Test("xbbctl top --once --json") func once() throws {
         let lab = try DaemonLab()
         _ = try lab.makeNode(1, 51712)

@@ -59,28 +59,26 @@ extension EndToEnd {
             lab.stop()
         }
 
-        @Test func afterXlsDetachTheStorageIsFree() throws {
-            for kind in ["vbd", "qdisk"] {
-                let lab = try LibxlLab(kinds: [kind])
-                let guest = try lab.guest()
-                let volume = try Volume(lab)
-                for round in 1...10 {
-                    if round > 1 { try volume.mount() }
-                    let disk = LibxlDisk(kind: kind, guest: guest.id, params: "raw:\(volume.image)")
-                    if kind == "vbd" {
-                        #expect(try lab.add(disk).status == 0, "\(lab.log)")
-                    } else {
-                        try lab.makeNodes(disk)
-                        try eventually("it is open") { try lab.key("hotplug-status", of: disk) == "connected" }
-                    }
-                    try use(lab, disk, guest)
-                    // State 6 and, where there is one, the script: xl waits for nothing else.
-                    try lab.remove(disk)
-                    try volume.unmount()
+        @Test(arguments: ["vbd", "qdisk"]) func afterXlsDetachTheStorageIsFree(kind: String) throws {
+            let lab = try LibxlLab(kinds: [kind])
+            let guest = try lab.guest()
+            let volume = try Volume(lab)
+            for round in 1...10 {
+                if round > 1 { try volume.mount() }
+                let disk = LibxlDisk(kind: kind, guest: guest.id, params: "raw:\(volume.image)")
+                if kind == "vbd" {
+                    #expect(try lab.add(disk).status == 0, "\(lab.log)")
+                } else {
+                    try lab.makeNodes(disk)
+                    try eventually("it is open") { try lab.key("hotplug-status", of: disk) == "connected" }
                 }
-                #expect(!lab.log.contains("next worker in"), "\(lab.log)")
-                lab.stop()
+                try use(lab, disk, guest)
+                // State 6 and, where there is one, the script: xl waits for nothing else.
+                try lab.remove(disk)
+                try volume.unmount()
             }
+            #expect(!lab.log.contains("next worker in"), "\(lab.log)")
+            lab.stop()
         }
 
         /// A removal whose worker does not end says so and does not wait for ever.

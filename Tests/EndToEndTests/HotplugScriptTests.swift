@@ -209,7 +209,8 @@ extension EndToEnd {
             #expect(try refusal(lab, disk(1, 51744, link, "r")).has("mode w"))
             // One guest in two domains, as while it migrates on one host: the script leaves it to the image's lock.
             for guest in [0, 2] { try lab.store.write("/local/domain/\(guests[guest])/vm", "/vm/one") }
-            #expect(try refusal(lab, disk(0, 51760, image, "w")).has("is in use"))
+            let locked = try refusal(lab, disk(0, 51760, image, "w"))
+            #expect(locked.has("is in use") && locked.has("is locked by xbb-vbd, process "), "\(locked)")
             lab.stop()
         }
 
@@ -293,6 +294,24 @@ extension EndToEnd {
             #expect(result.status == 1 && result.seconds >= 1, "\(result)")
             #expect(try lab.key("hotplug-error", of: other)?.has("within 2 s: is xbbd running?") == true)
             #expect(try lab.key("hotplug-status", of: other) == "error")
+            lab.stop()
+        }
+
+        /// XBB refuses such nodes before the script runs: the reason is told, and not that the state is another one.
+        @Test func nodesThatXBBRefusesAreRefusedWithTheReason() throws {
+            let lab = try LibxlLab()
+            let guest = try lab.guest().id
+            let image = try lab.image()
+            let named = LibxlDisk(guest: guest, params: "raw:\(image)")
+            try lab.makeNodes(named)
+            try lab.store.write("\(named.back)/params", Array("raw:/srv/".utf8) + [0xff, 0xfe], in: .none)
+            #expect(try lab.run("add", named).status == 1)
+            #expect(try lab.key("hotplug-error", of: named)?.has("the target is not UTF-8") == true)
+            let moded = LibxlDisk(guest: guest, number: 51728, params: "raw:\(image)", mode: "sideways")
+            try lab.makeNodes(moded)
+            try eventually("an answer") { try lab.key("hotplug-status", of: moded) == "error" }
+            #expect(try lab.run("add", moded).status == 1)
+            #expect(try lab.key("hotplug-error", of: moded)?.has("mode") == true)
             lab.stop()
         }
 

@@ -272,11 +272,13 @@ final class LibxlLab {
         return device
     }
 
-    /// What libxl writes to have a disk back: libxl__initiate_device_generic_remove.
+    /// What libxl writes to have a disk back: libxl__initiate_device_generic_remove. A state 6 stays.
     func requestRemoval(_ disk: LibxlDisk) throws {
         try store.transaction { transaction throws(OperationError) in
             try store.write("\(disk.back)/online", "0", in: transaction)
-            try store.write("\(disk.back)/state", "5", in: transaction)
+            if try store.text("\(disk.back)/state", in: transaction) != "6" {
+                try store.write("\(disk.back)/state", "5", in: transaction)
+            }
         }
     }
 

@@ -122,6 +122,8 @@ public final class FrontDevice {
 
     /// Waits until the backend is in InitWait.
     public func awaitInitWait() throws(BlkfrontError) {
+        // Toolstacks make both ends at once: what is not there now does not come.
+        if try text("\(backendPath)/state") == nil { throw .closed("there is no backend at \(backendPath)") }
         let state = try awaitBackend("reach InitWait") { $0 == .initWait || $0 == .closing }
         if state == .closing { throw .closed("the backend closes\(try reason())") }
     }

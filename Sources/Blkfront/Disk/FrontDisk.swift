@@ -111,6 +111,20 @@ public final class FrontDisk: @unchecked Sendable {
         try run(FrontIO(.write, offset: offset, byteCount: count, memory: .zeroes))
     }
 
+    /// Makes `count` bytes at `offset` zero. Parts that are zero already are read and not written, so that they take no
+    /// storage that they did not take before.
+    public func makeZero(at offset: UInt64, count: UInt64, part: Int = 1 << 20) throws(BlkfrontError) {
+        var position = offset
+        let (end, overflow) = offset.addingReportingOverflow(count)
+        guard !overflow, part > 0 else { throw .invalid("\(count) bytes at \(offset)") }
+        while position < end {
+            let length = min(end - position, UInt64(part))
+            let bytes = try read(at: position, count: Int(length))
+            if bytes.contains(where: { $0 != 0 }) { try writeZeroes(at: position, count: length) }
+            position += length
+        }
+    }
+
     /// Makes all writes that were answered before durable.
     public func flush() throws(BlkfrontError) {
         try finish(startFlush())

@@ -28,17 +28,22 @@ public struct StoreOwner: Equatable, Sendable {
     static let usualPlace = SettingsSchema.usualRunDirectory + "/xenstore.lock"
     private static let usualSockets = ["/run/xenstored/socket", "/var/run/xenstored/socket"]
 
-    /// The claim's file for the XenStore of the loopback Xen in `loopback`, or else of the environment or the machine.
-    static func place(loopback: String?) -> String {
+    /// Where the claim of the XenStore of the loopback Xen in `loopback`, or else of the environment or the machine, may be:
+    /// beside the socket, or where that cannot be written, among our own files under the numbers of the socket's folder.
+    static func places(loopback: String?) -> [String] {
         let variable = unsafe getenv("XENSTORED_PATH").map { unsafe String(cString: $0) }
         guard let socket = loopback.map({ LoopbackPlace.storeSocket(in: $0) }) ?? variable,
             let folder = realPath(InstallPaths.folder(of: DaemonProcess.absolute(socket)))
-        else { return usualPlace }
+        else { return [usualPlace] }
         let name = socket.split(separator: "/").last.map(String.init) ?? ""
         let path = "\(folder)/\(name)"
         // A link leads to the same XenStore.
         let target = realPath(path) ?? path
-        return usualSockets.contains(target) ? usualPlace : "\(target).xbbd.lock"
+        if usualSockets.contains(target) { return [usualPlace] }
+        var status = stat()
+        guard unsafe stat(InstallPaths.folder(of: target), &status) == 0 else { return ["\(target).xbbd.lock"] }
+        let numbers = "\(status.st_dev)-\(status.st_ino)"
+        return ["\(target).xbbd.lock", SettingsSchema.usualRunDirectory + "/xenstore-\(numbers).lock"]
     }
 
     private static func realPath(_ path: String) -> String? {
@@ -48,43 +53,57 @@ public struct StoreOwner: Equatable, Sendable {
     }
 
     /// Takes the claim for the caller, whose run directory is `runDirectory`. Throws who has it.
-    ///
-    /// Somebody who looks holds it for a moment: it is tried for half a second.
     static func claim(loopback: String?, own: DomainID, runDirectory: String) throws(OperationError) -> FileLock {
-        let path = place(loopback: loopback)
-        if path == usualPlace { _ = unsafe mkdir(InstallPaths.folder(of: path), 0o755) }
-        var attempts = 50
-        while true {
-            switch try FileLock.attempt(path) {
-            case .taken(let lock): return lock
-            case .held(let note):
-                attempts -= 1
-                if attempts > 0 {
-                    usleep(10_000)
-                    continue
-                }
-                let owner = StoreOwner(note: note)
-                let who = owner.process.map { "xbbd, process \($0)" } ?? "another xbbd"
-                let place = owner.runDirectory.map { ", with the run directory \($0)" } ?? ""
-                throw OperationError(
-                    .system,
-                    "\(who)\(place), serves the disks of domain \(own) already: two would serve them twice. End it first "
-                        + "(systemctl stop xbbd)"
-                        + (owner.runDirectory.map { ", or use it: xbbctl --socket \($0)/xbbd.sock" } ?? ""))
+        var refused: OperationError?
+        for path in places(loopback: loopback) {
+            if path.hasPrefix(SettingsSchema.usualRunDirectory + "/") {
+                _ = unsafe mkdir(SettingsSchema.usualRunDirectory, 0o755)
+            }
+            do throws(OperationError) {
+                return try claim(path, own: own)
+            } catch {
+                guard [EROFS, EACCES, EPERM].contains(error.code) else { throw error }
+                refused = error
             }
         }
+        throw refused ?? OperationError(ENOENT, "claim the XenStore")
+    }
+
+    /// Somebody who looks holds the lock for a moment: it is tried for half a second.
+    private static func claim(_ path: String, own: DomainID) throws(OperationError) -> FileLock {
+        var note = ""
+        for _ in 0..<50 {
+            switch try FileLock.attempt(path) {
+            case .taken(let lock): return lock
+            case .held(let text): note = text
+            }
+            usleep(10_000)
+        }
+        let owner = StoreOwner(note: note)
+        let who = owner.process.map { "xbbd, process \($0)" } ?? "another xbbd"
+        let place = owner.runDirectory.map { ", with the run directory \($0)" } ?? ""
+        throw OperationError(
+            .option,
+            "\(who)\(place), serves the disks of domain \(own) already: two would serve them twice. End it first "
+                + "(systemctl stop xbbd)"
+                + (owner.runDirectory.map { ", or use it: xbbctl --socket \($0)/xbbd.sock" } ?? ""))
     }
 
     /// Looks who serves the XenStore of a loopback Xen, or else of the environment or the machine.
     public static func find(loopback: String?) -> Finding {
-        let path = place(loopback: loopback)
-        let raw = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0)
-        // An xbbd that makes no claim may be there; its socket is.
-        guard raw >= 0 else { return .unknown }
-        let file = Descriptor(owning: raw)
-        if flock(raw, LOCK_SH | LOCK_NB) == 0 { return .nobody }
-        guard errno == EWOULDBLOCK, case .bytes(let note) = file.readAvailable(limit: 512) else { return .unknown }
-        return .served(StoreOwner(note: String(decoding: note, as: UTF8.self)))
+        var finding = Finding.unknown
+        for path in places(loopback: loopback) {
+            let raw = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0)
+            // An xbbd that makes no claim may be there; its socket is.
+            guard raw >= 0 else { continue }
+            let file = Descriptor(owning: raw)
+            if flock(raw, LOCK_SH | LOCK_NB) == 0 {
+                finding = .nobody
+            } else if errno == EWOULDBLOCK, case .bytes(let note) = file.readAvailable(limit: 512) {
+                return .served(StoreOwner(note: String(decoding: note, as: UTF8.self)))
+            }
+        }
+        return finding
     }
 
     /// What the holder writes into the file.

@@ -60,7 +60,7 @@ extension VBDWorker {
             try platform.prepare(queues: disk.mostQueues)
         } _: { [self] result in
             switch result {
-            case .failure(let error): pending.append(.deviceOpenFailed(error.description))
+            case .failure(let error): pending.append(.deviceOpenFailed(explained(error, request).description))
             case .success(let device):
                 disk.open(device, for: request)
                 KillPoint.reach(.opened)

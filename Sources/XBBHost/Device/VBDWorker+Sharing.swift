@@ -26,6 +26,13 @@ extension VBDWorker {
         if let conflict = finding.conflicts.first { throw OperationError(.open, conflict) }
         return sharing == .shares || finding.isSameGuest && isDevice
     }
+
+    /// Why storage could not be opened, with who holds the lock where a plugin found one.
+    func explained(_ error: OperationError, _ request: DeviceRequest) -> OperationError {
+        let holder = SharingCheck.lockHolder(request.image.path, writes: !request.isReadOnly)
+        guard !opener.isConfined, let holder, !error.description.contains(holder) else { return error }
+        return OperationError(.open, "\(error): \(holder)")
+    }
 }
 
 extension SharingCheck {
