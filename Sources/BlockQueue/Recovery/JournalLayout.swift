@@ -42,6 +42,10 @@ package enum JournalLayout {
     package static let pluginOffset = 112
     /// Images of the chain that stand from ``chainOffset``; 0 in journals of workers that did not write them.
     package static let chainCountOffset = 144
+    /// The last process that served and let go with every request answered: its number, which is stored last and is 0
+    /// while there is none, and its start time in clock ticks. Readers of versions that did not write it do not look.
+    package static let handOverProcessOffset = 148
+    package static let handOverStartOffset = 152
     package static let chainOffset = 160
     package static let identitySize = 16
     package static let mostImages = 64

@@ -65,7 +65,12 @@ extension Supervisor {
     private func standbySpoke(_ record: Record) {
         guard let standby = record.standby, standby.receiveReady(loop) else { return }
         guard case .preparing(let program) = record.replacement, let process = record.process else { return }
-        guard standby.call(after: nil, with: record.storage, loop) else { return }
+        do throws(OperationError) {
+            guard try standby.call(after: nil, from: process.identity, with: record.storage, loop) else { return }
+        } catch {
+            dismiss(record)
+            return refuse(record, "\(error)")
+        }
         process.send(SIGTERM)
         record.replacement = .draining(program)
         log(record.address).info("\(record.address): worker \(process.process) is told to hand over")
@@ -121,9 +126,20 @@ extension Supervisor {
     /// called.
     func promote(_ record: Record) -> (process: WorkerProcess, storage: StorageChannel?)? {
         guard let standby = record.standby else { return nil }
-        guard standby.isCalled || standby.call(after: record.lastExit, with: record.storage, loop) else {
-            dismiss(record)
-            return nil
+        do throws(OperationError) {
+            if standby.isCalled {
+                try FileLock.write(
+                    LockNote(holder: standby.process.identity), to: directory.workerLock(record.address))
+            } else if try !standby.call(after: record.lastExit, from: nil, with: record.storage, loop) {
+                dismiss(record)
+                return nil
+            }
+        } catch {
+            log(record.address).warning("\(record.address): \(error)")
+            if !standby.isCalled {
+                dismiss(record)
+                return nil
+            }
         }
         record.standby = nil
         loop.remove(standby.process.pidfd.raw)

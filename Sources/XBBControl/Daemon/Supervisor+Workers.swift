@@ -46,10 +46,18 @@ extension Supervisor {
                 return .started
             }
             let lock: FileLock
-            switch try FileLock.attempt(directory.workerLock(address)) {
-            case .taken(let taken): lock = taken
+            let path = directory.workerLock(address)
+            switch try FileLock.attempt(path) {
+            case .taken(let taken):
+                // An xbbd before this one called it, and it is about to take the lock that its predecessor has let go.
+                if let process = WorkerProcess.adopt(LockNote(reading: taken.note), ofLockAt: path, isFree: true) {
+                    try follow(process, record)
+                    log(address).info("\(address): worker \(process.process) takes over")
+                    return .started
+                }
+                lock = taken
             case .held(let note):
-                guard let process = WorkerProcess.adopt(note: note) else {
+                guard let process = WorkerProcess.adopt(LockNote(reading: note), ofLockAt: path) else {
                     if !record.loggedForeign {
                         log(address).warning("\(address): a process that xbbd does not know serves it")
                     }
@@ -73,7 +81,11 @@ extension Supervisor {
             let process = try WorkerProcess.spawn(arguments, kept: lock.file, third: channel?.other)
             // If xbbd crashes before this, the lock has no note: the next xbbd waits for the lock without knowing the
             // process.
-            lock.write(note: ProcessIdentity(running: process.process)?.note ?? "")
+            do throws(OperationError) {
+                try lock.write(LockNote(holder: process.identity))
+            } catch {
+                log(address).warning("\(address): \(error); an xbbd that is started now does not know its worker")
+            }
             do throws(OperationError) {
                 try follow(process, record)
             } catch {

@@ -96,7 +96,7 @@ public final class Supervisor {
             switch try FileLock.attempt(directory.lock) {
             case .taken(let lock): ownLock = lock
             case .held(let note):
-                let process = ProcessIdentity(note: note).map { ", process \($0.process)" } ?? ""
+                let process = LockNote(reading: note).holder.map { ", process \($0.process)" } ?? ""
                 throw OperationError(EADDRINUSE, "serve \(settings.runDirectory) beside another xbbd\(process)")
             }
             storeLock = try StoreOwner.claim(
@@ -107,8 +107,8 @@ public final class Supervisor {
         try detach()
         do throws(OperationError) {
             if let identity = ProcessIdentity(running: getpid()) {
-                ownLock.write(note: identity.note)
-                storeLock.write(note: StoreOwner.note(identity, runDirectory: settings.runDirectory))
+                try ownLock.write(note: identity.note)
+                try storeLock.write(note: StoreOwner.note(identity, runDirectory: settings.runDirectory))
             }
             signals = try SignalDescriptor.open([SIGTERM, SIGINT, SIGHUP])
             loop = try EventLoop()

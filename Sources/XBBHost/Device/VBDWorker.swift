@@ -95,14 +95,16 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     }
 
     private func standBy(_ channel: Int32) throws(OperationError) -> Bool {
-        try succession.standBy(channel, signals: loop.signals) { () throws(OperationError) -> Bool in
-            guard case .success(let node)? = try nodes.readBackend() else {
-                log.info("\(options.backendPath) does not exist any more, or breaks a rule")
-                return false
-            }
-            try opener.prepare(for: node)
-            return true
-        }
+        try succession.standBy(
+            channel, signals: loop.signals,
+            prepare: { () throws(OperationError) -> Bool in
+                guard case .success(let node)? = try nodes.readBackend() else {
+                    log.info("\(options.backendPath) does not exist any more, or breaks a rule")
+                    return false
+                }
+                try opener.prepare(for: node)
+                return true
+            }, hasHandedOver: disk.journal.isHandedOver)
     }
 
     /// Begins where the node stands.

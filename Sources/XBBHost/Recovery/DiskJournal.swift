@@ -86,6 +86,15 @@ final class DiskJournal {
         return mapping
     }
 
+    /// Says for whoever comes next that `process`, this one, has answered every request that it took. Without a file nobody
+    /// is told: then a successor goes on if the ring is empty.
+    func handOver(from process: ServingProcess?) {
+        if let process { file?.noteHandOver(of: process) }
+    }
+
+    /// `process` has said so, and nobody has served since.
+    func isHandedOver(by process: ServingProcess) -> Bool { file?.hasHandedOver(process) ?? false }
+
     /// All queues have begun theirs: from here on a successor can go on with it.
     func complete() {
         file?.complete()

@@ -11,6 +11,8 @@ final class JournalFile {
     let path: String
     private let descriptor: Int32
     private var mapping: JournalMapping?
+    /// The first page, while there is no ``mapping``.
+    private var view: JournalMapping?
 
     /// Opens or makes the file.
     init(path: String) throws(OperationError) {
@@ -56,6 +58,8 @@ final class JournalFile {
             throw OperationError(.journal, "it cannot be mapped", .errno(errno))
         }
         try connection.compare(with: mapping.pages)
+        // Before the first request is taken: what is in flight from here on was not handed over.
+        mapping.pages.storeRelease(0, at: JournalLayout.handOverProcessOffset)
         self.mapping = mapping
         return mapping
     }
@@ -86,6 +90,32 @@ final class JournalFile {
         connection.write(to: made.pages)
         mapping = made
         return made
+    }
+
+    /// Writes down that `process` has nothing in flight any more. Stores in this order: the time, then the number, which
+    /// decides.
+    func noteHandOver(of process: ServingProcess) {
+        guard let pages = firstPage else { return }
+        pages.store64(process.startTicks, at: JournalLayout.handOverStartOffset)
+        pages.storeRelease(process.process, at: JournalLayout.handOverProcessOffset)
+    }
+
+    /// The last process that served is `process`, and it has left nothing in flight.
+    func hasHandedOver(_ process: ServingProcess) -> Bool {
+        guard let pages = firstPage else { return false }
+        return pages.loadAcquire(at: JournalLayout.handOverProcessOffset) == process.process
+            && pages.load64(at: JournalLayout.handOverStartOffset) == process.startTicks
+    }
+
+    /// nil where no journal was begun yet.
+    private var firstPage: SharedPages? {
+        if let mapping { return mapping.pages }
+        guard size >= JournalLayout.pageSize,
+            let first = JournalMapping.map(descriptor, byteCount: JournalLayout.pageSize, entries: 0),
+            first.pages.load64(at: JournalLayout.magicOffset) == JournalLayout.magic
+        else { return nil }
+        view = first
+        return first.pages
     }
 
     /// All queues have begun theirs: from here on a successor can go on with it.
