@@ -30,7 +30,8 @@ struct WorkerLockTests {
         }
     }
 
-    @Test("only who has the lock is taken for its holder, only who waits for it for the next one") func holders() throws {
+    @Test("only who has the lock is taken for its holder, only who waits for it for the next one") func holders() throws
+    {
         let lab = try DaemonLab()
         let path = lab.root + "/lock"
         guard case .taken(let lock) = try FileLock.attempt(path) else { throw ControlError("lock") }
@@ -96,14 +97,17 @@ struct WorkerLockTests {
         try eventually("another one stands by") { lab.starts.count == 2 }
         for start in lab.starts {
             let process = try #require(Int32(start.split(separator: " ")[0]))
-            let flags = SmallFile.contents("/proc/\(process)/fdinfo/3", limit: 4096).map { String(decoding: $0, as: UTF8.self) }
+            let flags = SmallFile.contents("/proc/\(process)/fdinfo/3", limit: 4096).map {
+                String(decoding: $0, as: UTF8.self)
+            }
             let line = try #require(flags?.split(separator: "\n").first { $0.hasPrefix("flags:") })
             let mode = try #require(Int32(line.split(separator: "\t")[1], radix: 8))
             #expect(mode & O_ACCMODE == O_RDONLY, "\(start): \(line)")
         }
     }
 
-    @Test("an xbbd that dies while a worker hands over leaves two that the next one knows") func diesInBetween() throws {
+    @Test("an xbbd that dies while a worker hands over leaves two that the next one knows") func diesInBetween() throws
+    {
         let lab = try DaemonLab()
         let address = try lab.makeNode(1, 51712)
         lab.behave("vbd-1-51712", "deaf")

@@ -75,7 +75,7 @@ struct FakeWorker {
             exit(1)
         case "hand-over":
             usleep(200_000)
-            handOver()
+            handOver(path)
         case "desert":
             usleep(200_000)
             exit(0)
@@ -95,9 +95,11 @@ struct FakeWorker {
     }
 
     /// Ends, and leaves the disk to a successor.
-    static func handOver() -> Never {
-        ftruncate(3, 0)
-        pwrite(3, "handed over\n", 12, 0)
+    static func handOver(_ path: String) -> Never {
+        var note = [UInt8](repeating: 0, count: 128)
+        let count = pread(3, &note, note.count, 0)
+        let line = note.prefix(max(count, 0)).prefix { $0 != UInt8(ascii: "\n") }
+        try? LibXenStore().write("\(path)/xbb-handed-over", String(decoding: line, as: UTF8.self))
         flock(3, LOCK_UN)
         exit(0)
     }
@@ -131,7 +133,8 @@ struct FakeWorker {
     func run() throws {
         try store.watch(path, token: "")
         while true {
-            var entries = [store.watchFileDescriptor, word == "deaf" ? -1 : signals, word == "mute" ? -1 : listener].map {
+            var entries = [store.watchFileDescriptor, word == "deaf" ? -1 : signals, word == "mute" ? -1 : listener].map
+            {
                 pollfd(fd: $0, events: Int16(POLLIN), revents: 0)
             }
             poll(&entries, 3, -1)

@@ -42,10 +42,6 @@ package enum JournalLayout {
     package static let pluginOffset = 112
     /// Images of the chain that stand from ``chainOffset``; 0 in journals of workers that did not write them.
     package static let chainCountOffset = 144
-    /// The last process that served and let go with every request answered: its number, which is stored last and is 0
-    /// while there is none, and its start time in clock ticks. Readers of versions that did not write it do not look.
-    package static let handOverProcessOffset = 148
-    package static let handOverStartOffset = 152
     package static let chainOffset = 160
     package static let identitySize = 16
     package static let mostImages = 64
@@ -72,6 +68,9 @@ package enum JournalLayout {
 
     /// Bytes of a journal.
     package static func fileSize(queues: Int, entries: Int) -> Int { pageSize + queues * queueSize(entries: entries) }
+
+    /// Bytes of the largest journal: 9 MiB.
+    package static let mostBytes = fileSize(queues: mostQueues, entries: mostEntries)
 
     /// Where a slot begins in its queue.
     @inline(__always)

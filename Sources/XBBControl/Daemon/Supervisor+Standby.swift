@@ -44,11 +44,12 @@ extension Supervisor {
     func startStandby(_ record: Record, program: Descriptor?) throws(OperationError) -> Standby {
         var arguments = settings.workers.arguments(
             for: record.address, own: own, in: directory, predecessor: nil, standsBy: true,
-            keepsStorage: program == nil)
+            keepsStorage: program == nil, user: program == nil ? record.user : nil)
         if let program { arguments[0] = Self.path(of: program) }
         let standby = try Standby(
             arguments, lockPath: directory.workerLock(record.address), keepsStorage: program == nil,
             isPromised: record.storage != nil)
+        groups?.add(standby.process.process, to: record.address)
         do throws(OperationError) {
             try loop.add(standby.process.pidfd.raw) { [unowned self, unowned record] in standbyEnded(record) }
             if let channel = standby.channel {

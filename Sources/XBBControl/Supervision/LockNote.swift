@@ -91,7 +91,9 @@ struct LockFileFacts {
     }
 
     private func contains(_ process: Int32, _ isMeant: (Substring) -> Bool) -> Bool {
-        DirectoryListing.names(in: "/proc/\(process)/fdinfo").contains { Self.lines(process, $0).contains(where: isMeant) }
+        DirectoryListing.names(in: "/proc/\(process)/fdinfo").contains {
+            Self.lines(process, $0).contains(where: isMeant)
+        }
     }
 
     /// proc_pid_fdinfo(5). Reading it does not touch the open file, which may be on a server that does not answer.

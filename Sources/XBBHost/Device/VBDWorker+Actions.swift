@@ -69,13 +69,17 @@ extension VBDWorker {
         }
     }
 
-    /// Opens what the queues need of Xen; event channels of the frontend's domain alone can be bound with it.
+    /// Gets ready for confinement: opens what the queues need of Xen. Event channels of the frontend's domain alone can be
+    /// bound with it.
     private func prepareHandles() throws(OperationError) {
         let domain = nodes.frontendDomain
+        disk.journal.seal()
         if try platform.prepare(queues: disk.mostQueues, of: domain) { return }
         // Linux takes no 0 there: such a disk is the toolstack's own.
         log.write(
-            domain == 0 ? .info : .warning, "event channels of every domain can be bound: this system cannot restrict them\(domain == 0 ? " to domain 0" : "")")
+            domain == 0 ? .info : .warning,
+            "event channels of every domain can be bound: this system cannot restrict them\(domain == 0 ? " to domain 0" : "")"
+        )
     }
 
     private func connect(_ origin: VBDMachine.RingOrigin) {
@@ -135,7 +139,7 @@ extension VBDWorker {
             // A name that the next process gives to its own socket.
             control = nil
             // Before the lock is free: who has it then reads this.
-            disk.journal.handOver(from: succession.holder)
+            if let holder = succession.holder { nodes.publish(handedOverBy: holder) }
             succession.handOver()
             KillPoint.reach(.letGo)
         case .storeFailed: break

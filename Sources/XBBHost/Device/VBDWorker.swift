@@ -38,8 +38,12 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     /// Nothing is held any more.
     var exitReason: VBDMachine.ExitReason?
 
-    /// A worker that reads and writes its nodes through `store`. Opens the journal.
-    public init(platform: Platform, store: any XenStore, options: VBDOptions) throws(OperationError) {
+    /// A worker that reads and writes its nodes through `store`. Opens the journal, whose file `reserveJournal` sizes when
+    /// the process is confined; nil: the process keeps the file open.
+    public init(
+        platform: Platform, store: any XenStore, reserveJournal: ((_ bytes: Int) throws(OperationError) -> Void)? = nil,
+        options: VBDOptions
+    ) throws(OperationError) {
         self.platform = PreparedHandles(platform)
         self.options = options
         let numbers = options.backendPath.split(separator: "/").suffix(2)
@@ -49,10 +53,12 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         nodes = NodeStore(store, backendPath: options.backendPath)
         mailbox = try Mailbox()
         succession = try Succession(lock: options.lock, predecessor: options.predecessor, log: log)
-        disk = ServedDisk(platform: self.platform, options: options, mailbox: mailbox, log: log)
+        disk = ServedDisk(
+            platform: self.platform, options: options, mailbox: mailbox, reserve: reserveJournal, log: log)
         inherited = InheritedStorage(channel: options.storage, log: log)
         opener = StorageOpener(
-            options: options, nodes: nodes, mailbox: mailbox, inherited: inherited, calls: disk.calls, log: log)
+            options: options.withRoom(forQueues: disk.mostQueues), nodes: nodes, mailbox: mailbox, inherited: inherited,
+            calls: disk.calls, log: log)
         loop = WorkerLoop(mailbox: mailbox, signals: -1, output: nil)
         machine = VBDMachine(attachment: VBDMachine.Attachment(state: nil))
     }
@@ -104,7 +110,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
                 }
                 try opener.prepare(for: node)
                 return true
-            }, hasHandedOver: disk.journal.isHandedOver)
+            }, hasHandedOver: nodes.isHandedOver)
     }
 
     /// Begins where the node stands.

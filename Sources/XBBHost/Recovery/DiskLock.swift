@@ -28,7 +28,7 @@ final class DiskLock {
     }
 
     /// Waits until nobody else holds the lock. True if a process of an earlier version wrote into the file that it handed over;
-    /// others say so in the journal.
+    /// others say so in XenStore.
     func acquire() throws(OperationError) -> Bool {
         while flock(descriptor, LOCK_EX) != 0 {
             if errno != EINTR { throw OperationError(errno, "wait for the lock of the disk") }
@@ -36,8 +36,13 @@ final class DiskLock {
         return contents.elementsEqual(Self.handedOver.utf8)
     }
 
-    /// The process that serves, as xbbd wrote it down; nil if it did not.
-    var holder: ServingProcess? { contents.split(separator: UInt8(ascii: "\n")).first.flatMap { ServingProcess($0) } }
+    /// The process that serves, as xbbd wrote it down, "4711 123456": its number and the time of its start, which no two have
+    /// in common. nil if xbbd did not.
+    var holder: String? {
+        let line = String(decoding: contents.prefix { $0 != UInt8(ascii: "\n") }, as: UTF8.self)
+        let numbers = line.split(separator: " ", omittingEmptySubsequences: false).map { UInt64($0) }
+        return numbers.count == 2 && !numbers.contains(nil) ? line : nil
+    }
 
     /// Writes into the file who holds the lock. An xbbd of an earlier version expects this of whoever takes over; of this
     /// version it writes itself, and the descriptor is read-only.
@@ -57,19 +62,5 @@ final class DiskLock {
         // Within the closure the buffer is valid, and its size is passed on.
         let count = unsafe bytes.withUnsafeMutableBytes { unsafe pread(descriptor, $0.baseAddress, $0.count, 0) }
         return bytes.prefix(max(count, 0))
-    }
-}
-
-/// A process by its number and the time of its start, in clock ticks since boot: no two have both in common.
-struct ServingProcess: Equatable {
-    let process: UInt32
-    let startTicks: UInt64
-
-    /// Reads "4711 123456".
-    init?(_ line: some Sequence<UInt8>) {
-        let parts = String(decoding: Array(line), as: UTF8.self).split(separator: " ")
-        guard parts.count == 2, let process = UInt32(parts[0]), process > 0, let ticks = UInt64(parts[1]) else { return nil }
-        self.process = process
-        startTicks = ticks
     }
 }

@@ -42,7 +42,6 @@ struct JournalConnection: Equatable, Sendable {
     /// Writes the first page, all but the state.
     func writeFirstPage(to pages: SharedPages) {
         let queueSize = JournalLayout.queueSize(entries: entries)
-        pages.storeRelease(0, at: JournalLayout.handOverProcessOffset)
         pages.store64(JournalLayout.magic, at: JournalLayout.magicOffset)
         pages.store(JournalLayout.version, at: JournalLayout.versionOffset)
         let fileSize = JournalLayout.fileSize(queues: rings.count, entries: entries)

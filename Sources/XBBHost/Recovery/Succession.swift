@@ -47,10 +47,10 @@ final class Succession {
 
     /// Prepares, says that it is ready, and returns true with the lock held when it is this process's turn; false where it
     /// is not needed any more. `prepare` is false where there is no disk to serve; `hasHandedOver` is asked, with the lock
-    /// held, whether the process that served when this one was ready has left nothing in flight.
+    /// held, whether the process that served when this one was ready has said that nothing is in flight.
     func standBy(
         _ channel: Int32, signals: Int32, prepare: () throws(OperationError) -> Bool,
-        hasHandedOver: (ServingProcess) -> Bool
+        hasHandedOver: (_ process: String) -> Bool
     ) throws(OperationError) -> Bool {
         guard let lock else { throw OperationError(EINVAL, "stand by without a lock") }
         defer { close(channel) }
@@ -103,7 +103,7 @@ final class Succession {
     }
 
     /// This process, as the one that serves; nil where xbbd has not written it down.
-    var holder: ServingProcess? { lock?.holder }
+    var holder: String? { lock?.holder }
 
     /// Lets the next process begin: the last thing that this one does with the disk, whose storage is closed.
     func handOver() { lock?.handOver() }

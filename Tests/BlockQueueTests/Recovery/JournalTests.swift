@@ -129,32 +129,6 @@ struct JournalTests {
         #expect(try !isSame([Self.image(7, 1)]))
     }
 
-    @Test("who handed over is known until somebody serves again, and nobody else is taken for it")
-    func handOver() throws {
-        let file = try TemporaryFile()
-        let one = try #require(ServingProcess("4711 123456".utf8))
-        let other = try #require(ServingProcess("4711 123457".utf8))
-        let empty = try JournalFile(path: file.path)
-        empty.noteHandOver(of: one)
-        #expect(!empty.hasHandedOver(one), "there is no journal yet")
-        let written = try JournalFile(path: file.path)
-        _ = try written.begin(Self.connection())
-        written.complete()
-        #expect(!(try JournalFile(path: file.path)).hasHandedOver(one))
-        written.noteHandOver(of: one)
-        let read = try JournalFile(path: file.path)
-        #expect(read.hasHandedOver(one) && !read.hasHandedOver(other))
-        _ = try read.adopt(Self.connection())
-        #expect(!read.hasHandedOver(one), "what is taken from now on was not handed over")
-        read.noteHandOver(of: other)
-        #expect(written.hasHandedOver(other))
-        _ = try read.begin(Self.connection { $0.entries = 64 })
-        #expect(!written.hasHandedOver(other))
-        for text in ["", "handed over", "0 1", "4711", "4711 1 2", "-1 2", "99999999999 1"] {
-            #expect(ServingProcess(text.utf8) == nil, "\(text)")
-        }
-    }
-
     @Test("a file of any other length is refused, and nothing is read beyond its end")
     func lengths() throws {
         let file = try TemporaryFile()
