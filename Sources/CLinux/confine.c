@@ -41,6 +41,48 @@ int clinux_limit_resources(uint64_t memory, uint64_t seconds)
                    setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0}) != 0 ? -1 : 0;
 }
 
+static int lower(__rlimit_resource_t resource, uint64_t value)
+{
+    struct rlimit limit;
+    if (getrlimit(resource, &limit) != 0) return -1;
+    if (limit.rlim_max > value) limit.rlim_max = (rlim_t)value;
+    if (limit.rlim_cur > limit.rlim_max) limit.rlim_cur = limit.rlim_max;
+    return setrlimit(resource, &limit);
+}
+
+int clinux_limit_worker(uint64_t memory, uint64_t descriptors, uint64_t tasks)
+{
+    unsigned long pages = 0;
+    FILE *file = fopen("/proc/self/statm", "re");
+    /* The sixth number: data and stack. */
+    if (!file || fscanf(file, "%*u %*u %*u %*u %*u %lu", &pages) != 1) {
+        if (file) fclose(file);
+        else return -1;
+        errno = EIO;
+        return -1;
+    }
+    fclose(file);
+    uint64_t data = (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
+    return lower(RLIMIT_DATA, data + memory) != 0 || lower(RLIMIT_NOFILE, descriptors) != 0 || lower(RLIMIT_CORE, 0) != 0 ||
+                   (tasks > 0 && lower(RLIMIT_NPROC, tasks) != 0) ? -1 : 0;
+}
+
+int clinux_unprotect(void)
+{
+    static const char path[] = "/proc/self/oom_score_adj";
+    int score = 0, result = 0;
+    FILE *file = fopen(path, "re");
+    if (!file) return errno == ENOENT ? 0 : -1;
+    if (fscanf(file, "%d", &score) != 1) score = 0;
+    fclose(file);
+    if (score >= 0) return 0;
+    file = fopen(path, "we");
+    if (!file) return -1;
+    if (fputs("0", file) < 0) result = -1;
+    if (fclose(file) != 0) result = -1;
+    return result == 0 ? 1 : -1;
+}
+
 int clinux_no_new_privileges(void) { return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); }
 
 int clinux_no_capabilities(void)

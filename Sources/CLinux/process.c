@@ -4,6 +4,7 @@
 #include <grp.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/xattr.h>
 
 extern char **environ;
 
@@ -39,6 +40,12 @@ int clinux_spawn(const char *path, char *const arguments[], int output, int kept
     posix_spawn_file_actions_destroy(&actions);
     posix_spawnattr_destroy(&attributes);
     return error;
+}
+
+int clinux_has_mark(const char *path, const char *name)
+{
+    char value[2];
+    return getxattr(path, name, value, sizeof value) == 1 && value[0] == '1';
 }
 
 pid_t clinux_fork(void) { return fork(); }

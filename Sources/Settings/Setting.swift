@@ -50,6 +50,24 @@ public struct TextRule: Sendable {
         !text.isEmpty && !text.contains { " \t:/,".contains($0) }
     }
 
+    /// "none", or the first and the last number of a range of users, of at least 1000 each.
+    public static let userNumbers = TextRule(expected: "none or two numbers from 1000, such as 64000-64999") {
+        $0 == "none" || range($0) != nil
+    }
+
+    /// The range that ``userNumbers`` takes.
+    public static func range(_ text: String) -> ClosedRange<UInt32>? {
+        let ends = text.split(separator: "-", omittingEmptySubsequences: false).map { UInt32($0) }
+        guard ends.count == 2, let first = ends[0], let last = ends[1], first >= 1000, first <= last, last < .max
+        else { return nil }
+        return first...last
+    }
+
+    /// "auto", "none", or an absolute path.
+    public static let controlGroup = TextRule(expected: "auto, none or a path that begins with '/'") {
+        $0 == "auto" || $0 == "none" || $0.hasPrefix("/") && !$0.contains("/..") && $0.utf8.count > 1
+    }
+
     /// A name that can stand below "backend" in XenStore: a letter, then letters, digits, '-' and '_', at most 32.
     public static let backendKind = TextRule(expected: "a name such as vbd, qdisk or vbd3") { text in
         let bytes = text.utf8

@@ -58,6 +58,9 @@ public struct SettingValues: Equatable, Sendable {
     public func value(of setting: Setting<Int>) -> Int { self[setting] ?? setting.usual ?? 0 }
 
     /// What was given, else what is usual.
+    public func value(of setting: Setting<String>) -> String { self[setting] ?? setting.usual ?? "" }
+
+    /// What was given, else what is usual.
     public func value(of setting: Setting<[String]>) -> [String] { self[setting] ?? setting.usual ?? [] }
 
     /// What was given here, and for the rest what was given in `lower`.

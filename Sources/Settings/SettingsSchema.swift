@@ -92,6 +92,22 @@ public enum SettingsSchema {
         workerForm: .option)
     /// The ``user`` that is taken, where there is one, when nobody names another one.
     public static let usualUser = "xbb"
+    /// The numbers of the disks' users.
+    public static let workerUsers = Setting(
+        text: "worker-uids", "numbers of users of which each disk's worker becomes one of its own", "FIRST-LAST",
+        .userNumbers, usual: "1879048192-1879113727", scope: .daemon, section: .worker)
+    /// Memory that a worker may take, beyond what its queues have.
+    public static let workerMemoryMiB = Setting(
+        number: "worker-memory-mib", "memory of a worker, beyond memory-mib of its queues", 64...1_048_576, .mebibytes,
+        usual: 512, scope: .worker, section: .worker, workerForm: .option)
+    /// Processes and threads that a disk may have.
+    public static let workerTasks = Setting(
+        number: "worker-tasks", "threads and processes of a disk", 64...32768, usual: 1024, scope: .worker,
+        section: .worker, workerForm: .option)
+    /// Where the disks' control groups are.
+    public static let controlGroup = Setting(
+        text: "control-group", "where each disk has a control group of its own", "GROUP", .controlGroup, usual: "auto",
+        scope: .daemon, section: .worker)
     /// Workers give up their rights.
     public static let confine = Setting(
         flag: "confine", "give up rights when the storage is open",
@@ -129,6 +145,7 @@ public enum SettingsSchema {
         restartWindow.declaration, logLevel.declaration,
         program.declaration, pluginDirectories.declaration, maxQueues.declaration, maxRingPageOrder.declaration,
         memoryMiB.declaration, pollMicroseconds.declaration, backingDirectories.declaration, user.declaration,
+        workerUsers.declaration, workerMemoryMiB.declaration, workerTasks.declaration, controlGroup.declaration,
         confine.declaration, stallTime.declaration,
         disableFlush.declaration, flushInterval.declaration, noCoalesce.declaration,
     ]

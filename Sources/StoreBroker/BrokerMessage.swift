@@ -6,6 +6,8 @@ struct BrokerRequest: Equatable {
     enum Operation: UInt8 {
         case read = 1
         case write, remove, start, commit, abort, watch, unwatch
+        /// Not XenStore: sizes the journal, in bytes of four.
+        case reserve
     }
 
     var operation: Operation

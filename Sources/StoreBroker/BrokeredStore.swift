@@ -95,6 +95,12 @@ package final class BrokeredStore: XenStore {
         return XenStoreWatchEvent(path: event.path, token: String(decoding: event.value, as: UTF8.self))
     }
 
+    /// Has the keeper empty the journal's file but for its first page, and make it so many bytes long.
+    package func reserveJournal(_ bytes: Int) throws(OperationError) {
+        guard let bytes = UInt32(exactly: bytes) else { throw OperationError(EFBIG, "reserve the journal") }
+        _ = try ask(BrokerRequest(.reserve, value: littleEndian(bytes)), "reserve the journal")
+    }
+
     // MARK: What no worker does
 
     /// Refused.

@@ -15,11 +15,12 @@ package enum KeeperProcess {
     ///
     /// In the keeper, `open` connects to XenStore and `confine` gives up what is not needed for that connection. If one of
     /// them fails the reason is logged, and the worker's first call fails with EPIPE. The keeper ends with its worker: of
-    /// that it has no descriptor but the ends of the two sockets, so it keeps no lock, no image and no journal.
+    /// that it has no descriptor but the ends of the two sockets, so it keeps no lock and no image. It opens `journal` itself,
+    /// and gives it up to `most` bytes when the worker asks.
     package static func start(
-        backendPath: String, log: Log, open: () throws(OperationError) -> any XenStore,
-        confine: () throws(OperationError) -> Void
-    ) throws(OperationError) -> any XenStore {
+        backendPath: String, journal: (path: String, most: Int)?, log: Log,
+        open: () throws(OperationError) -> any XenStore, confine: () throws(OperationError) -> Void
+    ) throws(OperationError) -> BrokeredStore {
         let calls = try pair()
         let events = try pair()
         let child = clinux_fork()
@@ -32,9 +33,10 @@ package enum KeeperProcess {
         unsafe pthread_setname_np(pthread_self(), name)
         do throws(OperationError) {
             let store = try open()
+            let space = journal.flatMap { JournalSpace($0.path, most: $0.most) }
             try confine()
             StoreKeeper(
-                store, backendPath: backendPath, calls: calls.other, events: events.other, log: log
+                store, backendPath: backendPath, calls: calls.other, events: events.other, journal: space, log: log
             ).run()
         } catch {
             log.error(error.description)

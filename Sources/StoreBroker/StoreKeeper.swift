@@ -13,6 +13,7 @@ package final class StoreKeeper {
     private let calls: Descriptor
     private let events: Descriptor
     private let log: Log
+    private let journal: JournalSpace?
     private var policy: StorePolicy
     /// Transactions that the worker has begun: at most as many as one that behaves has.
     private var transactions: Set<UInt32> = []
@@ -27,8 +28,10 @@ package final class StoreKeeper {
 
     /// A keeper of the VBD at `backendPath`, for the worker at the other ends of the sockets.
     package init(
-        _ store: any XenStore, backendPath: String, calls: Descriptor, events: Descriptor, log: Log
+        _ store: any XenStore, backendPath: String, calls: Descriptor, events: Descriptor,
+        journal: JournalSpace? = nil, log: Log
     ) {
+        self.journal = journal
         self.store = store
         self.calls = calls
         self.events = events
@@ -132,6 +135,11 @@ package final class StoreKeeper {
         case .abort:
             guard transactions.remove(request.transaction) != nil else { throw refusal("to end no transaction") }
             store.abort(transaction)
+        case .reserve:
+            guard let journal, request.value.count == 4 else { throw refusal("to size a journal that there is not") }
+            let bytes = Int(number(request.value[...]))
+            guard bytes <= journal.most else { throw refusal("for \(bytes) bytes of journal, of \(journal.most)") }
+            try journal.reserve(bytes)
         case .watch: try watch(request)
         case .unwatch:
             let token = String(decoding: request.value, as: UTF8.self)

@@ -28,7 +28,7 @@ package struct StorePolicy: Sendable, Equatable {
         BackendKey.maxRingPageOrder, BackendKey.maxRingPages, BackendKey.maxQueues, BackendKey.flushCache,
         BackendKey.barrier, BackendKey.discard, BackendKey.discardGranularity, BackendKey.discardAlignment,
         BackendKey.discardSecure, BackendKey.persistent, BackendKey.maxIndirectSegments, BackendKey.hotplugStatus,
-        BackendKey.hotplugError, BackendKey.storage, BackendKey.chain, BackendKey.stall,
+        BackendKey.hotplugError, BackendKey.storage, BackendKey.chain, BackendKey.stall, BackendKey.handedOver,
     ]
 
     /// May be read.

@@ -20,6 +20,9 @@ public protocol EventChannels: AnyObject {
     func notify(_ port: EventPort) throws(OperationError)
     /// Takes one pending port and masks it; nil if none is pending.
     func takePending() throws(OperationError) -> EventPort?
+    /// Lets the handle bind ports of `domain` only, for good. EACCES if it is restricted already, EINVAL for domain 0, which
+    /// Linux does not take, and numbers that are no domain's. Ports that are bound already stay so.
+    func restrict(to domain: DomainID) throws(OperationError)
     /// Lets a masked port signal again.
     func unmask(_ port: EventPort) throws(OperationError)
 }

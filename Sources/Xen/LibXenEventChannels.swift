@@ -35,6 +35,13 @@ public final class LibXenEventChannels: EventChannels {
     }
 
     /// See ``EventChannels``.
+    public func restrict(to domain: DomainID) throws(OperationError) {
+        if unsafe xenevtchn_restrict(handle, domain) != 0 {
+            throw OperationError(errno, "restrict event channels to domain \(domain)")
+        }
+    }
+
+    /// See ``EventChannels``.
     public func unbind(_ port: EventPort) throws(OperationError) {
         if unsafe xenevtchn_unbind(handle, port) != 0 { throw OperationError(errno, "unbind event channel \(port)") }
     }

@@ -17,10 +17,21 @@ public struct PreparedHandles<Wrapped: XenPlatform>: XenPlatform {
         self.base = base
     }
 
-    /// Opens handles until there are enough for `count` queues.
-    public func prepare(queues count: Int) throws(OperationError) {
+    /// Opens handles until there are enough for `count` queues of `domain`. Those for event channels can bind no other
+    /// domain's from then on: true; false where the system cannot restrict them, or not to this domain.
+    public func prepare(queues count: Int, of domain: DomainID) throws(OperationError) -> Bool {
         while grants.count < count { grants.put(try base.openGrants()) }
-        while events.count < count { events.put(try base.openEvents()) }
+        var isRestricted = true
+        while events.count < count {
+            let handle = try base.openEvents()
+            do throws(OperationError) {
+                try handle.restrict(to: domain)
+            } catch {
+                isRestricted = false
+            }
+            events.put(handle)
+        }
+        return isRestricted
     }
 
     /// See ``XenPlatform``; connections to XenStore are never cached.
@@ -105,6 +116,9 @@ public final class PreparedEvents<Wrapped: EventChannels>: EventChannels {
     public func bind(_ remotePort: EventPort, of domain: DomainID) throws(OperationError) -> EventPort {
         try base.bind(remotePort, of: domain)
     }
+
+    /// See ``EventChannels``.
+    public func restrict(to domain: DomainID) throws(OperationError) { try base.restrict(to: domain) }
 
     /// See ``EventChannels``.
     public func unbind(_ port: EventPort) throws(OperationError) { try base.unbind(port) }

@@ -33,6 +33,8 @@ public enum BackendKey {
     public static let physicalDevice = "physical-device"
     /// The files and devices that a connected guest is served from; ours, for a successor.
     public static let storage = "xbb-storage"
+    /// The process that served last and let go with every request answered; ours, for a successor.
+    public static let handedOver = "xbb-handed-over"
     /// Which images a disk consists of, where it is more than one; ours, for operators.
     public static let chain = "xbb-chain"
     /// What of the disk does not end; ours, for operators and xbbd.

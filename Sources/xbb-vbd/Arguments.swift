@@ -34,6 +34,9 @@ enum Arguments {
         number: "storage",
         "the inherited socket on which the disk's open files come from the process before and are left for the next",
         3...1023, placeholder: "FD")
+    static let ownUser = Setting(
+        number: "uid", "the number of the user that is this disk's own, where no --user is named", 1000...4_294_967_294,
+        placeholder: "NUMBER")
     static let predecessor = Setting(
         text: "predecessor",
         "how the process ended that served the disk before: unknown, handed-over, killed:HOW or crashed:HOW", "END",
@@ -64,8 +67,8 @@ enum Arguments {
         [backendPath.declaration, loopback.declaration, control.declaration, source.declaration]
         + SettingsSchema.worker.filter { $0.workerForm == .option } + [
             change.declaration, emptyDirectory.declaration, journal.declaration, lock.declaration,
-            standby.declaration, storage.declaration, predecessor.declaration, probe.declaration,
-            inspect.declaration, format.declaration, chain.declaration, dumpPlugins.declaration,
+            standby.declaration, storage.declaration, ownUser.declaration, predecessor.declaration,
+            probe.declaration, inspect.declaration, format.declaration, chain.declaration, dumpPlugins.declaration,
             describePlugin.declaration, output.declaration, help.declaration,
             version.declaration,
         ]

@@ -62,6 +62,11 @@ func confinement(_ command: SettingValues) -> ConfinementSettings? {
     let user = command[SettingsSchema.user]
     var settings = ConfinementSettings()
     settings.emptyDirectory = command[Arguments.emptyDirectory]
+    settings.limits = VBDOptions.limits(command)
+    if user == nil, let number = command[Arguments.ownUser].flatMap({ UInt32(exactly: $0) }) {
+        settings.user = ConfinementUser(ownNumber: number)
+        return settings
+    }
     do throws(OperationError) {
         settings.user = try ConfinementUser(named: user ?? ConfinementUser.usual)
     } catch {
@@ -73,18 +78,15 @@ func confinement(_ command: SettingValues) -> ConfinementSettings? {
     return settings
 }
 
-/// The worker's XenStore: its own connection if it keeps its rights, otherwise that of a process beside it.
-func openStore<Platform: XenPlatform>(
-    _ platform: Platform, _ options: inout VBDOptions
-) throws(OperationError) -> any XenStore {
-    // One that stands by would find that the worker before it has the storage.
-    if options.storageSource == .params, options.standby == nil {
-        options.sharing = SharingCheck.examine(options, try platform.openStore())
-    }
-    guard let settings = options.confinement else { return try platform.openStore() }
+/// The process beside a worker that is going to give up its rights, which has its connection to XenStore.
+func startKeeper<Platform: XenPlatform>(
+    _ platform: Platform, _ options: VBDOptions, _ settings: ConfinementSettings
+) throws(OperationError) -> BrokeredStore {
     let log = Log(name: "xbb-store \(options.shortName)", level: .warning).limited(by: LogLimit())
-    return try KeeperProcess.start(backendPath: options.backendPath, log: log, open: platform.openStore) {
-        () throws(OperationError) in
+    let journal = options.journal.map { (path: $0, most: JournalLayout.mostBytes) }
+    return try KeeperProcess.start(
+        backendPath: options.backendPath, journal: journal, log: log, open: platform.openStore
+    ) { () throws(OperationError) in
         try Confinement.enter(settings, network: false, log: log)
     }
 }
@@ -101,9 +103,17 @@ func serve<Platform: XenPlatform>(_ platform: Platform, _ options: VBDOptions) -
     do {
         // Before anything starts a thread, and before standard error is this process's own.
         var options = options
-        let store = try openStore(platform, &options)
+        // One that stands by would find that the worker before it has the storage.
+        if options.storageSource == .params, options.standby == nil {
+            options.sharing = SharingCheck.examine(options, try platform.openStore())
+        }
+        let keeper = try options.confinement.map { (settings) throws(OperationError) in
+            try startKeeper(platform, options, settings)
+        }
         let output = CapturedOutput()
-        let worker = try VBDWorker(platform: platform, store: store, options: options)
+        let worker = try VBDWorker(
+            platform: platform, store: try keeper ?? platform.openStore(), reserveJournal: keeper?.reserveJournal,
+            options: options)
         switch try worker.run(signals: descriptor, output: output) {
         case .detached, .vanished, .handedOver: return 0
         case .conflict, .storeFailed: return 1
@@ -115,6 +125,7 @@ func serve<Platform: XenPlatform>(_ platform: Platform, _ options: VBDOptions) -
 }
 
 let command = parseArguments()
+Confinement.giveUpProtection(log: Log(name: "xbb-vbd"))
 let pluginDirectories = command[SettingsSchema.pluginDirectories] ?? [defaultPluginDirectory()]
 if command.value(of: Arguments.dumpPlugins) {
     print(PluginCatalog(directories: pluginDirectories).dump(program: "/proc/self/exe").serialized)

@@ -92,6 +92,14 @@ struct XBBD: ParsableCommand {
 
     @Option(setting: SettingsSchema.user) var user: String?
 
+    @Option(setting: SettingsSchema.workerUsers) var workerUids: String?
+
+    @Option(setting: SettingsSchema.workerMemoryMiB) var workerMemoryMib: String?
+
+    @Option(setting: SettingsSchema.workerTasks) var workerTasks: String?
+
+    @Option(setting: SettingsSchema.controlGroup) var controlGroup: String?
+
     @Flag(inversion: .prefixedNo, help: .setting(SettingsSchema.confine)) var confine: Bool?
 
     /// The values given as options.
@@ -115,12 +123,14 @@ struct XBBD: ParsableCommand {
             (SettingsSchema.runDirectory, runDir), (SettingsSchema.stateDirectory, stateDir),
             (SettingsSchema.socketGroup, socketGroup), (SettingsSchema.program, worker),
             (SettingsSchema.logLevel, logLevel), (SettingsSchema.user, user),
+            (SettingsSchema.workerUsers, workerUids), (SettingsSchema.controlGroup, controlGroup),
         ] { try take(setting, text.map { [$0] } ?? []) }
         for (setting, text) in [
             (SettingsSchema.restartLimit, restartLimit), (SettingsSchema.restartWindow, restartWindow),
             (SettingsSchema.maxQueues, maxQueues), (SettingsSchema.maxRingPageOrder, maxRingPageOrder),
             (SettingsSchema.memoryMiB, memoryMib), (SettingsSchema.pollMicroseconds, pollUs),
-            (SettingsSchema.stallTime, stallTime),
+            (SettingsSchema.stallTime, stallTime), (SettingsSchema.workerMemoryMiB, workerMemoryMib),
+            (SettingsSchema.workerTasks, workerTasks),
         ] { try take(setting, text.map { [$0] } ?? []) }
         for (setting, flag) in [
             (SettingsSchema.anyScript, anyScript), (SettingsSchema.stopWorkers, stopWorkers),
@@ -164,6 +174,12 @@ struct XBBD: ParsableCommand {
         if let group = values[SettingsSchema.socketGroup] {
             settings.socketGroup = try DaemonProcess.group(named: group)
         }
+        // A user that is named is meant for all.
+        if values[SettingsSchema.user] == nil {
+            settings.users = TextRule.range(values.value(of: SettingsSchema.workerUsers)).flatMap { WorkerUsers($0) }
+        }
+        settings.controlGroup = values.value(of: SettingsSchema.controlGroup)
+        settings.groupLimits = DiskGroups.Limits(values)
         settings.claim.takesAnyScript = values.value(of: SettingsSchema.anyScript)
         settings.stopsWorkers = values.value(of: SettingsSchema.stopWorkers)
         settings.keepsStandby = values.value(of: SettingsSchema.standby)

@@ -194,7 +194,7 @@ final class DaemonLab {
         for start in starts {
             guard let process = Int32(start.split(separator: " ")[0]),
                 let identity = ProcessIdentity(running: process),
-                let worker = WorkerProcess.adopt(note: identity.note), isFakeWorker(process)
+                let worker = WorkerProcess.adopt(identity), isFakeWorker(process)
             else { continue }
             worker.send(SIGKILL)
         }

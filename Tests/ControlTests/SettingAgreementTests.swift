@@ -29,7 +29,7 @@ import XBBHost
             return rule.choices.map { Case(text: $0, said: nil) }
                 + [Case(text: "loud", said: "'loud': expected \(rule.expected)")]
         case .text(let rule), .list(let rule):
-            let good = rule.isPath ? "/a" : "name"
+            let good = rule.isPath ? "/a" : setting.usual?.description ?? "name"
             let bad = rule.isPath ? "" : "a/b"
             return [Case(text: good, said: nil), Case(text: bad, said: "'\(bad)': expected \(rule.expected)")]
         }
@@ -141,8 +141,8 @@ import XBBHost
             options == [
                 "--log-level", "info", "--state-dir", "/var/lib/xbb", "--max-queues", "1", "--max-ring-page-order", "5",
                 "--memory-mib", "16", "--poll-us", "0", "--backing-dir", "/srv/xen/templates", "--user", "xbb",
-                "--no-confine", "--stall-time", "10", "--tunable", "disable_flush=1", "--tunable", "flush_interval=7",
-                "--tunable", "no_coalesce_reqs=0",
+                "--worker-memory-mib", "512", "--worker-tasks", "1024", "--no-confine", "--stall-time", "10", "--tunable",
+                "disable_flush=1", "--tunable", "flush_interval=7", "--tunable", "no_coalesce_reqs=0",
             ])
         #expect(try run([DaemonLab.products + "/xbb-vbd", "--version"] + options).exit == .clean)
         let grammar = CommandLineOptions(

@@ -22,7 +22,11 @@ import Support
                 && lab.row("qdisk/2/51728")?["state"]?.string == "initWait"
         }
         let shown = try lab.ask(.show(try #require(VBDReference(parsing: "2/51728"))))
-        let arguments = (shown["arguments"]?.elements ?? []).compactMap(\.string)
+        var arguments = (shown["arguments"]?.elements ?? []).compactMap(\.string)
+        // A user of the disk's own.
+        let place = try #require(arguments.firstIndex(of: "--uid"))
+        #expect((1_879_048_192...1_879_113_727).contains(try #require(Int(arguments[place + 1]))))
+        arguments.removeSubrange(place...(place + 1))
         #expect(
             Array(arguments.dropFirst()) == [
                 "--backend-path", "/local/domain/0/backend/qdisk/2/51728", "--loopback", lab.root + "/xen",

@@ -4,6 +4,7 @@ import Blkfront
 import CLinux
 import Foundation
 import Testing
+import XenLoopback
 
 extension EndToEnd {
     /// Changing root directory and user takes root, as xbbd is; those tests are for root.
@@ -73,6 +74,104 @@ extension EndToEnd {
                 }
                 #expect(try disk.lab.toolstack.text(key) == nil)
             }
+        }
+
+        /// The number that an attempt came to: "attempt NAME: NUMBER errno N".
+        private func count(_ log: String, _ name: String) throws -> Int {
+            let text = log.components(separatedBy: "attempt \(name): ")
+            return try #require(Int(text.dropFirst().first?.split(separator: " ").first ?? ""), "\(log)")
+        }
+
+        /// Has the plugin of a worker with lock and journal look for files that it can write.
+        private func writableFiles(_ arguments: [String]) throws -> Int {
+            let lab = try Lab()
+            let lock = clinux_open("\(lab.directory)/lock", O_RDONLY | O_CREAT | O_CLOEXEC, 0o600)
+            defer { close(lock) }
+            try #require(flock(lock, LOCK_EX) == 0)
+            let disk = try lab.prepare(51712, .plugin("evil", "attempt=write_files"))
+            try disk.startWorker(
+                ["--lock", "3", "--journal", "\(lab.directory)/journal"] + arguments, descriptors: [lock])
+            let device = try disk.connect()
+            try device.queues[0].withQueue { (queue) throws in
+                try queue.submit(try queue.slot(), .read, sector: 0, byteCount: 4096)
+                try queue.publish()
+            }
+            try eventually("an outcome; log: \(disk.log)") { disk.log.has("attempt write_files: ") }
+            let found = try count(disk.log, "write_files")
+            lab.stop()
+            return found
+        }
+
+        /// What xbbd believes, and what could fill the file system of all disks' journals.
+        @Test func noFileOfOthersIsWritable() throws {
+            #expect(try writableFiles([]) == 0)
+            #expect(try writableFiles(["--no-confine"]) > 0, "the attempt finds the journal where it is open")
+        }
+
+        @Test func memoryAndDescriptorsHaveLimits() throws {
+            try attempt("memory", ["--worker-memory-mib", "64"]) { disk, _ in
+                try eventually("an outcome; log: \(disk.log)") { disk.log.has("attempt memory: ") }
+                // What its one queue may have comes on top.
+                #expect((64...256).contains(try count(disk.log, "memory")))
+            }
+            try attempt("descriptors") { disk, _ in
+                try eventually("an outcome; log: \(disk.log)") { disk.log.has("attempt descriptors: ") }
+                #expect((1000...4096).contains(try count(disk.log, "descriptors")))
+            }
+        }
+
+        @Test(.enabled(if: geteuid() == 0)) func aDiskHasAUserOfItsOwnAndThreadsHaveALimit() throws {
+            let empty = try makeTemporaryDirectory("empty")
+            try attempt("threads", ["--uid", "1879048201", "--worker-tasks", "64", "--empty-dir", empty]) { disk, _ in
+                try eventually("an outcome; log: \(disk.log)", seconds: 20) { disk.log.has("attempt threads: ") }
+                #expect((16...64).contains(try count(disk.log, "threads")))
+                for field in ["Uid", "Gid"] {
+                    let found = try disk.worker.status(field)
+                    #expect(found.allSatisfy { $0 == "1879048201 1879048201 1879048201 1879048201" }, "\(found)")
+                }
+                #expect(try disk.worker.status("Groups").allSatisfy { $0 == "" })
+            }
+            rmdir(empty)
+        }
+
+        /// The handle of a worker's event channels is its guest's.
+        @Test(arguments: [false, true]) func anotherGuestsEventChannelCannotBeTaken(isConfined: Bool) throws {
+            let lab = try Lab()
+            let other = try LoopbackDomain(
+                directory: lab.xen.directory, pages: 16, grantEntries: 64, destroyOnExit: true)
+            let port = try other.allocatePort(for: 0)
+            let disk = try lab.attach(
+                51712, .plugin("evil", "attempt=bind_other,argument=\(other.id) \(port.number)"),
+                arguments: isConfined ? [] : ["--no-confine"])
+            let device = try disk.connect()
+            try device.queues[0].withQueue { (queue) throws in
+                try queue.submit(try queue.slot(), .read, sector: 0, byteCount: 4096)
+                try queue.publish()
+            }
+            try eventually("an outcome; log: \(disk.log)") { disk.log.has("attempt bind_other: ") }
+            if isConfined {
+                #expect(disk.log.has("attempt bind_other: -1 errno \(EACCES)"), "\(disk.log)")
+            }
+            // It is the restriction that refuses it.
+            #expect(port.isBound == !isConfined, "\(disk.log)")
+            lab.stop()
+        }
+
+        /// Memory that a guest makes its worker take is not protected as xbbd's is.
+        @Test(.enabled(if: ConfinementTests.mayProtect)) func theProtectionOfXbbdIsGivenUp() throws {
+            let lab = try Lab()
+            try Data("-500".utf8).write(to: URL(fileURLWithPath: "/proc/self/oom_score_adj"))
+            defer { try? Data("0".utf8).write(to: URL(fileURLWithPath: "/proc/self/oom_score_adj")) }
+            let disk = try lab.attach()
+            #expect(try disk.worker.processFile("oom_score_adj") == "0\n")
+            lab.stop()
+        }
+
+        /// This process may protect itself.
+        static var mayProtect: Bool {
+            let path = "/proc/self/oom_score_adj"
+            guard (try? Data("-1".utf8).write(to: URL(fileURLWithPath: path))) != nil else { return false }
+            return (try? Data("0".utf8).write(to: URL(fileURLWithPath: path))) != nil
         }
 
         /// The same attempts without confinement: it is not something else that refuses them.

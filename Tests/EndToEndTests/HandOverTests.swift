@@ -12,6 +12,8 @@ import Xen
 final class Succession {
     let disk: Disk
     private let lockPath: String
+    /// The numbers by which this "xbbd" writes down its workers.
+    private var generation = 4710
     /// The worker that stands by, or has taken over and is not known as the disk's yet.
     private(set) var next: Worker?
     private var channel: Int32 = -1
@@ -27,10 +29,20 @@ final class Succession {
         next?.kill()
     }
 
+    /// What a worker gets: it must not be able to write into the file.
     private func openLock() throws -> Int32 {
-        let file = clinux_open(lockPath, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
+        let file = clinux_open(lockPath, O_RDONLY | O_CREAT | O_CLOEXEC, 0o600)
         guard file >= 0 else { throw OperationError(errno, "open \(lockPath)") }
         return file
+    }
+
+    /// Writes down who serves, and who was called to do so next.
+    private func note(_ holder: Int, next: Int? = nil) {
+        let file = clinux_open(lockPath, O_WRONLY | O_CLOEXEC, 0)
+        defer { close(file) }
+        let text = "\(holder) 1234\n" + (next.map { "next \($0) 1234\n" } ?? "")
+        let line = Array(text.padding(toLength: 96, withPad: "\n", startingAt: 0).utf8)
+        #expect(pwrite(file, line, line.count, 0) == line.count)
     }
 
     /// True while no process has the lock.
@@ -45,6 +57,8 @@ final class Succession {
         let file = try openLock()
         defer { close(file) }
         try eventually("the lock") { flock(file, LOCK_EX | LOCK_NB) == 0 }
+        generation += 1
+        note(generation)
         try disk.startWorker(["--lock", "3"] + arguments, environment: environment, descriptors: [file])
     }
 
@@ -69,7 +83,9 @@ final class Succession {
 
     /// Its turn has come. A process that ended in the meantime hears nothing.
     func call(_ end: String = "") {
-        let line = Array("go 4711 1234\(end)\n".utf8)
+        generation += 1
+        if end.isEmpty { note(generation - 1, next: generation) } else { note(generation) }
+        let line = Array("go \(generation) 1234\(end)\n".utf8)
         _ = send(channel, line, line.count, Int32(MSG_NOSIGNAL))
     }
 
@@ -81,6 +97,7 @@ final class Succession {
 
     /// The next worker is the disk's now.
     func follow() throws {
+        note(generation)
         disk.follow(with: try #require(next))
         next = nil
     }

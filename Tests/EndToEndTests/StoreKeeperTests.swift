@@ -24,6 +24,39 @@ extension EndToEnd {
             try LibxlLab.shell("xenstore-ls -f", environment: ["XENSTORED_PATH": "\(lab.xen.directory)/xenstored.sock"])
         }
 
+        /// A worker that was taken over cannot fill the file system of all journals.
+        @Test func aJournalHasItsSpaceAndNoMore() throws {
+            let lab = try Lab()
+            let disk = try lab.prepare(51712)
+            let path = "\(lab.directory)/space.journal"
+            let (calls, keepersCalls) = try pair()
+            let (events, keepersEvents) = try pair()
+            let keeper = StoreKeeper(
+                try lab.xen.platform().openStore(), backendPath: disk.back, calls: keepersCalls, events: keepersEvents,
+                journal: JournalSpace(path, most: 1 << 20), log: Log(name: "keeper", level: .error))
+            let thread = try startThread(named: "keeper") { keeper.run() }
+            let store = BrokeredStore(calls: calls, events: events)
+            func blocks() throws -> (size: Int, allocated: Int) {
+                var status = stat()
+                try #require(stat(path, &status) == 0)
+                return (Int(status.st_size), Int(status.st_blocks) * 512)
+            }
+            try store.reserveJournal(40960)
+            #expect(try blocks() == (40960, 40960))
+            for bytes in [(1 << 20) + 1, 1 << 30, Int(UInt32.max)] {
+                #expect(throws: OperationError.self) { try store.reserveJournal(bytes) }
+                #expect(try blocks().size == 40960)
+            }
+            try store.reserveJournal(1 << 20)
+            #expect(try blocks().size == 1 << 20)
+            try store.reserveJournal(8192)
+            #expect(try blocks().size == 8192)
+            shutdown(calls.raw, Int32(SHUT_RDWR))
+            shutdown(events.raw, Int32(SHUT_RDWR))
+            pthread_join(thread, nil)
+            lab.stop()
+        }
+
         @Test(arguments: [1, 2, 3] as [UInt64])
         func noiseChangesNothing(_ seed: UInt64) throws {
             let lab = try Lab()

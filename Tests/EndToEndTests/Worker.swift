@@ -152,6 +152,11 @@ final class Worker {
         }
     }
 
+    /// A file of /proc/PID.
+    func processFile(_ name: String) throws -> String {
+        try String(contentsOfFile: "/proc/\(process)/\(name)", encoding: .utf8)
+    }
+
     /// Its root directory.
     func root() throws -> String { try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(process)/root") }
 

@@ -4,6 +4,8 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -145,6 +147,78 @@ static long attempt_make_node(void)
     return sent;
 }
 
+static char argument[64];
+
+// Files of others: how many open files it can write to. The image is none, as this plugin has none.
+static long attempt_write_files(void)
+{
+    long written = 0;
+    for (int fd = 3; fd < 256; fd++) {
+        struct stat found;
+        // Without a name: memory that stands for a guest's.
+        if (fstat(fd, &found) != 0 || !S_ISREG(found.st_mode) || found.st_nlink == 0) continue;
+        if (ftruncate(fd, found.st_size + 1) == 0 || fallocate(fd, 0, 0, found.st_size + 65536) == 0 ||
+            pwrite(fd, "1 1\n", 4, 0) == 4)
+            written++;
+    }
+    return written;
+}
+
+static void *sleeper(void *unused)
+{
+    for (;;) poll(NULL, 0, -1);
+    return unused;
+}
+
+static long attempt_threads(void)
+{
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, 64 << 10);
+    long made = 0;
+    for (pthread_t thread; made < 3000 && pthread_create(&thread, &attributes, sleeper, NULL) == 0;) made++;
+    return made;
+}
+
+// In MiB, by chunks of one.
+static long attempt_memory(void)
+{
+    long had = 0;
+    while (had < 8192 && mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED) had++;
+    return had;
+}
+
+static long attempt_descriptors(void)
+{
+    long had = 0;
+    while (had < 100000 && dup(2) >= 0) had++;
+    return had;
+}
+
+// An event channel of another guest, "DOMID PORT", as the hypervisor's protocol says it (XenLoopback), over every socket.
+static long attempt_bind_other(void)
+{
+    enum { BIND_INTERDOMAIN = 15 };
+    unsigned message[3] = {BIND_INTERDOMAIN, 0, 0};
+    int refusal = EINVAL;
+    if (sscanf(argument, "%u %u", &message[1], &message[2]) != 2) return -2;
+    for (int fd = 3; fd < 256; fd++) {
+        int type = 0;
+        socklen_t size = sizeof type;
+        if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) != 0 || type != SOCK_SEQPACKET) continue;
+        if (send(fd, message, sizeof message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) continue;
+        struct pollfd entry = {.fd = fd, .events = POLLIN};
+        unsigned answer[8] = {0};
+        if (poll(&entry, 1, 300) != 1) continue;
+        ssize_t got = recv(fd, answer, sizeof answer, MSG_DONTWAIT);
+        // Its first number is an errno; of success there follow three.
+        if (got >= 16 && answer[0] == 0) return 0;
+        if (got == 4 && answer[0] == EACCES) refusal = EACCES;
+    }
+    errno = refusal;
+    return -1;
+}
+
 static const struct { const char *name; long (*make)(void); } attempts[] = {
 #define ATTEMPT(name) {#name, attempt_##name}
     ATTEMPT(open), ATTEMPT(create), ATTEMPT(openat2), ATTEMPT(stat), ATTEMPT(stat_by_flag), ATTEMPT(unlink),
@@ -154,12 +228,14 @@ static const struct { const char *name; long (*make)(void); } attempts[] = {
     ATTEMPT(io_uring), ATTEMPT(prctl), ATTEMPT(personality), ATTEMPT(new_code), ATTEMPT(changed_code),
     ATTEMPT(terminal_input), ATTEMPT(signal_owner), ATTEMPT(limit), ATTEMPT(look_at_limit),
     ATTEMPT(send_elsewhere), ATTEMPT(last_words), ATTEMPT(nothing),
+    ATTEMPT(write_files), ATTEMPT(threads), ATTEMPT(memory), ATTEMPT(descriptors), ATTEMPT(bind_other),
     ATTEMPT(make_node), ATTEMPT(data_memory), ATTEMPT(user), ATTEMPT(write_stderr), ATTEMPT(print), ATTEMPT(notify),
     ATTEMPT(exit), ATTEMPT(crash),
 };
 
 static const struct xbb_option options[] = {
     {.name = "attempt", .help = "what to try", .def = "nothing", .type = XBB_OPT_STRING},
+    {.name = "argument", .help = "of what", .def = "", .type = XBB_OPT_STRING},
 };
 
 static char attempt[64];
@@ -185,6 +261,7 @@ static int evil_open(const struct xbb_open *open, void **dev, struct xbb_error *
     if (strcmp(open->options[0].str, "slow_open") == 0) sleep(4);
     if (strcmp(open->options[0].str, "hang_open") == 0) hang();
     snprintf(attempt, sizeof attempt, "%s", open->options[0].str);
+    snprintf(argument, sizeof argument, "%s", open->options[1].str);
     *dev = attempt;
     return 0;
 }
@@ -254,7 +331,7 @@ static const struct xbb_plugin evil_plugin = {
     .description = "Tries what it must not do, for tests",
     .formats = (const char *const[]){"evil", NULL},
     .options = options,
-    .option_count = 1,
+    .option_count = 2,
     .flags = XBB_PLUGIN_NO_FD,
     .thread_model = XBB_THREADS_QUEUE,
     .load = evil_load,

@@ -5,6 +5,7 @@
 //
 //   serve      state 2, hotplug-status=connected, state 6 when asked; answers on its socket
 //   bad-image  as serve, but hotplug-status=error
+//   deaf       as serve, but does nothing on SIGTERM
 //   stubborn   as serve, but never closes
 //   mute       takes the node and never answers on its socket
 //   garbage    answers with text that is no JSON
@@ -74,7 +75,7 @@ struct FakeWorker {
             exit(1)
         case "hand-over":
             usleep(200_000)
-            handOver()
+            handOver(path)
         case "desert":
             usleep(200_000)
             exit(0)
@@ -94,9 +95,11 @@ struct FakeWorker {
     }
 
     /// Ends, and leaves the disk to a successor.
-    static func handOver() -> Never {
-        ftruncate(3, 0)
-        pwrite(3, "handed over\n", 12, 0)
+    static func handOver(_ path: String) -> Never {
+        var note = [UInt8](repeating: 0, count: 128)
+        let count = pread(3, &note, note.count, 0)
+        let line = note.prefix(max(count, 0)).prefix { $0 != UInt8(ascii: "\n") }
+        try? LibXenStore().write("\(path)/xbb-handed-over", String(decoding: line, as: UTF8.self))
         flock(3, LOCK_UN)
         exit(0)
     }
@@ -111,9 +114,6 @@ struct FakeWorker {
             word.append(byte)
         }
         flock(3, LOCK_EX)
-        ftruncate(3, 0)
-        let note = String(decoding: word, as: UTF8.self).split(separator: " ").dropFirst().prefix(2)
-        pwrite(3, note.joined(separator: " ") + "\n", note.joined().utf8.count + 2, 0)
     }
 
     init(path: String, word: String) throws {
@@ -133,11 +133,12 @@ struct FakeWorker {
     func run() throws {
         try store.watch(path, token: "")
         while true {
-            var entries = [store.watchFileDescriptor, signals, word == "mute" ? -1 : listener].map {
+            var entries = [store.watchFileDescriptor, word == "deaf" ? -1 : signals, word == "mute" ? -1 : listener].map
+            {
                 pollfd(fd: $0, events: Int16(POLLIN), revents: 0)
             }
             poll(&entries, 3, -1)
-            if entries[1].revents != 0 { Self.handOver() }
+            if entries[1].revents != 0, word != "deaf" { Self.handOver(path) }
             if entries[2].revents != 0 { answer() }
             while try store.nextWatchEvent() != nil {}
             try readNode()

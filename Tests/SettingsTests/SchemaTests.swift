@@ -59,7 +59,8 @@ import Testing
         case .number(let range, _):
             values = [range.lowerBound, (range.lowerBound + range.upperBound) / 2, range.upperBound].map { .number($0) }
         case .text(let rule) where rule.isPath: values = [.text("/a"), .text("/a b/c,d")]
-        case .text(let rule): values = (rule.choices.isEmpty ? ["name"] : rule.choices).map { .text($0) }
+        case .text(let rule):
+            values = (rule.choices.isEmpty ? [setting.usual?.description ?? "name"] : rule.choices).map { .text($0) }
         case .list(let rule): values = [.list(rule.isPath ? ["/a", "/b"] : ["vbd", "qdisk"])]
         }
         for value in values { #expect(try setting.parse(value.description) == value) }

@@ -48,6 +48,42 @@ import XenLoopback
         #expect(!front.wait(milliseconds: 1))
     }
 
+    /// A handle that was restricted to one guest cannot take another one's events, as Linux' evtchn.
+    @Test func aRestrictedHandleBindsItsDomainAlone() throws {
+        let lab = try Lab()
+        let guest = try lab.guest()
+        let other = try lab.guest()
+        let events = try lab.events()
+        let early = try other.allocatePort(for: 0)
+        let before = try events.bind(early.number, of: other.id)
+        func refusal(_ body: () throws -> Void) -> Int32 {
+            do {
+                try body()
+                return 0
+            } catch {
+                return (error as? OperationError)?.code ?? -1
+            }
+        }
+        #expect(refusal { try events.restrict(to: 0) } == EINVAL)
+        #expect(refusal { try events.restrict(to: 0x7ff0) } == EINVAL)
+        try events.restrict(to: guest.id)
+        let port = try other.allocatePort(for: 0)
+        #expect(refusal { _ = try events.bind(port.number, of: other.id) } == EACCES)
+        #expect(!port.isBound)
+        #expect(refusal { try events.restrict(to: other.id) } == EACCES)
+        #expect(refusal { try events.restrict(to: guest.id) } == EACCES)
+        let own = try guest.allocatePort(for: 0)
+        let bound = try events.bind(own.number, of: guest.id)
+        #expect(own.isBound)
+        try events.notify(bound)
+        #expect(own.takePending())
+        // What was bound before stays.
+        try events.notify(before)
+        #expect(early.takePending())
+        try events.unbind(before)
+        try events.unbind(bound)
+    }
+
     @Test func onlyTheFirstOfManyEventsWakes() throws {
         let lab = try Lab()
         let guest = try lab.guest()

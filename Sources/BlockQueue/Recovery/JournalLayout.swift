@@ -69,6 +69,9 @@ package enum JournalLayout {
     /// Bytes of a journal.
     package static func fileSize(queues: Int, entries: Int) -> Int { pageSize + queues * queueSize(entries: entries) }
 
+    /// Bytes of the largest journal: 9 MiB.
+    package static let mostBytes = fileSize(queues: mostQueues, entries: mostEntries)
+
     /// Where a slot begins in its queue.
     @inline(__always)
     static func slot(_ index: Int32) -> Int { pageSize &+ Int(index) &* slotSize }

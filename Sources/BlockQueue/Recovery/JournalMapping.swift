@@ -12,10 +12,13 @@ package final class JournalMapping: @unchecked Sendable {
     package let pages: SharedPages
     private let base: UnsafeMutableRawPointer
     private let entries: Int
+    /// The mapping that this one is the beginning of, and that is unmapped with it.
+    private let whole: JournalMapping?
 
-    private init(_ base: UnsafeMutableRawPointer, byteCount: Int, entries: Int) {
+    private init(_ base: UnsafeMutableRawPointer, byteCount: Int, entries: Int, of whole: JournalMapping? = nil) {
         unsafe self.base = unsafe base
         self.entries = entries
+        self.whole = whole
         pages = unsafe SharedPages(base: base, byteCount: byteCount)
     }
 
@@ -27,6 +30,13 @@ package final class JournalMapping: @unchecked Sendable {
         return unsafe JournalMapping(base, byteCount: byteCount, entries: entries)
     }
 
+    /// The first bytes of the mapping, at most all of them, as a journal of queues with `entries` slots. Bytes behind the end
+    /// of the file must not be touched.
+    package func beginning(byteCount: Int, entries: Int) -> JournalMapping? {
+        guard byteCount > 0, byteCount <= pages.byteCount else { return nil }
+        return unsafe JournalMapping(base, byteCount: byteCount, entries: entries, of: self)
+    }
+
     /// Memory that ends with the process, for a disk without a journal: the way of a request is one and the same.
     package static func anonymous(queues: Int, entries: Int) -> JournalMapping? {
         let bytes = JournalLayout.fileSize(queues: queues, entries: entries)
@@ -36,7 +46,7 @@ package final class JournalMapping: @unchecked Sendable {
     }
 
     deinit {
-        unsafe munmap(base, pages.byteCount)
+        if whole == nil { unsafe munmap(base, pages.byteCount) }
     }
 
     /// The part of a queue, which must be one of those that the mapping was made for.

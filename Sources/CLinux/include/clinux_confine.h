@@ -15,6 +15,15 @@ int clinux_confine_user(uint32_t user, uint32_t group);
  * it had, and no core file; -1 and errno. */
 int clinux_limit_resources(uint64_t memory, uint64_t seconds);
 
+/* For a process that goes on for long: at most `memory` bytes of data beyond those that it has, `descriptors` open files, no
+ * core file and, with `tasks` other than 0, so many processes and threads of its user. What is less already stays. -1 and
+ * errno. */
+int clinux_limit_worker(uint64_t memory, uint64_t descriptors, uint64_t tasks);
+
+/* Gives up a protection from the out-of-memory killer that this process was started with: 1, 0 where it has none, -1 and
+ * errno. */
+int clinux_unprotect(void);
+
 /* No privileges by execve(2) any more: the calling thread, and all of them with the filter; -1 and errno. */
 int clinux_no_new_privileges(void);
 

@@ -12,6 +12,9 @@
 int clinux_spawn(const char *path, char *const arguments[], int output, int kept, int second, int third,
                  pid_t *process);
 
+/* 1 if the extended attribute of the file is "1". */
+int clinux_has_mark(const char *path, const char *name);
+
 /* fork(2), for a process with one thread: 0 in the child. */
 pid_t clinux_fork(void);
 /* Closes every descriptor from 3 on but these two. */

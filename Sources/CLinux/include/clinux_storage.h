@@ -17,6 +17,17 @@ static const int clinux_SEEK_HOLE = SEEK_HOLE;
 static inline unsigned clinux_major(uint64_t device) { return major((dev_t)device); }
 static inline unsigned clinux_minor(uint64_t device) { return minor((dev_t)device); }
 
+/* Empties a file but for its first `kept` bytes, then makes it `bytes` long with all of its blocks: 0 or an errno. A file
+ * system that is full says so here, and not by a fault when the file is mapped and written. */
+static inline int clinux_reserve_file(int fd, uint64_t kept, uint64_t bytes)
+{
+    struct stat status;
+    if (fstat(fd, &status) != 0) return errno;
+    if ((uint64_t)status.st_size > kept) status.st_size = (off_t)kept;
+    if (ftruncate(fd, status.st_size) != 0) return errno;
+    return posix_fallocate(fd, 0, (off_t)bytes);
+}
+
 /* What statx(2) says about O_DIRECT on `fd` (Linux 6.1; STATX_DIOALIGN is newer than some C libraries): 1 with the
  * alignment of memory and of file offsets, 0 if direct I/O is not possible, -1 if the kernel does not say. */
 static inline int clinux_direct_alignment(int fd, uint32_t *memory, uint32_t *offset)

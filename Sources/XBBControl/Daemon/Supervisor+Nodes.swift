@@ -60,7 +60,9 @@ extension Supervisor {
             if facts == nil { noteGone(record) }
             hand(.node(facts), to: record)
         } else if let facts {
-            let record = Record(address, policy: settings.policy)
+            let taken = Set(records.values.compactMap(\.user))
+            let record = Record(
+                address, user: settings.users?.number(of: address, taken: taken), policy: settings.policy)
             record.storage = storageStore?.take(address)
             records[address] = record
             hand(.node(facts), to: record)
@@ -89,6 +91,19 @@ extension Supervisor {
         }
         let online = try store.valueIfReadable("\(path)/\(BackendKey.online)")
         return NodeFacts(state: state, isOnline: online != [UInt8(ascii: "0")])
+    }
+
+    /// True if the process has said that it let the disk go with nothing in flight: in the node, or, of an earlier version, in
+    /// the file of the lock. What it says counts for its own disk alone.
+    func hasHandedOver(_ process: WorkerProcess, _ address: VBDAddress) -> Bool {
+        if FileLock.note(directory.workerLock(address)) == FileLock.handedOver { return true }
+        guard let identity = process.identity else { return false }
+        do throws(OperationError) {
+            let said = try store.valueIfReadable("\(address.backendPath(own: own))/\(BackendKey.handedOver)")
+            return said.map { String(decoding: $0, as: UTF8.self) + "\n" } == identity.note
+        } catch {
+            return false
+        }
     }
 
     private func addresses(kind: String) throws(OperationError) -> [VBDAddress] {

@@ -44,11 +44,12 @@ extension Supervisor {
     func startStandby(_ record: Record, program: Descriptor?) throws(OperationError) -> Standby {
         var arguments = settings.workers.arguments(
             for: record.address, own: own, in: directory, predecessor: nil, standsBy: true,
-            keepsStorage: program == nil)
+            keepsStorage: program == nil, user: program == nil ? record.user : nil)
         if let program { arguments[0] = Self.path(of: program) }
         let standby = try Standby(
             arguments, lockPath: directory.workerLock(record.address), keepsStorage: program == nil,
             isPromised: record.storage != nil)
+        groups?.add(standby.process.process, to: record.address)
         do throws(OperationError) {
             try loop.add(standby.process.pidfd.raw) { [unowned self, unowned record] in standbyEnded(record) }
             if let channel = standby.channel {
@@ -65,7 +66,12 @@ extension Supervisor {
     private func standbySpoke(_ record: Record) {
         guard let standby = record.standby, standby.receiveReady(loop) else { return }
         guard case .preparing(let program) = record.replacement, let process = record.process else { return }
-        guard standby.call(after: nil, with: record.storage, loop) else { return }
+        do throws(OperationError) {
+            guard try standby.call(after: nil, from: process.identity, with: record.storage, loop) else { return }
+        } catch {
+            dismiss(record)
+            return refuse(record, "\(error)")
+        }
         process.send(SIGTERM)
         record.replacement = .draining(program)
         log(record.address).info("\(record.address): worker \(process.process) is told to hand over")
@@ -121,9 +127,20 @@ extension Supervisor {
     /// called.
     func promote(_ record: Record) -> (process: WorkerProcess, storage: StorageChannel?)? {
         guard let standby = record.standby else { return nil }
-        guard standby.isCalled || standby.call(after: record.lastExit, with: record.storage, loop) else {
-            dismiss(record)
-            return nil
+        do throws(OperationError) {
+            if standby.isCalled {
+                try FileLock.write(
+                    LockNote(holder: standby.process.identity), to: directory.workerLock(record.address))
+            } else if try !standby.call(after: record.lastExit, from: nil, with: record.storage, loop) {
+                dismiss(record)
+                return nil
+            }
+        } catch {
+            log(record.address).warning("\(record.address): \(error)")
+            if !standby.isCalled {
+                dismiss(record)
+                return nil
+            }
         }
         record.standby = nil
         loop.remove(standby.process.pidfd.raw)

@@ -46,10 +46,18 @@ extension Supervisor {
                 return .started
             }
             let lock: FileLock
-            switch try FileLock.attempt(directory.workerLock(address)) {
-            case .taken(let taken): lock = taken
+            let path = directory.workerLock(address)
+            switch try FileLock.attempt(path) {
+            case .taken(let taken):
+                // An xbbd before this one called it, and it is about to take the lock that its predecessor has let go.
+                if let process = WorkerProcess.adopt(LockNote(reading: taken.note), ofLockAt: path, isFree: true) {
+                    try follow(process, record)
+                    log(address).info("\(address): worker \(process.process) takes over")
+                    return .started
+                }
+                lock = taken
             case .held(let note):
-                guard let process = WorkerProcess.adopt(note: note) else {
+                guard let process = WorkerProcess.adopt(LockNote(reading: note), ofLockAt: path) else {
                     if !record.loggedForeign {
                         log(address).warning("\(address): a process that xbbd does not know serves it")
                     }
@@ -66,14 +74,20 @@ extension Supervisor {
             var program: Descriptor?
             if case .rolledBack(let old) = record.replacement { program = old }
             var arguments = settings.workers.arguments(
-                for: address, own: own, in: directory, predecessor: record.lastExit, keepsStorage: program == nil)
+                for: address, own: own, in: directory, predecessor: record.lastExit, keepsStorage: program == nil,
+                user: program == nil ? record.user : nil)
             if let program { arguments[0] = Self.path(of: program) }
             let channel = program == nil ? try StorageChannel.pair() : nil
             if let kept = record.storage { channel?.own.send(.keep(kept)) }
             let process = try WorkerProcess.spawn(arguments, kept: lock.file, third: channel?.other)
+            groups?.add(process.process, to: address)
             // If xbbd crashes before this, the lock has no note: the next xbbd waits for the lock without knowing the
             // process.
-            lock.write(note: ProcessIdentity(running: process.process)?.note ?? "")
+            do throws(OperationError) {
+                try lock.write(LockNote(holder: process.identity))
+            } catch {
+                log(address).warning("\(address): \(error); an xbbd that is started now does not know its worker")
+            }
             do throws(OperationError) {
                 try follow(process, record)
             } catch {
@@ -120,9 +134,7 @@ extension Supervisor {
     private func ended(_ record: Record) {
         guard let process = record.process, var exit = process.takeExit() else { return }
         // Of an adopted process nobody learns the status, and a plugin may call exit(0).
-        if exit == .clean || exit == .unknown,
-            FileLock.note(directory.workerLock(record.address)) == FileLock.handedOver
-        {
+        if exit == .clean || exit == .unknown, hasHandedOver(process, record.address) {
             exit = .handedOver
         } else if exit == .clean, hasLeftUndone(record) {
             exit = .deserted
@@ -171,6 +183,7 @@ extension Supervisor {
         dismiss(record)
         letStorageGo(record)
         records[record.address] = nil
+        groups?.remove(record.address)
         do throws(OperationError) {
             guard case .taken(let lock) = try FileLock.attempt(directory.workerLock(record.address)) else { return }
             withExtendedLifetime(lock) {

@@ -12,6 +12,8 @@ public final class Supervisor {
     /// What is known of one VBD.
     final class Record {
         let address: VBDAddress
+        /// The user that its workers become; nil: the one of all.
+        let user: UInt32?
         var supervision: VBDSupervision
         /// The worker, if there is a known one.
         var process: WorkerProcess?
@@ -40,8 +42,9 @@ public final class Supervisor {
         /// It was logged that an unknown process serves this VBD.
         var loggedForeign = false
 
-        init(_ address: VBDAddress, policy: RestartPolicy) {
+        init(_ address: VBDAddress, user: UInt32?, policy: RestartPolicy) {
             self.address = address
+            self.user = user
             supervision = VBDSupervision(policy: policy)
         }
     }
@@ -59,6 +62,8 @@ public final class Supervisor {
     /// Where the disks' open files are while xbbd is restarted; nil before ``run(for:)``.
     private(set) var storageStore: StorageStore?
 
+    /// The disks' control groups; nil where there are none.
+    let groups: DiskGroups?
     var records: [VBDAddress: Record] = [:]
     /// VBDs that changed according to watches; read again before the loop sleeps.
     var dirty: Set<VBDAddress> = []
@@ -96,7 +101,7 @@ public final class Supervisor {
             switch try FileLock.attempt(directory.lock) {
             case .taken(let lock): ownLock = lock
             case .held(let note):
-                let process = ProcessIdentity(note: note).map { ", process \($0.process)" } ?? ""
+                let process = LockNote(reading: note).holder.map { ", process \($0.process)" } ?? ""
                 throw OperationError(EADDRINUSE, "serve \(settings.runDirectory) beside another xbbd\(process)")
             }
             storeLock = try StoreOwner.claim(
@@ -105,10 +110,11 @@ public final class Supervisor {
             throw ControlError("\(error)")
         }
         try detach()
+        groups = DiskGroups(settings.controlGroup, settings.groupLimits, log)
         do throws(OperationError) {
             if let identity = ProcessIdentity(running: getpid()) {
-                ownLock.write(note: identity.note)
-                storeLock.write(note: StoreOwner.note(identity, runDirectory: settings.runDirectory))
+                try ownLock.write(note: identity.note)
+                try storeLock.write(note: StoreOwner.note(identity, runDirectory: settings.runDirectory))
             }
             signals = try SignalDescriptor.open([SIGTERM, SIGINT, SIGHUP])
             loop = try EventLoop()

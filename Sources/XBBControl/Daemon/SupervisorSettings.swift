@@ -14,6 +14,12 @@ public struct SupervisorSettings: Sendable {
     public var workers: WorkerSettings
     /// Number of the group whose members may send requests; nil: only root.
     public var socketGroup: UInt32?
+    /// The users of the disks; nil: workers become the one that their settings say.
+    public var users: WorkerUsers?
+    /// Where the disks' control groups are.
+    public var controlGroup = SettingValues().value(of: SettingsSchema.controlGroup)
+    /// What a disk's control group may use.
+    public var groupLimits = DiskGroups.Limits(SettingValues())
     /// Workers are told to hand over when xbbd ends.
     public var stopsWorkers = SettingValues().value(of: SettingsSchema.stopWorkers)
     /// Each worker whose guest is connected has a standby, in case that it dies.

@@ -58,18 +58,21 @@ struct RunDirectory {
 /// The lock belongs to the open file, not to the process: a child that inherits the descriptor also holds it. So a
 /// worker's lock is held until its last process has ended, or until the worker unlocks it because it has handed over.
 struct FileLock {
-    /// The locked file, close-on-exec.
+    /// The locked file, read-only and close-on-exec. A worker gets this one, and must not be able to write what xbbd believes.
     let file: Descriptor
+    /// What stood in the file when it was locked.
+    let note: String
+    let path: String
 
     /// The result of an attempt to lock.
     enum Attempt {
         /// The lock is ours.
         case taken(FileLock)
-        /// Another process holds it and wrote this note into the file.
+        /// Another process holds it, and this stands in the file.
         case held(note: String)
     }
 
-    /// What a worker writes into the file that gave its disk up for a successor (DiskLock of XBBHost).
+    /// What a worker of an earlier version writes into the file that gave its disk up for a successor.
     static let handedOver = "handed over\n"
 
     /// What stands in the file at `path`; "" if it cannot be read.
@@ -81,26 +84,34 @@ struct FileLock {
 
     /// Tries to lock `path` without waiting. Throws if the file cannot be opened.
     static func attempt(_ path: String) throws(OperationError) -> Attempt {
-        let raw = unsafe clinux_open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
+        let raw = unsafe clinux_open(path, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
         let file = try Descriptor(raw, "open \(path)")
-        if flock(raw, LOCK_EX | LOCK_NB) == 0 { return .taken(FileLock(file: file)) }
-        guard errno == EWOULDBLOCK else { throw OperationError(errno, "lock \(path)") }
-        guard case .bytes(let note) = file.readAvailable(limit: 512) else { return .held(note: "") }
-        return .held(note: String(decoding: note, as: UTF8.self))
+        let isTaken = flock(raw, LOCK_EX | LOCK_NB) == 0
+        if !isTaken, errno != EWOULDBLOCK { throw OperationError(errno, "lock \(path)") }
+        var note = ""
+        if case .bytes(let bytes) = file.readAvailable(limit: 512) { note = String(decoding: bytes, as: UTF8.self) }
+        return isTaken ? .taken(FileLock(file: file, note: note, path: path)) : .held(note: note)
     }
 
     /// True while any process holds the lock of `path`. Does not create the file.
     static func isHeld(_ path: String) -> Bool {
-        let raw = unsafe clinux_open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0)
+        let raw = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0)
         guard raw >= 0 else { return false }
         let file = Descriptor(owning: raw)
         return flock(file.raw, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK
     }
 
-    /// Writes into the file who holds the lock.
-    func write(note: String) {
-        _ = ftruncate(file.raw, 0)
-        let bytes = [UInt8](note.utf8)
-        _ = unsafe bytes.withUnsafeBytes { unsafe pwrite(file.raw, $0.baseAddress, $0.count, 0) }
+    /// Writes into the file who holds the lock, for whoever looks later.
+    func write(note: String) throws(OperationError) { try Self.write(note: note, to: path) }
+
+    /// Writes into the file of a lock, whose descriptor is for reading. A reader may see a longer note's rest behind a shorter
+    /// one.
+    static func write(note: String, to path: String) throws(OperationError) {
+        let file = try Descriptor(
+            unsafe clinux_open(path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0), "open \(path) to write who serves")
+        let bytes = Array(note.utf8)
+        let count = unsafe bytes.withUnsafeBytes { unsafe pwrite(file.raw, $0.baseAddress, $0.count, 0) }
+        if count != bytes.count { throw OperationError(count < 0 ? errno : ENOSPC, "write who serves into \(path)") }
+        _ = ftruncate(file.raw, off_t(bytes.count))
     }
 }

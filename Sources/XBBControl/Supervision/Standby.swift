@@ -20,14 +20,16 @@ final class Standby {
     /// Where it gets the storage of the worker before, and leaves its own; nil for a program of an earlier version.
     let storage: StorageChannel?
     private var input = LineBuffer(limit: 64)
-    private let identity: ProcessIdentity?
+    private let lockPath: String
 
     /// Starts a standby with the lock's file as descriptor 3, the channel as descriptor 4 and, if it knows what to do with
     /// it, the one for storage as descriptor 5. `isPromised`: it will be given the storage of the worker before.
     init(
         _ arguments: [String], lockPath: String, keepsStorage: Bool, isPromised: Bool
     ) throws(OperationError) {
-        let raw = unsafe clinux_open(lockPath, O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0)
+        self.lockPath = lockPath
+        // Nothing that xbbd believes can be written by a worker: it gets the lock to wait for, and no more.
+        let raw = unsafe clinux_open(lockPath, O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0)
         let lock = try Descriptor(raw, "open \(lockPath)")
         var ends: [Int32] = [-1, -1]
         let type = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
@@ -39,7 +41,6 @@ final class Standby {
         if isPromised { pair?.own.send(.promised) }
         storage = pair?.own
         process = try WorkerProcess.spawn(arguments, kept: lock, second: theirs, third: pair?.other)
-        identity = ProcessIdentity(running: process.process)
         deadline = clinux_monotonic_ns() &+ Self.timeLimit
     }
 
@@ -59,10 +60,16 @@ final class Standby {
         return true
     }
 
-    /// Tells it to take over: from a worker that ended as `end` says, or from one that still serves if `end` is nil, with
-    /// the storage that was kept. Returns false if the standby is not ready or gone.
-    func call(after end: WorkerExit?, with kept: KeptStorage?, _ loop: EventLoop) -> Bool {
-        guard let channel, deadline == nil, let identity else { return false }
+    /// Tells it to take over: from a worker that ended as `end` says, or from `serving`, which still serves if `end` is nil,
+    /// with the storage that was kept. Returns false if the standby is not ready or gone. Throws if it cannot be written
+    /// down who is to serve.
+    func call(
+        after end: WorkerExit?, from serving: ProcessIdentity?, with kept: KeptStorage?, _ loop: EventLoop
+    ) throws(OperationError) -> Bool {
+        guard let channel, deadline == nil, let identity = process.identity else { return false }
+        // Before the word: from here on it is known where to look for the process that serves.
+        try FileLock.write(
+            end == nil ? LockNote(holder: serving, next: identity) : LockNote(holder: identity), to: lockPath)
         if let kept, let storage, !storage.send(.keep(kept)) { return false }
         let word = "go \(identity.process) \(identity.startTicks)\(end.map { " \($0.asPredecessor)" } ?? "")\n"
         let bytes = [UInt8](word.utf8)

@@ -54,12 +54,15 @@ final class WorkerProcess {
     let pidfd: Descriptor
     /// Its number.
     let process: Int32
+    /// Its number and start time; nil if the system did not tell.
+    let identity: ProcessIdentity?
     /// True for a process of an earlier xbbd, false for a child of this process.
     let isAdopted: Bool
 
-    private init(pidfd: Descriptor, process: Int32, isAdopted: Bool) {
+    private init(pidfd: Descriptor, process: Int32, identity: ProcessIdentity?, isAdopted: Bool) {
         self.pidfd = pidfd
         self.process = process
+        self.identity = identity
         self.isAdopted = isAdopted
     }
 
@@ -83,18 +86,35 @@ final class WorkerProcess {
             _ = unsafe waitpid(process, &status, 0)
             throw OperationError(code, "follow process \(process)")
         }
-        return WorkerProcess(pidfd: Descriptor(owning: raw), process: process, isAdopted: false)
+        return WorkerProcess(
+            pidfd: Descriptor(owning: raw), process: process, identity: ProcessIdentity(running: process),
+            isAdopted: false)
     }
 
-    /// Adopts the process that a lock's note names; nil if that process no longer exists.
-    static func adopt(note: String) -> WorkerProcess? {
-        guard let identity = ProcessIdentity(note: note) else { return nil }
+    /// The worker whose lock is at `path`, if it is one that `note` names; nil otherwise. The note alone is not believed:
+    /// the kernel must say that the process has the lock. `isFree`: nobody has it, and the one is meant that was called to
+    /// have it next and still waits.
+    static func adopt(_ note: LockNote, ofLockAt path: String, isFree: Bool = false) -> WorkerProcess? {
+        guard let file = LockFileFacts(path) else { return nil }
+        for identity in isFree ? [note.next] : [note.next, note.holder] {
+            guard let identity, let process = adopt(identity),
+                isFree ? file.isOpen(in: identity.process) : file.isLocked(by: identity.process),
+                // What was looked at was not another process with its number.
+                process.takeExit() == nil
+            else { continue }
+            return process
+        }
+        return nil
+    }
+
+    /// Follows a process that is not a child; nil if it no longer exists.
+    static func adopt(_ identity: ProcessIdentity) -> WorkerProcess? {
         let raw = clinux_pidfd_open(identity.process)
         guard raw >= 0 else { return nil }
         let pidfd = Descriptor(owning: raw)
         // The pidfd is open: if the number has this start time now, it was not reused before.
         guard ProcessIdentity(running: identity.process) == identity else { return nil }
-        return WorkerProcess(pidfd: pidfd, process: identity.process, isAdopted: true)
+        return WorkerProcess(pidfd: pidfd, process: identity.process, identity: identity, isAdopted: true)
     }
 
     /// How it ended; nil while it is running.

@@ -47,10 +47,10 @@ public struct WorkerSettings: Sendable, Equatable {
 
     /// The arguments for a VBD, beginning with the program's name. `predecessor` says how the last worker ended. The
     /// worker gets the lock as descriptor 3, a standby its channel as descriptor 4, and both the channel for storage as
-    /// descriptor 5: but not a worker of an earlier version, which does not know that option.
+    /// descriptor 5, and a user of its own: but not a worker of an earlier version, which does not know those options.
     func arguments(
         for address: VBDAddress, own: DomainID, in directory: RunDirectory, predecessor: WorkerExit?,
-        standsBy: Bool = false, keepsStorage: Bool
+        standsBy: Bool = false, keepsStorage: Bool, user: UInt32? = nil
     ) -> [String] {
         var arguments = [executable, "--backend-path", address.backendPath(own: own)]
         if let loopback { arguments += ["--loopback", loopback] }
@@ -59,6 +59,7 @@ public struct WorkerSettings: Sendable, Equatable {
         arguments += ["--journal", directory.workerJournal(address)]
         arguments += ["--lock", "3"] + (standsBy ? ["--standby", "4"] : [])
         if keepsStorage { arguments += ["--storage", "5"] }
+        if let user { arguments += ["--uid", "\(user)"] }
         if let predecessor { arguments += ["--predecessor", predecessor.asPredecessor] }
         arguments += ["--storage-source", StorageSource(kind: address.kind) == .params ? "params" : "hotplug"]
         return arguments + options

@@ -262,6 +262,21 @@ final class NodeStore {
         try store.text("\(backendPath)/\(BackendKey.storage)")
     }
 
+    /// Says that `process`, this one, has answered every request that it took: for a successor without a journal.
+    func publish(handedOverBy process: String) {
+        // Without it, a successor has to read the journal.
+        do throws(OperationError) { try store.write("\(backendPath)/\(BackendKey.handedOver)", process) } catch {}
+    }
+
+    /// True if ``publish(handedOverBy:)`` was the last thing that `process` did.
+    func isHandedOver(by process: String) -> Bool {
+        do throws(OperationError) {
+            return try store.text("\(backendPath)/\(BackendKey.handedOver)") == process
+        } catch {
+            return false
+        }
+    }
+
     /// Writes an error where operators look for it.
     func report(error text: String) throws(OperationError) {
         if let text = admit(error: String(text.prefix(512))) { try store.write("\(errorNode)/error", text) }

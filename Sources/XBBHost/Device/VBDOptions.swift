@@ -58,6 +58,20 @@ public struct VBDOptions: Sendable {
     /// Domain and device, "1/51712".
     public var shortName: String { backendPath.split(separator: "/").suffix(2).joined(separator: "/") }
 
+    /// What a worker with these settings may use, without its queues.
+    public static func limits(_ values: SettingValues) -> ConfinementLimits {
+        ConfinementLimits(
+            memoryBytes: values.value(of: SettingsSchema.workerMemoryMiB) << 20,
+            tasks: values.value(of: SettingsSchema.workerTasks))
+    }
+
+    /// The same with room for queues: for the data of each, and for its threads' stacks, which the C library reserves whole.
+    func withRoom(forQueues count: Int) -> VBDOptions {
+        var options = self
+        options.confinement?.limits?.memoryBytes += count * (memoryBytes + (1 + blockingThreads) * 9 << 20)
+        return options
+    }
+
     /// The options for a node that `values` give; plugins are looked for in `usualPlugins` where they do not say.
     public init(backendPath: String, values: SettingValues, usualPlugins: [String]) {
         self.backendPath = backendPath

@@ -57,7 +57,7 @@ extension VBDWorker {
         }
         opener.open(request, isShared: isShared, isSuccessor: machine.ownsInheritedRings) {
             [self] () throws(OperationError) in
-            try platform.prepare(queues: disk.mostQueues)
+            try prepareHandles()
         } _: { [self] result in
             switch result {
             case .failure(let error): pending.append(.deviceOpenFailed(explained(error, request).description))
@@ -67,6 +67,19 @@ extension VBDWorker {
                 pending.append(.deviceOpened(device.facts))
             }
         }
+    }
+
+    /// Gets ready for confinement: opens what the queues need of Xen. Event channels of the frontend's domain alone can be
+    /// bound with it.
+    private func prepareHandles() throws(OperationError) {
+        let domain = nodes.frontendDomain
+        disk.journal.seal()
+        if try platform.prepare(queues: disk.mostQueues, of: domain) { return }
+        // Linux takes no 0 there: such a disk is the toolstack's own.
+        log.write(
+            domain == 0 ? .info : .warning,
+            "event channels of every domain can be bound: this system cannot restrict them\(domain == 0 ? " to domain 0" : "")"
+        )
     }
 
     private func connect(_ origin: VBDMachine.RingOrigin) {
@@ -125,6 +138,8 @@ extension VBDWorker {
             KillPoint.reach(.closed)
             // A name that the next process gives to its own socket.
             control = nil
+            // Before the lock is free: who has it then reads this.
+            if let holder = succession.holder { nodes.publish(handedOverBy: holder) }
             succession.handOver()
             KillPoint.reach(.letGo)
         case .storeFailed: break

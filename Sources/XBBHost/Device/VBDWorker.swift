@@ -39,8 +39,12 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     /// Nothing is held any more.
     var exitReason: VBDMachine.ExitReason?
 
-    /// A worker that reads and writes its nodes through `store`. Opens the journal.
-    public init(platform: Platform, store: any XenStore, options: VBDOptions) throws(OperationError) {
+    /// A worker that reads and writes its nodes through `store`. Opens the journal, whose file `reserveJournal` sizes when
+    /// the process is confined; nil: the process keeps the file open.
+    public init(
+        platform: Platform, store: any XenStore, reserveJournal: ((_ bytes: Int) throws(OperationError) -> Void)? = nil,
+        options: VBDOptions
+    ) throws(OperationError) {
         self.platform = PreparedHandles(platform)
         self.options = options
         let numbers = options.backendPath.split(separator: "/").suffix(2)
@@ -50,10 +54,12 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         nodes = NodeStore(store, backendPath: options.backendPath)
         mailbox = try Mailbox()
         succession = try Succession(lock: options.lock, predecessor: options.predecessor, log: log)
-        disk = ServedDisk(platform: self.platform, options: options, mailbox: mailbox, log: log)
+        disk = ServedDisk(
+            platform: self.platform, options: options, mailbox: mailbox, reserve: reserveJournal, log: log)
         inherited = InheritedStorage(channel: options.storage, log: log)
         opener = StorageOpener(
-            options: options, nodes: nodes, mailbox: mailbox, inherited: inherited, calls: disk.calls, log: log)
+            options: options.withRoom(forQueues: disk.mostQueues), nodes: nodes, mailbox: mailbox, inherited: inherited,
+            calls: disk.calls, log: log)
         loop = WorkerLoop(mailbox: mailbox, signals: -1, output: nil)
         machine = VBDMachine(attachment: VBDMachine.Attachment(state: nil))
     }
@@ -106,14 +112,16 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     }
 
     private func standBy(_ channel: Int32) throws(OperationError) -> Bool {
-        try succession.standBy(channel, signals: loop.signals) { () throws(OperationError) -> Bool in
-            guard case .success(let node)? = try nodes.readBackend() else {
-                log.info("\(options.backendPath) does not exist any more, or breaks a rule")
-                return false
-            }
-            try opener.prepare(for: node)
-            return true
-        }
+        try succession.standBy(
+            channel, signals: loop.signals,
+            prepare: { () throws(OperationError) -> Bool in
+                guard case .success(let node)? = try nodes.readBackend() else {
+                    log.info("\(options.backendPath) does not exist any more, or breaks a rule")
+                    return false
+                }
+                try opener.prepare(for: node)
+                return true
+            }, hasHandedOver: nodes.isHandedOver)
     }
 
     /// Begins where the node stands.

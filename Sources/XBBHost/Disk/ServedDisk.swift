@@ -91,14 +91,16 @@ final class ServedDisk<Platform: XenPlatform> {
         }
     }
 
-    /// A disk that is not open yet.
-    init(platform: Platform, options: VBDOptions, mailbox: Mailbox, log: Log) {
+    /// A disk that is not open yet. `reserve` sizes its journal's file for a confined process.
+    init(
+        platform: Platform, options: VBDOptions, mailbox: Mailbox, reserve: JournalFile.Reservation?, log: Log
+    ) {
         self.platform = platform
         self.options = options
         self.mailbox = mailbox
         self.log = log
         calls = PluginCalls(mailbox: mailbox)
-        journal = DiskJournal(path: options.journal, log: log)
+        journal = DiskJournal(path: options.journal, reserve: reserve, log: log)
         tunables = options.tunables
         tunables.pollMicroseconds = options.pollNanoseconds / 1000
     }

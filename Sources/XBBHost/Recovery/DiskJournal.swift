@@ -15,8 +15,8 @@ final class DiskJournal {
     private let problem: String?
     private let log: Log
 
-    /// Opens or makes the file at `path`; nil for no file.
-    init(path: String?, log: Log) {
+    /// Opens or makes the file at `path`; nil for no file. `reserve` sizes it for a confined process.
+    init(path: String?, reserve: JournalFile.Reservation?, log: Log) {
         self.path = path
         self.log = log
         guard let path else {
@@ -24,7 +24,7 @@ final class DiskJournal {
             return
         }
         do throws(OperationError) {
-            (file, problem) = (try JournalFile(path: path), nil)
+            (file, problem) = (try JournalFile(path: path, reserve: reserve), nil)
         } catch {
             (file, problem) = (nil, error.description)
             log.error("\(error); if this process is killed, the guest loses its disk")
@@ -33,6 +33,9 @@ final class DiskJournal {
 
     /// Queues of the connection that an earlier process served, at most 64; 0 where there was none.
     var queueCount: Int { file?.queueCount ?? 0 }
+
+    /// The process is about to be confined, and the disk is its own.
+    func seal() { file?.seal() }
 
     /// Where each queue of a connection writes down what it does, and what it finds there. `isStorageKnown`: the images are
     /// known to be those that were served.

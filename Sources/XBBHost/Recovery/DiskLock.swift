@@ -13,7 +13,7 @@ import Support
 /// (docs/recovery.md).
 final class DiskLock {
     private let descriptor: Int32
-    /// What a process writes into the file that hands the disk over.
+    /// What a process of an earlier version writes into the file when it hands the disk over.
     private static let handedOver = "handed over\n"
 
     /// Takes over a descriptor that this process was started with.
@@ -27,30 +27,40 @@ final class DiskLock {
         _ = clinux_fcntl_int(descriptor, F_SETFD, FD_CLOEXEC)
     }
 
-    /// Waits until nobody else holds the lock. True if the process before handed over, false if it died before.
+    /// Waits until nobody else holds the lock. True if a process of an earlier version wrote into the file that it handed over;
+    /// others say so in XenStore.
     func acquire() throws(OperationError) -> Bool {
         while flock(descriptor, LOCK_EX) != 0 {
             if errno != EINTR { throw OperationError(errno, "wait for the lock of the disk") }
         }
-        var bytes = [UInt8](repeating: 0, count: 64)
-        // Within the closure the buffer is valid, and its size is passed on.
-        let count = unsafe bytes.withUnsafeMutableBytes { unsafe pread(descriptor, $0.baseAddress, $0.count, 0) }
-        return bytes.prefix(max(count, 0)).elementsEqual(Self.handedOver.utf8)
+        return contents.elementsEqual(Self.handedOver.utf8)
     }
 
-    /// Writes into the file who holds the lock, for an xbbd that starts.
-    func write(note: String) { replace(with: note) }
-
-    /// Hands the disk over. The last thing that the process does with it.
-    func handOver() {
-        replace(with: Self.handedOver)
-        _ = flock(descriptor, LOCK_UN)
+    /// The process that serves, as xbbd wrote it down, "4711 123456": its number and the time of its start, which no two have
+    /// in common. nil if xbbd did not.
+    var holder: String? {
+        let line = String(decoding: contents.prefix { $0 != UInt8(ascii: "\n") }, as: UTF8.self)
+        let numbers = line.split(separator: " ", omittingEmptySubsequences: false).map { UInt64($0) }
+        return numbers.count == 2 && !numbers.contains(nil) ? line : nil
     }
 
-    private func replace(with text: String) {
+    /// Writes into the file who holds the lock. An xbbd of an earlier version expects this of whoever takes over; of this
+    /// version it writes itself, and the descriptor is read-only.
+    func write(note: String) {
+        guard clinux_fcntl_int(descriptor, F_GETFL, 0) & O_ACCMODE == O_RDWR else { return }
         _ = ftruncate(descriptor, 0)
-        let bytes = [UInt8](text.utf8)
+        let bytes = [UInt8](note.utf8)
         // Within the closure the buffer is valid, and its size is passed on.
         _ = unsafe bytes.withUnsafeBytes { unsafe pwrite(descriptor, $0.baseAddress, $0.count, 0) }
+    }
+
+    /// Hands the disk over. The last thing that the process does with it.
+    func handOver() { _ = flock(descriptor, LOCK_UN) }
+
+    private var contents: ArraySlice<UInt8> {
+        var bytes = [UInt8](repeating: 0, count: 128)
+        // Within the closure the buffer is valid, and its size is passed on.
+        let count = unsafe bytes.withUnsafeMutableBytes { unsafe pread(descriptor, $0.baseAddress, $0.count, 0) }
+        return bytes.prefix(max(count, 0))
     }
 }

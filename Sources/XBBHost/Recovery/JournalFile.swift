@@ -6,54 +6,96 @@ import CLinux
 import Glibc
 import Memory
 
-/// An open journal. Opened before the process is confined, sized and mapped when a frontend connects; control thread.
+/// An open journal. Opened and mapped before the process is confined, sized when a frontend connects; control thread.
+///
+/// A confined process has no descriptor of it, but only what it has mapped: with a descriptor it could fill the file system of
+/// all disks' journals. Then `reserve` asks the keeper for the size, who gives no more than ``JournalLayout/mostBytes``.
 final class JournalFile {
-    let path: String
-    private let descriptor: Int32
-    private var mapping: JournalMapping?
+    /// Empties the file but for its first page, and makes it so many bytes long.
+    typealias Reservation = (_ bytes: Int) throws(OperationError) -> Void
 
-    /// Opens or makes the file.
-    init(path: String) throws(OperationError) {
+    let path: String
+    /// nil in a confined process.
+    private var descriptor: Descriptor?
+    /// All that a journal can be. Only what the file has can be touched.
+    private let whole: JournalMapping
+    private var mapping: JournalMapping?
+    private let reservation: Reservation?
+    /// Bytes of the file, once there is no descriptor any more.
+    private var knownSize = 0
+
+    /// Opens or makes the file. `reserve` sizes it when this process has no descriptor any more.
+    init(path: String, reserve: Reservation? = nil) throws(OperationError) {
         self.path = path
+        reservation = reserve
         // The call reads the path as C text, which Swift keeps for it.
-        descriptor = unsafe clinux_open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
-        if descriptor < 0 { throw OperationError(errno, "open journal \(path)") }
+        let file = try Descriptor(
+            unsafe clinux_open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600), "open journal \(path)")
+        guard let whole = JournalMapping.map(file.raw, byteCount: JournalLayout.mostBytes, entries: 0) else {
+            throw OperationError(errno, "map journal \(path)")
+        }
+        self.whole = whole
+        descriptor = file
     }
 
-    deinit {
-        close(descriptor)
+    /// Gives the descriptor up, if the file can be sized without it. No other process sizes the file any more.
+    func seal() {
+        guard reservation != nil else { return }
+        knownSize = size
+        descriptor = nil
     }
 
     /// Queues of the connection that the file is of, for what must be had before it is read; at most 64.
     var queueCount: Int {
-        guard let first = JournalMapping.map(descriptor, byteCount: JournalLayout.pageSize, entries: 0),
-            size >= JournalLayout.pageSize, first.pages.load64(at: JournalLayout.magicOffset) == JournalLayout.magic
-        else { return 0 }
-        return min(Int(first.pages.load(at: JournalLayout.queueCountOffset)), JournalLayout.mostQueues)
+        guard let pages = firstPage, pages.load64(at: JournalLayout.magicOffset) == JournalLayout.magic else {
+            return 0
+        }
+        return min(Int(pages.load(at: JournalLayout.queueCountOffset)), JournalLayout.mostQueues)
     }
 
     /// Throws if the file says that other images were served than those of `connection`; false if it names none.
+    @discardableResult
     func compareStorage(_ connection: JournalConnection) throws(OperationError) -> Bool {
-        guard size >= JournalLayout.pageSize,
-            let first = JournalMapping.map(descriptor, byteCount: JournalLayout.pageSize, entries: 0)
-        else { return false }
-        return try connection.compareStorage(with: first.pages)
+        guard let pages = firstPage else { return false }
+        return try connection.compareStorage(with: pages)
+    }
+
+    /// nil where the file is shorter.
+    private var firstPage: SharedPages? {
+        guard size >= JournalLayout.pageSize else { return nil }
+        return whole.beginning(byteCount: JournalLayout.pageSize, entries: 0)?.pages
     }
 
     private var size: Int {
+        guard let descriptor else { return knownSize }
         var status = stat()
         // The kernel fills the structure, which is ours.
-        return unsafe fstat(descriptor, &status) == 0 ? Int(status.st_size) : 0
+        return unsafe fstat(descriptor.raw, &status) == 0 ? Int(status.st_size) : 0
+    }
+
+    private func reserve(_ bytes: Int) throws(OperationError) {
+        if let descriptor {
+            let code = clinux_reserve_file(descriptor.raw, UInt64(JournalLayout.pageSize), UInt64(bytes))
+            if code != 0 { throw OperationError(code, "reserve \(bytes) bytes for journal \(path)") }
+            return
+        }
+        // What is left if it fails: nothing behind the first page is relied on then.
+        knownSize = min(knownSize, JournalLayout.pageSize)
+        do throws(OperationError) {
+            try reservation?(bytes)
+        } catch {
+            throw OperationError(error.code, "reserve \(bytes) bytes for journal \(path)")
+        }
+        knownSize = bytes
     }
 
     /// What an earlier process wrote, if it is of this connection.
     func adopt(_ connection: JournalConnection) throws(OperationError) -> JournalMapping {
         let size = size
         guard size >= JournalLayout.pageSize else { throw OperationError(.journal, "it is empty or cut off") }
-        guard size <= JournalLayout.fileSize(queues: JournalLayout.mostQueues, entries: JournalLayout.mostEntries)
-        else { throw OperationError(.journal, "it is too long") }
-        guard let mapping = JournalMapping.map(descriptor, byteCount: size, entries: connection.entries) else {
-            throw OperationError(.journal, "it cannot be mapped", .errno(errno))
+        guard size <= JournalLayout.mostBytes else { throw OperationError(.journal, "it is too long") }
+        guard let mapping = whole.beginning(byteCount: size, entries: connection.entries) else {
+            throw OperationError(.journal, "it cannot be mapped")
         }
         try connection.compare(with: mapping.pages)
         self.mapping = mapping
@@ -66,22 +108,15 @@ final class JournalFile {
     func begin(_ connection: JournalConnection) throws(OperationError) -> JournalMapping {
         mapping = nil
         let bytes = JournalLayout.fileSize(queues: connection.rings.count, entries: connection.entries)
-        if size >= JournalLayout.pageSize {
+        if let pages = firstPage {
             // The old page becomes the new one before anything can fail.
-            let first = JournalMapping.map(descriptor, byteCount: JournalLayout.pageSize, entries: 0)
-            first?.pages.storeRelease(0, at: JournalLayout.stateOffset)
-            if let first { connection.writeFirstPage(to: first.pages) }
-        }
-        if ftruncate(descriptor, off_t(min(size, JournalLayout.pageSize))) != 0 {
-            throw OperationError(errno, "empty journal \(path)")
+            pages.storeRelease(0, at: JournalLayout.stateOffset)
+            connection.writeFirstPage(to: pages)
         }
         // All of its blocks are had now: a full file system must not become a fault when the memory is written.
-        let code = posix_fallocate(descriptor, 0, off_t(bytes))
-        if code != 0 {
-            throw OperationError(code, "reserve \(bytes) bytes for journal \(path)")
-        }
-        guard let made = JournalMapping.map(descriptor, byteCount: bytes, entries: connection.entries) else {
-            throw OperationError(errno, "map journal \(path)")
+        try reserve(bytes)
+        guard let made = whole.beginning(byteCount: bytes, entries: connection.entries) else {
+            throw OperationError(.journal, "the connection is larger than any that journal \(path) can be of")
         }
         connection.write(to: made.pages)
         mapping = made

@@ -11,7 +11,7 @@ import Support
 
 /// What a process that stands by is told when its turn comes.
 struct StartCommand: Equatable {
-    /// What it writes into the file of the lock: its own name for an xbbd that starts.
+    /// What it writes into the file of the lock where an xbbd of an earlier version lets it: its own name.
     let note: String
     /// How the process before it ended; nil: it lives, and the lock will tell.
     let predecessor: Predecessor?
@@ -46,9 +46,11 @@ final class Succession {
     }
 
     /// Prepares, says that it is ready, and returns true with the lock held when it is this process's turn; false where it
-    /// is not needed any more. `prepare` is false where there is no disk to serve.
+    /// is not needed any more. `prepare` is false where there is no disk to serve; `hasHandedOver` is asked, with the lock
+    /// held, whether the process that served when this one was ready has said that nothing is in flight.
     func standBy(
-        _ channel: Int32, signals: Int32, prepare: () throws(OperationError) -> Bool
+        _ channel: Int32, signals: Int32, prepare: () throws(OperationError) -> Bool,
+        hasHandedOver: (_ process: String) -> Bool
     ) throws(OperationError) -> Bool {
         guard let lock else { throw OperationError(EINVAL, "stand by without a lock") }
         defer { close(channel) }
@@ -56,6 +58,8 @@ final class Succession {
         unsafe pthread_setname_np(pthread_self(), "xbb-standby")
         guard try prepare() else { return false }
         KillPoint.reach(.prepared)
+        // Read now: when the lock is free, xbbd may have written down this process already.
+        let holder = lock.holder
         // The literal has these six bytes.
         guard unsafe Glibc.write(channel, "ready\n", 6) == 6 else { return false }
         guard let command = try awaitCommand(channel, signals) else {
@@ -63,7 +67,8 @@ final class Succession {
             return false
         }
         KillPoint.reach(.called)
-        let handedOver = try lock.acquire()
+        let saidSo = try lock.acquire()
+        let handedOver = saidSo || holder.map(hasHandedOver) == true
         KillPoint.reach(.inherited)
         lock.write(note: command.note)
         // The call copies the literal.
@@ -96,6 +101,9 @@ final class Succession {
         }
         return command
     }
+
+    /// This process, as the one that serves; nil where xbbd has not written it down.
+    var holder: String? { lock?.holder }
 
     /// Lets the next process begin: the last thing that this one does with the disk, whose storage is closed.
     func handOver() { lock?.handOver() }

@@ -16,6 +16,8 @@ final class HypervisorClient {
     var share: FrontendShare?
     /// The eventfd that the ports bound by this connection signal.
     var event: Descriptor?
+    /// The one domain whose ports may be bound; nil for all.
+    var eventDomain: DomainID?
 
     /// True if the connection holds nothing that belongs to its domain.
     var isIdle: Bool { ports.isEmpty && maps.isEmpty && attachments.isEmpty && share == nil }
@@ -95,9 +97,14 @@ final class Hypervisor {
         case .unmap: try unmap(message.word(1), client)
         case .allocateUnbound: return try allocateUnbound(for: message.word(1), client)
         case .openEvents: return try openEvents(client)
-        case .bindInterdomain: return try bind(message.word(2), of: domain(message.word(1)), client)
+        case .bindInterdomain:
+            if let only = client.eventDomain, UInt32(only) != message.word(1) {
+                throw OperationError(EACCES, "bind event channel of domain \(message.word(1))")
+            }
+            return try bind(message.word(2), of: domain(message.word(1)), client)
         case .closePort: try closePort(message.word(1), client)
         case .peer: return try peer(of: message.word(1), client)
+        case .restrictEvents: try restrictEvents(to: message.word(1), client)
         }
         return answer()
     }

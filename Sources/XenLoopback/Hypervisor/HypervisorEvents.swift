@@ -70,11 +70,21 @@ extension Hypervisor {
         return answer([], [event])
     }
 
+    /// What drivers/xen/evtchn.c does for IOCTL_EVTCHN_RESTRICT_DOMID.
+    func restrictEvents(to number: UInt32, _ client: HypervisorClient) throws(OperationError) {
+        if client.eventDomain != nil { throw OperationError(EACCES, "restrict event channels again") }
+        guard number != 0, number < HypervisorProtocol.domainLimit, let id = DomainID(exactly: number) else {
+            throw OperationError(EINVAL, "restrict event channels to domain \(number)")
+        }
+        client.eventDomain = id
+    }
+
     /// EVTCHNOP_alloc_unbound. The remote domain need not exist, as on Xen.
     func allocateUnbound(
         for remote: UInt32, _ client: HypervisorClient
     ) throws(OperationError) -> HypervisorAnswer {
         let local = try aliveDomain(of: client)
+        if client.eventDomain != nil { throw OperationError(EACCES, "allocate event channel with a restricted handle") }
         guard let remote = DomainID(exactly: remote) else { throw OperationError(EINVAL, "allocate event channel") }
         let port = HostedPort(
             number: try freePort(of: local), domain: local, channel: try HostedChannel(), end: 0,

@@ -47,6 +47,8 @@ enum HypervisorOperation: UInt32 {
     case closePort
     /// [port]. Results: [link], and the peer's eventfd if the link is odd.
     case peer
+    /// [remote domain]: ports of this domain alone can be bound over this connection from now on.
+    case restrictEvents
 }
 
 /// What ends a new domain.

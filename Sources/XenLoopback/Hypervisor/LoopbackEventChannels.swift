@@ -31,7 +31,7 @@ public final class LoopbackEventChannels: EventChannels {
     /// until ``takePending()`` finds none.
     public var fileDescriptor: Int32 { event.raw }
 
-    /// EVTCHNOP_bind_interdomain: ESRCH for no such domain, EINVAL unless the port is unbound and waits for this domain.
+    /// EVTCHNOP_bind_interdomain: EACCES for another domain than the handle is restricted to, ESRCH for no such domain, EINVAL unless the port is unbound and waits for this domain.
     ///
     /// The new port is pending at once, since events may have been lost before.
     public func bind(_ remotePort: EventPort, of domain: DomainID) throws(OperationError) -> EventPort {
@@ -44,6 +44,11 @@ public final class LoopbackEventChannels: EventChannels {
             peer: answer.descriptors[1], link: answer.word(2))
         ends.append(end)
         return end.port
+    }
+
+    /// IOCTL_EVTCHN_RESTRICT_DOMID: EACCES the second time, EINVAL for domain 0 and numbers that are no domain's.
+    public func restrict(to domain: DomainID) throws(OperationError) {
+        _ = try connection.call(.restrictEvents, [UInt32(domain)], for: "restrict event channels to domain \(domain)")
     }
 
     /// ENOTCONN for a port that is not this handle's.
