@@ -25,12 +25,14 @@ struct FileLocks {
     /// Bytes 100 to 299 have the meaning that QEMU gives them (Plugins/FileKit/ImageLock.swift). Elsewhere a lock keeps
     /// others from writing, and an exclusive one also from reading; flock(2) is the same.
     func conflict(writes: Bool) -> String? {
-        if let holder = rangeHolder(writes: writes) { return "is locked by \(Self.name(of: holder ?? fdHolder()))" }
+        if let holder = rangeHolder(writes: writes) {
+            return "is locked by \(Self.name(of: holder.map { [$0] } ?? fdHolders()))"
+        }
         for line in LocalUse.lines(of: "/proc/locks") {
             guard let lock = KernelLock(line[...]), lock.isWhole, lock.inode == inode, lock.process != getpid(),
                 writes || lock.isExclusive
             else { continue }
-            return "is locked by \(Self.name(of: lock.process))"
+            return "is locked by \(Self.name(of: [lock.process]))"
         }
         return nil
     }
@@ -58,24 +60,30 @@ struct FileLocks {
         return nil
     }
 
-    /// A lock that belongs to an open file and not to a process has no number in the kernel's list; the process that has
-    /// the file open has.
-    private func fdHolder() -> Int32? {
+    /// A lock that belongs to an open file and not to a process has no number in the kernel's list; the processes that have
+    /// the file open have: a worker, and xbbd, which keeps its files.
+    private func fdHolders() -> [Int32] {
+        var found: [Int32] = []
         for name in DirectoryListing.names(in: "/proc") {
             guard let process = Int32(name), process != getpid() else { continue }
             for file in DirectoryListing.names(in: "/proc/\(process)/fdinfo") {
                 guard let text = SmallFile.contents("/proc/\(process)/fdinfo/\(file)", limit: 8192) else { continue }
                 for line in String(decoding: text, as: UTF8.self).split(separator: "\n") where line.hasPrefix("lock:") {
-                    if let lock = KernelLock(line.dropFirst(5)), lock.inode == inode { return process }
+                    if let lock = KernelLock(line.dropFirst(5)), lock.inode == inode, found.last != process {
+                        found.append(process)
+                    }
                 }
             }
         }
-        return nil
+        return found
     }
 
-    /// "qemu-img, process 4711"
-    private static func name(of process: Int32?) -> String {
-        guard let process else { return "a process that cannot be seen" }
+    /// "qemu-img, process 4711"; at most three.
+    private static func name(of processes: [Int32]) -> String {
+        processes.isEmpty ? "a process that cannot be seen" : processes.prefix(3).map(name).joined(separator: " and ")
+    }
+
+    private static func name(_ process: Int32) -> String {
         let comm = SmallFile.contents("/proc/\(process)/comm", limit: 64) ?? []
         let name = String(decoding: comm.filter { $0 >= 0x20 && $0 != 0x7f }, as: UTF8.self)
         return name.isEmpty ? "process \(process)" : "\(name), process \(process)"

@@ -35,7 +35,9 @@ extension XBBCtl {
         func run() throws {
             try perform { () throws(ControlError) in
                 let connection = connection.over(parent.connection)
-                let told = try connection.ask(.upgrade(try device.reference(connection, kind: kind))).value["vbds"]?.elements ?? []
+                let told =
+                    try connection.ask(.upgrade(try device.reference(connection, kind: kind))).value["vbds"]?.elements
+                    ?? []
                 var old: [String: UInt64] = [:]
                 for entry in told {
                     if let name = entry["vbd"]?.string, let process = entry["pid"]?.unsigned { old[name] = process }

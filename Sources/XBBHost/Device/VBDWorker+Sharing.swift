@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Whether the guest has its storage alone.
 import Base
+import Glibc
 import PluginHost
 import StorageSharing
 import Support
@@ -29,8 +30,9 @@ extension VBDWorker {
 
     /// Why storage could not be opened, with who holds the lock where a plugin found one.
     func explained(_ error: OperationError, _ request: DeviceRequest) -> OperationError {
-        let holder = SharingCheck.lockHolder(request.image.path, writes: !request.isReadOnly)
-        guard !opener.isConfined, let holder, !error.description.contains(holder) else { return error }
+        guard error.code == EBUSY, !opener.isConfined,
+            let holder = SharingCheck.lockHolder(request.image.path, writes: !request.isReadOnly)
+        else { return error }
         return OperationError(.open, "\(error): \(holder)")
     }
 }
@@ -47,7 +49,8 @@ extension SharingCheck {
         guard options.storageSource == .params else { return nil }
         let nodes = NodeStore(store, backendPath: options.backendPath)
         do throws(OperationError) {
-            guard case .success(let node) = try nodes.readBackend(), let request = Self.request(of: node, options) else {
+            guard case .success(let node) = try nodes.readBackend(), let request = Self.request(of: node, options)
+            else {
                 return nil
             }
             let numbers = options.backendPath.split(separator: "/")
