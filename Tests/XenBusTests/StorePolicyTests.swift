@@ -68,7 +68,7 @@ import XenBus
         #expect(BrokerRequest(request.bytes[...]) == request)
         let reply = BrokerReply(13, [1, 0, 2])
         #expect(BrokerReply(reply.bytes[...]) == reply)
-        for bytes in [[], [1], [9, 0, 0, 0, 0, 65, 0], [1, 0, 0, 0, 0, 65], [1, 0, 0, 0, 0, 0xff, 0]] as [[UInt8]] {
+        for bytes in [[], [1], [99, 0, 0, 0, 0, 65, 0], [1, 0, 0, 0, 0, 65], [1, 0, 0, 0, 0, 0xff, 0]] as [[UInt8]] {
             #expect(BrokerRequest(bytes[...]) == nil)
         }
     }
