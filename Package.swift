@@ -115,7 +115,7 @@ let package = Package(
         .target(name: "ProcessConfinement", dependencies: ["Base", "CLinux", "Support"], swiftSettings: strict),
         .target(
             name: "ImageInspection",
-            dependencies: ["Base", "ProcessConfinement", "PluginHost", "PluginAPI", "CLinux", "Support"],
+            dependencies: ["Base", "ImageCore", "ProcessConfinement", "PluginHost", "PluginAPI", "CLinux", "Support"],
             swiftSettings: strict),
 
         // XenStore for a worker that must not have it: a process that holds the connection and does what belongs to one VBD.
@@ -161,7 +161,8 @@ let package = Package(
         .executableTarget(
             name: "xbb-vbd",
             dependencies: [
-                "BlockQueue", "Base", "ProcessConfinement", "ImageInspection", "PluginHost", "Settings", "StorageSharing",
+                "BlockQueue", "Base", "ProcessConfinement", "ImageInspection", "PluginHost", "Settings",
+                "StorageSharing",
                 "StoreBroker",
                 "XBBHost", "Xen",
                 "XenLoopback", "CLinux", "Support",

@@ -173,6 +173,8 @@ for disk in "${disks[@]}"; do
         (.latency_ns | to_entries[] | select(.value.count > 0)
          | "      \(.key): \(.value.count) done, p50 \(.value.p50 | us) us, p99 \(.value.p99 | us) us, p99.9 \(.value.p999 | us) us")' \
         "$work/stats-$disk.json" | while IFS= read -r line; do info "$line"; done
+    requests=$(jq .totals.reqs_completed "$work/stats-$disk.json")
+    [[ $requests -gt 0 ]] || fail "the requests of $disk were not counted"
     errors=$(jq .totals.reqs_completed_with_error "$work/stats-$disk.json")
     [[ $errors -eq 0 ]] || fail "$disk had $errors errors"
 done

@@ -27,6 +27,9 @@ public struct QCOWCheck: Sendable {
     public init(examining image: some ImageReader) throws(ImageError) {
         guard image.size > 0 else { throw ImageError(.invalid, "the image is empty") }
         let head = try image.bytes(at: 0, count: QCOWHeader.headBytes)
+        if QCOWHeader.version(of: head) == nil, let other = ImageSignature(of: image) {
+            throw ImageError(.invalid, "this is \(other.name), no QCOW image: \(other.remedy)")
+        }
         self.init(header: try QCOWHeader(head), fileSize: image.size)
         if (try? features()) != nil { try structure() }
     }

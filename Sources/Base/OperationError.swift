@@ -82,6 +82,12 @@ public struct OperationError: Error, Equatable, Sendable, CustomStringConvertibl
     /// True if something does not exist (ENOENT).
     public var isNotFound: Bool { code == ENOENT }
 
+    /// The name of a positive errno: "ENOSPC", or "errno 1234".
+    public static func errnoName(_ code: Int32) -> String {
+        guard let name = unsafe clinux_errno_name(code) else { return "errno \(code)" }
+        return unsafe String(cString: name)
+    }
+
     /// For the operator: the context, then what is behind it.
     public var description: String {
         switch source {

@@ -62,7 +62,7 @@ int clinux_pidfd_open(pid_t process) { return (int)syscall(SYS_pidfd_open, proce
 
 int clinux_pidfd_signal(int pidfd, int signal) { return (int)syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0); }
 
-int clinux_pidfd_wait(int pidfd, int *code, int *signal)
+int clinux_pidfd_wait(int pidfd, int *code, int *signal, int *dumped)
 {
     siginfo_t info;
     memset(&info, 0, sizeof info);
@@ -72,6 +72,7 @@ int clinux_pidfd_wait(int pidfd, int *code, int *signal)
     if (info.si_pid == 0) return 0;
     *code = info.si_code == CLD_EXITED ? info.si_status : 0;
     *signal = info.si_code == CLD_EXITED ? 0 : info.si_status;
+    *dumped = info.si_code == CLD_DUMPED;
     return 1;
 }
 

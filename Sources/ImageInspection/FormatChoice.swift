@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Decides which format an image has, from what plugins recognised or from what it was served as before. Pure.
 import Base
+import ImageCore
 
 /// A format that an image's content looks like.
 public struct FormatMatch: Sendable, Equatable {
@@ -24,10 +25,17 @@ public struct FormatMatch: Sendable, Equatable {
 /// Answers for `format=auto`.
 enum FormatChoice {
     /// The only format that was recognised. Two are an error, however high one of them scores: an image may hide its
-    /// header behind another format's. None is an error too, and is never taken for raw.
-    static func only(_ matches: [FormatMatch], image: String) throws(OperationError) -> FormatMatch {
+    /// header behind another format's. None is an error too, and is never taken for raw. `signature` is what the image is by
+    /// its magic: raw is not suggested then.
+    static func only(
+        _ matches: [FormatMatch], image: String, signature: ImageSignature?
+    ) throws(OperationError) -> FormatMatch {
         if matches.count == 1, let match = matches.first { return match }
         if matches.isEmpty {
+            if let signature {
+                throw OperationError(
+                    .open, "\(image) is \(signature.name), which no plugin serves: \(signature.remedy)")
+            }
             throw OperationError(
                 .open, "\(image) looks like no format that a plugin knows; if it is a raw image, say so: raw:\(image)")
         }

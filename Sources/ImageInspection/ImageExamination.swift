@@ -39,7 +39,7 @@ public struct ImageExamination {
         var reason: JSON = .null
         do throws(OperationError) {
             let format =
-                if let known = try recorded.get() { known } else { try FormatChoice.only(matches, image: path).format }
+                if let known = try recorded.get() { known } else { try choose(matches, image).format }
             verdict = .string(format)
         } catch {
             reason = .string(error.description)
@@ -56,7 +56,7 @@ public struct ImageExamination {
                             ("score", .integer($0.score)),
                         ])
                     })
-            ), ("auto", verdict), ("reason", reason),
+            ), ("looks_like", .text(try image.signature()?.name)), ("auto", verdict), ("reason", reason),
         ])
     }
 
@@ -82,7 +82,7 @@ public struct ImageExamination {
         if let known {
             format = known
         } else {
-            format = try FormatChoice.only(image.matches(libraries), image: path).format
+            format = try choose(image.matches(libraries), image).format
         }
         var members: [JSON.Member] = [
             ("image", .string(path)), ("format", .string(format)), ("served_as", .text(remembered)),
@@ -102,6 +102,10 @@ public struct ImageExamination {
             warnings.append("the plugin for \(format) cannot tell what is in an image")
         }
         return .object(members + [("warnings", .array(warnings.map { .string($0) }))])
+    }
+
+    private func choose(_ matches: [FormatMatch], _ image: borrowing OpenImage) throws(OperationError) -> FormatMatch {
+        try FormatChoice.only(matches, image: path, signature: image.signature())
     }
 
     /// The format recorded for the image, or why the records give no answer.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // An image under examination: its first and last bytes for probe(), its descriptor for inspect().
+import ImageCore
 import PluginHost
 import Base
 import CLinux
@@ -29,6 +30,14 @@ struct OpenImage: ~Copyable {
 
     /// The descriptor, on loan: closed with this value.
     var descriptor: Int32 { file.descriptor }
+
+    /// What it is by its magic; nil where that tells nothing.
+    func signature() throws(OperationError) -> ImageSignature? {
+        let length = min(byteCount, UInt64(ImageSignature.tailBytes))
+        return ImageSignature(
+            head: try bytes(at: 0, Int(min(byteCount, UInt64(ImageSignature.headBytes)))),
+            tail: try bytes(at: byteCount - length, Int(length)))
+    }
 
     /// Asks each plugin about each of its formats.
     ///

@@ -210,6 +210,21 @@ public final class PluginDevice: @unchecked Sendable {
     /// Takes on what ``measure()`` returned.
     public func adopt(_ info: DeviceInfo) { reported.withLock { $0 = info } }
 
+    /// The plugin counts by itself: it has stats().
+    public var counts: Bool { unsafe library.table.stats != nil }
+
+    /// Asks the plugin what it counted: nil where it says that it failed. It may never return, so any thread but the control
+    /// thread; no other control call is made meanwhile.
+    package func readStatistics() -> PluginCounters? {
+        guard let stats = unsafe library.table.stats else { return nil }
+        let call = PluginCounterCalls.begin()
+        exclusion?.lock()
+        let result = unsafe stats(handle, PluginCounterCalls.report, PluginCounterCalls.argument(call))
+        exclusion?.unlock()
+        let counters = PluginCounterCalls.end(call)
+        return result == 0 ? counters : nil
+    }
+
     /// The most queues of the host that can be open at once.
     public var maxQueues: Int {
         let own = library.threadModel == .queue ? info.maxQueues : 1

@@ -120,7 +120,7 @@ public enum WorkerForm: Sendable {
     case none
     /// `--name VALUE`, for each element of a list; of a flag `--name` or `--no-name`.
     case option
-    /// `--tunable old_name=NUMBER`, as workers of all versions understand it.
+    /// `--tunable old_name=NUMBER`, as workers of all versions understand it; a text only where it is not the usual one.
     case tunable
 }
 
@@ -258,11 +258,12 @@ extension Setting<String> {
     public init(
         text name: String, _ help: String, _ placeholder: String, _ rule: TextRule, usual: String? = nil,
         otherwise: String = "", example: String = "", scope: SettingScope = .invocation,
-        section: ConfigurationSection? = nil, workerForm: WorkerForm = .none, daemonOption: String? = nil
+        section: ConfigurationSection? = nil, workerForm: WorkerForm = .none, changesWhileServed: Bool = false,
+        daemonOption: String? = nil
     ) {
         self.init(
             name, .text(rule), help, placeholder: placeholder, usual: usual, otherwise: otherwise, example: example,
-            scope: scope, section: section, workerForm: workerForm, changesWhileServed: false,
+            scope: scope, section: section, workerForm: workerForm, changesWhileServed: changesWhileServed,
             daemonOption: daemonOption)
     }
 }

@@ -136,6 +136,17 @@ public enum SettingsSchema {
         flag: "no-coalesce-reqs", "hand requests to the plugin without joining neighbours", scope: .disk,
         section: .tunables, workerForm: .tunable, changesWhileServed: true)
 
+    /// What becomes of requests for which the storage has no space.
+    public static let onNoSpace = Setting(
+        text: "on-enospc",
+        "what becomes of requests for which the storage has no space: the guest gets the error, or they wait and are tried again",
+        "POLICY", TextRule(choices: [reportsNoSpace, stopsWithoutSpace]), usual: reportsNoSpace, scope: .disk,
+        section: .tunables, workerForm: .tunable, changesWhileServed: true)
+    /// A value of ``onNoSpace``.
+    public static let reportsNoSpace = "report"
+    /// See ``reportsNoSpace``.
+    public static let stopsWithoutSpace = "stop"
+
     // MARK: Lists
 
     /// All settings, in the order of xbb.conf.
@@ -148,6 +159,7 @@ public enum SettingsSchema {
         workerUsers.declaration, workerMemoryMiB.declaration, workerTasks.declaration, controlGroup.declaration,
         confine.declaration, stallTime.declaration,
         disableFlush.declaration, flushInterval.declaration, noCoalesce.declaration,
+        onNoSpace.declaration,
     ]
 
     /// What `xbbctl set` changes, by name.

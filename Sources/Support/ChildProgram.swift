@@ -31,7 +31,7 @@ public enum ChildProgram {
         while unsafe waitpid(process, &status, 0) < 0 && errno == EINTR {}
         let signal = status & 0x7f
         if signal != 0 {
-            return Result(output: output, status: nil, problem: problem ?? "was ended by signal \(signal)")
+            return Result(output: output, status: nil, problem: problem ?? "was ended by \(SignalName.text(signal))")
         }
         return Result(output: output, status: status >> 8 & 0xff, problem: problem)
     }

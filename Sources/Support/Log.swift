@@ -38,6 +38,8 @@ public struct Log: Sendable {
     private let sink: LogSink
     /// Where lines are also remembered.
     public var history: LogHistory?
+    /// Where lines are also kept for those who have no journal.
+    public var file: LogFile?
     /// The VBD that lines are about.
     private var vbd: (domain: UInt16, device: UInt32)?
     /// Fields of each line in the journal, "NAME=value".
@@ -99,6 +101,7 @@ public struct Log: Sendable {
         let bytes = parts.map { $0 < 0x20 || $0 == 0x7f ? UInt8(ascii: "?") : $0 }
         let message = String(decoding: bytes, as: UTF8.self)
         history?.add(level, message, vbd)
+        file?.add(level, message)
         sink.write(
             LogLine(level: level, name: name, message: message, fields: fields, showsPriority: showsPriority))
     }

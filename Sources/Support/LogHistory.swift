@@ -16,6 +16,14 @@ public final class LogHistory: Sendable {
         public let text: String
         /// The frontend's domain and the device's number, if it is about a VBD.
         public let vbd: (domain: UInt16, device: UInt32)?
+
+        /// A line of any log.
+        public init(time: Double, level: LogLevel, text: String, vbd: (domain: UInt16, device: UInt32)?) {
+            self.time = time
+            self.level = level
+            self.text = text
+            self.vbd = vbd
+        }
     }
 
     private struct Ring {
@@ -33,7 +41,11 @@ public final class LogHistory: Sendable {
     func add(_ level: LogLevel, _ text: String, _ vbd: (domain: UInt16, device: UInt32)?) {
         var now = timespec()
         unsafe clock_gettime(CLOCK_REALTIME, &now)
-        let line = Line(time: Double(now.tv_sec) + Double(now.tv_nsec) / 1e9, level: level, text: text, vbd: vbd)
+        remember(Line(time: Double(now.tv_sec) + Double(now.tv_nsec) / 1e9, level: level, text: text, vbd: vbd))
+    }
+
+    /// Takes a line of another log.
+    public func remember(_ line: Line) {
         ring.withLock { ring in
             if ring.lines.count < limit {
                 ring.lines.append(line)

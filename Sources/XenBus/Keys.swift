@@ -35,6 +35,8 @@ public enum BackendKey {
     public static let storage = "xbb-storage"
     /// The process that served last and let go with every request answered; ours, for a successor.
     public static let handedOver = "xbb-handed-over"
+    /// Behind the value of ``handedOver``: requests that have no answer stand in the journal.
+    public static let leftRequests = " left"
     /// Which images a disk consists of, where it is more than one; ours, for operators.
     public static let chain = "xbb-chain"
     /// What of the disk does not end; ours, for operators and xbbd.
@@ -44,6 +46,10 @@ public enum BackendKey {
     /// The value of ``sharing`` where another domain of the same guest has the storage: it migrates within this host, or is
     /// the guest's stub domain. Both may claim the device; image files are left to the locks on them.
     public static let sameGuest = "same-guest"
+    /// Which statistics in the run directory are the disk's; ours, for a successor.
+    public static let statistics = "xbb-statistics"
+    /// What is wrong with the disk while it is served, in one line; ours, for operators.
+    public static let trouble = "xbb-trouble"
     /// The path of the storage, from the hotplug script.
     public static let physicalDevicePath = "physical-device-path"
     /// The format of the image at `physical-device-path`, from the hotplug script; raw if missing.

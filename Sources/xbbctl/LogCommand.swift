@@ -12,8 +12,8 @@ extension XBBCtl {
             commandName: "log",
             abstract: "Shows what xbbd and workers logged, of one device or of all.",
             discussion: """
-                Runs journalctl where there is a journal. Elsewhere, and with --socket, xbbd is asked for the last \
-                lines of its own; those of workers are where its standard error goes.
+                Runs journalctl where there is a journal. Elsewhere, and with --socket, xbbd is asked for its last \
+                lines and those of workers.
                 """)
         @ParentCommand var parent: XBBCtl
         @OptionGroup var device: OptionalDevice

@@ -63,6 +63,27 @@ extension XBBCtl {
         }
     }
 
+    struct Resume: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Lets one device go on: tries again what waits for space, and ends a pause.",
+            discussion: "With on-enospc=stop, requests for which the storage has no space wait; see xbbctl(8).")
+        @ParentCommand var parent: XBBCtl
+        @OptionGroup var device: Device
+        @OptionGroup var connection: Connection
+        @OptionGroup var format: Format
+
+        func run() throws {
+            try perform { () throws(ControlError) in
+                let connection = connection.over(parent.connection)
+                let request = ControlRequest.resume(try device.reference(connection))
+                format.print(try connection.ask(request)) { answer in
+                    let count = answer["tried_again"]?.unsigned ?? 0
+                    return [count == 0 ? "no request waited" : "\(count) requests are tried again"]
+                }
+            }
+        }
+    }
+
     struct Plugins: ParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Describes the plugins, with their formats and options.")

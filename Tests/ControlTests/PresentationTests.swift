@@ -23,15 +23,15 @@ import Support
         let answer = try JSON(
             parsing: """
                 {"vbds":[{"domid":1,"device":"xvda","kind":"vbd","worker":"running","pid":4711,"state":"connected",
-                "mode":"w","format":"raw","path":"/disk.img"},
+                "mode":"w","format":"raw","path":"/disk.img","trouble":null},
                 {"domid":12,"device":"xvdb","kind":"vbd","worker":"waiting","pid":null,"state":"initWait","mode":"r",
-                "format":null,"path":null}]}
+                "format":null,"path":null,"trouble":"cannot open"}]}
                 """)
         #expect(
             Reports.list(answer) == [
-                "DOMID  DEVICE  KIND  WORKER    PID  STATE      MODE  FORMAT  PATH",
+                "DOMID  DEVICE  KIND  WORKER    PID  STATE      MODE  FORMAT  PATH       TROUBLE",
                 "    1  xvda    vbd   running  4711  connected  w     raw     /disk.img",
-                "   12  xvdb    vbd   waiting     -  initWait   r     -       -",
+                "   12  xvdb    vbd   waiting     -  initWait   r     -       -          cannot open",
             ])
     }
 

@@ -42,9 +42,9 @@ import XenBus
             #expect(supervision.handle(.started, now: now) == [])
         }
         let actions = supervision.handle(.exited(.signalled(11), Self.waiting), now: now)
-        #expect(actions == [.giveUp("the worker failed 10 times in 300 s, last: signal 11")])
+        #expect(actions == [.giveUp("the worker failed 10 times in 300 s, last: signal 11 (SIGSEGV)")])
         #expect(supervision.deadline == nil)
-        #expect(supervision.lastFailure == "signal 11")
+        #expect(supervision.lastFailure == "signal 11 (SIGSEGV)")
     }
 
     @Test("a worker that ran for a minute has no failures behind it") func steady() {
@@ -210,7 +210,7 @@ import XenBus
         supervision = VBDSupervision(policy: policy)
         #expect(supervision.handle(.node(connected), now: 0) == [.start])
         #expect(supervision.handle(.started, now: 0) == [])
-        let text = "the worker failed 1 times in 300 s, last: signal 9"
+        let text = "the worker failed 1 times in 300 s, last: signal 9 (SIGKILL)"
         #expect(supervision.handle(.exited(.signalled(9), connected), now: 1) == [.giveUp(text), .closeFrontend])
     }
 

@@ -97,7 +97,7 @@ import Support
         try eventually("three attempts") { lab.starts.count { $0.hasSuffix("-51712") } >= 3 }
         let row = try #require(try lab.row("vbd/1/51712"))
         #expect(["waiting", "running"].contains(row["worker"]?.string))
-        #expect(row["last_failure"]?.string == (word == "crash" ? "signal 6" : "exit status 1"))
+        #expect(row["last_failure"]?.string == (word == "crash" ? "signal 6 (SIGABRT)" : "exit status 1"))
         #expect(lab.starts.count { $0.hasSuffix("-51728") } == 1)
         #expect(throws: ControlError.self) { try lab.ask(.show(try #require(VBDReference(parsing: "1/51712")))) }
         // When the node goes, so does the wait.
@@ -144,7 +144,7 @@ import Support
 
     @Test(
         "a worker is told how the last one ended",
-        arguments: [("crash", "crashed:signal 6"), ("exit 1", "killed:exit status 1")])
+        arguments: [("crash", "crashed:signal 6 (SIGABRT)"), ("exit 1", "killed:exit status 1")])
     func predecessor(_ word: String, _ end: String) throws {
         let lab = try DaemonLab()
         lab.behave("vbd-1-51712", word)

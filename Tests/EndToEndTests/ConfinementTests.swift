@@ -24,6 +24,17 @@ extension EndToEnd {
             lab.stop()
         }
 
+        /// Swift's own handler would start a program, which the filter does not allow: the signal would be SIGSYS.
+        @Test(arguments: [SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP])
+        func aFaultIsToldByItsOwnSignal(_ signal: Int32) throws {
+            let lab = try Lab()
+            let disk = try lab.attach(environment: ["SWIFT_BACKTRACE=enable=yes"])
+            try eventually("the storage") { try disk.worker.show("stage") == "ready" }
+            disk.worker.signal(signal)
+            #expect(try disk.worker.awaitExit() == .signalled(signal))
+            lab.stop()
+        }
+
         /// A log line that says how an attempt ended.
         private func outcome(_ name: String, _ arguments: [String] = []) throws -> String {
             var outcome = ""

@@ -71,6 +71,12 @@ extension EndToEnd {
                 toy.log.has("format=auto: \(toy.path) looks like toy; say so in the configuration: toy:\(toy.path)"))
             let nothing = try attach(lab, 51728, image(lab, "plain.img", "plain"), "auto")
             try nothing.awaitError("looks like no format that a plugin knows; if it is a raw image, say so: raw:")
+            // Another format's image is named, and never called raw.
+            let foreign = try attach(lab, 51760, image(lab, "vhd.img", "conectix"), "auto")
+            try foreign.awaitError("is a VHD image, which no plugin serves: convert it (qemu-img convert -O raw")
+            let probe = try ask(lab, "probe", foreign.path)
+            #expect(probe["looks_like"]?.string == "a VHD image" && probe["auto"]?.string == nil)
+            #expect(probe["reason"]?.string?.has("raw:") == false, "\(probe)")
             let both = try attach(lab, 51744, image(lab, "both.img", "TOYIMAGE", second: "TOYSECND"), "auto")
             try both.awaitError("looks like more than one format: toy (90), toy-two (20)")
             try lab.finish()

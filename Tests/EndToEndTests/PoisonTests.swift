@@ -83,7 +83,7 @@ extension EndToEnd {
             let rows = try JSONDecoder().decode([String: [Row]].self, from: Data(list.utf8))
             let row = try #require(rows["vbds"]?.first)
             #expect(row.worker == "running" && row.state == "connected" && row.starts == 5, "\(list)")
-            #expect(row.last_failure == "signal 6")
+            #expect(row.last_failure == "signal 6 (SIGABRT)")
 
             try device.close()
             #expect(device.leakedGrants.isEmpty)

@@ -41,7 +41,8 @@ final class Worker {
             ] + arguments
         var pointers = words.map { strdup($0) } + [nil]
         // A crash must be an exit status, not a backtrace that takes seconds.
-        var environment = (["SWIFT_BACKTRACE=enable=no"] + extra).map { strdup($0) } + [nil]
+        let usual = extra.contains { $0.hasPrefix("SWIFT_BACKTRACE=") } ? [] : ["SWIFT_BACKTRACE=enable=no"]
+        var environment = (usual + extra).map { strdup($0) } + [nil]
         defer { (pointers + environment).forEach { free($0) } }
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)

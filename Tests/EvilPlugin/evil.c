@@ -310,6 +310,41 @@ static void make_attempt(void)
     }
 }
 
+/* Tries what stats() must not do: names without end, names of any bytes, calls when it has returned, no return. */
+static xbb_stat_fn kept_fn;
+static void *kept_arg;
+
+static int evil_stats(void *dev, xbb_stat_fn fn, void *arg)
+{
+    (void)dev;
+    if (kept_fn) kept_fn(kept_arg, "too-late", 1);
+    if (strcmp(attempt, "stats_late") == 0) {
+        kept_fn = fn;
+        kept_arg = arg;
+        fn(arg, "in-time", 2);
+    } else if (strcmp(attempt, "stats_many") == 0) {
+        char name[4096];
+        for (unsigned i = 0; i < 100000; i++) {
+            snprintf(name, sizeof name, "counter-%u", i);
+            fn(arg, name, UINT64_MAX - i);
+        }
+    } else if (strcmp(attempt, "stats_names") == 0) {
+        char name[100001];
+        memset(name, 'x', sizeof name - 1);
+        name[sizeof name - 1] = 0;
+        fn(arg, name, 1);
+        fn(arg, NULL, 2);
+        fn(arg, "", 3);
+        fn(arg, "\x1b[31m\n\"\xff", 4);
+    } else if (strcmp(attempt, "stats_hang") == 0) {
+        for (;;) sleep(1000);
+    } else if (strcmp(attempt, "stats_error") == 0) {
+        fn(arg, "half", 1);
+        return -EIO;
+    }
+    return 0;
+}
+
 static uint32_t evil_submit(void *queue, struct xbb_req *const *reqs, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
@@ -341,6 +376,7 @@ static const struct xbb_plugin evil_plugin = {
     .queue_open = evil_queue_open,
     .queue_close = evil_queue_close,
     .submit = evil_submit,
+    .stats = evil_stats,
 };
 
 XBB_PLUGIN_EXPORT(evil_plugin)

@@ -35,7 +35,7 @@ import Testing
             #expect(setting.section != nil && setting.scope != .invocation, "\(setting.name) is a setting of xbb.conf")
             if setting.changesWhileServed { #expect(setting.scope == .disk && setting.workerForm != .none) }
             // What workers are told as a number, and "xbbctl set" takes.
-            if setting.workerForm == .tunable { #expect(setting.changesWhileServed && setting.usual?.number != nil) }
+            if setting.workerForm == .tunable { #expect(setting.changesWhileServed && setting.usual != nil) }
             if setting.scope == .daemon { #expect(setting.workerForm == .none) }
         }
     }
@@ -118,10 +118,12 @@ import Testing
 
     @Test("what changes while a disk is served is found in both spellings") func changing() throws {
         #expect(
-            SettingsSchema.changing.map(\.name) == ["disable-flush", "flush-interval", "no-coalesce-reqs", "poll-us"])
+            SettingsSchema.changing.map(\.name) == [
+                "disable-flush", "flush-interval", "no-coalesce-reqs", "on-enospc", "poll-us",
+            ])
         #expect(
             SettingsSchema.changing.map(\.oldName) == [
-                "disable_flush", "flush_interval", "no_coalesce_reqs", "poll_us",
+                "disable_flush", "flush_interval", "no_coalesce_reqs", "on_enospc", "poll_us",
             ])
         for setting in SettingsSchema.changing {
             #expect(try SettingsSchema.changing(setting.name).name == setting.name)
@@ -135,7 +137,8 @@ import Testing
         #expect(said("poll_uss").hasSuffix("did you mean 'poll-us'?"))
         #expect(said("disable_flsuh").hasSuffix("did you mean 'disable-flush'?"))
         #expect(
-            said("none").hasSuffix("served; there are disable-flush, flush-interval, no-coalesce-reqs, poll-us"))
+            said("none").hasSuffix(
+                "served; there are disable-flush, flush-interval, no-coalesce-reqs, on-enospc, poll-us"))
         #expect(said("max_queues").hasPrefix("'max-queues' does not change while a disk is served"))
         #expect(said("").hasPrefix("no setting ''"))
     }

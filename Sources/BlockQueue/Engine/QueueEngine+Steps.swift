@@ -65,6 +65,7 @@ extension QueueEngine {
             lists[Int(list)].state.isSplit = true
             wait(list, for: .copyIn)
         case .splitNext: finishSplitRequest(list)
+        case .hold: hold(list)
         case .fail(let status): fail(list, status)
         case .finish: finish(list)
         case .transfer, .copyIn, .copyOut: break

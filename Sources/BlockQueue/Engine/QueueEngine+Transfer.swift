@@ -182,7 +182,40 @@ extension QueueEngine {
     @inline(never)
     private mutating func recordFailure(_ list: Int32, _ status: Int32) {
         stats.add(.plugin_errors)
-        if lists[Int(list)].state.failure == 0 { lists[Int(list)].state.failure = status }
+        let canWait = canWaitForSpace(list, status)
+        if lists[Int(list)].state.failure == 0 {
+            lists[Int(list)].state.failure = status
+            lists[Int(list)].state.waitsForSpace = canWait
+        } else if !canWait {
+            lists[Int(list)].state.waitsForSpace = false
+        }
+        // One that waits is told when it begins to.
+        if !canWait || !lists[Int(list)].wasHeld { note(list, status) }
+    }
+
+    /// Keeps an error of the storage for whoever reports it.
+    ///
+    /// Where comes from the list: what the plugin had in hand, it may have changed.
+    private mutating func note(_ list: Int32, _ status: Int32) {
+        let position = Int(list)
+        let operation: StorageOperation =
+            switch (lists[position].state.phase, lists[position].state.operation) {
+            case (.flushBefore, _), (.flushAfter, _): .flush
+            case (.fillBlocks, _), (_, .read): .read
+            case (_, .discard): .discard
+            default: .write
+            }
+        var (first, count) = (lists[position].firstSector, lists[position].sectorCount)
+        if lists[position].state.isSplit, lists[position].current >= 0 {
+            let request = requests[Int(lists[position].current)].request
+            (first, count) = (request.firstSector, request.sectorCount)
+        }
+        let code = 0 &- status
+        stats.count(operation, error: code)
+        failure = (
+            StorageFailure(operation: operation, code: code, firstSector: first, sectorCount: count),
+            (failure?.count ?? 0) &+ 1
+        )
     }
 
     /// Fails a request that the plugin would not take.

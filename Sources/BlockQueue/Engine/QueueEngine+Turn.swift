@@ -31,6 +31,7 @@ extension QueueEngine {
     /// ``now`` is set before. What was answered is published once, with at most one event.
     mutating func turn(_ effects: any QueueEffects) -> Bool {
         ring.holdOffEvents()
+        if hold.isActive { careForHeld() }
         var worked = absorbCompletions()
         if worked { KillPoint.reach(.completed) }
         if takeRequests() {

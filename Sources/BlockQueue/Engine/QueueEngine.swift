@@ -22,6 +22,8 @@ package struct QueueTuning: Sendable, Equatable {
     package var flushInterval: UInt64 = 0
     /// Send every request alone (FreeBSD's no_coalesce_reqs).
     package var noCoalesce = false
+    /// Requests that fail for want of space wait and are tried again (`on-enospc`).
+    package var holdsWithoutSpace = false
 
     /// All off.
     package init() {}
@@ -74,6 +76,8 @@ package struct QueueEngine: ~Copyable {
     var replays: IndexQueue
     var replaying: Replaying
     var memoryWaiters: IndexQueue
+    /// Lists that failed for want of space.
+    var hold: SpaceHold
     /// The list that requests are being added to; -1 for none.
     var tail: Int32 = -1
     /// The list that must be alone: it waits for the others, and the ring waits for it; -1 for none.
@@ -89,6 +93,8 @@ package struct QueueEngine: ~Copyable {
     var overflow: RingOverflow?
     /// The last fault of the guest that was not reported yet.
     var fault: GuestFault?
+    /// The last error of the storage that was not reported yet, and how many there were.
+    var failure: (last: StorageFailure, count: UInt64)?
 
     /// The time of this turn, in ns of the monotonic clock.
     var now: UInt64 = 0
@@ -124,6 +130,7 @@ package struct QueueEngine: ~Copyable {
         replaying = Replaying(recovery)
         lists = FixedArray(zeroed: entries)
         memoryWaiters = IndexQueue(capacity: entries)
+        hold = SpaceHold(listCount: entries)
         precondition(memory.byteCount >= QueueEngine.memoryBytes(0, for: disk))
         // The largest request, wherever it begins, with the blocks around it.
         scratchPages = perRequest + 1

@@ -5,14 +5,18 @@
 package struct DrainRule: Sendable, Equatable {
     /// The ring is read until it was empty, with nothing in flight, for that long, in ns; nil: it is not read any more.
     let quiet: UInt64?
+    /// What becomes of requests that wait for space.
+    let held: HoldEnd
 
     /// No more: what is on the ring stays there.
-    package static let atOnce = DrainRule(quiet: nil)
+    package static let atOnce = DrainRule(quiet: nil, held: .fail)
+    /// The same, for a successor that goes on with the ring.
+    package static let handOver = DrainRule(quiet: nil, held: .leave)
     /// What the ring holds.
-    package static let whenEmpty = DrainRule(quiet: 0)
+    package static let whenEmpty = DrainRule(quiet: 0, held: .tryOnce)
     /// What the ring holds and what comes until 250 ms have passed without any: longer than a busy frontend takes from one
     /// request to the next, and hardly seen beside what `xl destroy` takes.
-    package static let whenQuiet = DrainRule(quiet: 250_000_000)
+    package static let whenQuiet = DrainRule(quiet: 250_000_000, held: .tryOnce)
 }
 
 /// A drain that is under way.

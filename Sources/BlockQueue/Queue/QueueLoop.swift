@@ -45,7 +45,11 @@ struct QueueLoop: ~Copyable {
 
     var overflow: RingOverflow? { engine.overflow }
     /// Draining was asked for, and nothing is on its way.
-    var isDrained: Bool { engine.isDraining && engine.isEmpty }
+    var isDrained: Bool { engine.isDraining && (engine.isEmpty || engine.hasOnlyHeld) }
+    /// Requests that wait for space, or are being tried again.
+    var heldRequests: Int { engine.hold.isActive ? engine.heldRequests : 0 }
+    /// Requests that have no answer: once the loop has ended, those that are left to a successor.
+    var leftRequests: Int { engine.requests.count - engine.freeRequests.count }
     /// Requests are not to be taken, and nothing is on its way.
     var isAtRest: Bool { engine.isHeld && engine.isEmpty }
 
@@ -54,6 +58,13 @@ struct QueueLoop: ~Copyable {
         if engine.fault == nil { return nil }
         defer { engine.fault = nil }
         return engine.fault
+    }
+
+    /// The last error of the storage and how many there were, once.
+    mutating func takeStorageFailure() -> (last: StorageFailure, count: UInt64)? {
+        if engine.failure == nil { return nil }
+        defer { engine.failure = nil }
+        return engine.failure
     }
 
     /// A request that was answered with an error because it made processes crash, once.
@@ -75,12 +86,19 @@ struct QueueLoop: ~Copyable {
     // MARK: Turns
 
     mutating func apply(
-        tuning: QueueTuning, offered: OfferedFeatures, pollNanoseconds: UInt64, mayTake: Bool, drain rule: DrainRule?
+        tuning: QueueTuning, offered: OfferedFeatures, pollNanoseconds: UInt64, mayTake: Bool, triesHeld: Bool,
+        drain rule: DrainRule?
     ) {
+        let wasHolding = engine.tuning.holdsWithoutSpace
         engine.tuning = tuning
         engine.disk = offered
         engine.isHeld = !mayTake
-        if let rule, drain == nil { drain = Drain(rule, now: clinux_monotonic_ns()) }
+        engine.now = clinux_monotonic_ns()
+        if triesHeld || (wasHolding && !tuning.holdsWithoutSpace) { engine.tryHeldAgain() }
+        if let rule, drain == nil {
+            drain = Drain(rule, now: engine.now)
+            engine.endHolding(rule.held)
+        }
         // Nobody waits for a queue that takes nothing to take more.
         if drain != nil && !mayTake { engine.isDraining = true }
         self.pollNanoseconds = pollNanoseconds
@@ -151,6 +169,11 @@ struct QueueLoop: ~Copyable {
     private func timeout() -> Int32 {
         var timeout = events.timeout(now: engine.now)
         if engine.stalledSince != nil { timeout = timeout < 0 ? 5 : min(timeout, 5) }
+        if engine.hold.isActive, engine.hold.end != .leave {
+            let pause = engine.hold.retryAt > engine.now ? engine.hold.retryAt - engine.now : 0
+            let left = Int32(clamping: pause / 1_000_000 + 1)
+            timeout = timeout < 0 ? left : min(timeout, left)
+        }
         if let drain, !engine.isDraining {
             let left = drain.milliseconds(now: engine.now)
             timeout = timeout < 0 ? left : min(timeout, left)

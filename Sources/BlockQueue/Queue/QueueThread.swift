@@ -71,6 +71,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         /// The queue's thread has nothing in flight since ``isPaused`` was set.
         var isAtRest = false
         var drain: DrainRule?
+        /// Requests that wait for space are to be tried again.
+        var triesHeld = false
     }
 
     package let statistics: QueueStatistics
@@ -78,6 +80,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private let device: PluginDevice
     private let configuration: QueueConfiguration
     private let log: Log
+    private let errorLimit: StorageErrorLimit
     /// Called on the queue's thread when the ring is not read any more.
     private let onFailure: @Sendable (OperationError) -> Void
     /// Called on the queue's thread when the requests of an earlier process were begun again.
@@ -86,6 +89,10 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private let onPaused: @Sendable () -> Void
     /// Called on the queue's thread when it has started, or failed to.
     private let onStarted: @Sendable () -> Void
+    /// Called on the queue's thread when an error of the storage was logged.
+    private let onStorageError: @Sendable () -> Void
+    /// Called on the queue's thread when ``heldRequests`` changed.
+    private let onHold: @Sendable () -> Void
     /// Called on the queue's thread, which ends with that.
     private let onEnd: @Sendable () -> Void
     private let journal: QueueJournalSource
@@ -93,6 +100,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private let control: Mutex<Control>
     private let controlChanged = Atomic<Bool>(false)
     private let ended = Atomic<Bool>(false)
+    private let held = Atomic<Int>(0)
+    private let left = Atomic<Int>(0)
     private let port: CompletionPort
     private let started = Semaphore()
     private let startResult = Mutex<OperationError?>(nil)
@@ -101,9 +110,11 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// Prepares a queue; ``start()`` makes it run.
     package convenience init(
         platform: Platform, device: PluginDevice, configuration: QueueConfiguration, statistics: QueueStatistics,
-        log: Log, onFailure: @escaping @Sendable (OperationError) -> Void,
+        log: Log, errorLimit: StorageErrorLimit = StorageErrorLimit(),
+        onFailure: @escaping @Sendable (OperationError) -> Void,
         onStarted: @escaping @Sendable () -> Void = {}, onReplayed: @escaping @Sendable () -> Void = {},
         onPaused: @escaping @Sendable () -> Void = {},
+        onStorageError: @escaping @Sendable () -> Void = {}, onHold: @escaping @Sendable () -> Void = {},
         onEnd: @escaping @Sendable () -> Void = {}
     ) throws(OperationError) {
         let entries = RingLayout(configuration.abi).entryCount(pages: configuration.ringReferences.count)
@@ -118,18 +129,19 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             throw OperationError(ENOMEM, "reserve a journal for queue \(configuration.index)")
         }
         self.init(
-            platform, device, configuration, statistics, log, onFailure, onStarted, onReplayed, onPaused, onEnd,
-            port: port, journal: journal)
+            platform, device, configuration, statistics, log, errorLimit, onFailure, onStarted, onReplayed, onPaused,
+            onStorageError, onHold, onEnd, port: port, journal: journal)
     }
 
     /// Cannot fail: where an initialiser of a generic class leaves early with a `Mutex` in place, Swift 6.3.1 crashes in
     /// modules that specialise it (docs/decisions/0012-modules.md).
     private init(
         _ platform: Platform, _ device: PluginDevice, _ configuration: QueueConfiguration,
-        _ statistics: QueueStatistics, _ log: Log,
+        _ statistics: QueueStatistics, _ log: Log, _ errorLimit: StorageErrorLimit,
         _ onFailure: @escaping @Sendable (OperationError) -> Void, _ onStarted: @escaping @Sendable () -> Void,
         _ onReplayed: @escaping @Sendable () -> Void,
-        _ onPaused: @escaping @Sendable () -> Void, _ onEnd: @escaping @Sendable () -> Void,
+        _ onPaused: @escaping @Sendable () -> Void, _ onStorageError: @escaping @Sendable () -> Void,
+        _ onHold: @escaping @Sendable () -> Void, _ onEnd: @escaping @Sendable () -> Void,
         port: CompletionPort, journal: QueueJournalSource
     ) {
         self.platform = platform
@@ -137,10 +149,13 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         self.configuration = configuration
         self.statistics = statistics
         self.log = log
+        self.errorLimit = errorLimit
         self.onFailure = onFailure
         self.onStarted = onStarted
         self.onReplayed = onReplayed
         self.onPaused = onPaused
+        self.onStorageError = onStorageError
+        self.onHold = onHold
         self.onEnd = onEnd
         control = Mutex(
             Control(
@@ -198,6 +213,15 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             $0.isAtRest = false
         }
     }
+
+    /// Tries again what waits for space, at once.
+    package func tryHeldAgain() { change { $0.triesHeld = true } }
+
+    /// Requests that wait for space, or are being tried again; a moment old.
+    package var heldRequests: Int { held.load(ordering: .relaxed) }
+
+    /// Requests that a queue which ended has left to a successor of the process.
+    package var leftRequests: Int { left.load(ordering: .acquiring) }
 
     /// Paused, with nothing in flight.
     package var isPaused: Bool { control.withLock { $0.isPaused && $0.isAtRest } }
@@ -309,6 +333,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             effects: XenEffects(queue: queue, grants: grants, channels: channels, channel: channel), events: events)
         if journal.isInherited { loop.notify() }
         run(&loop)
+        left.store(loop.leftRequests, ordering: .releasing)
         loop.finish()
         unsafe device.unmap(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
     }
@@ -348,6 +373,12 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             if controlChanged.load(ordering: .acquiring) { takeControl(&loop) }
             let worked = loop.turn()
             if let fault = loop.takeFault() { report(fault) }
+            if let failure = loop.takeStorageFailure() { report(failure.last, failure.count) }
+            let holding = loop.heldRequests
+            if holding != held.load(ordering: .relaxed) {
+                held.store(holding, ordering: .relaxed)
+                onHold()
+            }
             if let overflow = loop.overflow, !reportedOverflow {
                 reportedOverflow = true
                 onFailure(
@@ -380,16 +411,29 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
 
     private func takeControl(_ loop: inout QueueLoop) {
         controlChanged.store(false, ordering: .releasing)
-        let current = control.withLock { $0 }
+        let current = control.withLock { control in
+            defer { control.triesHeld = false }
+            return control
+        }
         loop.apply(
             tuning: current.tuning, offered: current.offered, pollNanoseconds: current.pollNanoseconds,
-            mayTake: current.mayTake && !current.isPaused, drain: current.drain)
+            mayTake: current.mayTake && !current.isPaused, triesHeld: current.triesHeld, drain: current.drain)
     }
 
     private func report(_ fault: GuestFault) {
         log.warning(
             "queue \(configuration.index): request refused: \(fault.error.text): operation \(fault.wireOperation), "
                 + "sector \(fault.firstSector), \(fault.sectorCount) sectors")
+    }
+
+    /// Tells of an error of the storage, the last of `count`.
+    private func report(_ failure: StorageFailure, _ count: UInt64) {
+        statistics.setLast(failure, time: UInt64(max(Glibc.time(nil), 0)))
+        guard let unlogged = errorLimit.admit(count) else { return }
+        log.error(
+            "queue \(configuration.index): \(failure.text) failed in plugin '\(device.library.name)': "
+                + StorageError.reason(failure.code) + (unlogged > 0 ? " (\(unlogged) more were not logged)" : ""))
+        onStorageError()
     }
 
     private func report(poison: BlockRequest) {

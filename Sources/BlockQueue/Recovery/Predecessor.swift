@@ -7,6 +7,8 @@ public enum Predecessor: Sendable, Equatable {
     case unknown
     /// It finished its requests and let go.
     case handedOver
+    /// It let go, and left requests that waited for space.
+    case left
     /// Somebody killed it; the text says how.
     case killed(String)
     /// It came to grief by itself; the text says how.
@@ -28,7 +30,7 @@ public enum Predecessor: Sendable, Equatable {
     package var text: String {
         switch self {
         case .unknown: "ended somehow"
-        case .handedOver: "handed over"
+        case .handedOver, .left: "handed over"
         case .killed(let how): "was killed (\(how))"
         case .crashed(let how): "crashed (\(how))"
         }

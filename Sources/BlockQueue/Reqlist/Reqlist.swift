@@ -60,6 +60,8 @@ struct ReqlistState: BitwiseCopyable {
     var requestCount: Int32 = 1
     /// The first failure, a negative errno, or 0.
     var failure: Int32 = 0
+    /// It failed for want of space alone, and is to be tried again when there may be some.
+    var waitsForSpace = false
 }
 
 /// How the data of a write, a flush or a barrier lie on the disk.
@@ -76,6 +78,8 @@ enum ReqlistData: UInt8, BitwiseCopyable {
 package struct Reqlist: BitwiseCopyable {
     var state: ReqlistState
     var secure: Bool
+    /// It has waited for space.
+    var wasHeld = false
     /// The last request of the chain that begins with the list's own index.
     var last: Int32
     /// The request that is done now, of a split list; -1 for none.
@@ -142,6 +146,7 @@ package struct Reqlist: BitwiseCopyable {
     mutating func enter(_ phase: ReqlistPhase) {
         state.phase = phase
         state.failure = 0
+        state.waitsForSpace = false
         progress = 0
     }
 

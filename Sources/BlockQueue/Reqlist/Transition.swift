@@ -6,7 +6,8 @@
 //                  └──────────────────────────┴────► copyIn ──► transfer ──►    transfer
 //                                                               flushAfter*     copyOut        * barrier without FUA
 //
-// A list of several requests that fails is split: its requests are done one by one (QueueEngine+Split).
+// A list of several requests that fails is split: its requests are done one by one (QueueEngine+Split). One that fails for
+// want of space may be held instead and stays in its phase (QueueEngine+Hold).
 import Blkif
 import Glibc
 
@@ -40,6 +41,8 @@ enum ReqlistStep: Equatable, BitwiseCopyable {
     case splitCopyIn
     /// One part of a request that is done alone has ended
     case splitNext
+    /// Wait until there may be space, then do the same again
+    case hold
     /// Answer its requests, each with its own status
     case finish
     /// Answer all of its requests with this status
@@ -100,6 +103,7 @@ extension ReqlistState {
     /// After a phase in the plugin of a list that failed, in it or before.
     @inline(never)
     private func afterFailure() -> ReqlistStep {
+        if waitsForSpace { return .hold }
         if isSplit { return .splitNext }
         if requestCount > 1 && phase == .transfer { return .split }
         // Perhaps only the first or the last request has to do with the block that cannot be read.

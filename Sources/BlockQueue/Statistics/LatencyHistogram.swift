@@ -40,7 +40,8 @@ public struct LatencyHistogram: Sendable, Equatable {
     public func percentile(_ fraction: Double) -> UInt64 {
         let all = total
         if all == 0 { return 0 }
-        let wanted = UInt64((Double(all) * fraction).rounded(.up))
+        // The counts may be an earlier process's, and so be any.
+        let wanted = UInt64(exactly: (Double(all) * fraction).rounded(.up)) ?? .max
         var seen: UInt64 = 0
         for (bucket, count) in counts.enumerated() {
             seen &+= count

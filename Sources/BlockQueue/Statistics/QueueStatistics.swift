@@ -50,6 +50,8 @@ public enum QueueCounter: Int, CaseIterable, Sendable {
     case sleeps
     /// Requests of an earlier process that were done again, and those that were answered with an error instead.
     case replayed_requests, poisoned_requests
+    /// Requests that waited because there was no space (`on-enospc`).
+    case held_requests
 }
 
 /// Operations whose latency is kept apart.
@@ -79,10 +81,16 @@ struct StatisticsCells: @unchecked Sendable {
         unsafe cring_store64_relaxed(cell, cring_load64_relaxed(cell) &+ value)
     }
 
+    /// Counts an error of the storage; queue thread only.
+    func count(_ operation: StorageOperation, error code: Int32) {
+        let cell = unsafe cells + StatisticsLayout.index(operation, code)
+        unsafe cring_store64_relaxed(cell, cring_load64_relaxed(cell) &+ 1)
+    }
+
     /// Counts a latency in ns; queue thread only.
     @inline(__always)
     func record(_ latency: LatencyClass, nanoseconds: UInt64) {
-        let cell = unsafe cells + QueueStatistics.index(latency, LatencyHistogram.bucket(of: nanoseconds))
+        let cell = unsafe cells + StatisticsLayout.index(latency, LatencyHistogram.bucket(of: nanoseconds))
         unsafe cring_store64_relaxed(cell, cring_load64_relaxed(cell) &+ 1)
     }
 }
@@ -106,31 +114,34 @@ extension StatisticsCells {
 }
 
 /// Counters and histograms in plain memory. The queue's thread adds; others read values that may be a moment old.
+///
+/// The memory is this object's own, or that of a ``StatisticsArea``, which a successor of the process finds again.
 @safe
 public final class QueueStatistics: Sendable {
     /// Constant; the cells behind it are accessed by atomic loads and stores.
     nonisolated(unsafe) private let base: UnsafeMutablePointer<UInt64>
-    private static let counterCells = 64
-    private static let cellCount = counterCells + LatencyClass.allCases.count * LatencyHistogram.bucketCount
+    /// Whose memory it is; nil: ours.
+    private let area: StatisticsArea?
 
-    /// All zero.
+    /// All zero, and gone with the process.
     public init() {
-        precondition(QueueCounter.allCases.count <= Self.counterCells)
-        unsafe base = .allocate(capacity: Self.cellCount)
-        unsafe base.initialize(repeating: 0, count: Self.cellCount)
+        unsafe base = .allocate(capacity: StatisticsLayout.cellCount)
+        unsafe base.initialize(repeating: 0, count: StatisticsLayout.cellCount)
+        area = nil
+    }
+
+    /// The cells of a queue in `area`, which has ``StatisticsLayout/cellCount`` of them at `base`.
+    @unsafe init(_ base: UnsafeMutablePointer<UInt64>, of area: StatisticsArea) {
+        unsafe self.base = unsafe base
+        self.area = area
     }
 
     deinit {
-        unsafe base.deallocate()
+        if area == nil { unsafe base.deallocate() }
     }
 
     /// The cells, valid while this object lives.
     var cells: StatisticsCells { unsafe StatisticsCells(cells: base) }
-
-    @inline(__always)
-    static func index(_ latency: LatencyClass, _ bucket: Int) -> Int {
-        counterCells + latency.rawValue * LatencyHistogram.bucketCount + bucket
-    }
 
     /// The value of a counter; any thread.
     public func value(_ counter: QueueCounter) -> UInt64 {
@@ -141,8 +152,54 @@ public final class QueueStatistics: Sendable {
     public func histogram(_ latency: LatencyClass) -> LatencyHistogram {
         var copy = LatencyHistogram()
         for bucket in 0..<LatencyHistogram.bucketCount {
-            copy.counts[bucket] = unsafe cring_load64_relaxed(base + Self.index(latency, bucket))
+            copy.counts[bucket] = unsafe cring_load64_relaxed(base + StatisticsLayout.index(latency, bucket))
         }
         return copy
+    }
+
+    // MARK: Errors of the storage
+
+    /// How often each operation failed in each way, those that never did left out; any thread.
+    public var errors: [StorageErrorCount] {
+        var found: [StorageErrorCount] = []
+        for operation in StorageOperation.allCases {
+            for code in 0..<Int32(StatisticsLayout.errnoCount) {
+                let count = unsafe cring_load64_relaxed(base + StatisticsLayout.index(operation, code))
+                if count > 0 { found.append(StorageErrorCount(operation: operation, code: code, count: count)) }
+            }
+        }
+        return found
+    }
+
+    /// Notes the last error; queue thread only. `time` is in seconds since 1970.
+    func setLast(_ failure: StorageFailure, time: UInt64) {
+        let cell = unsafe base + StatisticsLayout.lastErrorCell
+        let number = unsafe cring_load64_relaxed(cell) | 1
+        // Odd while the others change, so that nobody takes half of it for an error.
+        unsafe cring_store64_release(cell, number)
+        SharedPages.fullFence()
+        let values = [
+            UInt64(failure.operation.rawValue), UInt64(UInt32(bitPattern: failure.code)), failure.firstSector,
+            failure.sectorCount, time,
+        ]
+        for (index, value) in values.enumerated() { unsafe cring_store64_relaxed(cell + 1 + index, value) }
+        unsafe cring_store64_release(cell, number &+ 1)
+    }
+
+    /// The last error; nil where there was none. Any thread.
+    public var lastError: StorageError? {
+        for _ in 0..<100 {
+            let cell = unsafe base + StatisticsLayout.lastErrorCell
+            let number = unsafe cring_load64_acquire(cell)
+            if number == 0 { return nil }
+            let values = (1...5).map { unsafe cring_load64_acquire(cell + $0) }
+            guard number & 1 == 0, unsafe cring_load64_relaxed(cell) == number else { continue }
+            guard let operation = StorageOperation(rawValue: Int(truncatingIfNeeded: values[0])),
+                let code = Int32(exactly: values[1]), code > 0
+            else { return nil }
+            return StorageError(
+                operation: operation, code: code, firstSector: values[2], sectorCount: values[3], time: values[4])
+        }
+        return nil
     }
 }

@@ -23,6 +23,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
@@ -57,6 +58,12 @@ static const unsigned long clinux_BLKSECDISCARD = BLKSECDISCARD;
 static const unsigned long clinux_BLKZEROOUT = BLKZEROOUT;
 static const unsigned long clinux_BLKFLSBUF = BLKFLSBUF;
 static const unsigned long clinux_BLKROTATIONAL = BLKROTATIONAL;
+
+/* "ENOSPC"; NULL for a number that is no errno. */
+static inline const char *clinux_errno_name(int code) { return strerrorname_np(code); }
+
+/* "SEGV"; NULL for a number that has no name. */
+static inline const char *clinux_signal_name(int signal) { return sigabbrev_np(signal); }
 
 /* Variadic in C, so each form that is used gets a name. */
 static inline int clinux_ioctl_pointer(int fd, unsigned long request, void *argument)

@@ -27,6 +27,9 @@ int clinux_unprotect(void);
 /* No privileges by execve(2) any more: the calling thread, and all of them with the filter; -1 and errno. */
 int clinux_no_new_privileges(void);
 
+/* Faults end the process by their own signal: no handler of a library starts a program that the filter would not allow. */
+void clinux_default_faults(void);
+
 /* No capabilities of the calling thread; those of a user who is not root went with clinux_confine_user. -1 and errno. */
 int clinux_no_capabilities(void);
 

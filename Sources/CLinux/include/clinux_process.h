@@ -24,8 +24,9 @@ void clinux_close_all_but(int one, int other);
 int clinux_pidfd_open(pid_t process);
 /* As kill(2), without the danger of a reused number. */
 int clinux_pidfd_signal(int pidfd, int signal);
-/* Takes the end of a child: 1 and either *code or a *signal other than 0, 0 while it runs, -1 and errno. */
-int clinux_pidfd_wait(int pidfd, int *code, int *signal);
+/* Takes the end of a child: 1 and either *code or a *signal other than 0, 0 while it runs, -1 and errno. *dumped: with a
+ * core. */
+int clinux_pidfd_wait(int pidfd, int *code, int *signal, int *dumped);
 
 /* The group of that name: 1, 0 where there is none, -1 and errno. */
 int clinux_group(const char *name, gid_t *group);

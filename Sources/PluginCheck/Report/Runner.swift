@@ -159,7 +159,7 @@ private struct ReportReader {
         let watched = clinux_pidfd_open(process)
         defer { close(watched) }
         let deadline = clinux_monotonic_ns() + UInt64(seconds) * 1_000_000_000
-        var (exit, signal) = (Int32(0), Int32(0))
+        var (exit, signal, dumped) = (Int32(0), Int32(0), Int32(0))
         while true {
             let now = clinux_monotonic_ns()
             var polls = [
@@ -169,14 +169,14 @@ private struct ReportReader {
             let wait = now < deadline ? Int32(min((deadline - now) / 1_000_000 + 1, 1000)) : 0
             _ = unsafe poll(&polls, 2, wait)
             let isOpen = take()
-            if unsafe clinux_pidfd_wait(watched, &exit, &signal) == 1 {
+            if unsafe clinux_pidfd_wait(watched, &exit, &signal, &dumped) == 1 {
                 kill(-process, SIGKILL)
                 _ = take()
                 return signal != 0 ? .signalled(signal) : .exited(exit)
             }
             if now >= deadline {
                 kill(-process, SIGKILL)
-                while unsafe clinux_pidfd_wait(watched, &exit, &signal) == 0 { usleep(1000) }
+                while unsafe clinux_pidfd_wait(watched, &exit, &signal, &dumped) == 0 { usleep(1000) }
                 return .overtime
             }
             // The plugin may have closed the descriptor: wait for the end without it.

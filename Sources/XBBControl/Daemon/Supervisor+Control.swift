@@ -21,7 +21,7 @@ extension Supervisor {
             case .top: try top(for: client)
             case .log(let vbd): answer(.object([("events", .array(events(of: vbd)))]), to: client)
             case .upgrade(let vbd): answer(.object([("vbds", .array(try upgrade(vbd)))]), to: client)
-            case .show(let vbd), .stats(let vbd), .set(let vbd, _, _):
+            case .show(let vbd), .stats(let vbd), .resume(let vbd), .set(let vbd, _, _):
                 guard let line = request.workerLine else { return }
                 try forward(line, to: try record(vbd), for: client)
             }
@@ -53,7 +53,8 @@ extension Supervisor {
     ) throws(ControlError) {
         let address = record.address
         guard record.process != nil || isForeign(record) else {
-            throw ControlError("\(address) has no worker: \(describe(record))")
+            let reason = lastError(of: address).map { "; its last error: \($0)" } ?? ""
+            throw ControlError("\(address) has no worker: \(describe(record))\(reason)")
         }
         lastCall += 1
         let id = lastCall
@@ -76,6 +77,9 @@ extension Supervisor {
     }
 
     // MARK: What xbbd knows
+
+    /// Lines of an answer.
+    private static let mostEvents = 1024
 
     /// One word for the worker of a VBD.
     private func word(_ record: Record) -> String {
@@ -126,6 +130,7 @@ extension Supervisor {
         func key(_ name: String) throws(OperationError) -> JSON {
             .text(try store.valueIfReadable("\(path)/\(name)").map { String(decoding: $0, as: UTF8.self) })
         }
+        let error = lastError(of: address)
         let hasParams = StorageSource(kind: address.kind) == .params
         let node = record.supervision.node
         return .object([
@@ -136,7 +141,8 @@ extension Supervisor {
             ("pid", record.process.map { .integer($0.process) } ?? .null),
             ("starts", .integer(record.startCount)), ("went_back", .bool(record.replacement.hasRolledBack)),
             ("stalled", try key(BackendKey.stall)),
-            ("refused", .text(record.refusal)), ("last_failure", .text(record.supervision.lastFailure)),
+            ("refused", .text(record.refusal)), ("last_failure", .text(record.supervision.lastFailure ?? error)),
+            ("trouble", .text(trouble(of: record, try key(BackendKey.trouble).string, error))),
             ("state", .text(node.map { "\($0.state)" })),
             ("online", node.map { .bool($0.isOnline) } ?? .null),
             ("mode", try key(BackendKey.mode)), ("format", hasParams ? .null : try key(BackendKey.format)),
@@ -144,10 +150,32 @@ extension Supervisor {
         ])
     }
 
-    /// The remembered lines of the log, also for a VBD that is gone.
+    /// What is wrong with a disk, in one line; nil: nothing that anybody knows of. `told` is the worker's word while it
+    /// serves, `error` the last error that somebody reported: it counts until a guest is served.
+    private func trouble(of record: Record, _ told: String?, _ error: String?) -> String? {
+        switch record.supervision.phase {
+        case .waiting, .failed: describe(record)
+        case .idle, .starting, .running, .foreign, .over:
+            told.map { OperatorText.message($0) } ?? (record.supervision.node?.state == .connected ? nil : error)
+        }
+    }
+
+    /// The last lines that workers of a VBD logged, of the last `limit` bytes.
+    func workerLines(_ address: VBDAddress, limit: Int) -> [LogHistory.Line] {
+        LogFile.lines(directory.workerLog(address), limit: limit, about: (address.domain, address.device)).map {
+            LogHistory.Line(time: $0.time, level: $0.level, text: "\(address): \($0.text)", vbd: $0.vbd)
+        }
+    }
+
+    /// The remembered lines of the log with those of workers, oldest first, also for a VBD that is gone.
     private func events(of vbd: VBDReference?) -> [JSON] {
-        (log.history?.lines ?? []).compactMap { line in
-            if let vbd, line.vbd?.domain != vbd.domain || line.vbd?.device != vbd.device { return nil }
+        var lines = log.history?.lines ?? []
+        for address in records.keys where vbd?.matches(address) ?? true {
+            lines += workerLines(address, limit: vbd == nil ? 8 << 10 : LogFile.mostBytes)
+        }
+        lines = lines.filter { vbd == nil || $0.vbd?.domain == vbd?.domain && $0.vbd?.device == vbd?.device }
+        lines.sort { $0.time < $1.time }
+        return lines.suffix(Self.mostEvents).map { line in
             return .object([
                 ("time", .decimal((line.time * 1000).rounded() / 1000)), ("level", .string(line.level.word)),
                 ("domid", line.vbd.map { .integer($0.domain) } ?? .null),

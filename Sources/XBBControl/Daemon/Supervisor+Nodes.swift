@@ -95,14 +95,16 @@ extension Supervisor {
 
     /// True if the process has said that it let the disk go with nothing in flight: in the node, or, of an earlier version, in
     /// the file of the lock. What it says counts for its own disk alone.
-    func hasHandedOver(_ process: WorkerProcess, _ address: VBDAddress) -> Bool {
-        if FileLock.note(directory.workerLock(address)) == FileLock.handedOver { return true }
-        guard let identity = process.identity else { return false }
+    func handOver(of process: WorkerProcess, _ address: VBDAddress) -> WorkerExit? {
+        if FileLock.note(directory.workerLock(address)) == FileLock.handedOver { return .handedOver }
+        guard let identity = process.identity else { return nil }
         do throws(OperationError) {
             let said = try store.valueIfReadable("\(address.backendPath(own: own))/\(BackendKey.handedOver)")
-            return said.map { String(decoding: $0, as: UTF8.self) + "\n" } == identity.note
+            guard let said = said.map({ String(decoding: $0, as: UTF8.self) }) else { return nil }
+            if said + "\n" == identity.note { return .handedOver }
+            return said == identity.note.dropLast() + BackendKey.leftRequests ? .leftRequests : nil
         } catch {
-            return false
+            return nil
         }
     }
 
@@ -132,6 +134,17 @@ extension Supervisor {
     private func report(_ name: String, _ what: String, _ level: LogLevel) {
         guard reportedNames.count < Self.reportLimit, reportedNames.insert(name).inserted else { return }
         log.write(level, "\(name) \(what)")
+    }
+
+    /// The last error of a disk that somebody reported; nil where nobody did, or XenStore does not tell.
+    func lastError(of address: VBDAddress) -> String? {
+        do throws(OperationError) {
+            return try store.valueIfReadable("\(address.errorPath(own: own))/error").map {
+                OperatorText.message(String(decoding: $0, as: UTF8.self))
+            }
+        } catch {
+            return nil
+        }
     }
 
     // MARK: What is written

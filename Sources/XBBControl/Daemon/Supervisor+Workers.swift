@@ -134,8 +134,8 @@ extension Supervisor {
     private func ended(_ record: Record) {
         guard let process = record.process, var exit = process.takeExit() else { return }
         // Of an adopted process nobody learns the status, and a plugin may call exit(0).
-        if exit == .clean || exit == .unknown, hasHandedOver(process, record.address) {
-            exit = .handedOver
+        if exit == .clean || exit == .unknown, let end = handOver(of: process, record.address) {
+            exit = end
         } else if exit == .clean, hasLeftUndone(record) {
             exit = .deserted
         }
@@ -143,8 +143,12 @@ extension Supervisor {
         record.process = nil
         record.endsBy = nil
         record.lastExit = exit
-        let level: LogLevel = [.clean, .handedOver, .unknown].contains(exit) ? .info : .error
-        log(record.address).write(level, "\(record.address): worker \(process.process) ended with \(exit)")
+        let isPlain = [.clean, .handedOver, .leftRequests, .unknown].contains(exit)
+        let core = process.hasDumpedCore ? ", and left a core" : ""
+        let reason = lastError(of: record.address).map { "; the last error of the disk: \($0)" } ?? ""
+        log(record.address).write(
+            isPlain ? .info : .error,
+            "\(record.address): worker \(process.process) ended with \(exit)\(core)\(reason)")
         if isStopping { return }
         let isPlanned = noteEnd(exit, of: record)
         do throws(OperationError) {
@@ -189,6 +193,10 @@ extension Supervisor {
             withExtendedLifetime(lock) {
                 unsafe unlink(directory.workerSocket(record.address))
                 unsafe unlink(directory.workerJournal(record.address))
+                unsafe unlink(directory.workerStatistics(record.address))
+                let lines = workerLines(record.address, limit: LogFile.mostBytes).suffix(64)
+                for line in lines { log.history?.remember(line) }
+                unsafe unlink(directory.workerLog(record.address))
                 unsafe unlink(directory.workerLock(record.address))
             }
         } catch {

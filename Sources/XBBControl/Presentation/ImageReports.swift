@@ -11,6 +11,7 @@ extension Reports {
         let matches = answer["matches"]?.elements ?? []
         for match in matches { table.append(["format", "plugin", "score"].map { cell(match[$0]) }) }
         lines += matches.isEmpty ? ["no plugin knows what it looks like"] : table.lines
+        if let name = answer["looks_like"]?.string { lines.append("by its magic it is \(TextTable.printable(name))") }
         if let format = answer["served_as"]?.string { lines.append("it was served as \(TextTable.printable(format))") }
         if let format = answer["auto"]?.string {
             lines.append("format=auto would be \(TextTable.printable(format))")

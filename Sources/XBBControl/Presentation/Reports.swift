@@ -20,12 +20,13 @@ public enum Reports {
     public static func list(_ answer: JSON) -> [String] {
         var table = TextTable([
             .numbers("DOMID"), .words("DEVICE"), .words("KIND"), .words("WORKER"), .numbers("PID"), .words("STATE"),
-            .words("MODE"), .words("FORMAT"), .words("PATH"),
+            .words("MODE"), .words("FORMAT"), .words("PATH"), .words("TROUBLE"),
         ])
         for vbd in answer["vbds"]?.elements ?? [] {
             let names = ["domid", "device", "kind", "worker", "pid", "state", "mode", "format", "path"]
             let isStalled = vbd["stalled"]?.string != nil
-            table.append(names.map { isStalled && $0 == "worker" ? "stalled" : cell(vbd[$0]) })
+            table.append(
+                names.map { isStalled && $0 == "worker" ? "stalled" : cell(vbd[$0]) } + [vbd["trouble"]?.string ?? ""])
         }
         return table.lines
     }
@@ -34,7 +35,9 @@ public enum Reports {
     public static func show(_ answer: JSON) -> [String] {
         var table = TextTable([.words(""), .words("")])
         for member in answer.members {
-            if case .object(let inner) = member.value {
+            if let text = summary(member) {
+                table.append([member.name, text])
+            } else if case .object(let inner) = member.value {
                 for nested in inner { table.append(["\(member.name).\(nested.name)", cell(nested.value)]) }
             } else {
                 table.append([member.name, cell(member.value)])
@@ -43,10 +46,46 @@ public enum Reports {
         return table.lines
     }
 
+    /// Members that are told in other words than their JSON: errors of the storage, and since when a disk waits.
+    private static func summary(_ member: JSON.Member) -> String? {
+        let value = member.value
+        switch (member.name, value) {
+        case ("errors", .array(let counts)):
+            if counts.isEmpty { return "-" }
+            return counts.map { "\(cell($0["operation"])) \(cell($0["errno"])) \(cell($0["count"]))" }
+                .joined(separator: ", ")
+        case ("last_error", .object):
+            return "\(LocalTime.text(value["time"])) \(cell(value["operation"])) at sector \(cell(value["sector"])): "
+                + "\(cell(value["text"])) (\(cell(value["errno"])))"
+        case ("stopped", .object):
+            return "\(cell(value["reason"])), \(cell(value["requests"])) requests wait since "
+                + LocalTime.text(value["since"])
+        default: return nil
+        }
+    }
+
     /// Counters and latencies. With the `earlier` answer from `seconds` ago, also the growth of each counter per
     /// second.
     public static func stats(_ answer: JSON, earlier: JSON? = nil, seconds: Double = 1) -> [String] {
-        counters(answer, earlier: earlier, seconds: seconds) + [""] + latencies(answer)
+        counters(answer, earlier: earlier, seconds: seconds) + [""] + latencies(answer) + troubles(answer)
+    }
+
+    /// Errors of the storage and what the plugin counts, where there are any.
+    private static func troubles(_ answer: JSON) -> [String] {
+        var table = TextTable([.words(""), .words("")])
+        for member in answer.members where ["errors", "last_error", "stopped"].contains(member.name) {
+            if let text = summary(member), text != "-" { table.append([member.name, text]) }
+        }
+        return (table.lines.isEmpty ? [] : [""] + table.lines) + plugin(answer["plugin"])
+    }
+
+    /// What the plugin counts by itself.
+    private static func plugin(_ answer: JSON?) -> [String] {
+        guard let answer, let name = answer["name"]?.string else { return [] }
+        if let error = answer["error"]?.string { return ["", TextTable.printable("plugin \(name): \(error)")] }
+        var table = TextTable([.words("PLUGIN \(TextTable.printable(name))"), .numbers("TOTAL")])
+        for counter in answer["counters"]?.members ?? [] { table.append([counter.name, cell(counter.value)]) }
+        return [""] + table.lines
     }
 
     private static func counters(_ answer: JSON, earlier: JSON?, seconds: Double) -> [String] {

@@ -52,6 +52,8 @@ public enum ControlRequest: Equatable, Sendable {
     case show(VBDReference)
     /// The counters of one VBD.
     case stats(VBDReference)
+    /// Ends a pause of one VBD, and tries again what waits for space.
+    case resume(VBDReference)
     /// Changes a tunable of one VBD.
     case set(VBDReference, key: String, value: String)
     /// Lets new workers take over from those of one VBD or of all.
@@ -77,13 +79,14 @@ public enum ControlRequest: Equatable, Sendable {
         case ("top", 1): self = .top
         case ("show", 2): self = .show(try Self.reference(words[1]))
         case ("stats", 2): self = .stats(try Self.reference(words[1]))
+        case ("resume", 2): self = .resume(try Self.reference(words[1]))
         case ("upgrade", 1): self = .upgrade(nil)
         case ("upgrade", 2): self = .upgrade(try Self.reference(words[1]))
         case ("set", 4): self = .set(try Self.reference(words[1]), key: words[2], value: words[3])
         default:
             throw ControlError(
                 "expected one of: ping, list, plugins, top, log [VBD], worker VBD, domain NAME, show VBD, stats VBD, "
-                    + "set VBD KEY VALUE, upgrade [VBD]"
+                    + "resume VBD, set VBD KEY VALUE, upgrade [VBD]"
             )
         }
     }
@@ -107,6 +110,7 @@ public enum ControlRequest: Equatable, Sendable {
         case .top: "top"
         case .show(let vbd): "show \(vbd)"
         case .stats(let vbd): "stats \(vbd)"
+        case .resume(let vbd): "resume \(vbd)"
         case .upgrade(let vbd): vbd.map { "upgrade \($0)" } ?? "upgrade"
         case .set(let vbd, let key, let value): "set \(vbd) \(key) \(value)"
         }
@@ -118,6 +122,7 @@ public enum ControlRequest: Equatable, Sendable {
         case .ping, .list, .plugins, .log, .worker, .domain, .top, .upgrade: nil
         case .show: "show"
         case .stats: "stats"
+        case .resume: "resume"
         case .set(_, let key, let value): "set \(key) \(value)"
         }
     }

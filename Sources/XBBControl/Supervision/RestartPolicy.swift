@@ -2,6 +2,7 @@
 // When a worker that ended is restarted.
 import Glibc
 import Settings
+import Support
 
 /// How a worker ended.
 public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
@@ -11,6 +12,8 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
     case deserted
     /// It gave the disk up for a successor, and wrote so into the lock's file.
     case handedOver
+    /// The same, and requests without an answer stand in its journal: they wait for space.
+    case leftRequests
     /// Another status.
     case failed(Int32)
     /// Status 2: the worker does not understand its options.
@@ -34,7 +37,7 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
     var isFromOutside: Bool {
         switch self {
         case .signalled(SIGKILL), .signalled(SIGTERM), .signalled(SIGINT), .signalled(SIGHUP): true
-        case .clean, .deserted, .handedOver, .failed, .usage, .signalled, .unknown: false
+        case .clean, .deserted, .handedOver, .leftRequests, .failed, .usage, .signalled, .unknown: false
         }
     }
 
@@ -43,7 +46,7 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
         switch self {
         case .deserted, .failed, .usage: true
         case .signalled: !isFromOutside
-        case .clean, .handedOver, .unknown: false
+        case .clean, .handedOver, .leftRequests, .unknown: false
         }
     }
 
@@ -54,19 +57,19 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
         case .deserted: "crashed:\(self)"
         case .signalled where !isFromOutside: "crashed:\(self)"
         case .clean, .failed, .usage, .signalled: "killed:\(self)"
-        case .unknown: "unknown"
+        case .leftRequests, .unknown: "unknown"
         }
     }
 
     /// For the log: "exit status 1".
     public var description: String {
         switch self {
-        case .clean, .handedOver: "exit status 0"
+        case .clean, .handedOver, .leftRequests: "exit status 0"
         case .deserted: "exit status 0 without having handed its disk over: its plugin or a library called exit()"
         case .failed(let code): "exit status \(code)"
         case .usage: "exit status 2: it does not understand its options"
-        case .signalled(SIGSYS): "signal \(SIGSYS): it made a system call that its confinement forbids"
-        case .signalled(let signal): "signal \(signal)"
+        case .signalled(SIGSYS): "\(SignalName.text(SIGSYS)): it made a system call that its confinement forbids"
+        case .signalled(let signal): SignalName.text(signal)
         case .unknown: "end of an adopted process"
         }
     }

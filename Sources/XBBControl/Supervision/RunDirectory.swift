@@ -49,6 +49,12 @@ struct RunDirectory {
     /// What xbbd has stored of a disk's open files with the service manager.
     func workerStorage(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).storage" }
 
+    /// What a worker counted and xbbctl changed, for its successor. Workers find the name by that of the journal.
+    func workerStatistics(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).stats" }
+
+    /// The last lines of a worker's log. Workers find the name by that of the journal.
+    func workerLog(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).log" }
+
     /// The lock of a worker.
     func workerLock(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).lock" }
 }

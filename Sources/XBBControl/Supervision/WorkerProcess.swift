@@ -56,6 +56,8 @@ final class WorkerProcess {
     let process: Int32
     /// Its number and start time; nil if the system did not tell.
     let identity: ProcessIdentity?
+    /// It has ended and left a core.
+    private(set) var hasDumpedCore = false
     /// True for a process of an earlier xbbd, false for a child of this process.
     let isAdopted: Bool
 
@@ -125,7 +127,9 @@ final class WorkerProcess {
         }
         var code: Int32 = 0
         var signal: Int32 = 0
-        let result = unsafe clinux_pidfd_wait(pidfd.raw, &code, &signal)
+        var dumped: Int32 = 0
+        let result = unsafe clinux_pidfd_wait(pidfd.raw, &code, &signal, &dumped)
+        hasDumpedCore = dumped != 0
         if result == 0 { return nil }
         return result < 0 ? .unknown : WorkerExit(code: code, signal: signal)
     }

@@ -33,7 +33,11 @@ public struct WorkerSettings: Sendable, Equatable {
             switch (setting.workerForm, value) {
             case (.none, _): continue
             case (.tunable, _):
-                if let number = value.number { options += ["--tunable", "\(setting.oldName)=\(number)"] }
+                if let number = value.number {
+                    options += ["--tunable", "\(setting.oldName)=\(number)"]
+                } else if value != setting.usual {
+                    options += ["--tunable", "\(setting.oldName)=\(value)"]
+                }
             case (.option, .flag(let flag)):
                 // Only if it is not the default: older workers know only one of the two words.
                 if value != setting.usual { options.append(flag ? "--\(setting.name)" : "--no-\(setting.name)") }

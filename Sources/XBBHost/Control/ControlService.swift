@@ -2,6 +2,7 @@
 // What a worker answers on its control socket.
 import BlockQueue
 import PluginHost
+import Base
 import CLinux
 import Glibc
 import Support
@@ -13,26 +14,28 @@ struct ControlService<Platform: XenPlatform> {
     let disk: ServedDisk<Platform>
     let nodes: NodeStore
     let stalls: [Stall]
+    let trouble: DiskTrouble
+    /// The last error that was reported; nil since a frontend is served.
+    let problem: String?
     let log: Log
 
-    /// Calls `reply` once: at once, but for `pause`, which is answered when nothing is in flight.
+    /// Calls `reply` once: at once, but for `pause`, which is answered when nothing is in flight, and `stats`, which asks the
+    /// plugin first.
     func answer(_ line: String, _ machine: VBDMachine, _ reply: @escaping (JSON) -> Void) {
         let words = line.split(separator: " ").map(String.init)
         switch words.first {
         case "ping" where words.count == 1: reply(.object([("pid", .integer(Int64(getpid())))]))
         case "show" where words.count == 1: reply(show(machine))
-        case "stats" where words.count == 1: reply(stats())
+        case "stats" where words.count == 1: disk.askPlugin { reply(stats(plugin: $0)) }
         case "pause" where words.count == 1:
             if !disk.isPauseWanted { log.info("pausing") }
             disk.pause { reply(.object([("paused", .bool($0))])) }
         case "resume" where words.count == 1:
             if disk.isPauseWanted { log.info("going on after the pause") }
             disk.resume()
-            reply(.object([("paused", .bool(false))]))
+            reply(.object([("paused", .bool(false)), ("tried_again", .integer(disk.tryHeldAgain()))]))
         case "set" where words.count == 3:
-            var changed = disk.tunables
-            if let problem = changed.set(words[1], words[2]) { return reply(.object([("error", .string(problem))])) }
-            disk.tunables = changed
+            if let problem = disk.change(words[1], words[2]) { return reply(.object([("error", .string(problem))])) }
             log.info("\(words[1]) is \(words[2]) now")
             reply(.object([("tunables", disk.tunables.json)]))
         default:
@@ -62,7 +65,10 @@ struct ControlService<Platform: XenPlatform> {
         ]
         let now = clinux_monotonic_ns()
         let stalled: [(String, JSON)] = [("stalled", .array(stalls.map { $0.json(now) }))]
-        return .object(entries + (opening(machine) ?? storage) + connection + stalled)
+        let reasons: [(String, JSON)] = [
+            ("trouble", text(trouble.text(of: disk))), ("problem", text(problem)), ("stopped", trouble.json),
+        ]
+        return .object(entries + (opening(machine) ?? storage) + connection + stalled + reasons + errors)
     }
 
     /// The stage; of a storage that is being opened, for how long.
@@ -78,6 +84,25 @@ struct ControlService<Platform: XenPlatform> {
             ("opening_seconds", .integer(seconds)), ("path", .string(request.image.path)),
             ("format", .string(request.image.format.name)),
         ]
+    }
+
+    /// Errors of the storage.
+    private var errors: [(String, JSON)] {
+        let counts = disk.storageErrors.map { entry -> JSON in
+            .object([
+                ("operation", .string("\(entry.operation)")),
+                ("errno", entry.code == 0 ? .null : .string(OperationError.errnoName(entry.code))),
+                ("count", .integer(entry.count)),
+            ])
+        }
+        let last = disk.lastStorageError.map { error -> JSON in
+            .object([
+                ("operation", .string("\(error.operation)")), ("sector", .integer(error.firstSector)),
+                ("sectors", .integer(error.sectorCount)), ("errno", .string(OperationError.errnoName(error.code))),
+                ("text", .string(errnoText(error.code))), ("time", .integer(error.time)),
+            ])
+        }
+        return [("errors", .array(counts)), ("last_error", last ?? .null)]
     }
 
     private var storage: [(String, JSON)] {
@@ -98,7 +123,7 @@ struct ControlService<Platform: XenPlatform> {
 
     private func text(_ value: String?) -> JSON { value.map { .string($0) } ?? .null }
 
-    private func stats() -> JSON {
+    private func stats(plugin: JSON) -> JSON {
         let statistics = disk.statistics
         let counters = QueueCounter.allCases.map { counter -> (String, JSON) in
             ("\(counter)", .integer(statistics.reduce(0) { $0 &+ $1.value(counter) }))
@@ -119,10 +144,12 @@ struct ControlService<Platform: XenPlatform> {
                 ])
             )
         }
-        return .object([
-            ("totals", .object(counters + [("plugin_bad_completions", .integer(disk.violations))])),
-            ("latency_ns", .object(latencies)), ("queues", .array(perQueue)),
-        ])
+        return .object(
+            [
+                ("totals", .object(counters + [("plugin_bad_completions", .integer(disk.violations))])),
+                ("latency_ns", .object(latencies)), ("queues", .array(perQueue)),
+                ("plugin", plugin), ("stopped", trouble.json),
+            ] + errors)
     }
 }
 

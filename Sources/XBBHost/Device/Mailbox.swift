@@ -15,6 +15,12 @@ enum DeviceMessage: Sendable, Equatable {
     case callEnded
     /// A queue that was to pause has nothing in flight.
     case queuePaused
+    /// A queue logged an error of the storage.
+    case storageFailed
+    /// A queue has more or fewer requests that wait for space.
+    case holdChanged
+    /// The plugin has said what it counted, or failed to.
+    case pluginCounted
     /// A queue's thread has ended.
     case queueEnded
     /// The plugin called notify() with an `XBB_NOTIFY_` number.
@@ -24,7 +30,9 @@ enum DeviceMessage: Sendable, Equatable {
     fileprivate var mayBeDropped: Bool {
         switch self {
         case .notified: true
-        case .queueFailed, .replayed, .queueStarted, .callEnded, .queuePaused, .queueEnded: false
+        case .queueFailed, .replayed, .queueStarted, .callEnded, .queuePaused, .storageFailed, .holdChanged,
+            .pluginCounted, .queueEnded:
+            false
         }
     }
 }

@@ -2,6 +2,7 @@
 // The backend's and the frontend's node in XenStore, read and changed in transactions.
 import StorageKeeping
 import Base
+import BlockQueue
 import CLinux
 import Glibc
 import Support
@@ -262,18 +263,43 @@ final class NodeStore {
         try store.text("\(backendPath)/\(BackendKey.storage)")
     }
 
-    /// Says that `process`, this one, has answered every request that it took: for a successor without a journal.
-    func publish(handedOverBy process: String) {
+    /// Says that `process`, this one, has answered every request that it took: for a successor without a journal. Or, with
+    /// `hasLeft`, that the others are in the journal.
+    func publish(handedOverBy process: String, hasLeft: Bool) {
+        let text = process + (hasLeft ? BackendKey.leftRequests : "")
         // Without it, a successor has to read the journal.
-        do throws(OperationError) { try store.write("\(backendPath)/\(BackendKey.handedOver)", process) } catch {}
+        do throws(OperationError) { try store.write("\(backendPath)/\(BackendKey.handedOver)", text) } catch {}
     }
 
-    /// True if ``publish(handedOverBy:)`` was the last thing that `process` did.
-    func isHandedOver(by process: String) -> Bool {
+    /// How `process` handed over, if ``publish(handedOverBy:hasLeft:)`` was the last thing that it did; else nil.
+    func handOver(by process: String) -> Predecessor? {
         do throws(OperationError) {
-            return try store.text("\(backendPath)/\(BackendKey.handedOver)") == process
+            let said = try store.text("\(backendPath)/\(BackendKey.handedOver)")
+            if said == process { return .handedOver }
+            return said == process + BackendKey.leftRequests ? .left : nil
         } catch {
-            return false
+            return nil
+        }
+    }
+
+    /// Which statistics are the disk's, for a successor.
+    func publish(statistics identity: UInt64) throws(OperationError) {
+        try store.write("\(backendPath)/\(BackendKey.statistics)", String(identity, radix: 16))
+    }
+
+    /// What ``publish(statistics:)`` wrote; nil where it did not.
+    func readStatistics() throws(OperationError) -> UInt64? {
+        try store.text("\(backendPath)/\(BackendKey.statistics)").flatMap { UInt64($0, radix: 16) }
+    }
+
+    /// Says what is wrong with the disk, or that nothing is.
+    func publish(trouble text: String?) throws(OperationError) {
+        let path = "\(backendPath)/\(BackendKey.trouble)"
+        if let text { return try store.write(path, OperatorText.message(text)) }
+        do throws(OperationError) {
+            try store.remove(path, in: .none)
+        } catch {
+            if !error.isNotFound { throw error }
         }
     }
 

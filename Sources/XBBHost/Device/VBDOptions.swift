@@ -35,6 +35,15 @@ public struct VBDOptions: Sendable {
     public var controlSocket: String?
     /// The file that says which requests are in flight, for a successor of this process; nil: none.
     public var journal: String?
+    /// Where the statistics are, beside ``journal``; nil: in memory of the process.
+    var statistics: String? { journal.map { Self.fileName(beside: $0) + ".stats" } }
+    /// Where the last lines of the log are, beside ``journal``; nil: nowhere.
+    var logFile: String? { journal.map { Self.fileName(beside: $0) + ".log" } }
+
+    private static func fileName(beside journal: String) -> String {
+        journal.hasSuffix(".journal") ? String(journal.dropLast(8)) : journal
+    }
+
     /// A descriptor of the file whose flock(2) says who serves the disk, inherited locked; nil: nobody asks.
     public var lock: Int32?
     /// A descriptor of a socket to xbbd, which keeps the open files of the disk for a successor; nil: nobody does.
@@ -98,6 +107,8 @@ public struct Tunables: Sendable, Equatable {
     public var noCoalesce: Bool
     /// ``SettingsSchema/pollMicroseconds``.
     public var pollMicroseconds: UInt64
+    /// ``SettingsSchema/onNoSpace``.
+    public var onNoSpace: String
 
     /// What is usual.
     public init() { self.init(SettingValues()) }
@@ -108,6 +119,7 @@ public struct Tunables: Sendable, Equatable {
         flushInterval = UInt64(clamping: values.value(of: SettingsSchema.flushInterval))
         noCoalesce = values.value(of: SettingsSchema.noCoalesce)
         pollMicroseconds = UInt64(clamping: values.value(of: SettingsSchema.pollMicroseconds))
+        onNoSpace = values.value(of: SettingsSchema.onNoSpace)
     }
 
     /// The same as values of the schema.
@@ -117,6 +129,7 @@ public struct Tunables: Sendable, Equatable {
         values[SettingsSchema.flushInterval] = Int(clamping: flushInterval)
         values[SettingsSchema.noCoalesce] = noCoalesce
         values[SettingsSchema.pollMicroseconds] = Int(clamping: pollMicroseconds)
+        values[SettingsSchema.onNoSpace] = onNoSpace
         return values
     }
 
@@ -138,11 +151,16 @@ public struct Tunables: Sendable, Equatable {
         tuning.disableFlush = disableFlush
         tuning.flushInterval = flushInterval
         tuning.noCoalesce = noCoalesce
+        tuning.holdsWithoutSpace = onNoSpace == SettingsSchema.stopsWithoutSpace
         return tuning
     }
 
     var json: JSON {
         let values = values
-        return .object(SettingsSchema.changing.map { ($0.oldName, .integer(values[$0]?.number ?? 0)) })
+        return .object(
+            SettingsSchema.changing.map { setting in
+                guard let value = values[setting] else { return (setting.oldName, .null) }
+                return (setting.oldName, value.number.map { .integer($0) } ?? .string(value.description))
+            })
     }
 }

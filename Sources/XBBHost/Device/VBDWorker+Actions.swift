@@ -34,7 +34,10 @@ extension VBDWorker {
     }
 
     private func apply(_ update: StoreUpdate) -> VBDMachine.Event {
-        if let error = update.error { log.error(error) }
+        if let error = update.error {
+            log.error(error)
+            problem = error
+        }
         do throws(OperationError) {
             return try nodes.apply(update)
         } catch {
@@ -63,6 +66,7 @@ extension VBDWorker {
             case .failure(let error): pending.append(.deviceOpenFailed(explained(error, request).description))
             case .success(let device):
                 disk.open(device, for: request)
+                resumeStatistics()
                 KillPoint.reach(.opened)
                 pending.append(.deviceOpened(device.facts))
             }
@@ -95,6 +99,7 @@ extension VBDWorker {
                     switch result {
                     case .success(let offered):
                         if !isKnown { publishStorage(device) }
+                        problem = nil
                         pending.append(.ringsConnected(offered))
                     case .failure(let error): pending.append(.ringsFailed(error.description))
                     }
@@ -139,11 +144,15 @@ extension VBDWorker {
             // A name that the next process gives to its own socket.
             control = nil
             // Before the lock is free: who has it then reads this.
-            if let holder = succession.holder { nodes.publish(handedOverBy: holder) }
+            if let holder = succession.holder {
+                nodes.publish(handedOverBy: holder, hasLeft: disk.leftRequests > 0)
+            }
             succession.handOver()
             KillPoint.reach(.letGo)
         case .storeFailed: break
-        case .detached, .vanished, .conflict: nodes.removeErrors()
+        case .detached, .vanished, .conflict:
+            nodes.removeErrors()
+            disk.area?.end()
         }
         exitReason = reason
     }
@@ -161,11 +170,15 @@ extension VBDWorker {
         case .callEnded: disk.calls.ended()
         case .queuePaused: disk.queuePaused()
         case .queueEnded: disk.queueEnded()
+        case .storageFailed: storageFailed()
+        case .holdChanged: holdChanged()
+        case .pluginCounted: if disk.finishQuestion() { resize() }
         case .notified(let what): takeNotification(what)
         }
     }
 
-    private func report(_ text: String) {
+    func report(_ text: String) {
+        problem = text
         do throws(OperationError) {
             try nodes.report(error: text)
         } catch {

@@ -36,6 +36,12 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     var nextLook: UInt64 = 0
     /// Since when the disk must end whatever its guest does, in ns of the monotonic clock.
     var mustEndSince: UInt64?
+    /// What operators are told while the disk is served.
+    var trouble = DiskTrouble()
+    /// The statistics of the process before were looked for.
+    var hasStatistics = false
+    /// The last error that was reported, until a frontend is served.
+    var problem: String?
     /// Nothing is held any more.
     var exitReason: VBDMachine.ExitReason?
 
@@ -48,9 +54,11 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         self.platform = PreparedHandles(platform)
         self.options = options
         let numbers = options.backendPath.split(separator: "/").suffix(2)
-        log = Log(name: "xbb-vbd \(options.shortName)", level: options.logLevel).about(
+        var log = Log(name: "xbb-vbd \(options.shortName)", level: options.logLevel).about(
             domain: numbers.first.flatMap { DomainID($0) } ?? 0, device: numbers.last.flatMap { UInt32($0) } ?? 0,
             limit: LogLimit())
+        log.file = options.logFile.flatMap { LogFile(path: $0) }
+        self.log = log
         nodes = NodeStore(store, backendPath: options.backendPath)
         mailbox = try Mailbox()
         succession = try Succession(lock: options.lock, predecessor: options.predecessor, log: log)
@@ -121,7 +129,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
                 }
                 try opener.prepare(for: node)
                 return true
-            }, hasHandedOver: nodes.isHandedOver)
+            }, handOver: nodes.handOver)
     }
 
     /// Begins where the node stands.
@@ -155,7 +163,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
 
     private func hand(_ event: VBDMachine.Event) {
         log.debug("event \(event)")
-        if case .stopRequested = event { disk.willEnd() }
+        if case .stopRequested(let kind) = event { disk.willEnd(handsOver: kind == .handOver) }
         perform(machine.handle(event))
     }
 
@@ -218,14 +226,16 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         let ready = try loop.wait(
             store: nodes.isWatching ? nodes.watchDescriptor : nil, control: control?.descriptors ?? [],
             until: min(
-                nodes.checkDeadline, nodes.errorDeadline, log.tellingDeadline, lookDeadline, control?.deadline ?? .max,
-                watchDeadline))
+                min(nodes.checkDeadline, nodes.errorDeadline, log.tellingDeadline, lookDeadline, watchDeadline),
+                min(control?.deadline ?? .max, trouble.deadline, disk.question?.deadline ?? .max)))
         log.tellDropped()
         lookForStalls()
         control?.expire()
         if loop.takeTimer() { pending.append(.timerFired) }
         try nodes.check()
         try nodes.writeWaitingError()
+        careForTrouble()
+        disk.expireQuestion()
         for source in ready {
             switch source {
             case .store: try nodes.takeWatchEvents()
@@ -250,7 +260,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     }
 
     private func serve(_ descriptor: Int32) {
-        let service = ControlService(disk: disk, nodes: nodes, stalls: stalls, log: log)
+        let service = ControlService(
+            disk: disk, nodes: nodes, stalls: stalls, trouble: trouble, problem: problem, log: log)
         control?.serve(descriptor) { line, reply in service.answer(line, machine, reply) }
     }
 }

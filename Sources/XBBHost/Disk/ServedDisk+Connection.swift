@@ -49,7 +49,9 @@ extension ServedDisk {
         _ completion: @escaping (Result<OfferedFeatures, OperationError>) -> Void
     ) {
         do throws(OperationError) {
-            while statistics.count < node.rings.count { statistics.append(QueueStatistics()) }
+            while statistics.count < node.rings.count {
+                statistics.append(area?.queue(statistics.count) ?? QueueStatistics())
+            }
             let offered = OfferedFeatures(request: request, device: device.facts, queueCount: node.rings.count)
             let sources = try journal.sources(
                 JournalConnection(
@@ -128,10 +130,11 @@ extension ServedDisk {
         configuration.journal = journal
         let queue = try QueueThread(
             platform: platform, device: device, configuration: configuration, statistics: statistics[index],
-            log: log,
+            log: log, errorLimit: errorLimit,
             onFailure: { mailbox.post(.queueFailed($0.description)) }, onStarted: { mailbox.post(.queueStarted) },
             onReplayed: { mailbox.post(.replayed(index)) },
-            onPaused: { mailbox.post(.queuePaused) }, onEnd: { mailbox.post(.queueEnded) })
+            onPaused: { mailbox.post(.queuePaused) }, onStorageError: { mailbox.post(.storageFailed) },
+            onHold: { mailbox.post(.holdChanged) }, onEnd: { mailbox.post(.queueEnded) })
         try queue.begin()
         return queue
     }
@@ -184,7 +187,9 @@ extension ServedDisk {
         if drain == nil {
             KillPoint.reach(.draining)
             drain = Drain(began: clinux_monotonic_ns())
-            for queue in queues { queue.beginDraining(end) }
+            // What waits for space is a successor's, if it can find it.
+            let isLeft = end == .atOnce && isHandingOver && journal.isKept
+            for queue in queues { queue.beginDraining(isLeft ? .handOver : end) }
         }
         drain?.completions.append(completion)
     }
@@ -193,6 +198,7 @@ extension ServedDisk {
     func queueEnded() {
         guard let drain, queues.allSatisfy(\.hasEnded) else { return }
         for queue in queues { queue.join() }
+        leftRequests = queues.reduce(0) { $0 + $1.leftRequests }
         KillPoint.reach(.drained)
         queues = []
         connection = nil

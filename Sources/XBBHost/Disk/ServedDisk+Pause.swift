@@ -12,7 +12,7 @@ extension ServedDisk {
 
     /// Takes no more requests; those in flight are finished and answered. Rings stay mapped and event channels bound.
     ///
-    /// `completion` gets true when nothing is in flight, or false if ``resume()`` or ``willEnd()`` came before. The pause lasts until then:
+    /// `completion` gets true when nothing is in flight, or false if ``resume()`` or ``willEnd(handsOver:)`` came before. The pause lasts until then:
     /// also while queues drain, which they do all the same, and for the next frontend. It ends with the process.
     func pause(_ completion: @escaping (_ isPaused: Bool) -> Void) {
         if isEnding { return completion(false) }
@@ -30,8 +30,9 @@ extension ServedDisk {
     }
 
     /// This process is about to give the disk up: whoever takes it is not paused.
-    func willEnd() {
+    func willEnd(handsOver: Bool) {
         isEnding = true
+        isHandingOver = handsOver
         completePause(false)
     }
 

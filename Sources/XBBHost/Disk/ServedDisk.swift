@@ -7,6 +7,7 @@ import BlockQueue
 import PluginHost
 import Base
 import Blkif
+import Settings
 import Support
 import Xen
 import XenBus
@@ -56,8 +57,13 @@ final class ServedDisk<Platform: XenPlatform> {
     let options: VBDOptions
     let mailbox: Mailbox
     let log: Log
+    let errorLimit = StorageErrorLimit()
     let journal: DiskJournal
     let calls: PluginCalls
+    /// Where the statistics outlive the process; nil: nowhere.
+    let area: StatisticsArea?
+    /// What `xbbctl set` changed, for a successor.
+    var changes = SettingValues()
 
     private(set) var device: PluginDevice?
     private(set) var request: DeviceRequest?
@@ -78,9 +84,15 @@ final class ServedDisk<Platform: XenPlatform> {
     var queuesToStart: ArraySlice<QueueThread<Platform>> = []
     /// The disk is to take no requests, of this frontend and of the next.
     var isPauseWanted = false
-    /// The process is about to give the disk up.
+    /// The process is about to give the disk up, and whether a successor goes on with it.
     var isEnding = false
+    var isHandingOver = false
+    /// Requests without an answer that are left to a successor.
+    var leftRequests = 0
     var pauseCompletions: [(_ isPaused: Bool) -> Void] = []
+
+    /// The plugin is asked what it counted.
+    var question: PluginQuestion?
 
     /// What can be changed while the disk is served.
     var tunables: Tunables {
@@ -101,6 +113,7 @@ final class ServedDisk<Platform: XenPlatform> {
         self.log = log
         calls = PluginCalls(mailbox: mailbox)
         journal = DiskJournal(path: options.journal, reserve: reserve, log: log)
+        area = Self.openArea(options.statistics, log)
         tunables = options.tunables
         tunables.pollMicroseconds = options.pollNanoseconds / 1000
     }
@@ -117,8 +130,14 @@ final class ServedDisk<Platform: XenPlatform> {
     func close(_ completion: @escaping () -> Void) {
         guard let device else { return completion() }
         self.device = nil
+        let question = question
+        self.question = nil
+        question?.abandon()
+        let log = log
         calls.make("close()") { () throws(OperationError) in
-            device.close()
+            // A plugin that does not return from stats() must not be called any more.
+            if question?.awaitEnd() ?? true { return device.close() }
+            log.error("plugin '\(device.library.name)' does not return from stats(); the disk is not closed in it")
         } _: { _ in
             completion()
         }
@@ -128,6 +147,11 @@ final class ServedDisk<Platform: XenPlatform> {
     /// has to know; it is not called where no storage is open, and once for any number of calls while the plugin is asked.
     func resize(_ completion: @escaping (Result<VBDMachine.Event, OperationError>) -> Void) {
         guard let device else { return }
+        if let question, !question.isDone {
+            // One control call at a time; whoever wants to know asks again when it is over.
+            question.isResizeWanted = true
+            return
+        }
         if isMeasuring {
             mustMeasureAgain = true
             return
@@ -181,7 +205,8 @@ final class ServedDisk<Platform: XenPlatform> {
     /// Looks at the requests on their way; ``stalls(limit:now:)`` says which of them were there all the time.
     func lookAtRequests(now: UInt64) {
         var oldest: [Int: UnansweredRequest] = [:]
-        for queue in queues { oldest[queue.index] = queue.oldestRequest }
+        // What waits for space is told as that, and is not the plugin's fault.
+        for queue in queues where queue.heldRequests == 0 { oldest[queue.index] = queue.oldestRequest }
         watch.look(oldest, now: now)
     }
 

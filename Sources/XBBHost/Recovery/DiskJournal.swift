@@ -14,6 +14,8 @@ final class DiskJournal {
     /// Why there is no file although there should be one.
     private let problem: String?
     private let log: Log
+    /// What the queues write down now is in the file.
+    private(set) var isKept = false
 
     /// Opens or makes the file at `path`; nil for no file. `reserve` sizes it for a confined process.
     init(path: String?, reserve: JournalFile.Reservation?, log: Log) {
@@ -59,6 +61,7 @@ final class DiskJournal {
             do throws(OperationError) {
                 guard let file else { throw OperationError(.journal, problem ?? "there is none") }
                 let mapping = try file.adopt(connection)
+                isKept = true
                 return connection.rings.indices.map {
                     QueueJournalSource(mapping: mapping, index: $0, inheritance: .journal(predecessor))
                 }
@@ -76,9 +79,12 @@ final class DiskJournal {
 
     private func begin(_ connection: JournalConnection) throws(OperationError) -> JournalMapping {
         defer { KillPoint.reach(.journalBegun) }
+        isKept = false
         if let file {
             do throws(OperationError) {
-                return try file.begin(connection)
+                let mapping = try file.begin(connection)
+                isKept = true
+                return mapping
             } catch {
                 log.error("\(error); if this process is killed, the guest loses its disk")
             }

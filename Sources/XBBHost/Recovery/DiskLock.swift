@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The lock that says which process serves a disk, and how it goes from one to the next.
+import BlockQueue
 import PluginHost
 import Base
 import CLinux

@@ -46,11 +46,11 @@ final class Succession {
     }
 
     /// Prepares, says that it is ready, and returns true with the lock held when it is this process's turn; false where it
-    /// is not needed any more. `prepare` is false where there is no disk to serve; `hasHandedOver` is asked, with the lock
-    /// held, whether the process that served when this one was ready has said that nothing is in flight.
+    /// is not needed any more. `prepare` is false where there is no disk to serve; `handOver` is asked, with the lock
+    /// held, how the process that served when this one was ready has handed over; nil: it has not.
     func standBy(
         _ channel: Int32, signals: Int32, prepare: () throws(OperationError) -> Bool,
-        hasHandedOver: (_ process: String) -> Bool
+        handOver: (_ process: String) -> Predecessor?
     ) throws(OperationError) -> Bool {
         guard let lock else { throw OperationError(EINVAL, "stand by without a lock") }
         defer { close(channel) }
@@ -68,12 +68,15 @@ final class Succession {
         }
         KillPoint.reach(.called)
         let saidSo = try lock.acquire()
-        let handedOver = saidSo || holder.map(hasHandedOver) == true
+        let end = saidSo ? Predecessor.handedOver : holder.flatMap(handOver)
+        let found = end ?? .killed("before it had handed over")
         KillPoint.reach(.inherited)
         lock.write(note: command.note)
         // The call copies the literal.
         unsafe pthread_setname_np(pthread_self(), "xbb-vbd")
-        predecessor = command.predecessor ?? (handedOver ? .handedOver : .killed("before it had handed over"))
+        // Who ended well may nevertheless have left something: its own note says so.
+        predecessor = command.predecessor ?? found
+        if found == .left { predecessor = .left }
         return true
     }
 

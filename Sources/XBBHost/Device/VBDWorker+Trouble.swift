@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Telling operators what the storage cannot do: in the log, in XenStore, and to a successor.
+import BlockQueue
+import Base
+import CLinux
+import Support
+import Xen
+
+extension VBDWorker {
+    /// Goes on with the statistics of the process before, once; of a new disk they begin at zero.
+    func resumeStatistics() {
+        if hasStatistics { return }
+        hasStatistics = true
+        do throws(OperationError) {
+            if let identity = disk.openStatistics(try nodes.readStatistics()) {
+                try nodes.publish(statistics: identity)
+            } else {
+                // What the process before published may be over.
+                trouble.publishAt = clinux_monotonic_ns() &+ DiskTrouble.publishInterval
+            }
+        } catch {
+            log.warning("\(error); counters and what xbbctl sets end with this process")
+        }
+    }
+
+    /// A queue has logged an error of the storage: not more often than the limit of such lines allows.
+    func storageFailed() {
+        guard let last = disk.lastStorageError else { return }
+        report("the storage failed: \(last.text)")
+        trouble.summaryAt = clinux_monotonic_ns() &+ DiskTrouble.summaryInterval
+        publishTrouble()
+    }
+
+    /// More or fewer requests wait for space than before.
+    func holdChanged() {
+        let held = disk.heldRequests
+        if trouble.take(held: held) {
+            if held > 0 {
+                log.warning(
+                    "stopped: no space: requests of the guest wait and are tried again every 5 s, and by 'xbbctl resume'"
+                )
+            } else {
+                log.info("goes on: no request waits for space any more")
+            }
+        }
+        publishTrouble()
+    }
+
+    /// Does what is due.
+    func careForTrouble() {
+        let now = clinux_monotonic_ns()
+        if now >= trouble.summaryAt {
+            let unlogged = disk.errorLimit.takeUnlogged()
+            trouble.summaryAt = unlogged > 0 ? now &+ DiskTrouble.summaryInterval : .max
+            if unlogged > 0 {
+                let counts = disk.storageErrors.map {
+                    "\($0.operation) \($0.code == 0 ? "other" : OperationError.errnoName($0.code)) \($0.count)"
+                }
+                log.error(
+                    "\(unlogged) more errors of the storage were not logged; all: \(counts.joined(separator: ", "))")
+            }
+            publishTrouble()
+        }
+        if now >= trouble.publishAt, now >= trouble.mayPublishAt {
+            trouble.publishAt = .max
+            trouble.mayPublishAt = now &+ DiskTrouble.publishInterval
+            do throws(OperationError) {
+                if !nodes.isLost { try nodes.publish(trouble: trouble.text(of: disk)) }
+            } catch {
+                log.warning(error.description)
+            }
+        }
+    }
+
+    private func publishTrouble() {
+        trouble.publishAt = max(clinux_monotonic_ns(), trouble.mayPublishAt)
+    }
+}
