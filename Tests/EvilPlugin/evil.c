@@ -209,12 +209,16 @@ static long attempt_bind_other(void)
         int type = 0;
         socklen_t size = sizeof type;
         if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) != 0 || type != SOCK_SEQPACKET) continue;
+        // Those that this process made lead to the process beside it, which another thread asks at the same time.
+        struct ucred peer = {0};
+        size = sizeof peer;
+        if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || peer.pid == getpid()) continue;
         if (send(fd, message, sizeof message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) continue;
         struct pollfd entry = {.fd = fd, .events = POLLIN};
         unsigned answer[8] = {0};
         if (poll(&entry, 1, 300) != 1) continue;
         ssize_t got = recv(fd, answer, sizeof answer, MSG_DONTWAIT);
-        // A refusal is its number alone. Others answer, too: the process beside the worker.
+        // A refusal is its number alone.
         if (got == 4 && answer[0] == EACCES) refusal = EACCES;
     }
     errno = refusal;

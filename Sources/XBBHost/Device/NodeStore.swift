@@ -262,10 +262,16 @@ final class NodeStore {
         try store.text("\(backendPath)/\(BackendKey.storage)")
     }
 
-    /// Says that `process`, this one, has answered every request that it took: for a successor without a journal.
+    /// Says that `process`, this one, has answered every request that it took: for a successor without a journal, and for
+    /// xbbd. A node that is gone is not made again.
     func publish(handedOverBy process: String) {
-        // Without it, a successor has to read the journal.
-        do throws(OperationError) { try store.write("\(backendPath)/\(BackendKey.handedOver)", process) } catch {}
+        let path = backendPath
+        do throws(OperationError) {
+            try store.transaction { [store] (transaction) throws(OperationError) in
+                guard try store.text("\(path)/\(BackendKey.state)", in: transaction) != nil else { return }
+                try store.write("\(path)/\(BackendKey.handedOver)", process, in: transaction)
+            }
+        } catch {}  // without it, a successor has to read the journal
     }
 
     /// True if ``publish(handedOverBy:)`` was the last thing that `process` did.
