@@ -95,6 +95,7 @@ helps() {
 }
 completion() { bash -c '. /usr/share/bash-completion/completions/xbbctl && complete -p xbbctl'; }
 unit_is_sound() { systemd-analyze verify --man=no /lib/systemd/system/xbbd.service; }
+unit_is_hardened() { systemd-analyze security --offline=yes --threshold=40 /lib/systemd/system/xbbd.service >/dev/null; }
 unit_is_enabled() { [[ -L /etc/systemd/system/multi-user.target.wants/xbbd.service ]]; }
 plugins_load_together() { # PLUGIN...: all in one process
     xbb-vbd --dump-plugins | tee /tmp/plugins.json
@@ -179,6 +180,7 @@ check "every program and plugin has its man page" man_pages
 check "bash completes xbbctl" completion
 check "the user of the workers is there" worker_user_is_there
 check "the unit is sound" unit_is_sound
+check "the unit is hardened" unit_is_hardened
 check "the unit is enabled" unit_is_enabled
 check "xbbd is not started without Xen" not_started_without_xen
 check "xen-blkback is kept from loading" blkback_stays_away

@@ -263,12 +263,17 @@ final class NodeStore {
         try store.text("\(backendPath)/\(BackendKey.storage)")
     }
 
-    /// Says that `process`, this one, has answered every request that it took: for a successor without a journal. Or, with
-    /// `hasLeft`, that the others are in the journal.
+    /// Says that `process`, this one, has answered every request that it took: for a successor without a journal, and for
+    /// xbbd. Or, with `hasLeft`, that the others are in the journal. A node that is gone is not made again.
     func publish(handedOverBy process: String, hasLeft: Bool) {
+        let path = backendPath
         let text = process + (hasLeft ? BackendKey.leftRequests : "")
-        // Without it, a successor has to read the journal.
-        do throws(OperationError) { try store.write("\(backendPath)/\(BackendKey.handedOver)", text) } catch {}
+        do throws(OperationError) {
+            try store.transaction { [store] (transaction) throws(OperationError) in
+                guard try store.text("\(path)/\(BackendKey.state)", in: transaction) != nil else { return }
+                try store.write("\(path)/\(BackendKey.handedOver)", text, in: transaction)
+            }
+        } catch {}  // without it, a successor has to read the journal
     }
 
     /// How `process` handed over, if ``publish(handedOverBy:hasLeft:)`` was the last thing that it did; else nil.
