@@ -6,7 +6,8 @@
 # Guests with a disk each: on files, with rings of 4 and of 32 pages, and for root one on a loop device. The first one's
 # requests overlap, and what it reads is checked against all that was acknowledged (--verify history). Now and then a
 # disk is handed over to another worker (xbbctl upgrade); with `both` these are of the debug and the release build in turn,
-# so that each goes on where the other one stopped or died. At the end nothing may be lost, mapped, bound or left running.
+# so that each goes on where the other one stopped or died. The image of guest 2 is renamed, removed or exchanged for another
+# file before half of its workers end: the open file is what counts. At the end nothing may be lost, mapped, bound or left running.
 # usage: kill-test.sh [KILLS [debug|release|both [MILLISECONDS]]]   what was staged; mean time between two kills (250)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -58,6 +59,20 @@ start_xbbd() {
         --restart-limit 1000000 --restart-window 1 >>"$work/xbbd.log" 2>&1 &
     xbbd=$!
 }
+# Guest 2's name leads nowhere, or to another file, until the next call of `mend`.
+mislead() {
+    case $((RANDOM % 3)) in
+    0) mv "$work/2.img" "$work/2.away" ;;
+    1) ln "$work/2.img" "$work/2.away" && rm "$work/2.img" ;;
+    2) mv "$work/2.img" "$work/2.away" && cp --sparse=always "$work/other" "$work/2.img" ;;
+    esac
+    misled=$((misled + 1))
+}
+mend() {
+    [[ -e $work/2.away ]] || return 0
+    if [[ -e $work/2.img ]]; then cmp -s "$work/2.img" "$work/other" || fail "guest 2 wrote to another file"; fi
+    mv "$work/2.away" "$work/2.img"
+}
 ctl() { xbbctl "$@" --loopback "$xen" --socket "$run/xbbd.sock"; }
 
 mkdir -p "$xen" "$run"
@@ -66,7 +81,8 @@ xbb-loopback run --dir "$xen" >"$work/loopback.log" 2>&1 &
 wait_for "the start of xbb-loopback" xbb-loopback domain list --dir "$xen"
 start_xbbd
 wait_for "the start of xbbd" test -S "$run/xbbd.sock"
-truncate -s 64M "$work"/{1,2,3}.img
+truncate -s 64M "$work"/{1,2,3}.img "$work/other"
+printf 'another file' | dd of="$work/other" conv=notrunc status=none
 images=("$work/1.img" "$work/2.img")
 if [[ $(id -u) -eq 0 ]] && loop=$(losetup --find --show "$work/3.img" 2>/dev/null); then
     images+=("$loop")
@@ -98,6 +114,7 @@ for domain in "${domains[@]}"; do wait_for "the first worker of $domain" worker 
 sleep 1
 descriptors=$(find "/proc/$xbbd/fd" | wc -l)
 done_kills=0
+misled=0
 both=0
 upgrades=0
 RANDOM=${XBB_TEST_SEED:-$$}
@@ -108,6 +125,10 @@ while [[ $done_kills -lt $kills ]]; do
     domain=${domains[RANDOM % ${#domains[@]}]}
     kill -0 "${load[$domain]}" 2>/dev/null || break
     process=$(worker "$domain") || continue
+    if [[ $domain -eq 2 ]]; then
+        mend
+        [[ $((RANDOM % 2)) -eq 0 ]] || mislead
+    fi
     if [[ $((RANDOM % 12)) -eq 0 ]]; then
         change_build
         ctl upgrade "$domain" xvda >>"$work/upgrade.log" 2>&1 || { tail -3 "$work/upgrade.log"; fail "upgrade of guest $domain"; }
@@ -115,6 +136,8 @@ while [[ $done_kills -lt $kills ]]; do
         continue
     fi
     if [[ $((RANDOM % 25)) -eq 0 ]]; then
+        # Without a service manager nobody has the open files then, and the name counts.
+        mend
         kill -KILL "$xbbd" "$process" 2>/dev/null
         wait "$xbbd" 2>/dev/null
         start_xbbd
@@ -125,6 +148,7 @@ while [[ $done_kills -lt $kills ]]; do
     done_kills=$((done_kills + 1))
 done
 seconds=$((SECONDS - started))
+mend
 touch "$work/stop"
 good=true
 for domain in "${domains[@]}"; do
@@ -141,7 +165,7 @@ jq -sr '[.[].pauses_ms[]] | sort | if length == 0 then "  no pause of 10 ms" els
     "$work"/load-*.json
 echo "  processor: $(nproc) cores, load average $(cut -d' ' -f1-3 /proc/loadavg)"
 replayed=$(grep -o 'with [0-9]* requests in flight' "$work/xbbd.log" | awk '{ n += $2 } END { print n + 0 }')
-echo "  $replayed requests were done again"
+echo "  $replayed requests were done again; the image of guest 2 had another name, none or another file's $misled times"
 $good || fail "a guest saw an error"
 [[ $done_kills -eq $kills ]] || fail "a load ended early"
 now=$(find "/proc/$xbbd/fd" | wc -l)
