@@ -30,7 +30,7 @@ struct FileLocks {
         }
         for line in LocalUse.lines(of: "/proc/locks") {
             guard let lock = KernelLock(line[...]), lock.isWhole, lock.inode == inode, lock.process != getpid(),
-                writes || lock.isExclusive
+                writes || lock.isExclusive, isOurs(lock)
             else { continue }
             return "is locked by \(Self.name(of: [lock.process]))"
         }
@@ -40,6 +40,18 @@ struct FileLocks {
     private var inode: UInt64? {
         guard case .file(_, let inode) = storage else { return nil }
         return inode
+    }
+
+    /// The kernel's list has inodes, which are another file's on another file system, and the number of the file system, which
+    /// is not that of stat(2) on btrfs and overlayfs. So the process is asked what it has open; if it is gone, having left the
+    /// lock to a child, the number counts.
+    private func isOurs(_ lock: KernelLock) -> Bool {
+        let files = DirectoryListing.names(in: "/proc/\(lock.process)/fd")
+        if !files.isEmpty { return files.contains { StorageID(path: "/proc/\(lock.process)/fd/\($0)") == storage } }
+        guard case .file(let device, _) = storage else { return false }
+        let number = dev_t(truncatingIfNeeded: device)
+        let (major, minor) = (gnu_dev_major(number), gnu_dev_minor(number))
+        return major == 0 || lock.fileSystem == (UInt64(major) << 32 | UInt64(minor))
     }
 
     /// The process with a lock of fcntl(2) in the way; nil inside for one that is known to be there and not which it is.
@@ -69,7 +81,9 @@ struct FileLocks {
             for file in DirectoryListing.names(in: "/proc/\(process)/fdinfo") {
                 guard let text = SmallFile.contents("/proc/\(process)/fdinfo/\(file)", limit: 8192) else { continue }
                 for line in String(decoding: text, as: UTF8.self).split(separator: "\n") where line.hasPrefix("lock:") {
-                    if let lock = KernelLock(line.dropFirst(5)), lock.inode == inode, found.last != process {
+                    if let lock = KernelLock(line.dropFirst(5)), lock.inode == inode, found.last != process,
+                        StorageID(path: "/proc/\(process)/fd/\(file)") == storage
+                    {
                         found.append(process)
                     }
                 }
@@ -97,13 +111,18 @@ struct KernelLock: Equatable {
     let isExclusive: Bool
     /// -1 of a lock that belongs to an open file.
     let process: Int32
+    /// The device's major number, and behind its 32 bits the minor one.
+    let fileSystem: UInt64
     let inode: UInt64
 
     init?(_ line: Substring) {
         let words = line.split(whereSeparator: { $0 == " " || $0 == "\t" })
-        guard words.count >= 6, words[1] != "->", let process = Int32(words[4]),
-            let inode = words[5].split(separator: ":").last.flatMap({ UInt64($0) })
+        guard words.count >= 6, words[1] != "->", let process = Int32(words[4]) else { return nil }
+        let numbers = words[5].split(separator: ":")
+        guard numbers.count == 3, let major = UInt32(numbers[0], radix: 16), let minor = UInt32(numbers[1], radix: 16),
+            let inode = UInt64(numbers[2])
         else { return nil }
+        fileSystem = UInt64(major) << 32 | UInt64(minor)
         isWhole = words[1] == "FLOCK"
         isExclusive = words[3] == "WRITE"
         self.process = process

@@ -210,6 +210,25 @@ extension EndToEnd {
             trial.lab.stop()
         }
 
+        /// Inodes are numbers of one file system: locks of a file with the same number on another one are none of ours.
+        @Test(.enabled(if: geteuid() == 0), arguments: ["flock", "open file"])
+        func aLockOfAnotherFileWithTheSameInodeIsNone(_ kind: String) throws {
+            let trial = try Trial(.xbbctl)
+            let folders = ["one", "two"].map { "\(trial.lab.directory)/\($0)" }
+            defer { for folder in folders { _ = try? LibxlLab.shell("umount \(folder)") } }
+            for folder in folders {
+                try LibxlLab.shell(
+                    "mkdir \(folder) && mount -t tmpfs -o inode64 tmpfs \(folder) && truncate -s 1M \(folder)/disk")
+            }
+            #expect(
+                try LibxlLab.shell("stat -c %i \(folders[0])/disk") == LibxlLab.shell("stat -c %i \(folders[1])/disk"))
+            let holder = try LockHolder("\(folders[0])/disk", kind: kind, type: Int16(F_WRLCK), byte: nil)
+            #expect(try trial.refusal("\(folders[0])/disk") != nil)
+            #expect(try trial.refusal("\(folders[1])/disk") == nil)
+            holder.end()
+            trial.lab.stop()
+        }
+
         /// `--force` attaches, says what it overrides, and the log has it too.
         @Test func forceIsTold() throws {
             let lab = try LibxlLab()
