@@ -77,8 +77,6 @@ package enum Confinement {
     package static func enter(_ settings: ConfinementSettings, network: Bool, log: Log) throws(OperationError) {
         let isRoot = geteuid() == 0
         var parts: [String] = []
-        // Swift's handler would start a program for a backtrace, and the process would die of that: of SIGSYS.
-        clinux_default_faults()
         if clinux_no_new_privileges() != 0 { throw failure("refuse new privileges") }
         // Before the root directory, which has no /proc.
         if let limits = settings.limits { try apply(limits, countsTasks: isRoot && settings.user?.isOwn == true) }

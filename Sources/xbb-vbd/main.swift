@@ -107,6 +107,9 @@ func serve<Platform: XenPlatform>(_ platform: Platform, _ options: VBDOptions) -
         if options.storageSource == .params, options.standby == nil {
             options.sharing = SharingCheck.examine(options, try platform.openStore())
         }
+        // Swift's handler would start a program for a backtrace, and a confined process would die of that: of SIGSYS. Before
+        // the one is set that keeps the last words.
+        if options.confinement != nil { clinux_default_faults() }
         let keeper = try options.confinement.map { (settings) throws(OperationError) in
             try startKeeper(platform, options, settings)
         }

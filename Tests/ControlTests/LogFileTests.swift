@@ -45,8 +45,15 @@ import Testing
             let forged = Array(
                 "1700000000.1500 error a\u{1b}[2J\u{7f}b\n99999999999999999999.1000 info late\n1.2 info x\n".utf8)
             if round % 2 == 0 { bytes = Array("x\n".utf8) + forged + bytes }
+            // What it holds is what a worker says that it has written: the magic number, the bytes that were added, the ring.
+            var content: [UInt8] = [0x01, 0x58, 0x42, 0x42, 0x4c, 0x4f, 0x47, 0x0a]
+            content += (0..<8).map { UInt8(truncatingIfNeeded: bytes.count >> (8 * $0)) } + bytes
+            if round % 4 == 1 {
+                content[8..<16] = ArraySlice((0..<8).map { _ in UInt8.random(in: 0...255, using: &random) })
+            }
+            content += [UInt8](repeating: 0, count: LogFile.mostBytes - content.count)
             let file = open(place.path, O_WRONLY)
-            write(file, bytes, bytes.count)
+            write(file, content, content.count)
             close(file)
             let lines = LogFile.lines(place.path, about: (1, 1))
             for line in lines { #expect(line.text.utf8.allSatisfy { $0 >= 0x20 && $0 != 0x7f }) }

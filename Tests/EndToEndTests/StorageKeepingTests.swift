@@ -320,6 +320,8 @@ extension EndToEnd {
                 takeStored(socket, &stored)
                 return stored.isEmpty
             }
+            // It has what the manager gave back no longer open either.
+            #expect(try served.holders().filter { !$0.hasPrefix("/proc/\(getpid())/") } == [])
             lab.stop()
         }
 

@@ -48,6 +48,8 @@ final class Worker {
         posix_spawn_file_actions_init(&actions)
         defer { posix_spawn_file_actions_destroy(&actions) }
         posix_spawn_file_actions_addopen(&actions, 2, logPath, O_WRONLY | O_CREAT | O_APPEND, 0o600)
+        // One that a failed test leaves must not keep the output of the tests open: whoever reads it would wait for its end.
+        posix_spawn_file_actions_adddup2(&actions, 2, 1)
         for (index, descriptor) in descriptors.enumerated() {
             posix_spawn_file_actions_adddup2(&actions, descriptor, Int32(3 + index))
         }

@@ -16,7 +16,10 @@ import Memory
 @safe
 package final class StatisticsArea: @unchecked Sendable {
     private let path: String
-    private let descriptor: Int32
+    /// -1 once it is sealed.
+    private var descriptor: Int32
+    /// Bytes that a sealed file has.
+    private var sealedSize = 0
     private let base: UnsafeMutableRawPointer
     private let pages: SharedPages
     /// Of queues that have cells; 0 also before ``adopt(identity:)`` or ``begin(identity:)``.
@@ -42,16 +45,32 @@ package final class StatisticsArea: @unchecked Sendable {
 
     deinit {
         unsafe munmap(base, StatisticsLayout.fileSize(queues: StatisticsLayout.mostQueues))
+        if descriptor >= 0 { close(descriptor) }
+    }
+
+    /// Reserves what `queues` queues need and closes the file, which stays mapped: a process that was taken over cannot fill the
+    /// file system with it. Before the process is confined. Where the space cannot be had, nothing is kept.
+    package func seal(queues: Int) throws(OperationError) {
+        guard descriptor >= 0 else { return }
+        let wanted = StatisticsLayout.fileSize(queues: min(max(queues, 1), StatisticsLayout.mostQueues))
+        try reserve(max(wanted, StatisticsLayout.pageSize))
+        sealedSize = size
         close(descriptor)
+        descriptor = -1
     }
 
     private var size: Int {
+        if descriptor < 0 { return sealedSize }
         var status = stat()
         // The kernel fills the structure, which is ours.
         return unsafe fstat(descriptor, &status) == 0 ? Int(status.st_size) : 0
     }
 
     private func reserve(_ bytes: Int) throws(OperationError) {
+        if descriptor < 0 {
+            if bytes <= sealedSize { return }
+            throw OperationError(ENOSPC, "reserve \(bytes) bytes for \(path)")
+        }
         // All of its blocks are had now: a full file system must not become a fault when the memory is written.
         let code = posix_fallocate(descriptor, 0, off_t(bytes))
         if code != 0 { throw OperationError(code, "reserve \(bytes) bytes for \(path)") }
@@ -94,7 +113,12 @@ package final class StatisticsArea: @unchecked Sendable {
         isReady = false
         queueCount = 0
         if size >= StatisticsLayout.pageSize { pages.storeRelease(0, at: StatisticsLayout.stateOffset) }
-        if ftruncate(descriptor, 0) != 0 { throw OperationError(errno, "empty \(path)") }
+        if descriptor < 0 {
+            // The mapping is as long as that at least.
+            unsafe _ = memset(base, 0, min(sealedSize, StatisticsLayout.fileSize(queues: StatisticsLayout.mostQueues)))
+        } else if ftruncate(descriptor, 0) != 0 {
+            throw OperationError(errno, "empty \(path)")
+        }
         try reserve(StatisticsLayout.pageSize)
         pages.store64(StatisticsLayout.magic, at: StatisticsLayout.magicOffset)
         pages.store(StatisticsLayout.version, at: StatisticsLayout.versionOffset)

@@ -3,14 +3,15 @@
 import Base
 import CLinux
 import Glibc
+import Synchronization
 
 /// The service manager's datagram socket (sd_notify(3)).
-public struct ServiceManager: Sendable {
+public final class ServiceManager: Sendable {
     private let path: String?
     /// The interval of heartbeats in ns, half of the manager's watchdog timeout; nil if it expects none.
     public let heartbeat: UInt64?
-    /// The descriptors that it has kept, and their names.
-    private let stored: [(name: String, file: Descriptor)]
+    /// The descriptors that it has kept, and their names, until they are taken: who holds one keeps its file open.
+    private let stored: Mutex<[(name: String, file: Descriptor)]>
 
     /// Removes NOTIFY_SOCKET from the environment, so that workers do not report in xbbd's name.
     public init() {
@@ -19,8 +20,8 @@ public struct ServiceManager: Sendable {
         let isMeant = value("WATCHDOG_PID").map { $0 == String(getpid()) } ?? true
         let microseconds = value("WATCHDOG_USEC").flatMap { UInt64($0) } ?? 0
         heartbeat = isMeant && microseconds > 0 && microseconds < UInt64.max / 1000 ? microseconds * 500 : nil
-        stored =
-            value("LISTEN_PID") == String(getpid()) ? Self.inherited(value("LISTEN_FDS"), value("LISTEN_FDNAMES")) : []
+        let isForUs = value("LISTEN_PID") == String(getpid())
+        stored = Mutex(isForUs ? Self.inherited(value("LISTEN_FDS"), value("LISTEN_FDNAMES")) : [])
         for name in ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
             unsafe unsetenv(name)
         }
@@ -51,9 +52,12 @@ public struct ServiceManager: Sendable {
     /// There is one.
     var isPresent: Bool { path != nil }
 
-    /// What an earlier process has stored, by name.
+    /// What an earlier process has stored, by name; once.
     func takeStored() -> [String: [Descriptor]] {
-        Dictionary(grouping: stored, by: \.name).mapValues { $0.map(\.file) }
+        stored.withLock { stored in
+            defer { stored = [] }
+            return Dictionary(grouping: stored, by: \.name).mapValues { $0.map(\.file) }
+        }
     }
 
     /// Stores open files beyond the end of this process (FDSTORE). `name` has no ':' and at most 255 bytes.

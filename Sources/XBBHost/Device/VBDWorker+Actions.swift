@@ -66,7 +66,6 @@ extension VBDWorker {
             case .failure(let error): pending.append(.deviceOpenFailed(explained(error, request).description))
             case .success(let device):
                 disk.open(device, for: request)
-                resumeStatistics()
                 KillPoint.reach(.opened)
                 pending.append(.deviceOpened(device.facts))
             }
@@ -78,6 +77,12 @@ extension VBDWorker {
     private func prepareHandles() throws(OperationError) {
         let domain = nodes.frontendDomain
         disk.journal.seal()
+        do throws(OperationError) {
+            try disk.area?.seal(queues: disk.mostQueues)
+        } catch {
+            log.warning("\(error); counters and what xbbctl sets end with this process")
+            disk.area = nil
+        }
         if try platform.prepare(queues: disk.mostQueues, of: domain) { return }
         // Linux takes no 0 there: such a disk is the toolstack's own.
         log.write(

@@ -157,6 +157,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
                 storageRelease: options.confinement == nil || options.storageSource == .params
                     ? .withFrontend : .withDevice))
         perform(machine.start())
+        // Before anybody asks or changes something: also of a disk that no guest is connected to.
+        if case .success = node { resumeStatistics() }
         // What was read is read again when there are watches; a guest whose worker died need not wait for that.
         if case .success(let node) = node { takeStorage(node) }
     }

@@ -61,7 +61,7 @@ final class ServedDisk<Platform: XenPlatform> {
     let journal: DiskJournal
     let calls: PluginCalls
     /// Where the statistics outlive the process; nil: nowhere.
-    let area: StatisticsArea?
+    var area: StatisticsArea?
     /// What `xbbctl set` changed, for a successor.
     var changes = SettingValues()
 
