@@ -23,6 +23,17 @@ public final class Descriptor: Sendable {
         close(raw)
     }
 
+    /// Both ends of a pair of connected Unix sockets, closed on exec. `type` is SOCK_STREAM or SOCK_SEQPACKET, with
+    /// SOCK_NONBLOCK if calls on either end are not to wait.
+    public static func socketPair(_ type: Int32) throws(OperationError) -> (one: Descriptor, other: Descriptor) {
+        var ends: [Int32] = [-1, -1]
+        // The kernel fills both elements.
+        if unsafe socketpair(AF_UNIX, type | Int32(SOCK_CLOEXEC.rawValue), 0, &ends) != 0 {
+            throw OperationError(errno, "make a pair of sockets")
+        }
+        return (Descriptor(owning: ends[0]), Descriptor(owning: ends[1]))
+    }
+
     /// What a read that must not wait found.
     public enum ReadResult {
         /// These

@@ -73,11 +73,8 @@ package final class StorageChannel: Sendable {
 
     /// Both ends: one for this process, one to be inherited.
     package static func pair() throws(OperationError) -> (own: StorageChannel, other: Descriptor) {
-        var ends: [Int32] = [-1, -1]
-        let type = Int32(SOCK_SEQPACKET.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
-        // The kernel fills both elements.
-        if unsafe socketpair(AF_UNIX, type, 0, &ends) != 0 { throw OperationError(errno, "make a pair of sockets") }
-        return (StorageChannel(Descriptor(owning: ends[0])), Descriptor(owning: ends[1]))
+        let ends = try Descriptor.socketPair(Int32(SOCK_SEQPACKET.rawValue | SOCK_NONBLOCK.rawValue))
+        return (StorageChannel(ends.one), ends.other)
     }
 
     /// Sends a message; false if the other end is gone or does not read.

@@ -21,8 +21,8 @@ package enum KeeperProcess {
         backendPath: String, journal: (path: String, most: Int)?, log: Log,
         open: () throws(OperationError) -> any XenStore, confine: () throws(OperationError) -> Void
     ) throws(OperationError) -> BrokeredStore {
-        let calls = try pair()
-        let events = try pair()
+        let calls = try Descriptor.socketPair(Int32(SOCK_SEQPACKET.rawValue))
+        let events = try Descriptor.socketPair(Int32(SOCK_SEQPACKET.rawValue))
         let child = clinux_fork()
         if child < 0 { throw OperationError(errno, "start the keeper of the XenStore connection") }
         if child > 0 { return BrokeredStore(calls: calls.one, events: events.one) }
@@ -42,13 +42,5 @@ package enum KeeperProcess {
             log.error(error.description)
         }
         _exit(0)
-    }
-
-    private static func pair() throws(OperationError) -> (one: Descriptor, other: Descriptor) {
-        var ends: [Int32] = [-1, -1]
-        let type = Int32(SOCK_SEQPACKET.rawValue | SOCK_CLOEXEC.rawValue)
-        // The kernel fills both elements.
-        if unsafe socketpair(AF_UNIX, type, 0, &ends) != 0 { throw OperationError(errno, "make a pair of sockets") }
-        return (Descriptor(owning: ends[0]), Descriptor(owning: ends[1]))
     }
 }

@@ -31,11 +31,8 @@ final class Standby {
         // Nothing that xbbd believes can be written by a worker: it gets the lock to wait for, and no more.
         let raw = unsafe clinux_open(lockPath, O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0)
         let lock = try Descriptor(raw, "open \(lockPath)")
-        var ends: [Int32] = [-1, -1]
-        let type = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
-        if unsafe socketpair(AF_UNIX, type, 0, &ends) != 0 { throw OperationError(errno, "make a pair of sockets") }
-        channel = Descriptor(owning: ends[0])
-        let theirs = Descriptor(owning: ends[1])
+        let (ours, theirs) = try Descriptor.socketPair(Int32(SOCK_STREAM.rawValue | SOCK_NONBLOCK.rawValue))
+        channel = ours
         _ = clinux_fcntl_int(theirs.raw, F_SETFL, 0)
         let pair = keepsStorage ? try StorageChannel.pair() : nil
         if isPromised { pair?.own.send(.promised) }
