@@ -108,6 +108,15 @@ extension XenStore {
         try write(path, [UInt8](text.utf8), in: transaction)
     }
 
+    /// Removes a node with all below it, if there is one.
+    public func removeIfPresent(_ path: String, in transaction: XenStoreTransaction = .none) throws(OperationError) {
+        do throws(OperationError) {
+            try remove(path, in: transaction)
+        } catch {
+            if !error.isNotFound { throw error }
+        }
+    }
+
     /// Runs `body` in a transaction, and again after each conflict, at most `attempts` times.
     ///
     /// Throws EAGAIN if every attempt conflicted. An error of `body` aborts the transaction.

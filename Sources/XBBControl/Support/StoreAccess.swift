@@ -55,13 +55,4 @@ extension XenStore {
             throw error
         }
     }
-
-    /// Removes a node with all below it, if there is one.
-    func removeIfPresent(_ path: String, in transaction: XenStoreTransaction = .none) throws(OperationError) {
-        do throws(OperationError) {
-            try remove(path, in: transaction)
-        } catch {
-            if !error.isNotFound { throw error }
-        }
-    }
 }

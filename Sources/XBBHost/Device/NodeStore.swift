@@ -223,11 +223,7 @@ final class NodeStore {
                 switch entry {
                 case .write(let key, let value): try store.write("\(path)/\(key)", value, in: transaction)
                 case .remove(let key):
-                    do throws(OperationError) {
-                        try store.remove("\(path)/\(key)", in: transaction)
-                    } catch {
-                        guard error.isNotFound else { throw error }
-                    }
+                    try store.removeIfPresent("\(path)/\(key)", in: transaction)
                 }
             }
             if let error = admitted { try store.write("\(errorNode)/error", error, in: transaction) }
@@ -301,11 +297,7 @@ final class NodeStore {
     func publish(trouble text: String?) throws(OperationError) {
         let path = "\(backendPath)/\(BackendKey.trouble)"
         if let text { return try store.write(path, OperatorText.message(text)) }
-        do throws(OperationError) {
-            try store.remove(path, in: .none)
-        } catch {
-            if !error.isNotFound { throw error }
-        }
+        try store.removeIfPresent(path)
     }
 
     /// Writes an error where operators look for it.
