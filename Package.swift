@@ -209,6 +209,10 @@ let package = Package(
         // Formats of images, pure: no files, threads or plugins. ImageCore is what they have in common.
         .target(name: "ImageCore", path: "Formats/ImageCore", swiftSettings: inlined),
         .target(name: "QCOW2", dependencies: ["ImageCore"], path: "Formats/QCOW2", swiftSettings: inlined),
+        // An image that is written: what changes when, over storage that is real or simulated.
+        .target(
+            name: "QCOWEngine", dependencies: ["ImageCore", "QCOW2"], path: "Formats/QCOWEngine",
+            swiftSettings: inlined),
 
         // Plugins.
         .systemLibrary(name: "CAIO", path: "Plugins/CAIO"),
@@ -221,7 +225,7 @@ let package = Package(
         plugin("RawDiskPlugin", path: "Plugins/RawDisk", ["PluginKit", "FileKit", "CLinux"]),
         plugin("FilePlugin", path: "Plugins/File", ["PluginKit", "FileKit", "CLinux"]),
         .systemLibrary(name: "CQCOW", path: "Plugins/CQCOW"),
-        plugin("QCOWPlugin", path: "Plugins/QCOW", ["PluginKit", "FileKit", "ImageCore", "QCOW2", "CQCOW", "CLinux"]),
+        plugin("QCOWPlugin", path: "Plugins/QCOW", ["PluginKit", "FileKit", "ImageCore", "QCOW2", "QCOWEngine", "CQCOW", "CLinux"]),
         .target(
             name: "TestingKit", dependencies: ["PluginKit"], path: "Plugins/Testing/Memory", swiftSettings: strict),
         plugin("ErrorPlugin", path: "Plugins/Testing/Error", ["PluginAPI", "PluginKit", "TestingKit"]),
@@ -267,7 +271,7 @@ let package = Package(
         .executableTarget(
             name: "qcow-read", dependencies: ["CPluginHarness"], path: "Tests/QCOWRead",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])]),
-        .testTarget(name: "FormatsTests", dependencies: ["ImageCore", "QCOW2", "TestSupport"]),
+        .testTarget(name: "FormatsTests", dependencies: ["ImageCore", "QCOW2", "QCOWEngine", "TestSupport"]),
         .testTarget(name: "PluginKitTests", dependencies: ["PluginKit", "PluginAPI"]),
         .testTarget(
             name: "PluginTests",

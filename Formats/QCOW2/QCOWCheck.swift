@@ -13,6 +13,8 @@ public struct QCOWCheck: Sendable {
     public static let largestL1: UInt64 = 32 << 20
     /// Bytes.
     public static let largestRefcountTable: UInt64 = 8 << 20
+    /// Offsets in a table have 56 bits, and files end at 2^63.
+    public static let largestFile: UInt64 = 1 << 56
     /// Internal snapshots.
     public static let mostSnapshots: UInt32 = 65536
 

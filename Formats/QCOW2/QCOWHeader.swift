@@ -51,6 +51,12 @@ public struct QCOWHeader: Sendable {
     public private(set) var snapshotOffset: UInt64 = 0
     /// Bits of ``Incompatible``; 0 before version 3.
     public private(set) var incompatible: UInt64 = 0
+    /// Features that a reader need not know; 0 before version 3.
+    public private(set) var compatible: UInt64 = 0
+    /// Features that a writer who does not know them switches off; 0 before version 3.
+    public private(set) var autoclear: UInt64 = 0
+    /// The header has extensions that are not known here.
+    public private(set) var hasUnknownExtensions = false
     /// Bytes; the extensions begin behind them.
     public private(set) var headerLength: UInt64 = 0
     /// 0 deflate, 1 zstd.
@@ -134,6 +140,7 @@ public struct QCOWHeader: Sendable {
         headerLength = 72
         if version >= 3 {
             incompatible = try reader.u64(72)
+            (compatible, autoclear) = (try reader.u64(80), try reader.u64(88))
             refcountOrder = try reader.u32(96)
             headerLength = UInt64(try reader.u32(100))
             guard headerLength >= 104, headerLength % 8 == 0, headerLength <= clusterSize else {
@@ -161,7 +168,8 @@ public struct QCOWHeader: Sendable {
             switch kind {
             case 0xe279_2aca: backingFormat = content
             case 0x4441_5441: dataFileName = content
-            default: break
+            case 0x6803_f857, 0x2385_2875: break
+            default: hasUnknownExtensions = true
             }
             position += 8 + (length + 7) & ~7
         }

@@ -6,7 +6,7 @@ import ImageCore
 public final class QCOWImage: Sendable {
     /// Checked: nothing in it lies outside of the file.
     public let header: QCOWHeader
-    /// Of each L2 table its place in the file, or 0 where there is none.
+    /// Of each L2 table its place in the file with ``L2Entry/copied``, or 0 where there is none.
     public let l1: [UInt64]
     /// Bytes of the disk: whole sectors, as QEMU counts them.
     public let size: UInt64
@@ -34,7 +34,10 @@ public final class QCOWImage: Sendable {
         while done < count {
             let part = min(count - done, 8192)
             let entries = try image.nonZeroWords(at: check.header.l1Offset + UInt64(done) * 8, count: part)
-            for (index, word) in entries { table[done + index] = try place(word, done + index, check) }
+            for (index, word) in entries {
+                let place = try place(word, done + index, check)
+                table[done + index] = place == 0 || check.header.version == 1 ? place : place | word & L2Entry.copied
+            }
             done += part
         }
         return table

@@ -111,8 +111,8 @@ final class QCOWDevice: CountingDisk {
         return info
     }
 
-    func openQueue(_ parameters: QueueParameters) -> QCOWQueue {
-        QCOWQueue(self, parameters, cacheBytes: cacheBytes)
+    func openQueue(_ parameters: QueueParameters) throws(PluginError) -> QCOWQueue {
+        try QCOWQueue(self, parameters, cacheBytes: cacheBytes)
     }
 
     /// Says once in a while what cannot be read, and what that shows about the image.

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A queue: one thread of the host that reads from the image, layer by layer, and sleeps while it does.
 import Glibc
+import ImageCore
 import PluginKit
 import QCOW2
+import QCOWEngine
 import Synchronization
 
 /// Reads of one thread.
@@ -19,13 +21,14 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
     private let clusterMask: UInt64
     private let counters: QCOWCounters
 
-    init(_ device: QCOWDevice, _ parameters: QueueParameters, cacheBytes: UInt64) {
+    init(_ device: QCOWDevice, _ parameters: QueueParameters, cacheBytes: UInt64) throws(PluginError) {
         self.device = device
         host = parameters.queue
         number = parameters.index
         (file, counters) = (device.file, device.counters)
         let image = device.image
-        map = ClusterMap(image, reading: CountedTables(file, counters), cacheBytes: cacheBytes)
+        let tables = CountedTables(file, counters)
+        map = try examining { () throws(ImageError) in try ClusterMap(image, reading: tables, cacheBytes: cacheBytes) }
         clusters = InflatedClusters(file, clusterSize: image.header.clusterSize, counters: counters)
         (diskSize, clusterMask) = (image.size, image.header.clusterSize - 1)
     }

@@ -3,6 +3,7 @@
 import Glibc
 import ImageCore
 import QCOW2
+import QCOWEngine
 import TestSupport
 import Testing
 
@@ -14,8 +15,8 @@ import Testing
     /// All extents of the disk, `step` bytes at a time at most.
     private func extents(
         _ image: QCOWImage, _ file: ArrayReader, step: UInt64, cacheBytes: UInt64 = 1 << 20
-    ) throws(ReadFault) -> [(offset: UInt64, extent: Extent, count: UInt64)] {
-        let map = ClusterMap(image, reading: file, cacheBytes: cacheBytes)
+    ) throws -> [(offset: UInt64, extent: Extent, count: UInt64)] {
+        let map = try ClusterMap(image, reading: file, cacheBytes: cacheBytes)
         var found: [(UInt64, Extent, UInt64)] = []
         var position: UInt64 = 0
         while position < image.size {
@@ -77,12 +78,12 @@ import Testing
         try run("cd \(folder.path) && yes | head -c 1M >source && qemu-img convert -f raw -O qcow2 source image")
         let bytes = try folder.bytes("image")
         let file = ArrayReader(Array(bytes.dropLast(65536)))
-        let map = ClusterMap(try QCOWImage(file), reading: file, cacheBytes: 1 << 20)
+        let map = try ClusterMap(try QCOWImage(file), reading: file, cacheBytes: 1 << 20)
         #expect(try map.find(0, 512).1 == 512)
         let fault = #expect(throws: ReadFault.self) { try map.find((1 << 20) - 4096, 4096) }
         #expect(fault?.code == EIO && "\(fault?.cause ?? "")" == "its cluster is not in the file")
         #expect(fault?.place == UInt64(bytes.count - 65536))
-        let broken = ClusterMap(try QCOWImage(file), reading: ArrayReader([], failure: -ENXIO), cacheBytes: 1 << 20)
+        let broken = try ClusterMap(try QCOWImage(file), reading: ArrayReader([], failure: -ENXIO), cacheBytes: 1 << 20)
         #expect(#expect(throws: ReadFault.self) { try broken.find(0, 512) }?.code == ENXIO)
     }
 
@@ -122,7 +123,7 @@ import Testing
                 refused += 1
                 continue
             }
-            let map = ClusterMap(image, reading: file, cacheBytes: 4096)
+            let map = try ClusterMap(image, reading: file, cacheBytes: 4096)
             var position: UInt64 = 0
             var isFaulty = false
             // A disk may have become very large.

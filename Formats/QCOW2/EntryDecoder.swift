@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What an entry of an L2 table means for a reader, in each version, checked against the file.
+import Glibc
+
+/// Why a part of an image cannot be read.
+public struct ReadFault: Error {
+    /// A positive errno.
+    public let code: Int32
+    /// Words for the operator.
+    public let cause: StaticString
+    /// The place in the file that shows it.
+    public let place: UInt64
+
+    /// A fault.
+    public init(code: Int32, cause: StaticString, place: UInt64) {
+        self.code = code
+        self.cause = cause
+        self.place = place
+    }
+}
+
+/// What stands behind a range of a disk.
+public enum Extent: Equatable {
+    /// Nothing in this layer: the backing file's, or zeroes.
+    case hole
+    /// Zeroes, whatever the backing file has.
+    case zeroes
+    /// The bytes at this offset of the file.
+    case data(UInt64)
+    /// One whole cluster that is encrypted; its offset in the file.
+    case encrypted(UInt64)
+    /// One whole cluster, deflated: the offset in the file and the bytes that it can take there.
+    case compressed(UInt64, Int)
+}
+
+/// Reads entries of one image. Every place that it gives lies within the file.
+public struct EntryDecoder: Sendable {
+    private let version: UInt32
+    private let clusterBits: UInt64
+    private let clusterSize: UInt64
+    private let isEncrypted: Bool
+
+    /// Of the image with this checked header.
+    public init(_ header: QCOWHeader) {
+        version = header.version
+        clusterBits = UInt64(header.clusterBits)
+        clusterSize = header.clusterSize
+        isEncrypted = header.encryption == 1
+    }
+
+    /// What an L2 entry says; every place is within the file.
+    public func describe(_ entry: UInt64, fileSize: UInt64) throws(ReadFault) -> Extent {
+        if entry == 0 { return .hole }
+        return version == 1 ? try describeVersion1(entry, fileSize) : try describeVersion2(entry, fileSize)
+    }
+
+    private func describeVersion2(_ entry: UInt64, _ fileSize: UInt64) throws(ReadFault) -> Extent {
+        if entry & 1 << 62 != 0 {
+            let (offset, length) = L2Entry(entry).compressedRange(clusterBits: clusterBits)
+            return try compressed(offset, length, fileSize)
+        }
+        let offset = entry & 0x00ff_ffff_ffff_fe00
+        if entry & 1 != 0 {
+            guard version >= 3 else {
+                throw ReadFault(code: EIO, cause: "a version 2 image has a zero cluster", place: offset)
+            }
+            return .zeroes
+        }
+        return offset == 0 ? .hole : try plain(offset, entry, fileSize)
+    }
+
+    private func describeVersion1(_ entry: UInt64, _ fileSize: UInt64) throws(ReadFault) -> Extent {
+        if entry & 1 << 63 != 0 {
+            let shift = 63 - clusterBits
+            return try compressed(entry & (1 << shift - 1), entry >> shift & (clusterSize - 1), fileSize)
+        }
+        return try plain(entry, entry, fileSize)
+    }
+
+    private func plain(_ offset: UInt64, _ entry: UInt64, _ fileSize: UInt64) throws(ReadFault) -> Extent {
+        let unit = version == 1 && !isEncrypted ? 512 : clusterSize
+        guard offset & (unit - 1) == 0 else {
+            throw ReadFault(code: EIO, cause: "the L2 table points into the middle of a cluster", place: offset)
+        }
+        guard offset < fileSize, clusterSize <= fileSize - offset else {
+            throw ReadFault(code: EIO, cause: "its cluster is not in the file", place: offset)
+        }
+        guard isEncrypted else { return .data(offset) }
+        // libqcow takes reserved bits for a part of the place, and reads beyond its buffer then.
+        guard entry & ~(1 << 63) == offset else {
+            throw ReadFault(code: EIO, cause: "its L2 entry has reserved bits", place: offset)
+        }
+        return .encrypted(offset)
+    }
+
+    private func compressed(_ offset: UInt64, _ length: UInt64, _ fileSize: UInt64) throws(ReadFault) -> Extent {
+        guard !isEncrypted else {
+            throw ReadFault(code: EOPNOTSUPP, cause: "a cluster is compressed in an encrypted image", place: offset)
+        }
+        guard offset > 0, length > 0, offset < fileSize else {
+            throw ReadFault(code: EIO, cause: "its compressed cluster is not in the file", place: offset)
+        }
+        // The length counts whole sectors, of which the file need not have the last.
+        return .compressed(offset, Int(min(length, fileSize - offset)))
+    }
+}

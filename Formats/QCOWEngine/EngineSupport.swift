@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What the engine is told, what it says, and what it counts.
+import QCOW2
+import Synchronization
+
+/// How an image is written.
+public struct EngineOptions: Sendable {
+    /// Memory for L2 tables, bytes.
+    public var cacheBytes: UInt64 = 16 << 20
+    /// Discards of the guest give clusters back, and holes are punched for them.
+    public var discards = true
+    /// Clusters that are reserved ahead, at first and at most.
+    public var reserve: ClosedRange<Int> = 16...1024
+
+    /// The defaults.
+    public init() {}
+}
+
+/// Where data stand.
+public enum Place: Sendable, Equatable {
+    /// All of them, from this offset of the file on.
+    case file(UInt64)
+    /// They read as zeroes.
+    case zeroes
+    /// The engine has to do it: ``ImageEngine/perform(_:)``.
+    case engine
+}
+
+/// How far an operation is.
+public enum Progress: Sendable, Equatable {
+    /// `finish` was called.
+    case finished
+    /// It meets another one, and `resume` is called when that is done.
+    case waiting
+    /// `finish` is called by a later ``ImageEngine/commit()``.
+    case committing
+}
+
+/// What the operator should know.
+public enum EngineEvent: Sendable, Equatable {
+    /// Damage was seen: what. Nothing is written any more.
+    case damaged(String)
+    /// A sync failed with this errno: what was written may be lost. Nothing is written any more.
+    case failed(Int32)
+    /// So many clusters that an unclean end had left without an owner were given back.
+    case reclaimed(clusters: UInt64, bytes: UInt64)
+}
+
+/// What the engine did.
+public final class EngineCounters: Sendable {
+    /// Clusters that became the guest's.
+    public let allocated = Atomic<UInt64>(0)
+    /// Clusters that were copied.
+    public let copied = Atomic<UInt64>(0)
+    /// Clusters that were given back.
+    public let freed = Atomic<UInt64>(0)
+    /// Cycles of the committer with a sync.
+    public let commits = Atomic<UInt64>(0)
+    /// Clusters without an owner that the scan gave back.
+    public let reclaimed = Atomic<UInt64>(0)
+    /// Operations that waited for another one.
+    public let waits = Atomic<UInt64>(0)
+    /// Times that a reserve was not there in time.
+    public let refills = Atomic<UInt64>(0)
+
+    init() {}
+}

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Reading through all layers, where the data are not at one place of the file.
+import Glibc
+import ImageCore
+import QCOW2
+
+extension ImageEngine {
+    /// Memory for a part of a read.
+    private static var bounceBytes: UInt64 { 256 << 10 }
+
+    /// Does a read: 0 or a negative errno.
+    func read(_ operation: any EngineOperation) -> Int32 {
+        guard let bounce = Bounce(Int(min(operation.length, Self.bounceBytes))) else { return -ENOMEM }
+        var done: UInt64 = 0
+        while done < operation.length {
+            let count = Int(min(operation.length - done, Self.bounceBytes))
+            let code = bounce.with(0..<count) { memory in readLayers(&memory, at: operation.offset + done) }
+            guard code == 0 else { return code }
+            bounce.reading(0..<count) { operation.takeData($0, at: done) }
+            done += UInt64(count)
+        }
+        return 0
+    }
+
+    /// Fills memory with what the disk shows from `offset` on: 0 or a negative errno. Whole sectors.
+    func readLayers(_ memory: inout MutableRawSpan, at offset: UInt64) -> Int32 {
+        map.read(&memory, at: offset, below: below, expand: expand) { buffer, place in
+            storage.readData(into: &buffer, at: place)
+        }
+    }
+}
+
+extension ClusterMap {
+    /// Fills memory with what the disk shows from `offset` on, `data` from the file, the rest from where it is: 0 or a negative
+    /// errno. Behind the end of the disk are zeroes: a last cluster is whole.
+    public func read(
+        _ memory: inout MutableRawSpan, at offset: UInt64, below: (any LowerLayer)?, expand: ImageEngine.ClusterReader?,
+        data: (_ buffer: inout MutableRawSpan, _ place: UInt64) -> Int32
+    ) -> Int32 {
+        let size = UInt64(memory.byteCount)
+        var done: UInt64 = 0
+        while done < size {
+            let position = offset + done
+            let extent: Extent
+            let count: UInt64
+            do throws(ReadFault) {
+                (extent, count) = try find(position, size - done)
+            } catch {
+                return -error.code
+            }
+            let code = unsafe memory.withUnsafeMutableBytes { bytes -> Int32 in
+                let part = unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[Int(done)..<Int(done + count)])
+                var span = unsafe part.mutableBytes
+                switch extent {
+                case .data(let place): return data(&span, place)
+                case .hole where position < below?.size ?? 0: return below?.read(into: &span, at: position) ?? -EIO
+                case .hole, .zeroes:
+                    if let base = part.baseAddress { unsafe _ = memset(base, 0, part.count) }
+                    return 0
+                case .compressed(let place, let length):
+                    return expand?(&span, Int(position & (clusterSize - 1)), place, length) ?? -EOPNOTSUPP
+                case .encrypted: return -EOPNOTSUPP
+                }
+            }
+            if code != 0 { return code }
+            done += count
+        }
+        return 0
+    }
+}

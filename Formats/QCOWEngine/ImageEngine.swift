@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A qcow2 image that is written: one state for all queues of a disk.
+//
+// The rules that keep the image whole at every moment, whatever is cut off (docs/qcow.md):
+//   R1  a cluster's refcount is durable before anything refers to it    Allocator.own, then a sync
+//   R2  a table is durable before anything refers to it                 ensureTable, Allocator.settle, growTable
+//   R3  an entry is in the file before its operation finishes; what was copied is durable before the entry   commit
+//   R4  a reserved cluster reads as zeroes                              Allocator.own
+//   R5  a reference is durably gone before its cluster is free          commit, Grace
+//   R6  nothing is zeroed that holds data                               Grace, ClusterPlan
+//
+// Order of locks: a range of the disk, a piece of a table, the metadata, one of the small ones (pool, lists).
+import Glibc
+import ImageCore
+import QCOW2
+import Synchronization
+
+/// The engine of one image.
+///
+/// `@unchecked Sendable`: what changes is atomic or under the lock that is named with it.
+public final class ImageEngine: @unchecked Sendable {
+    let storage: any ImageStorage
+    let below: (any LowerLayer)?
+    let options: EngineOptions
+    /// The image as it was opened.
+    public let image: QCOWImage
+    /// The way to the data; also for reading what the engine does not read itself.
+    public let map: ClusterMap
+    let geometry: QCOWGeometry
+    /// What was done.
+    public let counters = EngineCounters()
+    let grace = Grace()
+    /// Reads what only the plugin can: deflated clusters. Fills all of a buffer from an offset within the cluster.
+    let expand: ClusterReader?
+
+    /// Fills a buffer from `start` of the cluster that is deflated in `length` bytes at `place` of the file: 0 or -errno.
+    public typealias ClusterReader =
+        @Sendable (_ buffer: inout MutableRawSpan, _ start: Int, _ place: UInt64, _ length: Int) -> Int32
+
+    /// Around `allocator` and `scan`.
+    let metadataLock = Lock()
+    var allocator: Allocator
+    var scan: ImageScan?
+
+    /// Around `pool`.
+    let poolLock = Lock()
+    var pool = ClusterRuns()
+    /// Clusters to reserve next time.
+    let reserveSize: Atomic<Int>
+    /// The pool's count, for a look without the lock.
+    let poolCount = Atomic<Int>(0)
+    /// The last attempt to reserve failed; only a request that needs a cluster tries again.
+    let reserveFailed = Atomic<Bool>(false)
+
+    /// Around `ranges`.
+    let rangeLock = Lock()
+    var ranges = RangeLocks<any EngineOperation>()
+
+    /// Around `commits`, `unmapped` and `scanWaiters`.
+    let listLock = Lock()
+    var commits: [CommitRecord] = []
+    /// Clusters whose references were removed from the file, a time for each reference.
+    var unmapped: [UInt64] = []
+
+    /// Changes of a device that wait until it is known what is free.
+    var scanWaiters: [any EngineOperation] = []
+    /// ``scan`` is over.
+    let isScanned = Atomic<Bool>(false)
+
+    // The committer's own:
+    var waiting: [UInt64] = []
+    var waitingIsDurable = false
+    var released: [UInt64] = []
+
+    let isPrepared = Atomic<Bool>(false)
+    /// What every change and flush ends with; 0: none.
+    let failureCode = Atomic<Int32>(0)
+    let byteCount: Atomic<UInt64>
+    private let observer = Mutex<(@Sendable (EngineEvent) -> Void)?>(nil)
+    private let waker = Mutex<(@Sendable () -> Void)?>(nil)
+    /// Where the L1 table stands, under `metadataLock`: it moves when the disk grows.
+    var l1Offset: UInt64
+    var l1Capacity: UInt64
+
+    /// Opens an image for writing. Nothing is changed before the first change of the guest.
+    public init(
+        _ storage: any ImageStorage, below: (any LowerLayer)?, options: EngineOptions, expand: ClusterReader? = nil
+    ) throws(ImageError) {
+        let image = try QCOWImage(storage)
+        try image.judgeForWriting()
+        self.storage = storage
+        self.below = below
+        self.options = options
+        self.image = image
+        self.expand = expand
+        geometry = QCOWGeometry(image.header)
+        map = try ClusterMap(image, reading: storage, cacheBytes: options.cacheBytes, canGrow: true)
+        let (metadata, snapshots) = try image.metadataClusters(storage)
+        allocator = try Allocator(storage, image.header, metadata: metadata)
+        for (index, place) in allocator.refcounts.table.enumerated() where place != 0 {
+            guard allocator.metadata.insert(place >> geometry.clusterBits) else {
+                throw .damaged("refcount block \(index) overlaps another table")
+            }
+        }
+        scan = ImageScan(image, snapshots: snapshots)
+        reserveSize = Atomic(options.reserve.lowerBound)
+        byteCount = Atomic(image.size)
+        (l1Offset, l1Capacity) = (image.header.l1Offset, image.header.l1Count)
+        unsafe map.judge = { [unowned self] entries in unsafe judge(entries) }
+    }
+
+    /// Bytes of the disk.
+    public var size: UInt64 { byteCount.load(ordering: .acquiring) }
+    /// What every change ends with, a negative errno; 0: the disk is well.
+    public var failure: Int32 { failureCode.load(ordering: .acquiring) }
+
+    /// Who is told what the operator should know. Any thread; the engine may hold locks then.
+    public func observe(_ body: @escaping @Sendable (EngineEvent) -> Void) { observer.withLock { $0 = body } }
+    /// Who is told that ``commit()`` has something to do. Any thread; the engine may hold locks then.
+    public func wakeCommitter(by body: @escaping @Sendable () -> Void) { waker.withLock { $0 = body } }
+
+    func tell(_ event: EngineEvent) { observer.withLock { $0 }?(event) }
+    func wake() { waker.withLock { $0 }?() }
+
+    /// Before a place is asked for that is then used, and around ``perform(_:)``.
+    @inline(__always)
+    public func begin() -> EngineToken { grace.begin() }
+    /// When the I/O that used the place has ended.
+    @inline(__always)
+    public func end(_ token: EngineToken) { grace.end(token) }
+
+    /// Bounds, and what lies below a cluster.
+    func rules(at cluster: UInt64) -> PlanRules {
+        PlanRules(version: geometry.version, hasLower: cluster << geometry.clusterBits < below?.size ?? 0)
+    }
+
+    // MARK: Failures
+
+    /// A flush of the caller failed: nobody knows what of the data is durable, so nothing is written any more (R9).
+    public func fail(_ code: Int32) {
+        let (isFirst, _) = failureCode.compareExchange(expected: 0, desired: -EIO, ordering: .sequentiallyConsistent)
+        if isFirst { tell(.failed(code < 0 ? -code : code)) }
+    }
+
+    /// Damage was seen: the image is marked, where its version can be, and nothing else is written any more.
+    func damaged(_ what: String) {
+        let (isFirst, _) = failureCode.compareExchange(expected: 0, desired: -EIO, ordering: .sequentiallyConsistent)
+        guard isFirst else { return }
+        if geometry.version >= 3 {
+            let bits = image.header.incompatible | QCOWHeader.Incompatible.corrupt
+            _ = storage.write(number: bits, at: 72)
+            _ = storage.sync()
+        }
+        tell(.damaged(what))
+    }
+
+    /// A sync of the engine itself.
+    func sync() -> Int32 {
+        let code = storage.sync()
+        if code != 0 { fail(code) }
+        return code
+    }
+
+    // MARK: Before the first change
+
+    /// Switches features off that the engine does not keep up, and makes that durable.
+    func prepare() throws(ImageError) {
+        if isPrepared.load(ordering: .acquiring) { return }
+        try metadataLock.locked { () throws(ImageError) in
+            if isPrepared.load(ordering: .acquiring) { return }
+            if image.header.autoclear != 0 {
+                let code = storage.write(number: 0, at: 88)
+                guard code == 0 else { throw ImageError(.unreadable(-code), "cannot write the header") }
+                let synced = sync()
+                guard synced == 0 else { throw ImageError(.unreadable(-synced), "cannot make the header durable") }
+            }
+            isPrepared.store(true, ordering: .releasing)
+        }
+    }
+
+    /// Takes ``L2Entry/copied`` from entries of a piece that do not own what they point to, which is damage.
+    private func judge(_ entries: UnsafeMutableBufferPointer<UInt64>) {
+        var damage: String?
+        metadataLock.locked {
+            for index in entries.indices {
+                let entry = unsafe L2Entry(entries[index])
+                guard entry.raw & L2Entry.copied != 0 else { continue }
+                let cluster = entry.place >> geometry.clusterBits
+                let count = try? allocator.refcounts.count(of: cluster)
+                let isPlain = !entry.isCompressed && entry.place & (geometry.clusterSize - 1) == 0 && entry.place != 0
+                if isPlain, count == 1, !allocator.metadata.contains(cluster) { continue }
+                unsafe entries[index] &= ~L2Entry.copied
+                if count != nil {
+                    damage = "an L2 entry claims offset \(entry.place) of the file for itself, which is not its own"
+                }
+            }
+        }
+        if let damage { damaged(damage) }
+    }
+}
+
+extension QCOWImage {
+    /// Refuses to write what can only be read.
+    func judgeForWriting() throws(ImageError) {
+        guard header.version >= 2 else {
+            throw ImageError(
+                .unsupported,
+                "images of version 1 (qcow) can only be read: attach the disk read-only, or convert the image (qemu-img "
+                    + "convert -O qcow2)")
+        }
+        guard !isEncrypted else {
+            throw ImageError(
+                .unsupported,
+                "images that are encrypted with AES can only be read: attach the disk read-only, or convert the image")
+        }
+        guard header.incompatible & QCOWHeader.Incompatible.dirty == 0 else {
+            throw ImageError(
+                .unsupported,
+                "the image was not closed by its last writer, and its refcounts are not up to date: repair it with "
+                    + "qemu-img check -r all")
+        }
+    }
+
+    /// All clusters of the header and of tables that are known without reading L2 tables; no two overlap.
+    func metadataClusters(_ storage: any ImageStorage) throws(ImageError) -> (ClusterSet, SnapshotTable) {
+        let geometry = QCOWGeometry(header)
+        var found = ClusterSet()
+        func add(_ what: String, _ offset: UInt64, _ bytes: UInt64) throws(ImageError) {
+            let first = offset >> geometry.clusterBits
+            guard found.insert(first..<first + geometry.clusters(of: bytes)) else {
+                throw .damaged("its \(what) overlaps another table")
+            }
+        }
+        try add("header", 0, geometry.clusterSize)
+        try add("L1 table", header.l1Offset, header.l1Count * 8)
+        try add("refcount table", header.refcountOffset, UInt64(header.refcountClusters) << geometry.clusterBits)
+        let snapshots = try SnapshotTable(storage, header)
+        if header.snapshotCount > 0 { try add("table of snapshots", header.snapshotOffset, snapshots.byteCount) }
+        for (index, entry) in snapshots.entries.enumerated() where entry.l1Count > 0 {
+            try add("L1 table of snapshot \(index)", entry.l1Offset, entry.l1Count * 8)
+        }
+        for (index, entry) in l1.enumerated() where entry != 0 {
+            guard found.insert((entry & L2Entry.offsetMask) >> geometry.clusterBits) else {
+                throw .damaged("the L2 table of entry \(index) of its L1 table overlaps another table")
+            }
+        }
+        return (found, snapshots)
+    }
+}
