@@ -202,6 +202,7 @@ extension ServedDisk {
         KillPoint.reach(.drained)
         queues = []
         connection = nil
+        journal.end()
         self.drain = nil
         reportPause()
         for completion in drain.completions { completion() }
