@@ -117,6 +117,20 @@ import Testing
         #expect(lab.starts.count == 1)
     }
 
+    @Test("who waits for it is told why")
+    func waited() throws {
+        let lab = try DaemonLab()
+        _ = try lab.makeNode(1, 51712)
+        try lab.startDaemon()
+        try eventually("it is served") { try lab.row("vbd/1/51712")?["state"]?.string == "initWait" }
+        let worker = try #require(lab.worker("vbd-1-51712"))
+        kill(worker, SIGSTOP)
+        let detach = try lab.control(["detach", "1", "xvda", "--timeout", "1", "--json"])
+        #expect(detach.exit == .failed(75) && detach.text.contains("it is stopped by a signal"), "\(detach)")
+        kill(worker, SIGCONT)
+        #expect(try lab.control(["detach", "1", "xvda"]).exit == .clean)
+    }
+
     @Test("a worker of whom no file says that it serves is known by the kernel's word")
     func unnoted() throws {
         let lab = try DaemonLab()

@@ -88,6 +88,14 @@ import XenBus
         #expect(output.contains("is not UTF-8"), "\(output)")
     }
 
+    @Test("what can be no format is a wrong word, what is none here is not") func formats() throws {
+        let lab = try DaemonLab()
+        for (name, status) in [("no/such", Int32(64)), ("a:b", 64), ("", 64), ("none", 1)] {
+            let (text, exit) = try shell(lab, "xbbctl inspect \(lab.root) --format '\(name)'")
+            #expect(exit == .failed(status), "\(name): \(text)")
+        }
+    }
+
     @Test("top asks all workers at once, and waits for none that is silent") func top() throws {
         let lab = try DaemonLab()
         for device in 0..<12 as Range<UInt32> {

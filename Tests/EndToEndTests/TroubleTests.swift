@@ -117,6 +117,30 @@ extension EndToEnd {
             lab.stop()
         }
 
+        /// Without a journal a kill in the middle ends the connection, and with it what was said of its journal.
+        @Test(.enabled(if: geteuid() == 0, "mounting takes root"))
+        func whatWasLostHasNoJournalToMiss() throws {
+            let lab = try LibxlLab(runSpace: 16 << 20)
+            let guest = try lab.guest()
+            try fill(lab)
+            try lab.administer("attach \(guest.id) xvda delay,size=16M,delay-us=600000000:")
+            let device = try lab.connect(LibxlDisk(guest: guest.id, params: ""), guest)
+            try device.queues[0].withQueue { (queue) throws in
+                try queue.submit(try queue.slot(), .read, sector: 8, byteCount: 4096)
+                try queue.publish()
+            }
+            try eventually("it is taken: \(try trouble(lab))") {
+                try trouble(lab).has("no journal") && json(lab, "show \(guest.id) xvda")["in_flight"] as? Int == 1
+            }
+            kill(try #require(try lab.worker()), SIGKILL)
+            try eventually("the reason: \(try trouble(lab))") {
+                let text = try trouble(lab)
+                return text.has("requests in flight are lost") && !text.has("no journal")
+            }
+            device.dismantle()
+            lab.stop()
+        }
+
         @Test func filesThatAKilledXbbdLeftAreRemoved() throws {
             let lab = try LibxlLab()
             let guest = try lab.guest()

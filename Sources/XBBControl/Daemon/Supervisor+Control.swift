@@ -157,6 +157,7 @@ extension Supervisor {
         return .object([
             ("worker", .text(record.map(word))),
             ("pid", record?.process.map { .integer($0.process) } ?? .null),
+            ("silent", .text(record.flatMap { silence(of: $0) })),
         ])
     }
 

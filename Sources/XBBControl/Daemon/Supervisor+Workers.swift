@@ -200,7 +200,11 @@ extension Supervisor {
 
     /// Removes the files of disks that are gone: an xbbd that was killed may not have come to it.
     func sweepFiles() {
-        leftovers = Set(directory.disks.filter { records[$0] == nil && !removeFiles(of: $0) })
+        var left: Set<VBDAddress> = []
+        for address in directory.disks where records[address] == nil {
+            if removeFiles(of: address) { groups?.remove(address) } else { left.insert(address) }
+        }
+        leftovers = left
     }
 
     /// Removes what the run directory has of a disk; false where a process has its lock.

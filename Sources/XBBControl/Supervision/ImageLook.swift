@@ -19,7 +19,7 @@ struct ServedImage: Equatable, Sendable {
         if unsafe stat(path, &status) != 0 {
             let code = errno
             let reason = code == ENOENT || code == ENOTDIR ? "image missing: \(path)" : "\(path): \(errnoText(code))"
-            return reason + (isOpen ? "; the next guest gets the open file, which nobody can attach after that" : "")
+            return reason + (isOpen ? "; the next guest gets the file that is open, until the disk is detached" : "")
         }
         // Of a disk that is closed, the name is all that counts.
         if !isOpen || StorageIdentity(status) == identity { return nil }

@@ -58,11 +58,11 @@ struct RunDirectory {
     /// The lock of a worker.
     func workerLock(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).lock" }
 
-    /// All files of a disk, the lock last; not that of its storage, which goes with the service manager's descriptors.
+    /// All files of a disk, the lock last.
     func files(of address: VBDAddress) -> [String] {
         [
             workerSocket(address), workerJournal(address), workerStatistics(address), workerLog(address),
-            workerLock(address),
+            workerStorage(address), workerLock(address),
         ]
     }
 

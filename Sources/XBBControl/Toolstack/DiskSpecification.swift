@@ -54,6 +54,16 @@ public struct DiskSpecification: Equatable, Sendable {
         target = "\(format):\(path)"
     }
 
+    /// True for what can be the name of a format, whether or not a plugin serves it.
+    public static func isFormat(_ name: String) -> Bool {
+        do throws(NegotiationError) {
+            _ = try ImageFormat(parsing: name, key: "")
+            return true
+        } catch {
+            return false
+        }
+    }
+
     /// The working directory of this process, without '/' at its end.
     public static var currentDirectory: String {
         guard let raw = unsafe getcwd(nil, 0) else { return "" }

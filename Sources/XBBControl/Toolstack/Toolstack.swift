@@ -209,11 +209,17 @@ public final class Toolstack {
         case "error": throw ControlError("\(request.disk.name): \(try problem(of: request.address))")
         case "gone": throw ControlError("\(path) was removed while the disk was being attached")
         default:
-            let reason = try stall(of: request.address) ?? "'xbbctl show' and the log of xbbd may say why"
+            let reason = try reason(of: request.address) ?? "'xbbctl show' and the log of xbbd may say why"
             throw ControlError(
                 "\(request.disk.name) was not opened within \(Int(Self.hotplugSeconds)) s; \(reason)", status: .timedOut
             )
         }
+    }
+
+    /// Why a disk does not get on: its worker does not answer, or says what does not end.
+    private func reason(of address: VBDAddress) throws(ControlError) -> String? {
+        if let silence = workers?.silence(of: address) { return silence }
+        return try stall(of: address)
     }
 
     /// What of a disk does not end, as its worker has written.
@@ -279,7 +285,7 @@ public final class Toolstack {
             let peer = frontend.map { "the guest's side is in state \($0)" } ?? "the guest's side is gone"
             throw ControlError(
                 "\(VirtualDevice.name(of: address.device)) of domain \(address.domain) is still in use after "
-                    + "\(seconds) s, \(try stall(of: address) ?? peer); it goes when the guest lets it go, or with --force",
+                    + "\(seconds) s, \(try reason(of: address) ?? peer); it goes when the guest lets it go, or with --force",
                 status: .timedOut)
         }
         if isClosed, let workers {

@@ -112,7 +112,9 @@ extension VBDWorker {
                         problem = nil
                         if disk.journalTrouble != nil { publishTrouble() }
                         pending.append(.ringsConnected(offered))
-                    case .failure(let error): pending.append(.ringsFailed(error.description))
+                    case .failure(let error):
+                        publishTrouble()
+                        pending.append(.ringsFailed(error.description))
                     }
                 }
             }
