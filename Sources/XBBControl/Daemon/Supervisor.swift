@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// xbbd: one worker for each VBD of this domain, and the answers for xbbctl. One thread, which never waits for a worker.
+// xbbd: one worker for each VBD of this domain, and the answers for xbbctl. One thread, which never waits for a worker, nor for
+// a file system with images (`ImageLook`).
 import Base
 import CLinux
 import Glibc
