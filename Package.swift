@@ -185,7 +185,7 @@ let package = Package(
         .executableTarget(
             name: "xbb-loopback",
             dependencies: [
-                "Xen", "CLinux", "Base", "XenLoopback",
+                "Xen", "CLinux", "Base", "Support", "XenLoopback",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
         .executableTarget(

@@ -49,12 +49,16 @@ final class LibxlLab {
     let plugins: String
     private var daemon = Process()
     private var isStopped = false
+    private var hasRunSpace = false
 
     /// The domain that xbbd runs in.
     let domain: DomainID
 
-    /// xbbd serves `kinds` with `options`, in domain 0 or in a driver domain.
-    init(kinds: [String] = ["vbd"], options: [String] = [], inDriverDomain: Bool = false) throws {
+    /// xbbd serves `kinds` with `options`, in domain 0 or in a driver domain. `runSpace`: its run directory is a file system of
+    /// so many bytes.
+    init(
+        kinds: [String] = ["vbd"], options: [String] = [], inDriverDomain: Bool = false, runSpace: Int? = nil
+    ) throws {
         directory = try makeTemporaryDirectory("libxl")
         xen = try LoopbackXen(directory: "\(directory)/xen")
         control = try LoopbackControl(directory: xen.directory)
@@ -63,6 +67,8 @@ final class LibxlLab {
         if inDriverDomain { try Self.prepareDriverDomain(domain, store) }
         plugins = try Lab.stagePlugins(in: "\(directory)/plugins")
         mkdir("\(directory)/run", 0o755)
+        if let runSpace { try Self.shell("mount -t tmpfs -o size=\(runSpace),mode=755 tmpfs '\(directory)/run'") }
+        hasRunSpace = runSpace != nil
         arguments =
             [
                 "--loopback", xen.directory, "--run-dir", "\(directory)/run", "--plugin-dir", plugins, "--worker",
@@ -150,6 +156,7 @@ final class LibxlLab {
         if daemon.isRunning { daemon.terminate() }
         daemon.waitUntilExit()
         xen.stop()
+        if hasRunSpace { _ = try? Self.shell("umount -l '\(directory)/run'") }
         try? FileManager.default.removeItem(atPath: directory)
     }
 

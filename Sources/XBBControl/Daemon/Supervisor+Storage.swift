@@ -27,6 +27,7 @@ extension Supervisor {
         case .message(.keep(let storage)) where !record.hasLeftStorage:
             record.hasLeftStorage = true
             record.storage = storage
+            record.images = storage.images.map { ServedImage(path: $0.path, identity: $0.identity) }
             storageStore?.put(storage, of: record.address)
             log(record.address).debug("\(record.address): \(storage.images.count) open files are kept for a successor")
         case .message(.release):

@@ -236,16 +236,13 @@ final class NodeStore {
         try store.write("\(backendPath)/\(BackendKey.chain)", chain)
     }
 
-    /// What does not end, for operators and xbbd; nil: nothing. A node that is gone is not made again.
-    func publish(stall: String?) throws(OperationError) {
+    /// Writes one of our keys for operators, or removes it where there is nothing to say. A node that is gone is not made again.
+    func publish(_ key: String, _ text: String?) throws(OperationError) {
         let path = backendPath
         try store.transaction { [store] (transaction) throws(OperationError) in
             guard try store.text("\(path)/\(BackendKey.state)", in: transaction) != nil else { return }
-            if let stall {
-                try store.write("\(path)/\(BackendKey.stall)", String(stall.prefix(512)), in: transaction)
-            } else if try store.text("\(path)/\(BackendKey.stall)", in: transaction) != nil {
-                try store.remove("\(path)/\(BackendKey.stall)", in: transaction)
-            }
+            if let text { return try store.write("\(path)/\(key)", OperatorText.message(text), in: transaction) }
+            try store.removeIfPresent("\(path)/\(key)", in: transaction)
         }
     }
 
@@ -291,13 +288,6 @@ final class NodeStore {
     /// What ``publish(statistics:)`` wrote; nil where it did not.
     func readStatistics() throws(OperationError) -> UInt64? {
         try store.text("\(backendPath)/\(BackendKey.statistics)").flatMap { UInt64($0, radix: 16) }
-    }
-
-    /// Says what is wrong with the disk, or that nothing is.
-    func publish(trouble text: String?) throws(OperationError) {
-        let path = "\(backendPath)/\(BackendKey.trouble)"
-        if let text { return try store.write(path, OperatorText.message(text)) }
-        try store.removeIfPresent(path)
     }
 
     /// Writes an error where operators look for it.
