@@ -65,6 +65,7 @@ extension Supervisor {
                     return .lockHeld
                 }
                 try follow(process, record)
+                takeStorage(from: process, record)
                 log(address).info("\(address): worker \(process.process) goes on")
                 return .started
             }
@@ -194,6 +195,7 @@ extension Supervisor {
                 unsafe unlink(directory.workerSocket(record.address))
                 unsafe unlink(directory.workerJournal(record.address))
                 unsafe unlink(directory.workerStatistics(record.address))
+                unsafe unlink(directory.workerStorage(record.address))
                 let lines = workerLines(record.address, limit: LogFile.mostBytes).suffix(64)
                 for line in lines { log.history?.remember(line) }
                 unsafe unlink(directory.workerLog(record.address))
