@@ -7,7 +7,9 @@
 # requests overlap, and what it reads is checked against all that was acknowledged (--verify history). Now and then a
 # disk is handed over to another worker (xbbctl upgrade); with `both` these are of the debug and the release build in turn,
 # so that each goes on where the other one stopped or died. The image of guest 2 is renamed, removed or exchanged for another
-# file before half of its workers end: the open file is what counts. At the end nothing may be lost, mapped, bound or left running.
+# file before half of its workers end: the open file is what counts. While workers of guests 1 and 2 end, another process has
+# QEMU's lock of a reader on the image (bytes 100 to 299), asks for that of a writer, or is qemu-img or qemu-io; the writer's it
+# must not get. At the end nothing may be lost, mapped, bound or left running.
 # usage: kill-test.sh [KILLS [debug|release|both [MILLISECONDS]]]   what was staged; mean time between two kills (250)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -41,6 +43,7 @@ cleanup() {
     left=$(jobs -p)
     # shellcheck disable=SC2086  # numbers
     [[ -n $left ]] && kill $left 2>/dev/null
+    [[ -z ${locker_PID:-} ]] || kill "$locker_PID" 2>/dev/null
     for domain in "${domains[@]}"; do left=$(worker "$domain") && kill -KILL "$left"; done
     wait 2>/dev/null
     [[ -n $loop ]] && losetup -d "$loop" 2>/dev/null
@@ -72,6 +75,72 @@ mend() {
     [[ -e $work/2.away ]] || return 0
     if [[ -e $work/2.img ]]; then cmp -s "$work/2.img" "$work/other" || fail "guest 2 wrote to another file"; fi
     mv "$work/2.away" "$work/2.img"
+}
+# What the name of a guest's image was made for; it may lead elsewhere at the moment.
+image_of() { # image_of GUEST
+    if [[ -e $work/$1.away ]]; then echo "$work/$1.away"; else echo "$work/$1.img"; fi
+}
+# The process beside: "read PATH" takes a reader's lock of all of QEMU's bytes, "free" gives it back; "write PATH" asks for a
+# writer's lock until an empty line comes, and then says whether it got it.
+locks() {
+    python3 -u - 3<&0 <<'END'
+import fcntl, os, select, sys
+commands = os.fdopen(3)
+held = None
+for line in commands:
+    word, _, path = line.strip().partition(" ")
+    if held is not None:
+        os.close(held)
+        held = None
+    if not word:
+        continue
+    if word == "free":
+        print("free")
+        continue
+    held = os.open(path, os.O_RDONLY if word == "read" else os.O_RDWR)
+    if word == "read":
+        # One byte after the other, as QEMU does.
+        for byte in range(100, 300):
+            fcntl.lockf(held, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, byte)
+        print("held")
+        continue
+    print("asking")
+    result, asked = "refused", 0
+    while not select.select([commands], [], [], 0.0005)[0]:
+        try:
+            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB, 200, 100)
+            result = "got"
+            break
+        except OSError:
+            asked += 1
+    print(result)
+END
+}
+tell() { # tell WORD [PATH]: what the process beside answers
+    echo "$*" >&"${locker[1]}"
+    read -r -t 30 -u "${locker[0]}" answer || fail "the process that takes locks has ended"
+}
+# Somebody reads or would write the image of a guest, until `leave`.
+interfere() { # interfere GUEST HOW-ITS-WORKER-ENDS
+    case $((RANDOM % 4)) in
+    0) tell read "$(image_of "$1")" && readers=$((readers + 1)) ;;
+    1)
+        # Where xbbd has no files of the guest, nobody has the lock between two workers.
+        [[ ${kept[$1]} -eq 1 && $2 != both ]] || return 0
+        tell write "$(image_of "$1")" && asking=$1 writers=$((writers + 1))
+        ;;
+    2) qemu-img info -f raw "$(image_of "$1")" >/dev/null 2>&1 & programs=$((programs + 1)) ;;
+    3) qemu-io -r -f raw -c 'read 0 4k' -c 'sleep 200' "$(image_of "$1")" >/dev/null 2>&1 & programs=$((programs + 1)) ;;
+    esac
+}
+leave() {
+    if [[ -n $asking ]]; then
+        echo >&"${locker[1]}"
+        read -r -t 30 -u "${locker[0]}" answer || fail "the process that takes locks has ended"
+        [[ $answer == refused ]] || fail "another process got the lock of guest $asking's image while a worker ended: $answer"
+        asking=
+    fi
+    tell free
 }
 ctl() { xbbctl "$@" --loopback "$xen" --socket "$run/xbbd.sock"; }
 
@@ -115,43 +184,54 @@ sleep 1
 descriptors=$(find "/proc/$xbbd/fd" | wc -l)
 done_kills=0
 misled=0
-# xbbd has the open files of guest 2.
-kept=1
+readers=0
+writers=0
+programs=0
+# xbbd has the open files of these guests.
+kept=([1]=1 [2]=1)
 both=0
 upgrades=0
+asking=
+coproc locker { locks; }
 RANDOM=${XBB_TEST_SEED:-$$}
 started=$SECONDS
 while [[ $done_kills -lt $kills ]]; do
     pause=$((RANDOM % (2 * between)))
     sleep "$((pause / 1000)).$(printf '%03d' $((pause % 1000)))"
+    leave
     domain=${domains[RANDOM % ${#domains[@]}]}
     kill -0 "${load[$domain]}" 2>/dev/null || break
     process=$(worker "$domain") || continue
+    end=killed
+    [[ $((RANDOM % 25)) -ne 0 ]] || end=both
+    [[ $((RANDOM % 12)) -ne 0 ]] || end=upgraded
     if [[ $domain -eq 2 ]]; then
         mend
-        [[ $kept -eq 0 || $((RANDOM % 2)) -eq 0 ]] || mislead
-        # The worker that follows leaves its open files with the xbbd that there is now.
-        kept=1
+        [[ ${kept[2]} -eq 0 || $end == both || $((RANDOM % 2)) -eq 0 ]] || mislead
     fi
-    if [[ $((RANDOM % 12)) -eq 0 ]]; then
+    [[ $domain -gt 2 || $((RANDOM % 2)) -eq 0 ]] || interfere "$domain" "$end"
+    # The worker that follows leaves its open files with the xbbd that there is now.
+    kept[domain]=1
+    case $end in
+    upgraded)
         change_build
         ctl upgrade "$domain" xvda >>"$work/upgrade.log" 2>&1 || { tail -3 "$work/upgrade.log"; fail "upgrade of guest $domain"; }
         upgrades=$((upgrades + 1))
-        continue
-    fi
-    if [[ $((RANDOM % 25)) -eq 0 ]]; then
-        # Without a service manager nobody has the open files then, and the name counts.
+        ;;
+    both)
+        # Without a service manager nobody has the open files then, and the names count.
         mend
-        kept=0
+        kept=([1]=0 [2]=0)
         kill -KILL "$xbbd" "$process" 2>/dev/null
         wait "$xbbd" 2>/dev/null
         start_xbbd
         both=$((both + 1))
-    else
-        kill -KILL "$process" 2>/dev/null || continue
-    fi
-    done_kills=$((done_kills + 1))
+        ;;
+    killed) kill -KILL "$process" 2>/dev/null || continue ;;
+    esac
+    [[ $end == upgraded ]] || done_kills=$((done_kills + 1))
 done
+leave
 seconds=$((SECONDS - started))
 mend
 touch "$work/stop"
@@ -171,6 +251,7 @@ jq -sr '[.[].pauses_ms[]] | sort | if length == 0 then "  no pause of 10 ms" els
 echo "  processor: $(nproc) cores, load average $(cut -d' ' -f1-3 /proc/loadavg)"
 replayed=$(grep -o 'with [0-9]* requests in flight' "$work/xbbd.log" | awk '{ n += $2 } END { print n + 0 }')
 echo "  $replayed requests were done again; the image of guest 2 had another name, none or another file's $misled times"
+echo "  beside workers that ended: $readers times a reader's lock, $writers times one that asked for a writer's, $programs times qemu-img or qemu-io"
 $good || fail "a guest saw an error"
 [[ $done_kills -eq $kills ]] || fail "a load ended early"
 now=$(find "/proc/$xbbd/fd" | wc -l)

@@ -93,7 +93,8 @@ final class LibxlLab {
             environment
         ) { $1 }
         let output = FileHandle(forWritingAtPath: "\(directory)/log")
-        _ = try output?.seekToEnd()
+        // A pipe has no end; see ``stallLog()``.
+        _ = try? output?.seekToEnd()
         daemon.standardError = output
         try daemon.run()
         try eventually("xbbd to answer; log: \(log)") {
@@ -102,6 +103,19 @@ final class LibxlLab {
     }
 
     deinit { stop() }
+
+    /// Starts xbbd anew with a log that nobody reads and that is full; until the result is closed.
+    func stallLog() throws -> Descriptor {
+        let path = "\(directory)/log"
+        killDaemon()
+        unlink(path)
+        guard mkfifo(path, 0o600) == 0 else { throw OperationError(errno, "mkfifo \(path)") }
+        let reader = try Descriptor(clinux_open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC, 0), "open \(path)")
+        try start()
+        let writer = try Descriptor(clinux_open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC, 0), "open \(path)")
+        while write(writer.raw, "fill\n", 5) == 5 {}
+        return reader
+    }
 
     /// Starts xbbd as a service manager does that has a descriptor for it (sd_listen_fds(3)).
     func startAgain(with file: Int32, environment: [String: String]) throws {
@@ -273,8 +287,13 @@ final class LibxlLab {
     }
 
     /// The frontend of a disk, connected.
-    func connect(_ disk: LibxlDisk, _ guest: LoopbackDomain) throws -> FrontDevice {
-        let device = FrontDevice(domain: guest, store: try guest.openStore(), number: disk.number)
+    func connect(
+        _ disk: LibxlDisk, _ guest: LoopbackDomain, _ change: (inout FrontOptions) -> Void = { _ in }
+    ) throws -> FrontDevice {
+        var options = FrontOptions()
+        change(&options)
+        let device = FrontDevice(
+            domain: guest, store: try guest.openStore(), number: disk.number, options: options)
         try device.connect()
         return device
     }

@@ -40,6 +40,14 @@ extension Supervisor {
         }
     }
 
+    /// Gets the files of a worker that an earlier xbbd has started, if the service manager did not have them.
+    func takeStorage(from process: WorkerProcess, _ record: Record) {
+        guard record.storage == nil, let storage = storageStore?.take(record.address, from: process) else { return }
+        record.storage = storage
+        storageStore?.put(storage, of: record.address)
+        log(record.address).debug("\(record.address): \(storage.images.count) open files were taken from the worker")
+    }
+
     private func stopListening(_ record: Record) {
         guard let channel = record.storageChannel else { return }
         loop.remove(channel.socket.raw)

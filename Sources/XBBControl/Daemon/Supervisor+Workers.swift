@@ -68,6 +68,7 @@ extension Supervisor {
                     return .lockHeld
                 }
                 try follow(process, record)
+                takeStorage(from: process, record)
                 log(address).info("\(address): worker \(process.process) goes on")
                 return .started
             }
