@@ -81,9 +81,9 @@ public struct PlanRules: Sendable, Equatable {
     }
 
     private func discard(_ entry: L2Entry) -> ClusterPlan {
-        if entry.isEmpty { return .nothing }
+        if entry.isEmpty, readsAsZeroes(entry) { return .nothing }
         if !hasLower { return .publish(.hole, frees: true) }
-        // What lies below must not come back into sight.
-        return version >= 3 ? .publish(.zeroes, frees: true) : .nothing
+        // What lies below must not come back into sight, and what is in sight goes, as with QEMU.
+        return version >= 3 ? .publish(.zeroes, frees: entry.raw != 0) : .nothing
     }
 }

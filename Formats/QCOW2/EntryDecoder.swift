@@ -3,13 +3,18 @@
 import Glibc
 
 /// Why a part of an image cannot be read.
-public struct ReadFault: Error {
+public struct ReadFault: Error, Equatable {
     /// A positive errno.
     public let code: Int32
     /// Words for the operator.
     public let cause: StaticString
     /// The place in the file that shows it.
     public let place: UInt64
+
+    /// The same fault.
+    public static func == (one: ReadFault, other: ReadFault) -> Bool {
+        one.code == other.code && one.place == other.place && one.cause.description == other.cause.description
+    }
 
     /// A fault.
     public init(code: Int32, cause: StaticString, place: UInt64) {

@@ -42,6 +42,8 @@ public enum EngineEvent: Sendable, Equatable {
     case damaged(String)
     /// A sync failed with this errno: what was written may be lost. Nothing is written any more.
     case failed(Int32)
+    /// Data cannot be read.
+    case unreadable(ReadFault)
     /// So many clusters that an unclean end had left without an owner were given back.
     case reclaimed(clusters: UInt64, bytes: UInt64)
 }

@@ -4,7 +4,11 @@ import Synchronization
 
 /// That an I/O has begun; for ``ImageEngine/end(_:)``.
 public struct EngineToken: Sendable {
-    fileprivate let phase: UInt8
+    /// 0 or 1, to be kept beside a request.
+    public let phase: UInt8
+
+    /// From a phase that was kept.
+    public init(phase: UInt8) { self.phase = phase & 1 }
 }
 
 /// Counts I/O in two phases. Those of the phase before end some time; new ones count in the other.

@@ -2,16 +2,24 @@
 // The short way: a queue learns where data stand, without sleeping for a disk and without an allocation.
 import QCOW2
 
-extension ImageEngine {
-    /// Where all bytes of a read stand. Between ``begin()`` and ``end(_:)``.
-    public func placeOfRead(_ offset: UInt64, _ length: UInt64) -> Place {
-        guard let (extent, count) = map.findNow(offset, length), count == length else { return .engine }
+extension ClusterMap {
+    /// Where all bytes of a read stand, above a layer of `lowerSize` bytes, if that is known without sleeping.
+    @inline(__always)
+    public func placeOfRead(_ offset: UInt64, _ length: UInt64, lowerSize: UInt64) -> Place {
+        guard let (extent, count) = findNow(offset, length), count == length else { return .engine }
         switch extent {
         case .data(let place): return .file(place)
         case .zeroes: return .zeroes
-        case .hole: return offset >= below?.size ?? 0 ? .zeroes : .engine
+        case .hole: return offset >= lowerSize ? .zeroes : .engine
         case .compressed, .encrypted: return .engine
         }
+    }
+}
+
+extension ImageEngine {
+    /// Where all bytes of a read stand. Between ``begin()`` and ``end(_:)``.
+    public func placeOfRead(_ offset: UInt64, _ length: UInt64) -> Place {
+        map.placeOfRead(offset, length, lowerSize: below?.size ?? 0)
     }
 
     /// Where all bytes of a write go. Clusters that have nothing and show zeroes are allocated here: a reserved cluster reads as

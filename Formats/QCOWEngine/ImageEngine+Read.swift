@@ -24,18 +24,20 @@ extension ImageEngine {
 
     /// Fills memory with what the disk shows from `offset` on: 0 or a negative errno. Whole sectors.
     func readLayers(_ memory: inout MutableRawSpan, at offset: UInt64) -> Int32 {
-        map.read(&memory, at: offset, below: below, expand: expand) { buffer, place in
-            storage.readData(into: &buffer, at: place)
-        }
+        map.read(
+            &memory, at: offset, below: below, expand: expand, decrypt: nil,
+            data: { buffer, place in storage.readData(into: &buffer, at: place) },
+            fault: { tell(.unreadable($0)) })
     }
 }
 
 extension ClusterMap {
     /// Fills memory with what the disk shows from `offset` on, `data` from the file, the rest from where it is: 0 or a negative
-    /// errno. Behind the end of the disk are zeroes: a last cluster is whole.
+    /// errno; `fault` gets what is wrong with the image. Behind the end of the disk are zeroes: a last cluster is whole.
     public func read(
         _ memory: inout MutableRawSpan, at offset: UInt64, below: (any LowerLayer)?, expand: ImageEngine.ClusterReader?,
-        data: (_ buffer: inout MutableRawSpan, _ place: UInt64) -> Int32
+        decrypt: ((_ buffer: inout MutableRawSpan, _ offset: UInt64) -> Int32)?,
+        data: (_ buffer: inout MutableRawSpan, _ place: UInt64) -> Int32, fault: (ReadFault) -> Void
     ) -> Int32 {
         let size = UInt64(memory.byteCount)
         var done: UInt64 = 0
@@ -46,6 +48,7 @@ extension ClusterMap {
             do throws(ReadFault) {
                 (extent, count) = try find(position, size - done)
             } catch {
+                fault(error)
                 return -error.code
             }
             let code = unsafe memory.withUnsafeMutableBytes { bytes -> Int32 in
@@ -59,7 +62,7 @@ extension ClusterMap {
                     return 0
                 case .compressed(let place, let length):
                     return expand?(&span, Int(position & (clusterSize - 1)), place, length) ?? -EOPNOTSUPP
-                case .encrypted: return -EOPNOTSUPP
+                case .encrypted: return decrypt?(&span, position) ?? -EOPNOTSUPP
                 }
             }
             if code != 0 { return code }

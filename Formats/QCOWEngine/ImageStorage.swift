@@ -10,7 +10,7 @@ public protocol ImageStorage: ImageReader {
     var isGrowable: Bool { get }
     /// Puts all of `bytes` at `offset`: metadata, or a part of a sector. They survive the end of the process, and a loss of power only after ``sync()``.
     func write(_ bytes: RawSpan, at offset: UInt64) -> Int32
-    /// The same for data of the guest: whole sectors of 512 bytes, from memory that is aligned to 4096 bytes.
+    /// The same for data of the guest: whole sectors of 512 bytes, from memory that is aligned to 512 bytes.
     func writeData(_ bytes: RawSpan, at offset: UInt64) -> Int32
     /// Reads data of the guest, as `read` does, under the same conditions.
     func readData(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32

@@ -6,18 +6,18 @@ import PluginKit
 
 /// The room for requests in the kernel, which a disk takes when it is opened, and not when a guest connects: a guest's ring
 /// may be large, and the room is everybody's.
-enum AsynchronousRoom {
+package enum AsynchronousRoom {
     /// The most requests of a queue that are in the kernel at once. More of them make no disk faster; the host keeps the rest
     /// in order until there is room.
-    static let depth = 128
+    package static let depth = 128
     /// Threads of a disk that the kernel has no room for.
-    static let threadCount = 8
+    package static let threadCount = 8
 
     /// Takes the room of one queue, for the first that opens. False where the system has none left: the disk is served by
     /// threads then.
     ///
     /// The host is told that, and by the one disk that passes the mark that four fifths of the system's room are in use.
-    static func reserve(for host: HostDisk) -> Bool {
+    package static func reserve(for host: HostDisk) -> Bool {
         let (used, most) = (number("aio-nr"), number("aio-max-nr"))
         let code = KernelContexts.reserve(depth: depth)
         if code != 0 {
@@ -36,7 +36,7 @@ enum AsynchronousRoom {
     }
 
     /// What the host is told of a disk or a queue that gets no room.
-    static func refusal(_ code: Int32) -> String {
+    package static func refusal(_ code: Int32) -> String {
         let reason =
             if code == EAGAIN, let most = number("aio-max-nr") {
                 "all of the system's room for asynchronous requests, \(most), is taken (sysctl fs.aio-max-nr)"

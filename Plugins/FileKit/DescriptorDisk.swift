@@ -11,7 +11,7 @@ import Synchronization
 ///
 /// `@unchecked Sendable`: what changes is atomic or under a lock; the pool is started and stopped by control calls alone.
 @safe
-open class DescriptorDisk: CountingDisk, @unchecked Sendable {
+open class DescriptorDisk: CountingDisk, JobPerformer, @unchecked Sendable {
     /// What the host can be told.
     public let host: HostDisk
     /// The image or device; the host's, open until `close()` returns.
@@ -60,6 +60,13 @@ open class DescriptorDisk: CountingDisk, @unchecked Sendable {
 
     /// Fills in everything but the size.
     open func describe(_ info: inout DiskInfo) {}
+
+    package func perform(_ job: UnsafeMutablePointer<Job>) {
+        let accepted = unsafe job.pointee.accepted
+        let done = unsafe job.pointee.done
+        let status = perform(accepted, done: done)
+        accepted.complete(Outcome(status: status))
+    }
 
     /// Performs a request on a helper thread; `done` bytes of a read or write are transferred already.
     ///

@@ -9,7 +9,7 @@ import PluginKit
 
 /// What is left to do for a request; lies in `xbb_req.ctx`.
 @safe
-struct Job {
+package struct Job {
     var next: UnsafeMutablePointer<Job>?
     var request: UnsafeMutablePointer<xbb_req>
     /// `xbb_hqueue`, which the request came by.
@@ -17,21 +17,47 @@ struct Job {
     /// `xbb_host.complete`.
     var complete: HostComplete
     /// Bytes that are already transferred.
-    var done: UInt64
+    package var done: UInt64
     /// Place in the batch, while the batch is handed over.
     var index: UInt32
     /// A status that is known without doing anything.
     var status: Int32
+
+    /// All of a request is left.
+    package init(_ request: UnsafeMutablePointer<xbb_req>, queue: OpaquePointer, complete: @escaping HostComplete) {
+        unsafe self.init(next: nil, request: request, queue: queue, complete: complete, done: 0, index: 0, status: 0)
+    }
+
+    init(
+        next: UnsafeMutablePointer<Job>?, request: UnsafeMutablePointer<xbb_req>, queue: OpaquePointer,
+        complete: @escaping HostComplete, done: UInt64, index: UInt32, status: Int32
+    ) {
+        unsafe (self.next, self.request, self.queue, self.complete) = unsafe (next, request, queue, complete)
+        (self.done, self.index, self.status) = (done, index, status)
+    }
+
+    /// The request, which is the caller's to complete.
+    package var accepted: Request { unsafe Request(request, queue: queue, complete: complete) }
+}
+
+/// Who does what helper threads take.
+package protocol JobPerformer: AnyObject {
+    /// Does a job, and completes its request now or later. The job's memory is the request's: it is gone with that.
+    func perform(_ job: UnsafeMutablePointer<Job>)
 }
 
 /// A first-in first-out list of jobs.
 @safe
-struct JobList {
+package struct JobList {
     private(set) var first: UnsafeMutablePointer<Job>?
     private var last: UnsafeMutablePointer<Job>?
-    private(set) var count = 0
+    package private(set) var count = 0
 
-    mutating func append(_ job: UnsafeMutablePointer<Job>) {
+    /// An empty list.
+    package init() {}
+
+    /// Puts a job behind the others.
+    package mutating func append(_ job: UnsafeMutablePointer<Job>) {
         unsafe job.pointee.next = nil
         if let last = unsafe last { unsafe last.pointee.next = unsafe job } else { unsafe first = unsafe job }
         unsafe last = unsafe job
@@ -56,18 +82,22 @@ struct JobList {
 
 /// Threads that perform jobs and complete their requests.  They exist from `start` to `stop`.
 @safe
-final class HelperPool: ThreadBody {
+package final class HelperPool: ThreadBody {
     private let monitor = Monitor()
     private var jobs = JobList()
     private var idle = 0
     private var stopping = false
     private var threads: [PluginThread] = []
     /// The owner; it lives longer than the threads, because its `close()` stops them.
-    private unowned(unsafe) var disk: DescriptorDisk?
+    private unowned(unsafe) var disk: (any JobPerformer)?
 
-    var isRunning: Bool { monitor.locked { !threads.isEmpty } }
+    /// No threads yet.
+    package init() {}
 
-    func start(_ count: Int, for disk: DescriptorDisk) throws(PluginError) {
+    package var isRunning: Bool { monitor.locked { !threads.isEmpty } }
+
+    /// Starts threads.
+    package func start(_ count: Int, for disk: any JobPerformer) throws(PluginError) {
         guard threads.isEmpty else { return }
         unsafe self.disk = disk
         do throws(PluginError) {
@@ -79,14 +109,14 @@ final class HelperPool: ThreadBody {
     }
 
     /// Adds threads until there are `count`, or as many as the system allows. Any thread, between start and stop.
-    func grow(to count: Int) {
+    package func grow(to count: Int) {
         monitor.locked {
             while threads.count < count, let thread = try? PluginThread(self) { threads.append(thread) }
         }
     }
 
     /// Finishes what was pushed, then joins the threads.
-    func stop() {
+    package func stop() {
         monitor.locked { stopping = true }
         monitor.broadcast()
         for thread in monitor.locked({ threads }) { thread.join() }
@@ -94,7 +124,8 @@ final class HelperPool: ThreadBody {
         stopping = false
     }
 
-    func push(_ list: JobList) {
+    /// Lets threads do these jobs. Any thread.
+    package func push(_ list: JobList) {
         guard list.count > 0 else { return }
         monitor.lock()
         jobs.append(list)
@@ -103,17 +134,16 @@ final class HelperPool: ThreadBody {
         for _ in 0..<sleepers { monitor.signal() }
     }
 
-    func run() {
+    package func run() {
         monitor.lock()
         while true {
             if let job = unsafe jobs.removeFirst() {
                 monitor.unlock()
-                // The job's memory is the request's: not to be looked at any more once it is completed.
-                let done = unsafe job.pointee.done
-                let accepted = unsafe Request(
-                    job.pointee.request, queue: job.pointee.queue, complete: job.pointee.complete)
-                let status = unsafe disk?.perform(accepted, done: done) ?? -ENODEV
-                accepted.complete(Outcome(status: status))
+                if let disk = unsafe disk {
+                    unsafe disk.perform(job)
+                } else {
+                    unsafe job.pointee.accepted.complete(.failed(ENODEV))
+                }
                 monitor.lock()
             } else if stopping {
                 break

@@ -16,7 +16,7 @@ public let requestScratch = 64
 /// The state of one queue.  It has a place in memory of its own, so that what the kernel and the host call reach it without
 /// counting references.
 @safe
-struct IOQueue: ~Copyable {
+package struct IOQueue: ~Copyable {
     private let handle: OpaquePointer
     private let complete: HostComplete
     private let fd: Int32
@@ -34,13 +34,13 @@ struct IOQueue: ~Copyable {
     private let size: UnsafeMutablePointer<Atomic<UInt64>>
     /// The kernel refused IOCB_CMD_FDSYNC (before Linux 4.18).
     private var flushesInPool = false
-    let counters: UnsafeMutablePointer<QueueCounters>
+    package let counters: UnsafeMutablePointer<QueueCounters>
 
     private static let eventRoom = 128
 
     /// A queue for at most `depth` requests in flight. Where the kernel has no room for them, `refused` gets its errno, and
     /// threads serve the queue.
-    init(
+    package init(
         handle: OpaquePointer, complete: @escaping HostComplete, fd: Int32, pool: HelperPool, depth: Int,
         isAsynchronous: Bool, size: UnsafeMutablePointer<Atomic<UInt64>>, counters: UnsafeMutablePointer<QueueCounters>,
         refused: (Int32) -> Void
@@ -92,10 +92,10 @@ struct IOQueue: ~Copyable {
     }
 
     /// The eventfd that the kernel signals, or nil for a queue of helper threads.
-    var watchedFD: Int32? { completionFD >= 0 ? completionFD : nil }
+    package var watchedFD: Int32? { completionFD >= 0 ? completionFD : nil }
 
     /// Accepts a prefix of the batch, whose iocbs go to the kernel in one call.
-    mutating func submit(_ requests: UnsafePointer<UnsafeMutablePointer<xbb_req>?>, _ count: Int) -> Int {
+    package mutating func submit(_ requests: UnsafePointer<UnsafeMutablePointer<xbb_req>?>, _ count: Int) -> Int {
         var accepted = unsafe context == nil ? count : min(count, capacity)
         var prepared = 0
         var others = JobList()
@@ -126,7 +126,7 @@ struct IOQueue: ~Copyable {
     /// Completes what the kernel has finished, without sleeping.
     ///
     /// - Returns: how many requests left this queue's kernel context.
-    mutating func reap() -> Int {
+    package mutating func reap() -> Int {
         guard let context = unsafe context else { return 0 }
         var total = 0
         while true {
@@ -149,7 +149,7 @@ struct IOQueue: ~Copyable {
     }
 
     /// The eventfd became readable.
-    mutating func completionsAreReady() {
+    package mutating func completionsAreReady() {
         caio_drain(completionFD)
         _ = reap()
     }

@@ -3,17 +3,20 @@
 import Synchronization
 
 /// Counters of one queue.
-struct QueueCounters: ~Copyable {
+package struct QueueCounters: ~Copyable {
     /// Calls of io_submit(2).
-    let submitCalls = Atomic<UInt64>(0)
+    package let submitCalls = Atomic<UInt64>(0)
     /// iocbs that the kernel took.
-    let submitted = Atomic<UInt64>(0)
+    package let submitted = Atomic<UInt64>(0)
     /// iocbs that the kernel finished.
-    let completions = Atomic<UInt64>(0)
+    package let completions = Atomic<UInt64>(0)
     /// Requests that went to helper threads.
-    let pooled = Atomic<UInt64>(0)
+    package let pooled = Atomic<UInt64>(0)
     /// Transfers that the kernel did only in part.
-    let partial = Atomic<UInt64>(0)
+    package let partial = Atomic<UInt64>(0)
+
+    /// All zero.
+    package init() {}
 
     /// Adds to a counter that has one writer: no locked instruction is needed.
     static func add(_ counter: borrowing Atomic<UInt64>, _ amount: UInt64) {

@@ -87,6 +87,9 @@ public struct Request: ~Copyable, @unchecked Sendable {
         discard self
     }
 
+    /// The queue that it came by and the function that completes it, for who takes it apart.
+    public var owner: (queue: OpaquePointer?, complete: HostComplete) { unsafe (queue, completion) }
+
     /// Takes the request apart without completing it, which is the caller's from here on.
     public consuming func release() -> UnsafeMutablePointer<xbb_req> {
         let request = unsafe request

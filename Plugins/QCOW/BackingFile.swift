@@ -2,47 +2,52 @@
 // The layer below an image, opened by the host.
 import FileKit
 import Glibc
+import ImageCore
 import PluginKit
+import QCOWEngine
 
-/// What the host opened.  Raw files are read here; disks of other formats by the host, through their own plugins.
-final class BackingFile: Sendable {
+/// What the host opened: a raw file, or an image of this plugin's own formats. Any thread.
+final class BackingFile: LowerLayer {
     /// Bytes; behind them the image sees zeroes.
     let size: UInt64
-    private let file: ImageFile?
-    private let child: ChildDisk
+    private let source: Source
+
+    private enum Source {
+        case raw(ImageFile)
+        case image(QCOWDevice)
+    }
 
     /// Asks the host for the file that an image names.
     ///
-    /// With `lock` nobody may write to a raw one; other formats lock it themselves.
+    /// With `lock` nobody may write to a raw one; an image locks its own file.
     init(_ name: ImageFileName, opening: Opening, lock: Bool) throws(PluginError) {
-        child = try opening.child(name)
+        let child = try opening.child(name)
         if let fd = child.descriptor {
             let file = try ImageFile(fd: fd)
             if lock { try ImageLock.take(fd: fd, isReadOnly: true, isSuccessor: opening.isSuccessor) }
-            (self.file, size) = (file, file.size)
+            (source, size) = (.raw(file), file.size)
+        } else if let device = child.device(as: QCOWDevice.self) {
+            (source, size) = (.image(device), device.size)
         } else {
-            file = nil
-            size = try child.size()
+            throw PluginError(EOPNOTSUPP, "the backing file is neither raw nor an image of QEMU's formats qcow2 and qcow")
         }
     }
 
-    func finish() { file?.finish() }
+    func finish() { if case .raw(let file) = source { file.finish() } }
 
-    /// Fills `buffer` from `offset`, with zeroes behind the end; on a queue's thread, for the request of that queue.
-    ///
-    /// - Returns: 0 or a negative errno.
-    func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: UInt64, queue: HostQueue) -> Int32 {
-        let there = offset < size ? Int(min(UInt64(buffer.count), size - offset)) : 0
-        let tail = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[there...])
-        unsafe zero(tail)
-        guard there > 0 else { return 0 }
-        let part = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[..<there])
-        if let file { return unsafe file.read(part, at: offset) }
-        return unsafe child.read(part, at: offset, on: queue)
+    func read(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32 {
+        let there = offset < size ? Int(min(UInt64(buffer.byteCount), size - offset)) : 0
+        return unsafe buffer.withUnsafeMutableBytes { bytes in
+            let tail = unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[there...])
+            if let base = tail.baseAddress { unsafe _ = memset(base, 0, tail.count) }
+            guard there > 0 else { return 0 }
+            let part = unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[..<there])
+            switch source {
+            case .raw(let file): return unsafe file.read(part, at: offset)
+            case .image(let device):
+                var span = unsafe part.mutableBytes
+                return device.read(into: &span, at: offset)
+            }
+        }
     }
-}
-
-/// Fills with zeroes.
-func zero(_ buffer: UnsafeMutableRawBufferPointer) {
-    if let base = buffer.baseAddress { unsafe _ = memset(base, 0, buffer.count) }
 }

@@ -1,46 +1,93 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Reading an image file: the system calls and the pointers that they want, behind functions that check lengths.
+// The file of an image: system calls, and the pointers that they want, behind functions that check lengths.
 import CLinux
 import FileKit
 import Glibc
 import ImageCore
 import PluginKit
+import QCOWEngine
 import Synchronization
 
-/// A file or block device that is only read, by several threads at once.
+/// A file or block device that is read, and may be written, by several threads at once.
 ///
-/// Reads go through the page cache: several guests share a base image, and metadata is not aligned as O_DIRECT wants it.
-final class ImageFile: ImageReader {
+/// Metadata and everything that is only read go through the page cache: several guests share a base image, and metadata is
+/// not aligned as O_DIRECT wants it. The data of a disk that is written may go by O_DIRECT: then there are two open files, and
+/// no page is ever reached by both at the same time, because a page belongs to one cluster.
+final class ImageFile: ImageStorage {
+    /// For data.
     let fd: Int32
-    /// Bytes.
-    let size: UInt64
+    /// For metadata; the same one without O_DIRECT.
+    private let metadataFD: Int32
+    /// Data are read and written past the page cache.
+    let isDirect: Bool
+    /// A device, whose size stays.
+    let isGrowable: Bool
+    private let byteCount: Atomic<UInt64>
     private let wasDirect: Bool
 
+    /// How data reach the file.
+    enum Access {
+        /// Through the page cache.
+        case cached
+        /// Past it, where the file can.
+        case direct
+    }
+
     /// The open file at `fd`, which stays the caller's and open as long as this object.
-    init(fd: Int32) throws(PluginError) {
+    init(fd: Int32, access: Access = .cached) throws(PluginError) {
         let end = fd < 0 ? -1 : lseek(fd, 0, SEEK_END)
         guard end >= 0 else {
             throw fd < 0 ? PluginError(EINVAL, "no file was given") : PluginError(system: "cannot examine the image")
         }
+        var status = stat()
+        guard unsafe fstat(fd, &status) == 0 else { throw PluginError(system: "cannot examine the image") }
         self.fd = fd
-        size = UInt64(end)
+        byteCount = Atomic(UInt64(end))
+        isGrowable = status.st_mode & S_IFMT == S_IFREG
         wasDirect = DirectIO.isOn(fd: fd)
+        if access == .direct, DirectIO.set(fd: fd, on: true), let alignment = DirectIO.alignment(fd: fd),
+            alignment.memory <= 512, alignment.offset <= 512
+        {
+            // A second open file of the same inode, for which no name is needed.
+            let second = unsafe clinux_open("/proc/self/fd/\(fd)", O_RDWR | O_CLOEXEC, 0)
+            if second >= 0 {
+                (metadataFD, isDirect) = (second, true)
+                // What the kernel would read ahead of a table are data.
+                _ = posix_fadvise(second, 0, 0, POSIX_FADV_RANDOM)
+                return
+            }
+        }
+        (metadataFD, isDirect) = (fd, false)
         guard DirectIO.set(fd: fd, on: false) else { throw PluginError(system: "cannot switch O_DIRECT off") }
     }
 
     /// Gives the descriptor back as it was.
     func finish() {
-        if wasDirect { _ = DirectIO.set(fd: fd, on: true) }
+        if metadataFD != fd { close(metadataFD) }
+        if wasDirect != isDirect { _ = DirectIO.set(fd: fd, on: wasDirect) }
     }
 
+    // MARK: ImageReader
+
+    /// Bytes.
+    var size: UInt64 { byteCount.load(ordering: .acquiring) }
+
     func read(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32 {
-        unsafe buffer.withUnsafeMutableBytes { bytes in unsafe read(bytes, at: offset) }
+        unsafe buffer.withUnsafeMutableBytes { bytes in unsafe read(bytes, at: offset, from: metadataFD) }
     }
 
     /// Fills all of `buffer` from `offset`; any thread.
     ///
     /// - Returns: 0 or a negative errno, -EIO at the end of the file: nothing is made up.
     func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) -> Int32 {
+        unsafe read(buffer, at: offset, from: metadataFD)
+    }
+
+    func readData(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32 {
+        unsafe buffer.withUnsafeMutableBytes { bytes in unsafe read(bytes, at: offset, from: fd) }
+    }
+
+    private func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: UInt64, from fd: Int32) -> Int32 {
         guard offset <= size, UInt64(buffer.count) <= size - offset else { return -EIO }
         var done = 0
         while done < buffer.count {
@@ -57,23 +104,60 @@ final class ImageFile: ImageReader {
         }
         return 0
     }
-}
 
-/// The tables of an image, as a queue's map reads them: counted.
-final class CountedTables: ImageReader {
-    private let file: ImageFile
-    private let counters: QCOWCounters
+    // MARK: ImageStorage
 
-    init(_ file: ImageFile, _ counters: QCOWCounters) {
-        self.file = file
-        self.counters = counters
+    func write(_ bytes: RawSpan, at offset: UInt64) -> Int32 { write(bytes, at: offset, to: metadataFD) }
+    func writeData(_ bytes: RawSpan, at offset: UInt64) -> Int32 { write(bytes, at: offset, to: fd) }
+
+    private func write(_ bytes: RawSpan, at offset: UInt64, to fd: Int32) -> Int32 {
+        // Nothing is written behind the end: the engine makes the file longer first.
+        guard offset <= size, UInt64(bytes.byteCount) <= size - offset else { return -EIO }
+        return unsafe bytes.withUnsafeBytes { buffer in
+            var done = 0
+            while done < buffer.count {
+                guard let base = buffer.baseAddress else { return -EIO }
+                let place = off_t(truncatingIfNeeded: offset) + done
+                let moved = unsafe pwrite(fd, base + done, buffer.count - done, place)
+                if moved < 0 {
+                    let code = errno
+                    if code == EINTR { continue }
+                    return -code
+                }
+                if moved == 0 { return -EIO }
+                done += moved
+            }
+            return 0
+        }
     }
 
-    var size: UInt64 { file.size }
+    func sync() -> Int32 { BlockingIO.sync(fd: metadataFD) }
 
-    func read(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32 {
-        counters.tableReads.wrappingAdd(1, ordering: .relaxed)
-        return file.read(into: &buffer, at: offset)
+    func zero(_ offset: UInt64, _ length: UInt64) -> Int32 {
+        let punched = change(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+        if punched != -EOPNOTSUPP { return punched }
+        let zeroed = change(FALLOC_FL_ZERO_RANGE | (isGrowable ? FALLOC_FL_KEEP_SIZE : 0), offset, length)
+        return zeroed == -EOPNOTSUPP ? BlockingIO.writeZeroes(fd: metadataFD, offset: offset, length: length) : zeroed
+    }
+
+    private func change(_ mode: Int32, _ offset: UInt64, _ length: UInt64) -> Int32 {
+        while fallocate(
+            metadataFD, mode, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) != 0
+        {
+            let code = errno
+            if code != EINTR { return -code }
+        }
+        return 0
+    }
+
+    func setSize(_ size: UInt64) -> Int32 {
+        guard isGrowable, size <= UInt64(off_t.max) else { return -EFBIG }
+        while ftruncate(metadataFD, off_t(size)) != 0 {
+            let code = errno
+            if code != EINTR { return -code }
+        }
+        byteCount.store(size, ordering: .releasing)
+        return 0
     }
 }
 

@@ -1,85 +1,97 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The inflated clusters that a queue used last: small reads one after the other inflate their cluster once.
+// The inflated clusters that a disk used last: small reads one after the other inflate their cluster once, whoever does them.
 import Glibc
+import ImageCore
 import PluginKit
 import QCOW2
 import Synchronization
 
-/// A few clusters in memory; for one thread.  The memory comes with the first compressed cluster.
-@safe
-final class InflatedClusters {
+/// A few clusters in memory, shared by all threads of a disk. The memory comes with the first compressed cluster.
+///
+/// A thread inflates under the lock of a place, so who wants the same cluster waits for it, and others go to other places.
+final class InflatedClusters: Sendable {
     private let file: ImageFile
     private let clusterSize: Int
-    private let places: Int
-    private var inflater: Inflater?
-    private var memory: UnsafeMutableRawPointer?
-    /// The place in the file of what each place has, or 0; and when it was used last.
-    private var held: [(key: UInt64, used: UInt64)]
-    private var clock: UInt64 = 0
     private let counters: QCOWCounters
+    private let places: [Place]
+    private let directory: Mutex<Directory>
+
+    /// Which cluster each place has, or gets.
+    private struct Directory {
+        /// The place in the file, or 0; and when it was used last.
+        var held: [(key: UInt64, used: UInt64)]
+        var clock: UInt64 = 0
+    }
+
+    private static let mostPlaces = 16
+    private static let memory = 2 << 20
 
     init(_ file: ImageFile, clusterSize: UInt64, counters: QCOWCounters) {
         self.counters = counters
         self.file = file
         self.clusterSize = Int(clusterSize)
-        places = max(1, min(8, (512 << 10) / Int(clusterSize)))
-        held = Array(repeating: (0, 0), count: places)
+        let count = max(2, min(Self.mostPlaces, Self.memory / Int(clusterSize)))
+        places = (0..<count).map { _ in Place() }
+        directory = Mutex(Directory(held: Array(repeating: (0, 0), count: count)))
     }
 
-    deinit { unsafe memory?.deallocate() }
-
-    /// Copies `buffer.count` bytes from `start` of the cluster that is deflated at `place` of the file.
-    func read(
-        _ buffer: UnsafeMutableRawBufferPointer, from start: Int, at place: UInt64, length: Int
-    ) throws(ReadFault) {
-        let cluster = try unsafe inflated(place, length)
-        guard start >= 0, start <= clusterSize, buffer.count <= clusterSize - start else {
-            throw ReadFault(code: EIO, cause: "a read beyond its cluster", place: place)
+    /// Fills `buffer` from `start` of the cluster that is deflated at `place` of the file: 0 or a negative errno.
+    func read(_ buffer: inout MutableRawSpan, from start: Int, at place: UInt64, length: Int) -> Int32 {
+        guard start >= 0, start <= clusterSize, buffer.byteCount <= clusterSize - start else { return -EIO }
+        let index = directory.withLock { directory in
+            directory.clock &+= 1
+            let found = directory.held.firstIndex { $0.key == place }
+            let index = found ?? directory.held.indices.min { directory.held[$0].used < directory.held[$1].used } ?? 0
+            directory.held[index] = (place, directory.clock)
+            return index
         }
-        unsafe buffer.copyMemory(from: UnsafeRawBufferPointer(start: cluster + start, count: buffer.count))
-    }
-
-    private func inflated(_ place: UInt64, _ length: Int) throws(ReadFault) -> UnsafeMutableRawPointer {
-        clock &+= 1
-        let base = try unsafe allocated(place)
-        var oldest = 0
-        for index in 0..<places {
-            if held[index].key == place {
-                held[index].used = clock
-                return unsafe base + index * clusterSize
+        let holder = places[index]
+        return holder.locked {
+            if holder.key != place {
+                let code = inflate(place, length, into: holder)
+                guard code == 0 else { return code }
             }
-            if held[index].used < held[oldest].used { oldest = index }
+            guard let base = unsafe holder.memory else { return -ENOMEM }
+            unsafe buffer.withUnsafeMutableBytes { target in
+                unsafe target.copyMemory(from: UnsafeRawBufferPointer(start: base + start, count: target.count))
+            }
+            return 0
         }
-        held[oldest] = (0, 0)
-        let target = unsafe base + oldest * clusterSize
-        // The deflated bytes are behind the places; a cluster that grew by it is stored as it is, so it is no longer.
-        guard length <= clusterSize + 1024 else {
-            throw ReadFault(code: EIO, cause: "its compressed cluster is longer than a cluster", place: place)
-        }
-        let input = unsafe UnsafeMutableRawBufferPointer(start: base + places * clusterSize, count: length)
-        let code = unsafe file.read(input, at: place)
-        guard code == 0 else {
-            throw ReadFault(code: -code, cause: "its compressed cluster cannot be read", place: place)
-        }
-        let output = unsafe UnsafeMutableRawBufferPointer(start: target, count: clusterSize)
-        guard unsafe inflater?.inflate(UnsafeRawBufferPointer(input), into: output) == true else {
-            throw ReadFault(code: EIO, cause: "its compressed cluster is damaged", place: place)
-        }
-        counters.inflated.wrappingAdd(1, ordering: .relaxed)
-        held[oldest] = (place, clock)
-        return unsafe target
     }
 
-    private func allocated(_ place: UInt64) throws(ReadFault) -> UnsafeMutableRawPointer {
-        if let memory = unsafe memory { return unsafe memory }
-        do throws(PluginError) {
-            inflater = try Inflater()
-        } catch {
-            throw ReadFault(code: ENOMEM, cause: "no memory to inflate it", place: place)
+    /// A cluster at this place of the file is another one now.
+    private func inflate(_ place: UInt64, _ length: Int, into holder: Place) -> Int32 {
+        holder.key = 0
+        // A cluster that grew by it is stored as it is, so it is no longer.
+        guard length <= clusterSize + 1024 else { return -EIO }
+        if unsafe holder.memory == nil {
+            do throws(PluginError) { holder.inflater = try Inflater() } catch { return -ENOMEM }
+            unsafe holder.memory = .allocate(byteCount: 2 * clusterSize + 1024, alignment: 4096)
         }
-        let fresh = UnsafeMutableRawPointer.allocate(
-            byteCount: (places + 1) * clusterSize + 1024, alignment: 4096)
-        unsafe memory = unsafe fresh
-        return unsafe fresh
+        guard let base = unsafe holder.memory else { return -ENOMEM }
+        let input = unsafe UnsafeMutableRawBufferPointer(start: base + clusterSize, count: length)
+        let code = unsafe file.read(input, at: place)
+        guard code == 0 else { return code }
+        let output = unsafe UnsafeMutableRawBufferPointer(start: base, count: clusterSize)
+        guard unsafe holder.inflater?.inflate(UnsafeRawBufferPointer(input), into: output) == true else { return -EIO }
+        counters.inflated.wrappingAdd(1, ordering: .relaxed)
+        holder.key = place
+        return 0
+    }
+
+    /// One cluster.
+    ///
+    /// `@unchecked Sendable`: all of it is under the lock.
+    @safe
+    private final class Place: @unchecked Sendable {
+        private let lock = Mutex(())
+        /// The place in the file of what `memory` has; 0: nothing.
+        var key: UInt64 = 0
+        var memory: UnsafeMutableRawPointer?
+        var inflater: Inflater?
+
+        deinit { unsafe memory?.deallocate() }
+
+        func locked(_ body: () -> Int32) -> Int32 { lock.withLock { _ in body() } }
     }
 }

@@ -5,6 +5,7 @@
 import CQCOW
 import Glibc
 import PluginKit
+import Synchronization
 
 /// Handles of libqcow for one image, made in `open()`, while files can be opened.  A handle serves one read at a time.
 ///
@@ -14,6 +15,9 @@ final class LibqcowFile: @unchecked Sendable {
     private let handles: [UnsafeMutablePointer<libqcow_file_t>]
     /// A handle that is never read from: libqcow wants a parent before it reads an image that names one.
     private let parent: UnsafeMutablePointer<libqcow_file_t>?
+
+    /// Chooses a handle: a thread that takes one in use waits for it.
+    private let next = Atomic<Int>(0)
 
     /// How many bytes of clusters a handle of libqcow 20201213 may come to keep, as many clusters as that are.
     static let cachedClusters: UInt64 = 2 * 128
@@ -51,10 +55,11 @@ final class LibqcowFile: @unchecked Sendable {
         return unsafe handle
     }
 
-    /// Fills `buffer` from `offset` of the disk, within one cluster; `number` chooses the handle.
+    /// Fills `buffer` from `offset` of the disk, within one cluster.
     ///
     /// - Returns: 0 or -EIO.
-    func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: UInt64, number: Int) -> Int32 {
+    func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) -> Int32 {
+        let number = Int(next.wrappingAdd(1, ordering: .relaxed).newValue & 0xffff)
         let handle = unsafe handles[number % handles.count]
         let count = unsafe cqcow_read(handle, buffer.baseAddress, buffer.count, offset, nil, 0)
         return count == Int64(buffer.count) ? 0 : -EIO

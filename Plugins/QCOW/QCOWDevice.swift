@@ -1,41 +1,53 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// An open image: its layer, what lies below it, and its queues.
+// An open image: its layer, what lies below it, its engine if it is written, its threads and its queues.
 import FileKit
 import Glibc
 import ImageCore
+import PluginAPI
 import PluginKit
 import QCOW2
+import QCOWEngine
 import Synchronization
 
-/// An image that is served read-only.
-final class QCOWDevice: CountingDisk {
+/// An image that is served.
+///
+/// `@unchecked Sendable`: what changes is atomic, or belongs to control calls.
+final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @unchecked Sendable {
     private let host: HostDisk
     let file: ImageFile
     let image: QCOWImage
+    /// The way to the data; the engine's, if there is one.
+    let map: ClusterMap
+    /// nil: the disk is read-only.
+    let engine: ImageEngine?
     let backing: BackingFile?
     let decryption: LibqcowFile?
+    private let clusters: InflatedClusters
     private let label: String
-    private let cacheBytes: UInt64
+    private let threadCount: Int
+    private let discards: Bool
+    let pool = HelperPool()
+    private var committer: Committer?
     let counters = QCOWCounters()
+    private let isThreaded = Atomic<Bool>(false)
 
-    /// The most queues: threads of the host that read at once.
+    /// The most queues.
     private static let mostQueues = 16
     /// Memory that all handles of libqcow together may take for clusters.
     private static let handleMemory: UInt64 = 128 << 20
 
     init(_ opening: Opening) throws(PluginError) {
-        guard opening.isReadOnly else {
-            throw PluginError(
-                EROFS,
-                "QCOW images can only be read: attach the disk read-only, or convert the image to raw "
-                    + "(qemu-img convert -O raw)")
-        }
-        cacheBytes = try opening[QCOWOption.cache]
+        let cacheBytes = try opening[QCOWOption.cache]
         let isLocked = try opening[QCOWOption.lock]
-        let file = try ImageFile(fd: opening.fd)
+        threadCount = Int(clamping: try opening[QCOWOption.threads])
+        discards = try opening[QCOWOption.discard] == .unmap
+        let wanted = try opening[QCOWOption.direct]
+        var file = try ImageFile(fd: opening.fd)
         do throws(PluginError) {
-            if isLocked { try ImageLock.take(fd: file.fd, isReadOnly: true, isSuccessor: opening.isSuccessor) }
-            let image = try examining { () throws(ImageError) in try QCOWImage(file) }
+            let (isReadOnly, isSuccessor) = (opening.isReadOnly, opening.isSuccessor)
+            if isLocked { try ImageLock.take(fd: file.fd, isReadOnly: isReadOnly, isSuccessor: isSuccessor) }
+            let found = file
+            let image = try examining { () throws(ImageError) in try QCOWImage(found) }
             // The configured format is believed, so the image must be of it.
             guard opening.format == image.header.format else {
                 throw PluginError.invalid(
@@ -48,7 +60,32 @@ final class QCOWDevice: CountingDisk {
                 backing = nil
             }
             decryption = try Self.decryption(file, image, opening)
-            self.image = image
+            if !opening.isReadOnly {
+                file.finish()
+                file = try Self.fileForWriting(opening, wanted, image.header)
+            }
+            let (used, below) = (file, backing)
+            let inflated = InflatedClusters(used, clusterSize: image.header.clusterSize, counters: counters)
+            clusters = inflated
+            if opening.isReadOnly {
+                engine = nil
+                self.image = image
+                map = try examining { () throws(ImageError) in
+                    try ClusterMap(image, reading: used, cacheBytes: cacheBytes)
+                }
+            } else {
+                var options = EngineOptions()
+                options.cacheBytes = cacheBytes
+                options.discards = discards
+                let settled = options
+                let engine = try examining { () throws(ImageError) in
+                    try ImageEngine(used, below: below, options: settled) { buffer, start, place, length in
+                        inflated.read(&buffer, from: start, at: place, length: length)
+                    }
+                }
+                self.engine = engine
+                (self.image, map) = (engine.image, engine.map)
+            }
         } catch {
             file.finish()
             throw error
@@ -57,6 +94,18 @@ final class QCOWDevice: CountingDisk {
         host = opening.hostDisk
         label = opening.label
         report()
+    }
+
+    /// The file again, with data past the page cache if that is wanted and no page has data of two clusters.
+    private static func fileForWriting(
+        _ opening: Opening, _ wanted: DirectChoice, _ header: QCOWHeader
+    ) throws(PluginError) -> ImageFile {
+        let isDirect = header.clusterSize >= 4096 && (wanted == .on || wanted == .auto && opening.isDirect)
+        let file = try ImageFile(fd: opening.fd, access: isDirect ? .direct : .cached)
+        guard wanted == .on, !file.isDirect else { return file }
+        file.finish()
+        throw PluginError(
+            EINVAL, "direct I/O is not possible here, or the clusters are smaller than 4096 bytes; use direct=auto")
     }
 
     /// The backing file, with the format that the image or else the administrator gives; nil without one.
@@ -93,29 +142,173 @@ final class QCOWDevice: CountingDisk {
         if header.snapshotCount > 0 {
             host.log(.info, "the image has \(header.snapshotCount) internal snapshots; its present state is served")
         }
+        engine?.observe { [unowned self] event in
+            switch event {
+            case .damaged(let what):
+                host.log(
+                    .error,
+                    "\(label): the image is damaged: \(what). Nothing is written to it any more, reading goes on; repair a "
+                        + "copy of it with qemu-img check -r all")
+                host.notify(.corrupt)
+            case .failed(let code):
+                host.log(
+                    .error,
+                    PluginError(
+                        system: "\(label): what was written could not be made durable; nothing is written any more until "
+                            + "the disk is attached again", code
+                    ).message)
+            case .unreadable(let fault): report(fault, at: fault.place)
+            case .reclaimed(let count, let bytes):
+                host.log(
+                    .info,
+                    "\(label): gave back \(count) clusters (\(bytes) bytes) that were reserved when the image was last not "
+                        + "closed")
+            }
+        }
+    }
+
+    // MARK: Control calls
+
+    var size: UInt64 { engine?.size ?? image.size }
+
+    /// Starts the threads.
+    func start() throws(PluginError) {
+        // A lower layer is read on the threads of the disk above.
+        try pool.start(threadCount, for: self)
+        guard let engine else { return }
+        committer = try Committer(engine)
     }
 
     func close() {
+        pool.stop()
+        committer?.stop()
+        engine?.close()
         backing?.finish()
         file.finish()
     }
 
     var info: DiskInfo {
-        var info = DiskInfo(size: image.size)
+        var info = DiskInfo(size: size)
+        if engine != nil {
+            info.capabilities = [.write, .flush, .writeZeroes]
+            if discards { info.capabilities.insert(.discard) }
+        }
         info.physicalBlock = 4096
         info.optimalTransfer = UInt32(truncatingIfNeeded: image.header.clusterSize)
-        // The host's threads share a sequential read then: one thread would inflate a long one alone.
-        info.maxTransfer = max(image.header.clusterSize, 64 << 10)
+        // The threads share a sequential read of clusters that are apart: one would inflate a long one alone.
+        info.maxTransfer = engine == nil ? max(image.header.clusterSize, 64 << 10) : 4 << 20
         info.maxBuffers = 1024
         info.maxQueues = UInt32(Self.mostQueues)
+        info.memoryAlignment = file.isDirect ? 512 : 1
+        if file.isDirect { info.queueDepth = UInt32(AsynchronousRoom.depth) }
+        info.discardGranularity = UInt32(truncatingIfNeeded: image.header.clusterSize)
+        info.maxDiscard = 1 << 30
+        info.maxWriteZeroes = 64 << 20
         return info
     }
 
     func openQueue(_ parameters: QueueParameters) throws(PluginError) -> QCOWQueue {
-        try QCOWQueue(self, parameters, cacheBytes: cacheBytes)
+        try QCOWQueue(self, parameters)
     }
 
-    /// Says once in a while what cannot be read, and what that shows about the image.
+    /// A queue gets no room in the kernel: threads serve it, and more of them.
+    func servesByThreads(after code: Int32) {
+        if isThreaded.exchange(true, ordering: .relaxed) { return }
+        host.log(.warning, AsynchronousRoom.refusal(code))
+        pool.grow(to: max(threadCount, AsynchronousRoom.threadCount))
+    }
+
+    /// Makes the disk larger.
+    func resize(to size: UInt64) throws(PluginError) {
+        guard let engine else { throw PluginError(EROFS, "the disk is read-only") }
+        try examining { () throws(ImageError) in try engine.grow(to: size) }
+        host.notify(.info)
+    }
+
+    /// Reports what of a range is allocated in this image, until `report` gives false.
+    func map(from start: UInt64, length: UInt64, _ report: (MappedRange) -> Bool) throws(PluginError) {
+        var position = start
+        let end = start + min(length, size > start ? size - start : 0)
+        while position < end {
+            let kind: MappedRange.Kind
+            let count: UInt64
+            do throws(ReadFault) {
+                let (extent, found) = try map.find(position, end - position)
+                count = found
+                switch extent {
+                case .hole: kind = backing == nil || position >= backing?.size ?? 0 ? [.hole, .zeroes] : .hole
+                case .zeroes: kind = .zeroes
+                case .data, .compressed, .encrypted: kind = []
+                }
+            } catch {
+                throw PluginError(error.code, "\(error.cause)")
+            }
+            guard report(MappedRange(position, count, kind)) else { return }
+            position += count
+        }
+    }
+
+    // MARK: The long way
+
+    /// Does what a queue's thread could not do at once.
+    func perform(_ job: UnsafeMutablePointer<Job>) {
+        let accepted = unsafe job.pointee.accepted
+        if RequestTag.isSet(on: accepted) {
+            // The offset is one of the file already, and the queue's completion ends the token.
+            let done = unsafe job.pointee.done
+            let status = BlockingIO.transfer(fd: file.fd, accepted, done: done, alignment: 512)
+            accepted.complete(Outcome(status: status))
+            return
+        }
+        if accepted.operation == .flush {
+            let status = flush()
+            accepted.complete(Outcome(status: status))
+            return
+        }
+        let operation = SlowOperation(accepted, device: self)
+        guard let engine else {
+            operation.finish(operation.kind == .read ? operation.read(from: self) : -EROFS)
+            return
+        }
+        let token = engine.begin()
+        _ = engine.perform(operation)
+        engine.end(token)
+    }
+
+    /// R9: everything that was answered is in the file, so one sync is all; after a failure nothing can be promised.
+    func flush() -> Int32 {
+        guard let engine else { return 0 }
+        guard engine.failure == 0 else { return engine.failure }
+        let code = file.sync()
+        if code != 0 { engine.fail(code) }
+        return code
+    }
+
+    /// Fills all of `buffer` with what the disk shows from `offset` on: 0 or a negative errno. Any thread.
+    func read(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32 {
+        var isTold = false
+        let code = map.read(
+            &buffer, at: offset, below: backing,
+            expand: { [clusters] buffer, start, place, length in
+                clusters.read(&buffer, from: start, at: place, length: length)
+            },
+            decrypt: decryption.map { decryption in
+                { buffer, position in
+                    unsafe buffer.withUnsafeMutableBytes { bytes in unsafe decryption.read(bytes, at: position) }
+                }
+            },
+            data: { [file] buffer, place in file.readData(into: &buffer, at: place) },
+            fault: { fault in
+                isTold = true
+                report(fault, at: offset)
+            })
+        if code != 0, !isTold {
+            report(ReadFault(code: -code, cause: "its data cannot be read", place: offset), at: offset)
+        }
+        return code
+    }
+
+    /// Says what cannot be read, and what that shows about the image. The host limits the lines.
     func report(_ fault: ReadFault, at offset: UInt64) {
         let count = counters.faults.wrappingAdd(1, ordering: .relaxed).newValue
         let place = "\(fault.cause) (offset \(fault.place) of the file)"
@@ -126,23 +319,32 @@ final class QCOWDevice: CountingDisk {
     }
 
     var statistics: [(StaticString, UInt64)] {
-        [
-            ("table-reads", counters.tableReads.load(ordering: .relaxed)),
+        var found: [(StaticString, UInt64)] = [
             ("inflated-clusters", counters.inflated.load(ordering: .relaxed)),
-            ("backing-reads", counters.backingReads.load(ordering: .relaxed)),
             ("read-faults", counters.faults.load(ordering: .relaxed)),
+            ("helper-requests", counters.helped.load(ordering: .relaxed)),
         ]
+        guard let engine else { return found }
+        let done = engine.counters
+        found += [
+            ("allocated-clusters", done.allocated.load(ordering: .relaxed)),
+            ("copied-clusters", done.copied.load(ordering: .relaxed)),
+            ("freed-clusters", done.freed.load(ordering: .relaxed)),
+            ("reclaimed-clusters", done.reclaimed.load(ordering: .relaxed)),
+            ("group-commits", done.commits.load(ordering: .relaxed)),
+            ("reserve-waits", done.refills.load(ordering: .relaxed)),
+            ("range-waits", done.waits.load(ordering: .relaxed)),
+        ]
+        return found
     }
 }
 
-/// What the queues of a disk did.  None of it happens for a request whose cluster is stored as it is and in the map.
+/// What the queues of a disk did. None of it happens for a request whose cluster is stored as it is and in the map.
 final class QCOWCounters: Sendable {
-    /// Pieces of tables that were read from the file.
-    let tableReads = Atomic<UInt64>(0)
     /// Clusters that were inflated.
     let inflated = Atomic<UInt64>(0)
-    /// Reads of the backing file.
-    let backingReads = Atomic<UInt64>(0)
-    /// Requests that failed.
+    /// Requests that failed for what the image is.
     let faults = Atomic<UInt64>(0)
+    /// Requests that went to helper threads.
+    let helped = Atomic<UInt64>(0)
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// xbb-qcow: QCOW images of QEMU, versions 1 to 3, read-only.  The entry point and the option schema.
+// xbb-qcow: images of QEMU: qcow2 for reading and writing, qcow for reading.  The entry point and the option schema.
 import PluginKit
 
 /// What can be configured.
@@ -9,11 +9,18 @@ enum QCOWOption {
         "backing-format", default: BackingFormat.none,
         help: "the format of backing files of which the image does not say it; none: such an image is refused")
     static let cache = PluginOption.size(
-        "cache", default: "1M", in: (64 << 10)...(256 << 20),
-        help: "memory for tables of the image, for each thread that reads")
+        "cache", default: "16M", in: (64 << 10)...(1 << 30), help: "memory for tables of the image")
     static let lock = PluginOption.bool(
-        "lock", default: true, help: "refuse an image that someone writes to (as QEMU does)")
-    static let all: [any OptionSchema] = [password, backingFormat, cache, lock]
+        "lock", default: true, help: "refuse an image that someone else uses (as QEMU does)")
+    static let discard = PluginOption.choice(
+        "discard", default: DiscardChoice.unmap,
+        help: "what a guest's discards do: unmap gives clusters back, ignore does nothing")
+    static let direct = PluginOption.choice(
+        "direct", default: DirectChoice.auto,
+        help: "bypass the page cache for data with O_DIRECT and asynchronous I/O; auto: if the host opened the image so")
+    static let threads = PluginOption.count(
+        "threads", default: 8, in: 1...64, help: "threads per disk for what cannot be done asynchronously")
+    static let all: [any OptionSchema] = [password, backingFormat, cache, lock, discard, direct, threads]
 }
 
 /// Formats that an administrator can give to a backing file.
@@ -24,9 +31,23 @@ enum BackingFormat: String, OptionChoice {
     case qcow
 }
 
+/// How the option `discard` can be set.
+enum DiscardChoice: String, OptionChoice {
+    case unmap
+    case ignore
+}
+
+/// How the option `direct` can be set.
+enum DirectChoice: String, OptionChoice {
+    case auto
+    case on
+    case off
+}
+
 private let plugin = Plugin(
-    name: "qcow", version: "1.0", description: "QCOW images, read-only (libqcow)", formats: ["qcow2", "qcow"],
-    options: QCOWOption.all, hasFile: true, isBlocking: true, isReadOnly: true, inspector: QCOWInspector.self
+    name: "qcow", version: "1.1", description: "QCOW images; version 1 and encrypted ones read-only (libqcow)",
+    formats: ["qcow2", "qcow"], options: QCOWOption.all, hasFile: true, inspector: QCOWInspector.self,
+    scratch: RequestTag.scratch
 ) { opening throws(PluginError) in try QCOWDevice(opening) }
 
 /// The one exported symbol.

@@ -1,94 +1,197 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// A queue: one thread of the host that reads from the image, layer by layer, and sleeps while it does.
+// A queue: what stands at one place of the file goes there as it is; the rest is done by helper threads.
+import FileKit
 import Glibc
-import ImageCore
+import PluginAPI
 import PluginKit
 import QCOW2
 import QCOWEngine
 import Synchronization
 
-/// Reads of one thread.
+/// The short way of requests.
 ///
-/// `@unchecked Sendable`: all of it is for the queue's thread.
+/// `@unchecked Sendable`: all of it is for the queue's thread, but for what completions of helper threads look at, which never
+/// changes.
+@safe
 final class QCOWQueue: StorageQueue, @unchecked Sendable {
-    private unowned let device: QCOWDevice
-    private let host: HostQueue
-    private let number: Int
-    private let file: ImageFile
+    private let state: UnsafeMutablePointer<QueueState>
+    private let io: UnsafeMutablePointer<IOQueue>
+    private let batch: UnsafeMutablePointer<UnsafeMutablePointer<xbb_req>?>
+    private let depth: Int
+    private let counters: UnsafeMutablePointer<QueueCounters>
+    private let limit: UnsafeMutablePointer<Atomic<UInt64>>
+    private let device: QCOWDevice
+    private let pool: HelperPool
+    private let engine: ImageEngine?
     private let map: ClusterMap
-    private let clusters: InflatedClusters
-    private let diskSize: UInt64
-    private let clusterMask: UInt64
-    private let counters: QCOWCounters
+    private let lowerSize: UInt64
+    private var watch: Watch?
 
-    init(_ device: QCOWDevice, _ parameters: QueueParameters, cacheBytes: UInt64) throws(PluginError) {
+    init(_ device: QCOWDevice, _ parameters: QueueParameters) throws(PluginError) {
+        guard parameters.depth > 0, parameters.depth <= 65536 else {
+            throw .invalid("a queue depth of \(parameters.depth)")
+        }
         self.device = device
-        host = parameters.queue
-        number = parameters.index
-        (file, counters) = (device.file, device.counters)
-        let image = device.image
-        let tables = CountedTables(file, counters)
-        map = try examining { () throws(ImageError) in try ClusterMap(image, reading: tables, cacheBytes: cacheBytes) }
-        clusters = InflatedClusters(file, clusterSize: image.header.clusterSize, counters: counters)
-        (diskSize, clusterMask) = (image.size, image.header.clusterSize - 1)
-    }
-
-    /// Takes all of the requests and completes each in its turn.
-    func submit(_ batch: inout RequestBatch) {
-        while let request = batch.next() {
-            let status = perform(request)
-            request.complete(Outcome(status: status))
-        }
-    }
-
-    /// Performs a read, which is all that the disk declares.
-    private func perform(_ request: borrowing Request) -> Int32 {
-        let (offset, length) = (request.offset, request.length)
-        guard offset <= diskSize, length <= diskSize - offset else { return -EIO }
-        var position = offset
-        do throws(ReadFault) {
-            var destination = BufferCursor(request)
-            while position < offset + length {
-                let (extent, count) = try map.find(position, offset + length - position)
-                let end = position + count
-                while position < end {
-                    let memory = unsafe destination.take(end - position)
-                    guard memory.count > 0 else { return -EINVAL }
-                    try unsafe fill(memory, from: extent, at: position, of: end - count)
-                    position += UInt64(memory.count)
-                }
-            }
-            return 0
+        (pool, engine, map, lowerSize) = (device.pool, device.engine, device.map, device.backing?.size ?? 0)
+        depth = parameters.depth
+        unsafe state = .allocate(capacity: 1)
+        unsafe state.initialize(
+            to: QueueState(
+                host: parameters.queue.handle, complete: parameters.queue.complete,
+                engine: device.engine.map { unsafe Unmanaged.passUnretained($0) }))
+        unsafe batch = .allocate(capacity: depth)
+        unsafe batch.initialize(repeating: nil, count: depth)
+        unsafe counters = .allocate(capacity: 1)
+        unsafe counters.initialize(to: QueueCounters())
+        // The engine has looked at the places; the file may have any size.
+        unsafe limit = .allocate(capacity: 1)
+        unsafe limit.initialize(to: Atomic(.max))
+        unsafe io = .allocate(capacity: 1)
+        do throws(PluginError) {
+            unsafe io.initialize(
+                to: try IOQueue(
+                    handle: OpaquePointer(state), complete: QueueState.completed, fd: device.file.fd, pool: device.pool,
+                    depth: depth, isAsynchronous: device.file.isDirect, size: limit, counters: counters
+                ) { code in device.servesByThreads(after: code) })
         } catch {
-            device.report(error, at: position)
-            return -error.code
+            unsafe io.deallocate()
+            unsafe state.deallocate()
+            unsafe batch.deallocate()
+            unsafe counters.deallocate()
+            unsafe limit.deallocate()
+            throw error
+        }
+        if let fd = unsafe io.pointee.watchedFD {
+            let io = unsafe io
+            watch = try parameters.queue.watch(fd) { _ in unsafe io.pointee.completionsAreReady() }
         }
     }
 
-    /// Fills memory from an extent that begins at `start` of the disk.
-    private func fill(
-        _ memory: UnsafeMutableRawBufferPointer, from extent: Extent, at position: UInt64, of start: UInt64
-    ) throws(ReadFault) {
-        switch extent {
-        case .zeroes:
-            unsafe zero(memory)
-        case .hole:
-            guard let backing = device.backing else {
-                unsafe zero(memory)
-                return
+    deinit {
+        unsafe io.deinitialize(count: 1)
+        unsafe io.deallocate()
+        unsafe state.deinitialize(count: 1)
+        unsafe state.deallocate()
+        unsafe batch.deallocate()
+        unsafe counters.deallocate()
+        unsafe limit.deallocate()
+    }
+
+    /// The completion ring of the kernel is looked at without a system call.
+    static var isPolled: Bool { true }
+
+    func poll() -> Int { unsafe io.pointee.reap() }
+
+    func queueClosed() { watch?.remove() }
+
+    func submit(_ batch: inout RequestBatch) {
+        var direct = 0
+        var others = JobList()
+        while let request = batch.next() {
+            switch route(request) {
+            case .file(let place, let token):
+                let taken = unsafe request.release()
+                unsafe RequestTag.set(taken, token, place: place)
+                unsafe self.batch[direct] = unsafe taken
+                direct += 1
+                if direct == depth { send(&direct) }
+            case .kernel:
+                let taken = unsafe request.release()
+                unsafe RequestTag.clear(taken)
+                unsafe self.batch[direct] = unsafe taken
+                direct += 1
+                if direct == depth { send(&direct) }
+            case .zeroes:
+                request.fillWithZeroes()
+                request.complete()
+            case .done(let status):
+                request.complete(Outcome(status: status))
+            case .helper:
+                let taken = unsafe request.release()
+                unsafe RequestTag.clear(taken)
+                unsafe append(taken, to: &others)
             }
-            counters.backingReads.wrappingAdd(1, ordering: .relaxed)
-            let code = unsafe backing.read(memory, at: position, queue: host)
-            guard code == 0 else { throw ReadFault(code: -code, cause: "its backing file fails", place: position) }
-        case .data(let place):
-            let at = place + position - start
-            let code = unsafe file.read(memory, at: at)
-            guard code == 0 else { throw ReadFault(code: -code, cause: "its cluster cannot be read", place: at) }
-        case .compressed(let place, let length):
-            try unsafe clusters.read(memory, from: Int(position & clusterMask), at: place, length: length)
-        case .encrypted(let place):
-            let code = unsafe device.decryption?.read(memory, at: position, number: number) ?? -EIO
-            guard code == 0 else { throw ReadFault(code: -code, cause: "libqcow cannot read it", place: place) }
         }
+        send(&direct)
+        if others.count > 0 {
+            device.counters.helped.wrappingAdd(UInt64(others.count), ordering: .relaxed)
+            pool.push(others)
+        }
+    }
+
+    /// Where a request goes.
+    private enum Route {
+        /// To this place of the file.
+        case file(UInt64, EngineToken)
+        /// To the kernel as it is: a flush.
+        case kernel
+        case zeroes
+        case done(Int32)
+        case helper
+    }
+
+    @inline(__always)
+    private func route(_ request: borrowing Request) -> Route {
+        let (offset, length) = (request.offset, request.length)
+        switch request.operation {
+        case .read:
+            let token = engine?.begin() ?? EngineToken(phase: 0)
+            let place = map.placeOfRead(offset, length, lowerSize: lowerSize)
+            if case .file(let start) = place { return .file(start, token) }
+            engine?.end(token)
+            return place == .zeroes ? .zeroes : .helper
+        case .write:
+            guard let engine else { return .done(-EROFS) }
+            let token = engine.begin()
+            if case .file(let start) = engine.placeOfWrite(offset, length) { return .file(start, token) }
+            engine.end(token)
+            return .helper
+        case .flush:
+            guard let engine else { return .done(0) }
+            return engine.failure == 0 ? .kernel : .done(engine.failure)
+        case .discard, .writeZeroes:
+            return engine == nil ? .done(-EROFS) : .helper
+        }
+    }
+
+    /// Gives requests to the kernel; what it has no room for is done by the helpers.
+    private func send(_ count: inout Int) {
+        guard count > 0 else { return }
+        let accepted = unsafe io.pointee.submit(UnsafePointer(batch), count)
+        var rest = JobList()
+        for index in accepted..<count {
+            if let request = unsafe batch[index] { unsafe append(request, to: &rest) }
+        }
+        if rest.count > 0 { pool.push(rest) }
+        count = 0
+    }
+
+    private func append(_ request: UnsafeMutablePointer<xbb_req>, to jobs: inout JobList) {
+        let queue = unsafe OpaquePointer(state)
+        guard let memory = unsafe request.pointee.ctx else { return unsafe QueueState.completed(queue, request, -EINVAL) }
+        let job = unsafe memory.assumingMemoryBound(to: Job.self)
+        unsafe job.initialize(to: Job(request, queue: queue, complete: QueueState.completed))
+        unsafe jobs.append(job)
+    }
+}
+
+/// What a completion needs, at a place of its own: it comes from the kernel's ring and from helper threads.
+@safe
+struct QueueState {
+    let host: OpaquePointer
+    let complete: HostComplete
+    let engine: Unmanaged<ImageEngine>?
+
+    /// A request has ended: its token does, and the host learns it.
+    static let completed: HostComplete = { queue, request, status in
+        guard let queue = unsafe queue, let request = unsafe request else { return }
+        let state = unsafe UnsafePointer<QueueState>(queue)
+        if let token = unsafe RequestTag.take(request) {
+            unsafe state.pointee.engine?._withUnsafeGuaranteedRef { $0.end(token) }
+        } else if status != 0, unsafe Int(request.pointee.op) == XBB_OP_FLUSH {
+            // R9: nobody knows what of the data is durable.
+            unsafe state.pointee.engine?._withUnsafeGuaranteedRef { $0.fail(status) }
+        }
+        unsafe state.pointee.complete(state.pointee.host, request, status)
     }
 }

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A disk that becomes larger while it is in use: first a table that is long enough, then the size.
+import Glibc
+import ImageCore
+import QCOW2
+
+extension ImageEngine {
+    /// Makes the disk `newSize` bytes long, a multiple of 512; what is new reads as zeroes. Control thread; may sleep.
+    public func grow(to newSize: UInt64) throws(ImageError) {
+        guard newSize % 512 == 0, newSize >= size else {
+            throw ImageError(.unsupported, "a disk in an image can only grow, by whole sectors")
+        }
+        if newSize == size { return }
+        guard failure == 0 else { throw ImageError(.unreadable(EIO), "nothing is written to this image any more") }
+        guard image.header.snapshotCount == 0 || geometry.version >= 3 else {
+            throw ImageError(.unsupported, "the image has snapshots of version 2, which do not say how large their disk was")
+        }
+        // Otherwise what lies below would come into sight behind the old end.
+        guard (below?.size ?? 0) <= size else {
+            throw ImageError(.unsupported, "the backing file is longer than the disk, and its end would come into sight")
+        }
+        let reach = geometry.clusterBits + geometry.l2Bits
+        let entries = newSize >> reach + (newSize & (1 << reach - 1) == 0 ? 0 : 1)
+        guard newSize <= UInt64(Int64.max), entries <= QCOWCheck.largestL1 / 8 else {
+            throw ImageError(.tooLarge, "the L1 table of such a disk is too large; larger clusters need a smaller one")
+        }
+        try prepare()
+        try metadataLock.locked { () throws(ImageError) in
+            if entries > l1Capacity { try moveL1(to: entries) }
+            guard map.growL1(to: Int(entries)) else { throw ImageError(.tooLarge, "the L1 table is too large") }
+            try check(storage.write(number: newSize, at: 24), "cannot write the header")
+            try check(sync(), "cannot make the header durable")
+        }
+        byteCount.store(newSize, ordering: .releasing)
+    }
+
+    /// R2: the longer table is durable before the header points to it; place and length are in one sector. With `metadataLock`.
+    private func moveL1(to entries: UInt64) throws(ImageError) {
+        // Room for a disk that grows again, up to a whole cluster.
+        let clusters = geometry.clusters(of: entries * 8)
+        let count = min(clusters << (geometry.clusterBits - 3), QCOWCheck.largestL1 / 8)
+        let place = try ownRun(of: clusters) << geometry.clusterBits
+        var table = [UInt8](repeating: 0, count: Int(count) * 8)
+        let words = (0..<map.l1Count).map { map.l1Entry($0) }.bigEndianBytes
+        table.replaceSubrange(0..<words.count, with: words)
+        try check(storage.write(table[...], at: place), "cannot write the L1 table")
+        try check(sync(), "cannot make the L1 table durable")
+        // l1_size, 4 bytes at 36, and l1_table_offset, 8 bytes at 40.
+        let fields = [count, place].bigEndianBytes.dropFirst(4)
+        try check(storage.write(fields, at: 36), "cannot write the header")
+        let old = l1Offset >> geometry.clusterBits
+        let gone = old..<old + geometry.clusters(of: l1Capacity * 8)
+        (l1Offset, l1Capacity) = (place, count)
+        let first = place >> geometry.clusterBits
+        allocator.metadata.insert(first..<first + clusters)
+        try check(sync(), "cannot make the header durable")
+        listLock.locked { unmapped += Array(gone) }
+        wake()
+    }
+
+    /// Clusters that follow each other and are the image's, durably. With `metadataLock`.
+    private func ownRun(of clusters: UInt64) throws(ImageError) -> UInt64 {
+        for _ in 0..<4 {
+            let runs = try allocator.own(clusters)
+            if storage.isGrowable { map.fileEnd = max(map.fileEnd, storage.size) }
+            try check(sync(), "cannot make refcounts durable")
+            if runs.count == 1, let run = runs.first, UInt64(run.count) == clusters { return run.lowerBound }
+            addToPool(runs)
+        }
+        throw ImageError(.unreadable(ENOSPC), "there is no room for a longer L1 table")
+    }
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The thread that makes durable what many requests wait for. It sleeps while nothing is under way.
+import Glibc
+import PluginKit
+import QCOWEngine
+import Synchronization
+
+/// The committer of an engine.
+///
+/// `@unchecked Sendable`: what changes is under the monitor.
+final class Committer: ThreadBody, @unchecked Sendable {
+    private let engine: ImageEngine
+    private let monitor = Monitor()
+    /// Set while a wake-up is on its way: who needs the committer often signals once.
+    private let isCalled = Atomic<Bool>(false)
+    private var isStopping = false
+    private var thread: PluginThread?
+
+    /// What is freed waits so long for more of its kind, ns: a sync for each of a thousand discards would slow the disk.
+    private static let patience: UInt64 = 100_000_000
+
+    /// Starts the thread.
+    init(_ engine: ImageEngine) throws(PluginError) {
+        self.engine = engine
+        thread = try PluginThread(self)
+        engine.wakeCommitter { [unowned self] in call() }
+    }
+
+    /// Any thread.
+    private func call() {
+        if isCalled.exchange(true, ordering: .acquiringAndReleasing) { return }
+        monitor.locked {}
+        monitor.signal()
+    }
+
+    func run() {
+        while true {
+            // Whoever calls from here on is seen by the next look.
+            isCalled.store(false, ordering: .sequentiallyConsistent)
+            switch engine.pending {
+            case .now:
+                engine.commit()
+                continue
+            case .later:
+                sleep(Self.patience)
+                if monitor.locked({ isStopping }) { return }
+                engine.commit()
+            case .nothing:
+                sleep(nil)
+                if monitor.locked({ isStopping }) { return }
+            }
+        }
+    }
+
+    /// Until somebody calls; with a time, only until it is over or there is something that does not wait.
+    private func sleep(_ time: UInt64?) {
+        var now = timespec()
+        unsafe _ = clock_gettime(CLOCK_MONOTONIC, &now)
+        let deadline = UInt64(now.tv_sec) * 1_000_000_000 + UInt64(now.tv_nsec) + (time ?? 0)
+        monitor.lock()
+        while !isStopping {
+            if isCalled.load(ordering: .sequentiallyConsistent), time == nil || engine.pending == .now { break }
+            isCalled.store(false, ordering: .sequentiallyConsistent)
+            guard time != nil else {
+                monitor.wait()
+                continue
+            }
+            unsafe _ = clock_gettime(CLOCK_MONOTONIC, &now)
+            if UInt64(now.tv_sec) * 1_000_000_000 + UInt64(now.tv_nsec) >= deadline { break }
+            monitor.wait(until: deadline)
+        }
+        monitor.unlock()
+    }
+
+    /// Ends the thread.
+    func stop() {
+        monitor.locked { isStopping = true }
+        monitor.broadcast()
+        thread?.join()
+        thread = nil
+    }
+}
