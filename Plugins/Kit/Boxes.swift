@@ -6,6 +6,8 @@ import PluginAPI
 
 /// An open disk.
 final class DiskBox {
+    /// What the closures are about, for the disk above it: see ``ChildDisk/device(as:)``.
+    let disk: AnyObject
     let start: () throws(PluginError) -> Void
     let describe: (inout xbb_info) -> Void
     let openQueue: (QueueParameters) throws(PluginError) -> QueueBox
@@ -15,6 +17,7 @@ final class DiskBox {
     let statistics: (() -> [(StaticString, UInt64)])?
 
     init<Disk: StorageDisk>(_ disk: Disk, isReadOnly: Bool, writeRefusal: Int32) {
+        self.disk = disk
         start = { () throws(PluginError) in try disk.start() }
         describe = { info in disk.info.fill(&info, isReadOnly: isReadOnly) }
         close = { disk.close() }

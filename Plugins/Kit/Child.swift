@@ -63,6 +63,19 @@ public struct ChildDisk: @unchecked Sendable {
         return fd >= 0 ? fd : nil
     }
 
+    /// The disk that this plugin itself opened for a file of one of its own formats, to be read as `Disk` can be read; nil for
+    /// raw files, for those of other plugins, and where the host is older than ABI 1.2.
+    ///
+    /// Its own ``StorageDisk/start()`` comes before that of the disk above, its own `close()` after that of the disk above. In a
+    /// plugin that does not block it has no queues.
+    public func device<Disk: StorageDisk>(as _: Disk.Type) -> Disk? {
+        guard let offset = unsafe MemoryLayout<xbb_host>.offset(of: \.child_device),
+            unsafe Int(host.table.pointee.struct_size) > offset,
+            let device = unsafe host.table.pointee.child_device?(child)
+        else { return nil }
+        return unsafe unboxed(device, as: DiskBox.self)?.disk as? Disk
+    }
+
     /// Bytes of the disk.
     public func size() throws(PluginError) -> UInt64 {
         var info = xbb_info()

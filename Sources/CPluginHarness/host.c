@@ -204,6 +204,8 @@ static int host_child_submit(struct xbb_hqueue *h, struct xbb_child *c, struct x
     return -ENOSYS;
 }
 
+static void *host_child_device(struct xbb_child *c) { (void)c; return NULL; }
+
 static const struct xbb_host host = {
     .struct_size = sizeof host, .abi_major = XBB_ABI_MAJOR, .abi_minor = XBB_ABI_MINOR,
     .log = host_log, .complete = host_complete,
@@ -211,7 +213,7 @@ static const struct xbb_host host = {
     .timer_add = host_timer_add, .timer_set = host_timer_set, .timer_del = host_timer_del,
     .post = host_post, .notify = host_notify, .extension = host_extension,
     .child_open = host_child_open, .child_fd = host_child_fd, .child_info = host_child_info,
-    .child_submit = host_child_submit,
+    .child_submit = host_child_submit, .child_device = host_child_device,
 };
 
 const struct xbb_host *harness_host(void) { return &host; }

@@ -7,7 +7,8 @@ import CLinux
 import Glibc
 import PluginAPI
 
-/// The queue of one child for one queue of a blocking plugin; used only on that queue's thread.
+/// The queue of one child for one queue of a blocking plugin; used only on that queue's thread. The child's plugin blocks
+/// too: one that does not reads its own children by itself.
 ///
 /// Unsafe code here uses the port's only request slot, which no one else has while a submit() runs.
 @safe

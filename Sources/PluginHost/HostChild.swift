@@ -13,22 +13,28 @@ import Synchronization
 final class HostChild: Sendable {
     /// The disk in its plugin; nil for a raw child.
     let device: PluginDevice?
+    /// The plugin is that of the disk above.
+    private let isOwn: Bool
     /// The descriptor of a raw child, which the plugin may use until close(); -1 for other children.
     let descriptor: Int32
     /// Size in bytes.
     let size: UInt64
     private let closed = Mutex(false)
 
-    private init(device: PluginDevice?, descriptor: Int32, size: UInt64) {
+    private init(device: PluginDevice?, isOwn: Bool, descriptor: Int32, size: UInt64) {
         self.device = device
+        self.isOwn = isOwn
         self.descriptor = descriptor
         self.size = size
     }
 
-    /// Opens the file that `reference` names, found in the image at `image`.
+    /// The disk in its plugin, if a queue of it belongs to each queue of the disk above.
+    var deviceWithQueues: PluginDevice? { device.flatMap { $0.library.isBlocking ? $0 : nil } }
+
+    /// Opens the file that `reference` names, found in the image at `image`, which is open in `parent`.
     static func open(
-        _ reference: xbb_ref, in image: String, chain: ImageChain, options: [String: String], log: Log,
-        onNotify: @escaping @Sendable (UInt32) -> Void
+        _ reference: xbb_ref, in image: String, of parent: PluginLibrary, chain: ImageChain,
+        options: [String: String], log: Log, onNotify: @escaping @Sendable (UInt32) -> Void
     ) throws(OperationError) -> HostChild {
         guard Int(reference.kind) == Int(XBB_REF_BACKING), reference.flags == 0 else {
             throw OperationError(.open, "\(image) names a data file, which is not opened")
@@ -42,7 +48,7 @@ final class HostChild: Sendable {
                 "\(image) does not say of which format its backing file is, and it is never guessed: say it with "
                     + "qemu-img rebase -u -b \(BackingName.shown(name.path)) -F FORMAT, or in an option of the disk")
         }
-        let plugin = format == "raw" ? nil : try library(for: format, chain)
+        let plugin = format == "raw" ? nil : try library(for: format, below: parent, name.path, chain)
         let file = try open(name, inherited: chain.inherited)
         do throws(OperationError) {
             try chain.enter(name.path, format: format, file: file)
@@ -54,19 +60,21 @@ final class HostChild: Sendable {
             guard let plugin else {
                 let end = lseek(file, 0, SEEK_END)
                 guard end >= 0 else { throw OperationError(.open, "cannot examine \(name.path)", .errno(errno)) }
-                return HostChild(device: nil, descriptor: file, size: UInt64(end))
+                return HostChild(device: nil, isOwn: false, descriptor: file, size: UInt64(end))
             }
             // The child gets those options of the image above that its own plugin knows.
             let known = options.filter { option in plugin.options.contains { $0.name == option.key } }
             let source = DiskSource(format: format, path: name.path, options: known, readOnly: true, direct: false)
             let device = try PluginDevice(
                 plugin, source, file: file, direct: false, isBacking: true, chain: chain, log: log, onNotify: onNotify)
-            guard device.info.logicalBlock == 512, device.info.memoryAlignment == 1 else {
+            // What a plugin that does not block asks of requests is its own affair: it gets none for a child.
+            guard !plugin.isBlocking || (device.info.logicalBlock == 512 && device.info.memoryAlignment == 1) else {
                 device.close()
                 throw OperationError(
                     .open, "the backing file \(name.path) has blocks of \(device.info.logicalBlock) bytes")
             }
-            return HostChild(device: device, descriptor: -1, size: device.info.size)
+            return HostChild(
+                device: device, isOwn: plugin.path == parent.path, descriptor: -1, size: device.info.size)
         } catch {
             // If PluginDevice failed, it has closed the file.
             if plugin == nil { Glibc.close(file) }
@@ -84,13 +92,25 @@ final class HostChild: Sendable {
         return try duplicate(image.file)
     }
 
-    private static func library(for format: String, _ chain: ImageChain) throws(OperationError) -> PluginLibrary {
+    /// The plugin for the file at `path`. One that does not block reads its own formats by itself; between two plugins
+    /// there are requests, for which both have to block.
+    private static func library(
+        for format: String, below parent: PluginLibrary, _ path: String, _ chain: ImageChain
+    ) throws(OperationError) -> PluginLibrary {
         let name = try PluginCatalog(directories: chain.pluginDirectories).plugin(serving: format)
         let library = try PluginLibrary.load(name: name, directories: chain.pluginDirectories)
-        guard library.isBlocking, !library.hasNoFile, library.formats.contains(format) else {
+        guard !library.hasNoFile, library.formats.contains(format) else {
             throw OperationError(.open, "plugin '\(name)' cannot serve a backing file")
         }
-        return library
+        if library.path == parent.path || (parent.isBlocking && library.isBlocking) { return library }
+        let file = "the backing file \(BackingName.shown(path)) is of format '\(format)', which plugin '\(name)' serves"
+        guard parent.isBlocking else {
+            throw OperationError(
+                .open,
+                "\(file); plugin '\(parent.name)' reads backing files that are raw or of its own formats only: "
+                    + parent.formats.joined(separator: ", "))
+        }
+        throw OperationError(.open, "\(file), and only for images of its own formats")
     }
 
     /// Closes the child, after close() of the plugin that opened it. The object stays: a misbehaving plugin may still
@@ -113,6 +133,12 @@ final class HostChild: Sendable {
     static func from(_ pointer: OpaquePointer?) -> HostChild? {
         guard let pointer = unsafe pointer else { return nil }
         return unsafe Unmanaged<HostChild>.fromOpaque(UnsafeRawPointer(pointer)).takeUnretainedValue()
+    }
+
+    /// Serves `child_device()`: what the plugin itself returned for the child; nil if it is another plugin's, or closed.
+    var handleOfOwnPlugin: UnsafeMutableRawPointer? {
+        guard isOwn, !closed.withLock({ $0 }) else { return nil }
+        return unsafe device?.handle
     }
 
     /// Serves `child_info()`.

@@ -115,6 +115,7 @@ enum HostTable {
             }
             return -EOPNOTSUPP
         }
+        unsafe host.child_device = { child in unsafe HostChild.from(child)?.handleOfOwnPlugin }
         unsafe table.initialize(to: host)
         return unsafe UnsafePointer(table)
     }()

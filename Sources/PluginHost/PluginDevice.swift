@@ -30,7 +30,8 @@ public final class PluginDevice: @unchecked Sendable {
     private let reported: Mutex<DeviceInfo>
     /// The lock around every call; nil if the plugin needs none.
     package let exclusion: PluginExclusion?
-    private let handle: UnsafeMutableRawPointer?
+    /// What open() of the plugin returned.
+    let handle: UnsafeMutableRawPointer?
     private let options: PluginOptionValues
     private let host: HostDevice
     private let hostPointer: OpaquePointer
@@ -126,11 +127,14 @@ public final class PluginDevice: @unchecked Sendable {
         do throws(OperationError) {
             options = try PluginOptionValues(library.options, given: source.options)
             host.allowChildren { reference throws(OperationError) in
-                guard library.isBlocking else {
-                    throw OperationError(.open, "child_open() is for plugins that block (XBB_PLUGIN_BLOCKING)")
+                guard library.canReadChildren else {
+                    throw OperationError(
+                        .open,
+                        "child_open() is for plugins that block (XBB_PLUGIN_BLOCKING), or that were built for ABI 1.2")
                 }
                 return try HostChild.open(
-                    reference, in: source.path, chain: chain, options: source.options, log: log, onNotify: onNotify)
+                    reference, in: source.path, of: library, chain: chain, options: source.options, log: log,
+                    onNotify: onNotify)
             }
             defer {
                 host.allowChildren(nil)
@@ -228,7 +232,7 @@ public final class PluginDevice: @unchecked Sendable {
     /// The most queues of the host that can be open at once.
     public var maxQueues: Int {
         let own = library.threadModel == .queue ? info.maxQueues : 1
-        return host.children.reduce(own) { min($0, $1.device?.maxQueues ?? $0) }
+        return host.children.reduce(own) { min($0, $1.deviceWithQueues?.maxQueues ?? $0) }
     }
 
     /// The path and the format of the attached image and of all images below it.
@@ -253,11 +257,11 @@ public final class PluginDevice: @unchecked Sendable {
     /// True if the guest may not write: read-only was asked for, or the plugin cannot write.
     public var isReadOnly: Bool { source.readOnly || !info.capabilities.contains(.write) }
 
-    /// Opens a queue of the plugin and one of each child. Must be called on the queue's own thread.
+    /// Opens a queue of the plugin and one of each child that has queues. Must be called on the queue's own thread.
     package func openQueue(_ host: HostQueue, index: Int, depth: Int) throws(OperationError) -> UnsafeMutableRawPointer?
     {
         for child in self.host.children {
-            guard let device = child.device else { continue }
+            guard let device = child.deviceWithQueues else { continue }
             do throws(OperationError) {
                 host.childQueues.append(try ChildQueue(child, device, index: index))
             } catch {

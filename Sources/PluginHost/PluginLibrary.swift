@@ -50,6 +50,8 @@ public struct PluginLibrary: @unchecked Sendable {
     public var canInspect: Bool { unsafe table.inspect != nil }
     /// True if submit() may sleep.
     public var isBlocking: Bool { unsafe table.flags & UInt32(XBB_PLUGIN_BLOCKING) != 0 }
+    /// True if it has a way to read what child_open() opens: child_submit(), or child_device() of ABI 1.2.
+    var canReadChildren: Bool { unsafe isBlocking || table.abi_minor >= 2 }
     /// True if its disks have no file or device behind them.
     public var hasNoFile: Bool { unsafe table.flags & UInt32(XBB_PLUGIN_NO_FD) != 0 }
     /// True if it opens sockets while it serves.

@@ -15,6 +15,7 @@ extension EndToEnd {
         @Test func thereAreThreeOfTheFirstVersion() {
             let first = Self.libraries.filter { $0.hasPrefix("1.0/") }
             #expect(first == ["1.0/xbb-golden-c.so", "1.0/xbb-golden-rust.so", "1.0/xbb-golden-swift.so"])
+            #expect(Self.libraries.contains("1.1/xbb-golden-c.so"))
         }
 
         @Test(arguments: libraries) func itServesADisk(_ library: String) throws {

@@ -122,7 +122,7 @@ extension EndToEnd {
                 try Data(text.utf8).write(to: URL(fileURLWithPath: "\(lab.plugins)/xbb-\(name).plugin"))
                 let description = try #require(PluginDescription(parsing: [UInt8](text.utf8), name: name))
                 #expect(description.formats == (name == "file" ? ["raw"] : ["error", "raw"]))
-                #expect(description.json["abi"]?.string == "1.1")
+                #expect(description.json["abi"]?.string == "1.2")
                 #expect(description.location == (name == "file" ? .file : .opaque))
                 #expect(description.json["location"]?.string == (name == "file" ? "file" : "opaque"))
             }

@@ -15,6 +15,8 @@ private enum LoopHost {
     nonisolated(unsafe) static var posted: [Call] = []
     nonisolated(unsafe) static var said: [String] = []
     nonisolated(unsafe) static var refuses = false
+    /// The plugin's own disk for the file.
+    nonisolated(unsafe) static var childDevice: UnsafeMutableRawPointer?
 
     nonisolated(unsafe) static let table: UnsafeMutablePointer<xbb_host> = {
         let place = UnsafeMutablePointer<xbb_host>.allocate(capacity: 1)
@@ -65,11 +67,12 @@ private enum LoopHost {
             done?(argument, request, 0)
             return 0
         }
+        place.pointee.child_device = { _ in LoopHost.childDevice }
         return place
     }()
 
     static func reset() {
-        (watches, timers, posted, said, refuses) = ([:], [:], [], [], false)
+        (watches, timers, posted, said, refuses, childDevice) = ([:], [:], [], [], false, nil)
         FakeHost.reset()
     }
 }
@@ -118,6 +121,13 @@ private final class FullDisk: ResizableDisk, MappedDisk, CountingDisk {
     }
 
     var statistics: [(StaticString, UInt64)] { [("one", 1), ("many", 7)] }
+}
+
+/// Some other class of disks.
+private final class OtherDisk: StorageDisk, StorageQueue {
+    typealias Queue = OtherDisk
+    var info: DiskInfo { DiskInfo(size: 512) }
+    func submit(_ batch: inout RequestBatch) { while let request = batch.next() { request.complete() } }
 }
 
 private final class FullQueue: CancellingQueue, @unchecked Sendable {
@@ -413,6 +423,24 @@ extension PluginKitSuite {
             #expect(bytes.withUnsafeMutableBytes { child.read($0, at: 1024, on: queue) } == -ENOSYS)
             LoadedPlugin.current = blocking
             table.close(device)
+        }
+
+        @Test func aFileOfThePluginsOwnFormatIsADisk() throws {
+            var (below, error) = (UnsafeMutableRawPointer?.none, xbb_error())
+            let code = withOpening(flags: UInt32(XBB_OPEN_BACKING)) { table.open($0, &below, &error) }
+            #expect(code == 0)
+            let child = try withOpening { open in
+                try Opening(open, options: [])!.child(ImageFileName(.backing, name: Array("base".utf8), format: []))
+            }
+            #expect(child.device(as: FullDisk.self) == nil, "another plugin serves it")
+            LoopHost.childDevice = below
+            #expect(try child.device(as: FullDisk.self) === disk(#require(below)).disk)
+            #expect(child.device(as: OtherDisk.self) == nil)
+            // A host of ABI 1.1: what lies behind its table is not looked at.
+            LoopHost.table.pointee.struct_size = UInt32(MemoryLayout<xbb_host>.offset(of: \.child_device) ?? 0)
+            defer { LoopHost.table.pointee.struct_size = UInt32(MemoryLayout<xbb_host>.size) }
+            #expect(child.device(as: FullDisk.self) == nil)
+            table.close(below)
         }
 
         @Test(arguments: [("other", "not this one"), ("b\0", "a NUL in its name")])

@@ -43,7 +43,7 @@ extern "C" {
 #endif
 
 #define XBB_ABI_MAJOR 1u
-#define XBB_ABI_MINOR 1u
+#define XBB_ABI_MINOR 2u
 
 /* True if `field` exists in the version of *p that its producer was compiled with. */
 #define XBB_HAS(p, field) \
@@ -177,7 +177,11 @@ struct xbb_value {                          /* host parsed and checked it; index
 
 #define XBB_OPEN_RDONLY   (1u << 0)
 #define XBB_OPEN_DIRECT   (1u << 1)         /* fd was opened with O_DIRECT */
-#define XBB_OPEN_BACKING  (1u << 2)         /* this is a lower layer of a chain: always with RDONLY */
+#define XBB_OPEN_BACKING  (1u << 2)         /* this is a lower layer of a chain: always with RDONLY.  Within open() of the
+                                               disk above it come open() and get_info(); its start() comes before the
+                                               start() of that disk, its close() after the close() of that disk.  It
+                                               has queues if the plugin is XBB_PLUGIN_BLOCKING, else none: the same
+                                               plugin reads it, see child_device() */
 #define XBB_OPEN_SUCCESSOR (1u << 3)        /* since 1.1.  fd is the open file of the process that served the disk before:
                                                locks that belong to the open file (F_OFD_SETLK) have been held all the
                                                time, so nobody else's lock is a reason to refuse */
@@ -319,9 +323,17 @@ struct xbb_host {
                        struct xbb_error *err);
     int  (*child_fd)(struct xbb_child *c);              /* raw child: read-only fd; else -1 */
     int  (*child_info)(struct xbb_child *c, struct xbb_info *out);
-    /* Queue thread.  req is the plugin's memory (embed it in ctx); done runs on the same thread. */
+    /* Queue thread.  req is the plugin's memory (embed it in ctx); done runs on the same thread.  -EOPNOTSUPP for a
+     * child without queues: one of a plugin that is not XBB_PLUGIN_BLOCKING. */
     int  (*child_submit)(struct xbb_hqueue *hq, struct xbb_child *c, struct xbb_req *req,
                          xbb_child_fn done, void *arg);
+
+    /* Since 1.2.  Any thread.  The dev that this same plugin's open() gave for a child of one of its own formats, until
+     * close() of the disk above returns; NULL for all other children.  The plugin reads from it by its own means and
+     * with its own locks, on any of its threads: no thread_model covers that.
+     * A plugin that is not XBB_PLUGIN_BLOCKING has children that are raw or of its own formats, no others (before 1.2:
+     * none at all), and reads them by child_fd() and child_device(). */
+    void *(*child_device)(struct xbb_child *c);
 };
 
 /* ---------------------------------------------------------------- the plugin */
