@@ -44,7 +44,7 @@ struct FaultCampaign {
     private func play(
         _ made: MadeImage, _ setup: EngineSetup, _ number: Int, _ kind: StorageFault, _ result: inout Result
     ) throws -> Int {
-        let storage = SimulatedStorage(made.image, vice: maker.vice)
+        let storage = SimulatedStorage(made.image, isGrowable: !made.recipe.isDevice, vice: maker.vice)
         storage.fail(at: number, kind, lasts: lasts)
         let engine = try maker.opener(storage, made.reader, setup)
         let driver = HistoryDriver(

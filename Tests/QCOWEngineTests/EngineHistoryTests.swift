@@ -27,7 +27,7 @@ import Testing
         _ made: MadeImage, _ image: ByteImage, _ content: DiskContent, _ setup: EngineSetup, _ seed: UInt64,
         _ maker: HistoryMaker, _ name: String
     ) throws -> (image: ByteImage, content: DiskContent)? {
-        let storage = SimulatedStorage(image)
+        let storage = SimulatedStorage(image, isGrowable: !made.recipe.isDevice)
         // QEMU may have deflated nothing new, so the reader of the made image is right.
         let engine = try maker.opener(storage, made.reader, setup)
         let driver = HistoryDriver(

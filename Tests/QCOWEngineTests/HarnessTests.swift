@@ -14,6 +14,7 @@ import Testing
         recipe.size = recipe.clusterBits == 12 ? 512 << 10 : 1 << 20
         if recipe.lowerSectors != nil { recipe.lowerSectors = recipe.size / 512 - 3 }
         (recipe.hasSnapshot, recipe.hasDeflated, recipe.hasZeroes) = (false, false, false)
+        recipe.isDevice = false
     }
 
     private func maker(_ forgotten: WritingRule?) -> HistoryMaker {

@@ -68,7 +68,7 @@ struct HistoryMaker: Sendable {
 
     /// The same on an image that is there.
     func play(_ seed: UInt64, _ made: MadeImage, _ setup: EngineSetup) throws -> History {
-        let storage = SimulatedStorage(made.image, vice: vice)
+        let storage = SimulatedStorage(made.image, isGrowable: !made.recipe.isDevice, vice: vice)
         let engine = try opener(storage, made.reader, setup)
         let driver = HistoryDriver(
             engine, storage, content: made.content.generations, clusterBits: made.recipe.clusterBits,

@@ -25,8 +25,12 @@ struct ProtectedParts {
                 fixed.append(snapshot.l1Offset..<snapshot.l1Offset + snapshot.l1Count * 8)
             }
         }
-        tables = Self.tables(layout)
-        protectSnapshotData()
+        // A table that nothing refers to any more may be taken.
+        tables = Self.tables(layout).intersection(ImageLayout(before).map(Self.tables) ?? [])
+        let still = ImageLayout(before).map(Self.snapshotData) ?? []
+        for offset in Self.snapshotData(layout).intersection(still).sorted() {
+            fixed.append(offset..<offset + layout.clusterSize)
+        }
     }
 
     private static func tables(_ layout: ImageLayout) -> Set<Int> {
@@ -47,44 +51,57 @@ struct ProtectedParts {
         return found
     }
 
-    /// Data and tables that only snapshots have.
-    private mutating func protectSnapshotData() {
+    /// Clusters with data of snapshots.
+    private static func snapshotData(_ layout: ImageLayout) -> Set<Int> {
+        var found: Set<Int> = []
         for l1 in layout.l1Tables where !l1.isActive {
-            for index in 0..<l1.count {
-                let table = layout.l2Offset(l1.offset, index)
-                guard table != 0 else { continue }
+            for index in 0..<l1.count where layout.l2Offset(l1.offset, index) != 0 {
                 for place in 0..<layout.l2Count {
-                    if case .data(let offset) = layout.describe(layout.image.u64(table + place * 8)) {
-                        fixed.append(offset..<offset + layout.clusterSize)
-                    }
+                    let entry = layout.image.u64(layout.l2Offset(l1.offset, index) + place * 8)
+                    if case .data(let offset) = layout.describe(entry) { found.insert(offset) }
                 }
             }
         }
+        return found
     }
 
-    /// What changed that must not.
-    func faults(_ after: ByteImage) -> [String] {
+    /// What changed that must not, with the effects that did it.
+    func faults(_ after: ByteImage, _ log: EffectLog) -> [String] {
         var found: [String] = []
-        for range in fixed where found.count < 4 && !before.isEqual(to: after, range.lowerBound, range.count) {
-            found.append("bytes \(range) were changed")
+        for range in fixed where found.count < 4 && !isEqual(after, range) {
+            found.append("bytes \(range) were changed by \(effects(log, range))")
         }
         for cluster in tables where found.count < 8 {
             let offset = cluster << layout.clusterBits
             for sector in stride(from: offset, to: offset + layout.clusterSize, by: sectorSize) {
                 // The mark of the simulated guest's data.
                 let mark = after.u32(sector + 8)
-                if mark.byteSwapped == 0x5ec7_0a7e, before.u32(sector + 8) != mark {
-                    found.append("data of the guest in a table, at \(sector)")
+                if mark.byteSwapped == SectorPattern.magic, before.u32(sector + 8) != mark {
+                    found.append(
+                        "data of the guest in a table, at \(sector), by \(effects(log, sector..<sector + sectorSize))")
                     break
                 }
             }
         }
         return found
     }
+
+    /// A file need not end with a cluster.
+    private func isEqual(_ after: ByteImage, _ range: Range<Int>) -> Bool {
+        before.isEqual(to: after, range.lowerBound, min(range.count, max(0, before.count - range.lowerBound)))
+    }
+
+    private func effects(_ log: EffectLog, _ range: Range<Int>) -> String {
+        log.effects.enumerated().filter { $0.element.range?.overlaps(range) == true }.prefix(4)
+            .map { "\($0.offset): \($0.element.description)" }.joined(separator: ", ")
+    }
 }
 
 @Suite(.serialized) struct HostileWriteTests {
-    private func recipe(_ random: inout SplitMix64, hasSnapshot: Bool) -> ImageRecipe {
+    /// Some images, which are changed in many ways.
+    private static let images = HostileImages()
+
+    fileprivate static func recipe(_ random: inout SplitMix64, hasSnapshot: Bool) -> ImageRecipe {
         var recipe = ImageRecipe()
         recipe.clusterBits = random.pick([9, 12, 12, 16])
         recipe.size = 96 << min(recipe.clusterBits, 12)
@@ -103,12 +120,12 @@ struct ProtectedParts {
         for seed in first..<first + UInt64(count) {
             var random = SplitMix64(seed: seed)
             let needsSnapshot = mutation.rawValue.lowercased().contains("snapshot")
-            let recipe = recipe(&random, hasSnapshot: needsSnapshot)
-            var maker = try ImageMaker(recipe, seed: seed)
-            let made = try maker.make()
+            let made = try Self.images.image(seed % 24, hasSnapshot: needsSnapshot)
+            let recipe = made.recipe
             let image = made.image.copy()
             guard let concerned = mutation.apply(image, &random) else { continue }
-            let name = "\(mutation), seed \(seed): \(recipe)"
+            let place = concerned.sorted().prefix(3).map(String.init).joined(separator: " ")
+            let name = "\(mutation) at cluster \(place), seed \(seed): \(recipe)"
             // Twice: what the first time left is found by the second.
             var state = image
             for round in 0..<2 {
@@ -129,7 +146,8 @@ struct ProtectedParts {
                 if engine.hasFailed { failed += 1 }
                 engine.close()
                 state = storage.snapshot
-                let found = ProtectedParts(original: made.image, before: image)?.faults(state) ?? ["no header"]
+                let found =
+                    ProtectedParts(original: made.image, before: image)?.faults(state, storage.log) ?? ["no header"]
                 try #require(found.isEmpty, "\(name), time \(round): \(found)\n\(storage.log.tail(.max))")
             }
         }
@@ -153,5 +171,23 @@ struct ProtectedParts {
             }
             if random.onceIn(2) { driver.run(3) }
         }
+    }
+}
+
+/// Images that several tests change copies of.
+private final class HostileImages: @unchecked Sendable {
+    private var made: [String: MadeImage] = [:]
+    private let lock = NSLock()
+
+    func image(_ seed: UInt64, hasSnapshot: Bool) throws -> MadeImage {
+        lock.lock()
+        defer { lock.unlock() }
+        let key = "\(seed) \(hasSnapshot)"
+        if let found = made[key] { return found }
+        var random = SplitMix64(seed: seed)
+        var maker = try ImageMaker(HostileWriteTests.recipe(&random, hasSnapshot: hasSnapshot), seed: seed)
+        let new = try maker.make()
+        made[key] = new
+        return new
     }
 }

@@ -119,7 +119,7 @@ private struct Mutator {
             guard let cluster = pick(shared) else { return nil }
             image.put64(layout.entry(cluster) | copied, at: entryOffset(cluster))
             return [cluster]
-        case .tableToHeader: return pointL1(size == 512 ? 512 : 0)
+        case .tableToHeader: return pointL1(size == 512 ? 512 : layout.l1Offset)
         case .tableToRefcountBlock: return pointL1(block)
         case .tableToData:
             guard let cluster = pick(dataClusters), case .data(let place) = layout.describe(layout.entry(cluster))

@@ -21,6 +21,8 @@ struct ImageRecipe: CustomStringConvertible, Sendable {
     var isPreallocated = false
     /// Nothing is in it.
     var isEmpty = false
+    /// It stands on a device, which has somebody's old data behind it.
+    var isDevice = false
 
     var clusterSize: Int { 1 << clusterBits }
 
@@ -32,6 +34,7 @@ struct ImageRecipe: CustomStringConvertible, Sendable {
         if hasZeroes { words.append("zeroes") }
         if isPreallocated { words.append("preallocated") }
         if isEmpty { words.append("empty") }
+        if isDevice { words.append("on a device") }
         return words.joined(separator: ", ")
     }
 
@@ -55,6 +58,7 @@ struct ImageRecipe: CustomStringConvertible, Sendable {
         recipe.hasZeroes = random.chance(40)
         recipe.isPreallocated = recipe.lowerSectors == nil && random.onceIn(6)
         recipe.isEmpty = !recipe.hasSnapshot && !recipe.hasDeflated && random.onceIn(5)
+        recipe.isDevice = random.onceIn(6)
         return recipe
     }
 }
@@ -182,6 +186,15 @@ struct ImageMaker {
         guard let own = reader.read(image), own.generations == content.generations, own.foreign.isEmpty else {
             throw SimulationError("\(recipe): the tests' reader and QEMU differ")
         }
+        if recipe.isDevice { growToDevice(image) }
         return MadeImage(recipe: recipe, image: image, content: content, reader: reader, folder: folder)
+    }
+
+    /// Room for all that the tests write, with old data in it.
+    private func growToDevice(_ image: ByteImage) {
+        let start = (image.count + 511) & ~511
+        let room = recipe.size * 3 / 2 + 512 * recipe.clusterSize.trailingZeroBitCount + 16 * recipe.clusterSize
+        let old = SectorPattern.bytes(first: 1 << 30, count: room / 512, generation: 77)
+        image.write(old, at: start)
     }
 }

@@ -67,7 +67,7 @@ import Testing
                 try #require(found.isEmpty, "\(found)\n\(bench.storage.log.tail(.max))")
             }
             bench.driver.drain()
-            #expect(!bench.engine.hasFailed, "no space is not the end of the disk")
+            #expect(!bench.engine.hasFailed && bench.driver.errors > 0, "no space is not the end of the disk")
             var random = SplitMix64(seed: seed + round)
             var cut = PowerCut(bench.storage.log)
             let judge = Judge(reader: bench.made.reader, model: bench.driver.model)
@@ -151,7 +151,7 @@ import Testing
     /// The refcount table grows: clusters of 512 bytes, refcounts of 64 bits.
     @Test(arguments: [16, 64]) func theRefcountTableGrows(_ refcountBits: Int) throws {
         // A block of 64 bits counts 32 KiB, and a cluster of the table 64 of them.
-        let size = refcountBits == 64 ? 6 << 20 : 12 << 20
+        let size = refcountBits == 64 ? 2560 << 10 : 9 << 20
         var shape = HistoryShape()
         shape.largest = 512
         let bench = try EngineBench(recipe(9, size, refcountBits: refcountBits), shape: shape)
@@ -196,7 +196,7 @@ import Testing
                 try #require(found.isEmpty, "\(found)\n\(bench.storage.log.tail(.max))")
             }
             bench.driver.drain()
-            #expect(!bench.engine.hasFailed)
+            #expect(!bench.engine.hasFailed && bench.driver.errors > 0, "the device was full, and goes on")
             #expect(bench.close() == [])
             #expect(try bench.qemuFaults() == [])
         }

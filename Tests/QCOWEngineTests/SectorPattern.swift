@@ -4,7 +4,7 @@ import Foundation
 
 /// A sector's content: the sector of the disk and the generation of the write. Generation 0 is zeroes.
 enum SectorPattern {
-    private static let magic: UInt32 = 0x5ec7_0a7e
+    static let magic: UInt32 = 0x5ec7_0a7e
 
     /// Fills whole sectors of memory, the first of which is sector `first` of the disk.
     static func fill(_ target: UnsafeMutableRawBufferPointer, first: Int, generation: UInt32) {

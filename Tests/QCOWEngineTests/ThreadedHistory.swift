@@ -18,7 +18,7 @@ final class ThreadedHistory: @unchecked Sendable {
 
     init(_ made: MadeImage, opener: EngineOpener, seed: UInt64) throws {
         (self.made, self.seed) = (made, seed)
-        storage = SimulatedStorage(made.image, isRecording: false)
+        storage = SimulatedStorage(made.image, isGrowable: !made.recipe.isDevice, isRecording: false)
         var random = SplitMix64(seed: seed)
         engine = try opener(storage, made.reader, HistoryMaker.setup(&random))
         content = made.content.generations
