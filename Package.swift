@@ -225,7 +225,9 @@ let package = Package(
         plugin("RawDiskPlugin", path: "Plugins/RawDisk", ["PluginKit", "FileKit", "CLinux"]),
         plugin("FilePlugin", path: "Plugins/File", ["PluginKit", "FileKit", "CLinux"]),
         .systemLibrary(name: "CQCOW", path: "Plugins/CQCOW"),
-        plugin("QCOWPlugin", path: "Plugins/QCOW", ["PluginKit", "FileKit", "ImageCore", "QCOW2", "QCOWEngine", "CQCOW", "CLinux"]),
+        plugin(
+            "QCOWPlugin", path: "Plugins/QCOW",
+            ["PluginAPI", "PluginKit", "FileKit", "ImageCore", "QCOW2", "QCOWEngine", "CQCOW", "CLinux"]),
         .target(
             name: "TestingKit", dependencies: ["PluginKit"], path: "Plugins/Testing/Memory", swiftSettings: strict),
         plugin("ErrorPlugin", path: "Plugins/Testing/Error", ["PluginAPI", "PluginKit", "TestingKit"]),

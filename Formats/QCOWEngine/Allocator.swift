@@ -209,12 +209,15 @@ struct Allocator: ~Copyable {
     /// Takes one reference away from each of these clusters. The removal of their references is durable.
     ///
     /// - Returns: those that have none any more. They may be used again when the storage was synced after this.
-    mutating func release(_ clusters: [UInt64], givesBack: Bool) throws(ImageError) -> [UInt64] {
+    mutating func release(_ freed: [FreedCluster], givesBack: Bool) throws(ImageError) -> [UInt64] {
         var free: [UInt64] = []
-        for cluster in clusters {
+        for entry in freed {
+            let cluster = entry.cluster
+            guard entry.isTable || !metadata.contains(cluster) else {
+                throw .damaged("an L2 entry pointed to cluster \(cluster) of the file, where a table stands")
+            }
             let count = try refcounts.count(of: cluster)
-            // The scan finds such a refcount; here it is only not made worse.
-            guard count > 0 else { continue }
+            guard count > 0 else { throw .damaged("cluster \(cluster) of the file was in use and has the refcount 0") }
             try refcounts.set(cluster, to: count - 1)
             if count == 1 { free.append(cluster) }
         }

@@ -22,7 +22,7 @@ extension ImageEngine {
         }
         if isWaited || needsReserve { return .now }
         if failure != 0 { return .nothing }
-        if isScanning { return .now }
+        if isScanning { return scan?.isSettling == true && !grace.isQuiet ? .later : .now }
         return isFreeing || !waiting.isEmpty || !released.isEmpty ? .later : .nothing
     }
 
@@ -38,7 +38,7 @@ extension ImageEngine {
     private var isScanning: Bool {
         !isScanned.load(ordering: .acquiring) && failure == 0
             && (counters.allocated.load(ordering: .relaxed) > 0 || counters.copied.load(ordering: .relaxed) > 0
-                || listLock.locked { !scanWaiters.isEmpty })
+                || listLock.locked { !scanWaiters.isEmpty || !unmapped.isEmpty })
     }
 
     /// One cycle: reserves, syncs once, publishes what was copied, lets go of what is free, and goes on with the scan.
@@ -73,9 +73,9 @@ extension ImageEngine {
     }
 
     private func takeWork() -> [CommitRecord] {
-        // One wait for quiet at a time: the scan has one too.
-        let mayTurn = waiting.isEmpty && scan?.isSettling != true
-        let (records, fresh) = listLock.locked { () -> ([CommitRecord], [UInt64]) in
+        // Nothing is counted down before it is known that the refcounts are true.
+        let mayTurn = waiting.isEmpty && isScanned.load(ordering: .acquiring)
+        let (records, fresh) = listLock.locked { () -> ([CommitRecord], [FreedCluster]) in
             let taken = (commits, mayTurn ? unmapped : [])
             commits = []
             if mayTurn { unmapped = [] }
@@ -101,15 +101,20 @@ extension ImageEngine {
     }
 
     private func releaseWaiting() {
+        var damage: String?
         metadataLock.locked {
+            // After a scan that could not read everything they are leaks.
+            guard allocator.knowsFree else { return }
             do throws(ImageError) {
                 released = try allocator.release(waiting, givesBack: options.discards)
             } catch {
-                // They are leaks then.
                 allocator.refcounts.forgetChanges()
+                if case .unreadable = error.kind { return }
+                damage = error.message
             }
         }
         waiting = []
+        if let damage { damaged(damage) }
     }
 
     /// Nothing is published any more.

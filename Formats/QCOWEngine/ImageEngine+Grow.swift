@@ -54,7 +54,7 @@ extension ImageEngine {
         let first = place >> geometry.clusterBits
         allocator.metadata.insert(first..<first + clusters)
         try check(sync(), "cannot make the header durable")
-        listLock.locked { unmapped += Array(gone) }
+        listLock.locked { unmapped += gone.map { FreedCluster(cluster: $0, isTable: true) } }
         wake()
     }
 

@@ -12,6 +12,13 @@ struct CommitRecord {
     var publications: [Publication]
 }
 
+/// A cluster that has lost a reference.
+struct FreedCluster {
+    let cluster: UInt64
+    /// It held a table of the image, and not data.
+    let isTable: Bool
+}
+
 /// One entry.
 struct Publication {
     /// The cluster of the disk.
@@ -235,7 +242,7 @@ extension ImageEngine {
     /// The clusters of an entry that is in the file no more.
     func unmap(_ entry: L2Entry) {
         guard let clusters = entry.clusters(clusterBits: geometry.clusterBits) else { return }
-        listLock.locked { unmapped += Array(clusters) }
+        listLock.locked { unmapped += clusters.map { FreedCluster(cluster: $0, isTable: false) } }
         wake()
     }
 
@@ -288,8 +295,14 @@ extension ImageEngine {
 
     // MARK: Tables
 
-    /// Makes the L2 table of an L1 entry one that may be changed: a new one, or a copy of one that a snapshot has too.
+    /// Makes the L2 table of an L1 entry one that may be changed: one that is the disk's alone, a new one, or a copy of one that
+    /// a snapshot has too.
     private func ensureTable(_ l1Index: Int) throws(ImageError) {
+        if try claimTable(l1Index) {
+            // Its pieces in the cache lack the flags that count now.
+            map.forgetTable(l1Index)
+            return
+        }
         while true {
             if map.l1Entry(l1Index) & L2Entry.copied != 0 { return }
             if poolIsEmpty { try refill() }
@@ -309,6 +322,29 @@ extension ImageEngine {
         }
     }
 
+    /// Believes an L1 entry that its table is the disk's alone, if the refcount says so too.
+    private func claimTable(_ l1Index: Int) throws(ImageError) -> Bool {
+        guard l1Index < image.l1.count, image.l1[l1Index] & L2Entry.copied != 0 else { return false }
+        let place = image.l1[l1Index] & L2Entry.offsetMask
+        var damage: String?
+        let isClaimed = try metadataLock.locked { () throws(ImageError) -> Bool in
+            let entry = map.l1Entry(l1Index)
+            if entry & L2Entry.copied != 0 { return true }
+            guard entry & L2Entry.offsetMask == place else { return false }
+            guard try allocator.refcounts.count(of: place >> geometry.clusterBits) == 1 else {
+                damage = "entry \(l1Index) of the L1 table claims the table at offset \(place) for itself, which is not its own"
+                return false
+            }
+            map.setL1(l1Index, entry | L2Entry.copied)
+            return true
+        }
+        if let damage {
+            damaged(damage)
+            throw .damaged(damage)
+        }
+        return isClaimed
+    }
+
     /// With `metadataLock`.
     private func makeTable(_ l1Index: Int, at place: UInt64, from old: UInt64) throws(ImageError) {
         if old != 0 {
@@ -323,7 +359,9 @@ extension ImageEngine {
         try check(storage.write(number: entry, at: l1Offset + UInt64(l1Index) * 8), "cannot write the L1 table")
         allocator.metadata.insert(place >> geometry.clusterBits)
         map.setL1(l1Index, entry)
-        if old != 0 { listLock.locked { unmapped.append(old >> geometry.clusterBits) } }
+        if old != 0 {
+            listLock.locked { unmapped.append(FreedCluster(cluster: old >> geometry.clusterBits, isTable: true)) }
+        }
     }
 
     // MARK: Clusters

@@ -111,7 +111,7 @@ extension ImageEngine {
     /// Clusters that were reserved and to which nothing in the file refers. They may have been written.
     func discardUnused(_ clusters: [UInt64]) {
         guard !clusters.isEmpty else { return }
-        listLock.locked { unmapped += clusters }
+        listLock.locked { unmapped += clusters.map { FreedCluster(cluster: $0, isTable: false) } }
         wake()
     }
 }

@@ -60,7 +60,7 @@ public final class ImageEngine: @unchecked Sendable {
     let listLock = Lock()
     var commits: [CommitRecord] = []
     /// Clusters whose references were removed from the file, a time for each reference.
-    var unmapped: [UInt64] = []
+    var unmapped: [FreedCluster] = []
 
     /// Changes of a device that wait until it is known what is free.
     var scanWaiters: [any EngineOperation] = []
@@ -68,7 +68,7 @@ public final class ImageEngine: @unchecked Sendable {
     let isScanned = Atomic<Bool>(false)
 
     // The committer's own:
-    var waiting: [UInt64] = []
+    var waiting: [FreedCluster] = []
     var waitingIsDurable = false
     var released: [UInt64] = []
 
@@ -95,6 +95,10 @@ public final class ImageEngine: @unchecked Sendable {
         self.expand = expand
         geometry = QCOWGeometry(image.header)
         map = try ClusterMap(image, reading: storage, cacheBytes: options.cacheBytes, canGrow: true)
+        // What the L1 table claims is believed when it was compared with the refcounts: ensureTable.
+        for (index, entry) in image.l1.enumerated() where entry & L2Entry.copied != 0 {
+            map.setL1(index, entry & ~L2Entry.copied)
+        }
         let (metadata, snapshots) = try image.metadataClusters(storage)
         allocator = try Allocator(storage, image.header, metadata: metadata)
         for (index, place) in allocator.refcounts.table.enumerated() where place != 0 {
@@ -178,17 +182,25 @@ public final class ImageEngine: @unchecked Sendable {
         }
     }
 
-    /// Takes ``L2Entry/copied`` from entries of a piece that do not own what they point to, which is damage.
+    /// Takes ``L2Entry/copied`` from entries of a piece that do not own what they point to, which is damage. So is an entry
+    /// that points into a table.
     private func judge(_ entries: UnsafeMutableBufferPointer<UInt64>) {
         var damage: String?
         metadataLock.locked {
             for index in entries.indices {
                 let entry = unsafe L2Entry(entries[index])
+                if let clusters = entry.clusters(clusterBits: geometry.clusterBits),
+                    clusters.contains(where: { allocator.metadata.contains($0) })
+                {
+                    damage = "an L2 entry points to offset \(clusters.lowerBound << geometry.clusterBits), where a table stands"
+                    unsafe entries[index] &= ~L2Entry.copied
+                    continue
+                }
                 guard entry.raw & L2Entry.copied != 0 else { continue }
                 let cluster = entry.place >> geometry.clusterBits
                 let count = try? allocator.refcounts.count(of: cluster)
                 let isPlain = !entry.isCompressed && entry.place & (geometry.clusterSize - 1) == 0 && entry.place != 0
-                if isPlain, count == 1, !allocator.metadata.contains(cluster) { continue }
+                if isPlain, count == 1 { continue }
                 unsafe entries[index] &= ~L2Entry.copied
                 if count != nil {
                     damage = "an L2 entry claims offset \(entry.place) of the file for itself, which is not its own"

@@ -25,8 +25,10 @@ struct ImageScan {
     let snapshots: [SnapshotEntry]
     /// The L1 table of the snapshot that is being read.
     var snapshotTable: [UInt64] = []
-    /// Clusters with deflated data, which share them.
-    var compressed = ClusterSet()
+    /// References to clusters whose refcount is above 1, with `fromDisk`; nil: there were too many to count.
+    var references: [UInt64: UInt64]? = [:]
+    /// Clusters that have lost a reference since, whose refcount is not changed yet.
+    var touched: Set<UInt64> = []
     /// Clusters of the file when it was opened: those behind are the engine's.
     let bound: UInt64
     /// Unknown extensions of the header may refer to clusters.
@@ -39,7 +41,24 @@ struct ImageScan {
         mayReclaim = !image.header.hasUnknownExtensions
     }
 
-    var isSettling: Bool { if case .settling = phase { true } else { false } }
+    /// One of the references is the disk's own, not a snapshot's.
+    private static let fromDisk: UInt64 = 1 << 63
+    /// Room for that many counts: some 40 MiB.
+    private static let mostReferences = 1 << 20
+
+    /// One more reference to a cluster with this refcount.
+    mutating func note(_ cluster: UInt64, count: UInt64) {
+        guard count > 1, references != nil else { return }
+        references?[cluster, default: 0] += 1
+        if isActive { references?[cluster, default: 0] |= Self.fromDisk }
+        if references?.count ?? 0 > Self.mostReferences { references = nil }
+    }
+
+    /// How many there are; nil: that is not known.
+    func referenceCount(_ cluster: UInt64) -> (count: UInt64, isFromDisk: Bool)? {
+        guard !touched.contains(cluster), let found = references?[cluster] else { return nil }
+        return (found & ~Self.fromDisk, found & Self.fromDisk != 0)
+    }
 }
 
 extension ImageEngine {
@@ -60,8 +79,10 @@ extension ImageEngine {
         // A reference may be gone from the page cache only: its cluster is free when that is durable.
         guard grace.isQuiet, sync() == 0 else { return }
         metadataLock.locked {
-            let onTheirWay = listLock.locked { unmapped } + released
-            for cluster in onTheirWay { allocator.used.insert(cluster) }
+            for freed in listLock.locked({ unmapped }) {
+                allocator.used.insert(freed.cluster)
+                scan?.touched.insert(freed.cluster)
+            }
             scan?.phase = .reclaim(0)
         }
     }
@@ -92,7 +113,13 @@ extension ImageEngine {
             let table = map.l1Entry(index) & L2Entry.offsetMask
             index += 1
             guard table != 0 else { continue }
-            try scanTable(table, isActive: true)
+            let cluster = table >> geometry.clusterBits
+            if cluster < scan?.bound ?? 0 {
+                let count = try allocator.refcounts.count(of: cluster)
+                guard count > 0 else { throw .damaged("the L2 table at offset \(table) has the refcount 0") }
+                scan?.note(cluster, count: count)
+            }
+            try scanTable(table)
             break
         }
         scan?.phase = index < map.l1Count ? .active(index) : .snapshot(0, from: 0)
@@ -122,13 +149,14 @@ extension ImageEngine {
         }
         let place = table[index] & L2Entry.offsetMask
         if place != 0 {
-            try mark(place >> geometry.clusterBits, isExclusive: false, at: place)
-            try scanTable(place, isActive: false)
+            try mark(place >> geometry.clusterBits, isData: false, at: place)
+            allocator.metadata.insert(place >> geometry.clusterBits)
+            try scanTable(place)
         }
         scan?.phase = .snapshot(number, from: index + 1)
     }
 
-    private func scanTable(_ place: UInt64, isActive: Bool) throws(ImageError) {
+    private func scanTable(_ place: UInt64) throws(ImageError) {
         guard place & (geometry.clusterSize - 1) == 0, place < storage.size else {
             throw .damaged("an L1 entry points to offset \(place) of the file")
         }
@@ -137,21 +165,18 @@ extension ImageEngine {
             let entry = L2Entry(word)
             guard let clusters = entry.clusters(clusterBits: geometry.clusterBits) else { continue }
             if entry.isCompressed {
-                for cluster in clusters {
-                    try mark(cluster, isExclusive: false, at: cluster << geometry.clusterBits)
-                    scan?.compressed.insert(cluster)
-                }
+                for cluster in clusters { try mark(cluster, isData: true, at: cluster << geometry.clusterBits) }
             } else {
                 guard entry.place & (geometry.clusterSize - 1) == 0 else {
                     throw .damaged("an L2 entry points to offset \(entry.place), into the middle of a cluster")
                 }
-                try mark(clusters.lowerBound, isExclusive: isActive, at: entry.place)
+                try mark(clusters.lowerBound, isData: true, at: entry.place)
             }
         }
     }
 
     /// Something refers to a cluster.
-    private func mark(_ cluster: UInt64, isExclusive: Bool, at place: UInt64) throws(ImageError) {
+    private func mark(_ cluster: UInt64, isData: Bool, at place: UInt64) throws(ImageError) {
         if cluster >= scan?.bound ?? 0 {
             // The engine's own, all of which are known.
             guard allocator.used.contains(cluster) else { throw .damaged("an entry points to offset \(place), behind the file") }
@@ -160,12 +185,13 @@ extension ImageEngine {
         let count = try allocator.refcounts.count(of: cluster)
         guard count > 0 else { throw .damaged("offset \(place) of the file is in use and has the refcount 0") }
         let isNew = allocator.used.insert(cluster)
-        if isExclusive {
-            guard !allocator.metadata.contains(cluster) else { throw .damaged("data stand in a table, at offset \(place)") }
-            guard isNew || count > 1 || scan?.compressed.contains(cluster) == true else {
-                throw .damaged("two entries point to offset \(place) of the file, whose refcount is 1")
-            }
+        guard !isData || !allocator.metadata.contains(cluster) else {
+            throw .damaged("data stand in a table, at offset \(place) of the file")
         }
+        guard isNew || count > 1 else {
+            throw .damaged("two entries point to offset \(place) of the file, whose refcount is 1")
+        }
+        scan?.note(cluster, count: count)
     }
 
     private func reclaim(_ block: Int) throws(ImageError) {
@@ -182,8 +208,11 @@ extension ImageEngine {
         let first = UInt64(block) << geometry.blockBits
         let bound = scan?.bound ?? 0
         for cluster in first..<min(first + geometry.refcountsPerBlock, max(bound, first)) {
-            guard !allocator.used.contains(cluster), try allocator.refcounts.count(of: cluster) > 0 else { continue }
-            if scan?.mayReclaim == true {
+            let count = try allocator.refcounts.count(of: cluster)
+            guard count > 0 else { continue }
+            if allocator.used.contains(cluster) {
+                try compare(cluster, count)
+            } else if scan?.mayReclaim == true {
                 try allocator.refcounts.set(cluster, to: 0)
                 scan?.reclaimed += 1
             } else {
@@ -192,6 +221,19 @@ extension ImageEngine {
         }
         try allocator.refcounts.write()
         scan?.phase = .reclaim(block + 1)
+    }
+
+    /// A cluster in use that is counted too often, as after an unclean end behind a copy, is counted down; one that is counted
+    /// too seldom is damage.
+    private func compare(_ cluster: UInt64, _ count: UInt64) throws(ImageError) {
+        guard count > 1, let (found, isFromDisk) = scan?.referenceCount(cluster) else { return }
+        guard found <= count else {
+            throw .damaged("\(found) entries point to cluster \(cluster) of the file, whose refcount is \(count)")
+        }
+        // An entry of the disk says by its flag whether the refcount is 1.
+        guard found < count, !isFromDisk || found > 1, scan?.mayReclaim == true else { return }
+        try allocator.refcounts.set(cluster, to: found)
+        scan?.reclaimed += 1
     }
 
     private func finish(isComplete: Bool) {
