@@ -41,6 +41,10 @@ struct ImageScan {
         mayReclaim = !image.header.hasUnknownExtensions
     }
 
+    /// It waits for I/O to end.
+    var isSettling: Bool { if case .settling(turned: true) = phase { true } else { false } }
+    private var isActive: Bool { if case .active = phase { true } else { false } }
+
     /// One of the references is the disk's own, not a snapshot's.
     private static let fromDisk: UInt64 = 1 << 63
     /// Room for that many counts: some 40 MiB.
