@@ -25,13 +25,11 @@ struct CutCampaign {
         var states = 0
         var reopened = 0
         var judgedByQemu = 0
-        /// Clusters of closed images that are counted too often since a crash.
-        var overcounts = 0
         var findings: [String] = []
 
         var description: String {
             "\(histories) histories, \(effects) effects, \(states) states, \(reopened) opened again, "
-                + "\(judgedByQemu) judged by QEMU, \(overcounts) clusters counted too often, \(findings.count) bad"
+                + "\(judgedByQemu) judged by QEMU, \(findings.count) bad"
         }
     }
 
@@ -95,7 +93,7 @@ struct CutCampaign {
             opener: maker.opener, recipe: history.made.recipe, reader: history.made.reader, setup: history.setup,
             seed: random.next() >> 1, cuts: random.onceIn(2) ? 3 : 0)
         let found = try reopening.faults(
-            image, jury: juryEvery > 0 ? jury : nil, states: &result.states, overcounts: &result.overcounts)
+            image, jury: juryEvery > 0 ? jury : nil, states: &result.states)
         result.reopened += 1
         if !found.isEmpty { result.findings.append(history.words("\(ending), opened again", position, found)) }
     }

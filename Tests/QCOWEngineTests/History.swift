@@ -45,10 +45,9 @@ struct HistoryMaker: Sendable {
         return setup
     }
 
-    static let weak = ProcessInfo.processInfo.environment["XBB_WEAK_DISCARD"] != nil
     /// Whole clusters that were discarded read as zeroes.
     static func discardsZero(_ recipe: ImageRecipe, _ setup: EngineSetup) -> Bool {
-        setup.discards && (recipe.version >= 3 && !weak || recipe.lowerSectors == nil)
+        setup.discards && (recipe.version >= 3 || recipe.lowerSectors == nil)
     }
 
     /// The image of a seed.

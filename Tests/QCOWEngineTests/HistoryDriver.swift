@@ -46,6 +46,8 @@ final class HistoryDriver: @unchecked Sendable {
     private var io: [Int] = []
     private var number = 0
     private var generation: UInt32
+    /// Sectors that the disk has now: the model may have more, for a disk that grows.
+    var sectors: Int
 
     /// - Parameter discardsZero: whole clusters read as zeroes once they were discarded.
     init(
@@ -54,6 +56,7 @@ final class HistoryDriver: @unchecked Sendable {
     ) {
         (self.engine, self.storage, self.shape, self.discardsZero) = (engine, storage, shape, discardsZero)
         model = SectorModel(content)
+        sectors = content.count
         clusterSectors = (1 << clusterBits) / sectorSize
         random = SplitMix64(seed: seed)
         generation = firstGeneration
@@ -110,9 +113,9 @@ final class HistoryDriver: @unchecked Sendable {
     }
 
     private func randomRange() -> Range<Int> {
-        let first = random.below(model.sectors)
+        let first = random.below(self.sectors)
         let count = random.onceIn(3) ? min(shape.largest, 2 * clusterSectors) : min(16, shape.largest)
-        return first..<min(model.sectors, first + 1 + random.below(count))
+        return first..<min(self.sectors, first + 1 + random.below(count))
     }
 
     /// To the edges of clusters, often.
@@ -120,7 +123,7 @@ final class HistoryDriver: @unchecked Sendable {
         if random.onceIn(3) { return range }
         let first = range.lowerBound / clusterSectors * clusterSectors
         let end = (range.upperBound + clusterSectors - 1) / clusterSectors * clusterSectors
-        return first..<min(model.sectors, end)
+        return first..<min(self.sectors, end)
     }
 
     /// Begins an operation of the guest.
@@ -144,7 +147,7 @@ final class HistoryDriver: @unchecked Sendable {
         case .zeroes: return [model.begin(sectors, generation: 0, replaces: true, position: position)]
         case .discard:
             // The last cluster of the disk is a whole one also where the disk ends in it.
-            let isLast = sectors.upperBound == model.sectors
+            let isLast = sectors.upperBound == self.sectors
             let first = (sectors.lowerBound + clusterSectors - 1) / clusterSectors * clusterSectors
             let end = isLast ? sectors.upperBound : sectors.upperBound / clusterSectors * clusterSectors
             guard discardsZero, first < end else {

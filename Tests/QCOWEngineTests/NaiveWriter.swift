@@ -37,7 +37,6 @@ final class NaiveWriter: WritingEngine, @unchecked Sendable {
     private var lazyEntries: [Int: UInt64] = [:]
     private(set) var hasFailed = false
     let needsCommit = false
-    let hasAllocated = true
 
     init(_ storage: any ImageStorage, below: (any LowerLayer)?, forgets forgotten: WritingRule?) throws {
         (self.storage, self.below, self.forgotten) = (storage, below, forgotten)
@@ -78,6 +77,7 @@ final class NaiveWriter: WritingEngine, @unchecked Sendable {
     func placeOfWrite(_ offset: UInt64, _ length: UInt64) -> DataPlace { .engine }
     func begin() -> () -> Void { {} }
     func fail(_ code: Int32) { hasFailed = true }
+    func grow(to size: UInt64) throws { throw SimulationError("the naive writer's disks do not grow") }
 
     func close() {
         publishLazy()

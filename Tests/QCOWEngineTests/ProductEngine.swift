@@ -2,7 +2,6 @@
 // The engine of the product, as the tests drive it.
 import ImageCore
 import QCOWEngine
-import Synchronization
 
 /// `ImageEngine` behind the tests' protocol.
 final class ProductEngine: WritingEngine, @unchecked Sendable {
@@ -16,6 +15,7 @@ final class ProductEngine: WritingEngine, @unchecked Sendable {
         options.cacheBytes = setup.cacheBytes
         options.discards = setup.discards
         options.reserve = setup.reserve
+        options.followsUncleanEnd = setup.followsUncleanEnd
         let below: (any LowerLayer)? = reader.lower.map(SimulatedLayer.init)
         return ProductEngine(
             try ImageEngine(storage, below: below, options: options) { buffer, start, place, _ in
@@ -26,11 +26,9 @@ final class ProductEngine: WritingEngine, @unchecked Sendable {
     var size: UInt64 { engine.size }
     var needsCommit: Bool { engine.needsCommit }
     var hasFailed: Bool { engine.failure != 0 }
-    var hasAllocated: Bool {
-        engine.counters.allocated.load(ordering: .relaxed) + engine.counters.copied.load(ordering: .relaxed) > 0
-    }
     func commit() -> Bool { engine.commit() }
     func close() { engine.close() }
+    func grow(to size: UInt64) throws { try engine.grow(to: size) }
     func fail(_ code: Int32) { engine.fail(code) }
 
     func perform(_ operation: any EngineOperation) -> OperationProgress {

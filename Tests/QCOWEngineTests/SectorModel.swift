@@ -126,7 +126,8 @@ struct SectorModel: Sendable {
         }
         let foreign = Set(content.foreign.map(\.sector))
         for sector in 0..<sectors where found.count < 8 && !foreign.contains(sector) {
-            let generation = content.generations[sector]
+            // A disk that has not grown yet has nothing there.
+            let generation = sector < content.generations.count ? content.generations[sector] : 0
             if bySector[sector].isEmpty && generation == before[sector] { continue }
             let values = allowed(sector, ending, position: position, durable: durable)
             if !values.contains(generation) {

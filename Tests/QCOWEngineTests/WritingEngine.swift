@@ -22,6 +22,8 @@ struct EngineSetup: Sendable {
     var cacheBytes: UInt64 = 1 << 20
     var discards = true
     var reserve = 2...16
+    /// Nobody knows whether the writer before closed the image.
+    var followsUncleanEnd = false
 }
 
 /// An image that is open for writing.
@@ -35,10 +37,10 @@ protocol WritingEngine: AnyObject, Sendable {
     /// I/O begins; the closure ends it.
     func begin() -> () -> Void
     func close()
+    /// Makes the disk so many bytes long.
+    func grow(to size: UInt64) throws
     func fail(_ code: Int32)
     var hasFailed: Bool { get }
-    /// It took a cluster since it was opened.
-    var hasAllocated: Bool { get }
 }
 
 /// Opens an image with one of them.
