@@ -59,7 +59,7 @@ public struct QCOWHeader: Sendable {
     public private(set) var hasUnknownExtensions = false
     /// Bytes; the extensions begin behind them.
     public private(set) var headerLength: UInt64 = 0
-    /// 0 deflate, 1 zstd.
+    /// 0 deflate, 1 zstd; what compressed clusters are.
     public private(set) var compression: UInt8 = 0
     /// The backing file's name, in bytes of the file; 0: no backing file.
     public private(set) var backingOffset: UInt64 = 0

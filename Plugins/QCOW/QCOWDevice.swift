@@ -65,7 +65,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
                 file = try Self.fileForWriting(opening, wanted, image.header)
             }
             let (used, below) = (file, backing)
-            let inflated = InflatedClusters(used, clusterSize: image.header.clusterSize, counters: counters)
+            let inflated = InflatedClusters(used, image.header, counters: counters)
             clusters = inflated
             if opening.isReadOnly {
                 engine = nil
