@@ -8,6 +8,8 @@ import Testing
 struct FaultCampaign {
     let maker: HistoryMaker
     let seed: UInt64
+    /// Reads fail instead of effects.
+    var failsReads = false
     /// All later effects fail too, until the image is opened again.
     var lasts = false
     /// Each such state is opened again and written on.
@@ -32,7 +34,8 @@ struct FaultCampaign {
         // None fails, to learn how many there are.
         var total = try play(made, setup, .max, .inputOutputError, &result)
         while number < total {
-            for kind in StorageFault.allCases where result.findings.count < 6 {
+            let kinds = failsReads ? [StorageFault.inputOutputError] : StorageFault.allCases
+            for kind in kinds where result.findings.count < 6 {
                 let tried = try play(made, setup, number, kind, &result)
                 total = max(total, tried)
             }
@@ -46,17 +49,22 @@ struct FaultCampaign {
         _ made: MadeImage, _ setup: EngineSetup, _ number: Int, _ kind: StorageFault, _ result: inout Result
     ) throws -> Int {
         let storage = SimulatedStorage(made.image, isGrowable: !made.recipe.isDevice, vice: maker.vice)
-        storage.fail(at: number, kind, lasts: lasts)
-        let engine = try maker.opener(storage, made.reader, setup)
+        if failsReads { storage.failRead(at: number) } else { storage.fail(at: number, kind, lasts: lasts) }
+        guard let engine = try? maker.opener(storage, made.reader, setup) else {
+            // It is not opened, and nothing was changed.
+            if storage.position > 0 { result.findings.append("seed \(seed): changed and not opened") }
+            return storage.readCount
+        }
         let driver = HistoryDriver(
             engine, storage, content: made.content.generations, clusterBits: made.recipe.clusterBits,
-            discardsZero: HistoryMaker.discardsZero(made.recipe, setup), shape: maker.shape, seed: seed)
+            discardsZero: HistoryMaker.discardsZero(made.recipe, setup), shape: maker.shape(seed), seed: seed)
         driver.run(maker.steps)
         driver.drain()
-        let tried = storage.tried
+        let tried = failsReads ? storage.readCount : storage.tried
         guard tried > number else { return tried }
         result.faults += 1
-        let name = "seed \(seed): \(made.recipe), reserve \(setup.reserve): \(kind) at effect \(number)"
+        let what = failsReads ? "read" : "effect"
+        let name = "seed \(seed): \(made.recipe), reserve \(setup.reserve): \(kind) at \(what) \(number)"
         var found = driver.faults + storage.complaints
         storage.heal()
         // What a process sees, and what a loss of power leaves.
@@ -135,6 +143,36 @@ struct FaultCampaign {
             let result = try FaultCampaign(maker: maker(steps: 50), seed: seed, lasts: true).run()
             print("lasting faults, seed \(seed): \(result)")
             #expect(result.findings.isEmpty, "\(result.findings.first ?? "")")
+        }
+    }
+
+    /// One read fails: of a table, of what is copied, of refcounts, or of the guest's own.
+    @Test func oneErrorAtEveryRead() throws {
+        let first = testSeed("read faults")
+        for seed in first..<first + UInt64(TestLength.isLong ? 60 : 2) {
+            let result = try FaultCampaign(maker: maker(steps: 50), seed: seed, failsReads: true).run()
+            print("read faults, seed \(seed): \(result)")
+            #expect(result.findings.isEmpty, "\(result.findings.first ?? "")")
+        }
+    }
+
+    /// Somebody cuts the file off while it is in use: errors, and nothing else is harmed.
+    @Test func aFileThatBecomesShorterGivesErrors() throws {
+        let first = testSeed("shorter")
+        for seed in first..<first + UInt64(TestLength.isLong ? 100 : 6) {
+            let (made, setup) = try maker(steps: 0).make(seed)
+            let storage = SimulatedStorage(made.image)
+            let engine = try ProductEngine.open(storage, made.reader, setup)
+            let driver = HistoryDriver(
+                engine, storage, content: made.content.generations, clusterBits: made.recipe.clusterBits,
+                discardsZero: false, shape: HistoryShape(reads: 0), seed: seed)
+            driver.run(40)
+            var random = SplitMix64(seed: seed)
+            storage.cutOff(random.below(Int(storage.size)))
+            driver.run(80)
+            driver.drain()
+            #expect(driver.faults == [], "seed \(seed): every operation ends once")
+            engine.close()
         }
     }
 

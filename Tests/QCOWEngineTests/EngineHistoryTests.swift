@@ -32,7 +32,7 @@ import Testing
         let engine = try maker.opener(storage, made.reader, setup)
         let driver = HistoryDriver(
             engine, storage, content: content.generations, clusterBits: made.recipe.clusterBits,
-            discardsZero: HistoryMaker.discardsZero(made.recipe, setup), shape: maker.shape, seed: seed,
+            discardsZero: HistoryMaker.discardsZero(made.recipe, setup), shape: maker.shape(seed), seed: seed,
             firstGeneration: UInt32(truncatingIfNeeded: 1 << 16 | (seed & 1) << 20))
         driver.run(maker.steps)
         driver.drain()

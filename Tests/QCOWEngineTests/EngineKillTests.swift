@@ -19,7 +19,7 @@ import Testing
         var recipe = ImageRecipe()
         (recipe.clusterBits, recipe.size, recipe.lowerSectors, recipe.hasSnapshot) = (12, 256 << 10, 300, true)
         var maker = HistoryMaker(opener: ProductEngine.open, steps: 60, recipe: recipe)
-        maker.shape.flushes = 2
+        maker.shape = HistoryShape(flushes: 2)
         let history = try maker.play(testSeed("every prefix"))
         #expect(history.liveFaults.isEmpty, "\(history.liveFaults)")
         let judge = Judge(history)

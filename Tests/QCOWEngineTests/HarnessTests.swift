@@ -22,8 +22,7 @@ import Testing
             try NaiveWriter(storage, below: reader.lower.map(SimulatedLayer.init), forgets: forgotten)
         })
         maker.simplify = Self.simple
-        maker.shape.zeroes = 0
-        maker.shape.discards = 20
+        maker.shape = HistoryShape(zeroes: 0, discards: 20)
         return maker
     }
 

@@ -28,7 +28,8 @@ struct History: @unchecked Sendable {
 /// Makes and plays histories with an engine.
 struct HistoryMaker: Sendable {
     let opener: EngineOpener
-    var shape = HistoryShape()
+    /// The habits of the guest; nil: by chance.
+    var shape: HistoryShape?
     var vice = StorageVice()
     var steps = 160
     /// The kind of image; nil: by chance.
@@ -48,6 +49,11 @@ struct HistoryMaker: Sendable {
     /// Whole clusters that were discarded read as zeroes.
     static func discardsZero(_ recipe: ImageRecipe, _ setup: EngineSetup) -> Bool {
         setup.discards && (recipe.version >= 3 || recipe.lowerSectors == nil)
+    }
+
+    /// The habits of a seed's guest.
+    func shape(_ seed: UInt64) -> HistoryShape {
+        shape ?? HistoryShape.habits[Int(truncatingIfNeeded: seed / 3 % UInt64(HistoryShape.habits.count))]
     }
 
     /// The image of a seed.
@@ -71,7 +77,7 @@ struct HistoryMaker: Sendable {
         let engine = try opener(storage, made.reader, setup)
         let driver = HistoryDriver(
             engine, storage, content: made.content.generations, clusterBits: made.recipe.clusterBits,
-            discardsZero: Self.discardsZero(made.recipe, setup), shape: shape, seed: seed)
+            discardsZero: Self.discardsZero(made.recipe, setup), shape: shape(seed), seed: seed)
         driver.run(steps)
         // Some end in the middle of everything.
         if seed % 3 != 0 { driver.drain() }

@@ -18,6 +18,19 @@ struct HistoryShape: Sendable {
     var flushes: UInt64 = 5
     /// In percent: requests that lie where others are in flight.
     var overlaps: UInt64 = 10
+
+    /// Guests of different habits.
+    static let habits: [HistoryShape] = [
+        HistoryShape(),
+        // Each write is followed by a flush.
+        HistoryShape(depth: 4, largest: 16, flushes: 40),
+        // Files come and go.
+        HistoryShape(reads: 5, zeroes: 10, discards: 40),
+        // All requests meet others.
+        HistoryShape(depth: 24, largest: 32, overlaps: 100),
+        // Few large ones.
+        HistoryShape(depth: 3, largest: 700, reads: 10, flushes: 10),
+    ]
 }
 
 /// Drives an engine through a history, one step at a time; for one thread.

@@ -46,7 +46,7 @@ struct PlantedBug: CustomTestStringConvertible, Sendable {
     @Test(arguments: PlantedBug.all)
     func thePlantedBugIsFound(_ bug: PlantedBug) throws {
         var maker = HistoryMaker(opener: ProductEngine.open, vice: bug.storage, steps: 300, simplify: bug.simplify)
-        maker.shape.discards = 25
+        maker.shape = HistoryShape(discards: 25)
         let campaign = CutCampaign(
             maker: maker, ending: bug.ending, order: bug.order, states: bug.within, statesOfHistory: 60, juryEvery: 0)
         let result = try campaign.run(firstSeed: testSeed(bug.name))

@@ -17,8 +17,7 @@ import Testing
     /// Small images with much freeing and reuse, where a mistake of order shows soonest.
     @Test func everyStateIsWholeWhenClustersGoRound() throws {
         var maker = HistoryMaker(opener: ProductEngine.open, steps: 400)
-        maker.shape.discards = 30
-        maker.shape.zeroes = 10
+        maker.shape = HistoryShape(zeroes: 10, discards: 30)
         maker.simplify = { recipe in
             recipe.size = min(recipe.size, 24 << recipe.clusterBits)
             if let sectors = recipe.lowerSectors { recipe.lowerSectors = min(sectors, recipe.size / 512) }

@@ -37,6 +37,8 @@ final class SimulatedStorage: ImageStorage, @unchecked Sendable {
     private var attempts = 0
     private var fault: (number: Int, kind: StorageFault, lasts: Bool)?
     private var limit: Int?
+    private var reads = 0
+    private var failedRead: Int?
     private var guestSync = false
     private var wrongs: [String] = []
     let isGrowable: Bool
@@ -68,8 +70,17 @@ final class SimulatedStorage: ImageStorage, @unchecked Sendable {
         locked { fault = (number, kind, lasts) }
     }
 
+    /// The read with this number, counted from 0, fails.
+    func failRead(at number: Int) { locked { failedRead = number } }
+
+    /// Reads until now.
+    var readCount: Int { locked { reads } }
+
+    /// Somebody else cuts the file off.
+    func cutOff(_ size: Int) { locked { image.resize(size) } }
+
     /// No more faults.
-    func heal() { locked { (fault, limit) = (nil, nil) } }
+    func heal() { locked { (fault, limit, failedRead) = (nil, nil, nil) } }
 
     /// The file cannot have more bytes.
     func setLimit(_ bytes: Int?) { locked { limit = bytes } }
@@ -91,6 +102,8 @@ final class SimulatedStorage: ImageStorage, @unchecked Sendable {
     func read(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32 {
         let count = buffer.byteCount
         return locked {
+            reads += 1
+            if reads - 1 == failedRead { return -EIO }
             guard offset <= UInt64(image.count), count <= image.count - Int(offset) else { return -EIO }
             buffer.withUnsafeMutableBytes { $0.copyMemory(from: image.part(Int(offset), count)) }
             return 0

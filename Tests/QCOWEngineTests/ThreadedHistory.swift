@@ -13,7 +13,9 @@ final class ThreadedHistory: @unchecked Sendable {
     private let queues = 4
     private let lock = NSLock()
     private var faults: [String] = []
-    private var content: [UInt32]
+    /// All that each sector was to have, and how many of it were answered.
+    private var wanted: [[UInt32]]
+    private var answered: [Int]
     private var isDone = false
 
     init(_ made: MadeImage, opener: EngineOpener, seed: UInt64) throws {
@@ -21,7 +23,8 @@ final class ThreadedHistory: @unchecked Sendable {
         storage = SimulatedStorage(made.image, isGrowable: !made.recipe.isDevice, isRecording: false)
         var random = SplitMix64(seed: seed)
         engine = try opener(storage, made.reader, HistoryMaker.setup(&random))
-        content = made.content.generations
+        wanted = made.content.generations.map { [$0] }
+        answered = [Int](repeating: 1, count: wanted.count)
     }
 
     private func locked<T>(_ body: () -> T) -> T {
@@ -53,6 +56,7 @@ final class ThreadedHistory: @unchecked Sendable {
         while threads.contains(where: { !$0.isFinished }) {
             if Date() > deadline { return ["the queues hang: \(locked { faults })"] }
             usleep(1000)
+            kill()
         }
         locked { isDone = true }
         group.wait()
@@ -72,16 +76,34 @@ final class ThreadedHistory: @unchecked Sendable {
         if structure.leaks > 0 { found.append("\(structure.leaks) leaks after closing") }
         guard let read = made.reader.read(end) else { return found + ["no image"] }
         found += read.foreign.prefix(3).map { "sector \($0.sector) has \($0.what)" }
-        for sector in content.indices where read.generations[sector] != content[sector] && found.count < 8 {
-            found.append("sector \(sector) has \(read.generations[sector]) and not \(content[sector])")
+        for sector in wanted.indices where read.generations[sector] != wanted[sector].last && found.count < 8 {
+            found.append("sector \(sector) has \(read.generations[sector]) and not \(wanted[sector].last ?? 0)")
         }
         return found
+    }
+
+    /// What the file has at a moment, as if all threads were killed: what was answered before is there, and nothing that came
+    /// later than the moment.
+    private func kill() {
+        let before = locked { answered }
+        let image = storage.snapshot
+        let after = locked { wanted }
+        let corruptions = StructureCheck.report(image).corruptions
+        if let first = corruptions.first { return fault("killed: \(first)") }
+        guard let read = made.reader.read(image) else { return fault("killed: no image") }
+        if let first = read.foreign.first { return fault("killed: sector \(first.sector) has \(first.what)") }
+        for sector in after.indices {
+            let allowed = after[sector][(before[sector] - 1)...]
+            if !allowed.contains(read.generations[sector]) {
+                return fault("killed: sector \(sector) has \(read.generations[sector]), allowed are \(allowed)")
+            }
+        }
     }
 
     /// Runs of two sectors go round the queues.
     private func work(_ queue: Int, _ operations: Int) {
         var random = SplitMix64(seed: seed ^ UInt64(queue + 1) &* 0x1234_5678_9abc)
-        let runs = content.count / 2
+        let runs = wanted.count / 2
         for number in 0..<operations {
             if !locked({ faults.isEmpty }) { return }
             let run = random.below(max(1, runs / queues)) * queues + queue
@@ -100,14 +122,15 @@ final class ThreadedHistory: @unchecked Sendable {
     }
 
     private func change(_ kind: EngineOperationKind, _ sectors: Range<Int>, _ generation: UInt32) {
+        locked { for sector in sectors { wanted[sector].append(generation) } }
         let operation = run(kind, sectors, generation)
         if operation.status != 0 { return fault("\(kind) at sector \(sectors.lowerBound): \(operation.status)") }
-        locked { for sector in sectors { content[sector] = generation } }
+        locked { for sector in sectors { answered[sector] = wanted[sector].count } }
     }
 
     private func read(_ sectors: Range<Int>) {
         let operation = run(.read, sectors, 0)
-        let expected = locked { sectors.map { content[$0] } }
+        let expected = locked { sectors.map { wanted[$0].last ?? 0 } }
         operation.fill { data in
             guard let base = data.baseAddress else { return }
             for (index, sector) in sectors.enumerated() {
