@@ -55,6 +55,8 @@ public struct QCOWHeader: Sendable {
     public private(set) var compatible: UInt64 = 0
     /// Features that a writer who does not know them switches off; 0 before version 3.
     public private(set) var autoclear: UInt64 = 0
+    /// Persistent dirty bitmaps that the image has; nil: no extension says so.
+    public private(set) var bitmaps: UInt32?
     /// The header has extensions that are not known here.
     public private(set) var hasUnknownExtensions = false
     /// Bytes; the extensions begin behind them.
@@ -168,7 +170,8 @@ public struct QCOWHeader: Sendable {
             switch kind {
             case 0xe279_2aca: backingFormat = content
             case 0x4441_5441: dataFileName = content
-            case 0x6803_f857, 0x2385_2875: break
+            case 0x2385_2875: bitmaps = length >= 4 ? try reader.u32(position + 8) : nil
+            case 0x6803_f857: break
             default: hasUnknownExtensions = true
             }
             position += 8 + (length + 7) & ~7
