@@ -13,6 +13,8 @@ struct Allocator: ~Copyable {
     var metadata: ClusterSet
     /// All clusters that are referred to, reserved, or on their way to be free; known once the scan has begun.
     var used = ClusterSet()
+    /// Clusters to which a snapshot refers, which nothing changes; known when the scan is over.
+    var inSnapshots = ClusterSet()
     /// ``used`` has everything, so what it lacks below `end` is free.
     var knowsFree = false
     /// The first cluster behind all that is in use.
@@ -218,6 +220,9 @@ struct Allocator: ~Copyable {
             }
             let count = try refcounts.count(of: cluster)
             guard count > 0 else { throw .damaged("cluster \(cluster) of the file was in use and has the refcount 0") }
+            guard count > 1 || !inSnapshots.contains(cluster) else {
+                throw .damaged("cluster \(cluster) of the file is a snapshot's too, and has the refcount 1")
+            }
             try refcounts.set(cluster, to: count - 1)
             if count == 1 { free.append(cluster) }
         }

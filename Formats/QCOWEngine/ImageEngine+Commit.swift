@@ -37,7 +37,8 @@ extension ImageEngine {
     /// The scan has begun, which the first allocation or a waiting change of a device causes.
     private var isScanning: Bool {
         !isScanned.load(ordering: .acquiring) && failure == 0
-            && (counters.allocated.load(ordering: .relaxed) > 0 || counters.copied.load(ordering: .relaxed) > 0
+            && (options.followsUncleanEnd && isPrepared.load(ordering: .relaxed)
+                || counters.allocated.load(ordering: .relaxed) > 0 || counters.copied.load(ordering: .relaxed) > 0
                 || listLock.locked { !scanWaiters.isEmpty || !unmapped.isEmpty })
     }
 

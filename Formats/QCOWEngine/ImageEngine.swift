@@ -180,6 +180,7 @@ public final class ImageEngine: @unchecked Sendable {
             }
             isPrepared.store(true, ordering: .releasing)
         }
+        if options.followsUncleanEnd { wake() }
     }
 
     /// Takes ``L2Entry/copied`` from entries of a piece that do not own what they point to, which is damage. So is an entry

@@ -111,7 +111,10 @@ extension ImageEngine {
     }
 
     private func scanActive(from index: Int) throws(ImageError) {
-        if index == 0 { allocator.used.formUnion(allocator.metadata) }
+        if index == 0 {
+            allocator.used.formUnion(allocator.metadata)
+            try checkTables()
+        }
         var index = index
         while index < map.l1Count {
             let table = map.l1Entry(index) & L2Entry.offsetMask
@@ -127,6 +130,21 @@ extension ImageEngine {
             break
         }
         scan?.phase = index < map.l1Count ? .active(index) : .snapshot(0, from: 0)
+    }
+
+    /// Header, L1 table and refcount table must have refcounts, or they would be given away.
+    private func checkTables() throws(ImageError) {
+        let first = l1Offset >> geometry.clusterBits
+        let refcounts = allocator.refcounts.tableOffset >> geometry.clusterBits
+        let places = [
+            0..<1, first..<first + geometry.clusters(of: l1Capacity * 8),
+            refcounts..<refcounts + allocator.refcounts.tableClusters,
+        ]
+        for place in places {
+            for cluster in place where try allocator.refcounts.count(of: cluster) == 0 {
+                throw .damaged("a table at offset \(cluster << geometry.clusterBits) of the file has the refcount 0")
+            }
+        }
     }
 
     private func scanSnapshot(_ number: Int, from index: Int) throws(ImageError) {
@@ -196,6 +214,7 @@ extension ImageEngine {
             throw .damaged("two entries point to offset \(place) of the file, whose refcount is 1")
         }
         scan?.note(cluster, count: count)
+        if case .snapshot? = scan?.phase { allocator.inSnapshots.insert(cluster) }
     }
 
     private func reclaim(_ block: Int) throws(ImageError) {
@@ -208,6 +227,10 @@ extension ImageEngine {
             while next < allocator.refcounts.table.count, allocator.refcounts.table[next] == 0 { next += 1 }
             scan?.phase = .reclaim(next)
             return
+        }
+        let own = allocator.refcounts.table[block] >> geometry.clusterBits
+        guard try allocator.refcounts.count(of: own) > 0 else {
+            throw .damaged("the refcount block at offset \(own << geometry.clusterBits) has the refcount 0")
         }
         let first = UInt64(block) << geometry.blockBits
         let bound = scan?.bound ?? 0

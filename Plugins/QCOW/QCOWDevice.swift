@@ -77,6 +77,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
                 var options = EngineOptions()
                 options.cacheBytes = cacheBytes
                 options.discards = discards
+                options.followsUncleanEnd = opening.isSuccessor
                 let settled = options
                 let engine = try examining { () throws(ImageError) in
                     try ImageEngine(used, below: below, options: settled) { buffer, start, place, length in
