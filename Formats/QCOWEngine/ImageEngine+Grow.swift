@@ -41,7 +41,9 @@ extension ImageEngine {
         let count = min(clusters << (geometry.clusterBits - 3), QCOWCheck.largestL1 / 8)
         let place = try ownRun(of: clusters) << geometry.clusterBits
         var table = [UInt8](repeating: 0, count: Int(count) * 8)
-        let words = (0..<map.l1Count).map { map.l1Entry($0) }.bigEndianBytes
+        // From the file: the map has not compared all flags with the refcounts.
+        let words = try storage.bytes(at: l1Offset, count: min(map.l1Count, Int(count)) * 8)
+        guard words.count == map.l1Count * 8 else { throw .damaged("the L1 table is not in the file") }
         table.replaceSubrange(0..<words.count, with: words)
         try check(storage.write(table[...], at: place), "cannot write the L1 table")
         try check(sync(), "cannot make the L1 table durable")

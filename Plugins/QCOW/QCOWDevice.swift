@@ -26,6 +26,8 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
     private let label: String
     private let threadCount: Int
     private let discards: Bool
+    /// The plugin reads it for the disk above, on that one's threads.
+    private let isLower: Bool
     let pool = HelperPool()
     private var committer: Committer?
     let counters = QCOWCounters()
@@ -41,6 +43,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
         let isLocked = try opening[QCOWOption.lock]
         threadCount = Int(clamping: try opening[QCOWOption.threads])
         discards = try opening[QCOWOption.discard] == .unmap
+        isLower = opening.isBacking
         let wanted = try opening[QCOWOption.direct]
         var file = try ImageFile(fd: opening.fd)
         do throws(PluginError) {
@@ -65,7 +68,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
                 file = try Self.fileForWriting(opening, wanted, image.header)
             }
             let (used, below) = (file, backing)
-            let inflated = InflatedClusters(used, clusterSize: image.header.clusterSize, counters: counters)
+            let inflated = InflatedClusters(used, image.header, counters: counters)
             clusters = inflated
             if opening.isReadOnly {
                 engine = nil
@@ -174,7 +177,8 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
 
     /// Starts the threads.
     func start() throws(PluginError) {
-        // A lower layer is read on the threads of the disk above.
+        // A chain of images needs no more threads than its top: a process may have few.
+        if isLower { return }
         try pool.start(threadCount, for: self)
         guard let engine else { return }
         committer = try Committer(engine)

@@ -190,13 +190,33 @@ static void host_notify(struct xbb_hdev *hdev, uint32_t what)
 }
 
 static const void *host_extension(const char *id) { (void)id; return NULL; }
+/* Files that images may name. They stay, as disks do. */
+struct xbb_child { struct xbb_child *next; char name[1024]; int fd; void *dev; };
+static struct xbb_child *children;
+static pthread_mutex_t children_lock = PTHREAD_MUTEX_INITIALIZER;
+
+void harness_offer_child(const char *name, int fd, struct harness_disk *disk)
+{
+    struct xbb_child *child = harness_immortal(sizeof *child);
+    *child = (struct xbb_child){.fd = fd, .dev = disk ? disk->dev : NULL};
+    snprintf(child->name, sizeof child->name, "%s", name);
+    pthread_mutex_lock(&children_lock);
+    child->next = children;
+    children = child;
+    pthread_mutex_unlock(&children_lock);
+}
+
 static int host_child_open(struct xbb_hdev *h, const struct xbb_ref *r, struct xbb_child **c, struct xbb_error *e)
 {
-    (void)r; (void)c;
     if (h->phase != OPENING) harness_breach(h, "called host->child_open() outside open()");
-    return xbb_set_error(e, -EPERM, "this host opens no children");
+    pthread_mutex_lock(&children_lock);
+    struct xbb_child *child = children;
+    while (child && strcmp(child->name, r->name) != 0) child = child->next;
+    pthread_mutex_unlock(&children_lock);
+    *c = child;
+    return child ? 0 : xbb_set_error(e, -EPERM, "this host opens no children");
 }
-static int host_child_fd(struct xbb_child *c) { (void)c; return -1; }
+static int host_child_fd(struct xbb_child *c) { return c->dev ? -1 : c->fd; }
 static int host_child_info(struct xbb_child *c, struct xbb_info *i) { (void)c; (void)i; return -ENOSYS; }
 static int host_child_submit(struct xbb_hqueue *h, struct xbb_child *c, struct xbb_req *r, xbb_child_fn f, void *a)
 {
@@ -204,7 +224,7 @@ static int host_child_submit(struct xbb_hqueue *h, struct xbb_child *c, struct x
     return -ENOSYS;
 }
 
-static void *host_child_device(struct xbb_child *c) { (void)c; return NULL; }
+static void *host_child_device(struct xbb_child *c) { return c->dev; }
 
 static const struct xbb_host host = {
     .struct_size = sizeof host, .abi_major = XBB_ABI_MAJOR, .abi_minor = XBB_ABI_MINOR,

@@ -55,6 +55,8 @@ int harness_prepare(struct harness_plugin *plugin, int fd, uint32_t flags, const
                     const char *format, struct harness_disk **disk, struct xbb_error *error);
 int harness_start(struct harness_disk *disk, struct xbb_error *error);
 void harness_close(struct harness_disk *disk);
+/* From now on images may name a file so: the raw file at `fd`, or else the open disk of the same plugin. Both must stay. */
+void harness_offer_child(const char *name, int fd, struct harness_disk *disk);
 int harness_info(struct harness_disk *disk, struct xbb_info *info);
 int harness_resize(struct harness_disk *disk, uint64_t size, struct xbb_error *error);
 int harness_drain_begin(struct harness_disk *disk);
