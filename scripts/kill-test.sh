@@ -3,8 +3,9 @@
 # shellcheck disable=SC2317  # functions that a trap calls
 # Kills workers at random under verified load, xbbd with them now and then, and counts what the guests saw.
 #
-# Guests with a disk each: on files, with rings of 4 and of 32 pages, and for root one on a loop device. The first one's
-# requests overlap, and what it reads is checked against all that was acknowledged (--verify history). Now and then a
+# Guests with a disk each: on files, with rings of 4 and of 32 pages, for root one on a loop device, and a qcow2 image that is
+# written over a template, and has no error and no lost cluster at the end (qemu-img check). The requests of the first and the
+# last one overlap, and what is read is checked against all that was acknowledged (--verify history). Now and then a
 # disk is handed over to another worker (xbbctl upgrade); with `both` these are of the debug and the release build in turn,
 # so that each goes on where the other one stopped or died. The image of guest 2 is renamed, removed or exchanged for another
 # file before half of its workers end: the open file is what counts. While workers of guests 1 and 2 end, another process has
@@ -59,7 +60,7 @@ wait_for() { # wait_for WHAT COMMAND...
 }
 start_xbbd() {
     xbbd --loopback "$xen" --run-dir "$run" --plugin-dir "$current/lib/xbb/plugins" --worker "$current/bin/xbb-vbd" \
-        --restart-limit 1000000 --restart-window 1 >>"$work/xbbd.log" 2>&1 &
+        --backing-dir "$work/templates" --restart-limit 1000000 --restart-window 1 >>"$work/xbbd.log" 2>&1 &
     xbbd=$!
 }
 # Guest 2's name leads nowhere, or to another file, until the next call of `mend`.
@@ -144,7 +145,7 @@ leave() {
 }
 ctl() { xbbctl "$@" --loopback "$xen" --socket "$run/xbbd.sock"; }
 
-mkdir -p "$xen" "$run"
+mkdir -p "$xen" "$run" "$work/templates"
 ln -s "${builds[0]}" "$current"
 xbb-loopback run --dir "$xen" >"$work/loopback.log" 2>&1 &
 wait_for "the start of xbb-loopback" xbb-loopback domain list --dir "$xen"
@@ -152,17 +153,23 @@ start_xbbd
 wait_for "the start of xbbd" test -S "$run/xbbd.sock"
 truncate -s 64M "$work"/{1,2,3}.img "$work/other"
 printf 'another file' | dd of="$work/other" conv=notrunc status=none
-images=("$work/1.img" "$work/2.img")
+# Half of the template has data, and the disk is larger than it: its clusters are copied, made and zeroed.
+head -c 24M /dev/urandom >"$work/templates/4.img"
+truncate -s 48M "$work/templates/4.img"
+qemu-img create -q -f qcow2 -b templates/4.img -F raw "$work/4.qcow2" 64M || fail "qemu-img create"
+template=$(sha256sum <"$work/templates/4.img")
+# By the numbers of the domains.
+images=([1]="raw:$work/1.img" [2]="raw:$work/2.img" [4]="qcow2:$work/4.qcow2")
 if [[ $(id -u) -eq 0 ]] && loop=$(losetup --find --show "$work/3.img" 2>/dev/null); then
-    images+=("$loop")
+    images[3]=raw:$loop
 else
     loop=
 fi
-pages=(4 32 1)
+pages=([1]=4 [2]=32 [3]=1 [4]=8)
 # Connects, writes, reads, reads all back and closes, again and again until told to stop. A good run is a line of JSON.
 load() { # load DOMAIN RING-PAGES
     local seed=$((1000 * $1)) verify=(--bs 4k-128k --verify crc32c)
-    [[ $1 -ne 1 ]] || verify=(--bs 512-24k --verify history)
+    [[ $1 -ne 1 && $1 -ne 4 ]] || verify=(--bs 512-24k --verify history)
     while [[ ! -e $work/stop ]]; do
         seed=$((seed + 1))
         xbb-blkfront load --dir "$xen" --domid "$1" --rw randrw "${verify[@]}" --depth 32 --ring-pages "$2" --time 6 \
@@ -171,12 +178,11 @@ load() { # load DOMAIN RING-PAGES
     done
 }
 declare -A load
-for index in "${!images[@]}"; do
-    domain=$((index + 1))
+for domain in "${!images[@]}"; do
     domains+=("$domain")
     xbb-loopback domain create --dir "$xen" "$domain" >>"$work/loopback.log" || fail "domain $domain"
-    ctl attach "$domain" xvda "raw:${images[index]}" >/dev/null || fail "attach ${images[index]}"
-    load "$domain" "${pages[index]}" &
+    ctl attach "$domain" xvda "${images[domain]}" >/dev/null || fail "attach ${images[domain]}"
+    load "$domain" "${pages[domain]}" &
     load[$domain]=$!
 done
 for domain in "${domains[@]}"; do wait_for "the first worker of $domain" worker "$domain"; done
@@ -265,5 +271,8 @@ jq -e 'all(.mapped == 0 and .copying == 0 and .grant_handles == 0 and .ports_bou
     { cat "$work/domains.json"; fail "something of a guest is still mapped or bound"; }
 clean() { [[ -z $(find "$run" -name 'vbd-*') ]]; }
 wait_for "the end of all files of disks" clean
+qemu-img check "$work/4.qcow2" >"$work/check.log" 2>&1 || { cat "$work/check.log"; fail "qemu-img check of the image of guest 4"; }
+[[ $(sha256sum <"$work/templates/4.img") == "$template" ]] || fail "the template of guest 4 was written to"
+echo "  the image of guest 4: $(grep -m1 -i 'no errors' "$work/check.log")"
 echo "kill-test: ok"
 exit 0

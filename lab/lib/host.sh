@@ -29,7 +29,7 @@ share_tests() { cp -r "$lab/tests" "$lab/lib" "$lab/bench" "$share/"; }
 pack_programs() {
     local root=$out/xbb deb
     rm -rf "${root:?}"
-    for deb in "$lab"/../build/deb/xbb{,-tools}_*.deb; do
+    for deb in "$lab"/../build/deb/xbb{,-tools,-plugin-qcow}_*.deb; do
         [[ -e $deb ]] || { echo "lab: $deb is missing: run 'make deb'" >&2; return 1; }
         dpkg-deb -x "$deb" "$root" || return 1
     done
