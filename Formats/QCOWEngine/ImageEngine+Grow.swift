@@ -13,11 +13,13 @@ extension ImageEngine {
         if newSize == size { return }
         guard failure == 0 else { throw ImageError(.unreadable(EIO), "nothing is written to this image any more") }
         guard image.header.snapshotCount == 0 || geometry.version >= 3 else {
-            throw ImageError(.unsupported, "the image has snapshots of version 2, which do not say how large their disk was")
+            throw ImageError(
+                .unsupported, "the image has snapshots of version 2, which do not say how large their disk was")
         }
         // Otherwise what lies below would come into sight behind the old end.
         guard (below?.size ?? 0) <= size else {
-            throw ImageError(.unsupported, "the backing file is longer than the disk, and its end would come into sight")
+            throw ImageError(
+                .unsupported, "the backing file is longer than the disk, and its end would come into sight")
         }
         let reach = geometry.clusterBits + geometry.l2Bits
         let entries = newSize >> reach + (newSize & (1 << reach - 1) == 0 ? 0 : 1)

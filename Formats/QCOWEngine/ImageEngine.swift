@@ -195,7 +195,8 @@ public final class ImageEngine: @unchecked Sendable {
                 if let clusters = entry.clusters(clusterBits: geometry.clusterBits),
                     clusters.contains(where: { allocator.metadata.contains($0) })
                 {
-                    damage = "an L2 entry points to offset \(clusters.lowerBound << geometry.clusterBits), where a table stands"
+                    damage =
+                        "an L2 entry points to offset \(clusters.lowerBound << geometry.clusterBits), where a table stands"
                     unsafe entries[index] &= ~L2Entry.copied
                     continue
                 }

@@ -60,7 +60,9 @@ final class Committer: ThreadBody, @unchecked Sendable {
         monitor.lock()
         while !isStopping {
             // In one step: a call between a look and its reset would be lost.
-            if isCalled.exchange(false, ordering: .sequentiallyConsistent), time == nil || engine.pending == .now { break }
+            if isCalled.exchange(false, ordering: .sequentiallyConsistent), time == nil || engine.pending == .now {
+                break
+            }
             guard time != nil else {
                 monitor.wait()
                 continue

@@ -45,7 +45,9 @@ enum QCOWInspector: ImageInspector {
             ]
             if let leaked = survey.leaked { facts.append(ImageFact("leaked-clusters", leaked)) }
             if survey.uncounted > 0 { facts.append(ImageFact("uncounted-clusters", survey.uncounted)) }
-            if !survey.isComplete { facts.append(ImageFact("survey", "a part of the image: it is too large for all of it")) }
+            if !survey.isComplete {
+                facts.append(ImageFact("survey", "a part of the image: it is too large for all of it"))
+            }
             facts += header.bitmaps.map { ImageFact("bitmaps", UInt64($0)) }.map { [$0] } ?? []
             facts += survey.snapshots.map { ImageFact("snapshot", String(decoding: $0, as: UTF8.self)) }
             for fact in facts where !report(fact) { return }

@@ -158,7 +158,8 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
                 host.log(
                     .error,
                     PluginError(
-                        system: "\(label): what was written could not be made durable; nothing is written any more until "
+                        system:
+                            "\(label): what was written could not be made durable; nothing is written any more until "
                             + "the disk is attached again", code
                     ).message)
             case .unreadable(let fault): report(fault, at: fault.place)

@@ -37,10 +37,11 @@ struct ImageDescription {
             if !isBacking { warnings.append("its data is in another file, '\(name)': it will be refused") }
         }
         let facts = try Self.facts(library, image.descriptor, format: format)
-        members = [
-            ("virtual_size", .integer(raw.virtual_size)), ("metadata_memory", .integer(raw.metadata_memory)),
-            ("flags", .array(words.map { .string($0) })), ("references", .array(references)),
-        ] + (facts.isEmpty ? [] : [("facts", .object(facts))])
+        members =
+            [
+                ("virtual_size", .integer(raw.virtual_size)), ("metadata_memory", .integer(raw.metadata_memory)),
+                ("flags", .array(words.map { .string($0) })), ("references", .array(references)),
+            ] + (facts.isEmpty ? [] : [("facts", .object(facts))])
         self.warnings = warnings
     }
 
