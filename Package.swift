@@ -185,7 +185,7 @@ let package = Package(
         .executableTarget(
             name: "xbb-loopback",
             dependencies: [
-                "Xen", "CLinux", "Base", "XenLoopback",
+                "Xen", "CLinux", "Base", "Support", "XenLoopback",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
         .executableTarget(
@@ -274,6 +274,7 @@ let package = Package(
             name: "qcow-read", dependencies: ["CPluginHarness"], path: "Tests/QCOWRead",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])]),
         .testTarget(name: "FormatsTests", dependencies: ["ImageCore", "QCOW2", "QCOWEngine", "TestSupport"]),
+        .testTarget(name: "QCOWEngineTests", dependencies: ["ImageCore", "QCOWEngine", "TestSupport"]),
         .testTarget(name: "PluginKitTests", dependencies: ["PluginKit", "PluginAPI"]),
         .testTarget(
             name: "PluginTests",

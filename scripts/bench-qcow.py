@@ -1,67 +1,239 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
-"""Measures QCOW images: through the ring beside libqcow alone with as many handles, and beside qemu-nbd with the same client.
+"""Measures QCOW images beside qemu-nbd with the same client (fio over NBD), and reading beside libqcow alone.
 
-Peers alternate, a row has medians. Nothing here passes or fails. The target is 0.9 of libqcow.
-usage: bench-qcow.py [--seconds S] [--rounds N] [--mebibytes M]
+fio talks to qemu-nbd, or to nbdkit with our plugin, which passes its requests through the ring to the disk's worker. Both
+servers take turns, each on an image of its own that was made in the same way, and each row gives the medians, the median of the
+rounds' ratios with their spread, and the processor time of a request: of the worker, which has a process for the NBD
+protocol beside it, and of qemu-nbd, which has the protocol inside. Nothing here passes or fails.
+usage: bench-qcow.py [--seconds S] [--rounds N] [--mebibytes M] [--only write|read|libqcow] [--row WORDS] [--directory DIR]
 """
-import argparse, json, os, subprocess, tempfile, time
+import argparse, json, os, shutil, statistics, subprocess, tempfile, time
 
 import bench
 
-ROOT, BIN = bench.ROOT, bench.BIN
+ROOT = bench.ROOT
+TICK = os.sysconf("SC_CLK_TCK")
+PLUGIN = bench.BUILD + "/lib/nbdkit/nbdkit-xbb-plugin.so"
+DISK = "xvdq"
+# Name, kind of image, options of fio, and how many writes of a new image (None: as many as the time allows).
+ROWS = {
+    "write": [
+        ("4k random write in place, depth 32", "filled", "--rw=randwrite --bs=4k --iodepth=32", None),
+        ("4k random write allocating, depth 32", "empty", "--rw=randwrite --bs=4k --iodepth=32", 40000),
+        ("4k random write over a template, depth 32", "overlay", "--rw=randwrite --bs=4k --iodepth=32", 8000),
+        ("4k random write in place, fsync after each", "filled", "--rw=randwrite --bs=4k --iodepth=1 --fsync=1", None),
+        ("4k random write allocating, fsync after each", "empty", "--rw=randwrite --bs=4k --iodepth=1 --fsync=1", 3000),
+        ("64k sequential write in place, depth 16", "filled", "--rw=write --bs=64k --iodepth=16", None),
+        ("1M sequential write in place, depth 8", "filled", "--rw=write --bs=1M --iodepth=8", None),
+        ("64k sequential write allocating, depth 16", "empty", "--rw=write --bs=64k --iodepth=16", 8000),
+    ],
+    "read": [
+        ("4k random read, depth 32", "filled", "--rw=randread --bs=4k --iodepth=32", None),
+        ("4k random read of a template, depth 32", "overlay", "--rw=randread --bs=4k --iodepth=32", None),
+        ("64k sequential read, depth 16", "filled", "--rw=read --bs=64k --iodepth=16", None),
+        ("1M sequential read, depth 8", "filled", "--rw=read --bs=1M --iodepth=8", None),
+        ("4k random read, deflated, depth 32", "deflated", "--rw=randread --bs=4k --iodepth=32", None),
+    ],
+}
+
+
+def processor_time(pid):
+    """Seconds of all threads of a process, in the system too."""
+    with open(f"/proc/{pid}/stat") as file:
+        words = file.read().rsplit(")", 1)[1].split()
+    return (int(words[11]) + int(words[12])) / TICK
+
+
+def is_direct(pid, path):
+    """Whether a process has a file open with O_DIRECT."""
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            if os.readlink(f"/proc/{pid}/fd/{number}") != path:
+                continue
+            with open(f"/proc/{pid}/fdinfo/{number}") as file:
+                if any(line.startswith("flags:") and int(line.split()[1], 8) & os.O_DIRECT for line in file):
+                    return True
+        except OSError:
+            continue
+    return False
+
+
+class Images:
+    """Images of each kind, one for each server; what is written into for the first time is made anew each time."""
+
+    def __init__(self, work, mebibytes):
+        self.work, self.mebibytes = work, mebibytes
+        os.makedirs(work + "/templates")
+        self.template = work + "/templates/template.raw"
+        # Halves of each 64 KiB can be deflated.
+        with open(self.template, "wb") as file:
+            for _ in range(mebibytes * 16):
+                file.write(os.urandom(32 << 10) + b"xen block backend" * 1927 + b"xbb xbb xbb")
+
+    def make(self, kind, server):
+        path = f"{self.work}/{kind}.{server}"
+        if kind in ("filled", "deflated"):
+            if not os.path.exists(path):
+                compress = ["-c"] if kind == "deflated" else []
+                bench.run("qemu-img", "convert", *compress, "-O", "qcow2", self.template, path)
+            return path
+        if os.path.exists(path):
+            os.unlink(path)
+        if kind == "empty":
+            bench.run("qemu-img", "create", "-f", "qcow2", path, "8G")
+        else:
+            bench.run("qemu-img", "create", "-f", "qcow2", "-b", self.template, "-F", "raw", path)
+        os.sync()
+        return path
+
+
+class Ours:
+    """A disk of XBB, as an NBD server."""
+
+    name = "xbb"
+
+    def __init__(self, lab, path, is_read_only):
+        self.lab = lab
+        lab.attach(DISK, "qcow2:" + path, *(["--readonly"] if is_read_only else []))
+        self.uri = "nbd+unix:///?socket=" + lab.work + "/xbb.nbd"
+        self.gate = subprocess.Popen(
+            ["nbdkit", "--foreground", "--unix", lab.work + "/xbb.nbd", PLUGIN, "dir=" + lab.xen, "domid=1", "vdev=" + DISK],
+            stderr=subprocess.DEVNULL)
+        lab.wait(lambda: subprocess.run(["nbdinfo", "--size", self.uri], capture_output=True).returncode == 0)
+        self.pid = lab.worker(DISK)
+
+    def stop(self):
+        self.gate.terminate()
+        self.gate.wait(30)
+        os.unlink(self.lab.work + "/xbb.nbd")
+        self.lab.ctl("detach", "1", DISK)
+
+
+class Peer:
+    """qemu-nbd, past the page cache with asynchronous I/O as the worker has it."""
+
+    name = "qemu-nbd"
+
+    def __init__(self, lab, path, is_read_only):
+        self.socket = lab.work + "/peer.nbd"
+        self.uri = "nbd+unix:///?socket=" + self.socket
+        self.process = subprocess.Popen(
+            ["qemu-nbd", "-f", "qcow2", "-t", "-e", "4", "-k", self.socket, "--cache=none", "--aio=native",
+             "--discard=unmap", *(["-r"] if is_read_only else []), path], stderr=subprocess.DEVNULL)
+        self.pid = self.process.pid
+        lab.wait(lambda: subprocess.run(["nbdinfo", "--size", self.uri], capture_output=True).returncode == 0)
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(60)
+
+
+def measure(server, options, count, seconds, seed):
+    """IOPS, and microseconds of the server's processor time for a request."""
+    block = next(word.split("=")[1] for word in options.split() if word.startswith("--bs="))
+    size = int(block[:-1]) << {"k": 10, "M": 20}[block[-1]]
+    limit = ["--time_based", f"--runtime={seconds}"] if count is None else [f"--io_size={count * size}"]
+    before = processor_time(server.pid)
+    out = bench.run("fio", "--name=bench", "--ioengine=nbd", "--uri=" + server.uri, *options.split(), *limit, "--size=100%",
+                    f"--randseed={seed}", "--output-format=json")
+    job = json.loads(out[out.index("{"):])["jobs"][0]
+    done = job["write" if "write" in options else "read"]
+    time.sleep(0.05)
+    return done["iops"], (processor_time(server.pid) - before) * 1e6 / max(1, done["total_ios"])
+
+
+def peers_row(lab, images, row, given):
+    name, kind, options, count = row
+    is_read_only = "write" not in options
+    figures = {Ours: [], Peer: []}
+    access = {}
+    for round_ in range(given.rounds):
+        for kind_of_server in ([Ours, Peer] if round_ % 2 == 0 else [Peer, Ours]):
+            path = images.make(kind, kind_of_server.name)
+            server = kind_of_server(lab, path, is_read_only and kind != "overlay")
+            try:
+                access[kind_of_server.name] = "O_DIRECT" if is_direct(server.pid, path) else "page cache"
+                figures[kind_of_server].append(measure(server, options, count, given.seconds, 100 + round_))
+            finally:
+                server.stop()
+            if kind in ("empty", "overlay") and not is_read_only:
+                bench.run("qemu-img", "check", "-q", path)
+                os.unlink(path)
+    ratios = [ours[0] / theirs[0] for ours, theirs in zip(figures[Ours], figures[Peer])]
+    costs = [ours[1] / theirs[1] for ours, theirs in zip(figures[Ours], figures[Peer]) if theirs[1]]
+
+    def median(server, index):
+        return statistics.median(figure[index] for figure in figures[server])
+    return {"row": name, "access": access, "rounds": given.rounds,
+            "xbb": round(median(Ours, 0)), "peer": round(median(Peer, 0)),
+            "ratio": [round(statistics.median(ratios), 2), round(min(ratios), 2), round(max(ratios), 2)],
+            "xbb_us": round(median(Ours, 1), 1), "peer_us": round(median(Peer, 1), 1),
+            "cost_ratio": [round(value, 2) for value in (statistics.median(costs), min(costs), max(costs))] if costs else None,
+            "xbb_all": [round(figure[0]) for figure in figures[Ours]], "peer_all": [round(figure[0]) for figure in figures[Peer]]}
+
+
+def print_peers(rows):
+    print("| row | XBB | qemu-nbd | ratio | µs of the worker | µs of qemu-nbd | ratio |")
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        cost = "{} ({} to {})".format(*row["cost_ratio"]) if row["cost_ratio"] else ""
+        print("| {row} | {xbb:,} | {peer:,} | {0} ({1} to {2}) | {xbb_us} | {peer_us} | {cost} |".format(
+            *row["ratio"], cost=cost, **{key: row[key] for key in ("row", "xbb", "peer", "xbb_us", "peer_us")}))
+    print("access:", json.dumps(rows[-1]["access"]), " load average:", *os.getloadavg())
+
+
+def libqcow_rows(lab, images, given):
+    """Reading through the ring beside libqcow alone with four handles."""
+    direct = lab.work + "/libqcow-bench"
+    bench.run("gcc", "-O2", "-o", direct, os.path.join(ROOT, "scripts/libqcow-bench.c"), "-lqcow", "-lpthread")
+    rows = []
+    for name, kind in [("plain", "filled"), ("deflated", "deflated")]:
+        path = images.make(kind, "xbb")
+        lab.attach(DISK, "qcow2:" + path, "--readonly")
+        for order, rw, block, depth in [("random", "randread", 4096, 32), ("sequential", "read", 65536, 16)]:
+            ours, theirs = [], []
+            for _ in range(given.rounds):
+                ours.append(lab.load(DISK, rw, str(block), depth, given.seconds))
+                theirs.append(float(bench.run(direct, path, "4", order, str(block), str(given.seconds))))
+            rows.append(bench.row(f"{name}, {order} {block >> 10}k", ours, theirs, "libqcow, 4 handles"))
+        lab.ctl("detach", "1", DISK)
+    return rows
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--mebibytes", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--mebibytes", type=int, default=1024)
+    parser.add_argument("--only", choices=["write", "read", "libqcow"])
+    parser.add_argument("--row", help="rows whose names have these words")
+    parser.add_argument("--directory", default="/var/tmp", help="where images are made")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="xbb-qcow-", dir="/var/tmp") as work:
-        direct = work + "/libqcow-bench"
-        bench.run("gcc", "-O2", "-o", direct, os.path.join(ROOT, "scripts/libqcow-bench.c"), "-lqcow", "-lpthread")
-        bench.say(f"bench: images of {given.mebibytes} MiB, plain and deflated")
-        # Halves of each 64 KiB can be deflated.
-        with open(work + "/raw", "wb") as file:
-            for _ in range(given.mebibytes * 16):
-                file.write(os.urandom(32 << 10) + b"xen block backend" * 1928)
-        bench.run("qemu-img", "convert", "-O", "qcow2", work + "/raw", work + "/plain")
-        bench.run("qemu-img", "convert", "-c", "-O", "qcow2", work + "/raw", work + "/deflated")
-        os.unlink(work + "/raw")
-        lab = bench.Lab(work)
-        rows, peers = [], []
-        try:
-            for number, name in enumerate(["plain", "deflated"]):
-                path, disk = f"{work}/{name}", f"xvd{'ab'[number]}"
-                lab.attach(disk, "qcow2:" + path, "--readonly")
-                for kind, rw, block, depth in [("random", "randread", 4096, 32), ("sequential", "read", 65536, 16)]:
-                    ours, theirs = [], []
-                    for _ in range(given.rounds):
-                        ours.append(lab.load(disk, rw, str(block), depth, given.seconds))
-                        theirs.append(float(bench.run(direct, path, "4", kind, str(block), str(given.seconds))))
-                    rows.append(bench.row(f"{name}, {kind} {block >> 10}k", ours, theirs, "libqcow, 4 handles"))
-                socket, peer = f"{work}/{name}.nbd", f"{work}/{name}.peer"
-                peers.append(subprocess.Popen(
-                    ["nbdkit", "--foreground", "--unix", socket, bench.BUILD + "/lib/nbdkit/nbdkit-xbb-plugin.so",
-                     "dir=" + lab.xen, "domid=1", "vdev=" + disk], stderr=subprocess.DEVNULL))
-                peers.append(subprocess.Popen(
-                    ["qemu-nbd", "-r", "-f", "qcow2", "-t", "-e", "4", "-k", peer, path], stderr=subprocess.DEVNULL))
-                lab.wait(lambda: os.path.exists(socket) and os.path.exists(peer))
-                time.sleep(0.5)
-                ours, theirs = [], []
-                for _ in range(given.rounds):
-                    ours.append(bench.fio_nbd("nbd+unix:///?socket=" + socket, 32, given.seconds))
-                    theirs.append(bench.fio_nbd("nbd+unix:///?socket=" + peer, 32, given.seconds))
-                rows.append(bench.row(f"{name}, random 4k, fio over NBD", ours, theirs, "qemu-nbd"))
-        finally:
-            for process in peers:
-                process.terminate()
+    work = tempfile.mkdtemp(prefix="xbb-qcow-", dir=given.directory)
+    lab, results = None, {"peers": [], "libqcow": []}
+    try:
+        bench.say(f"bench: images of {given.mebibytes} MiB")
+        images = Images(work, given.mebibytes)
+        lab = bench.Lab(work, "--backing-dir", work + "/templates")
+        for part, rows in ROWS.items():
+            for row in rows:
+                if given.only in (None, part) and (given.row or "") in row[0]:
+                    bench.say("bench: " + row[0])
+                    results["peers"].append(peers_row(lab, images, row, given))
+        if given.only in (None, "libqcow") and not given.row:
+            results["libqcow"] = libqcow_rows(lab, images, given)
+    finally:
+        if lab:
             lab.stop()
-    bench.print_table({"rows": rows, "facts": {}})
+        shutil.rmtree(work, ignore_errors=True)
+    if results["peers"]:
+        print_peers(results["peers"])
+    if results["libqcow"]:
+        bench.print_table({"rows": results["libqcow"], "facts": {}})
     os.makedirs(os.path.join(ROOT, "build"), exist_ok=True)
     with open(os.path.join(ROOT, "build/bench-qcow.json"), "w") as file:
-        json.dump(rows, file, indent=1)
+        json.dump(results, file, indent=1)
 
 
 main()

@@ -25,9 +25,9 @@ def run(*command, **options):
 
 
 class Lab:
-    """A loopback Xen with one guest, and xbbd."""
+    """A loopback Xen with one guest, and xbbd with options."""
 
-    def __init__(self, work):
+    def __init__(self, work, *options):
         self.work, self.xen, self.run_dir = work, work + "/xen", work + "/run"
         os.makedirs(self.run_dir)
         self.socket = self.run_dir + "/xbbd.sock"
@@ -42,7 +42,8 @@ class Lab:
         run(BIN + "/xbb-loopback", "domain", "create", "--dir", self.xen, "1")
         environment = dict(os.environ, LD_PRELOAD=preload, XBB_MALLOC_COUNT=self.malloc_file)
         self.processes.append(self.start(
-            [BIN + "/xbbd", "--loopback", self.xen, "--run-dir", self.run_dir, "--plugin-dir", PLUGINS], environment))
+            [BIN + "/xbbd", "--loopback", self.xen, "--run-dir", self.run_dir, "--plugin-dir", PLUGINS, *options],
+            environment))
         self.wait(lambda: os.path.exists(self.socket))
 
     def start(self, command, environment=None):

@@ -3,11 +3,14 @@
 # shellcheck disable=SC2317  # functions that a trap calls
 # Kills workers at random under verified load, xbbd with them now and then, and counts what the guests saw.
 #
-# Guests with a disk each: on files, with rings of 4 and of 32 pages, and for root one on a loop device. The first one's
-# requests overlap, and what it reads is checked against all that was acknowledged (--verify history). Now and then a
+# Guests with a disk each: on files, with rings of 4 and of 32 pages, for root one on a loop device, and a qcow2 image that is
+# written over a template, and has no error and no lost cluster at the end (qemu-img check). The requests of the first and the
+# last one overlap, and what is read is checked against all that was acknowledged (--verify history). Now and then a
 # disk is handed over to another worker (xbbctl upgrade); with `both` these are of the debug and the release build in turn,
 # so that each goes on where the other one stopped or died. The image of guest 2 is renamed, removed or exchanged for another
-# file before half of its workers end: the open file is what counts. At the end nothing may be lost, mapped, bound or left running.
+# file before half of its workers end: the open file is what counts. While workers of guests 1 and 2 end, another process has
+# QEMU's lock of a reader on the image (bytes 100 to 299), asks for that of a writer, or is qemu-img or qemu-io; the writer's it
+# must not get. At the end nothing may be lost, mapped, bound or left running.
 # usage: kill-test.sh [KILLS [debug|release|both [MILLISECONDS]]]   what was staged; mean time between two kills (250)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -41,6 +44,7 @@ cleanup() {
     left=$(jobs -p)
     # shellcheck disable=SC2086  # numbers
     [[ -n $left ]] && kill $left 2>/dev/null
+    [[ -z ${locker_PID:-} ]] || kill "$locker_PID" 2>/dev/null
     for domain in "${domains[@]}"; do left=$(worker "$domain") && kill -KILL "$left"; done
     wait 2>/dev/null
     [[ -n $loop ]] && losetup -d "$loop" 2>/dev/null
@@ -56,7 +60,7 @@ wait_for() { # wait_for WHAT COMMAND...
 }
 start_xbbd() {
     xbbd --loopback "$xen" --run-dir "$run" --plugin-dir "$current/lib/xbb/plugins" --worker "$current/bin/xbb-vbd" \
-        --restart-limit 1000000 --restart-window 1 >>"$work/xbbd.log" 2>&1 &
+        --backing-dir "$work/templates" --restart-limit 1000000 --restart-window 1 >>"$work/xbbd.log" 2>&1 &
     xbbd=$!
 }
 # Guest 2's name leads nowhere, or to another file, until the next call of `mend`.
@@ -73,9 +77,75 @@ mend() {
     if [[ -e $work/2.img ]]; then cmp -s "$work/2.img" "$work/other" || fail "guest 2 wrote to another file"; fi
     mv "$work/2.away" "$work/2.img"
 }
+# What the name of a guest's image was made for; it may lead elsewhere at the moment.
+image_of() { # image_of GUEST
+    if [[ -e $work/$1.away ]]; then echo "$work/$1.away"; else echo "$work/$1.img"; fi
+}
+# The process beside: "read PATH" takes a reader's lock of all of QEMU's bytes, "free" gives it back; "write PATH" asks for a
+# writer's lock until an empty line comes, and then says whether it got it.
+locks() {
+    python3 -u - 3<&0 <<'END'
+import fcntl, os, select, sys
+commands = os.fdopen(3)
+held = None
+for line in commands:
+    word, _, path = line.strip().partition(" ")
+    if held is not None:
+        os.close(held)
+        held = None
+    if not word:
+        continue
+    if word == "free":
+        print("free")
+        continue
+    held = os.open(path, os.O_RDONLY if word == "read" else os.O_RDWR)
+    if word == "read":
+        # One byte after the other, as QEMU does.
+        for byte in range(100, 300):
+            fcntl.lockf(held, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, byte)
+        print("held")
+        continue
+    print("asking")
+    result, asked = "refused", 0
+    while not select.select([commands], [], [], 0.0005)[0]:
+        try:
+            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB, 200, 100)
+            result = "got"
+            break
+        except OSError:
+            asked += 1
+    print(result)
+END
+}
+tell() { # tell WORD [PATH]: what the process beside answers
+    echo "$*" >&"${locker[1]}"
+    read -r -t 30 -u "${locker[0]}" answer || fail "the process that takes locks has ended"
+}
+# Somebody reads or would write the image of a guest, until `leave`.
+interfere() { # interfere GUEST HOW-ITS-WORKER-ENDS
+    case $((RANDOM % 4)) in
+    0) tell read "$(image_of "$1")" && readers=$((readers + 1)) ;;
+    1)
+        # Where xbbd has no files of the guest, nobody has the lock between two workers.
+        [[ ${kept[$1]} -eq 1 && $2 != both ]] || return 0
+        tell write "$(image_of "$1")" && asking=$1 writers=$((writers + 1))
+        ;;
+    2) qemu-img info -f raw "$(image_of "$1")" >/dev/null 2>&1 & programs=$((programs + 1)) ;;
+    3) qemu-io -r -f raw -c 'read 0 4k' -c 'sleep 200' "$(image_of "$1")" >/dev/null 2>&1 & programs=$((programs + 1)) ;;
+    esac
+}
+leave() {
+    if [[ -n $asking ]]; then
+        echo >&"${locker[1]}"
+        read -r -t 30 -u "${locker[0]}" answer || fail "the process that takes locks has ended"
+        [[ $answer == refused ]] || fail "another process got the lock of guest $asking's image while a worker ended: $answer"
+        asking=
+    fi
+    tell free
+}
 ctl() { xbbctl "$@" --loopback "$xen" --socket "$run/xbbd.sock"; }
 
-mkdir -p "$xen" "$run"
+mkdir -p "$xen" "$run" "$work/templates"
 ln -s "${builds[0]}" "$current"
 xbb-loopback run --dir "$xen" >"$work/loopback.log" 2>&1 &
 wait_for "the start of xbb-loopback" xbb-loopback domain list --dir "$xen"
@@ -83,17 +153,23 @@ start_xbbd
 wait_for "the start of xbbd" test -S "$run/xbbd.sock"
 truncate -s 64M "$work"/{1,2,3}.img "$work/other"
 printf 'another file' | dd of="$work/other" conv=notrunc status=none
-images=("$work/1.img" "$work/2.img")
+# Half of the template has data, and the disk is larger than it: its clusters are copied, made and zeroed.
+head -c 24M /dev/urandom >"$work/templates/4.img"
+truncate -s 48M "$work/templates/4.img"
+qemu-img create -q -f qcow2 -b templates/4.img -F raw "$work/4.qcow2" 64M || fail "qemu-img create"
+template=$(sha256sum <"$work/templates/4.img")
+# By the numbers of the domains.
+images=([1]="raw:$work/1.img" [2]="raw:$work/2.img" [4]="qcow2:$work/4.qcow2")
 if [[ $(id -u) -eq 0 ]] && loop=$(losetup --find --show "$work/3.img" 2>/dev/null); then
-    images+=("$loop")
+    images[3]=raw:$loop
 else
     loop=
 fi
-pages=(4 32 1)
+pages=([1]=4 [2]=32 [3]=1 [4]=8)
 # Connects, writes, reads, reads all back and closes, again and again until told to stop. A good run is a line of JSON.
 load() { # load DOMAIN RING-PAGES
     local seed=$((1000 * $1)) verify=(--bs 4k-128k --verify crc32c)
-    [[ $1 -ne 1 ]] || verify=(--bs 512-24k --verify history)
+    [[ $1 -ne 1 && $1 -ne 4 ]] || verify=(--bs 512-24k --verify history)
     while [[ ! -e $work/stop ]]; do
         seed=$((seed + 1))
         xbb-blkfront load --dir "$xen" --domid "$1" --rw randrw "${verify[@]}" --depth 32 --ring-pages "$2" --time 6 \
@@ -102,12 +178,11 @@ load() { # load DOMAIN RING-PAGES
     done
 }
 declare -A load
-for index in "${!images[@]}"; do
-    domain=$((index + 1))
+for domain in "${!images[@]}"; do
     domains+=("$domain")
     xbb-loopback domain create --dir "$xen" "$domain" >>"$work/loopback.log" || fail "domain $domain"
-    ctl attach "$domain" xvda "raw:${images[index]}" >/dev/null || fail "attach ${images[index]}"
-    load "$domain" "${pages[index]}" &
+    ctl attach "$domain" xvda "${images[domain]}" >/dev/null || fail "attach ${images[domain]}"
+    load "$domain" "${pages[domain]}" &
     load[$domain]=$!
 done
 for domain in "${domains[@]}"; do wait_for "the first worker of $domain" worker "$domain"; done
@@ -115,43 +190,54 @@ sleep 1
 descriptors=$(find "/proc/$xbbd/fd" | wc -l)
 done_kills=0
 misled=0
-# xbbd has the open files of guest 2.
-kept=1
+readers=0
+writers=0
+programs=0
+# xbbd has the open files of these guests.
+kept=([1]=1 [2]=1)
 both=0
 upgrades=0
+asking=
+coproc locker { locks; }
 RANDOM=${XBB_TEST_SEED:-$$}
 started=$SECONDS
 while [[ $done_kills -lt $kills ]]; do
     pause=$((RANDOM % (2 * between)))
     sleep "$((pause / 1000)).$(printf '%03d' $((pause % 1000)))"
+    leave
     domain=${domains[RANDOM % ${#domains[@]}]}
     kill -0 "${load[$domain]}" 2>/dev/null || break
     process=$(worker "$domain") || continue
+    end=killed
+    [[ $((RANDOM % 25)) -ne 0 ]] || end=both
+    [[ $((RANDOM % 12)) -ne 0 ]] || end=upgraded
     if [[ $domain -eq 2 ]]; then
         mend
-        [[ $kept -eq 0 || $((RANDOM % 2)) -eq 0 ]] || mislead
-        # The worker that follows leaves its open files with the xbbd that there is now.
-        kept=1
+        [[ ${kept[2]} -eq 0 || $end == both || $((RANDOM % 2)) -eq 0 ]] || mislead
     fi
-    if [[ $((RANDOM % 12)) -eq 0 ]]; then
+    [[ $domain -gt 2 || $((RANDOM % 2)) -eq 0 ]] || interfere "$domain" "$end"
+    # The worker that follows leaves its open files with the xbbd that there is now.
+    kept[domain]=1
+    case $end in
+    upgraded)
         change_build
         ctl upgrade "$domain" xvda >>"$work/upgrade.log" 2>&1 || { tail -3 "$work/upgrade.log"; fail "upgrade of guest $domain"; }
         upgrades=$((upgrades + 1))
-        continue
-    fi
-    if [[ $((RANDOM % 25)) -eq 0 ]]; then
-        # Without a service manager nobody has the open files then, and the name counts.
+        ;;
+    both)
+        # Without a service manager nobody has the open files then, and the names count.
         mend
-        kept=0
+        kept=([1]=0 [2]=0)
         kill -KILL "$xbbd" "$process" 2>/dev/null
         wait "$xbbd" 2>/dev/null
         start_xbbd
         both=$((both + 1))
-    else
-        kill -KILL "$process" 2>/dev/null || continue
-    fi
-    done_kills=$((done_kills + 1))
+        ;;
+    killed) kill -KILL "$process" 2>/dev/null || continue ;;
+    esac
+    [[ $end == upgraded ]] || done_kills=$((done_kills + 1))
 done
+leave
 seconds=$((SECONDS - started))
 mend
 touch "$work/stop"
@@ -171,6 +257,7 @@ jq -sr '[.[].pauses_ms[]] | sort | if length == 0 then "  no pause of 10 ms" els
 echo "  processor: $(nproc) cores, load average $(cut -d' ' -f1-3 /proc/loadavg)"
 replayed=$(grep -o 'with [0-9]* requests in flight' "$work/xbbd.log" | awk '{ n += $2 } END { print n + 0 }')
 echo "  $replayed requests were done again; the image of guest 2 had another name, none or another file's $misled times"
+echo "  beside workers that ended: $readers times a reader's lock, $writers times one that asked for a writer's, $programs times qemu-img or qemu-io"
 $good || fail "a guest saw an error"
 [[ $done_kills -eq $kills ]] || fail "a load ended early"
 now=$(find "/proc/$xbbd/fd" | wc -l)
@@ -184,5 +271,8 @@ jq -e 'all(.mapped == 0 and .copying == 0 and .grant_handles == 0 and .ports_bou
     { cat "$work/domains.json"; fail "something of a guest is still mapped or bound"; }
 clean() { [[ -z $(find "$run" -name 'vbd-*') ]]; }
 wait_for "the end of all files of disks" clean
+qemu-img check "$work/4.qcow2" >"$work/check.log" 2>&1 || { cat "$work/check.log"; fail "qemu-img check of the image of guest 4"; }
+[[ $(sha256sum <"$work/templates/4.img") == "$template" ]] || fail "the template of guest 4 was written to"
+echo "  the image of guest 4: $(grep -m1 -i 'no errors' "$work/check.log")"
 echo "kill-test: ok"
 exit 0

@@ -63,7 +63,8 @@ public struct PlanRules: Sendable, Equatable {
         if entry.isEmpty, readsAsZeroes(entry) { return .fresh }
         if entry.isZero {
             // A cluster that nobody else has, below zeroes: old data of somebody may stand there.
-            let isOwn = entry.raw & ~(L2Entry.offsetMask | L2Entry.copied) == L2Entry.zero && entry.raw & L2Entry.copied != 0
+            let isOwn =
+                entry.raw & ~(L2Entry.offsetMask | L2Entry.copied) == L2Entry.zero && entry.raw & L2Entry.copied != 0
             return isOwn && entry.place != 0 ? .refill(entry.place) : .copy(keepsOld: !isWhole)
         }
         return .copy(keepsOld: !isWhole)

@@ -55,11 +55,13 @@ public struct QCOWHeader: Sendable {
     public private(set) var compatible: UInt64 = 0
     /// Features that a writer who does not know them switches off; 0 before version 3.
     public private(set) var autoclear: UInt64 = 0
+    /// Persistent dirty bitmaps that the image has; nil: no extension says so.
+    public private(set) var bitmaps: UInt32?
     /// The header has extensions that are not known here.
     public private(set) var hasUnknownExtensions = false
     /// Bytes; the extensions begin behind them.
     public private(set) var headerLength: UInt64 = 0
-    /// 0 deflate, 1 zstd.
+    /// 0 deflate, 1 zstd; what compressed clusters are.
     public private(set) var compression: UInt8 = 0
     /// The backing file's name, in bytes of the file; 0: no backing file.
     public private(set) var backingOffset: UInt64 = 0
@@ -168,7 +170,8 @@ public struct QCOWHeader: Sendable {
             switch kind {
             case 0xe279_2aca: backingFormat = content
             case 0x4441_5441: dataFileName = content
-            case 0x6803_f857, 0x2385_2875: break
+            case 0x2385_2875: bitmaps = length >= 4 ? try reader.u32(position + 8) : nil
+            case 0x6803_f857: break
             default: hasUnknownExtensions = true
             }
             position += 8 + (length + 7) & ~7

@@ -34,7 +34,8 @@ public struct SnapshotTable: Sendable {
             let extra = UInt64(try fixed.u32(36))
             guard extra <= 1024 else { throw .damaged("snapshot \(index) has \(extra) bytes of extra data") }
             let (offset, count) = (try fixed.u64(0), UInt64(try fixed.u32(8)))
-            guard count <= QCOWCheck.largestL1 / 8, offset & (header.clusterSize - 1) == 0, offset >= header.clusterSize,
+            guard count <= QCOWCheck.largestL1 / 8, offset & (header.clusterSize - 1) == 0,
+                offset >= header.clusterSize,
                 offset <= image.size, count * 8 <= image.size - offset
             else { throw .damaged("the L1 table of snapshot \(index) is not in the file") }
             let words = try image.bytes(at: position + 40 + extra, count: Int(idLength + nameLength))

@@ -93,7 +93,8 @@ struct Allocator: ~Copyable {
     }
 
     private mutating func append(_ wanted: UInt64) throws(ImageError) -> [Range<UInt64>] {
-        let limit = storage.isGrowable ? QCOWCheck.largestFile >> geometry.clusterBits : storage.size >> geometry.clusterBits
+        let limit =
+            storage.isGrowable ? QCOWCheck.largestFile >> geometry.clusterBits : storage.size >> geometry.clusterBits
         if try !hasRoom(at: end) { try growTable(limit) }
         var (cluster, found, fresh) = (end, ClusterRuns(), [Int]())
         do throws(ImageError) {
@@ -152,7 +153,8 @@ struct Allocator: ~Copyable {
     private mutating func growTable(_ limit: UInt64) throws(ImageError) {
         let perCluster = geometry.tableEntriesPerCluster
         let (before, start) = (refcounts.table.count, end)
-        let wanted = max(refcounts.tableClusters + refcounts.tableClusters / 2 + 1, end >> geometry.blockBits / perCluster + 1)
+        let wanted = max(
+            refcounts.tableClusters + refcounts.tableClusters / 2 + 1, end >> geometry.blockBits / perCluster + 1)
         let clusters = min(wanted, QCOWCheck.largestRefcountTable >> geometry.clusterBits)
         guard clusters > refcounts.tableClusters else {
             throw ImageError(.unreadable(EFBIG), "the refcount table of the image is as large as it may be")

@@ -9,7 +9,7 @@ public struct EngineOptions: Sendable {
     public var cacheBytes: UInt64 = 16 << 20
     /// Discards of the guest give clusters back, and holes are punched for them.
     public var discards = true
-    /// The writer before may not have closed the image: the scan begins with the first change, not with the first allocation.
+    /// The writer before may not have closed the image: the scan begins at once, not with the first allocation.
     public var followsUncleanEnd = false
     /// Clusters that are reserved ahead, at first and at most.
     public var reserve: ClosedRange<Int> = 16...1024

@@ -38,7 +38,9 @@ final class Grace: Sendable {
 
     /// What had begun before ``turn()`` has ended.
     var isQuiet: Bool {
-        let other = phase.load(ordering: .relaxed) == 0 ? odd.load(ordering: .sequentiallyConsistent)
+        let other =
+            phase.load(ordering: .relaxed) == 0
+            ? odd.load(ordering: .sequentiallyConsistent)
             : even.load(ordering: .sequentiallyConsistent)
         return other == 0
     }

@@ -178,9 +178,10 @@ extension ImageEngine {
 
     /// Settles what is under way and gives the reserve back. Nothing may be in flight.
     public func close() {
-        for _ in 0..<64 where failure == 0 {
+        // A scan that is nearly over, too; a long one begins anew the next time.
+        for _ in 0..<128 where failure == 0 {
             let isBusy = listLock.locked { !commits.isEmpty || !unmapped.isEmpty || !scanWaiters.isEmpty }
-            guard isBusy || !waiting.isEmpty || !released.isEmpty else { break }
+            guard isBusy || !waiting.isEmpty || !released.isEmpty || isScanning else { break }
             commit()
         }
         guard failure == 0 else { return }

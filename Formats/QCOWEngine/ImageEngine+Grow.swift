@@ -13,11 +13,13 @@ extension ImageEngine {
         if newSize == size { return }
         guard failure == 0 else { throw ImageError(.unreadable(EIO), "nothing is written to this image any more") }
         guard image.header.snapshotCount == 0 || geometry.version >= 3 else {
-            throw ImageError(.unsupported, "the image has snapshots of version 2, which do not say how large their disk was")
+            throw ImageError(
+                .unsupported, "the image has snapshots of version 2, which do not say how large their disk was")
         }
         // Otherwise what lies below would come into sight behind the old end.
         guard (below?.size ?? 0) <= size else {
-            throw ImageError(.unsupported, "the backing file is longer than the disk, and its end would come into sight")
+            throw ImageError(
+                .unsupported, "the backing file is longer than the disk, and its end would come into sight")
         }
         let reach = geometry.clusterBits + geometry.l2Bits
         let entries = newSize >> reach + (newSize & (1 << reach - 1) == 0 ? 0 : 1)
@@ -41,7 +43,9 @@ extension ImageEngine {
         let count = min(clusters << (geometry.clusterBits - 3), QCOWCheck.largestL1 / 8)
         let place = try ownRun(of: clusters) << geometry.clusterBits
         var table = [UInt8](repeating: 0, count: Int(count) * 8)
-        let words = (0..<map.l1Count).map { map.l1Entry($0) }.bigEndianBytes
+        // From the file: the map has not compared all flags with the refcounts.
+        let words = try storage.bytes(at: l1Offset, count: min(map.l1Count, Int(count)) * 8)
+        guard words.count == map.l1Count * 8 else { throw .damaged("the L1 table is not in the file") }
         table.replaceSubrange(0..<words.count, with: words)
         try check(storage.write(table[...], at: place), "cannot write the L1 table")
         try check(sync(), "cannot make the L1 table durable")

@@ -269,7 +269,9 @@ extension ImageEngine {
         if keepsOld {
             let code = bounce.with(all) { memory in readLayers(&memory, at: cluster << geometry.clusterBits) }
             try check(code, "cannot read what is copied")
-        } else if range != all { bounce.zero(all) }
+        } else if range != all {
+            bounce.zero(all)
+        }
         fill(bounce, range, from: change.operation, cluster)
         try check(bounce.reading(all) { storage.writeData($0, at: place) }, "cannot write a cluster")
     }
@@ -332,7 +334,8 @@ extension ImageEngine {
             if entry & L2Entry.copied != 0 { return true }
             guard entry & L2Entry.offsetMask == place else { return false }
             guard try allocator.refcounts.count(of: place >> geometry.clusterBits) == 1 else {
-                damage = "entry \(l1Index) of the L1 table claims the table at offset \(place) for itself, which is not its own"
+                damage =
+                    "entry \(l1Index) of the L1 table claims the table at offset \(place) for itself, which is not its own"
                 return false
             }
             map.setL1(l1Index, entry | L2Entry.copied)

@@ -32,7 +32,9 @@ extension ImageEngine {
         guard let piece = map.tryPiece(of: cluster) else { return .engine }
         defer { map.unlock(piece) }
         guard piece.table & L2Entry.copied != 0 else { return .engine }
-        let (first, last) = (map.index(cluster), map.index(cluster) + Int((offset + length - 1) >> map.clusterBits - cluster))
+        let (first, last) = (
+            map.index(cluster), map.index(cluster) + Int((offset + length - 1) >> map.clusterBits - cluster)
+        )
         guard last < piece.count else { return .engine }
         let within = offset & (map.clusterSize - 1)
         let entry = piece[first]
@@ -101,8 +103,9 @@ extension ImageEngine {
 
     /// Clusters that were to be published and could not be: they go back, unless the file refers to them nevertheless.
     private func scrap(_ clusters: Range<UInt64>, after piece: ClusterMap.Piece, _ indexes: ClosedRange<Int>) {
-        guard let words = try? storage.nonZeroWords(
-            at: piece.offset + UInt64(indexes.lowerBound) * 8, count: indexes.count)
+        guard
+            let words = try? storage.nonZeroWords(
+                at: piece.offset + UInt64(indexes.lowerBound) * 8, count: indexes.count)
         else { return }
         let referred = words.map { L2Entry($0.word).place >> map.clusterBits }
         discardUnused(clusters.filter { !referred.contains($0) })

@@ -72,7 +72,7 @@ public final class ImageEngine: @unchecked Sendable {
     var waitingIsDurable = false
     var released: [UInt64] = []
 
-    let isPrepared = Atomic<Bool>(false)
+    let isPrepared: Atomic<Bool>
     /// What every change and flush ends with; 0: none.
     let failureCode = Atomic<Int32>(0)
     let byteCount: Atomic<UInt64>
@@ -107,6 +107,8 @@ public final class ImageEngine: @unchecked Sendable {
             }
         }
         scan = ImageScan(image, snapshots: snapshots)
+        // Without such features there is nothing to prepare; the writer before has switched them off.
+        isPrepared = Atomic(image.header.autoclear == 0)
         reserveSize = Atomic(options.reserve.lowerBound)
         byteCount = Atomic(image.size)
         (l1Offset, l1Capacity) = (image.header.l1Offset, image.header.l1Count)
@@ -193,7 +195,8 @@ public final class ImageEngine: @unchecked Sendable {
                 if let clusters = entry.clusters(clusterBits: geometry.clusterBits),
                     clusters.contains(where: { allocator.metadata.contains($0) })
                 {
-                    damage = "an L2 entry points to offset \(clusters.lowerBound << geometry.clusterBits), where a table stands"
+                    damage =
+                        "an L2 entry points to offset \(clusters.lowerBound << geometry.clusterBits), where a table stands"
                     unsafe entries[index] &= ~L2Entry.copied
                     continue
                 }

@@ -201,7 +201,9 @@ extension ImageEngine {
     private func mark(_ cluster: UInt64, isData: Bool, at place: UInt64) throws(ImageError) {
         if cluster >= scan?.bound ?? 0 {
             // The engine's own, all of which are known.
-            guard allocator.used.contains(cluster) else { throw .damaged("an entry points to offset \(place), behind the file") }
+            guard allocator.used.contains(cluster) else {
+                throw .damaged("an entry points to offset \(place), behind the file")
+            }
             return
         }
         let count = try allocator.refcounts.count(of: cluster)

@@ -26,7 +26,9 @@ extension ImageStorage {
     /// As metadata.
     public func writeData(_ bytes: RawSpan, at offset: UInt64) -> Int32 { write(bytes, at: offset) }
     /// As metadata.
-    public func readData(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32 { read(into: &buffer, at: offset) }
+    public func readData(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32 {
+        read(into: &buffer, at: offset)
+    }
 }
 
 /// What an image shows where it has nothing of its own. Any thread, several at once.

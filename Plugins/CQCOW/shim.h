@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause
- * libqcow and zlib for Swift: the calls that the QCOW plugin makes, with what C macros and opaque error objects would
+ * libqcow, zlib and zstd for Swift: the calls that the QCOW plugin makes, with what C macros and opaque error objects would
  * make long there. */
 #ifndef CQCOW_SHIM_H
 #define CQCOW_SHIM_H
@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <zlib.h>
+#include <zstd.h>
 
 /* The first line of what libqcow says, then its error object is gone. */
 static inline void cqcow_take_error(libqcow_error_t *error, char *text, size_t size)
@@ -83,6 +84,33 @@ static inline int cqcow_inflate(z_stream *stream, const void *input, size_t leng
     stream->avail_out = (unsigned)room;
     int result = inflate(stream, Z_FINISH);
     return (result == Z_STREAM_END || result == Z_BUF_ERROR) && stream->avail_out == 0;
+}
+
+/* A decompressor for the zstd frames of QCOW. A frame may want no more memory than a cluster of 2 MiB needs. NULL: no memory. */
+static inline ZSTD_DCtx *cqcow_decompressor(void)
+{
+    ZSTD_DCtx *context = ZSTD_createDCtx();
+    if (context && ZSTD_isError(ZSTD_DCtx_setParameter(context, ZSTD_d_windowLogMax, 22))) {
+        ZSTD_freeDCtx(context);
+        context = NULL;
+    }
+    return context;
+}
+
+static inline void cqcow_decompressor_free(ZSTD_DCtx *context) { ZSTD_freeDCtx(context); }
+
+/* True if the frames at `input` give `room` bytes or more; what follows is not looked at. */
+static inline int cqcow_decompress(ZSTD_DCtx *context, const void *input, size_t length, void *output, size_t room)
+{
+    ZSTD_inBuffer in = {input, length, 0};
+    ZSTD_outBuffer out = {output, room, 0};
+    ZSTD_DCtx_reset(context, ZSTD_reset_session_only);
+    while (out.pos < out.size) {
+        size_t before_in = in.pos, before_out = out.pos;
+        if (ZSTD_isError(ZSTD_decompressStream(context, &out, &in))) return 0;
+        if (in.pos == before_in && out.pos == before_out) return 0; /* cut off */
+    }
+    return 1;
 }
 
 #endif

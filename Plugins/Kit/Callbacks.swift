@@ -118,6 +118,19 @@ extension xbb_plugin {
                 try unsafe inspector.inspect(opening).fill(&image.pointee)
             }
         }
+        unsafe examine = { open, flags, tell, argument, failure in
+            unsafe reporting(to: failure) { () throws(PluginError) in
+                guard let plugin = unsafe LoadedPlugin.current, let inspector = plugin.inspector, flags == 0,
+                    let tell = unsafe tell, let opening = unsafe Opening(open, options: plugin.options)
+                else { throw .invalid("examine() without an image, or with unknown flags") }
+                try inspector.examine(opening) { fact in
+                    unsafe fact.name.withCString { name in
+                        guard let words = fact.words else { return unsafe tell(argument, name, fact.value, nil) == 0 }
+                        return unsafe words.withCString { unsafe tell(argument, name, fact.value, $0) == 0 }
+                    }
+                }
+            }
+        }
     }
 }
 

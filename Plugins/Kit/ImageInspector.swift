@@ -10,6 +10,29 @@ public protocol ImageInspector: SendableMetatype {
     /// Says what the header of `opening.fd` says, and follows no name in it. In a process of its own with limits of memory
     /// and time, where no disk is opened.
     static func inspect(_ opening: Opening) throws(PluginError) -> ImageDescription
+    /// Says what an administrator may want to know beside that, fact by fact, until `report` gives false. Under the same
+    /// conditions.
+    static func examine(_ opening: Opening, _ report: (ImageFact) -> Bool) throws(PluginError)
+}
+
+extension ImageInspector {
+    /// Nothing more.
+    public static func examine(_ opening: Opening, _ report: (ImageFact) -> Bool) throws(PluginError) {}
+}
+
+/// Something about an image. Its names and words may come from the image: the host takes control characters away.
+public struct ImageFact: Sendable, Equatable {
+    /// As `small-letters`.
+    public let name: String
+    /// A number, or what of it there is in words.
+    public let value: UInt64
+    /// Words of one line; nil: the number is all.
+    public let words: String?
+
+    /// A number.
+    public init(_ name: String, _ value: UInt64) { (self.name, self.value, words) = (name, value, nil) }
+    /// Words.
+    public init(_ name: String, _ words: String) { (self.name, value, self.words) = (name, 0, words) }
 }
 
 /// The beginning and the end of a file that is asked about; `xbb_probe`. It is valid while `score()` runs.

@@ -29,7 +29,8 @@ final class BackingFile: LowerLayer {
         } else if let device = child.device(as: QCOWDevice.self) {
             (source, size) = (.image(device), device.size)
         } else {
-            throw PluginError(EOPNOTSUPP, "the backing file is neither raw nor an image of QEMU's formats qcow2 and qcow")
+            throw PluginError(
+                EOPNOTSUPP, "the backing file is neither raw nor an image of QEMU's formats qcow2 and qcow")
         }
     }
 

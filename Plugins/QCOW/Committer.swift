@@ -59,8 +59,10 @@ final class Committer: ThreadBody, @unchecked Sendable {
         let deadline = UInt64(now.tv_sec) * 1_000_000_000 + UInt64(now.tv_nsec) + (time ?? 0)
         monitor.lock()
         while !isStopping {
-            if isCalled.load(ordering: .sequentiallyConsistent), time == nil || engine.pending == .now { break }
-            isCalled.store(false, ordering: .sequentiallyConsistent)
+            // In one step: a call between a look and its reset would be lost.
+            if isCalled.exchange(false, ordering: .sequentiallyConsistent), time == nil || engine.pending == .now {
+                break
+            }
             guard time != nil else {
                 monitor.wait()
                 continue

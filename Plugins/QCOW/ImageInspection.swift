@@ -25,6 +25,34 @@ enum QCOWInspector: ImageInspector {
             diskSize: header.size, memory: QCOWProbe.memory(check), traits: traits,
             files: header.references.map { ImageFileName($0) })
     }
+
+    static func examine(_ opening: Opening, _ report: (ImageFact) -> Bool) throws(PluginError) {
+        let file = try ImageFile(fd: opening.fd)
+        defer { file.finish() }
+        try examining { () throws(ImageError) in
+            let image = try QCOWImage(file)
+            let header = image.header
+            var facts = [
+                ImageFact("version", UInt64(header.version)), ImageFact("cluster-size", header.clusterSize),
+            ]
+            if header.version >= 2 { facts.append(ImageFact("refcount-bits", 1 << UInt64(header.refcountOrder))) }
+            if header.compression == Compression.zstd.rawValue { facts.append(ImageFact("compression", "zstd")) }
+            if header.compatible & 1 != 0 { facts.append(ImageFact("feature", "lazy refcounts")) }
+            let survey = try ImageSurvey(file, image)
+            facts += [
+                ImageFact("data-clusters", survey.data), ImageFact("shared-clusters", survey.shared),
+                ImageFact("compressed-clusters", survey.compressed), ImageFact("zero-clusters", survey.zeroes),
+            ]
+            if let leaked = survey.leaked { facts.append(ImageFact("leaked-clusters", leaked)) }
+            if survey.uncounted > 0 { facts.append(ImageFact("uncounted-clusters", survey.uncounted)) }
+            if !survey.isComplete {
+                facts.append(ImageFact("survey", "a part of the image: it is too large for all of it"))
+            }
+            facts += header.bitmaps.map { ImageFact("bitmaps", UInt64($0)) }.map { [$0] } ?? []
+            facts += survey.snapshots.map { ImageFact("snapshot", String(decoding: $0, as: UTF8.self)) }
+            for fact in facts where !report(fact) { return }
+        }
+    }
 }
 
 extension ImageFileName {

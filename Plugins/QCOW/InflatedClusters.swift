@@ -12,6 +12,7 @@ import Synchronization
 final class InflatedClusters: Sendable {
     private let file: ImageFile
     private let clusterSize: Int
+    private let compression: Compression
     private let counters: QCOWCounters
     private let places: [Place]
     private let directory: Mutex<Directory>
@@ -26,7 +27,10 @@ final class InflatedClusters: Sendable {
     private static let mostPlaces = 16
     private static let memory = 2 << 20
 
-    init(_ file: ImageFile, clusterSize: UInt64, counters: QCOWCounters) {
+    init(_ file: ImageFile, _ header: QCOWHeader, counters: QCOWCounters) {
+        let clusterSize = header.clusterSize
+        // Others were refused when the header was judged.
+        compression = Compression(rawValue: header.compression) ?? .deflate
         self.counters = counters
         self.file = file
         self.clusterSize = Int(clusterSize)
@@ -65,7 +69,7 @@ final class InflatedClusters: Sendable {
         // A cluster that grew by it is stored as it is, so it is no longer.
         guard length <= clusterSize + 1024 else { return -EIO }
         if unsafe holder.memory == nil {
-            do throws(PluginError) { holder.inflater = try Inflater() } catch { return -ENOMEM }
+            do throws(PluginError) { holder.inflater = try Inflater(compression) } catch { return -ENOMEM }
             unsafe holder.memory = .allocate(byteCount: 2 * clusterSize + 1024, alignment: 4096)
         }
         guard let base = unsafe holder.memory else { return -ENOMEM }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// libqcow and zlib: the one file of the plugin that calls them.
+// libqcow: the one file of the plugin that calls it.
 //
 // libqcow decrypts.  It is not asked for anything that it is known to get wrong; docs/qcow.md lists what that is.
 import CQCOW
@@ -67,23 +67,5 @@ final class LibqcowFile: @unchecked Sendable {
 
     private static func text(_ words: [CChar]) -> String {
         String(decoding: words.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
-    }
-}
-
-/// Inflates clusters; for one thread.
-@safe
-final class Inflater {
-    private let stream: UnsafeMutablePointer<z_stream>
-
-    init() throws(PluginError) {
-        guard let stream = unsafe cqcow_inflater() else { throw PluginError(ENOMEM, "no memory to inflate clusters") }
-        unsafe self.stream = unsafe stream
-    }
-
-    deinit { unsafe cqcow_inflater_free(stream) }
-
-    /// True if all of `output` was filled from `input`.
-    func inflate(_ input: UnsafeRawBufferPointer, into output: UnsafeMutableRawBufferPointer) -> Bool {
-        unsafe cqcow_inflate(stream, input.baseAddress, input.count, output.baseAddress, output.count) != 0
     }
 }

@@ -68,7 +68,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
                 file = try Self.fileForWriting(opening, wanted, image.header)
             }
             let (used, below) = (file, backing)
-            let inflated = InflatedClusters(used, clusterSize: image.header.clusterSize, counters: counters)
+            let inflated = InflatedClusters(used, image.header, counters: counters)
             clusters = inflated
             if opening.isReadOnly {
                 engine = nil
@@ -158,7 +158,8 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
                 host.log(
                     .error,
                     PluginError(
-                        system: "\(label): what was written could not be made durable; nothing is written any more until "
+                        system:
+                            "\(label): what was written could not be made durable; nothing is written any more until "
                             + "the disk is attached again", code
                     ).message)
             case .unreadable(let fault): report(fault, at: fault.place)

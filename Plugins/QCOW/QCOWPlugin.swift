@@ -17,7 +17,8 @@ enum QCOWOption {
         help: "what a guest's discards do: unmap gives clusters back, ignore does nothing")
     static let direct = PluginOption.choice(
         "direct", default: DirectChoice.auto,
-        help: "bypass the page cache for data with O_DIRECT and asynchronous I/O; auto: if the host opened the image so")
+        help: "bypass the page cache for data with O_DIRECT and asynchronous I/O; auto: if the host opened the image so"
+    )
     static let threads = PluginOption.count(
         "threads", default: 8, in: 1...64, help: "threads per disk for what cannot be done asynchronously")
     static let all: [any OptionSchema] = [password, backingFormat, cache, lock, discard, direct, threads]

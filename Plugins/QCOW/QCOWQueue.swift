@@ -177,7 +177,9 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
 
     private func append(_ request: UnsafeMutablePointer<xbb_req>, to jobs: inout JobList) {
         let queue = unsafe OpaquePointer(state)
-        guard let memory = unsafe request.pointee.ctx else { return unsafe QueueState.completed(queue, request, -EINVAL) }
+        guard let memory = unsafe request.pointee.ctx else {
+            return unsafe QueueState.completed(queue, request, -EINVAL)
+        }
         let job = unsafe memory.assumingMemoryBound(to: Job.self)
         unsafe job.initialize(to: Job(request, queue: queue, complete: QueueState.completed))
         unsafe jobs.append(job)

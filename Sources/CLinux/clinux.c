@@ -76,6 +76,14 @@ int clinux_unix_connect(const char *path, int type)
     return made;
 }
 
+int clinux_peer_process(int socket)
+{
+    struct ucred peer;
+    socklen_t size = sizeof peer;
+    if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return -1;
+    return peer.pid;
+}
+
 int clinux_unix_listen(const char *path, int type, int backlog)
 {
     struct sockaddr_un address;

@@ -37,6 +37,11 @@ package struct StorageIdentity: Hashable, Sendable {
     package init?(file: Int32) {
         var status = stat()
         guard unsafe fstat(file, &status) == 0 else { return nil }
+        self.init(status)
+    }
+
+    /// The identity of what was looked at.
+    package init(_ status: stat) {
         if status.st_mode & S_IFMT == S_IFBLK {
             self.init(device: 0, number: UInt64(status.st_rdev))
         } else {

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Messages between a worker and the keeper of its XenStore connection. Both ends are the same program.
+internal import Base
+import Glibc
 
 /// What a worker asks for. One byte of operation, four of the transaction, the path, a NUL, and a value or token.
 struct BrokerRequest: Equatable {
@@ -8,6 +10,9 @@ struct BrokerRequest: Equatable {
         case write, remove, start, commit, abort, watch, unwatch
         /// Not XenStore: sizes the journal, in bytes of four.
         case reserve
+        /// Several keys below the path, which stand in the value with a NUL between them: in one message, as a successor's
+        /// guest waits for each of them.
+        case readAll
     }
 
     var operation: Operation
@@ -57,6 +62,47 @@ struct BrokerReply: Equatable {
     init?(_ bytes: ArraySlice<UInt8>) {
         guard bytes.count >= 4 else { return nil }
         self.init(Int32(bitPattern: number(bytes.prefix(4))), Array(bytes.dropFirst(4)))
+    }
+}
+
+/// The values of several keys as they are sent: for each its errno, 0 for success, its length and its bytes.
+enum BrokerValues {
+    /// The most keys of a message: those of a frontend with a ring of 32 pages, several times over.
+    static let mostKeys = 256
+
+    /// As many of the values as a reply has room for.
+    static func bytes(_ values: [Result<[UInt8], OperationError>]) -> [UInt8] {
+        var bytes: [UInt8] = []
+        for value in values {
+            let (code, content): (Int32, [UInt8])
+            switch value {
+            case .success(let read): (code, content) = (0, read)
+            case .failure(let error): (code, content) = (error.code == 0 ? EIO : error.code, [])
+            }
+            // Four bytes of the reply are its own code.
+            guard bytes.count + 8 + content.count <= BrokerRequest.capacity - 4 else { return bytes }
+            bytes += littleEndian(UInt32(bitPattern: code)) + littleEndian(UInt32(content.count)) + content
+        }
+        return bytes
+    }
+
+    /// The values of `keys`; nil if these are not all of them.
+    static func values(
+        _ bytes: [UInt8], of keys: [String], below path: String
+    ) -> [Result<[UInt8], OperationError>]? {
+        var values: [Result<[UInt8], OperationError>] = []
+        var rest = bytes[...]
+        for key in keys {
+            guard rest.count >= 8 else { return nil }
+            let code = Int32(bitPattern: number(rest.prefix(4)))
+            let count = Int(number(rest.dropFirst(4).prefix(4)))
+            rest = rest.dropFirst(8)
+            guard rest.count >= count else { return nil }
+            values.append(
+                code == 0 ? .success(Array(rest.prefix(count))) : .failure(OperationError(code, "read \(path)/\(key)")))
+            rest = rest.dropFirst(count)
+        }
+        return values
     }
 }
 

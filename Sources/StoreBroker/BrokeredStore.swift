@@ -41,6 +41,18 @@ package final class BrokeredStore: XenStore {
         try ask(BrokerRequest(.read, transaction.id, path: path), "read \(path)")
     }
 
+    /// See ``XenStore``. One message each way, or several where the keys or their values do not fit into one.
+    package func values(
+        of keys: [String], below path: String
+    ) throws(OperationError) -> [Result<[UInt8], OperationError>] {
+        let list = Array(keys.joined(separator: "\0").utf8)
+        if keys.count <= BrokerValues.mostKeys, list.count + path.utf8.count < BrokerRequest.capacity - 16 {
+            let reply = try ask(BrokerRequest(.readAll, path: path, value: list), "read the keys of \(path)")
+            if let values = BrokerValues.values(reply, of: keys, below: path) { return values }
+        }
+        return try valuesOneByOne(of: keys, below: path)
+    }
+
     /// See ``XenStore``.
     package func write(_ path: String, _ value: [UInt8], in transaction: XenStoreTransaction) throws(OperationError) {
         _ = try ask(BrokerRequest(.write, transaction.id, path: path, value: value), "write \(path)")

@@ -118,6 +118,7 @@ package final class StoreKeeper {
             if policy.frontendPath == nil { learnFrontend() }
             guard policy.allowsReading(path) else { throw refusal("to read \(path)") }
             return try store.read(path, in: transaction)
+        case .readAll: return try readAll(request)
         case .write:
             guard policy.allowsWriting(path) else { throw refusal("to write \(path)") }
             try store.write(path, request.value, in: transaction)
@@ -149,6 +150,22 @@ package final class StoreKeeper {
             fired.remove(token)
         }
         return []
+    }
+
+    private func readAll(_ request: BrokerRequest) throws(OperationError) -> [UInt8] {
+        if policy.frontendPath == nil { learnFrontend() }
+        let keys = request.value.split(separator: 0, omittingEmptySubsequences: false).map {
+            String(validating: $0, as: UTF8.self)
+        }
+        guard keys.count <= BrokerValues.mostKeys else { throw refusal("for \(keys.count) keys of \(request.path)") }
+        var allowed: [String] = []
+        for key in keys {
+            guard let key, policy.allowsReading("\(request.path)/\(key)") else {
+                throw refusal("to read \(request.path)/\(key ?? "what is no name")")
+            }
+            allowed.append(key)
+        }
+        return BrokerValues.bytes(try store.values(of: allowed, below: request.path))
     }
 
     private func watch(_ request: BrokerRequest) throws(OperationError) {

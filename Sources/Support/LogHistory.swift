@@ -33,6 +33,9 @@ public final class LogHistory: Sendable {
     private let limit: Int
     private let ring = Mutex(Ring())
 
+    /// Lines of a worker that has no file for them.
+    public static let workerLimit = 128
+
     /// Keeps the last `limit` lines.
     public init(limit: Int = 512) {
         self.limit = max(limit, 1)

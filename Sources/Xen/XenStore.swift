@@ -54,6 +54,9 @@ public struct XenStoreWatchEvent: Equatable, Sendable {
 public protocol XenStore: AnyObject {
     /// The value of a node. Throws ENOENT if there is none, EACCES if it may not be read.
     func read(_ path: String, in transaction: XenStoreTransaction) throws(OperationError) -> [UInt8]
+    /// The values of `keys` below a node, in their order and all read in one transaction; a key that cannot be read has the
+    /// error of ``read(_:in:)``.
+    func values(of keys: [String], below path: String) throws(OperationError) -> [Result<[UInt8], OperationError>]
     /// Sets a node and creates its missing parents.
     func write(_ path: String, _ value: [UInt8], in transaction: XenStoreTransaction) throws(OperationError)
     /// Creates an empty node unless it exists.
@@ -90,6 +93,28 @@ public protocol XenStore: AnyObject {
 }
 
 extension XenStore {
+    /// See the requirement: a question for each key.
+    public func values(
+        of keys: [String], below path: String
+    ) throws(OperationError) -> [Result<[UInt8], OperationError>] {
+        try valuesOneByOne(of: keys, below: path)
+    }
+
+    /// What a connection does that cannot ask for several keys at once.
+    package func valuesOneByOne(
+        of keys: [String], below path: String
+    ) throws(OperationError) -> [Result<[UInt8], OperationError>] {
+        try transaction { (transaction) throws(OperationError) in
+            keys.map { key in
+                do throws(OperationError) {
+                    return .success(try read("\(path)/\(key)", in: transaction))
+                } catch {
+                    return .failure(error)
+                }
+            }
+        }
+    }
+
     /// The value of a node as text; nil if there is none or it is not UTF-8.
     public func text(_ path: String, in transaction: XenStoreTransaction = .none) throws(OperationError) -> String? {
         do {

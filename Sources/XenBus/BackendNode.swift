@@ -57,6 +57,14 @@ public struct BackendNode: Equatable, Sendable {
     /// The size that an earlier backend published, in sectors of 512 bytes.
     public let publishedSectorCount: UInt64?
 
+    /// Every key that a snapshot is made of.
+    public static let keys = [
+        BackendKey.frontendID, BackendKey.frontend, BackendKey.state, BackendKey.online, BackendKey.deviceType,
+        BackendKey.removable, BackendKey.directIOSafe, BackendKey.discardEnable, BackendKey.mode, BackendKey.params,
+        BackendKey.script, BackendKey.dev, BackendKey.type, BackendKey.physicalDevice, BackendKey.physicalDevicePath,
+        BackendKey.format, BackendKey.hotplugStatus, BackendKey.sectors,
+    ]
+
     /// First reserved domain identifier (DOMID_FIRST_RESERVED of xen.h).
     static let firstReservedDomain: UInt64 = 0x7ff0
 

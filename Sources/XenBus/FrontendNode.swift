@@ -103,6 +103,34 @@ public struct FrontendNode: Equatable, Sendable {
         }
     }
 
+    /// Every key that a snapshot of a frontend is made of which has as many queues and pages as the values of `known` say,
+    /// or one of each where these are missing or break a rule.
+    public static func keys(limits: FrontendLimits, known: (_ key: String) -> [UInt8]? = { _ in nil }) -> [String] {
+        func number(_ key: String, maximum: Int) -> Int? {
+            guard let bytes = known(key) else { return nil }
+            do throws(NegotiationError) {
+                return Int(try NodeReader.decimal(bytes, key: key, maximum: UInt64(maximum)))
+            } catch {
+                return nil
+            }
+        }
+        let pages =
+            number(FrontendKey.ringPages, maximum: limits.maximumRingPageCount)
+            ?? number(FrontendKey.ringPageOrder, maximum: limits.maximumRingPageOrder).map { 1 << $0 } ?? 1
+        let queues = number(FrontendKey.queueCount, maximum: limits.maximumQueueCount) ?? 1
+        var keys = [
+            FrontendKey.ringProtocol, FrontendKey.ringPageOrder, FrontendKey.ringPages, FrontendKey.queueCount,
+            FrontendKey.persistent, FrontendKey.largeSectorSize, FrontendKey.trusted,
+        ]
+        for index in 0..<max(queues, 1) {
+            let prefix = queues <= 1 ? "" : FrontendKey.queue(index) + "/"
+            keys.append(prefix + FrontendKey.eventChannel)
+            if pages <= 1 { keys.append(prefix + FrontendKey.ringReference) }
+            keys += (0..<max(pages, 1)).map { prefix + FrontendKey.ringReference + String($0) }
+        }
+        return keys
+    }
+
     private init(limits: FrontendLimits, _ node: NodeReader) throws(NegotiationError) {
         ringProtocol = try Self.ringProtocol(node)
         let pageCount = try Self.ringPageCount(limits: limits, node)

@@ -20,6 +20,7 @@ struct BlkfrontCommand: ParsableCommand {
             Exit status: 0 when all went well, 1 when the device died, was refused, or data were wrong, 64 for \
             wrong arguments.
             """,
+        version: "xbb-blkfront \(xbbVersion)",
         subcommands: [Load.self, Info.self])
 }
 

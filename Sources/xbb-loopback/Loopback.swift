@@ -2,6 +2,7 @@
 // The command line of xbb-loopback.
 import ArgumentParser
 import Glibc
+import Support
 import Xen
 import XenLoopback
 
@@ -12,7 +13,9 @@ struct Loopback: ParsableCommand {
         discussion: """
             Everything meets in one directory: $XBB_LOOPBACK, or /run/xbb-loopback. XENSTORED_PATH=DIR/xenstored.sock \
             lets the tools of Xen in as domain 0, DIR/xenstored-N.sock as domain N.
+            Exit status: 0 done, 1 failed, 64 wrong usage.
             """,
+        version: "xbb-loopback \(xbbVersion)",
         subcommands: [Run.self, Domain.self])
 }
 

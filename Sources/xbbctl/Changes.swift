@@ -47,6 +47,9 @@ extension XBBCtl {
         func run() throws {
             try perform { () throws(ControlError) in
                 let connection = connection.over(parent.connection)
+                // Wrong words are told before anybody is asked.
+                _ = try DiskSpecification(parsing: image, workingDirectory: "")
+                _ = try PluginOptions(options)
                 if !noWait { try connection.requireDaemon() }
                 let kinds = connection.locationKinds()
                 let disk = try DiskSpecification(

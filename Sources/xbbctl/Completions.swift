@@ -38,13 +38,20 @@ enum Completions {
         if parts.count < 2, !path.hasPrefix("/") {
             let plugins = (try? ControlClient(path: connection(words).socketPath).call(.plugins))?.value["plugins"]
             let formats = (plugins?.elements ?? []).flatMap { $0["formats"]?.elements ?? [] }.compactMap(\.string)
-            return unique((formats + ["raw"]).sorted()).map { "\($0):" }
+            return escaped(unique((formats + ["raw"]).sorted()).map { "\($0):" })
         }
         let folder = path.lastIndex(of: "/").map { String(path[...$0]) } ?? ""
-        return DirectoryListing.names(in: folder.isEmpty ? "." : folder).sorted().map { name in
-            let full = folder + name
-            return front + full + (DirectoryListing.names(in: full).isEmpty ? "" : "/")
-        }
+        return escaped(
+            DirectoryListing.names(in: folder.isEmpty ? "." : folder).sorted().map { name in
+                let full = folder + name
+                return front + full + (DirectoryListing.names(in: full).isEmpty ? "" : "/")
+            })
+    }
+
+    /// zsh takes what stands behind a ':' for a description.
+    private static func escaped(_ words: [String]) -> [String] {
+        guard CompletionShell.requesting == .zsh else { return words }
+        return words.map { $0.split(separator: ":", omittingEmptySubsequences: false).joined(separator: "\\:") }
     }
 
     private static func unique(_ words: [String]) -> [String] {

@@ -64,6 +64,9 @@ extension XBBCtl {
 
         func run() throws {
             try perform { () throws(ControlError) in
+                if let imageFormat, !DiskSpecification.isFormat(imageFormat) {
+                    throw ControlError("--format '\(imageFormat)': expected the name of a format", status: .usage)
+                }
                 let answer = try image.ask { file in
                     .inspect(
                         format: imageFormat,

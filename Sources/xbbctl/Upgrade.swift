@@ -44,12 +44,14 @@ extension XBBCtl {
                 }
                 let end = clinux_monotonic_ns() + UInt64(timeout * 1e9)
                 var failed = false
+                var troubles: [String: String] = [:]
                 while !old.isEmpty {
                     for row in try connection.ask(.list).value["vbds"]?.elements ?? [] {
                         guard let name = row["vbd"]?.string, let before = old[name], let now = row["pid"]?.unsigned
                         else {
                             continue
                         }
+                        troubles[name] = row["trouble"]?.string
                         if now == before, let reason = row["refused"]?.string {
                             old[name] = nil
                             failed = true
@@ -64,7 +66,8 @@ extension XBBCtl {
                         print("\(name): worker \(before) handed over to \(now)\(note)")
                     }
                     if clinux_monotonic_ns() > end {
-                        let names = old.keys.sorted().joined(separator: ", ")
+                        let names = old.keys.sorted().map { $0 + (troubles[$0].map { " (\($0))" } ?? "") }
+                            .joined(separator: ", ")
                         throw ControlError("no new worker within \(timeout) s: \(names)", status: .timedOut)
                     }
                     if !old.isEmpty { usleep(20_000) }

@@ -16,6 +16,9 @@ struct XBBD: ParsableCommand {
             Workers go on when xbbd ends, and the next xbbd takes them over. SIGTERM and SIGINT end it, SIGHUP tries \
             devices again whose workers failed too often. Options win over the configuration file. See xbbd(8) and \
             xbb.conf(5).
+
+            Exit status: 0 ended as told, 1 failed, 64 wrong usage, 69 XenStore cannot be reached, 78 the configuration \
+            cannot be used.
             """,
         version: "xbbd \(xbbVersion)")
 

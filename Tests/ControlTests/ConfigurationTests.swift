@@ -72,6 +72,38 @@ import Testing
         #expect(values[SettingsSchema.noCoalesce] == true)
     }
 
+    @Test("what cannot be read as a file is refused with its reason, by --check-config and at the start")
+    func noFile() throws {
+        let lab = try DaemonLab()
+        mkdir(lab.root + "/folder", 0o755)
+        mkfifo(lab.root + "/pipe", 0o600)
+        symlink("loop", lab.root + "/loop")
+        symlink("folder", lab.root + "/link")
+        // Beyond the limit, whatever the last byte is: here one within a character.
+        lab.put("huge", String(repeating: "#", count: (1 << 20) - 1) + "\nä" + String(repeating: "ä", count: 1 << 20))
+        lab.put("bytes", "x")
+        #expect(truncate(lab.root + "/bytes", 4096) == 0)
+        let files = [
+            ("folder", "is no file but a directory"), ("link", "is no file but a directory"),
+            ("pipe", "is no file but a pipe"), ("loop", "Too many levels"), ("missing", "No such file"),
+            ("huge", "has more than 1048576 bytes"), ("bytes", ":1: "), ("xbb.conf/under", "No such file"),
+            ("bytes/under", "Not a directory"),
+        ].map { (lab.root + "/" + $0.0, $0.1) }
+        for (path, reason) in files + [("/dev/zero", "is no file but a device"), ("/proc/self/mem", "cannot be read")] {
+            for words in [["--check-config"], ["--loopback", lab.root + "/xen", "--run-dir", lab.run]] {
+                let program = try Program(
+                    ["/bin/sh", "-c", "exec 2>&1; exec \"$0\" \"$@\"", DaemonLab.products + "/xbbd", "--config", path]
+                        + words, capture: true)
+                let text = program.text()
+                #expect(program.wait() == .failed(78) && text.contains(reason), "\(path): \(text)")
+                #expect(text.contains(path), "\(text)")
+            }
+        }
+        let program = try Program(
+            [DaemonLab.products + "/xbbd", "--config", "/dev/null/x", "--check-config"], capture: true)
+        #expect(program.wait() == .failed(78))
+    }
+
     @Test("an empty file says nothing") func empty() throws {
         for text in ["", "\n\n", "[xbbd]\n[worker]\n", "# only this"] { #expect(try parse(text) == .init()) }
     }

@@ -114,7 +114,7 @@ import XBBHost
             for name in [setting.name, setting.oldName] {
                 for entry in Self.cases(setting) {
                     let result = try run(start + ["\(name)=\(entry.text)", "--socket", lab.socket])
-                    expect(entry, "set \(name)=\(entry.text)", result, refusal: .failed(1))
+                    expect(entry, "set \(name)=\(entry.text)", result, refusal: .failed(64))
                     // Workers of all versions take the old spelling and numbers.
                     if entry.said == nil, let number = try setting.parse(entry.text).number {
                         #expect(result.text.contains("set \(setting.oldName) \(number)\n"), "\(result.text)")

@@ -71,6 +71,35 @@ import Support
         #expect(lab.starts.last?.hasSuffix(" vbd-1-51712") == true)
     }
 
+    @Test("files of disks that are gone are removed at the start; those of a process that lives, when it has ended")
+    func leftovers() throws {
+        let lab = try DaemonLab()
+        let address = try lab.makeNode(1, 51712)
+        try lab.startDaemon()
+        try eventually("it is taken") { try lab.row("vbd/1/51712")?["state"]?.string == "initWait" }
+        lab.killDaemons()
+        for name in ["vbd-9-51712", "qdisk-9-51728", "vbd3-2-5"] {
+            for ending in ["lock", "sock", "journal", "stats", "log"] { lab.put("run/vbd-\(name).\(ending)", "") }
+        }
+        let others = ["vbd-x", "vbd-vbd-9-51712.other", "vbd-vbd-9-05.lock", "other.lock", "vbd-vbd-9-9-9.lock"]
+        for name in others { lab.put("run/\(name)", "") }
+        guard case .taken(let held) = try FileLock.attempt(lab.run + "/vbd-vbd3-2-5.lock") else {
+            throw ControlError("the lock is not free")
+        }
+        func isThere(_ name: String) -> Bool { access("\(lab.run)/\(name)", F_OK) == 0 }
+        try lab.startDaemon()
+        for ending in ["lock", "sock", "journal", "stats", "log"] {
+            #expect(!isThere("vbd-vbd-9-51712.\(ending)") && !isThere("vbd-qdisk-9-51728.\(ending)"), "\(ending)")
+            #expect(isThere("vbd-vbd3-2-5.\(ending)"), "\(ending)")
+        }
+        for name in others { #expect(isThere(name), "\(name) is not ours") }
+        // The disk that there is keeps its own, and its worker.
+        #expect(isThere("vbd-\(address.fileName).lock") && isThere("vbd-\(address.fileName).sock"))
+        #expect(try lab.row("vbd/1/51712")?["worker"]?.string == "adopted")
+        flock(held.file.raw, LOCK_UN)
+        try eventually("the rest is removed") { !isThere("vbd-vbd3-2-5.lock") && !isThere("vbd-vbd3-2-5.log") }
+    }
+
     @Test("with --stop-workers they are told to hand over") func stopWorkers() throws {
         let lab = try DaemonLab()
         for device in [51712, 51728] as [UInt32] { _ = try lab.makeNode(1, device) }

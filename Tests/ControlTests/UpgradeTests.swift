@@ -135,6 +135,20 @@ import Support
         #expect(access("\(lab.run)/vbd-vbd-1-51712.lock", F_OK) != 0)
     }
 
+    @Test("one that stands by and was stopped is passed over") func stoppedStandby() throws {
+        let lab = try serving()
+        try lab.store.write("/local/domain/0/backend/vbd/1/51712/state", "4")
+        try eventually("one stands by") { lab.starts.count == 2 }
+        let (old, next) = (try #require(try process(lab)), try #require(lab.worker("vbd-1-51712")))
+        usleep(300_000)
+        kill(next, SIGSTOP)
+        kill(old, SIGKILL)
+        try eventually("another one serves") {
+            try process(lab).map { $0 != old && $0 != next } ?? false && !arguments(lab).isEmpty
+        }
+        try eventually("it is not left there") { ProcessIdentity(running: next) == nil }
+    }
+
     @Test("beside a worker whose guest is connected another one stands by") func standsBy() throws {
         let lab = try serving()
         let old = try #require(try process(lab))

@@ -62,7 +62,10 @@ struct WorkerLockTests {
         #expect(WorkerProcess.adopt(LockNote(holder: other), ofLockAt: path) == nil)
     }
 
-    @Test("a process that the file names wrongly is neither taken for a worker nor signalled") func forged() throws {
+    @Test(
+        "a process that the file names wrongly is neither taken for a worker nor signalled; who listens and has the lock is",
+        arguments: [false, true])
+    func forged(_ hasSocket: Bool) throws {
         let lab = try DaemonLab()
         let address = try lab.makeNode(1, 51712)
         try lab.startDaemon()
@@ -73,15 +76,22 @@ struct WorkerLockTests {
         let path = lab.run + "/vbd-vbd-1-51712.lock"
         // As a worker of an earlier version, which had the file open for writing, could have done.
         overwrite(path, identity.note)
+        let worker = try #require(lab.worker("vbd-1-51712"))
+        if !hasSocket { unlink(lab.run + "/vbd-vbd-1-51712.sock") }
         let daemon = try lab.startDaemon(["--stop-workers"])
-        try eventually("somebody unknown serves") { try lab.row("vbd/1/51712")?["worker"]?.string == "foreign" }
+        try eventually("somebody serves") {
+            let row = try lab.row("vbd/1/51712")
+            return hasSocket
+                ? row?["worker"]?.string == "adopted" && row?["pid"]?.unsigned == UInt64(worker)
+                : row?["worker"]?.string == "foreign"
+        }
         #expect(try lab.row("vbd/1/51712")?["pid"]?.unsigned != UInt64(victim.process.process))
         _ = try? lab.ask(.upgrade(VBDReference(parsing: "vbd/1/51712")))
         daemon.process.send(SIGTERM)
         #expect(daemon.wait() == .clean)
         #expect(victim.process.takeExit() == nil, "the process that was named lives")
+        if hasSocket { return }
         // Back to the truth: the next xbbd knows the worker.
-        let worker = try #require(lab.worker("vbd-1-51712"))
         overwrite(path, try #require(ProcessIdentity(running: worker)).note)
         try lab.startDaemon()
         try eventually("the worker is taken over") { try lab.row("vbd/1/51712")?["worker"]?.string == "adopted" }

@@ -87,6 +87,34 @@ extension EndToEnd {
             }
         }
 
+        /// The same under xbbd: it is told in xbbd's log whose worker tried it, and no process serves the file as root.
+        @Test func theAttackThroughXenStoreIsToldByXbbd() throws {
+            let lab = try LibxlLab()
+            let guest = try lab.guest()
+            let disk = LibxlDisk(guest: guest.id, params: "evil:\(try lab.image())")
+            try lab.makeNodes(disk)
+            try lab.store.write("\(disk.back)/xbb-options", "attempt=make_node")
+            try lab.awaitState("2", of: disk)
+            #expect(try lab.run("add", disk).status == 0, "\(lab.log)")
+            let device = try lab.connect(disk, guest)
+            try device.queues[0].withQueue { (queue) throws in
+                _ = try queue.status(.read, sector: 0, byteCount: 4096)
+            }
+            let node = "/local/domain/0/backend/vbd/1/51760"
+            try eventually("a refusal; log: \(lab.log)", seconds: 10) {
+                lab.log.has(
+                    "xbb-store \(guest.id)/51712: XenStore: the worker asks to write \(node)/physical-device-path, which is "
+                        + "not its own: refused")
+            }
+            #expect(try lab.store.text(node) == nil)
+            // The one that serves the guest is all that there is.
+            let text = try lab.administer("list --json")
+            #expect(text.has("51712") && !text.has("51760"), "\(text)")
+            try device.close()
+            try lab.remove(disk)
+            lab.stop()
+        }
+
         /// The number that an attempt came to: "attempt NAME: NUMBER errno N".
         private func count(_ log: String, _ name: String) throws -> Int {
             let text = log.components(separatedBy: "attempt \(name): ")

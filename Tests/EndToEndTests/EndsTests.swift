@@ -2,6 +2,7 @@
 // Detaching a disk is over when its storage is closed: who asked may take the storage away at once. And a worker that ended
 // as it was told delays nobody.
 import Blkfront
+import CLinux
 import Foundation
 import Testing
 import Xen
@@ -40,23 +41,36 @@ extension EndToEnd {
             #expect(lab.log.components(separatedBy: " started\n").count - 1 == rounds, "\(lab.log)")
         }
 
+        /// 200 rounds with XBB_LONG=1 (make test-long), and how long each of them took.
         @Test func afterDetachTheStorageIsFree() throws {
             let lab = try LibxlLab()
             let guest = try lab.guest()
             let volume = try Volume(lab)
             let disk = LibxlDisk(guest: guest.id, params: "")
-            for round in 1...20 {
+            let isLong = ProcessInfo.processInfo.environment["XBB_LONG"] == "1"
+            let rounds = isLong ? 200 : 20
+            var milliseconds: [UInt64] = []
+            for round in 1...rounds {
                 if round > 1 { try volume.mount() }
+                let started = clinux_monotonic_ns()
                 let attached = try lab.xbbctl("attach \(guest.id) xvda raw:\(volume.image)")
                 #expect(attached.status == 0, "\(attached)")
                 try use(lab, disk, guest)
                 let detached = try lab.xbbctl("detach \(guest.id) xvda")
                 #expect(detached.status == 0, "\(detached)")
+                milliseconds.append((clinux_monotonic_ns() - started) / 1_000_000)
                 #expect(try lab.store.text(disk.back) == nil)
                 try volume.unmount()
             }
-            try expectNoBackOff(lab, rounds: 20)
+            try expectNoBackOff(lab, rounds: rounds)
             lab.stop()
+            if isLong {
+                // The machine may be busy: these are for docs/benchmarks.md, and the steps above are what counts.
+                let sorted = milliseconds.sorted()
+                print(
+                    "rounds: \(rounds) of attach, use, detach: the first \(milliseconds[0]) ms, median "
+                        + "\(sorted[rounds / 2]), 95 %: \(sorted[rounds * 95 / 100]), longest \(sorted[rounds - 1])")
+            }
         }
 
         @Test(arguments: ["vbd", "qdisk"]) func afterXlsDetachTheStorageIsFree(kind: String) throws {

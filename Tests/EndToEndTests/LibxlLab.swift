@@ -49,12 +49,16 @@ final class LibxlLab {
     let plugins: String
     private var daemon = Process()
     private var isStopped = false
+    private var hasRunSpace = false
 
     /// The domain that xbbd runs in.
     let domain: DomainID
 
-    /// xbbd serves `kinds` with `options`, in domain 0 or in a driver domain.
-    init(kinds: [String] = ["vbd"], options: [String] = [], inDriverDomain: Bool = false) throws {
+    /// xbbd serves `kinds` with `options`, in domain 0 or in a driver domain. `runSpace`: its run directory is a file system of
+    /// so many bytes.
+    init(
+        kinds: [String] = ["vbd"], options: [String] = [], inDriverDomain: Bool = false, runSpace: Int? = nil
+    ) throws {
         directory = try makeTemporaryDirectory("libxl")
         xen = try LoopbackXen(directory: "\(directory)/xen")
         control = try LoopbackControl(directory: xen.directory)
@@ -63,6 +67,8 @@ final class LibxlLab {
         if inDriverDomain { try Self.prepareDriverDomain(domain, store) }
         plugins = try Lab.stagePlugins(in: "\(directory)/plugins")
         mkdir("\(directory)/run", 0o755)
+        if let runSpace { try Self.shell("mount -t tmpfs -o size=\(runSpace),mode=755 tmpfs '\(directory)/run'") }
+        hasRunSpace = runSpace != nil
         arguments =
             [
                 "--loopback", xen.directory, "--run-dir", "\(directory)/run", "--plugin-dir", plugins, "--worker",
@@ -87,7 +93,8 @@ final class LibxlLab {
             environment
         ) { $1 }
         let output = FileHandle(forWritingAtPath: "\(directory)/log")
-        _ = try output?.seekToEnd()
+        // A pipe has no end; see ``stallLog()``.
+        _ = try? output?.seekToEnd()
         daemon.standardError = output
         try daemon.run()
         try eventually("xbbd to answer; log: \(log)") {
@@ -96,6 +103,19 @@ final class LibxlLab {
     }
 
     deinit { stop() }
+
+    /// Starts xbbd anew with a log that nobody reads and that is full; until the result is closed.
+    func stallLog() throws -> Descriptor {
+        let path = "\(directory)/log"
+        killDaemon()
+        unlink(path)
+        guard mkfifo(path, 0o600) == 0 else { throw OperationError(errno, "mkfifo \(path)") }
+        let reader = try Descriptor(clinux_open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC, 0), "open \(path)")
+        try start()
+        let writer = try Descriptor(clinux_open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC, 0), "open \(path)")
+        while write(writer.raw, "fill\n", 5) == 5 {}
+        return reader
+    }
 
     /// Starts xbbd as a service manager does that has a descriptor for it (sd_listen_fds(3)).
     func startAgain(with file: Int32, environment: [String: String]) throws {
@@ -150,6 +170,7 @@ final class LibxlLab {
         if daemon.isRunning { daemon.terminate() }
         daemon.waitUntilExit()
         xen.stop()
+        if hasRunSpace { _ = try? Self.shell("umount -l '\(directory)/run'") }
         try? FileManager.default.removeItem(atPath: directory)
     }
 
@@ -266,8 +287,13 @@ final class LibxlLab {
     }
 
     /// The frontend of a disk, connected.
-    func connect(_ disk: LibxlDisk, _ guest: LoopbackDomain) throws -> FrontDevice {
-        let device = FrontDevice(domain: guest, store: try guest.openStore(), number: disk.number)
+    func connect(
+        _ disk: LibxlDisk, _ guest: LoopbackDomain, _ change: (inout FrontOptions) -> Void = { _ in }
+    ) throws -> FrontDevice {
+        var options = FrontOptions()
+        change(&options)
+        let device = FrontDevice(
+            domain: guest, store: try guest.openStore(), number: disk.number, options: options)
         try device.connect()
         return device
     }

@@ -5,6 +5,7 @@ import CLinux
 import Foundation
 import Testing
 import Xen
+import XenLoopback
 
 extension EndToEnd {
     @Suite struct NoiseTests {
@@ -82,6 +83,55 @@ extension EndToEnd {
             #expect(disk.log.has("the last words of a library"))
             device.dismantle()
             lab.stop()
+        }
+
+        /// A guest makes noise, and another one's worker is killed again and again; with a log that is read, and with one
+        /// whose reader has stalled. A million changes with XBB_LONG=1 (make test-long).
+        @Test(arguments: [true, false]) func theNoiseOfAGuestHarmsNoOtherDisk(isLogRead: Bool) throws {
+            let lab = try LibxlLab(options: ["--restart-limit", "1000000", "--restart-window", "1"])
+            let reader = isLogRead ? nil : try lab.stallLog()
+            let (noisy, other) = (try lab.guest(), try lab.guest())
+            let noise = LibxlDisk(guest: noisy.id, params: "raw:\(try lab.image("noisy.img"))")
+            let disk = LibxlDisk(guest: other.id, params: "raw:\(try lab.image())")
+            #expect(try lab.add(noise).status == 0)
+            #expect(try lab.add(disk).status == 0)
+            let device = try lab.connect(disk, other)
+            let isLong = ProcessInfo.processInfo.environment["XBB_LONG"] == "1"
+            let store = try noisy.openStore()
+            let started = clinux_monotonic_ns()
+            var kills = 0
+            try inBackground {
+                for round in 0..<(isLong ? 1_000_000 : 10_000) {
+                    try store.write("\(noise.front)/state", round % 2 == 0 ? "7" : "8")
+                }
+            } meanwhile: {
+                let worker = try lab.worker(disk)
+                #expect(kill(worker, SIGKILL) == 0)
+                let load = try verifiedLoad(device, count: 100)
+                #expect(load.isGood, "\(load)")
+                kills += 1
+                // What xbbd says is told to whoever asks, all the time.
+                try eventually("another worker") { try lab.worker(disk) != worker }
+                usleep(100_000)
+            }
+            let seconds = Int((clinux_monotonic_ns() - started) / 1_000_000_000)
+            #expect(kills > 0)
+            // The noisy one has harmed itself, and not for ever.
+            try store.write("\(noise.front)/state", "1")
+            try lab.awaitState("2", of: noise)
+            let second = try lab.connect(noise, noisy)
+            #expect(try verifiedLoad(second).isGood)
+            if isLogRead {
+                let lines = lab.log.split(separator: "\n").filter { $0.contains("xbb-vbd \(noisy.id)/") }
+                #expect(lines.count < 150 + 6 * seconds, "\(lines.count) lines in \(seconds) s")
+                if isLong { print("noise: \(kills) kills in \(seconds) s; \(lines.count) lines of the noisy disk") }
+            }
+            for (device, disk) in [(second, noise), (device, disk)] {
+                try device.close()
+                try lab.remove(disk)
+            }
+            lab.stop()
+            withExtendedLifetime(reader) {}
         }
 
         @Test func whoDoesNotReadTheLogStopsNoWorker() throws {

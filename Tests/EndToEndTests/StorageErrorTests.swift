@@ -180,6 +180,50 @@ extension EndToEnd {
             try lab.finish()
         }
 
+        /// A pause is complete while requests wait for space, and the disk goes in every way.
+        @Test(
+            .enabled(if: geteuid() == 0, "mounting takes root"),
+            arguments: ["resume", "hand-over", "kill", "removed", "closing", "report"])
+        func aPauseIsCompleteWhileRequestsWaitForSpace(_ end: String) throws {
+            let lab = try Lab()
+            let place = try SmallPlace(lab)
+            let succession = try Succession(lab, place.storage)
+            let disk = succession.disk
+            let device = try disk.connect()
+            let id = try fill(lab, disk, device)
+            #expect(try disk.worker.ask("pause")["paused"] as? Bool == true)
+            #expect(try disk.worker.show("intake") == "paused")
+            try awaitStopped(disk, requests: 1)
+            switch end {
+            case "resume", "hand-over", "kill":
+                if end == "hand-over" { try succession.handOver() }
+                if end == "kill" {
+                    disk.worker.kill()
+                    try succession.start(["--predecessor", "killed:signal 9"])
+                }
+                if end != "resume" { try awaitStopped(disk, requests: 1) }
+                try place.makeRoom()
+                #expect(try disk.worker.ask("resume")["tried_again"] as? Int == 1)
+                #expect(try finish(device, id) == 0)
+                try device.queues[0].withQueue { (queue) throws in
+                    #expect(try queue.read(sector: 16384, byteCount: 4096).bytes.allSatisfy { $0 == 9 })
+                }
+            case "removed":
+                try lab.toolstack.remove(disk.back, in: .none)
+                #expect(try finish(device, id) == -1)
+                #expect(try disk.worker.awaitExit() == .exited(0))
+            case "closing":
+                try lab.toolstack.write("\(disk.front)/state", "5")
+                #expect(try finish(device, id) == -1)
+            default:
+                #expect(try disk.worker.ask("set on_enospc report")["error"] == nil)
+                #expect(try finish(device, id) == -1)
+                #expect(try disk.worker.show("intake") == "paused")
+            }
+            do { try device.close() } catch { #expect(end == "removed") }
+            try lab.finish()
+        }
+
         @Test func countersAndSettingsSurviveTheWorker() throws {
             let lab = try Lab()
             let succession = try Succession(lab)

@@ -132,20 +132,26 @@ extension EndToEnd {
             try served.finish()
         }
 
-        /// Anybody who may read an image can lock it as a reader does; that must not take the disk away.
-        @Test(arguments: End.allCases)
-        func aReadersLockDoesNotTakeTheDiskAway(_ end: End) throws {
-            let served = try Served(try LibxlLab())
-            try served.write(1)
-            let file = open(served.kept, O_RDONLY)
-            defer { close(file) }
+        /// A reader's lock of all bytes that QEMU knows, until the result is closed.
+        private func readersLock(_ path: String) throws -> Int32 {
+            let file = open(path, O_RDONLY)
             for byte in off_t(100)..<300 {
                 var lock = flock()
                 lock.l_type = Int16(F_RDLCK)
                 lock.l_whence = Int16(SEEK_SET)
                 (lock.l_start, lock.l_len) = (byte, 1)
-                #expect(clinux_fcntl_pointer(file, clinux_F_OFD_SETLK, &lock) == 0)
+                try #require(clinux_fcntl_pointer(file, clinux_F_OFD_SETLK, &lock) == 0)
             }
+            return file
+        }
+
+        /// Anybody who may read an image can lock it as a reader does; that must not take the disk away.
+        @Test(arguments: End.allCases)
+        func aReadersLockDoesNotTakeTheDiskAway(_ end: End) throws {
+            let served = try Served(try LibxlLab())
+            try served.write(1)
+            let file = try readersLock(served.kept)
+            defer { close(file) }
             try served.end(end)
             #expect(try served.read() == 1)
             try served.finish()
@@ -215,6 +221,44 @@ extension EndToEnd {
             try device.close()
             try lab.remove(disk)
             lab.stop()
+        }
+
+        /// An xbbd that follows on one that was killed has the files, too: from the worker, with nobody else's help.
+        @Test(arguments: End.allCases) func theNextXbbdTakesTheFilesFromTheWorker(_ end: End) throws {
+            let served = try Served(try LibxlLab())
+            try served.write(1)
+            let worker = try served.lab.worker()
+            served.lab.killDaemon()
+            try served.lab.start()
+            try eventually("the worker is adopted; log: \(served.lab.log)") { try served.lab.worker() == worker }
+            try served.change(.exchanged)
+            let reader = try readersLock(served.kept)
+            defer { close(reader) }
+            try served.end(end)
+            #expect(try served.read() == 1)
+            try served.write(2)
+            try served.end(.killed)
+            #expect(try served.read() == 2)
+            #expect(try served.content(served.kept) == 2)
+            try served.finish()
+        }
+
+        /// A worker that was taken over names no other file: xbbd takes those that it wrote down, or none.
+        @Test func whatTheWorkerHasIsNotBelieved() throws {
+            let served = try Served(try LibxlLab())
+            try served.write(1)
+            served.lab.killDaemon()
+            let path = "\(served.lab.directory)/run/vbd-vbd-\(served.guest.id)-51712.storage"
+            var status = stat()
+            #expect(stat(served.other, &status) == 0)
+            try Data("\(status.st_dev):\(status.st_ino)\0raw\0\(served.other)\0".utf8).write(
+                to: URL(fileURLWithPath: path), options: [])
+            try served.lab.start()
+            try eventually("the worker is adopted; log: \(served.lab.log)") { try served.lab.worker() != nil }
+            let holders = try served.holders()
+            #expect(!holders.contains { $0.hasPrefix("/proc/\(served.lab.daemonProcess)/") }, "\(holders)")
+            #expect(try served.read() == 1)
+            try served.finish()
         }
 
         /// Without xbbd's copies the names count, and another file is not served.
@@ -342,6 +386,8 @@ extension EndToEnd {
             let served = try Served(try LibxlLab())
             try served.write(1)
             served.lab.killDaemon()
+            // The next xbbd does not know which files to take from the worker.
+            #expect(unlink("\(served.lab.directory)/run/vbd-vbd-\(served.guest.id)-51712.storage") == 0)
             try served.lab.start()
             try eventually("the worker is adopted; log: \(served.lab.log)") { try served.lab.worker() != nil }
             try served.change(.exchanged)

@@ -57,6 +57,47 @@ extension EndToEnd {
             lab.stop()
         }
 
+        /// Several keys are one message, and are what they are one by one; also where they do not fit into a message.
+        @Test func manyKeysAreReadAtOnce() throws {
+            let lab = try Lab()
+            let disk = try lab.prepare(51712)
+            let (calls, keepersCalls) = try pair()
+            let (events, keepersEvents) = try pair()
+            let keeper = StoreKeeper(
+                try lab.xen.platform().openStore(), backendPath: disk.back, calls: keepersCalls, events: keepersEvents,
+                log: Log(name: "keeper", level: .error))
+            let thread = try startThread(named: "keeper") { keeper.run() }
+            let store = BrokeredStore(calls: calls, events: events)
+            func compare(_ keys: [String], below path: String) throws {
+                let found = try store.values(of: keys, below: path)
+                #expect(found.count == keys.count)
+                for (key, value) in zip(keys, found) {
+                    let alone = Result { () throws(OperationError) in try store.read("\(path)/\(key)", in: .none) }
+                    switch (value, alone) {
+                    case (.success(let one), .success(let other)): #expect(one == other)
+                    case (.failure(let one), .failure(let other)): #expect(one == other)
+                    default: Issue.record("\(key): \(value), and alone \(alone)")
+                    }
+                }
+            }
+            try compare(["state", "none", "frontend-id", "params", "state"], below: disk.back)
+            try compare(["state", "backend", "ring-ref"], below: disk.front)
+            for index in 0..<6 {
+                try lab.toolstack.write(
+                    "\(disk.front)/long-\(index)", [UInt8](repeating: UInt8(65 + index), count: 2000), in: .none)
+            }
+            try compare((0..<6).map { "long-\($0)" } + ["state"], below: disk.front)
+            try compare((0..<700).map { "name-\($0)" } + ["state"], below: disk.front)
+            // One key that is not its own, and nothing is read.
+            let other = "/local/domain/0/backend/vbd/9/51712"
+            for (keys, path) in [(["state"], other), (["state", "deep/er"], disk.back), (["", "state"], disk.back)] {
+                #expect(throws: OperationError.self) { try store.values(of: keys, below: path) }
+            }
+            shutdown(calls.raw, Int32(SHUT_RDWR))
+            pthread_join(thread, nil)
+            lab.stop()
+        }
+
         @Test(arguments: [1, 2, 3] as [UInt64])
         func noiseChangesNothing(_ seed: UInt64) throws {
             let lab = try Lab()
@@ -78,7 +119,7 @@ extension EndToEnd {
             ]
             for _ in 0..<5000 {
                 // Writes and removals are of what is not its own; the rest is anything.
-                var message: [UInt8] = [UInt8.random(in: 0...9, using: &random), 0, 0, 0, 0]
+                var message: [UInt8] = [UInt8.random(in: 0...11, using: &random), 0, 0, 0, 0]
                 if Int.random(in: 0..<4, using: &random) == 0 { message[1] = UInt8.random(in: 0...3, using: &random) }
                 message += Array((paths.randomElement(using: &random) ?? "").utf8) + [0]
                 message += (0..<Int.random(in: 0..<40, using: &random)).map { _ in

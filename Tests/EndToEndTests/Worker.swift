@@ -90,8 +90,8 @@ final class Worker {
     /// A connection to its control socket.
     func call() throws -> Int32 {
         var descriptor = clinux_unix_connect(socketPath, Int32(SOCK_STREAM.rawValue))
-        // The name is there a moment before somebody listens.
-        for _ in 0..<1000 where descriptor < 0 && errno == ECONNREFUSED && isRunning {
+        // A worker that takes over makes the name when it has the lock, and it is there a moment before somebody listens.
+        for _ in 0..<10_000 where descriptor < 0 && (errno == ECONNREFUSED || errno == ENOENT) && isRunning {
             usleep(1000)
             descriptor = clinux_unix_connect(socketPath, Int32(SOCK_STREAM.rawValue))
         }

@@ -54,6 +54,7 @@ struct FakeWorker {
     let signals: Int32
 
     static func main() {
+        signal(SIGPIPE, SIG_IGN)
         let directory = String(cString: getenv("FAKE_WORKER_DIR"))
         if CommandLine.arguments.contains("--dump-plugins") {
             let dump = contents("\(directory)/plugins") ?? "[]"
@@ -178,7 +179,6 @@ struct FakeWorker {
         switch word {
         case "garbage": say("{\"pid\": 1,,}\n", to: client)
         case "endless":
-            signal(SIGPIPE, SIG_IGN)
             let block = String(repeating: "x", count: 65536)
             for _ in 0..<64 { say(block, to: client) }
         default:

@@ -131,7 +131,7 @@ func makeSource(_ folder: TemporaryFolder, bytes: Int, seed: UInt64) -> String {
     }
 
     static let refusals: [(options: String, words: String)] = [
-        ("-o compression_type=zstd", "compressed with zstd"), ("-o extended_l2=on", "extended L2 entries"),
+        ("-o extended_l2=on", "extended L2 entries"),
         ("-o data_file=DATA", "external data file"),
         ("LUKS", "encrypted with LUKS"),
     ]

@@ -158,7 +158,8 @@ import XenBus
             for value in hostileValues {
                 do throws(NegotiationError) {
                     let node = try BackendNode { name in
-                        name == key ? value : Self.libxlPhy[name].map { Array($0.utf8) }
+                        #expect(BackendNode.keys.contains(name))
+                        return name == key ? value : Self.libxlPhy[name].map { Array($0.utf8) }
                     }
                     _ = try node.deviceRequest(from: .hotplug)
                     _ = try node.deviceRequest(from: .params)

@@ -175,6 +175,9 @@ import XenBus
                     trustsBackend: random.chance(50))
                 let written = Node(node.entries.map { ($0.key, $0.value) }) { $1 }
                 #expect(try Self.read(written) == node)
+                // Who fetches the keys before knows which they are.
+                let keys = FrontendNode.keys(limits: Self.limits, known: reader(written))
+                #expect(try Self.read(written.filter { keys.contains($0.key) }) == node)
             }
         }
     }
@@ -184,9 +187,13 @@ import XenBus
             let keys = Set(base.keys).union(["ring-page-order", "num-ring-pages", "multi-queue-num-queues", "trusted"])
             for key in keys {
                 for value in hostileValues {
+                    let read = { name in name == key ? value : base[name].map { Array($0.utf8) } }
+                    let keys = FrontendNode.keys(limits: Self.limits, known: read)
+                    #expect(keys.count <= 7 + 4 * 34)
                     do throws(NegotiationError) {
                         _ = try FrontendNode(limits: Self.limits) { name in
-                            name == key ? value : base[name].map { Array($0.utf8) }
+                            #expect(keys.contains(name), "\(key)")
+                            return read(name)
                         }
                     } catch {
                         #expect(!error.description.isEmpty)

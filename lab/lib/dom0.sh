@@ -50,6 +50,12 @@ xbbd_stop() {
 # Processes that serve disks, or are about to; not those that only stand by.
 worker_pids() { grep -lx xbb-vbd /proc/[0-9]*/comm 2>/dev/null | cut -d / -f 3 | xargs; }
 workers() { worker_pids | wc -w; }
+# The process that the lock of a disk names; asked for a hundred times, so without a process of its own.
+pid_of() { # domain, device
+    local pid
+    read -r pid _ 2>/dev/null <"/run/xbb/vbd-vbd-$1-$2.lock" && [[ -e /proc/$pid/exe ]] && echo "$pid"
+}
+another_worker() { [[ -n $(pid_of "$1" "$2") && $(pid_of "$1" "$2") != "$3" ]]; } # domain, device, the one before
 
 ## Guests
 

@@ -17,6 +17,8 @@ fill_share() {
     [[ ! -e $out/peers.tar ]] || ln "$out/peers.tar" "$share/"
     pack_programs || return 1
     pack_next || return 1
+    mkdir -p "$share/bin"
+    gcc -O2 -static -Wall -Werror -o "$share/bin/hold-lock" "$lab/lib/hold-lock.c" || return 1
     share_tests
 }
 
@@ -27,7 +29,7 @@ share_tests() { cp -r "$lab/tests" "$lab/lib" "$lab/bench" "$share/"; }
 pack_programs() {
     local root=$out/xbb deb
     rm -rf "${root:?}"
-    for deb in "$lab"/../build/deb/xbb{,-tools}_*.deb; do
+    for deb in "$lab"/../build/deb/xbb{,-tools,-plugin-qcow}_*.deb; do
         [[ -e $deb ]] || { echo "lab: $deb is missing: run 'make deb'" >&2; return 1; }
         dpkg-deb -x "$deb" "$root" || return 1
     done

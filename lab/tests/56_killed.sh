@@ -6,12 +6,6 @@ truncate -s 64M "$images/a.img"
 xbbd_stop
 xbbd_start --restart-limit 1000
 state() { xenstore-read "/local/domain/0/backend/vbd/$(domid killed)/$1/state"; }
-# The process that the lock of a disk names; asked for a hundred times, so without a process of its own.
-pid_of() { # domain, device
-    local pid
-    read -r pid _ 2>/dev/null <"/run/xbb/vbd-vbd-$1-$2.lock" && [[ -e /proc/$pid/exe ]] && echo "$pid"
-}
-another_worker() { [[ -n $(pid_of "$1" "$2") && $(pid_of "$1" "$2") != "$3" ]]; } # domain, device, the one before
 devices=([51712]=xvda [51728]=xvdb)
 for order in 0 2; do
     guest_extra="xen_blkfront.max_ring_page_order=$order" \

@@ -54,8 +54,14 @@ extension QueueEngine {
     }
 
     /// Nothing is on its way but what waits for space and is left to a successor.
+    var leavesOnlyHeld: Bool { hold.end == .leave && hasOnlyHeld }
+
+    /// What waits for space is tried again when its time comes.
+    var retriesHeld: Bool { hold.isActive && hold.end != .leave && !isHeld }
+
+    /// Nothing is on its way but what waits for space.
     var hasOnlyHeld: Bool {
-        hold.end == .leave && hold.isActive && plugin.inFlight == 0 && plugin.ready.isEmpty
+        hold.isActive && plugin.inFlight == 0 && plugin.ready.isEmpty
             && plugin.port.localCount == 0
             && unpublished == 0 && !fetch.isPending
     }
@@ -90,7 +96,7 @@ extension QueueEngine {
             guard let list = hold.lists.popFirst() else { break }
             if isStillHeld(list) { hold.lists.append(list) }
         }
-        if hold.end != .leave, hold.isActive, now >= hold.retryAt { tryHeldAgain() }
+        if retriesHeld, now >= hold.retryAt { tryHeldAgain() }
     }
 
     /// An index is used again for a new list, which has not waited.

@@ -45,13 +45,14 @@ struct QueueLoop: ~Copyable {
 
     var overflow: RingOverflow? { engine.overflow }
     /// Draining was asked for, and nothing is on its way.
-    var isDrained: Bool { engine.isDraining && (engine.isEmpty || engine.hasOnlyHeld) }
+    var isDrained: Bool { engine.isDraining && (engine.isEmpty || engine.leavesOnlyHeld) }
     /// Requests that wait for space, or are being tried again.
     var heldRequests: Int { engine.hold.isActive ? engine.heldRequests : 0 }
     /// Requests that have no answer: once the loop has ended, those that are left to a successor.
     var leftRequests: Int { engine.requests.count - engine.freeRequests.count }
-    /// Requests are not to be taken, and nothing is on its way.
-    var isAtRest: Bool { engine.isHeld && engine.isEmpty }
+    /// Requests are not to be taken, and nothing is on its way. What waits for space waits on: it is not tried again before
+    /// the pause ends.
+    var isAtRest: Bool { engine.isHeld && (engine.isEmpty || engine.hasOnlyHeld) }
 
     /// The last rule that the frontend broke, once.
     mutating func takeFault() -> GuestFault? {
@@ -169,7 +170,7 @@ struct QueueLoop: ~Copyable {
     private func timeout() -> Int32 {
         var timeout = events.timeout(now: engine.now)
         if engine.stalledSince != nil { timeout = timeout < 0 ? 5 : min(timeout, 5) }
-        if engine.hold.isActive, engine.hold.end != .leave {
+        if engine.retriesHeld {
             let pause = engine.hold.retryAt > engine.now ? engine.hold.retryAt - engine.now : 0
             let left = Int32(clamping: pause / 1_000_000 + 1)
             timeout = timeout < 0 ? left : min(timeout, left)

@@ -110,6 +110,10 @@ ssize_t clinux_recv_fds(int socket, void *bytes, size_t length, int *fds, int *c
 int clinux_unix_connect(const char *path, int type);
 int clinux_unix_listen(const char *path, int type, int backlog);
 
+/* The process at the other end of a connected Unix socket: of one that listens, the process that has called listen(2). -1 if
+ * the kernel does not say. */
+int clinux_peer_process(int socket);
+
 /* A SOCK_STREAM that listens at `path` in the place of whatever is there, mode 0600 from the beginning. Changes the umask
  * for a moment: not beside threads that make files. */
 int clinux_unix_listen_private(const char *path, int backlog);

@@ -22,6 +22,8 @@ void clinux_close_all_but(int one, int other);
 
 /* A close-on-exec descriptor of a process that is readable once it has ended; -1 and errno. */
 int clinux_pidfd_open(pid_t process);
+/* A close-on-exec copy of a descriptor of another process; -1 and errno. Takes the right to trace that process. */
+int clinux_pidfd_getfd(int pidfd, int descriptor);
 /* As kill(2), without the danger of a reused number. */
 int clinux_pidfd_signal(int pidfd, int signal);
 /* Takes the end of a child: 1 and either *code or a *signal other than 0, 0 while it runs, -1 and errno. *dumped: with a

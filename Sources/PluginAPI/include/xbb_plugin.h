@@ -357,6 +357,8 @@ enum {
 
 typedef int  (*xbb_extent_fn)(void *arg, uint64_t offset, uint64_t length, uint32_t flags);
 typedef void (*xbb_stat_fn)(void *arg, const char *name, uint64_t value);
+/* A fact about an image: a name as in stats(), and a number or, where text is not NULL, words of one line.  Non-zero: stop. */
+typedef int  (*xbb_fact_fn)(void *arg, const char *name, uint64_t value, const char *text);
 #define XBB_EXTENT_HOLE (1u << 0)           /* not allocated in this layer */
 #define XBB_EXTENT_ZERO (1u << 1)           /* reads as zeroes */
 
@@ -442,6 +444,11 @@ struct xbb_plugin {
 
     /* The plugin's side of host->extension(). */
     const void *(*extension)(const char *id);
+
+    /* Since 1.2.  What an administrator may want to know of the image o->fd and inspect() has no field for: what is allocated,
+     * what has no owner, snapshots.  flags: none are defined yet; an unknown one is -EINVAL.  Follow no reference.  In a
+     * process of its own with limits of memory and time, without hdev, and without open(). */
+    int  (*examine)(const struct xbb_open *o, uint32_t flags, xbb_fact_fn fn, void *arg, struct xbb_error *err);
 };
 
 /* The one exported symbol.  Returns a static const description, the same at each call; no side effects. */

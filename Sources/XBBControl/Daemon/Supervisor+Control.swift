@@ -13,17 +13,18 @@ extension Supervisor {
             let request = try ControlRequest(parsing: line)
             switch request {
             case .ping: answer(.object([("pid", .integer(getpid()))]), to: client)
-            case .list: answer(.object([("vbds", .array(try list()))]), to: client)
+            case .list: lookAtImages { [unowned self] in answerList(to: client) }
             case .plugins: dumpPlugins(for: client)
             case .worker(let vbd): answer(workers(of: vbd), to: client)
             case .domain(let name):
                 answer(.object([("domid", .integer(try DomainName.find(name, in: store)))]), to: client)
             case .top: try top(for: client)
-            case .log(let vbd): answer(.object([("events", .array(events(of: vbd)))]), to: client)
+            case .log(let vbd): tellLog(of: vbd, to: client)
             case .upgrade(let vbd): answer(.object([("vbds", .array(try upgrade(vbd)))]), to: client)
-            case .show(let vbd), .stats(let vbd), .resume(let vbd), .set(let vbd, _, _):
-                guard let line = request.workerLine else { return }
-                try forward(line, to: try record(vbd), for: client)
+            case .show(let vbd):
+                _ = try record(vbd)
+                lookAtImages { [unowned self] in forward(request, to: vbd, for: client) }
+            case .stats(let vbd), .resume(let vbd), .set(let vbd, _, _): forward(request, to: vbd, for: client)
             }
         } catch {
             refuse(error, to: client)
@@ -31,7 +32,16 @@ extension Supervisor {
     }
 
     private func refuse(_ error: ControlError, to client: ControlServer.ClientID) {
-        answer(.object([("error", .string(error.description))]), to: client)
+        let status: [JSON.Member] = error.status == .failed ? [] : [("status", .integer(error.status.rawValue))]
+        answer(.object([("error", .string(error.description))] + status), to: client)
+    }
+
+    private func answerList(to client: ControlServer.ClientID) {
+        do throws(ControlError) {
+            answer(.object([("vbds", .array(try list()))]), to: client)
+        } catch {
+            refuse(error, to: client)
+        }
     }
 
     // MARK: What a worker answers
@@ -48,10 +58,21 @@ extension Supervisor {
         return record
     }
 
+    /// Hands a request to the worker, and its answer to the client.
+    private func forward(_ request: ControlRequest, to vbd: VBDReference, for client: ControlServer.ClientID) {
+        do throws(ControlError) {
+            guard let line = request.workerLine else { return }
+            try forward(line, to: try record(vbd), for: client)
+        } catch {
+            refuse(error, to: client)
+        }
+    }
+
     private func forward(
         _ line: String, to record: Record, for client: ControlServer.ClientID
     ) throws(ControlError) {
         let address = record.address
+        if let silence = silence(of: record) { throw ControlError("\(address): \(silence)", status: .timedOut) }
         guard record.process != nil || isForeign(record) else {
             let reason = lastError(of: address).map { "; its last error: \($0)" } ?? ""
             throw ControlError("\(address) has no worker: \(describe(record))\(reason)")
@@ -63,12 +84,36 @@ extension Supervisor {
                 [unowned self] result in
                 calls[id] = nil
                 switch result {
-                case .success(let text): answer(text, to: client)
+                case .success(let text): answer(line == "show" ? completed(text, address) : text, to: client)
                 case .failure(let error): refuse(ControlError("\(address): \(error)"), to: client)
                 }
             }
         } catch {
             throw ControlError("\(address): \(error)")
+        }
+    }
+
+    /// A worker's answer to `show` with what it does not know: the device by name and number, as in `list`, and whether its
+    /// image is where it was.
+    private func completed(_ answer: [UInt8], _ address: VBDAddress) -> [UInt8] {
+        let problem = records[address].flatMap { imageProblem(of: $0) }
+        do throws(JSONError) {
+            let members = try JSON(parsing: answer).members.flatMap { member -> [JSON.Member] in
+                switch member.name {
+                case "device":
+                    return [
+                        (member.name, .string(VirtualDevice.name(of: address.device))),
+                        ("devid", .integer(address.device)),
+                    ]
+                case "trouble":
+                    let troubles = [member.value.string, problem].compactMap { $0 }
+                    return [(member.name, .text(troubles.isEmpty ? nil : troubles.joined(separator: "; ")))]
+                default: return [member]
+                }
+            }
+            return members.isEmpty ? answer : [UInt8](JSON.object(members).serialized.utf8)
+        } catch {
+            return answer
         }
     }
 
@@ -112,6 +157,7 @@ extension Supervisor {
         return .object([
             ("worker", .text(record.map(word))),
             ("pid", record?.process.map { .integer($0.process) } ?? .null),
+            ("silent", .text(record.flatMap { silence(of: $0) })),
         ])
     }
 
@@ -140,7 +186,7 @@ extension Supervisor {
             ("backend_path", .string(path)), ("worker", .string(word(record))),
             ("pid", record.process.map { .integer($0.process) } ?? .null),
             ("starts", .integer(record.startCount)), ("went_back", .bool(record.replacement.hasRolledBack)),
-            ("stalled", try key(BackendKey.stall)),
+            ("stalled", try key(BackendKey.stall)), ("silent", .text(silence(of: record))),
             ("refused", .text(record.refusal)), ("last_failure", .text(record.supervision.lastFailure ?? error)),
             ("trouble", .text(trouble(of: record, try key(BackendKey.trouble).string, error))),
             ("state", .text(node.map { "\($0.state)" })),
@@ -154,10 +200,21 @@ extension Supervisor {
     /// serves, `error` the last error that somebody reported: it counts until a guest is served.
     private func trouble(of record: Record, _ told: String?, _ error: String?) -> String? {
         switch record.supervision.phase {
-        case .waiting, .failed: describe(record)
+        case .waiting, .failed: return describe(record)
         case .idle, .starting, .running, .foreign, .over:
-            told.map { OperatorText.message($0) } ?? (record.supervision.node?.state == .connected ? nil : error)
+            let isServed = record.supervision.node?.state == .connected
+            let troubles = [
+                silence(of: record), isForeign(record) ? foreignText(record) : nil,
+                told.map { OperatorText.message($0) } ?? (isServed ? nil : error), imageProblem(of: record),
+            ].compactMap { $0 }
+            return troubles.isEmpty ? nil : troubles.joined(separator: "; ")
         }
+    }
+
+    private func foreignText(_ record: Record) -> String {
+        let path = directory.workerLock(record.address)
+        return
+            "a process that xbbd does not know has the disk's lock; 'fuser \(path)' names it, and when it ends a worker starts"
     }
 
     /// The last lines that workers of a VBD logged, of the last `limit` bytes.
@@ -167,13 +224,9 @@ extension Supervisor {
         }
     }
 
-    /// The remembered lines of the log with those of workers, oldest first, also for a VBD that is gone.
-    private func events(of vbd: VBDReference?) -> [JSON] {
-        var lines = log.history?.lines ?? []
-        for address in records.keys where vbd?.matches(address) ?? true {
-            lines += workerLines(address, limit: vbd == nil ? 8 << 10 : LogFile.mostBytes)
-        }
-        lines = lines.filter { vbd == nil || $0.vbd?.domain == vbd?.domain && $0.vbd?.device == vbd?.device }
+    /// The newest of the lines, oldest first, also for a VBD that is gone.
+    func events(_ all: [LogHistory.Line], of vbd: VBDReference?) -> [JSON] {
+        var lines = all.filter { vbd == nil || $0.vbd?.domain == vbd?.domain && $0.vbd?.device == vbd?.device }
         lines.sort { $0.time < $1.time }
         return lines.suffix(Self.mostEvents).map { line in
             return .object([

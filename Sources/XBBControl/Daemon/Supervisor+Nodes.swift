@@ -64,6 +64,7 @@ extension Supervisor {
             let record = Record(
                 address, user: settings.users?.number(of: address, taken: taken), policy: settings.policy)
             record.storage = storageStore?.take(address)
+            record.images = (record.storage?.images ?? []).map { ServedImage(path: $0.path, identity: $0.identity) }
             records[address] = record
             hand(.node(facts), to: record)
         }

@@ -66,6 +66,10 @@ extension Supervisor {
     private func standbySpoke(_ record: Record) {
         guard let standby = record.standby, standby.receiveReady(loop) else { return }
         guard case .preparing(let program) = record.replacement, let process = record.process else { return }
+        if let silence = silence(of: record) {
+            dismiss(record)
+            return refuse(record, silence)
+        }
         do throws(OperationError) {
             guard try standby.call(after: nil, from: process.identity, with: record.storage, loop) else { return }
         } catch {
@@ -127,6 +131,13 @@ extension Supervisor {
     /// called.
     func promote(_ record: Record) -> (process: WorkerProcess, storage: StorageChannel?)? {
         guard let standby = record.standby else { return nil }
+        if !standby.isCalled, standby.process.state?.isStopped == true {
+            log(record.address).warning(
+                "\(record.address): the process that stood by, \(standby.process.process), was stopped; another one is started"
+            )
+            dismiss(record)
+            return nil
+        }
         do throws(OperationError) {
             if standby.isCalled {
                 try FileLock.write(

@@ -27,6 +27,7 @@ extension Supervisor {
         case .message(.keep(let storage)) where !record.hasLeftStorage:
             record.hasLeftStorage = true
             record.storage = storage
+            record.images = storage.images.map { ServedImage(path: $0.path, identity: $0.identity) }
             storageStore?.put(storage, of: record.address)
             log(record.address).debug("\(record.address): \(storage.images.count) open files are kept for a successor")
         case .message(.release):
@@ -37,6 +38,14 @@ extension Supervisor {
             stopListening(record)
         case .ended: stopListening(record)
         }
+    }
+
+    /// Gets the files of a worker that an earlier xbbd has started, if the service manager did not have them.
+    func takeStorage(from process: WorkerProcess, _ record: Record) {
+        guard record.storage == nil, let storage = storageStore?.take(record.address, from: process) else { return }
+        record.storage = storage
+        storageStore?.put(storage, of: record.address)
+        log(record.address).debug("\(record.address): \(storage.images.count) open files were taken from the worker")
     }
 
     private func stopListening(_ record: Record) {

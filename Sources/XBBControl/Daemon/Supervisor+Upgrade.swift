@@ -35,6 +35,10 @@ extension Supervisor {
         for record in chosen.sorted(by: { $0.address < $1.address }) {
             guard let process = record.process else { continue }
             told.append(.object([("vbd", .string("\(record.address)")), ("pid", .integer(process.process))]))
+            if let silence = silence(of: record) {
+                record.refusal = silence
+                continue
+            }
             switch record.replacement {
             case .preparing, .draining: break
             case .none, .onTrial, .rolledBack: begin(record, process)

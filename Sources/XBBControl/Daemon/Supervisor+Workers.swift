@@ -57,7 +57,10 @@ extension Supervisor {
                 }
                 lock = taken
             case .held(let note):
-                guard let process = WorkerProcess.adopt(LockNote(reading: note), ofLockAt: path) else {
+                let known = WorkerProcess.adopt(LockNote(reading: note), ofLockAt: path)
+                let found = known ?? WorkerProcess.adopt(listeningAt: directory.workerSocket(address), ofLockAt: path)
+                record.isUnnoted = known == nil
+                guard let process = found else {
                     if !record.loggedForeign {
                         log(address).warning("\(address): a process that xbbd does not know serves it")
                     }
@@ -65,6 +68,7 @@ extension Supervisor {
                     return .lockHeld
                 }
                 try follow(process, record)
+                takeStorage(from: process, record)
                 log(address).info("\(address): worker \(process.process) goes on")
                 return .started
             }
@@ -86,7 +90,9 @@ extension Supervisor {
             do throws(OperationError) {
                 try lock.write(LockNote(holder: process.identity))
             } catch {
-                log(address).warning("\(address): \(error); an xbbd that is started now does not know its worker")
+                record.isUnnoted = true
+                log(address).warning(
+                    "\(address): \(error); an xbbd that is started now looks for its worker, and this one tries again")
             }
             do throws(OperationError) {
                 try follow(process, record)
@@ -126,6 +132,7 @@ extension Supervisor {
     private func follow(_ process: WorkerProcess, _ record: Record) throws(OperationError) {
         try loop.add(process.pidfd.raw) { [unowned self, unowned record] in ended(record) }
         record.process = process
+        record.answers = AnswerWatch(limit: settings.stallSeconds * RestartPolicy.second, now: clinux_monotonic_ns())
         record.endsBy = nil
         record.standbyDue = nil
         record.loggedForeign = false
@@ -140,6 +147,7 @@ extension Supervisor {
             exit = .deserted
         }
         loop.remove(process.pidfd.raw)
+        stopAsking(record)
         record.process = nil
         record.endsBy = nil
         record.lastExit = exit
@@ -188,19 +196,31 @@ extension Supervisor {
         letStorageGo(record)
         records[record.address] = nil
         groups?.remove(record.address)
+        if !removeFiles(of: record.address) { leftovers.insert(record.address) }
+    }
+
+    /// Removes the files of disks that are gone: an xbbd that was killed may not have come to it.
+    func sweepFiles() {
+        var left: Set<VBDAddress> = []
+        for address in directory.disks where records[address] == nil {
+            if removeFiles(of: address) { groups?.remove(address) } else { left.insert(address) }
+        }
+        leftovers = left
+    }
+
+    /// Removes what the run directory has of a disk; false where a process has its lock.
+    private func removeFiles(of address: VBDAddress) -> Bool {
         do throws(OperationError) {
-            guard case .taken(let lock) = try FileLock.attempt(directory.workerLock(record.address)) else { return }
+            guard case .taken(let lock) = try FileLock.attempt(directory.workerLock(address)) else { return false }
             withExtendedLifetime(lock) {
-                unsafe unlink(directory.workerSocket(record.address))
-                unsafe unlink(directory.workerJournal(record.address))
-                unsafe unlink(directory.workerStatistics(record.address))
-                let lines = workerLines(record.address, limit: LogFile.mostBytes).suffix(64)
+                let lines = workerLines(address, limit: LogFile.mostBytes).suffix(64)
                 for line in lines { log.history?.remember(line) }
-                unsafe unlink(directory.workerLog(record.address))
-                unsafe unlink(directory.workerLock(record.address))
+                // The lock is the last: who finds it finds nothing else.
+                for path in directory.files(of: address) { unsafe unlink(path) }
             }
         } catch {
-            log(record.address).warning("\(record.address): \(error)")
+            log(address).warning("\(address): \(error)")
         }
+        return true
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// xbbd: one worker for each VBD of this domain, and the answers for xbbctl. One thread, which never waits for a worker.
+// xbbd: one worker for each VBD of this domain, and the answers for xbbctl. One thread, which never waits for a worker, nor for
+// a file system with images (`ImageLook`).
 import Base
 import CLinux
 import Glibc
@@ -21,6 +22,8 @@ public final class Supervisor {
         var standby: Standby?
         /// The open files of the disk, for the next worker; nil while the storage is closed, or if nobody left them.
         var storage: KeptStorage?
+        /// What the disk was served from last, also when it is closed.
+        var images: [ServedImage] = []
         /// Where the worker leaves them.
         var storageChannel: StorageChannel?
         /// The worker has left them: each does so once, before it is confined.
@@ -41,6 +44,12 @@ public final class Supervisor {
         let logLimit = LogLimit()
         /// It was logged that an unknown process serves this VBD.
         var loggedForeign = false
+        /// Whether the worker answers; nil without one.
+        var answers: AnswerWatch?
+        /// The call that asks it.
+        var question: UInt64?
+        /// Who serves could not be written down.
+        var isUnnoted = false
 
         init(_ address: VBDAddress, user: UInt32?, policy: RestartPolicy) {
             self.address = address
@@ -68,6 +77,8 @@ public final class Supervisor {
     /// VBDs that changed according to watches; read again before the loop sleeps.
     var dirty: Set<VBDAddress> = []
     var dirtyKinds: Set<String> = []
+    /// Disks without a node whose files are in the run directory, because a process still has them.
+    var leftovers: Set<VBDAddress> = []
     /// Names below "backend" that were reported as invalid or not ours.
     var reportedNames: Set<String> = []
     private var watchPending = false
@@ -77,8 +88,12 @@ public final class Supervisor {
     private var status = ""
     var calls: [UInt64: WorkerCall] = [:]
     var lastCall: UInt64 = 0
-    var tops: [UInt64: TopAnswer] = [:]
-    var lastTop: UInt64 = 0
+    var gatherings: [UInt64: Gathering] = [:]
+    var lastGathering: UInt64 = 0
+    var images: ImageLook?
+    var imageWaits: [ImageWait] = []
+    /// What the last look at the images of disks found.
+    var imageProblems: [VBDAddress: String] = [:]
     var pluginDump: PluginDump?
     var dumpClients: [ControlServer.ClientID] = []
     /// When xbbd ends at the latest, in ns of CLOCK_MONOTONIC; nil while it is not stopping.
@@ -139,6 +154,7 @@ public final class Supervisor {
         dirtyKinds = Set(settings.kinds)
         try readChanges()
         storageStore?.dropRest()
+        sweepFiles()
         log.info(
             "serves domain \(own), backend/\(settings.kinds.joined(separator: ", backend/")); "
                 + "\(records.count) VBDs; xbbctl at \(directory.socket)")
@@ -216,11 +232,13 @@ public final class Supervisor {
                 consider(record.supervision.deadline)
                 consider(record.standby?.deadline)
                 consider(record.endsBy)
+                consider(record.answers?.deadline)
                 if wantsStandby(record) { consider(record.standbyDue) }
             }
         }
         for record in records.values { consider(record.logLimit.deadline) }
         for call in calls.values { consider(call.deadline) }
+        for wait in imageWaits { consider(wait.deadline) }
         consider(server?.deadline)
         consider(pluginDump?.deadline)
         return deadline
@@ -232,17 +250,20 @@ public final class Supervisor {
         guard nextStoreCheck <= clinux_monotonic_ns() else { return }
         _ = try store.ownDomain()
         nextStoreCheck = clinux_monotonic_ns() &+ Self.storeCheckInterval
+        if !leftovers.isEmpty { sweepFiles() }
     }
 
     private func expire() {
         let now = clinux_monotonic_ns()
         for call in calls.values where call.deadline <= now { call.expire() }
+        expireImages(now: now)
         server?.expire(now: now)
         if let pluginDump, pluginDump.deadline <= now { pluginDump.expire() }
         for record in records.values where record.logLimit.deadline <= now { log(record.address).tellDropped() }
         if isStopping { return }
         for record in records.values {
             expireEnd(record, now: now)
+            careForAnswers(record, now: now)
             expireStandby(record, now: now)
             if wantsStandby(record), let due = record.standbyDue, due <= now { keepStandby(record) }
             if let deadline = record.supervision.deadline, deadline <= now { hand(.timer, to: record) }

@@ -20,11 +20,11 @@ final class WorkerCall {
     private var input = LineBuffer(limit: WorkerCall.answerLimit)
     private var completion: ((Result<[UInt8], ControlError>) -> Void)?
 
-    /// Connects to the worker's socket and sends `line`. The worker has `limit` ns for its answer. Throws if nobody listens
-    /// there.
+    /// Connects to the worker's socket and sends `line`. The worker has `limit` ns for its answer; nil: any time. Throws if
+    /// nobody listens there.
     init(
         path: String, line: String, loop: EventLoop, now: UInt64 = clinux_monotonic_ns(),
-        limit: UInt64 = WorkerCall.timeLimit,
+        limit: UInt64? = WorkerCall.timeLimit,
         completion: @escaping (Result<[UInt8], ControlError>) -> Void
     ) throws(ControlError) {
         let raw = unsafe clinux_unix_connect(path, Int32(SOCK_STREAM.rawValue | SOCK_NONBLOCK.rawValue))
@@ -32,7 +32,7 @@ final class WorkerCall {
         socket = Descriptor(owning: raw)
         self.loop = loop
         output = [UInt8]((line + "\n").utf8)[...]
-        deadline = now &+ limit
+        deadline = limit.map { now &+ $0 } ?? .max
         self.completion = completion
         do throws(OperationError) {
             try loop.add(raw, EventLoop.readable | EventLoop.writable) { [unowned self] in ready() }
@@ -45,6 +45,9 @@ final class WorkerCall {
     func expire() {
         finish(.failure(ControlError("the worker does not answer", status: .timedOut)))
     }
+
+    /// Ends the call without an answer.
+    func abandon() { hungUp() }
 
     private func ready() {
         if !output.isEmpty {

@@ -36,7 +36,7 @@ extension Reports {
     }
 
     private static func inspectOne(_ answer: JSON) -> [String] {
-        let apart = ["references", "warnings", "chain"]
+        let apart = ["references", "warnings", "chain", "facts"]
         var table = TextTable([.words(""), .words("")])
         for member in answer.members where !apart.contains(member.name) {
             if case .array(let words) = member.value {
@@ -44,6 +44,13 @@ extension Reports {
             } else {
                 table.append([member.name, cell(member.value)])
             }
+        }
+        for fact in answer["facts"]?.members ?? [] {
+            guard case .array(let words) = fact.value else {
+                table.append([TextTable.printable(fact.name), cell(fact.value)])
+                continue
+            }
+            for word in words { table.append([TextTable.printable(fact.name), cell(word)]) }
         }
         for reference in answer["references"]?.elements ?? [] {
             table.append([cell(reference["kind"]), "\(cell(reference["format"])):\(cell(reference["name"]))"])

@@ -24,9 +24,9 @@ public enum Reports {
         ])
         for vbd in answer["vbds"]?.elements ?? [] {
             let names = ["domid", "device", "kind", "worker", "pid", "state", "mode", "format", "path"]
-            let isStalled = vbd["stalled"]?.string != nil
-            table.append(
-                names.map { isStalled && $0 == "worker" ? "stalled" : cell(vbd[$0]) } + [vbd["trouble"]?.string ?? ""])
+            // What is wrong with the worker is more than how it came to be.
+            let worker = ["silent", "stalled"].first { vbd[$0]?.string != nil } ?? cell(vbd["worker"])
+            table.append(names.map { $0 == "worker" ? worker : cell(vbd[$0]) } + [vbd["trouble"]?.string ?? ""])
         }
         return table.lines
     }

@@ -94,6 +94,11 @@ public struct ControlAnswer: Sendable {
         } catch {
             throw ControlError("the answer of xbbd is \(error)")
         }
-        if let problem = value["error"]?.string { throw ControlError(problem) }
+        if let problem = value["error"]?.string {
+            let status = value["status"]?.unsigned.flatMap { Int32(exactly: $0) }.flatMap {
+                ControlStatus(rawValue: $0)
+            }
+            throw ControlError(problem, status: status ?? .failed)
+        }
     }
 }

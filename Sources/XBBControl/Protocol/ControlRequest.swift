@@ -145,7 +145,10 @@ public struct TunableSetting: Equatable, Sendable {
                     || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0) || $0 == UInt8(ascii: "_")
                     || $0 == UInt8(ascii: "-")
             }), parts[1].utf8.allSatisfy({ (0x21...0x7e).contains($0) })
-        else { throw ControlError("'\(text)' is no setting: expected KEY=VALUE, such as flush-interval=10") }
+        else {
+            throw ControlError(
+                "'\(text)' is no setting: expected KEY=VALUE, such as flush-interval=10", status: .usage)
+        }
         key = String(parts[0])
         value = String(parts[1])
     }
@@ -163,7 +166,7 @@ public struct TunableSetting: Equatable, Sendable {
             let value = try setting.parse(value)
             return TunableSetting(key: setting.oldName, value: value.number.map { "\($0)" } ?? value.description)
         } catch {
-            throw ControlError(error.description)
+            throw ControlError(error.description, status: .usage)
         }
     }
 }

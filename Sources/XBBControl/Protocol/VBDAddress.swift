@@ -81,6 +81,13 @@ public struct VBDAddress: Hashable, Comparable, Sendable, CustomStringConvertibl
     /// Without '/', for file names: "vbd-1-51712".
     public var fileName: String { "\(kind)-\(domain)-\(device)" }
 
+    /// Reads a ``fileName``.
+    init?(fileName: some StringProtocol) {
+        let parts = fileName.split(separator: "-", omittingEmptySubsequences: false)
+        guard parts.count == 3 else { return nil }
+        self.init(kind: String(parts[0]), domain: String(parts[1]), device: String(parts[2]))
+    }
+
     /// Orders by domain, then device, then kind.
     public static func < (left: VBDAddress, right: VBDAddress) -> Bool {
         (left.domain, left.device, left.kind) < (right.domain, right.device, right.kind)

@@ -57,6 +57,26 @@ struct RunDirectory {
 
     /// The lock of a worker.
     func workerLock(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).lock" }
+
+    /// All files of a disk, the lock last.
+    func files(of address: VBDAddress) -> [String] {
+        [
+            workerSocket(address), workerJournal(address), workerStatistics(address), workerLog(address),
+            workerStorage(address), workerLock(address),
+        ]
+    }
+
+    /// The disks that have a file here.
+    var disks: Set<VBDAddress> {
+        Set(
+            DirectoryListing.names(in: path).compactMap { name in
+                guard name.hasPrefix("vbd-"), let dot = name.lastIndex(of: "."),
+                    let address = VBDAddress(fileName: name[..<dot].dropFirst(4)),
+                    files(of: address).contains("\(path)/\(name)")
+                else { return nil }
+                return address
+            })
+    }
 }
 
 /// An exclusive flock(2) on a file, which is created if it does not exist.

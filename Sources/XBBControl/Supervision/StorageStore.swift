@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Where the disks' open files are while xbbd is restarted: in the service manager's descriptor store (sd_notify(3),
-// FDSTORE), with a file each in the run directory that says what they are.
+// FDSTORE), or in the workers that go on. A file each in the run directory says what they are.
 import Base
 import CLinux
 import Glibc
 import StorageKeeping
 import Support
 
-/// Copies of what xbbd keeps. Does nothing where there is no service manager.
+/// Copies of what xbbd keeps.
 final class StorageStore {
     private let manager: ServiceManager
     private let directory: RunDirectory
@@ -28,7 +28,6 @@ final class StorageStore {
 
     /// Stores the files of a disk.
     func put(_ storage: KeptStorage, of address: VBDAddress) {
-        guard manager.isPresent else { return }
         let path = directory.workerStorage(address)
         do throws(OperationError) {
             let identities = StorageIdentity.text(storage.identities)
@@ -37,14 +36,14 @@ final class StorageStore {
             log.warning("\(error); \(address) is opened by name if xbbd and its worker die")
             return
         }
+        guard manager.isPresent else { return }
         manager.removeStored(name(address))
         manager.store(storage.images.map(\.file), as: name(address))
     }
 
     /// Forgets the files of a disk.
     func remove(_ address: VBDAddress) {
-        guard manager.isPresent else { return }
-        manager.removeStored(name(address))
+        if manager.isPresent { manager.removeStored(name(address)) }
         unsafe unlink(directory.workerStorage(address))
     }
 
@@ -52,7 +51,9 @@ final class StorageStore {
     /// description says.
     func take(_ address: VBDAddress) -> KeptStorage? {
         guard let files = restored.removeValue(forKey: name(address)) else { return nil }
-        if let storage = describe(files, SmallFile.contents(directory.workerStorage(address), limit: 256 << 10)) {
+        if let description = description(address), let storage = description.storage(files),
+            storage.images.count == files.count
+        {
             return storage
         }
         log.warning("\(address): the service manager's descriptors are not those of this disk, and are closed")
@@ -60,15 +61,24 @@ final class StorageStore {
         return nil
     }
 
-    /// The manager does not say in which order the files were stored.
-    private func describe(_ files: [Descriptor], _ text: [UInt8]?) -> KeptStorage? {
-        guard let text, let end = text.firstIndex(of: 0) else { return nil }
-        let names = String(decoding: text[..<end], as: UTF8.self).split(separator: " ")
-        let ordered = names.compactMap { name in
-            files.first { file in StorageIdentity(file: file.raw).map { StorageIdentity.text([$0]) == name } ?? false }
+    /// The same of a worker that an earlier xbbd has started and that goes on: out of the worker itself (pidfd_getfd(2)). nil
+    /// where the system does not allow it.
+    ///
+    /// What the worker has is not believed: the files must be those of the description, which xbbd alone writes.
+    func take(_ address: VBDAddress, from worker: WorkerProcess) -> KeptStorage? {
+        guard let description = description(address) else { return nil }
+        var files: [Descriptor] = []
+        for number in DirectoryListing.names(in: "/proc/\(worker.process)/fdinfo").compactMap({ Int32($0) }).sorted() {
+            let text = SmallFile.contents("/proc/\(worker.process)/fdinfo/\(number)", limit: 4096) ?? []
+            guard description.mayBe(String(decoding: text, as: UTF8.self)) else { continue }
+            let raw = clinux_pidfd_getfd(worker.pidfd.raw, number)
+            if raw >= 0 { files.append(Descriptor(owning: raw)) }
         }
-        guard ordered.count == files.count else { return nil }
-        return KeptStorage(manifest: text[(end + 1)...], files: ordered)
+        return description.storage(files)
+    }
+
+    private func description(_ address: VBDAddress) -> StorageDescription? {
+        SmallFile.contents(directory.workerStorage(address), limit: 256 << 10).flatMap { StorageDescription($0) }
     }
 
     /// Closes what belongs to no disk that there is.
@@ -78,5 +88,37 @@ final class StorageStore {
             manager.removeStored(name)
         }
         restored = [:]
+    }
+}
+
+/// What stands in the run directory of a disk's files: their identities, and their formats and paths.
+private struct StorageDescription {
+    private let identities: [Substring]
+    private let manifest: ArraySlice<UInt8>
+
+    init?(_ text: [UInt8]) {
+        guard let end = text.firstIndex(of: 0) else { return nil }
+        identities = String(decoding: text[..<end], as: UTF8.self).split(separator: " ")
+        manifest = text[(end + 1)...]
+    }
+
+    /// False if an open file is none of these, by what proc_pid_fdinfo(5) says: that does not touch the file, which may be on
+    /// a server that does not answer.
+    func mayBe(_ information: String) -> Bool {
+        // A device's number does not stand there.
+        if identities.contains(where: { $0.hasPrefix("0:") }) { return true }
+        let numbers = identities.compactMap { $0.split(separator: ":").last }
+        return information.split(separator: "\n").contains { line in
+            line.hasPrefix("ino:") && line.split(separator: "\t").last.map(numbers.contains) == true
+        }
+    }
+
+    /// The storage, if all of it is among `files`, in any order.
+    func storage(_ files: [Descriptor]) -> KeptStorage? {
+        let names = files.map { file in StorageIdentity(file: file.raw).map { StorageIdentity.text([$0]) } }
+        let ordered = identities.compactMap { identity in
+            names.firstIndex { $0.map { $0 == identity } ?? false }.map { files[$0] }
+        }
+        return KeptStorage(manifest: manifest, files: ordered)
     }
 }

@@ -109,6 +109,28 @@ final class WorkerProcess {
         return nil
     }
 
+    /// The worker that listens at `socket`, if the kernel says that it has the lock at `path`; nil otherwise. For a lock whose
+    /// file does not say who has it, because the file system was full.
+    static func adopt(listeningAt socket: String, ofLockAt path: String) -> WorkerProcess? {
+        guard let file = LockFileFacts(path), let peer = listener(at: socket),
+            let identity = ProcessIdentity(running: peer), let process = adopt(identity),
+            file.isLocked(by: peer), process.takeExit() == nil
+        else { return nil }
+        return process
+    }
+
+    /// The process that has called listen(2) on a socket (SO_PEERCRED), which the kernel has noted.
+    private static func listener(at socket: String) -> Int32? {
+        let raw = unsafe clinux_unix_connect(socket, Int32(SOCK_STREAM.rawValue | SOCK_NONBLOCK.rawValue))
+        guard raw >= 0 else { return nil }
+        let process = clinux_peer_process(raw)
+        close(raw)
+        return process > 0 ? process : nil
+    }
+
+    /// What the kernel says that the process is doing; nil if it does not say.
+    var state: ProcessState? { ProcessState(of: process) }
+
     /// Follows a process that is not a child; nil if it no longer exists.
     static func adopt(_ identity: ProcessIdentity) -> WorkerProcess? {
         let raw = clinux_pidfd_open(identity.process)

@@ -26,7 +26,8 @@ public struct DiskSpecification: Equatable, Sendable {
         let parts = text.split(separator: ":", maxSplits: 1, omittingEmptySubsequences: false)
         guard parts.count == 2 else {
             throw ControlError(
-                "'\(text)' is no disk: expected FORMAT:PATH, such as raw:/dev/vg/disk or qcow2:/disk.qcow2")
+                "'\(text)' is no disk: expected FORMAT:PATH, such as raw:/dev/vg/disk or qcow2:/disk.qcow2",
+                status: .usage)
         }
         let words = parts[0].split(separator: ",", omittingEmptySubsequences: false).map(String.init)
         options = Array(words.dropFirst())
@@ -35,11 +36,12 @@ public struct DiskSpecification: Equatable, Sendable {
         do throws(NegotiationError) {
             format = try ImageFormat(parsing: formatName, key: "FORMAT")
         } catch {
-            throw ControlError("'\(text)' is no disk: \(error)")
+            throw ControlError("'\(text)' is no disk: \(error)", status: .usage)
         }
         guard location.utf8.count <= ImageLocation.opaqueByteLimit, !location.hasControlCharacters else {
             throw ControlError(
-                "a location has at most \(ImageLocation.opaqueByteLimit) bytes and no control characters")
+                "a location has at most \(ImageLocation.opaqueByteLimit) bytes and no control characters",
+                status: .usage)
         }
         let mayBeOpaque = location != rest || !rest.isEmpty && !rest.hasPrefix("/")
         // No format has a '+' in its name: "nbd+unix:" is a URI, also while nobody knows a plugin for it.
@@ -50,6 +52,16 @@ public struct DiskSpecification: Equatable, Sendable {
         }
         path = rest.isEmpty || rest.hasPrefix("/") ? rest : workingDirectory + "/" + rest
         target = "\(format):\(path)"
+    }
+
+    /// True for what can be the name of a format, whether or not a plugin serves it.
+    public static func isFormat(_ name: String) -> Bool {
+        do throws(NegotiationError) {
+            _ = try ImageFormat(parsing: name, key: "")
+            return true
+        } catch {
+            return false
+        }
     }
 
     /// The working directory of this process, without '/' at its end.
@@ -75,10 +87,12 @@ public struct PluginOptions: Equatable, Sendable {
             let parts = option.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
             guard parts.count == 2, !parts[0].isEmpty, parts[0].utf8.allSatisfy(Self.isKeyByte),
                 parts[1].utf8.allSatisfy({ $0 >= 0x20 && $0 != 0x7f && $0 != UInt8(ascii: ",") })
-            else { throw ControlError("'\(option)' is no option: expected KEY=VALUE without ','") }
+            else { throw ControlError("'\(option)' is no option: expected KEY=VALUE without ','", status: .usage) }
         }
         text = options.joined(separator: ",")
-        guard text.utf8.count <= 2048 else { throw ControlError("all options together have at most 2048 bytes") }
+        guard text.utf8.count <= 2048 else {
+            throw ControlError("all options together have at most 2048 bytes", status: .usage)
+        }
     }
 
     private static func isKeyByte(_ byte: UInt8) -> Bool {

@@ -55,24 +55,41 @@ public final class Toolstack {
                 "backend/\(request.address.kind) is served by the kernel's xen-blkback, which is loaded here: unload it "
                     + "and keep it from loading, or use another --kind; see xbbd(8), Coexistence")
         }
-        guard waits else {
-            return try hotplug(request, sharing) { (entries) throws(ControlError) in
+        // A disk that is there has its storage: that is no reason of its own.
+        try refuseAttached(request)
+        // A backend that reads `params` opens the storage as soon as the node is there: all of it is decided and written then.
+        if !waits || StorageSource(kind: request.address.kind) == .params {
+            try hotplug(request, sharing) { (entries) throws(ControlError) in
                 try makeNodes(request, withHotplug: entries)
             }
+            if waits {
+                try undoing(request.address) { () throws(ControlError) in
+                    try waitForBackend(request.address)
+                    try waitForStorage(request)
+                }
+            }
+            return
         }
         // Once more below, under the lock; here nothing has to be undone.
         var quiet = sharing
         quiet?.onOverride = { _ in }
         _ = try quiet?.resolve(request, store, own: own)
         try makeNodes(request, withHotplug: nil)
-        do throws(ControlError) {
+        try undoing(request.address) { () throws(ControlError) in
             try waitForBackend(request.address)
             try hotplug(request, sharing) { (entries) throws(ControlError) in
                 try writeHotplug(entries, of: request.address)
             }
             try waitForStorage(request)
+        }
+    }
+
+    /// Does the rest of an attachment; where that fails, nothing of the disk is left.
+    private func undoing(_ address: VBDAddress, _ body: () throws(ControlError) -> Void) throws(ControlError) {
+        do throws(ControlError) {
+            try body()
         } catch {
-            try undo(request.address, error)
+            try undo(address, error)
             throw error
         }
     }
@@ -111,15 +128,31 @@ public final class Toolstack {
                 if try store.childrenIfPresent(home, in: transaction).isEmpty {
                     return "domain \(address.domain) does not exist"
                 }
-                for path in [nodes.backendPath, nodes.toolstackPath] {
-                    if try store.childrenIfPresent(path, in: transaction).isEmpty { continue }
-                    return "\(request.deviceName) of domain \(address.domain) is attached already, see \(path); "
-                        + "'xbbctl detach \(address.domain) \(request.deviceName)' takes it away"
-                }
+                if let problem = try occupied(request, nodes, in: transaction) { return problem }
                 try nodes.write(to: store, in: transaction)
                 if let entries { try writeEntries(entries, of: address, in: transaction) }
                 return nil
             }
+        }
+        if let problem { throw ControlError(problem) }
+    }
+
+    /// Why a device cannot be made; nil where there is none yet.
+    private func occupied(
+        _ request: AttachRequest, _ nodes: DeviceNodes, in transaction: XenStoreTransaction = .none
+    ) throws(OperationError) -> String? {
+        let domain = request.address.domain
+        for path in [nodes.backendPath, nodes.toolstackPath] {
+            if try store.childrenIfPresent(path, in: transaction).isEmpty { continue }
+            return "\(request.deviceName) of domain \(domain) is attached already, see \(path); "
+                + "'xbbctl detach \(domain) \(request.deviceName)' takes it away"
+        }
+        return nil
+    }
+
+    private func refuseAttached(_ request: AttachRequest) throws(ControlError) {
+        let problem = try asControlError { () throws(OperationError) in
+            try occupied(request, DeviceNodes(request, own: own))
         }
         if let problem { throw ControlError(problem) }
     }
@@ -176,11 +209,17 @@ public final class Toolstack {
         case "error": throw ControlError("\(request.disk.name): \(try problem(of: request.address))")
         case "gone": throw ControlError("\(path) was removed while the disk was being attached")
         default:
-            let reason = try stall(of: request.address) ?? "'xbbctl show' and the log of xbbd may say why"
+            let reason = try reason(of: request.address) ?? "'xbbctl show' and the log of xbbd may say why"
             throw ControlError(
                 "\(request.disk.name) was not opened within \(Int(Self.hotplugSeconds)) s; \(reason)", status: .timedOut
             )
         }
+    }
+
+    /// Why a disk does not get on: its worker does not answer, or says what does not end.
+    private func reason(of address: VBDAddress) throws(ControlError) -> String? {
+        if let silence = workers?.silence(of: address) { return silence }
+        return try stall(of: address)
     }
 
     /// What of a disk does not end, as its worker has written.
@@ -246,7 +285,7 @@ public final class Toolstack {
             let peer = frontend.map { "the guest's side is in state \($0)" } ?? "the guest's side is gone"
             throw ControlError(
                 "\(VirtualDevice.name(of: address.device)) of domain \(address.domain) is still in use after "
-                    + "\(seconds) s, \(try stall(of: address) ?? peer); it goes when the guest lets it go, or with --force",
+                    + "\(seconds) s, \(try reason(of: address) ?? peer); it goes when the guest lets it go, or with --force",
                 status: .timedOut)
         }
         if isClosed, let workers {

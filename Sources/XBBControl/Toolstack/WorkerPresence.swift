@@ -18,14 +18,27 @@ public struct WorkerPresence: Sendable {
     /// True while a worker lives that serves `address`, or has served it.
     public func isThere(_ address: VBDAddress) -> Bool {
         do throws(ControlError) {
-            guard let reference = VBDReference(kind: address.kind, domain: address.domain, device: address.device)
-            else { return false }
-            let answer = try ControlClient(path: socket, timeoutSeconds: 5).call(.worker(reference)).value
-            return answer["worker"]?.string != nil
+            return try ask(address)["worker"]?.string != nil
         } catch {
             // No xbbd, or an earlier version. Nobody else takes the lock then.
             return FileLock.isHeld(RunDirectory.workerLock(address, beside: socket))
         }
+    }
+
+    /// What xbbd says of a worker that does not answer; nil of one that does, or without an xbbd.
+    func silence(of address: VBDAddress) -> String? {
+        do throws(ControlError) {
+            return try ask(address)["silent"]?.string
+        } catch {
+            return nil
+        }
+    }
+
+    private func ask(_ address: VBDAddress) throws(ControlError) -> JSON {
+        guard let reference = VBDReference(kind: address.kind, domain: address.domain, device: address.device) else {
+            return .null
+        }
+        return try ControlClient(path: socket, timeoutSeconds: 5).call(.worker(reference)).value
     }
 
     /// Waits until no worker has the disk; false where one still does after `seconds`.

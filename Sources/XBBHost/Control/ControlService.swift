@@ -27,6 +27,7 @@ struct ControlService<Platform: XenPlatform> {
         case "ping" where words.count == 1: reply(.object([("pid", .integer(Int64(getpid())))]))
         case "show" where words.count == 1: reply(show(machine))
         case "stats" where words.count == 1: disk.askPlugin { reply(stats(plugin: $0)) }
+        case "log" where words.count == 1: reply(.object([("events", .array(events))]))
         case "pause" where words.count == 1:
             if !disk.isPauseWanted { log.info("pausing") }
             disk.pause { reply(.object([("paused", .bool($0))])) }
@@ -39,7 +40,17 @@ struct ControlService<Platform: XenPlatform> {
             log.info("\(words[1]) is \(words[2]) now")
             reply(.object([("tunables", disk.tunables.json)]))
         default:
-            reply(.object([("error", .string("expected: ping, show, stats, pause, resume, or set KEY VALUE"))]))
+            reply(.object([("error", .string("expected: ping, show, stats, log, pause, resume, or set KEY VALUE"))]))
+        }
+    }
+
+    /// The last lines, where they have no file.
+    private var events: [JSON] {
+        (log.history?.lines ?? []).map { line in
+            .object([
+                ("time", .decimal((line.time * 1000).rounded() / 1000)), ("level", .string(line.level.word)),
+                ("text", .string(line.text)),
+            ])
         }
     }
 
@@ -61,6 +72,7 @@ struct ControlService<Platform: XenPlatform> {
                 "draining_seconds",
                 drainingSince.map { .integer((clinux_monotonic_ns() &- $0) / 1_000_000_000) } ?? .null
             ),
+            ("journal", text(disk.isConnected ? disk.journal.isKept ? "file" : "memory" : nil)),
             ("tunables", disk.tunables.json),
         ]
         let now = clinux_monotonic_ns()

@@ -29,7 +29,8 @@ final class NodeStore {
     let store: any XenStore
     private var isBackendChanged = true
     private var isFrontendChanged = true
-    private var nextCheck: UInt64 = 0
+    private var nextCheck = clinux_monotonic_ns() &+ checkInterval
+    private static let checkInterval: UInt64 = 10_000_000_000
 
     /// A guest can cause any number of errors: what operators find in XenStore changes a few times at once and then once a
     /// second, and is the newest in the end.
@@ -53,59 +54,53 @@ final class NodeStore {
 
     // MARK: Reading
 
-    /// Makes a value of keys below `path`, all read in one transaction.
+    /// The values of `keys` below `path`, all read in one transaction.
     ///
-    /// A key that is missing is nil, and so is one that `isAbsent` takes for missing; any other error is thrown.
-    private func read<Value>(
-        below path: String, absent isAbsent: @escaping (OperationError) -> Bool,
-        _ make: (_ value: (String) -> [UInt8]?) -> Value
-    ) throws(OperationError) -> Value {
-        try store.transaction { [store] (transaction) throws(OperationError) -> Value in
-            var failure: OperationError?
-            let made = make { key in
-                do throws(OperationError) {
-                    return try store.read("\(path)/\(key)", in: transaction)
-                } catch {
-                    if !isAbsent(error) { failure = error }
-                    return nil
-                }
+    /// A key that is missing has none, and so has one that `isAbsent` takes for missing; any other error is thrown.
+    private func values(
+        _ keys: [String], below path: String, absent isAbsent: (OperationError) -> Bool
+    ) throws(OperationError) -> [String: [UInt8]] {
+        var found: [String: [UInt8]] = [:]
+        for (key, value) in zip(keys, try store.values(of: keys, below: path)) {
+            switch value {
+            case .success(let bytes): found[key] = bytes
+            case .failure(let error): if !isAbsent(error) { throw error }
             }
-            if let failure { throw failure }
-            return made
         }
+        return found
     }
 
     /// The backend's node; nil if it is gone, a failure if a key breaks a rule.
     func readBackend() throws(OperationError) -> Result<BackendNode, NegotiationError>? {
-        try read(below: backendPath, absent: \.isNotFound) { value in
-            if value(BackendKey.frontendID) == nil && value(BackendKey.state) == nil { return nil }
-            do throws(NegotiationError) {
-                return .success(try BackendNode(read: value))
-            } catch {
-                return .failure(error)
-            }
+        let found = try values(BackendNode.keys, below: backendPath, absent: \.isNotFound)
+        if found[BackendKey.frontendID] == nil && found[BackendKey.state] == nil { return nil }
+        do throws(NegotiationError) {
+            return .success(try BackendNode { found[$0] })
+        } catch {
+            return .failure(error)
         }
     }
 
     /// The frontend's node, a failure if a key breaks a rule. A guest may take away our right to read a key.
     func readFrontend(_ limits: FrontendLimits) throws(OperationError) -> Result<FrontendNode, NegotiationError> {
-        try read(below: frontendPath, absent: Self.isAbsentForUs) { value in
-            do throws(NegotiationError) {
-                return .success(try FrontendNode(limits: limits, read: value))
-            } catch {
-                return .failure(error)
-            }
+        var keys = FrontendNode.keys(limits: limits)
+        var found = try values(keys, below: frontendPath, absent: Self.isAbsentForUs)
+        let all = FrontendNode.keys(limits: limits) { found[$0] }
+        if all != keys {
+            keys = all
+            found = try values(keys, below: frontendPath, absent: Self.isAbsentForUs)
+        }
+        do throws(NegotiationError) {
+            return .success(try FrontendNode(limits: limits) { found[$0] })
+        } catch {
+            return .failure(error)
         }
     }
 
     /// `state` and `online` of a node whose other keys may break any rule.
     func readBackendState() throws(OperationError) -> (state: XenbusState?, isOnline: Bool) {
-        try read(below: backendPath, absent: \.isNotFound) { value in
-            (
-                XenbusState.reading(value(BackendKey.state)),
-                BackendNode.isOnline(reading: value(BackendKey.online))
-            )
-        }
+        let found = try values([BackendKey.state, BackendKey.online], below: backendPath, absent: \.isNotFound)
+        return (.reading(found[BackendKey.state]), BackendNode.isOnline(reading: found[BackendKey.online]))
     }
 
     /// The frontend's state, nil where there is none.
@@ -135,10 +130,9 @@ final class NodeStore {
 
     /// How the disk's storage is shared: what the toolstack decided, and the mode that the node asks for.
     func sharing() throws(OperationError) -> (decision: String?, mode: String) {
-        (
-            try store.text("\(backendPath)/\(BackendKey.sharing)"),
-            try store.text("\(backendPath)/\(BackendKey.mode)") ?? ""
-        )
+        let found = try values([BackendKey.sharing, BackendKey.mode], below: backendPath, absent: \.isNotFound)
+        func text(_ key: String) -> String? { found[key].flatMap { String(validating: $0, as: UTF8.self) } }
+        return (text(BackendKey.sharing), text(BackendKey.mode) ?? "")
     }
 
     // MARK: Watches
@@ -185,7 +179,7 @@ final class NodeStore {
     func check() throws(OperationError) {
         let now = clinux_monotonic_ns()
         if isLost || now < nextCheck { return }
-        nextCheck = now &+ 10_000_000_000
+        nextCheck = now &+ Self.checkInterval
         _ = try store.text("domid")
     }
 
@@ -236,16 +230,13 @@ final class NodeStore {
         try store.write("\(backendPath)/\(BackendKey.chain)", chain)
     }
 
-    /// What does not end, for operators and xbbd; nil: nothing. A node that is gone is not made again.
-    func publish(stall: String?) throws(OperationError) {
+    /// Writes one of our keys for operators, or removes it where there is nothing to say. A node that is gone is not made again.
+    func publish(_ key: String, _ text: String?) throws(OperationError) {
         let path = backendPath
         try store.transaction { [store] (transaction) throws(OperationError) in
             guard try store.text("\(path)/\(BackendKey.state)", in: transaction) != nil else { return }
-            if let stall {
-                try store.write("\(path)/\(BackendKey.stall)", String(stall.prefix(512)), in: transaction)
-            } else if try store.text("\(path)/\(BackendKey.stall)", in: transaction) != nil {
-                try store.remove("\(path)/\(BackendKey.stall)", in: transaction)
-            }
+            if let text { return try store.write("\(path)/\(key)", OperatorText.message(text), in: transaction) }
+            try store.removeIfPresent("\(path)/\(key)", in: transaction)
         }
     }
 
@@ -291,13 +282,6 @@ final class NodeStore {
     /// What ``publish(statistics:)`` wrote; nil where it did not.
     func readStatistics() throws(OperationError) -> UInt64? {
         try store.text("\(backendPath)/\(BackendKey.statistics)").flatMap { UInt64($0, radix: 16) }
-    }
-
-    /// Says what is wrong with the disk, or that nothing is.
-    func publish(trouble text: String?) throws(OperationError) {
-        let path = "\(backendPath)/\(BackendKey.trouble)"
-        if let text { return try store.write(path, OperatorText.message(text)) }
-        try store.removeIfPresent(path)
     }
 
     /// Writes an error where operators look for it.

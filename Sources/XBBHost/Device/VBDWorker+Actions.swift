@@ -25,7 +25,12 @@ extension VBDWorker {
         case .closeDevice: closeStorage { [self] in pending.append(.deviceClosed) }
         case .connectRings(let origin): connect(origin)
         case .startQueues: disk.startQueues(after: succession.predecessor)
-        case .disconnectRings(let end): disk.disconnect(end.drain) { [self] in pending.append(.ringsDisconnected) }
+        case .disconnectRings(let end):
+            let hadTrouble = disk.journalTrouble != nil
+            disk.disconnect(end.drain) { [self] in
+                if hadTrouble { publishTrouble() }
+                pending.append(.ringsDisconnected)
+            }
         case .startTimer(let milliseconds): loop.startTimer(milliseconds: milliseconds)
         case .exit(let reason):
             // The machine gives nothing away that it holds; whatever is left of the queues ends before the lock goes.
@@ -105,8 +110,11 @@ extension VBDWorker {
                     case .success(let offered):
                         if !isKnown { publishStorage(device) }
                         problem = nil
+                        if disk.journalTrouble != nil { publishTrouble() }
                         pending.append(.ringsConnected(offered))
-                    case .failure(let error): pending.append(.ringsFailed(error.description))
+                    case .failure(let error):
+                        publishTrouble()
+                        pending.append(.ringsFailed(error.description))
                     }
                 }
             }

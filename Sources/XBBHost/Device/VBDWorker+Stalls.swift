@@ -40,7 +40,7 @@ extension VBDWorker {
     /// Says in XenStore what does not end; also that nothing is left of what a process before this one said.
     func publish(_ stall: Stall?) {
         do throws(OperationError) {
-            try nodes.publish(stall: stall?.text)
+            try nodes.publish(BackendKey.stall, stall?.text)
         } catch {
             log.warning(error.description)
         }

@@ -5,18 +5,18 @@ import Base
 import CLinux
 import Support
 import Xen
+import XenBus
 
 extension VBDWorker {
     /// Goes on with the statistics of the process before, once; of a new disk they begin at zero.
     func resumeStatistics() {
         if hasStatistics { return }
         hasStatistics = true
+        // What the process before published may be over.
+        trouble.publishAt = clinux_monotonic_ns() &+ DiskTrouble.publishInterval
         do throws(OperationError) {
             if let identity = disk.openStatistics(try nodes.readStatistics()) {
                 try nodes.publish(statistics: identity)
-            } else {
-                // What the process before published may be over.
-                trouble.publishAt = clinux_monotonic_ns() &+ DiskTrouble.publishInterval
             }
         } catch {
             log.warning("\(error); counters and what xbbctl sets end with this process")
@@ -65,14 +65,15 @@ extension VBDWorker {
             trouble.publishAt = .max
             trouble.mayPublishAt = now &+ DiskTrouble.publishInterval
             do throws(OperationError) {
-                if !nodes.isLost { try nodes.publish(trouble: trouble.text(of: disk)) }
+                if !nodes.isLost { try nodes.publish(BackendKey.trouble, trouble.text(of: disk)) }
             } catch {
                 log.warning(error.description)
             }
         }
     }
 
-    private func publishTrouble() {
+    /// Says in XenStore what is wrong, when that may be.
+    func publishTrouble() {
         trouble.publishAt = max(clinux_monotonic_ns(), trouble.mayPublishAt)
     }
 }

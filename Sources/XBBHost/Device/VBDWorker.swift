@@ -58,6 +58,10 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
             domain: numbers.first.flatMap { DomainID($0) } ?? 0, device: numbers.last.flatMap { UInt32($0) } ?? 0,
             limit: LogLimit())
         log.file = options.logFile.flatMap { LogFile(path: $0) }
+        if options.logFile != nil && log.file == nil {
+            log.history = LogHistory(limit: LogHistory.workerLimit)
+            log.warning("no room for a file of these lines; they end with this process")
+        }
         self.log = log
         nodes = NodeStore(store, backendPath: options.backendPath)
         mailbox = try Mailbox()

@@ -35,6 +35,11 @@ struct DiskTrouble {
 
     /// For people: what is wrong now; nil: nothing.
     func text<Platform: XenPlatform>(of disk: ServedDisk<Platform>) -> String? {
+        let troubles = [storage(of: disk), disk.journalTrouble].compactMap { $0 }
+        return troubles.isEmpty ? nil : troubles.joined(separator: "; ")
+    }
+
+    private func storage<Platform: XenPlatform>(of disk: ServedDisk<Platform>) -> String? {
         if let stoppedSince {
             return "stopped: no space, \(heldRequests) requests wait since \(Self.universalTime(stoppedSince))"
         }

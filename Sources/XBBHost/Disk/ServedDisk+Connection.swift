@@ -183,7 +183,10 @@ extension ServedDisk {
     /// Takes what `end` says, finishes what is in flight, then unmaps and unbinds. `completion` comes when no queue is left.
     func disconnect(_ end: DrainRule, _ completion: @escaping () -> Void) {
         queuesToStart = []
-        if queues.isEmpty { return completion() }
+        if queues.isEmpty {
+            journal.end()
+            return completion()
+        }
         if drain == nil {
             KillPoint.reach(.draining)
             drain = Drain(began: clinux_monotonic_ns())
@@ -202,6 +205,7 @@ extension ServedDisk {
         KillPoint.reach(.drained)
         queues = []
         connection = nil
+        journal.end()
         self.drain = nil
         reportPause()
         for completion in drain.completions { completion() }

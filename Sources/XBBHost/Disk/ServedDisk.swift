@@ -176,6 +176,17 @@ final class ServedDisk<Platform: XenPlatform> {
         return .deviceResized(sectorCount: info.sectorCount, offered: connection?.offered)
     }
 
+    // MARK: The journal
+
+    /// What it means that the queues have no journal that a successor finds; nil: they have one.
+    var journalTrouble: String? {
+        guard let missing = journal.missing else { return nil }
+        let device = options.shortName.split(separator: "/").joined(separator: " ")
+        return
+            "no journal (\(missing)): if this process is killed, the guest loses its disk; where there is room again, "
+            + "'xbbctl upgrade \(device)' gives it one"
+    }
+
     // MARK: Limits
 
     /// Queues to pre-open Xen handles for.

@@ -16,6 +16,8 @@ final class DiskJournal {
     private let log: Log
     /// What the queues write down now is in the file.
     private(set) var isKept = false
+    /// Why a successor finds nothing of what the queues write down; nil: it does, or is not meant to.
+    private(set) var missing: String?
 
     /// Opens or makes the file at `path`; nil for no file. `reserve` sizes it for a confined process.
     init(path: String?, reserve: JournalFile.Reservation?, log: Log) {
@@ -29,6 +31,7 @@ final class DiskJournal {
             (file, problem) = (try JournalFile(path: path, reserve: reserve), nil)
         } catch {
             (file, problem) = (nil, error.description)
+            missing = problem
             log.error("\(error); if this process is killed, the guest loses its disk")
         }
     }
@@ -62,6 +65,7 @@ final class DiskJournal {
                 guard let file else { throw OperationError(.journal, problem ?? "there is none") }
                 let mapping = try file.adopt(connection)
                 isKept = true
+                missing = nil
                 return connection.rings.indices.map {
                     QueueJournalSource(mapping: mapping, index: $0, inheritance: .journal(predecessor))
                 }
@@ -84,8 +88,10 @@ final class DiskJournal {
             do throws(OperationError) {
                 let mapping = try file.begin(connection)
                 isKept = true
+                missing = nil
                 return mapping
             } catch {
+                missing = error.description
                 log.error("\(error); if this process is killed, the guest loses its disk")
             }
         }
@@ -93,6 +99,12 @@ final class DiskJournal {
             throw OperationError(ENOMEM, "reserve memory for \(connection.rings.count) queues")
         }
         return mapping
+    }
+
+    /// The connection is over; the next one tries to have a file again.
+    func end() {
+        isKept = false
+        missing = problem
     }
 
     /// All queues have begun theirs: from here on a successor can go on with it.

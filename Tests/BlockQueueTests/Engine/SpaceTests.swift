@@ -18,7 +18,8 @@ struct SpaceTests {
     // The engine cannot be copied, which #expect would do.
     private func held(_ rig: EngineRig) -> Int { rig.engine.heldRequests }
     private func isHolding(_ rig: EngineRig) -> Bool { rig.engine.hold.isActive }
-    private func hasOnlyHeld(_ rig: EngineRig) -> Bool { rig.engine.hasOnlyHeld }
+    private func leavesOnlyHeld(_ rig: EngineRig) -> Bool { rig.engine.leavesOnlyHeld }
+    private func isAtRest(_ rig: EngineRig) -> Bool { rig.engine.isHeld && rig.engine.hasOnlyHeld }
     private func lastFailure(_ rig: EngineRig) -> (last: StorageFailure, count: UInt64)? { rig.engine.failure }
 
     private func waitFiveSeconds(_ rig: EngineRig) { rig.engine.now += SpaceHold.pause }
@@ -169,7 +170,7 @@ struct SpaceTests {
         rig.engine.endHolding(.leave)
         rig.engine.isDraining = true
         rig.settle()
-        #expect(hasOnlyHeld(rig))
+        #expect(leavesOnlyHeld(rig))
         waitFiveSeconds(rig)
         rig.turn()
         #expect(rig.plugin.held.isEmpty, "it is the successor's now")
@@ -180,6 +181,27 @@ struct SpaceTests {
         // Requests are counted once more where they are done again: the counters are those of two processes.
         rig.audit()
         #expect(rig.problems == [] && rig.unanswered == 0 && rig.isIdle)
+    }
+
+    @Test("a queue that takes nothing is at rest with what waits, which is not tried before it takes again")
+    func paused() throws {
+        let rig = try rig()
+        let write = rig.write(0, 8)
+        rig.turn()
+        rig.engine.isHeld = true
+        #expect(!isAtRest(rig))
+        rig.plugin.completeAll(-ENOSPC)
+        rig.settle()
+        #expect(isAtRest(rig) && held(rig) == 1)
+        waitFiveSeconds(rig)
+        rig.turn()
+        #expect(rig.plugin.held.isEmpty && isAtRest(rig))
+        rig.engine.isHeld = false
+        rig.turn()
+        #expect(rig.plugin.held.count == 1 && !isAtRest(rig))
+        rig.run()
+        #expect(rig.status(write) == 0)
+        rig.expectIdle()
     }
 
     @Test("another error beside the want of space is told at once")

@@ -8,7 +8,7 @@ import XenBus
 
 @testable import XBBControl
 
-@Suite struct CommandLineTests {
+@Suite struct XBBCtlTests {
     /// Runs a command of the shell in which $xbbctl is xbbctl for the lab; what it printed on both outputs.
     private func shell(_ lab: DaemonLab, _ command: String) throws -> (text: String, exit: WorkerExit) {
         let program = try Program(
@@ -23,8 +23,11 @@ import XenBus
         arguments: [
             ("show 1 xvdz", Int32(1), "there is no VBD"), ("show 1", 64, "vdev"),
             ("shwo 1 xvda", 64, "did you mean 'show'?"),
-            ("set 1 xvda poll_us=1000000000", 1, "expected a number from 0 to 1000000"),
-            ("set 1 xvda disable_flush=2", 1, "expected yes or no"), ("top --interval 0", 64, "expected 0.1 to 3600"),
+            ("set 1 xvda poll_us=1000000000", 64, "expected a number from 0 to 1000000"),
+            ("set 1 xvda disable_flush=2", 64, "expected yes or no"), ("top --interval 0", 64, "expected 0.1 to 3600"),
+            ("set 1 xvda no-such=1", 64, "no-such"), ("set 1 xvda =1", 64, "KEY=VALUE"),
+            ("attach 1 xvdb raw", 64, "FORMAT:PATH"), ("attach 1 xvdb raw:/a --option b", 64, "KEY=VALUE"),
+            ("attach 1 xvdb raw:/a --readonly --shared", 64, "shared anyway"), ("log --lines 0", 64, "1 to 100000"),
             ("show nobody xvda", 1, "there is no domain 'nobody'"), ("list more", 64, "more"),
         ])
     func errorsAreJSON(_ words: String, _ status: Int32, _ text: String) throws {
@@ -85,6 +88,14 @@ import XenBus
         #expect(output.contains("is not UTF-8"), "\(output)")
     }
 
+    @Test("what can be no format is a wrong word, what is none here is not") func formats() throws {
+        let lab = try DaemonLab()
+        for (name, status) in [("no/such", Int32(64)), ("a:b", 64), ("", 64), ("none", 1)] {
+            let (text, exit) = try shell(lab, "xbbctl inspect \(lab.root) --format '\(name)'")
+            #expect(exit == .failed(status), "\(name): \(text)")
+        }
+    }
+
     @Test("top asks all workers at once, and waits for none that is silent") func top() throws {
         let lab = try DaemonLab()
         for device in 0..<12 as Range<UInt32> {
@@ -99,41 +110,4 @@ import XenBus
         #expect(rows.count == 12)
         for (index, row) in rows.enumerated() { #expect((row["stats"] == .null) == (index % 2 == 0), "\(index)") }
     }
-
-    @Test("a shell completes domains, devices, settings, images and files") func completion() throws {
-        let lab = try DaemonLab()
-        try lab.store.write("/local/domain/1/name", "web")
-        _ = try lab.makeNode(1, 51712)
-        try lab.startDaemon()
-        try eventually("it is taken") { try lab.row("vbd/1/51712")?["state"]?.string == "initWait" }
-        lab.put("disk.img", "x")
-        let place = ["--loopback", "\(lab.root)/xen", "--socket", lab.socket]
-        func offered(_ words: [String]) throws -> [String] {
-            let all = ["xbbctl"] + place + words
-            let list = all.map { "'\($0)'" }.joined(separator: " ")
-            let script = """
-                shopt -s progcomp; compopt() { :; }
-                . <(\(DaemonLab.products)/xbbctl --generate-completion-script bash)
-                . \(Self.package)/packaging/xbbctl-completion.sh
-                PATH=\(DaemonLab.products):$PATH
-                COMP_WORDS=(\(list)); COMP_CWORD=\(all.count - 1)
-                COMP_LINE="${COMP_WORDS[*]}"; COMP_POINT=${#COMP_LINE}
-                _xbbctl_with_values xbbctl "${COMP_WORDS[COMP_CWORD]}" ''
-                printf '%s\\n' "${COMPREPLY[@]}"
-                """
-            let program = try Program(["/bin/bash", "-c", script], capture: true)
-            return program.text().split(separator: "\n").map(String.init)
-        }
-        let domains = try offered(["show", ""])
-        #expect(domains.contains("1") && domains.contains("web"), "\(domains)")
-        for domain in ["1", "web"] { #expect(try offered(["detach", domain, ""]).contains("xvda")) }
-        let new = try offered(["attach", "1", ""])
-        #expect(new.contains("xvdb") && !new.contains("xvda"), "\(new)")
-        #expect(try offered(["set", "1", "xvda", "poll"]).contains("poll-us="))
-        #expect(try offered(["attach", "1", "xvdb", "r"]).contains("raw:"))
-        #expect(try offered(["attach", "1", "xvdb", "raw:\(lab.root)/di"]).contains { $0.hasSuffix("/disk.img") })
-        #expect(try offered(["probe", "\(lab.root)/di"]).contains { $0.hasSuffix("disk.img") })
-    }
-
-    private static let package = InstallPaths.folder(of: InstallPaths.folder(of: InstallPaths.folder(of: #filePath)))
 }

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// What a process is doing, as /proc/PID/stat has it.
+import Base
+
+/// The state of a process's first thread (proc_pid_stat(5), field 3).
+enum ProcessState: Equatable, Sendable {
+    /// A signal has stopped it.
+    case stopped
+    /// A debugger has stopped it.
+    case traced
+    /// It waits for a device or a server, and nothing can end it before.
+    case waitsForKernel
+    /// It runs, or wants to.
+    case runs
+    /// It sleeps.
+    case sleeps
+
+    /// Reads the letter.
+    init?(letter: Character) {
+        switch letter {
+        case "T": self = .stopped
+        case "t": self = .traced
+        case "D": self = .waitsForKernel
+        case "R": self = .runs
+        case "S", "I": self = .sleeps
+        default: return nil
+        }
+    }
+
+    /// That of a process; nil if there is none, or its state is another one.
+    init?(of process: Int32) {
+        let bytes = SmallFile.contents("/proc/\(process)/stat", limit: 4096) ?? []
+        let text = String(decoding: bytes, as: UTF8.self)
+        // The name in front may contain anything.
+        guard let end = text.lastIndex(of: ")"),
+            let letter = text[text.index(after: end)...].split(separator: " ").first?.first
+        else { return nil }
+        self.init(letter: letter)
+    }
+
+    /// It does nothing until somebody lets it go on.
+    var isStopped: Bool { self == .stopped || self == .traced }
+
+    /// For operators.
+    var text: String {
+        switch self {
+        case .stopped: "it is stopped by a signal"
+        case .traced: "it is stopped by a debugger"
+        case .waitsForKernel: "it waits in the kernel for a device or a server"
+        case .runs: "it is busy"
+        case .sleeps: "it sleeps"
+        }
+    }
+}

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The judges are judged: a small writer that keeps all rules is found right, and found wrong as soon as it forgets one.
+import Foundation
+import QCOWEngine
+import TestSupport
+import Testing
+
+@Suite(.serialized) struct HarnessTests {
+    /// Images that the naive writer knows.
+    static let simple: @Sendable (inout ImageRecipe) -> Void = { recipe in
+        recipe.version = 3
+        recipe.refcountBits = 16
+        recipe.clusterBits = recipe.clusterBits <= 12 ? 12 : 16
+        recipe.size = recipe.clusterBits == 12 ? 512 << 10 : 1 << 20
+        if recipe.lowerSectors != nil { recipe.lowerSectors = recipe.size / 512 - 3 }
+        (recipe.hasSnapshot, recipe.hasDeflated, recipe.hasZeroes) = (false, false, false)
+        recipe.isDevice = false
+    }
+
+    private func maker(_ forgotten: WritingRule?) -> HistoryMaker {
+        var maker = HistoryMaker(opener: { storage, reader, _ in
+            try NaiveWriter(storage, below: reader.lower.map(SimulatedLayer.init), forgets: forgotten)
+        })
+        maker.simplify = Self.simple
+        maker.shape = HistoryShape(zeroes: 0, discards: 20)
+        return maker
+    }
+
+    @Test(arguments: [Ending.kill, .powerCut])
+    func theNaiveWriterIsFoundRight(_ ending: Ending) throws {
+        let campaign = CutCampaign(maker: maker(nil), ending: ending, states: 120)
+        let result = try campaign.run(firstSeed: testSeed("naive"))
+        #expect(result.findings.isEmpty, "\(result)")
+        print("naive writer, \(ending): \(result)")
+    }
+
+    /// In how many states each forgotten rule is found.
+    @Test(arguments: WritingRule.allCases)
+    func aForgottenRuleIsFound(_ rule: WritingRule) throws {
+        // What is forgotten after an error shows with errors: EngineFaultTests' way.
+        if rule == .undoInReverse { return }
+        let ending = rule == .entryThenAnswer ? Ending.kill : .powerCut
+        let campaign = CutCampaign(maker: maker(rule), ending: ending, states: 2000, juryEvery: 0)
+        let result = try campaign.run(firstSeed: testSeed("\(rule)"))
+        #expect(!result.findings.isEmpty, "\(rule): \(result)")
+        print("\(rule) forgotten: found after \(result.states) states: \(result.findings.first?.prefix(300) ?? "")")
+    }
+}
