@@ -135,6 +135,7 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
         let (offset, length) = (request.offset, request.length)
         switch request.operation {
         case .read:
+            guard isInside(offset, length) else { return .done(-EIO) }
             let token = engine?.begin() ?? EngineToken(phase: 0)
             let place = map.placeOfRead(offset, length, lowerSize: lowerSize)
             if case .file(let start) = place { return .file(start, token) }
@@ -142,6 +143,7 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
             return place == .zeroes ? .zeroes : .helper
         case .write:
             guard let engine else { return .done(-EROFS) }
+            guard isInside(offset, length) else { return .done(-EIO) }
             let token = engine.begin()
             if case .file(let start) = engine.placeOfWrite(offset, length) { return .file(start, token) }
             engine.end(token)
@@ -152,6 +154,13 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
         case .discard, .writeZeroes:
             return engine == nil ? .done(-EROFS) : .helper
         }
+    }
+
+    /// What stands behind the end of the disk is nothing: a map would show a hole there.
+    @inline(__always)
+    private func isInside(_ offset: UInt64, _ length: UInt64) -> Bool {
+        let size = device.size
+        return length > 0 && offset <= size && length <= size - offset
     }
 
     /// Gives requests to the kernel; what it has no room for is done by the helpers.

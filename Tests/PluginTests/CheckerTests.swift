@@ -69,6 +69,30 @@ private struct Checker {
         #expect(result.status == 0 && result.failures.isEmpty, "\(result.failures)")
     }
 
+    /// The same promises for images: also that a completed write is there after SIGKILL, before any flush.
+    @Test(arguments: [
+        "", "cluster_size=512", "cluster_size=4k,refcount_bits=64", "cluster_size=2M", "compat=0.10", "preallocation=metadata",
+        "SNAPSHOT", "DEFLATED",
+    ])
+    func theQCOWPluginPasses(kind: String) {
+        let checker = Checker()
+        let image = "\(checker.folder.path)/image"
+        let made =
+            switch kind {
+            case "DEFLATED":
+                shell(
+                    "head -c 17M /dev/zero | tr '\\0' a > \(image).raw && qemu-img convert -c -O qcow2 \(image).raw \(image)")
+            case "SNAPSHOT":
+                shell(
+                    "qemu-img create -q -f qcow2 \(image) 17M && qemu-io -f qcow2 -c 'write 0 4M' \(image) && "
+                        + "qemu-img snapshot -c one \(image)")
+            default: shell("qemu-img create -q -f qcow2 \(kind.isEmpty ? "" : "-o " + kind) \(image) 17M")
+            }
+        #expect(made.status == 0, "\(made.output)")
+        let result = checker.run("--quick --image \(image) \(checker.plugin("qcow"))")
+        #expect(result.status == 0 && result.failures.isEmpty, "\(result.failures)")
+    }
+
     private let faulty = "\(buildFolder)/libfaulty-test-plugin.so"
 
     static let faults: [(fault: String, check: String, words: String)] = [

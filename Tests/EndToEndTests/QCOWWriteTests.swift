@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Writable qcow2 images through the ring: workers that die under load, storage that fails, and what is left in the file.
+import Blkfront
+import Blkif
+import CLinux
+import Foundation
+import TestSupport
+import Testing
+
+extension QCOWLab {
+    /// An image of the templates as a disk that is written.
+    func attachForWriting(
+        _ name: String = "image", number: UInt32 = 51712, options: String? = nil, environment: [String] = [],
+        arguments: [String] = []
+    ) throws -> Disk {
+        try lab.attach(
+            number, Storage(path: "\(templates)/\(name)", mode: "w", format: "qcow2", options: options),
+            arguments: ["--backing-dir", templates, "--journal", "\(lab.directory)/\(number).journal"] + arguments,
+            environment: environment)
+    }
+
+    /// What qemu-img check finds: status 0 clean, 3 leaks; and its words.
+    func check(_ name: String = "image") throws -> (status: Int, words: String) {
+        let words = try run("qemu-img check -f qcow2 \(name) 2>&1; echo \"; $?\"")
+        return (Int(words.split(separator: " ").last ?? "") ?? -1, words)
+    }
+}
+
+/// A run on another thread.
+private final class HistoryBox: @unchecked Sendable {
+    private var run: HistoryRun
+    init(_ run: HistoryRun) { self.run = run }
+    func report() -> LoadReport { run.report() }
+}
+
+extension EndToEnd {
+    @Suite struct QCOWWriteTests {
+        static let images = [
+            "qemu-img create -q -f qcow2 image 8M",
+            "qemu-img create -q -f qcow2 -o cluster_size=4k,refcount_bits=64 image 8M",
+            "head -c 5M /dev/urandom > base && qemu-img create -q -f qcow2 -b base -F raw image 8M",
+            """
+            head -c 5M /dev/urandom > base && qemu-img convert -f raw -O qcow2 base base.qcow2 &&
+            qemu-img create -q -f qcow2 -o cluster_size=16k -b base.qcow2 -F qcow2 image 8M &&
+            qemu-io -f qcow2 -c 'write -P 5 0 3M' image >/dev/null && qemu-img snapshot -c one image
+            """,
+        ]
+
+        /// What was answered is there after every kill; the image of a dead worker has leaks at most, and that of a detached disk
+        /// none.
+        @Test(arguments: 0..<images.count)
+        func workersDieUnderLoad(index: Int) throws {
+            let isLong = ProcessInfo.processInfo.environment["XBB_LONG"] == "1"
+            var random = SplitMix64(seed: testSeed("QCOWWriteTests.workersDieUnderLoad"))
+            let lab = try QCOWLab()
+            try lab.run(Self.images[index])
+            let base = index < 2 ? "" : try lab.run("cat base* | sha256sum")
+            let disk = try lab.attachForWriting(
+                options: index % 2 == 0 ? "direct=on" : "direct=off", arguments: ["--max-queues", "2"])
+            let device = try disk.connect {
+                $0.ringPages = 2
+                $0.queues = 2
+            }
+            var plan = HistoryPlan()
+            plan.sectors = 8192
+            plan.duration = isLong ? 60_000_000_000 : 2_500_000_000
+            plan.count = .max - 1
+            plan.barrierEvery = 0
+            plan.startsUnknown = true
+            plan.seed = random.next()
+            let run = HistoryBox(try HistoryRun(device, plan))
+            var (kills, leaks, handOvers) = (0, 0, 0)
+            var next = clinux_monotonic_ns() + 100_000_000
+            let report = try inBackground({ run.report() }) {
+                guard clinux_monotonic_ns() >= next, disk.worker.isRunning else { return }
+                if random.onceIn(4) {
+                    disk.worker.signal(SIGTERM)
+                    _ = try disk.worker.awaitExit()
+                    handOvers += 1
+                    try disk.startWorker(["--predecessor", "handed-over"])
+                } else {
+                    disk.worker.kill()
+                    kills += 1
+                    if kills % 3 == 1 {
+                        try lab.run("cp --sparse=always image dead")
+                        let (status, words) = try lab.check("dead")
+                        #expect(status == 0 || status == 3, "\(words)")
+                        if status == 3 { leaks += 1 }
+                    }
+                    try disk.startWorker(["--predecessor", "killed:signal 9"])
+                }
+                // Sometimes before the successor has come to anything.
+                let pause = random.onceIn(5) ? random.below(10) : 30 + random.below(150)
+                next = clinux_monotonic_ns() + UInt64(pause) * 1_000_000
+            }
+            #expect(report.isGood, "\(report.text) \(disk.log.suffix(4000))")
+            #expect(kills > 2 && disk.log.has("requests in flight"))
+            #expect(!disk.log.has("damaged"), "\(disk.log.suffix(2000))")
+            print("qcow2 written, image \(index): \(kills) kills, \(handOvers) hand-overs, \(leaks) dead images with leaks")
+            try device.close()
+            let contents = try lab.contents(disk)
+            try disk.detach()
+            let (status, words) = try lab.check()
+            #expect(status == 0, "\(words)")
+            #expect(try contents == lab.expected("image"))
+            if index >= 2 { #expect(try lab.run("cat base* | sha256sum") == base, "a backing file was written to") }
+            try lab.lab.finish(mostLog: 1 << 20)
+        }
+
+        /// A sync that fails is the end of writing: what is durable nobody knows. The operator is told, and reading goes on.
+        @Test(arguments: ["off", "on"])
+        func aFailedSyncStaysFailed(direct: String) throws {
+            let lab = try QCOWLab()
+            try lab.run("qemu-img create -q -f qcow2 image 8M && head -c 8 /dev/zero > cell")
+            try Self.shim.write(toFile: "\(lab.templates)/shim.c", atomically: true, encoding: .utf8)
+            try lab.run("gcc -O1 -shared -fPIC -o shim.so shim.c")
+            let disk = try lab.attachForWriting(
+                options: "direct=\(direct)",
+                environment: ["LD_PRELOAD=\(lab.templates)/shim.so", "XBB_SYNC_FAULT=\(lab.templates)/cell"])
+            let device = try disk.connect()
+            try device.queues[0].withQueue { (queue) throws in
+                #expect(try queue.status(.write, sector: 0, byteCount: 4096, fill: 1) == 0)
+                #expect(try queue.status(.flush, sector: 0, byteCount: 0) == 0)
+                try lab.run("printf 1 | dd of=cell conv=notrunc status=none")
+                #expect(try queue.status(.write, sector: 8, byteCount: 4096, fill: 2) == 0)
+                #expect(try queue.status(.flush, sector: 0, byteCount: 0) != 0)
+                // Also when the storage is well again: what it has lost it has lost.
+                try lab.run("printf '\\0' | dd of=cell conv=notrunc status=none")
+                #expect(try queue.status(.flush, sector: 0, byteCount: 0) != 0)
+                #expect(try queue.status(.write, sector: 8, byteCount: 4096, fill: 3) != 0)
+                #expect(try queue.status(.write, sector: 8192, byteCount: 4096, fill: 3) != 0)
+                #expect(try queue.read(sector: 0, byteCount: 4096) == (0, [UInt8](repeating: 1, count: 4096)))
+            }
+            #expect(disk.log.has("could not be made durable; nothing is written any more until the disk is attached again"))
+            try device.close()
+            try disk.detach()
+            let (status, words) = try lab.check()
+            #expect(status == 0 || status == 3, "\(words)")
+            // Attached again it is a disk like any other.
+            let again = try lab.attachForWriting(number: 51728)
+            let second = try again.connect()
+            try second.queues[0].withQueue { (queue) throws in
+                #expect(try queue.status(.write, sector: 8, byteCount: 4096, fill: 3) == 0)
+                #expect(try queue.status(.flush, sector: 0, byteCount: 0) == 0)
+            }
+            try second.close()
+            try again.detach()
+            try lab.lab.finish()
+        }
+
+        /// fdatasync(2) and IOCB_CMD_FDSYNC fail while the file that XBB_SYNC_FAULT names does not begin with a zero.
+        private static let shim = """
+            #define _GNU_SOURCE
+            #include <errno.h>
+            #include <fcntl.h>
+            #include <libaio.h>
+            #include <stdlib.h>
+            #include <sys/mman.h>
+            #include <sys/syscall.h>
+            #include <unistd.h>
+            static volatile char *cell;
+            __attribute__((constructor)) static void begin(void) {
+                const char *name = getenv("XBB_SYNC_FAULT");
+                int file = name ? open(name, O_RDWR | O_CLOEXEC) : -1;
+                void *memory = file < 0 ? MAP_FAILED : mmap(NULL, 8, PROT_READ, MAP_SHARED, file, 0);
+                if (memory != MAP_FAILED) cell = memory;
+                if (file >= 0) close(file);
+            }
+            static int fails(void) { return cell && *cell; }
+            int fdatasync(int file) {
+                if (fails()) { errno = EIO; return -1; }
+                return (int)syscall(SYS_fdatasync, file);
+            }
+            int io_submit(io_context_t context, long count, struct iocb **blocks) {
+                for (long i = 0; fails() && i < count; i++)
+                    if (blocks[i]->aio_lio_opcode == IO_CMD_FDSYNC) {
+                        if (i == 0) return -EINVAL;
+                        count = i;
+                    }
+                long done = syscall(SYS_io_submit, context, count, blocks);
+                return done < 0 ? -errno : (int)done;
+            }
+            """
+
+        /// With on-enospc=stop a guest sees nothing of a full file system but a delay, and a kill in between changes nothing.
+        @Test(.enabled(if: geteuid() == 0, "mounting takes root"))
+        func aFullFileSystemStopsTheDisk() throws {
+            let lab = try QCOWLab()
+            try lab.run("mkdir small && mount -t tmpfs -o size=3m tmpfs small && qemu-img create -q -f qcow2 small/image 16M")
+            defer { _ = try? LibxlLab.shell("umount -l '\(lab.templates)/small'") }
+            let disk = try lab.attachForWriting("small/image")
+            let device = try disk.connect()
+            #expect(try disk.worker.ask("set on_enospc stop")["error"] == nil)
+            func stopped() throws -> Int { (try disk.worker.ask("show")["stopped"] as? [String: Any])?["requests"] as? Int ?? 0 }
+            // 8 MiB into 3.
+            let statuses = try inBackground({
+                try device.queues[0].withQueue { (queue) throws in
+                    try (0..<256).map { try queue.status(.write, sector: UInt64($0) * 64, byteCount: 32768, fill: UInt8($0 & 255)) }
+                }
+            }) {
+                guard try disk.worker.isRunning && stopped() > 0 else { return }
+                try lab.run("mount -o remount,size=32m small")
+                #expect(try disk.worker.ask("resume")["tried_again"] as? Int == 1)
+            }
+            #expect(statuses.allSatisfy { $0 == 0 })
+            #expect(disk.log.has("stopped: no space"))
+            try device.queues[0].withQueue { (queue) throws in
+                for index in 0..<256 {
+                    let (status, bytes) = try queue.read(sector: UInt64(index) * 64, byteCount: 32768)
+                    #expect(status == 0 && bytes.allSatisfy { $0 == UInt8(index & 255) }, "\(index)")
+                }
+            }
+            try device.close()
+            try disk.detach()
+            let (status, words) = try lab.check("small/image")
+            #expect(status == 0, "\(words)")
+            try lab.lab.finish()
+        }
+
+        /// Who has the image is said where it is refused.
+        @Test func anImageInUseIsRefusedWithItsHolder() throws {
+            let lab = try QCOWLab()
+            try lab.run("qemu-img create -q -f qcow2 image 8M && qemu-nbd -t -f qcow2 --fork --pid-file=pid -k $PWD/socket image")
+            defer { _ = try? lab.run("kill $(cat pid) 2>/dev/null || true") }
+            let disk = try lab.attachForWriting()
+            try eventually("a refusal; log: \(disk.log.suffix(1000))") { try disk.key("hotplug-error") != nil }
+            let reason = try disk.key("hotplug-error") ?? ""
+            #expect(reason.has("in use"), "\(reason)")
+            print("an image in use: \(reason)")
+            try disk.detach()
+            try lab.lab.finish()
+        }
+    }
+}
