@@ -134,6 +134,12 @@ final class ByteImage: @unchecked Sendable {
         return memcmp(a, b, mine.count) == 0
     }
 
+    /// Where it differs from another file of the same length, in words of 8 bytes.
+    func differences(from other: ByteImage) -> [String] {
+        stride(from: 0, to: count - 7, by: 8).filter { u64($0) != other.u64($0) }
+            .map { "\($0): \(String(other.u64($0), radix: 16)) became \(String(u64($0), radix: 16))" }
+    }
+
     /// Writes all of it to a file of the machine, with holes where it has zeroes.
     func save(_ path: String) throws {
         let descriptor = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0o600)

@@ -71,7 +71,9 @@ struct ProtectedParts {
         for range in fixed where found.count < 4 && !isEqual(after, range) {
             found.append("bytes \(range) were changed by \(effects(log, range))")
         }
-        for cluster in tables where found.count < 8 {
+        // A table that the image has no more was copied, and what it left is free.
+        let kept = tables.intersection(ImageLayout(after).map(Self.tables) ?? [])
+        for cluster in kept where found.count < 8 {
             let offset = cluster << layout.clusterBits
             for sector in stride(from: offset, to: offset + layout.clusterSize, by: sectorSize) {
                 // The mark of the simulated guest's data.
@@ -124,8 +126,8 @@ struct ProtectedParts {
             let recipe = made.recipe
             let image = made.image.copy()
             guard let concerned = mutation.apply(image, &random) else { continue }
-            let place = concerned.sorted().prefix(3).map(String.init).joined(separator: " ")
-            let name = "\(mutation) at cluster \(place), seed \(seed): \(recipe)"
+            let place = image.differences(from: made.image).prefix(4).joined(separator: ", ")
+            let name = "\(mutation) (\(place)), seed \(seed): \(recipe)"
             // Twice: what the first time left is found by the second.
             var state = image
             for round in 0..<2 {
