@@ -76,8 +76,8 @@ public final class ImageEngine: @unchecked Sendable {
     /// What every change and flush ends with; 0: none.
     let failureCode = Atomic<Int32>(0)
     let byteCount: Atomic<UInt64>
-    private let observer = Mutex<(@Sendable (EngineEvent) -> Void)?>(nil)
-    private let waker = Mutex<(@Sendable () -> Void)?>(nil)
+    private let observer = Mutex<Callee<EngineEvent>?>(nil)
+    private let waker = Mutex<Callee<Void>?>(nil)
     /// Where the L1 table stands, under `metadataLock`: it moves when the disk grows.
     var l1Offset: UInt64
     var l1Capacity: UInt64
@@ -121,12 +121,14 @@ public final class ImageEngine: @unchecked Sendable {
     public var failure: Int32 { failureCode.load(ordering: .acquiring) }
 
     /// Who is told what the operator should know. Any thread; the engine may hold locks then.
-    public func observe(_ body: @escaping @Sendable (EngineEvent) -> Void) { observer.withLock { $0 = body } }
+    public func observe(_ body: @escaping @Sendable (EngineEvent) -> Void) { observer.withLock { $0 = Callee(body) } }
     /// Who is told that ``commit()`` has something to do. Any thread; the engine may hold locks then.
-    public func wakeCommitter(by body: @escaping @Sendable () -> Void) { waker.withLock { $0 = body } }
+    public func wakeCommitter(by body: @escaping @Sendable () -> Void) {
+        waker.withLock { $0 = Callee { _ in body() } }
+    }
 
-    func tell(_ event: EngineEvent) { observer.withLock { $0 }?(event) }
-    func wake() { waker.withLock { $0 }?() }
+    func tell(_ event: EngineEvent) { observer.withLock { $0 }?.body(event) }
+    func wake() { waker.withLock { $0 }?.body(()) }
 
     /// Before a place is asked for that is then used, and around ``perform(_:)``.
     @inline(__always)
@@ -213,6 +215,14 @@ public final class ImageEngine: @unchecked Sendable {
         }
         if let damage { damaged(damage) }
     }
+}
+
+/// Who is called, as an object: each look at a closure in a `Mutex` would store it there wrapped once more, and the next call
+/// would pass through all of the wrappings.
+private final class Callee<Event>: Sendable {
+    let body: @Sendable (Event) -> Void
+
+    init(_ body: @escaping @Sendable (Event) -> Void) { self.body = body }
 }
 
 extension QCOWImage {
