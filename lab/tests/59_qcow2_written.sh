@@ -98,7 +98,8 @@ serves() { # kinds
 }
 
 rm -f /srv/sums
-kills=$((${XEN_LAB_KILLS:-100} / 2))
+# The delays between workers that die so often take most of the time.
+kills=$((${XEN_LAB_KILLS:-100} / 4))
 
 kind=vbd
 xbbd_start --restart-limit 1000 --backing-dir "$templates"
