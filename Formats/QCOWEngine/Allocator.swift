@@ -118,6 +118,7 @@ struct Allocator: ~Copyable {
             try settle(end..<cluster, fresh)
         } catch {
             for block in fresh { refcounts.removeBlock(block) }
+            undo(found.takeAll())
             throw error
         }
         let runs = found.takeAll()
@@ -126,6 +127,16 @@ struct Allocator: ~Copyable {
         for run in runs { note(run) }
         end = cluster
         return runs
+    }
+
+    /// R7: clusters that did not come to be. Where there was no room for a new block, the counts in another one may be in the file.
+    private mutating func undo(_ runs: [Range<UInt64>]) {
+        refcounts.forgetChanges()
+        for cluster in runs.joined() where refcounts.hasBlock(for: cluster) {
+            if (try? refcounts.count(of: cluster)) == 1 { try? refcounts.set(cluster, to: 0) }
+        }
+        // What cannot be written is a leak, which the scan of the next time finds.
+        do throws(ImageError) { try refcounts.write() } catch { refcounts.forgetChanges() }
     }
 
     private func hasRoom(at cluster: UInt64) throws(ImageError) -> Bool { cluster < refcounts.capacity }

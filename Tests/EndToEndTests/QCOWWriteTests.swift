@@ -96,7 +96,9 @@ extension EndToEnd {
             #expect(report.isGood, "\(report.text) \(disk.log.suffix(4000))")
             #expect(kills > 2 && disk.log.has("requests in flight"))
             #expect(!disk.log.has("damaged"), "\(disk.log.suffix(2000))")
-            print("qcow2 written, image \(index): \(kills) kills, \(handOvers) hand-overs, \(leaks) dead images with leaks")
+            print(
+                "qcow2 written, image \(index): \(kills) kills, \(handOvers) hand-overs, \(leaks) dead images with leaks"
+            )
             try device.close()
             let contents = try lab.contents(disk)
             try disk.detach()
@@ -131,7 +133,8 @@ extension EndToEnd {
                 #expect(try queue.status(.write, sector: 8192, byteCount: 4096, fill: 3) != 0)
                 #expect(try queue.read(sector: 0, byteCount: 4096) == (0, [UInt8](repeating: 1, count: 4096)))
             }
-            #expect(disk.log.has("could not be made durable; nothing is written any more until the disk is attached again"))
+            #expect(
+                disk.log.has("could not be made durable; nothing is written any more until the disk is attached again"))
             try device.close()
             try disk.detach()
             let (status, words) = try lab.check()
@@ -186,16 +189,21 @@ extension EndToEnd {
         @Test(.enabled(if: geteuid() == 0, "mounting takes root"))
         func aFullFileSystemStopsTheDisk() throws {
             let lab = try QCOWLab()
-            try lab.run("mkdir small && mount -t tmpfs -o size=3m tmpfs small && qemu-img create -q -f qcow2 small/image 16M")
+            try lab.run(
+                "mkdir small && mount -t tmpfs -o size=3m tmpfs small && qemu-img create -q -f qcow2 small/image 16M")
             defer { _ = try? LibxlLab.shell("umount -l '\(lab.templates)/small'") }
             let disk = try lab.attachForWriting("small/image")
             let device = try disk.connect()
             #expect(try disk.worker.ask("set on_enospc stop")["error"] == nil)
-            func stopped() throws -> Int { (try disk.worker.ask("show")["stopped"] as? [String: Any])?["requests"] as? Int ?? 0 }
+            func stopped() throws -> Int {
+                (try disk.worker.ask("show")["stopped"] as? [String: Any])?["requests"] as? Int ?? 0
+            }
             // 8 MiB into 3.
             let statuses = try inBackground({
                 try device.queues[0].withQueue { (queue) throws in
-                    try (0..<256).map { try queue.status(.write, sector: UInt64($0) * 64, byteCount: 32768, fill: UInt8($0 & 255)) }
+                    try (0..<256).map {
+                        try queue.status(.write, sector: UInt64($0) * 64, byteCount: 32768, fill: UInt8($0 & 255))
+                    }
                 }
             }) {
                 guard try disk.worker.isRunning && stopped() > 0 else { return }
@@ -220,8 +228,10 @@ extension EndToEnd {
         /// Who has the image is said where it is refused.
         @Test func anImageInUseIsRefusedWithItsHolder() throws {
             let lab = try QCOWLab()
-            try lab.run("qemu-img create -q -f qcow2 image 8M && qemu-nbd -t -f qcow2 --fork --pid-file=pid -k $PWD/socket image")
-            defer { _ = try? lab.run("kill $(cat pid) 2>/dev/null || true") }
+            try lab.run(
+                "qemu-img create -q -f qcow2 image 8M && qemu-nbd -t -f qcow2 --fork --pid-file=pid -k $PWD/socket image >/dev/null 2>&1"
+            )
+            defer { _ = try? lab.run("kill -KILL $(cat pid) 2>/dev/null || true") }
             let disk = try lab.attachForWriting()
             try eventually("a refusal; log: \(disk.log.suffix(1000))") { try disk.key("hotplug-error") != nil }
             let reason = try disk.key("hotplug-error") ?? ""

@@ -58,7 +58,8 @@ import Testing
     // MARK: No room
 
     static let places: [(options: String, direct: String)] = [
-        ("", "off"), ("", "on"), ("-o cluster_size=4k", "on"), ("-o cluster_size=512", "off"), ("-o cluster_size=256k", "off"),
+        ("", "off"), ("", "on"), ("-o cluster_size=4k", "on"), ("-o cluster_size=512", "off"),
+        ("-o cluster_size=256k", "off"),
     ]
 
     /// On a volume of exact size the end is an error of the guest; the image is whole, and goes on when clusters are given back.
@@ -79,7 +80,9 @@ import Testing
             expect(queue, good, of: count)
             #expect(queue.command(XBB_OP_FLUSH) == 0)
             // A piece of a cluster leaves the rest of it zeroes: the volume had something else there.
-            for index in good.sorted().prefix(32) { #expect(queue.command(XBB_OP_DISCARD, UInt64(index * Self.piece), Self.piece) == 0) }
+            for index in good.sorted().prefix(32) {
+                #expect(queue.command(XBB_OP_DISCARD, UInt64(index * Self.piece), Self.piece) == 0)
+            }
             var again = 0
             for attempt in 0..<200 where again != 0 || attempt == 0 {
                 again = Int(queue.write(24 << 20 | 512, [UInt8](repeating: 9, count: 512)))
@@ -110,7 +113,8 @@ import Testing
         if kind == "tmpfs" {
             place = try mount("mount -t tmpfs -o size=6m none")
         } else {
-            try WrittenImage.must("truncate -s 12M \(folder.path)/fs && mkfs.ext4 -q -O ^has_journal -m 0 \(folder.path)/fs")
+            try WrittenImage.must(
+                "truncate -s 12M \(folder.path)/fs && mkfs.ext4 -q -O ^has_journal -m 0 \(folder.path)/fs")
             place = try mount("mount -o loop \(folder.path)/fs")
             try WrittenImage.must("head -c 4M /dev/zero > \(place)/other")
         }
@@ -123,7 +127,8 @@ import Testing
             let good = try fill(queue, count)
             #expect(good.count > 50 && good.count < 200, "\(good.count)")
             expect(queue, good, of: count)
-            try WrittenImage.must(kind == "tmpfs" ? "mount -o remount,size=64m \(place)" : "rm \(place)/other && sync -f \(place)")
+            try WrittenImage.must(
+                kind == "tmpfs" ? "mount -o remount,size=64m \(place)" : "rm \(place)/other && sync -f \(place)")
             let rest = (0..<count).filter { !good.contains($0) }.prefix(20)
             for index in rest { #expect(queue.write(UInt64(index * Self.piece), bytes(index)) == 0, "\(index)") }
             expect(queue, good.union(rest), of: count)
@@ -142,12 +147,12 @@ import Testing
         try create(path, "", "4M")
         let socket = "\(folder.path)/socket"
         try WrittenImage.must(
-            "qemu-nbd -t -f qcow2 --fork --pid-file=\(folder.path)/pid -k \(socket) \(path)")
+            "qemu-nbd -t -f qcow2 --fork --pid-file=\(folder.path)/pid -k \(socket) \(path) >/dev/null 2>&1")
         for isReadOnly in [false, true] {
             let refused = #expect(throws: Failure.self) { try Disk(plugin, path, readOnly: isReadOnly) }
             #expect(refused?.code == -EBUSY, "\(refused?.description ?? "")")
         }
-        shell("kill $(cat \(folder.path)/pid)")
+        shell("kill -KILL $(cat \(folder.path)/pid)")
         var result = Result { try Disk(plugin, path) }
         for _ in 0..<500 where (try? result.get()) == nil {
             usleep(20_000)
@@ -240,7 +245,9 @@ import Testing
             let commits = disk.statistic("group-commits")
             let requests = (0..<32).map { _ in Request() }
             for start in stride(from: 0, to: 2 << 20, by: 512 * 32) {
-                for (index, request) in requests.enumerated() { request.set(XBB_OP_DISCARD, UInt64(start + 512 * index), 512) }
+                for (index, request) in requests.enumerated() {
+                    request.set(XBB_OP_DISCARD, UInt64(start + 512 * index), 512)
+                }
                 #expect(queue.submit(requests) == 32 && queue.run() == 0)
                 #expect(requests.allSatisfy { $0.status == 0 })
             }

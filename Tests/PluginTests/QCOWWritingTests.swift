@@ -60,7 +60,8 @@ struct WrittenKind: CustomTestStringConvertible, Sendable {
         .init(below: .raw), .init(below: .qcow2, commands: mixed), .init(options: "compat=0.10", below: .raw),
         .init(options: "cluster_size=512", below: .qcow2), .init(options: "cluster_size=2M", below: .qcow2),
         .init(options: "cluster_size=4k", below: .raw, commands: mixed),
-        .init(commands: mixed, hasSnapshot: true), .init(options: "cluster_size=512", commands: mixed, hasSnapshot: true),
+        .init(commands: mixed, hasSnapshot: true),
+        .init(options: "cluster_size=512", commands: mixed, hasSnapshot: true),
         .init(options: "compat=0.10", commands: ["write -P 1 0 200k"], hasSnapshot: true),
         .init(options: "refcount_bits=2,cluster_size=4k", below: .qcow2, commands: mixed, hasSnapshot: true),
         .init(conversion: "-c"), .init(conversion: "-c -o cluster_size=4k"),
@@ -75,12 +76,15 @@ struct WrittenKind: CustomTestStringConvertible, Sendable {
         return kind.canBeDirect && direct.conversion?.contains("=512") != true ? [kind, direct] : [kind]
     }
 
-    /// With XBB_LONG=1 all of them, else each kind in one of the two ways.
-    static let some = getenv("XBB_LONG") != nil ? all : kinds.enumerated().map { index, kind in
-        var kind = kind
-        kind.isDirect = index % 2 == 1 && kind.canBeDirect && kind.conversion?.contains("=512") != true
-        return kind
-    }
+    /// With XBB_LONG all of them, else each kind in one of the two ways.
+    static let some =
+        getenv("XBB_LONG") != nil
+        ? all
+        : kinds.enumerated().map { index, kind in
+            var kind = kind
+            kind.isDirect = index % 2 == 1 && kind.canBeDirect && kind.conversion?.contains("=512") != true
+            return kind
+        }
 }
 
 /// An image on its way between the plugin and QEMU.
@@ -103,7 +107,8 @@ struct WrittenImage {
         if kind.below == .qcow2 {
             try Self.must(
                 "qemu-img convert -O qcow2 \(below) \(below).q && mv \(below).q \(below) && qemu-img resize -q \(below) "
-                    + "\(kind.size + 1024) && qemu-io -f qcow2 -c 'write -z 300k 100k' -c 'write -P 9 2300k 700k' \(below)")
+                    + "\(kind.size + 1024) && qemu-io -f qcow2 -c 'write -z 300k 100k' -c 'write -P 9 2300k 700k' \(below)"
+            )
         }
         if let conversion = kind.conversion {
             let source = makeSource(folder, bytes: kind.size, seed: 6)
@@ -216,12 +221,17 @@ struct WrittenImage {
                 let first = try WrittenImage.content(disk)
                 let wanted = try image.content()
                 try #require(first == wanted, "round \(round), first")
-                try WrittenImage.writeAtRandom(disk, queues: 3, count: 80, seed: seed &+ UInt64(round))
+                let count = getenv("XBB_LONG") == nil ? 50 : 400
+                try WrittenImage.writeAtRandom(disk, queues: 3, count: count, seed: seed &+ UInt64(round))
                 found = try WrittenImage.content(disk)
             }
             let qemus = try image.content()
-            #expect(found == qemus, "round \(round): \(zip(found, qemus).enumerated().first { $1.0 != $1.1 }?.offset ?? -1)")
-            if kind.hasSnapshot { #expect(try image.content(ofSnapshot: true) == before, "the snapshot, round \(round)") }
+            #expect(
+                found == qemus, "round \(round): \(zip(found, qemus).enumerated().first { $1.0 != $1.1 }?.offset ?? -1)"
+            )
+            if kind.hasSnapshot {
+                #expect(try image.content(ofSnapshot: true) == before, "the snapshot, round \(round)")
+            }
             let isOld = kind.options.contains("compat=0.10") || kind.conversion?.contains("compat=0.10") == true
             try image.qemu(
                 ["write -P 7 100k 300k", "write -P 8 2M 5k", "discard 1M 200k"] + (isOld ? [] : ["write -z 700k 80k"]))
@@ -248,7 +258,8 @@ struct WrittenImage {
 
     /// Opening, reading, flushing and closing change no byte; the first write takes away what others said of the content.
     @Test func nothingIsChangedUnasked() throws {
-        let image = try WrittenImage(folder, plugin, WrittenKind(options: "lazy_refcounts=on", commands: ["write -P 1 0 1M"]))
+        let image = try WrittenImage(
+            folder, plugin, WrittenKind(options: "lazy_refcounts=on", commands: ["write -P 1 0 1M"]))
         try WrittenImage.must("qemu-img bitmap --add \(image.path) backup && cp \(image.path) \(image.path).before")
         // A feature that nobody knows, and that does not matter to who only reads.
         try WrittenImage.must("printf '\\200' | dd of=\(image.path) bs=1 seek=88 conv=notrunc status=none")

@@ -136,6 +136,10 @@ def damage(before, after):
         if old == new[:len(old)]:
             continue
         roles = image.roles.get(cluster, set())
+        # Believed until the scan comes to it: a table of a snapshot that the disk's own tables claim and that is counted once. Only
+        # this snapshot suffers.
+        if "snapshot L2" in roles and roles & {"active L2", "active data"} and image.refcount(cluster) == 1:
+            continue
         where = f"cluster {cluster} ({', '.join(sorted(roles)) or 'nobody'}), refcount {image.refcount(cluster)}"
         if roles & METADATA and GUEST in new:
             return f"data of the guest stand in {where}"
@@ -151,7 +155,7 @@ def damage(before, after):
     # A guest's sector stands where its tables say.
     image = Image(after)
     for cluster, places in image.places.items() if image.usable else ():
-        for at in range(cluster << image.bits, min((cluster + 1) << image.bits, len(after)), 512):
+        for at in range(cluster << image.bits, min((cluster + 1) << image.bits, len(after) - 511), 512):
             guest = int.from_bytes(after[at + 8:at + 16], "big")
             if after[at:at + 8] == GUEST and guest & -image.cluster not in places:
                 return f"data of offset {guest} stand in cluster {cluster}, which is another's"
@@ -199,7 +203,8 @@ class Runner:
             words = text.rsplit("open: ", 1)[-1].split(" ", 1)
             if len(words) < 2 or len(words[1].strip()) < 8:
                 problem = "refused without words"
-        elif os.WEXITSTATUS(status) in (0, 2):
+        elif os.WEXITSTATUS(status) in (0, 2) or os.WEXITSTATUS(status) == 4 and "for one cluster" in name:
+            # Who has one cluster at two places reads there what was written last.
             self.read += 1
         else:
             problem = f"exit status {os.WEXITSTATUS(status)}"
