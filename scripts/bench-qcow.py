@@ -77,9 +77,8 @@ class Images:
             if not os.path.exists(path):
                 compress = ["-c"] if kind == "deflated" else []
                 bench.run("qemu-img", "convert", *compress, "-O", "qcow2", self.template, path)
+                os.sync()
             return path
-        if os.path.exists(path):
-            os.unlink(path)
         if kind == "empty":
             bench.run("qemu-img", "create", "-f", "qcow2", path, "8G")
         else:
@@ -93,9 +92,9 @@ class Ours:
 
     name = "xbb"
 
-    def __init__(self, lab, path, is_read_only):
+    def __init__(self, lab, path):
         self.lab = lab
-        lab.attach(DISK, "qcow2:" + path, *(["--readonly"] if is_read_only else []))
+        lab.attach(DISK, "qcow2:" + path)
         self.uri = "nbd+unix:///?socket=" + lab.work + "/xbb.nbd"
         self.gate = subprocess.Popen(
             ["nbdkit", "--foreground", "--unix", lab.work + "/xbb.nbd", PLUGIN, "dir=" + lab.xen, "domid=1", "vdev=" + DISK],
@@ -111,16 +110,16 @@ class Ours:
 
 
 class Peer:
-    """qemu-nbd, past the page cache with asynchronous I/O as the worker has it."""
+    """qemu-nbd, past the page cache with asynchronous I/O, as the worker has it where the file system can do that."""
 
     name = "qemu-nbd"
 
-    def __init__(self, lab, path, is_read_only):
+    def __init__(self, lab, path):
         self.socket = lab.work + "/peer.nbd"
         self.uri = "nbd+unix:///?socket=" + self.socket
         self.process = subprocess.Popen(
             ["qemu-nbd", "-f", "qcow2", "-t", "-e", "4", "-k", self.socket, "--cache=none", "--aio=native",
-             "--discard=unmap", *(["-r"] if is_read_only else []), path], stderr=subprocess.DEVNULL)
+             "--discard=unmap", path], stderr=subprocess.DEVNULL)
         self.pid = self.process.pid
         lab.wait(lambda: subprocess.run(["nbdinfo", "--size", self.uri], capture_output=True).returncode == 0)
 
@@ -145,19 +144,18 @@ def measure(server, options, count, seconds, seed):
 
 def peers_row(lab, images, row, given):
     name, kind, options, count = row
-    is_read_only = "write" not in options
     figures = {Ours: [], Peer: []}
     access = {}
     for round_ in range(given.rounds):
         for kind_of_server in ([Ours, Peer] if round_ % 2 == 0 else [Peer, Ours]):
             path = images.make(kind, kind_of_server.name)
-            server = kind_of_server(lab, path, is_read_only and kind != "overlay")
+            server = kind_of_server(lab, path)
             try:
                 access[kind_of_server.name] = "O_DIRECT" if is_direct(server.pid, path) else "page cache"
                 figures[kind_of_server].append(measure(server, options, count, given.seconds, 100 + round_))
             finally:
                 server.stop()
-            if kind in ("empty", "overlay") and not is_read_only:
+            if kind in ("empty", "overlay"):
                 bench.run("qemu-img", "check", "-q", path)
                 os.unlink(path)
     ratios = [ours[0] / theirs[0] for ours, theirs in zip(figures[Ours], figures[Peer])]
@@ -180,7 +178,9 @@ def print_peers(rows):
         cost = "{} ({} to {})".format(*row["cost_ratio"]) if row["cost_ratio"] else ""
         print("| {row} | {xbb:,} | {peer:,} | {0} ({1} to {2}) | {xbb_us} | {peer_us} | {cost} |".format(
             *row["ratio"], cost=cost, **{key: row[key] for key in ("row", "xbb", "peer", "xbb_us", "peer_us")}))
-    print("access:", json.dumps(rows[-1]["access"]), " load average:", *os.getloadavg())
+    for server in ("xbb", "qemu-nbd"):
+        print(f"{server}:", *sorted({row["access"][server] for row in rows}), end="; ")
+    print("load average:", *(round(value, 1) for value in os.getloadavg()))
 
 
 def libqcow_rows(lab, images, given):

@@ -48,7 +48,7 @@ extension ImageEngine {
             operation.finish(failure)
             return .finished
         }
-        if !storage.isGrowable, !isScanned.load(ordering: .acquiring), waitForScan(operation) { return .waiting }
+        if waitsForScan, !isScanned.load(ordering: .acquiring), waitForScan(operation) { return .waiting }
         let clusters = offset >> geometry.clusterBits...(offset + length - 1) >> geometry.clusterBits
         let key = rangeLock.locked { ranges.acquire(clusters, orWait: operation) }
         guard let key else {
@@ -76,7 +76,7 @@ extension ImageEngine {
         return .finished
     }
 
-    /// The size of a device tells nothing of what is free on it, so the first change waits for the scan. False: it is over.
+    /// Lets an operation wait for the scan. False: it is over.
     private func waitForScan(_ operation: any EngineOperation) -> Bool {
         let waits = listLock.locked { () -> Bool in
             if isScanned.load(ordering: .acquiring) { return false }

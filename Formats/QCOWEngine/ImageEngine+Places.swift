@@ -28,6 +28,7 @@ extension ImageEngine {
     /// Between ``begin()`` and ``end(_:)``.
     public func placeOfWrite(_ offset: UInt64, _ length: UInt64) -> Place {
         guard failure == 0, isPrepared.load(ordering: .acquiring) else { return .engine }
+        if waitsForScan, !isScanned.load(ordering: .acquiring) { return .engine }
         let cluster = offset >> map.clusterBits
         guard let piece = map.tryPiece(of: cluster) else { return .engine }
         defer { map.unlock(piece) }

@@ -62,7 +62,10 @@ public final class ImageEngine: @unchecked Sendable {
     /// Clusters whose references were removed from the file, a time for each reference.
     var unmapped: [FreedCluster] = []
 
-    /// Changes of a device that wait until it is known what is free.
+    /// Changes wait for the scan: the size of a device tells nothing of what is free on it, and with very many tables of snapshots
+    /// it is not known at first where data may not go.
+    let waitsForScan: Bool
+    /// Those that wait.
     var scanWaiters: [any EngineOperation] = []
     /// ``scan`` is over.
     let isScanned = Atomic<Bool>(false)
@@ -76,8 +79,19 @@ public final class ImageEngine: @unchecked Sendable {
     /// What every change and flush ends with; 0: none.
     let failureCode = Atomic<Int32>(0)
     let byteCount: Atomic<UInt64>
-    private let observer = Mutex<(@Sendable (EngineEvent) -> Void)?>(nil)
-    private let waker = Mutex<(@Sendable () -> Void)?>(nil)
+    private let observer = Mutex<Observer?>(nil)
+    private let waker = Mutex<Waker?>(nil)
+
+    /// Closures behind references: each look at one that a generic holds directly would wrap it once more.
+    private final class Observer: Sendable {
+        let body: @Sendable (EngineEvent) -> Void
+        init(_ body: @escaping @Sendable (EngineEvent) -> Void) { self.body = body }
+    }
+    private final class Waker: Sendable {
+        let body: @Sendable () -> Void
+        init(_ body: @escaping @Sendable () -> Void) { self.body = body }
+    }
+
     /// Where the L1 table stands, under `metadataLock`: it moves when the disk grows.
     var l1Offset: UInt64
     var l1Capacity: UInt64
@@ -99,7 +113,8 @@ public final class ImageEngine: @unchecked Sendable {
         for (index, entry) in image.l1.enumerated() where entry & L2Entry.copied != 0 {
             map.setL1(index, entry & ~L2Entry.copied)
         }
-        let (metadata, snapshots) = try image.metadataClusters(storage)
+        let (metadata, snapshots, isKnown) = try image.metadataClusters(storage)
+        waitsForScan = !storage.isGrowable || !isKnown
         allocator = try Allocator(storage, image.header, metadata: metadata)
         for (index, place) in allocator.refcounts.table.enumerated() where place != 0 {
             guard allocator.metadata.insert(place >> geometry.clusterBits) else {
@@ -121,12 +136,12 @@ public final class ImageEngine: @unchecked Sendable {
     public var failure: Int32 { failureCode.load(ordering: .acquiring) }
 
     /// Who is told what the operator should know. Any thread; the engine may hold locks then.
-    public func observe(_ body: @escaping @Sendable (EngineEvent) -> Void) { observer.withLock { $0 = body } }
+    public func observe(_ body: @escaping @Sendable (EngineEvent) -> Void) { observer.withLock { $0 = Observer(body) } }
     /// Who is told that ``commit()`` has something to do. Any thread; the engine may hold locks then.
-    public func wakeCommitter(by body: @escaping @Sendable () -> Void) { waker.withLock { $0 = body } }
+    public func wakeCommitter(by body: @escaping @Sendable () -> Void) { waker.withLock { $0 = Waker(body) } }
 
-    func tell(_ event: EngineEvent) { observer.withLock { $0 }?(event) }
-    func wake() { waker.withLock { $0 }?() }
+    func tell(_ event: EngineEvent) { observer.withLock { $0 }?.body(event) }
+    func wake() { waker.withLock { $0 }?.body() }
 
     /// Before a place is asked for that is then used, and around ``perform(_:)``.
     @inline(__always)
@@ -238,7 +253,9 @@ extension QCOWImage {
     }
 
     /// All clusters of the header and of tables that are known without reading L2 tables; no two overlap.
-    func metadataClusters(_ storage: any ImageStorage) throws(ImageError) -> (ClusterSet, SnapshotTable) {
+    ///
+    /// - Returns: them; the snapshots; and whether the L2 tables of all snapshots are among them.
+    func metadataClusters(_ storage: any ImageStorage) throws(ImageError) -> (ClusterSet, SnapshotTable, Bool) {
         let geometry = QCOWGeometry(header)
         var found = ClusterSet()
         func add(_ what: String, _ offset: UInt64, _ bytes: UInt64) throws(ImageError) {
@@ -260,6 +277,21 @@ extension QCOWImage {
                 throw .damaged("the L2 table of entry \(index) of its L1 table overlaps another table")
             }
         }
-        return (found, snapshots)
+        // Bytes of L1 tables: a thousand snapshots of a disk of 1 TiB.
+        var budget: UInt64 = 16 << 20
+        for snapshot in snapshots.entries {
+            guard snapshot.l1Count * 8 <= budget else { return (found, snapshots, false) }
+            budget -= snapshot.l1Count * 8
+            var done = 0
+            while done < Int(snapshot.l1Count) {
+                let part = min(Int(snapshot.l1Count) - done, 8192)
+                for (_, word) in try storage.nonZeroWords(at: snapshot.l1Offset + UInt64(done) * 8, count: part)
+                where word & L2Entry.offsetMask < storage.size {
+                    found.insert((word & L2Entry.offsetMask) >> geometry.clusterBits)
+                }
+                done += part
+            }
+        }
+        return (found, snapshots, true)
     }
 }

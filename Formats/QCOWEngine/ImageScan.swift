@@ -212,7 +212,8 @@ extension ImageEngine {
         guard !isData || !allocator.metadata.contains(cluster) else {
             throw .damaged("data stand in a table, at offset \(place) of the file")
         }
-        guard isNew || count > 1 else {
+        // Tables of snapshots were known before.
+        guard isNew || count > 1 || !isData else {
             throw .damaged("two entries point to offset \(place) of the file, whose refcount is 1")
         }
         scan?.note(cluster, count: count)

@@ -60,7 +60,7 @@ struct CutCampaign {
         let positions = (0..<min(statesOfHistory, states - result.states)).map { _ in random.below(count + 1) }.sorted()
         var (power, kill) = (PowerCut(history.log, vice: order), KillCut(history.log, vice: order))
         for position in positions {
-            let image = ending == .kill ? kill.state(at: position) : power.state(at: position, &random)
+            let image = ending == .kill ? kill.state(at: position, &random) : power.state(at: position, &random)
             result.states += 1
             let found = judge.faults(image, ending, position: position)
             if !found.isEmpty {

@@ -115,7 +115,7 @@ struct ProtectedParts {
     @Test(arguments: ImageMutation.allCases)
     func nothingButTheGuestsOwnClustersIsWritten(_ mutation: ImageMutation) throws {
         let first = testSeed("hostile \(mutation)")
-        let count = mutation == .randomBits ? TestLength.states(20, long: 4000) : TestLength.states(3, long: 100)
+        let count = mutation == .randomBits ? TestLength.states(16, long: 4000) : TestLength.states(2, long: 100)
         var refused = 0, failed = 0
         for seed in first..<first + UInt64(count) {
             var random = SplitMix64(seed: seed)

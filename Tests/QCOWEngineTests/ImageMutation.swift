@@ -79,8 +79,12 @@ private struct Mutator {
         return concerned
     }
 
+    private var usedBlocks: [Int] {
+        layout.refcountBlocks.enumerated().filter { $0.element != 0 }.map(\.offset)
+    }
+
     private mutating func pointBlock(_ place: Int?) -> Set<Int>? {
-        guard let place, let index = pick(layout.refcountBlocks.indices.filter { layout.refcountBlocks[$0] != 0 })
+        guard let place, let index = pick(usedBlocks)
         else {
             return nil
         }

@@ -16,6 +16,8 @@ struct ImageRecipe: CustomStringConvertible, Sendable {
     var isLowerQcow2 = false
     var hasSnapshot = false
     var hasDeflated = false
+    /// With zstd instead of deflate.
+    var isZstd = false
     var hasZeroes = false
     /// All tables are there from the beginning.
     var isPreallocated = false
@@ -30,7 +32,7 @@ struct ImageRecipe: CustomStringConvertible, Sendable {
         var words = ["v\(version) cluster \(clusterSize) refcount \(refcountBits) size \(size)"]
         if let lowerSectors { words.append("over \(lowerSectors) sectors of \(isLowerQcow2 ? "qcow2" : "raw")") }
         if hasSnapshot { words.append("snapshot") }
-        if hasDeflated { words.append("deflated") }
+        if hasDeflated { words.append(isZstd ? "zstd" : "deflated") }
         if hasZeroes { words.append("zeroes") }
         if isPreallocated { words.append("preallocated") }
         if isEmpty { words.append("empty") }
@@ -55,6 +57,7 @@ struct ImageRecipe: CustomStringConvertible, Sendable {
         }
         recipe.hasSnapshot = recipe.refcountBits > 1 && random.chance(35)
         recipe.hasDeflated = recipe.refcountBits >= 8 && random.chance(25)
+        recipe.isZstd = recipe.version == 3 && random.onceIn(4)
         recipe.hasZeroes = random.chance(40)
         recipe.isPreallocated = recipe.lowerSectors == nil && random.onceIn(6)
         recipe.isEmpty = !recipe.hasSnapshot && !recipe.hasDeflated && random.onceIn(5)
@@ -117,6 +120,7 @@ struct ImageMaker {
     private var options: String {
         var words = ["compat=\(recipe.version == 2 ? "0.10" : "1.1")", "cluster_size=\(recipe.clusterSize)"]
         if recipe.version == 3 { words.append("refcount_bits=\(recipe.refcountBits)") }
+        if recipe.hasDeflated, recipe.isZstd { words.append("compression_type=zstd") }
         if recipe.isPreallocated { words.append("preallocation=metadata") }
         let below =
             recipe.lowerSectors == nil ? "" : "-b \(folder.file("below")) -F \(recipe.isLowerQcow2 ? "qcow2" : "raw")"

@@ -150,6 +150,19 @@ struct KillCut {
         image = log.base.copy()
     }
 
+    /// The file after `target` effects, and perhaps some pages of the next one: a write is not cut elsewhere. Valid until the
+    /// next call.
+    mutating func state(at target: Int, _ random: inout SplitMix64) -> ByteImage {
+        let image = state(at: target)
+        guard heldBack == nil, target < log.effects.count, random.onceIn(3) else { return image }
+        if case .write(let offset, let bytes) = log.effects[target] {
+            let pages = (offset + bytes.count - 1) / 4096 - offset / 4096
+            let end = min((offset / 4096 + random.below(pages + 1)) * 4096 - offset, bytes.count)
+            if end > 0 { image.write(Array(bytes.prefix(end)), at: offset) }
+        }
+        return image
+    }
+
     /// The file after `target` effects. Valid until the next call.
     mutating func state(at target: Int) -> ByteImage {
         while position < min(target, log.effects.count) {

@@ -98,10 +98,11 @@ serves() { # kinds
 }
 
 rm -f /srv/sums
-kills=$((${XEN_LAB_KILLS:-100} / 2))
+# 50 in all.
+kills=$((${XEN_LAB_KILLS:-100} / 4))
 
 kind=vbd
-xbbd_start --restart-limit 1000 --backing-dir "$templates"
+xbbd_start --restart-limit 1000 --restart-window 1 --backing-dir "$templates"
 guest_create script "$(disk xvda "qcow2:$image")" "$(disk xvdb "raw:$model")"
 guest_mounts script
 guest_writes script
@@ -113,7 +114,7 @@ judge "script=block-xbb"
 
 xbbd_stop
 kind=qdisk
-xbbd_start --restart-limit 1000 --backing-dir "$templates" --backend vbd --backend qdisk
+xbbd_start --restart-limit 1000 --restart-window 1 --backing-dir "$templates" --backend vbd --backend qdisk
 guest_lines='device_model_override = "/usr/lib/xbb/xbb-dm"' \
     guest_create format "format=qcow2,vdev=xvda,access=rw,target=$image" "$(disk xvdb "raw:$model")"
 serves "qdisk vbd"
