@@ -110,7 +110,8 @@ import Testing
         let good = try folder.bytes("image")
         let original = try QCOWImage(ArrayReader(good))
         var random = SplitMix64(seed: testSeed("whateverStandsInItNothingTraps"))
-        let tables = [0, Int(original.header.l1Offset)] + original.l1.filter { $0 > 0 }.map { Int($0 & ~L2Entry.copied) }
+        let tables =
+            [0, Int(original.header.l1Offset)] + original.l1.filter { $0 > 0 }.map { Int($0 & ~L2Entry.copied) }
         var (refused, faulty, read) = (0, 0, 0)
         for _ in 0..<3000 {
             var bytes = good
