@@ -126,7 +126,6 @@ import Testing
         (79, [4], .unsupported, "external data file"),
         (79, [16], .unsupported, "extended L2 entries"),
         (72, [128], .unsupported, "unknown incompatible features: bit 63"),
-        (104, [1], .unsupported, "compressed with zstd"),
         (104, [9], .unsupported, "unknown compression type 9"),
         (35, [2], .unsupported, "encrypted with LUKS"),
         (35, [3], .unsupported, "unknown encryption method 3"),
