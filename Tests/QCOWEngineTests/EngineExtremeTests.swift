@@ -2,6 +2,7 @@
 // Guests and images at the edge of what there can be.
 import Foundation
 import QCOWEngine
+import Synchronization
 import TestSupport
 import Testing
 
@@ -52,6 +53,24 @@ import Testing
         try Shell.run("qemu-img check -q -f qcow2 \(folder.file("image"))")
     }
 
+    /// Whoever is called again and again, as the committer under a guest that writes, costs the same each time. A closure that a
+    /// generic holds grew by a wrapping at each look, and ended the process after some 130,000.
+    @Test func theCommitterIsCalledAsOftenAsOneLikes() throws {
+        let folder = try TestFolder()
+        try Shell.run("cd \(folder.path) && qemu-img create -q -f qcow2 image 8M")
+        let storage = SimulatedStorage(try ByteImage(contentsOf: folder.file("image")), isRecording: false)
+        let engine = try ImageEngine(storage, below: nil, options: EngineOptions())
+        let calls = Counter()
+        engine.wakeCommitter { calls.add() }
+        let write = SimulatedOperation(
+            .write, sectors: 0..<8, generation: 1, number: 0, onFinish: { _ in }, onResume: { _ in })
+        #expect(engine.perform(write) == .finished)
+        // More than is reserved: each attempt asks for more.
+        for _ in 0..<300_000 { #expect(engine.placeOfWrite(1 << 20, 4 << 20) == .engine) }
+        #expect(calls.count >= 300_000)
+        engine.close()
+    }
+
     private func perform(_ operation: SimulatedOperation, _ engine: any WritingEngine) throws {
         let end = engine.begin()
         _ = engine.perform(operation)
@@ -59,4 +78,11 @@ import Testing
         for _ in 0..<1000 where operation.finishes == 0 { _ = engine.commit() }
         try #require(operation.finishes == 1 && operation.status == 0, "\(operation.kind): \(operation.status)")
     }
+}
+
+/// A number that any thread may raise.
+private final class Counter: Sendable {
+    private let value = Atomic<Int>(0)
+    var count: Int { value.load(ordering: .relaxed) }
+    func add() { value.wrappingAdd(1, ordering: .relaxed) }
 }

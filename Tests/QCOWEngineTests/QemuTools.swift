@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // qemu-img and qemu-io: they make images, and they are the judges that know nothing of our tests.
 import Foundation
+import Synchronization
 
 /// A folder in memory that vanishes with its owner.
 final class TestFolder: Sendable {
@@ -10,9 +11,23 @@ final class TestFolder: Sendable {
         let base = FileManager.default.fileExists(atPath: "/dev/shm") ? "/dev/shm" : NSTemporaryDirectory()
         path = "\(base)/xbb-engine-\(UUID().uuidString)"
         try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
+        let path = path
+        Self.open.withLock { _ = $0.insert(path) }
+        _ = Self.cleansUp
     }
 
-    deinit { try? FileManager.default.removeItem(atPath: path) }
+    deinit {
+        try? FileManager.default.removeItem(atPath: path)
+        let path = path
+        Self.open.withLock { _ = $0.remove(path) }
+    }
+
+    /// Folders of images that are made once for all tests live as long as the process.
+    private static let open = Mutex<Set<String>>([])
+    private static let cleansUp: Bool = {
+        atexit { TestFolder.open.withLock { $0 }.forEach { try? FileManager.default.removeItem(atPath: $0) } }
+        return true
+    }()
 
     /// A name in it.
     func file(_ name: String) -> String { "\(path)/\(name)" }

@@ -58,7 +58,8 @@ public final class LoopbackPort: @unchecked Sendable {
     public func takePending() -> Bool {
         if take() { return true }
         event.drain()
-        undrained = nil
+        // The wake-up of an event that came before the drain is gone with it: unmask() must not count on it.
+        defer { undrained = nil }
         return take()
     }
 
