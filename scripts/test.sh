@@ -12,10 +12,10 @@ export XBB_BUILD_DIR=$PWD/.build/debug XBB_STAGE_DIR=$PWD/build/debug
 export SWIFT_BACKTRACE=enable=no
 targets=("$@")
 [[ ${#targets[@]} -gt 0 ]] ||
-    targets=(SettingsTests BlkifTests XenBusTests BlockQueueTests FormatsTests PluginKitTests PluginTests XenLoopbackTests BlkfrontTests
-        ControlTests EndToEndTests
+    targets=(SettingsTests BlkifTests XenBusTests BlockQueueTests FormatsTests QCOWEngineTests PluginKitTests PluginTests
+        XenLoopbackTests BlkfrontTests ControlTests EndToEndTests
         authors-test)
-limit=${XBB_TEST_LIMIT:-900}
+limit=${XBB_TEST_LIMIT:-1500}
 passed=0
 failed=0
 logs=build/test-logs
