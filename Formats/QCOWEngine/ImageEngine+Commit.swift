@@ -34,9 +34,11 @@ extension ImageEngine {
             && poolCount.load(ordering: .relaxed) < reserveSize.load(ordering: .relaxed) / 2
     }
 
-    /// The scan has begun, which the first allocation or a waiting change of a device causes.
+    /// The scan has begun, or is to begin, which the first allocation or a waiting change of a device causes.
     private var isScanning: Bool {
         !isScanned.load(ordering: .acquiring) && failure == 0
+            // After an error only somebody who waits makes it begin anew.
+            && (scanError == 0 || listLock.locked { !scanWaiters.isEmpty })
             && (options.followsUncleanEnd && isPrepared.load(ordering: .relaxed)
                 || counters.allocated.load(ordering: .relaxed) > 0 || counters.copied.load(ordering: .relaxed) > 0
                 || listLock.locked { !scanWaiters.isEmpty || !unmapped.isEmpty })
@@ -69,7 +71,7 @@ extension ImageEngine {
         for record in records { publish(record) }
         if !waiting.isEmpty, waitingIsDurable, grace.isQuiet { releaseWaiting() }
         if isScanning { goOnScanning() }
-        if failure != 0 { abandonScan() }
+        if failure != 0 { failWaiters(failure) }
         return pending == .now
     }
 
@@ -124,15 +126,16 @@ extension ImageEngine {
             record.operation.finish(failure == 0 ? -EIO : failure)
             release(record.key)
         }
-        abandonScan()
+        failWaiters(failure == 0 ? -EIO : failure)
     }
 
-    private func abandonScan() {
+    /// Ends the changes that wait for the scan.
+    func failWaiters(_ status: Int32) {
         let waiters = listLock.locked { () -> [any EngineOperation] in
             defer { scanWaiters = [] }
             return scanWaiters
         }
-        for operation in waiters { operation.finish(failure == 0 ? -EIO : failure) }
+        for operation in waiters { operation.finish(status) }
     }
 
     // MARK: R3: publish

@@ -71,6 +71,8 @@ public final class ImageEngine: @unchecked Sendable {
     let isScanned = Atomic<Bool>(false)
 
     // The committer's own:
+    /// What the scan ended with the last time, where changes wait for it.
+    var scanError: Int32 = 0
     var waiting: [FreedCluster] = []
     var waitingIsDurable = false
     var released: [UInt64] = []
@@ -121,7 +123,7 @@ public final class ImageEngine: @unchecked Sendable {
                 throw .damaged("refcount block \(index) overlaps another table")
             }
         }
-        scan = ImageScan(image, snapshots: snapshots)
+        scan = ImageScan(image, snapshots: snapshots.entries)
         // Without such features there is nothing to prepare; the writer before has switched them off.
         isPrepared = Atomic(image.header.autoclear == 0)
         reserveSize = Atomic(options.reserve.lowerBound)

@@ -35,8 +35,8 @@ struct ImageScan {
     let mayReclaim: Bool
     var reclaimed: UInt64 = 0
 
-    init(_ image: QCOWImage, snapshots: SnapshotTable) {
-        self.snapshots = snapshots.entries
+    init(_ image: QCOWImage, snapshots: [SnapshotEntry]) {
+        self.snapshots = snapshots
         bound = QCOWGeometry(image.header).clusters(of: image.fileSize)
         mayReclaim = !image.header.hasUnknownExtensions
     }
@@ -69,8 +69,10 @@ extension ImageEngine {
     /// One step of the scan, for the committer.
     func goOnScanning() {
         guard case .settling(let turned)? = scan?.phase else {
+            scanError = 0
             metadataLock.locked { step() }
             if isScanned.load(ordering: .acquiring) { resumeWaiters() }
+            if scanError != 0 { failWaiters(scanError) }
             return
         }
         guard turned else {
@@ -102,12 +104,22 @@ extension ImageEngine {
             }
         } catch {
             if case .unreadable = error.kind {
-                // An error of the storage is not damage: the scan ends, and clusters are taken behind the end as before.
-                finish(isComplete: false)
+                // An error of the storage is not damage.
+                stopScanning(error.code)
             } else {
                 damaged(error.message)
             }
         }
+    }
+
+    /// A table could not be read: clusters are taken behind the end as before. Where changes wait for the scan they get the
+    /// error, and the next one lets it begin anew.
+    private func stopScanning(_ code: Int32) {
+        guard waitsForScan else { return finish(isComplete: false) }
+        scan = ImageScan(image, snapshots: scan?.snapshots ?? [])
+        allocator.used = ClusterSet()
+        allocator.inSnapshots = ClusterSet()
+        scanError = -code
     }
 
     private func scanActive(from index: Int) throws(ImageError) {

@@ -57,6 +57,7 @@ import Testing
     /// cloud-hypervisor #8637 #8721 #8748: after ENOSPC, tables referred to clusters that were nobody's.
     @Test(arguments: [9, 12, 16]) func nothingIsPublishedThatIsNotOwnedAfterNoSpace(_ clusterBits: Int) throws {
         let seed = testSeed("no space")
+        var refused = 0
         for round in 0..<UInt64(6) {
             let bench = try churn(clusterBits, 64 << clusterBits, seed: seed + round)
             let room = bench.made.image.count + Int(round) * (7 << clusterBits)
@@ -67,7 +68,8 @@ import Testing
                 try #require(found.isEmpty, "\(found)\n\(bench.storage.log.tail(.max))")
             }
             bench.driver.drain()
-            #expect(!bench.engine.hasFailed && bench.driver.errors > 0, "no space is not the end of the disk")
+            #expect(!bench.engine.hasFailed, "no space is not the end of the disk")
+            refused += bench.driver.errors
             var random = SplitMix64(seed: seed + round)
             var cut = PowerCut(bench.storage.log)
             let judge = Judge(reader: bench.made.reader, model: bench.driver.model)
@@ -83,6 +85,7 @@ import Testing
             #expect(bench.driver.errors == errors, "writes work again when there is room")
             #expect(bench.close() == [])
         }
+        #expect(refused > 0, "there was too little space at some time")
     }
 
     /// cloud-hypervisor #8358: the first clusters were overwritten with data. Only fields of the header may change.
