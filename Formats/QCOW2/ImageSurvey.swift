@@ -58,8 +58,38 @@ public struct ImageSurvey: Sendable, Equatable {
                 done += part
             }
         }
+        try addBitmaps(image, header, geometry, &used)
         if header.incompatible & QCOWHeader.Incompatible.dirty == 0 {
             try countLeaks(image, header, geometry, &used, &budget)
+        }
+    }
+
+    /// The clusters of dirty bitmaps that are up to date: docs/interop/qcow2.txt, "Bitmaps". One that makes no sense has none.
+    private func addBitmaps(
+        _ image: some ImageReader, _ header: QCOWHeader, _ geometry: QCOWGeometry, _ used: inout ClusterSet
+    ) throws(ImageError) {
+        let (offset, length) = header.bitmapDirectory
+        guard header.autoclear & 1 != 0, length > 0, length <= 1 << 20, offset < image.size else { return }
+        func add(_ place: UInt64, _ bytes: UInt64) {
+            guard place < image.size, bytes <= image.size - place else { return }
+            let first = place >> geometry.clusterBits
+            for cluster in first..<first + geometry.clusters(of: bytes) { used.insert(cluster) }
+        }
+        add(offset, length)
+        let directory = ByteReader(try image.bytes(at: offset, count: Int(length)))
+        var (position, budget): (UInt64, Int) = (0, 1 << 20)
+        while position + 24 <= UInt64(directory.count) {
+            let (table, entries) = (try directory.u64(position), Int(try directory.u32(position + 8)))
+            let (name, extra) = (UInt64(try directory.u16(position + 18)), UInt64(try directory.u32(position + 20)))
+            guard entries <= budget, table < image.size, UInt64(entries) * 8 <= image.size - table else { return }
+            budget -= entries
+            add(table, UInt64(entries) * 8)
+            if entries > 0 {
+                for (_, word) in try image.nonZeroWords(at: table, count: entries) {
+                    if word & L2Entry.offsetMask != 0 { add(word & L2Entry.offsetMask, geometry.clusterSize) }
+                }
+            }
+            position += (24 + extra + name + 7) & ~7
         }
     }
 

@@ -57,6 +57,8 @@ public struct QCOWHeader: Sendable {
     public private(set) var autoclear: UInt64 = 0
     /// Persistent dirty bitmaps that the image has; nil: no extension says so.
     public private(set) var bitmaps: UInt32?
+    /// Their directory, in bytes of the file, and its length in bytes. It counts only with the bit 0 of ``autoclear``.
+    public private(set) var bitmapDirectory: (offset: UInt64, length: UInt64) = (0, 0)
     /// The header has extensions that are not known here.
     public private(set) var hasUnknownExtensions = false
     /// Bytes; the extensions begin behind them.
@@ -170,7 +172,10 @@ public struct QCOWHeader: Sendable {
             switch kind {
             case 0xe279_2aca: backingFormat = content
             case 0x4441_5441: dataFileName = content
-            case 0x2385_2875: bitmaps = length >= 4 ? try reader.u32(position + 8) : nil
+            case 0x2385_2875 where length >= 24:
+                bitmaps = try reader.u32(position + 8)
+                bitmapDirectory = (try reader.u64(position + 24), try reader.u64(position + 16))
+            case 0x2385_2875: break
             case 0x6803_f857: break
             default: hasUnknownExtensions = true
             }
