@@ -22,12 +22,7 @@ extension Supervisor {
     }
 
     private func ask(_ process: WorkerProcess, _ record: Record) throws(ControlError) {
-        lastCall += 1
-        let id = lastCall
-        calls[id] = try WorkerCall(
-            path: directory.workerSocket(record.address), line: "ping", loop: loop, limit: nil
-        ) { [unowned self, weak record] result in
-            calls[id] = nil
+        record.question = try call(record.address, "ping", limit: nil) { [unowned self, weak record] _, result in
             guard let record, record.process === process else { return }
             let now = clinux_monotonic_ns()
             record.question = nil
@@ -41,7 +36,6 @@ extension Supervisor {
             }
             noteHolder(of: record)
         }
-        record.question = id
     }
 
     /// The worker has ended, or another one serves: its answer is not waited for.

@@ -46,6 +46,23 @@ extension Supervisor {
 
     // MARK: What a worker answers
 
+    /// Sends a line to a worker, which has `limit` ns for its answer; nil: any time. Throws if nobody listens at its socket.
+    ///
+    /// - Returns: the number of the call in `calls`, which `completion` gets too, with the answer.
+    func call(
+        _ address: VBDAddress, _ line: String, limit: UInt64? = WorkerCall.timeLimit,
+        _ completion: @escaping (_ id: UInt64, Result<[UInt8], ControlError>) -> Void
+    ) throws(ControlError) -> UInt64 {
+        lastCall += 1
+        let id = lastCall
+        calls[id] = try WorkerCall(path: directory.workerSocket(address), line: line, loop: loop, limit: limit) {
+            [unowned self] result in
+            calls[id] = nil
+            completion(id, result)
+        }
+        return id
+    }
+
     func record(_ vbd: VBDReference) throws(ControlError) -> Record {
         let found = records.values.filter { vbd.matches($0.address) }
         guard let record = found.first else {
@@ -77,12 +94,8 @@ extension Supervisor {
             let reason = lastError(of: address).map { "; its last error: \($0)" } ?? ""
             throw ControlError("\(address) has no worker: \(describe(record))\(reason)")
         }
-        lastCall += 1
-        let id = lastCall
         do throws(ControlError) {
-            calls[id] = try WorkerCall(path: directory.workerSocket(address), line: line, loop: loop) {
-                [unowned self] result in
-                calls[id] = nil
+            _ = try call(address, line) { [unowned self] _, result in
                 switch result {
                 case .success(let text): answer(line == "show" ? completed(text, address) : text, to: client)
                 case .failure(let error): refuse(ControlError("\(address): \(error)"), to: client)

@@ -25,14 +25,9 @@ extension Supervisor {
         gatherings[number] = Gathering(completion: completion)
         // One that is known not to answer is not waited for.
         for record in records where record.process != nil && silence(of: record) == nil {
-            lastCall += 1
-            let id = lastCall
             let address = record.address
             do throws(ControlError) {
-                calls[id] = try WorkerCall(
-                    path: directory.workerSocket(address), line: line, loop: loop, limit: Self.gatheringLimit
-                ) { [unowned self] result in
-                    calls[id] = nil
+                let id = try call(address, line, limit: Self.gatheringLimit) { [unowned self] id, result in
                     gatherings[number]?.waiting.remove(id)
                     if case .success(let text) = result {
                         do throws(JSONError) { gatherings[number]?.answers[address] = try JSON(parsing: text) } catch {}
