@@ -145,13 +145,7 @@ final class FileDevice: DescriptorDisk, ResizableDisk, MappedDisk, @unchecked Se
     }
 
     private func change(_ mode: Int32, _ offset: UInt64, _ length: UInt64) -> Int32 {
-        while fallocate(
-            fd, mode | FALLOC_FL_KEEP_SIZE, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) != 0
-        {
-            let code = errno
-            if code != EINTR { return -code }
-        }
-        return 0
+        BlockingIO.allocate(fd: fd, mode: mode | FALLOC_FL_KEEP_SIZE, offset: offset, length: length)
     }
 
     // MARK: Control

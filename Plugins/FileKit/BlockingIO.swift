@@ -44,6 +44,17 @@ public enum BlockingIO {
         return 0
     }
 
+    /// Changes which blocks of a file there are: fallocate(2), begun again after signals.
+    ///
+    /// - Returns: 0 or a negative errno.
+    public static func allocate(fd: Int32, mode: Int32, offset: UInt64, length: UInt64) -> Int32 {
+        while fallocate(fd, mode, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) != 0 {
+            let code = errno
+            if code != EINTR { return -code }
+        }
+        return 0
+    }
+
     /// Writes `length` zero bytes at `offset` from a buffer of zeroes, for storage that has no faster way.
     ///
     /// - Returns: 0 or a negative errno.

@@ -88,11 +88,20 @@ final class ImageFile: ImageStorage {
     }
 
     private func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: UInt64, from fd: Int32) -> Int32 {
-        guard offset <= size, UInt64(buffer.count) <= size - offset else { return -EIO }
+        transfer(buffer.count, at: offset) { done, place in
+            guard let base = buffer.baseAddress else { return 0 }
+            return unsafe pread(fd, base + done, buffer.count - done, place)
+        }
+    }
+
+    /// Repeats a system call until all of `count` bytes are done, which stand in the file: 0 or a negative errno. `move` gets the
+    /// bytes that are done and the place of the next one, and says how many more there are. Nothing is written behind the end:
+    /// the engine makes the file longer first.
+    private func transfer(_ count: Int, at offset: UInt64, _ move: (_ done: Int, _ place: off_t) -> Int) -> Int32 {
+        guard offset <= size, UInt64(count) <= size - offset else { return -EIO }
         var done = 0
-        while done < buffer.count {
-            guard let base = buffer.baseAddress else { return -EIO }
-            let moved = unsafe pread(fd, base + done, buffer.count - done, off_t(truncatingIfNeeded: offset) + done)
+        while done < count {
+            let moved = move(done, off_t(truncatingIfNeeded: offset) + done)
             if moved < 0 {
                 let code = errno
                 if code == EINTR { continue }
@@ -111,23 +120,11 @@ final class ImageFile: ImageStorage {
     func writeData(_ bytes: RawSpan, at offset: UInt64) -> Int32 { write(bytes, at: offset, to: fd) }
 
     private func write(_ bytes: RawSpan, at offset: UInt64, to fd: Int32) -> Int32 {
-        // Nothing is written behind the end: the engine makes the file longer first.
-        guard offset <= size, UInt64(bytes.byteCount) <= size - offset else { return -EIO }
-        return unsafe bytes.withUnsafeBytes { buffer in
-            var done = 0
-            while done < buffer.count {
-                guard let base = buffer.baseAddress else { return -EIO }
-                let place = off_t(truncatingIfNeeded: offset) + done
-                let moved = unsafe pwrite(fd, base + done, buffer.count - done, place)
-                if moved < 0 {
-                    let code = errno
-                    if code == EINTR { continue }
-                    return -code
-                }
-                if moved == 0 { return -EIO }
-                done += moved
+        unsafe bytes.withUnsafeBytes { buffer in
+            transfer(buffer.count, at: offset) { done, place in
+                guard let base = buffer.baseAddress else { return 0 }
+                return unsafe pwrite(fd, base + done, buffer.count - done, place)
             }
-            return 0
         }
     }
 
@@ -141,13 +138,7 @@ final class ImageFile: ImageStorage {
     }
 
     private func change(_ mode: Int32, _ offset: UInt64, _ length: UInt64) -> Int32 {
-        while fallocate(
-            metadataFD, mode, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) != 0
-        {
-            let code = errno
-            if code != EINTR { return -code }
-        }
-        return 0
+        BlockingIO.allocate(fd: metadataFD, mode: mode, offset: offset, length: length)
     }
 
     func setSize(_ size: UInt64) -> Int32 {
