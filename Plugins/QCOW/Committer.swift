@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The thread that makes durable what many requests wait for. It sleeps while nothing is under way.
-import Glibc
+import CLinux
 import PluginKit
 import QCOWEngine
 import Synchronization
@@ -54,21 +54,18 @@ final class Committer: ThreadBody, @unchecked Sendable {
 
     /// Until somebody calls; with a time, only until it is over or there is something that does not wait.
     private func sleep(_ time: UInt64?) {
-        var now = timespec()
-        unsafe _ = clock_gettime(CLOCK_MONOTONIC, &now)
-        let deadline = UInt64(now.tv_sec) * 1_000_000_000 + UInt64(now.tv_nsec) + (time ?? 0)
+        let deadline = time.map { clinux_monotonic_ns() + $0 }
         monitor.lock()
         while !isStopping {
             // In one step: a call between a look and its reset would be lost.
-            if isCalled.exchange(false, ordering: .sequentiallyConsistent), time == nil || engine.pending == .now {
+            if isCalled.exchange(false, ordering: .sequentiallyConsistent), deadline == nil || engine.pending == .now {
                 break
             }
-            guard time != nil else {
+            guard let deadline else {
                 monitor.wait()
                 continue
             }
-            unsafe _ = clock_gettime(CLOCK_MONOTONIC, &now)
-            if UInt64(now.tv_sec) * 1_000_000_000 + UInt64(now.tv_nsec) >= deadline { break }
+            if clinux_monotonic_ns() >= deadline { break }
             monitor.wait(until: deadline)
         }
         monitor.unlock()

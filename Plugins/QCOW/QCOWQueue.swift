@@ -18,8 +18,7 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
     private let io: UnsafeMutablePointer<IOQueue>
     private let batch: UnsafeMutablePointer<UnsafeMutablePointer<xbb_req>?>
     private let depth: Int
-    private let counters: UnsafeMutablePointer<QueueCounters>
-    private let limit: UnsafeMutablePointer<Atomic<UInt64>>
+    private let cells: QueueCells
     private let device: QCOWDevice
     private let pool: HelperPool
     private let engine: ImageEngine?
@@ -34,33 +33,20 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
         self.device = device
         (pool, engine, map, lowerSize) = (device.pool, device.engine, device.map, device.backing?.size ?? 0)
         depth = parameters.depth
-        unsafe state = .allocate(capacity: 1)
-        unsafe state.initialize(
-            to: QueueState(
+        let cells = unsafe QueueCells(
+            QueueState(
                 host: parameters.queue.handle, complete: parameters.queue.complete,
                 engine: device.engine.map { unsafe Unmanaged.passUnretained($0) }))
+        let queue = unsafe try IOQueue(
+            handle: OpaquePointer(cells.state), complete: QueueState.completed, fd: device.file.fd, pool: device.pool,
+            depth: depth, isAsynchronous: device.file.isDirect, size: cells.limit, counters: cells.counters
+        ) { code in device.servesByThreads(after: code) }
+        self.cells = cells
+        unsafe state = cells.state
+        unsafe io = .allocate(capacity: 1)
+        unsafe io.initialize(to: queue)
         unsafe batch = .allocate(capacity: depth)
         unsafe batch.initialize(repeating: nil, count: depth)
-        unsafe counters = .allocate(capacity: 1)
-        unsafe counters.initialize(to: QueueCounters())
-        // The engine has looked at the places; the file may have any size.
-        unsafe limit = .allocate(capacity: 1)
-        unsafe limit.initialize(to: Atomic(.max))
-        unsafe io = .allocate(capacity: 1)
-        do throws(PluginError) {
-            unsafe io.initialize(
-                to: try IOQueue(
-                    handle: OpaquePointer(state), complete: QueueState.completed, fd: device.file.fd, pool: device.pool,
-                    depth: depth, isAsynchronous: device.file.isDirect, size: limit, counters: counters
-                ) { code in device.servesByThreads(after: code) })
-        } catch {
-            unsafe io.deallocate()
-            unsafe state.deallocate()
-            unsafe batch.deallocate()
-            unsafe counters.deallocate()
-            unsafe limit.deallocate()
-            throw error
-        }
         if let fd = unsafe io.pointee.watchedFD {
             let io = unsafe io
             watch = try parameters.queue.watch(fd) { _ in unsafe io.pointee.completionsAreReady() }
@@ -70,11 +56,7 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
     deinit {
         unsafe io.deinitialize(count: 1)
         unsafe io.deallocate()
-        unsafe state.deinitialize(count: 1)
-        unsafe state.deallocate()
         unsafe batch.deallocate()
-        unsafe counters.deallocate()
-        unsafe limit.deallocate()
     }
 
     /// The completion ring of the kernel is looked at without a system call.
@@ -183,6 +165,31 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
         let job = unsafe memory.assumingMemoryBound(to: Job.self)
         unsafe job.initialize(to: Job(request, queue: queue, complete: QueueState.completed))
         unsafe jobs.append(job)
+    }
+}
+
+/// What a queue's kernel side reaches by pointers, which outlives it.
+@safe
+private final class QueueCells {
+    let state: UnsafeMutablePointer<QueueState>
+    let counters: UnsafeMutablePointer<QueueCounters>
+    /// The engine has looked at the places; the file may have any size.
+    let limit: UnsafeMutablePointer<Atomic<UInt64>>
+
+    init(_ content: QueueState) {
+        unsafe state = .allocate(capacity: 1)
+        unsafe state.initialize(to: content)
+        unsafe counters = .allocate(capacity: 1)
+        unsafe counters.initialize(to: QueueCounters())
+        unsafe limit = .allocate(capacity: 1)
+        unsafe limit.initialize(to: Atomic(.max))
+    }
+
+    deinit {
+        unsafe state.deinitialize(count: 1)
+        unsafe state.deallocate()
+        unsafe counters.deallocate()
+        unsafe limit.deallocate()
     }
 }
 
