@@ -126,34 +126,31 @@ struct FaultCampaign {
         return maker
     }
 
-    /// One error, and then all works again.
-    @Test func oneErrorAtEveryEffect() throws {
-        let first = testSeed("faults")
-        for seed in first..<first + UInt64(TestLength.isLong ? 60 : 2) {
-            let result = try FaultCampaign(maker: maker(steps: 60), seed: seed).run()
-            print("faults, seed \(seed): \(result)")
+    /// Plays a campaign for each of some seeds; `change` says what fails in it.
+    private func play(
+        _ name: String, seeds: Int, long: Int, steps: Int, _ change: (inout FaultCampaign) -> Void = { _ in }
+    ) throws {
+        let first = testSeed(name)
+        for seed in first..<first + UInt64(TestLength.isLong ? long : seeds) {
+            var campaign = FaultCampaign(maker: maker(steps: steps), seed: seed)
+            change(&campaign)
+            let result = try campaign.run()
+            print("\(name), seed \(seed): \(result)")
             #expect(result.findings.isEmpty, "\(result.findings.first ?? "")")
         }
     }
 
+    /// One error, and then all works again.
+    @Test func oneErrorAtEveryEffect() throws { try play("faults", seeds: 2, long: 60, steps: 60) }
+
     /// From one effect on everything fails: a file system that is full, or gone.
     @Test func everythingFailsFromEveryEffectOn() throws {
-        let first = testSeed("lasting faults")
-        for seed in first..<first + UInt64(TestLength.isLong ? 30 : 1) {
-            let result = try FaultCampaign(maker: maker(steps: 50), seed: seed, lasts: true).run()
-            print("lasting faults, seed \(seed): \(result)")
-            #expect(result.findings.isEmpty, "\(result.findings.first ?? "")")
-        }
+        try play("lasting faults", seeds: 1, long: 30, steps: 50) { $0.lasts = true }
     }
 
     /// One read fails: of a table, of what is copied, of refcounts, or of the guest's own.
     @Test func oneErrorAtEveryRead() throws {
-        let first = testSeed("read faults")
-        for seed in first..<first + UInt64(TestLength.isLong ? 60 : 2) {
-            let result = try FaultCampaign(maker: maker(steps: 50), seed: seed, failsReads: true).run()
-            print("read faults, seed \(seed): \(result)")
-            #expect(result.findings.isEmpty, "\(result.findings.first ?? "")")
-        }
+        try play("read faults", seeds: 2, long: 60, steps: 50) { $0.failsReads = true }
     }
 
     /// Somebody cuts the file off while it is in use: errors, and nothing else is harmed.
