@@ -13,6 +13,21 @@ public protocol ImageReader: AnyObject, Sendable {
 }
 
 extension ImageReader {
+    /// Calls `body` for each of `count` big-endian numbers of 8 bytes at `offset` that is not 0, with its index. The table is read a
+    /// part at a time: it may have 32 MiB, most of it often zeroes.
+    public func forEachNonZeroWord(
+        at offset: UInt64, count: Int, _ body: (_ index: Int, _ word: UInt64) throws(ImageError) -> Void
+    ) throws(ImageError) {
+        var done = 0
+        while done < count {
+            let part = min(count - done, 8192)
+            for (index, word) in try nonZeroWords(at: offset + UInt64(done) * 8, count: part) {
+                try body(done + index, word)
+            }
+            done += part
+        }
+    }
+
     /// As many bytes as the file has of `count` at `offset`, in an array: for headers and tables, not for data.
     public func bytes(at offset: UInt64, count: Int) throws(ImageError) -> [UInt8] {
         guard offset < size, count > 0 else { return [] }

@@ -13,9 +13,6 @@ public struct ClusterSet: Sendable {
     /// The empty set.
     public init() {}
 
-    /// Bytes of memory, about.
-    public var memory: Int { chunks.count * Self.chunkWords * 8 }
-
     /// True if it is in.
     public func contains(_ cluster: UInt64) -> Bool {
         guard let words = chunks[cluster >> Self.chunkBits] else { return false }

@@ -60,12 +60,12 @@ public struct EntryDecoder: Sendable {
     }
 
     private func describeVersion2(_ entry: UInt64, _ fileSize: UInt64) throws(ReadFault) -> Extent {
-        if entry & 1 << 62 != 0 {
+        if entry & L2Entry.compressed != 0 {
             let (offset, length) = L2Entry(entry).compressedRange(clusterBits: clusterBits)
             return try compressed(offset, length, fileSize)
         }
-        let offset = entry & 0x00ff_ffff_ffff_fe00
-        if entry & 1 != 0 {
+        let offset = entry & L2Entry.offsetMask
+        if entry & L2Entry.zero != 0 {
             guard version >= 3 else {
                 throw ReadFault(code: EIO, cause: "a version 2 image has a zero cluster", place: offset)
             }

@@ -47,16 +47,13 @@ public struct ImageSurvey: Sendable, Equatable {
         }
         for snapshot in table.entries {
             add(snapshot.l1Offset, snapshot.l1Count * 8)
-            var done = 0
-            while done < Int(snapshot.l1Count) {
-                let part = min(Int(snapshot.l1Count) - done, 8192)
-                for (_, word) in try image.nonZeroWords(at: snapshot.l1Offset + UInt64(done) * 8, count: part) {
-                    guard try read(image, word & L2Entry.offsetMask, geometry, &used, &budget, counts: false) else {
-                        return
-                    }
-                }
-                done += part
+            try image.forEachNonZeroWord(at: snapshot.l1Offset, count: Int(snapshot.l1Count)) {
+                (_, word) throws(ImageError) in
+                // After the budget nothing more is read.
+                guard isComplete else { return }
+                _ = try read(image, word & L2Entry.offsetMask, geometry, &used, &budget, counts: false)
             }
+            guard isComplete else { return }
         }
         try addBitmaps(image, header, geometry, &used)
         if header.incompatible & QCOWHeader.Incompatible.dirty == 0 {
@@ -84,10 +81,8 @@ public struct ImageSurvey: Sendable, Equatable {
             guard entries <= budget, table < image.size, UInt64(entries) * 8 <= image.size - table else { return }
             budget -= entries
             add(table, UInt64(entries) * 8)
-            if entries > 0 {
-                for (_, word) in try image.nonZeroWords(at: table, count: entries) {
-                    if word & L2Entry.offsetMask != 0 { add(word & L2Entry.offsetMask, geometry.clusterSize) }
-                }
+            try image.forEachNonZeroWord(at: table, count: entries) { _, word in
+                if word & L2Entry.offsetMask != 0 { add(word & L2Entry.offsetMask, geometry.clusterSize) }
             }
             position += (24 + extra + name + 7) & ~7
         }
@@ -131,15 +126,10 @@ public struct ImageSurvey: Sendable, Equatable {
     ) throws(ImageError) {
         let entries = Int(UInt64(header.refcountClusters) << (geometry.clusterBits - 3))
         var blocks: [(index: Int, place: UInt64)] = []
-        var done = 0
-        while done < entries {
-            let part = min(entries - done, 8192)
-            for (index, word) in try image.nonZeroWords(at: header.refcountOffset + UInt64(done) * 8, count: part)
-            where word & (geometry.clusterSize - 1) == 0 && word < image.size {
-                blocks.append((done + index, word))
-                used.insert(word >> geometry.clusterBits)
-            }
-            done += part
+        try image.forEachNonZeroWord(at: header.refcountOffset, count: entries) { index, word in
+            guard word & (geometry.clusterSize - 1) == 0, word < image.size else { return }
+            blocks.append((index, word))
+            used.insert(word >> geometry.clusterBits)
         }
         var (leaked, counted) = (UInt64(0), UInt64(0))
         for (index, place) in blocks {

@@ -26,26 +26,20 @@ public final class QCOWImage: Sendable {
         l1 = try Self.readL1(image, check)
     }
 
-    /// The entries that the disk needs, a part of the table at a time: it may have 32 MiB, most of it often zeroes.
+    /// The entries that the disk needs.
     private static func readL1(_ image: some ImageReader, _ check: QCOWCheck) throws(ImageError) -> [UInt64] {
         let count = Int(check.neededL1)
         var table = [UInt64](repeating: 0, count: count)
-        var done = 0
-        while done < count {
-            let part = min(count - done, 8192)
-            let entries = try image.nonZeroWords(at: check.header.l1Offset + UInt64(done) * 8, count: part)
-            for (index, word) in entries {
-                let place = try place(word, done + index, check)
-                table[done + index] = place == 0 || check.header.version == 1 ? place : place | word & L2Entry.copied
-            }
-            done += part
+        try image.forEachNonZeroWord(at: check.header.l1Offset, count: count) { (index, word) throws(ImageError) in
+            let place = try place(word, index, check)
+            table[index] = place == 0 || check.header.version == 1 ? place : place | word & L2Entry.copied
         }
         return table
     }
 
     /// The place of the L2 table that an entry points to.
     private static func place(_ entry: UInt64, _ index: Int, _ check: QCOWCheck) throws(ImageError) -> UInt64 {
-        let mask: UInt64 = check.header.version == 1 ? .max : 0x00ff_ffff_ffff_fe00
+        let mask: UInt64 = check.header.version == 1 ? .max : L2Entry.offsetMask
         let place = entry & mask
         // libqcow takes reserved bits for a part of the place, and finds a table only at a multiple of its length.
         let isStrange = entry & ~(mask | 1 << 63) != 0 || place % (8 << UInt64(check.header.l2Bits)) != 0

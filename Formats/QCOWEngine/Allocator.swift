@@ -21,9 +21,6 @@ struct Allocator: ~Copyable {
     private(set) var end: UInt64
     /// Where the search for free clusters goes on.
     private var cursor: UInt64 = 0
-    /// Clusters that the image took and gave back, for the statistics.
-    private(set) var taken: UInt64 = 0
-    private(set) var freed: UInt64 = 0
 
     init(_ storage: any ImageStorage, _ header: QCOWHeader, metadata: ClusterSet) throws(ImageError) {
         self.storage = storage
@@ -39,9 +36,6 @@ struct Allocator: ~Copyable {
         // The end of a device says nothing about what is in use.
         if !storage.isGrowable { end = used.highest.map { $0 + 1 } ?? 1 }
     }
-
-    /// Bytes of the file when all that was taken is in it.
-    var endOffset: UInt64 { end << geometry.clusterBits }
 
     // MARK: R1: own
 
@@ -88,17 +82,17 @@ struct Allocator: ~Copyable {
             refcounts.forgetChanges()
             throw error
         }
-        for run in runs { note(run) }
+        for run in runs { used.insert(run) }
         return runs
     }
 
     private mutating func append(_ wanted: UInt64) throws(ImageError) -> [Range<UInt64>] {
         let limit =
             storage.isGrowable ? QCOWCheck.largestFile >> geometry.clusterBits : storage.size >> geometry.clusterBits
-        if try !hasRoom(at: end) { try growTable(limit) }
+        if end >= refcounts.capacity { try growTable(limit) }
         var (cluster, found, fresh) = (end, ClusterRuns(), [Int]())
         do throws(ImageError) {
-            while found.count < wanted, cluster < limit, try hasRoom(at: cluster) {
+            while found.count < wanted, cluster < min(limit, refcounts.capacity) {
                 let block = Int(cluster >> geometry.blockBits)
                 if !refcounts.hasBlock(for: cluster) {
                     // A block stands in the range that it counts, and counts itself.
@@ -124,7 +118,7 @@ struct Allocator: ~Copyable {
         let runs = found.takeAll()
         for block in fresh { metadata.insert(refcounts.table[block] >> geometry.clusterBits) }
         for block in fresh { used.insert(refcounts.table[block] >> geometry.clusterBits) }
-        for run in runs { note(run) }
+        for run in runs { used.insert(run) }
         end = cluster
         return runs
     }
@@ -139,8 +133,6 @@ struct Allocator: ~Copyable {
         do throws(ImageError) { try refcounts.write() } catch { refcounts.forgetChanges() }
     }
 
-    private func hasRoom(at cluster: UInt64) throws(ImageError) -> Bool { cluster < refcounts.capacity }
-
     /// Puts the refcounts of new clusters into the file. New blocks are durable before the table refers to them (R2).
     private mutating func settle(_ clusters: Range<UInt64>, _ fresh: [Int]) throws(ImageError) {
         if storage.isGrowable {
@@ -152,11 +144,6 @@ struct Allocator: ~Copyable {
         guard !fresh.isEmpty else { return }
         try check(storage.sync(), "cannot make the refcounts durable")
         for block in fresh { try refcounts.publishBlocks(block..<block + 1) }
-    }
-
-    private mutating func note(_ run: Range<UInt64>) {
-        used.insert(run)
-        taken &+= UInt64(run.count)
     }
 
     /// Makes the refcount table longer: the new one with the blocks that count it is durable before the header points to it,
@@ -254,7 +241,6 @@ struct Allocator: ~Copyable {
     /// They may be used again.
     mutating func recycle(_ clusters: [UInt64]) {
         for cluster in clusters { used.remove(cluster) }
-        freed &+= UInt64(clusters.count)
     }
 
     /// Gives clusters back that were never referred to, and makes the file shorter where they stand at its end.
@@ -266,7 +252,7 @@ struct Allocator: ~Copyable {
         for run in runs.sorted(by: { $0.lowerBound > $1.lowerBound }) where run.upperBound == shorter {
             shorter = run.lowerBound
         }
-        if storage.isGrowable, shorter < end, storage.size == endOffset {
+        if storage.isGrowable, shorter < end, storage.size == end << geometry.clusterBits {
             try check(storage.setSize(shorter << geometry.clusterBits), "cannot make the file shorter")
             end = shorter
         }
@@ -278,9 +264,5 @@ struct Allocator: ~Copyable {
         try check(
             storage.zero(run.lowerBound << geometry.clusterBits, UInt64(run.count) << geometry.clusterBits),
             "cannot zero clusters of the image")
-    }
-
-    private func check(_ code: Int32, _ words: String) throws(ImageError) {
-        if code != 0 { throw ImageError(.unreadable(code < 0 ? -code : EIO), words) }
     }
 }

@@ -4,6 +4,11 @@ import Glibc
 import ImageCore
 import QCOW2
 
+/// Lets a negative errno of the storage end what is going on. `words` say what could not be done.
+func check(_ code: Int32, _ words: String) throws(ImageError) {
+    if code != 0 { throw ImageError(.unreadable(code < 0 ? -code : EIO), words) }
+}
+
 extension Collection<UInt64> {
     /// As they stand in tables.
     var bigEndianBytes: [UInt8] {

@@ -194,6 +194,7 @@ public final class ClusterMap: @unchecked Sendable {
         }
     }
 
+    @inline(__always)
     private func place(ofTable entry: UInt64) -> UInt64 {
         image.header.version == 1 ? entry : entry & L2Entry.offsetMask
     }
@@ -201,10 +202,9 @@ public final class ClusterMap: @unchecked Sendable {
     @inline(__always)
     private func piece(_ place: Int, _ number: UInt64, _ table: UInt64) -> Piece {
         let within = number & (1 << (l2Bits - pieceBits) - 1)
-        let start = image.header.version == 1 ? table : table & L2Entry.offsetMask
         return unsafe Piece(
             base: entries + place << Int(pieceBits), place: place, count: 1 << Int(pieceBits), table: table,
-            offset: start + within << (pieceBits + 3))
+            offset: self.place(ofTable: table) + within << (pieceBits + 3))
     }
 
     // MARK: Reading

@@ -129,15 +129,6 @@ extension ImageEngine {
         failWaiters(failure == 0 ? -EIO : failure)
     }
 
-    /// Ends the changes that wait for the scan.
-    func failWaiters(_ status: Int32) {
-        let waiters = listLock.locked { () -> [any EngineOperation] in
-            defer { scanWaiters = [] }
-            return scanWaiters
-        }
-        for operation in waiters { operation.finish(status) }
-    }
-
     // MARK: R3: publish
 
     /// What the entries will point to is durable.

@@ -291,10 +291,6 @@ extension ImageEngine {
         return bounce
     }
 
-    func check(_ code: Int32, _ words: String) throws(ImageError) {
-        if code != 0 { throw ImageError(.unreadable(code < 0 ? -code : EIO), words) }
-    }
-
     // MARK: Tables
 
     /// Makes the L2 table of an L1 entry one that may be changed: one that is the disk's alone, a new one, or a copy of one that
@@ -312,12 +308,8 @@ extension ImageEngine {
                 let old = map.l1Entry(l1Index)
                 if old & L2Entry.copied != 0 { return true }
                 guard let cluster = takeIfThere() else { return false }
-                do throws(ImageError) {
-                    try makeTable(l1Index, at: cluster << geometry.clusterBits, from: old & L2Entry.offsetMask)
-                } catch {
-                    // Whether the file has the new entry is not known: the cluster is left alone, and the scan finds it.
-                    throw error
-                }
+                // If that fails, whether the file has the new entry is not known: the cluster is left alone, and the scan finds it.
+                try makeTable(l1Index, at: cluster << geometry.clusterBits, from: old & L2Entry.offsetMask)
                 return true
             }
             if isDone { return }

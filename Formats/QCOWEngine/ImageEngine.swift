@@ -99,10 +99,13 @@ public final class ImageEngine: @unchecked Sendable {
     var l1Capacity: UInt64
 
     /// Opens an image for writing. Nothing is changed before the first change of the guest.
+    ///
+    /// `opened`: the image, where header and L1 table were read already.
     public init(
-        _ storage: any ImageStorage, below: (any LowerLayer)?, options: EngineOptions, expand: ClusterReader? = nil
+        _ storage: any ImageStorage, opened: QCOWImage? = nil, below: (any LowerLayer)?, options: EngineOptions,
+        expand: ClusterReader? = nil
     ) throws(ImageError) {
-        let image = try QCOWImage(storage)
+        let image = if let opened { opened } else { try QCOWImage(storage) }
         try image.judgeForWriting()
         self.storage = storage
         self.below = below
@@ -192,10 +195,8 @@ public final class ImageEngine: @unchecked Sendable {
         try metadataLock.locked { () throws(ImageError) in
             if isPrepared.load(ordering: .acquiring) { return }
             if image.header.autoclear != 0 {
-                let code = storage.write(number: 0, at: 88)
-                guard code == 0 else { throw ImageError(.unreadable(-code), "cannot write the header") }
-                let synced = sync()
-                guard synced == 0 else { throw ImageError(.unreadable(-synced), "cannot make the header durable") }
+                try check(storage.write(number: 0, at: 88), "cannot write the header")
+                try check(sync(), "cannot make the header durable")
             }
             isPrepared.store(true, ordering: .releasing)
         }
@@ -284,14 +285,9 @@ extension QCOWImage {
         for snapshot in snapshots.entries {
             guard snapshot.l1Count * 8 <= budget else { return (found, snapshots, false) }
             budget -= snapshot.l1Count * 8
-            var done = 0
-            while done < Int(snapshot.l1Count) {
-                let part = min(Int(snapshot.l1Count) - done, 8192)
-                for (_, word) in try storage.nonZeroWords(at: snapshot.l1Offset + UInt64(done) * 8, count: part)
-                where word & L2Entry.offsetMask < storage.size {
-                    found.insert((word & L2Entry.offsetMask) >> geometry.clusterBits)
-                }
-                done += part
+            try storage.forEachNonZeroWord(at: snapshot.l1Offset, count: Int(snapshot.l1Count)) { _, word in
+                let place = word & L2Entry.offsetMask
+                if place < storage.size { found.insert(place >> geometry.clusterBits) }
             }
         }
         return (found, snapshots, true)

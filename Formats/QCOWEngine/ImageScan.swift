@@ -167,14 +167,7 @@ extension ImageEngine {
         let snapshot = snapshots[number]
         if index == 0 {
             var table: [UInt64] = []
-            var done = 0
-            while done < Int(snapshot.l1Count) {
-                let part = min(Int(snapshot.l1Count) - done, 8192)
-                for (_, word) in try storage.nonZeroWords(at: snapshot.l1Offset + UInt64(done) * 8, count: part) {
-                    table.append(word)
-                }
-                done += part
-            }
+            try storage.forEachNonZeroWord(at: snapshot.l1Offset, count: Int(snapshot.l1Count)) { table.append($1) }
             scan?.snapshotTable = table
         }
         guard let table = scan?.snapshotTable, index < table.count else {
@@ -289,12 +282,16 @@ extension ImageEngine {
         }
     }
 
-    /// The changes of a device that waited for the scan.
-    private func resumeWaiters() {
-        let waiters = listLock.locked { () -> [any EngineOperation] in
+    /// The changes that wait for the scan; they do so no more.
+    private func takeWaiters() -> [any EngineOperation] {
+        listLock.locked {
             defer { scanWaiters = [] }
             return scanWaiters
         }
-        for operation in waiters { operation.resume() }
     }
+
+    private func resumeWaiters() { for operation in takeWaiters() { operation.resume() } }
+
+    /// Ends them.
+    func failWaiters(_ status: Int32) { for operation in takeWaiters() { operation.finish(status) } }
 }

@@ -2,29 +2,16 @@
 // The engine's locks: short ones that a queue's thread tries and never waits for.
 import Glibc
 
-/// A mutex at a place of its own.
-@safe
-final class Lock: @unchecked Sendable {
-    private let mutex: UnsafeMutablePointer<pthread_mutex_t>
+/// One mutex.
+final class Lock: Sendable {
+    private let mutex = LockTable(count: 1)
 
-    init() {
-        unsafe mutex = .allocate(capacity: 1)
-        unsafe mutex.initialize(to: pthread_mutex_t())
-        unsafe pthread_mutex_init(mutex, nil)
-    }
-
-    deinit {
-        unsafe pthread_mutex_destroy(mutex)
-        unsafe mutex.deallocate()
-    }
-
-    func lock() { unsafe pthread_mutex_lock(mutex) }
-    func tryLock() -> Bool { unsafe pthread_mutex_trylock(mutex) == 0 }
-    func unlock() { unsafe pthread_mutex_unlock(mutex) }
+    func tryLock() -> Bool { mutex.tryLock(0) }
+    func unlock() { mutex.unlock(0) }
 
     func locked<Result, Failure>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
-        lock()
-        defer { unlock() }
+        mutex.lock(0)
+        defer { mutex.unlock(0) }
         return try body()
     }
 }

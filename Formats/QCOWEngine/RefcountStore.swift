@@ -32,18 +32,15 @@ struct RefcountStore: ~Copyable {
         geometry = QCOWGeometry(header)
         (tableOffset, tableClusters) = (header.refcountOffset, UInt64(header.refcountClusters))
         let count = Int(tableClusters << (geometry.clusterBits - 3))
-        table = Array(repeating: 0, count: count)
-        var done = 0
-        while done < count {
-            let part = min(count - done, 8192)
-            for (index, word) in try storage.nonZeroWords(at: tableOffset + UInt64(done) * 8, count: part) {
-                guard word & (geometry.clusterSize - 1) == 0, word >= geometry.clusterSize, word < storage.size else {
-                    throw .damaged("entry \(done + index) of its refcount table points to offset \(word)")
-                }
-                table[done + index] = word
+        var table = [UInt64](repeating: 0, count: count)
+        let (clusterSize, size) = (geometry.clusterSize, storage.size)
+        try storage.forEachNonZeroWord(at: header.refcountOffset, count: count) { (index, word) throws(ImageError) in
+            guard word & (clusterSize - 1) == 0, word >= clusterSize, word < size else {
+                throw .damaged("entry \(index) of its refcount table points to offset \(word)")
             }
-            done += part
+            table[index] = word
         }
+        self.table = table
     }
 
     /// Refcounts that the table has room for.
@@ -90,8 +87,9 @@ struct RefcountStore: ~Copyable {
     private mutating func write(_ index: Int) throws(ImageError) {
         guard let cached = blocks[index], let changed = cached.changed else { return }
         let sectors = changed.lowerBound & ~511..<min((changed.upperBound + 511) & ~511, cached.block.bytes.count)
-        let code = storage.write(cached.block.bytes[sectors], at: table[index] + UInt64(sectors.lowerBound))
-        guard code == 0 else { throw ImageError(.unreadable(-code), "cannot write the refcounts") }
+        try check(
+            storage.write(cached.block.bytes[sectors], at: table[index] + UInt64(sectors.lowerBound)),
+            "cannot write the refcounts")
         blocks[index]?.changed = nil
     }
 
@@ -137,8 +135,9 @@ struct RefcountStore: ~Copyable {
     /// Puts the table's entries for new blocks into the file. The blocks are durable.
     func publishBlocks(_ indexes: Range<Int>) throws(ImageError) {
         guard !indexes.isEmpty else { return }
-        let code = storage.write(table[indexes].bigEndianBytes, at: tableOffset + UInt64(indexes.lowerBound) * 8)
-        guard code == 0 else { throw ImageError(.unreadable(-code), "cannot write the refcount table") }
+        try check(
+            storage.write(table[indexes].bigEndianBytes, at: tableOffset + UInt64(indexes.lowerBound) * 8),
+            "cannot write the refcount table")
     }
 
     /// The table in memory has room for `entries`; the file's is as it was.
@@ -153,8 +152,7 @@ struct RefcountStore: ~Copyable {
 
     /// Puts the whole table at another place; the header still points to the old one.
     func writeTable(at offset: UInt64) throws(ImageError) {
-        let code = storage.write(table.bigEndianBytes[...], at: offset)
-        guard code == 0 else { throw ImageError(.unreadable(-code), "cannot write the refcount table") }
+        try check(storage.write(table.bigEndianBytes[...], at: offset), "cannot write the refcount table")
     }
 
     /// The header points to the table at another place.

@@ -83,7 +83,8 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
                 options.followsUncleanEnd = opening.isSuccessor
                 let settled = options
                 let engine = try examining { () throws(ImageError) in
-                    try ImageEngine(used, below: below, options: settled) { buffer, start, place, length in
+                    try ImageEngine(used, opened: image, below: below, options: settled) {
+                        buffer, start, place, length in
                         inflated.read(&buffer, from: start, at: place, length: length)
                     }
                 }
