@@ -11,9 +11,18 @@ public final class DescriptorQueue: StorageQueue, @unchecked Sendable {
     private let state: UnsafeMutablePointer<IOQueue>
     private var watch: Watch?
     private var timer: QueueTimer?
+    /// Looks at the size since the queue last had work.
+    private var idleLooks = 0
+    /// The queue did nothing for a while; the next look at the size is far away.
+    private var isResting = false
+    /// What the kernel had been given at the last look at the size.
+    private var submittedAtLook: UInt64 = 0
 
-    /// A second is what `losetup -c`, `lvextend` and `truncate` may take to be seen.
+    /// A second is what `losetup -c`, `lvextend` and `truncate` may take to be seen by a guest that uses its disk.
     private static let sizeCheckInterval: UInt64 = 1_000_000_000
+    /// The same for a guest that does not: an idle disk wakes nobody often.
+    private static let restingCheckInterval: UInt64 = 30_000_000_000
+    private static let idleLooksBeforeRest = 10
 
     init(_ queue: consuming IOQueue) {
         unsafe state = .allocate(capacity: 1)
@@ -32,12 +41,26 @@ public final class DescriptorQueue: StorageQueue, @unchecked Sendable {
             watch = try host.watch(fd) { _ in unsafe state.pointee.completionsAreReady() }
         }
         guard let disk else { return }
-        let added = try host.timer { [self, disk] in
-            disk.checkSize()
-            timer?.fire(after: Self.sizeCheckInterval)
-        }
+        let added = try host.timer { [self, disk] in lookAtSize(of: disk) }
         timer = added
         added.fire(after: Self.sizeCheckInterval)
+    }
+
+    private func lookAtSize(of disk: DescriptorDisk) {
+        disk.checkSize()
+        let submitted = unsafe state.pointee.submitted
+        idleLooks = submitted == submittedAtLook ? idleLooks + 1 : 0
+        isResting = idleLooks >= Self.idleLooksBeforeRest
+        submittedAtLook = submitted
+        timer?.fire(after: isResting ? Self.restingCheckInterval : Self.sizeCheckInterval)
+    }
+
+    /// The queue has work after a rest: what happened to the size meanwhile is seen at once.
+    @inline(never)
+    private func endRest() {
+        isResting = false
+        idleLooks = 0
+        timer?.fire(after: 1)
     }
 
     /// The completion ring of the kernel is looked at without a system call.
@@ -45,6 +68,7 @@ public final class DescriptorQueue: StorageQueue, @unchecked Sendable {
 
     /// Gives the batch to the kernel, or to the helper threads.
     public func submit(_ batch: inout RequestBatch) {
+        if isResting { endRest() }
         // An iocb is made of the request's own memory, and of a batch that the kernel takes in part the rest is the host's.
         unsafe batch.acceptUnchecked { requests, count in unsafe state.pointee.submit(requests, count) }
     }

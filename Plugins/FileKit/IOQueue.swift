@@ -94,6 +94,12 @@ package struct IOQueue: ~Copyable {
     /// The eventfd that the kernel signals, or nil for a queue of helper threads.
     package var watchedFD: Int32? { completionFD >= 0 ? completionFD : nil }
 
+    /// Requests that were begun so far, by the kernel or by helper threads.
+    package var submitted: UInt64 {
+        unsafe counters.pointee.submitted.load(ordering: .relaxed)
+            &+ counters.pointee.pooled.load(ordering: .relaxed)
+    }
+
     /// Accepts a prefix of the batch, whose iocbs go to the kernel in one call.
     package mutating func submit(_ requests: UnsafePointer<UnsafeMutablePointer<xbb_req>?>, _ count: Int) -> Int {
         var accepted = unsafe context == nil ? count : min(count, capacity)

@@ -39,14 +39,13 @@ extension QueueEngine {
             KillPoint.reach(.taken)
             if collectFetches() { fetched(succeeded: effects.copy(&data)) }
         }
+        // What needs no copy goes first: the storage works on it while this thread copies.
+        if plugin.offerable > 0 && submit(effects) { worked = true }
         if collectCopies() {
             worked = true
             copiesDone(succeeded: effects.copy(&data))
             KillPoint.reach(.copied)
-        }
-        if submit(effects) {
-            worked = true
-            KillPoint.reach(.submitted)
+            if plugin.offerable > 0 && submit(effects) { worked = true }
         }
         publish(effects)
         if plugin.inFlight > 0 && effects.poll() { worked = true }
@@ -57,7 +56,10 @@ extension QueueEngine {
     /// Offers what is ready; true if the plugin took any of it, or was given up.
     @inline(__always)
     mutating func submit(_ effects: any QueueEffects) -> Bool {
+        plugin.setStep(unanswered: listsInFlight)
         let submission = effects.submit(&plugin)
+        plugin.submitted()
+        KillPoint.reach(.submitted)
         if submission.offered == 0 { return false }
         if submission.taken == submission.offered && submission.violations == 0 {
             stalledSince = nil

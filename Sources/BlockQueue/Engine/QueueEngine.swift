@@ -24,6 +24,8 @@ package struct QueueTuning: Sendable, Equatable {
     package var noCoalesce = false
     /// Requests that fail for want of space wait and are tried again (`on-enospc`).
     package var holdsWithoutSpace = false
+    /// The share of one processor that may be spent on looking for work in vain, in percent (`poll-percent`).
+    package var pollPercent: UInt64 = 100
 
     /// All off.
     package init() {}

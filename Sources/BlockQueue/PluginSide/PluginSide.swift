@@ -21,6 +21,12 @@ package struct PluginSide: ~Copyable {
     private var waiters: IndexQueue
     /// Requests that the plugin has.
     private(set) var inFlight = 0
+    /// The most that is offered in one call; see ``setStep(unanswered:)``.
+    private var step = Int.max
+    /// After the last offer, the plugin had something left to complete.
+    private var completesLater = false
+    /// The least that is offered in one call where there is more.
+    private static var leastStep: Int { 4 }
 
     /// The pool of `port`, for at most `listCount` lists at a time.
     init(port: CompletionPort, device: DeviceInfo, listCount: Int) {
@@ -65,7 +71,21 @@ package struct PluginSide: ~Copyable {
 
     /// Requests that can be offered now, the first ones of ``ready``.
     @inline(__always)
-    var offerable: Int { min(ready.count, depthLimit &- inFlight) }
+    var offerable: Int { min(ready.count, depthLimit &- inFlight, step) }
+
+    /// Decides how much the next call offers, of `unanswered` lists on their way.
+    ///
+    /// A plugin that gives requests to a device gets at most half of them at once. Given all, a fast device has finished all
+    /// when the call returns, and stands idle while all are copied, answered and asked again; with halves it works on the
+    /// one while this thread is busy with the other. A plugin that completes in place is no faster for it.
+    @inline(__always)
+    mutating func setStep(unanswered: Int) {
+        step = completesLater ? max((unanswered &+ 1) >> 1, Self.leastStep) : Int.max
+    }
+
+    /// Requests were offered: looks whether the plugin completed them in the call.
+    @inline(__always)
+    mutating func submitted() { completesLater = inFlight > port.localCount }
 
     /// The first `count` of ``ready`` are being offered: they are the plugin's.
     @inline(__always)

@@ -27,7 +27,7 @@ struct QueueLoop: ~Copyable {
     private var engine: QueueEngine
     private let effects: any LoopEffects
     private let events: PluginEvents
-    private var pollNanoseconds: UInt64 = 0
+    private var poll = PollRule()
     private var turnsSinceEvents = 0
     /// How much longer the ring is read, once the connection is ending.
     private var drain: Drain?
@@ -102,7 +102,8 @@ struct QueueLoop: ~Copyable {
         }
         // Nobody waits for a queue that takes nothing to take more.
         if drain != nil && !mayTake { engine.isDraining = true }
-        self.pollNanoseconds = pollNanoseconds
+        poll.longest = pollNanoseconds
+        poll.percent = tuning.pollPercent
     }
 
     /// One way around. False if there was nothing to do.
@@ -112,6 +113,7 @@ struct QueueLoop: ~Copyable {
     mutating func turn() -> Bool {
         engine.now = clinux_monotonic_ns()
         let worked = careForEvents(engine.turn(effects))
+        if worked { poll.end(now: engine.now) }
         if drain != nil { advanceDrain(worked) }
         return worked
     }
@@ -184,14 +186,18 @@ struct QueueLoop: ~Copyable {
 
     /// Looks for work for a while, without asking the frontend for events; true if there is some.
     private mutating func spin() -> Bool {
-        if pollNanoseconds == 0 { return false }
-        let end = clinux_monotonic_ns() &+ pollNanoseconds
+        let time = poll.begin(now: engine.now)
+        if time == 0 { return false }
+        let start = clinux_monotonic_ns()
+        var now = start
         repeat {
             if engine.mayLookAtRing && engine.ring.hasNewRequests { return true }
             if engine.plugin.port.hasRemote { return true }
             if engine.plugin.inFlight > 0 && effects.poll() { return true }
             cring_cpu_pause()
-        } while clinux_monotonic_ns() < end
+            now = clinux_monotonic_ns()
+        } while now &- start < time
+        poll.wasInVain(now &- start)
         return false
     }
 }

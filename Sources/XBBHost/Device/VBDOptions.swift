@@ -107,6 +107,8 @@ public struct Tunables: Sendable, Equatable {
     public var noCoalesce: Bool
     /// ``SettingsSchema/pollMicroseconds``.
     public var pollMicroseconds: UInt64
+    /// ``SettingsSchema/pollPercent``.
+    public var pollPercent: UInt64
     /// ``SettingsSchema/onNoSpace``.
     public var onNoSpace: String
 
@@ -119,6 +121,7 @@ public struct Tunables: Sendable, Equatable {
         flushInterval = UInt64(clamping: values.value(of: SettingsSchema.flushInterval))
         noCoalesce = values.value(of: SettingsSchema.noCoalesce)
         pollMicroseconds = UInt64(clamping: values.value(of: SettingsSchema.pollMicroseconds))
+        pollPercent = UInt64(clamping: values.value(of: SettingsSchema.pollPercent))
         onNoSpace = values.value(of: SettingsSchema.onNoSpace)
     }
 
@@ -129,6 +132,7 @@ public struct Tunables: Sendable, Equatable {
         values[SettingsSchema.flushInterval] = Int(clamping: flushInterval)
         values[SettingsSchema.noCoalesce] = noCoalesce
         values[SettingsSchema.pollMicroseconds] = Int(clamping: pollMicroseconds)
+        values[SettingsSchema.pollPercent] = Int(clamping: pollPercent)
         values[SettingsSchema.onNoSpace] = onNoSpace
         return values
     }
@@ -151,6 +155,7 @@ public struct Tunables: Sendable, Equatable {
         tuning.disableFlush = disableFlush
         tuning.flushInterval = flushInterval
         tuning.noCoalesce = noCoalesce
+        tuning.pollPercent = pollPercent
         tuning.holdsWithoutSpace = onNoSpace == SettingsSchema.stopsWithoutSpace
         return tuning
     }
