@@ -81,11 +81,6 @@ public enum SettingsSchema {
     public static let pollMicroseconds = Setting(
         number: "poll-us", "how long a queue looks for work before it sleeps", 0...1_000_000, .microseconds, usual: 0,
         scope: .disk, section: .worker, workerForm: .option, changesWhileServed: true)
-    /// How much of a processor that may cost.
-    public static let pollPercent = Setting(
-        number: "poll-percent",
-        "how much of one processor each queue may spend on looking for work in vain, in percent; 100 has no limit",
-        1...100, usual: 20, scope: .disk, section: .worker, workerForm: .option, changesWhileServed: true)
     /// Where the backing files may be that images name.
     public static let backingDirectories = Setting(
         list: "backing-dir", "images may name backing files below it", "DIR", .path, otherwise: "none",
@@ -140,6 +135,11 @@ public enum SettingsSchema {
     public static let noCoalesce = Setting(
         flag: "no-coalesce-reqs", "hand requests to the plugin without joining neighbours", scope: .disk,
         section: .tunables, workerForm: .tunable, changesWhileServed: true)
+    /// How much of a processor looking for work may cost, see ``pollMicroseconds``.
+    public static let pollPercent = Setting(
+        number: "poll-percent",
+        "how much of one processor each queue may spend on looking for work in vain (poll-us), in percent; 100 has no limit",
+        1...100, usual: 20, scope: .disk, section: .tunables, workerForm: .tunable, changesWhileServed: true)
 
     /// What becomes of requests for which the storage has no space.
     public static let onNoSpace = Setting(
@@ -160,11 +160,11 @@ public enum SettingsSchema {
         anyScript.declaration, stopWorkers.declaration, standby.declaration, restartLimit.declaration,
         restartWindow.declaration, logLevel.declaration,
         program.declaration, pluginDirectories.declaration, maxQueues.declaration, maxRingPageOrder.declaration,
-        memoryMiB.declaration, pollMicroseconds.declaration, pollPercent.declaration, backingDirectories.declaration, user.declaration,
+        memoryMiB.declaration, pollMicroseconds.declaration, backingDirectories.declaration, user.declaration,
         workerUsers.declaration, workerMemoryMiB.declaration, workerTasks.declaration, controlGroup.declaration,
         confine.declaration, stallTime.declaration,
         disableFlush.declaration, flushInterval.declaration, noCoalesce.declaration,
-        onNoSpace.declaration,
+        pollPercent.declaration, onNoSpace.declaration,
     ]
 
     /// What `xbbctl set` changes, by name.
