@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-# Functions for the builders of images; sourced. `tree` is a tree of unpacked Debian packages.
+# Functions for the builders of images; sourced. `tree` is a tree of unpacked Debian packages; `kernel_tree` is another one for modules.
 # shellcheck shell=bash
 set -euo pipefail
 : "${tree:?}"
@@ -40,29 +40,34 @@ copy_busybox() { # image
     done < <("$tree/bin/busybox" --list)
 }
 
-# Kernel modules with those that they need, and the tables for modprobe.
+# Kernel modules with those that they need, unpacked, and the tables for modprobe.
 copy_modules() { # image, module...
-    local image=$1 version name file
-    version=$(basename "$tree"/lib/modules/*)
+    local image=$1 version name file from=${kernel_tree:-$tree}
+    version=$(basename "$from"/lib/modules/*)
     shift
-    [[ -e $tree/lib/modules/$version/modules.dep ]] || depmod -b "$tree" "$version"
+    [[ -e $from/lib/modules/$version/modules.dep ]] || depmod -b "$from" "$version"
     for name; do
         while read -r _ file _; do
-            copy_file "$image" "${file#"$tree"/}"
-        done < <(modprobe -d "$tree" -S "$version" --show-depends "$name" | grep '^insmod')
+            tree=$from copy_file "$image" "${file#"$from"/}"
+        done < <(modprobe -d "$from" -S "$version" --show-depends "$name" | grep '^insmod')
     done
-    cp "$tree/lib/modules/$version"/modules.{builtin,builtin.modinfo,order} "$image/lib/modules/$version/"
+    find "$image/lib/modules" -name '*.ko.xz' -exec xz -d {} +
+    cp "$from/lib/modules/$version"/modules.{builtin,builtin.modinfo,order} "$image/lib/modules/$version/"
     depmod -b "$image" "$version"
 }
 
 # The kernel as ELF, which both Xen and its toolstack take, so that nothing is unpacked in emulation.
 unpack_kernel() { # vmlinuz, vmlinux
+    unpack_as "$1" "$2" $'\xfd7zXZ' xz || unpack_as "$1" "$2" $'\x28\xb5\x2f\xfd' zstd ||
+        { echo "lab: no kernel compressed by xz or zstd in $1" >&2; return 1; }
+}
+unpack_as() { # vmlinuz, vmlinux, magic number, program
     local offset
-    while IFS=: read -r offset _; do
-        tail -c "+$((offset + 1))" "$1" | xz -dc >"$2" 2>/dev/null || true
+    while read -r offset; do
+        # What follows the kernel is no error.
+        tail -c "+$((offset + 1))" "$1" | "$4" -dc >"$2" 2>/dev/null || true
         [[ $(head -c 4 "$2" | tail -c 3) != ELF ]] || return 0
-    done < <(LC_ALL=C grep -abo $'\xfd7zXZ' "$1")
-    echo "lab: no xz-compressed kernel in $1" >&2
+    done < <(LC_ALL=C grep -abo "$3" "$1" | LC_ALL=C cut -d: -f1)
     return 1
 }
 

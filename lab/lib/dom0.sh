@@ -75,7 +75,7 @@ guest_create() { # name, disk...
 }
 
 # Writes /srv/NAME.cfg; `guest_extra` is added to the kernel's command line, `guest_lines` to the file. Other variables name
-# another type, kernel or ramdisk; an empty ramdisk is none.
+# another type, kernel, ramdisk, memory in MiB or number of processors; an empty ramdisk is none.
 guest_config() { # name, disk...
     local name=$1 disk list="" ramdisk=${guest_ramdisk-/srv/guest.cpio}
     shift
@@ -88,7 +88,7 @@ type = "${guest_type:-pv}"
 kernel = "${guest_kernel:-/srv/vmlinux}"
 ${ramdisk:+ramdisk = \"$ramdisk\"}
 memory = ${guest_memory:-256}
-vcpus = 1
+vcpus = ${guest_processors:-1}
 # Else Xen emulates each look at the clock, as the emulated CPU promises no constant one.
 tsc_mode = "native"
 extra = "$guest_kernel_line ${guest_extra:-}"

@@ -14,25 +14,33 @@ fill_share() {
     rm -rf "${share:?}"
     mkdir -p "$share"/{boot,jobs,logs}
     ln "$out/vmlinux" "$out/guest.cpio" "$share/boot/"
+    [[ ! -e $out/guest-6.12.cpio ]] || ln "$out/vmlinux-6.12" "$out/guest-6.12.cpio" "$share/boot/"
     [[ ! -e $out/peers.tar ]] || ln "$out/peers.tar" "$share/"
     pack_programs || return 1
     pack_next || return 1
     mkdir -p "$share/bin"
     gcc -O2 -static -Wall -Werror -o "$share/bin/hold-lock" "$lab/lib/hold-lock.c" || return 1
+    gcc -O2 -Wall -Werror -o "$share/bin/domain-time" "$lab/lib/domain-time.c" -lxenctrl || return 1
     share_tests
 }
 
 # At any time: dom0 reads them there.
 share_tests() { cp -r "$lab/tests" "$lab/lib" "$lab/bench" "$share/"; }
 
-# The files of our packages; dom0 unpacks them into its root.
+# The files of our packages; dom0 unpacks them into its root. With XEN_LAB_PROGRAMS=build they are those of `make build-release`,
+# which takes a second where packages take minutes.
 pack_programs() {
     local root=$out/xbb deb
     rm -rf "${root:?}"
-    for deb in "$lab"/../build/deb/xbb{,-tools,-plugin-qcow}_*.deb; do
-        [[ -e $deb ]] || { echo "lab: $deb is missing: run 'make deb'" >&2; return 1; }
-        dpkg-deb -x "$deb" "$root" || return 1
-    done
+    if [[ ${XEN_LAB_PROGRAMS:-packages} == build ]]; then
+        DESTDIR=$root PREFIX=/usr "$lab/../scripts/install-tree.sh" || return 1
+        find "$root/usr/sbin" "$root/usr/bin" "$root/usr/lib" -type f -exec strip --strip-unneeded {} + 2>/dev/null
+    else
+        for deb in "$lab"/../build/deb/xbb{,-tools,-plugin-qcow}_*.deb; do
+            [[ -e $deb ]] || { echo "lab: $deb is missing: run 'make deb', or set XEN_LAB_PROGRAMS=build" >&2; return 1; }
+            dpkg-deb -x "$deb" "$root" || return 1
+        done
+    fi
     # The plugins that delay and fail belong to the tools, and are for tests.
     rm -rf "${root:?}/usr/share" "$root/usr/lib/x86_64-linux-gnu/nbdkit"
     tar -C "$root" -cf "$share/xbb.tar" .
@@ -40,6 +48,7 @@ pack_programs() {
 
 # The packages, and xbb once more under a higher number, for the upgrade.
 pack_next() {
+    [[ ${XEN_LAB_PROGRAMS:-packages} != build ]] || return 0
     mkdir -p "$share/debs/next"
     cp "$lab"/../build/deb/xbb{,-tools}_*.deb "$share/debs/" || return 1
     "$lab/../scripts/next-deb.sh" "$lab"/../build/deb/xbb_*.deb "$share/debs/next/xbb_next.deb"
@@ -67,8 +76,11 @@ boot() { # lean | systemd
     # another that this machine does not run at the moment.
     local clock=(-accel "tcg,thread=single" -icount "shift=$clock_shift,sleep=on" -rtc clock=vm)
     [[ ${XEN_LAB_CLOCK:-counted} != real ]] || clock=(-accel "tcg,thread=multi")
-    qemu-system-x86_64 "${clock[@]}" -machine q35 -cpu qemu64,+npt -smp 2 -m 4096 -nographic -no-reboot -nic none \
-        -kernel "$out/xen" -append "dom0_mem=1536M,max:1536M console=com1 loglvl=all guest_loglvl=all bootscrub=0 spec-ctrl=no" \
+    # With one processor Xen's account of a domain's time is one of instructions.
+    local processors=2
+    [[ ${XEN_LAB_CLOCK:-counted} != single ]] || processors=1
+    qemu-system-x86_64 "${clock[@]}" -machine q35 -cpu qemu64,+npt -smp $processors -m 4096 -nographic -no-reboot -nic none \
+        -kernel "$out/xen" -append "dom0_mem=1536M,max:1536M dom0_max_vcpus=2 console=com1 loglvl=all guest_loglvl=all bootscrub=0 spec-ctrl=no" \
         -initrd "$out/vmlinux console=hvc0 quiet panic=5 mitigations=off cryptomgr.notests rodata=off,$initramfs" \
         -virtfs local,path="$share",mount_tag=host,security_model=none \
         -drive file="$out/vda.img",if=virtio,format=raw,cache=unsafe \
