@@ -54,7 +54,7 @@ xen-setup: setup ## install what the Xen lab needs
 xen-test: xen-setup deb ## a real Xen with guests, emulated: all tests, or TESTS="10 20"
 	@lab/xen-lab test $(TESTS)
 
-xen-bench: xen-setup deb ## figures beside xen-blkback and qdisk there, as a table and as JSON in build/xen-bench.json
+xen-bench: xen-setup deb ## figures beside xen-blkback and qdisk there, in build/xen-bench.json; ROWS= ROUNDS= RUNTIME= CLOCK=, see benchmarks.md
 	@lab/xen-lab bench
 
 xen-shell: xen-setup deb ## the same machine, and a prompt in its dom0

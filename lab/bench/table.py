@@ -1,55 +1,98 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
-"""Makes a table and JSON of what lab/bench/measure.sh printed (standard input).
+"""Makes tables and JSON of what lab/bench/measure.sh printed (standard input), each clock's after a line "CLOCK NAME NANOSECONDS", which is
+how long an instruction takes. Where the clock counts the instructions of two processors, the time of one goes on while the other one
+works; so dom0's instructions are known where there is one processor alone, clock "single".
 
 A ratio is of one round, in which all backends ran one after the other, so that a machine whose speed changes harms all
 alike: its median over the rounds and its spread are given. Nothing here passes or fails.
 usage: table.py OUTPUT.json
 """
-import json, re, statistics, sys
+import json, statistics, sys
 
-# A plain C backend with grant copy, 266 lines, in the same kind of lab: IOPS. It was measured on another day, where
-# xen-blkback had the figure beside it, so what compares is the ratio to xen-blkback of the same run.
-FLOOR = {
-    "file": {"randread:4k:1": (234, 125), "randwrite:4k:1": (258, 135), "randread:4k:32": (608, 481),
-             "randwrite:4k:32": (622, 496), "read:256k:8": (272, 223), "write:256k:8": (207, 230)},
-    "device": {"randread:4k:1": (125, 165), "randwrite:4k:1": (131, 145), "randread:4k:32": (490, 467),
-               "randwrite:4k:32": (538, 605), "read:256k:8": (197, 231), "write:256k:8": (206, 266)},
-}
-NAMES = {"file": "File", "device": "RawDisk"}
+NAMES = {"file": "File", "device": "RawDisk", "qcow2": "qcow2 in place", "overlay": "qcow2 over a raw image"}
+PEERS = {"blkback": "xen-blkback", "blkback-direct": "xen-blkback, direct loop", "qdisk": "qdisk"}
 
 
+def parse(lines):
+    """Figures by row and backend and round: {(clock, storage, pattern, block, depth, processors): {backend: {round: (IOPS, cost)}}}, cost
+    being what an operation took of dom0: instructions by the clock "single", nanoseconds by the others."""
+    figures, clock, clocks = {}, None, {}
+    for line in lines:
+        words = line.split()
+        if words[:1] == ["CLOCK"]:
+            clock, clocks[words[1]] = words[1], int(words[2])
+        elif words[:1] == ["RESULT"] and len(words) == 11:
+            processors, storage, pattern, block, depth, backend, round_, iops, operations, spent = words[1:]
+            key = (clock, storage, pattern, block, int(depth), int(processors))
+            unit = clocks[clock] if clock == "single" else 1
+            figures.setdefault(key, {}).setdefault(backend, {})[int(round_)] = (
+                int(iops), int(spent) / max(1, int(operations)) / unit)
+    return figures
 
-figures = {}
-for line in sys.stdin:
-    match = re.fullmatch(r"(\d+) (\S+:\S+:\d+) (file|device) (blkback|qdisk|xbb) (\d+)\s*", line)
-    if match:
-        round_, row, storage, backend, iops = match.groups()
-        figures.setdefault((storage, row), {}).setdefault(backend, {})[int(round_)] = int(iops)
-if not figures:
-    raise SystemExit("xen-bench: no figures")
 
-rows = []
-print("| row | XBB | xen-blkback | qdisk | XBB / blkback | XBB / qdisk | C / blkback |")
-print("|---|---|---|---|---|---|---|")
-for (storage, row), backends in sorted(figures.items(), key=lambda item: item[0][0] == "device"):
-    pattern, size, depth = row.split(":")
-    entry = {"storage": storage, "pattern": pattern, "block": size, "depth": int(depth), "rounds": len(backends["xbb"])}
-    for backend, by_round in backends.items():
-        entry[backend] = {"iops": statistics.median(by_round.values()), "all": list(by_round.values())}
-    for peer in ("blkback", "qdisk"):
-        rounds = sorted(set(backends["xbb"]) & set(backends[peer]))
-        ratios = [backends["xbb"][r] / max(1, backends[peer][r]) for r in rounds]
-        entry["ratio_" + peer] = {"median": round(statistics.median(ratios), 3), "min": round(min(ratios), 3),
-                                  "max": round(max(ratios), 3)}
-    c, blkback = FLOOR[storage][row]
-    entry["floor"] = {"c": c, "blkback": blkback, "ratio": round(c / blkback, 3)}
-    rows.append(entry)
-    cells = [f"{NAMES[storage]}, {size} {pattern}, depth {depth}"]
-    cells += [f"{entry[b]['iops']:.0f}" for b in ("xbb", "blkback", "qdisk")]
-    cells += ["{median:.2f} ({min:.2f}..{max:.2f})".format(**entry["ratio_" + peer]) for peer in ("blkback", "qdisk")]
-    cells.append(f"{c / blkback:.2f} ({c} / {blkback})")
-    print("| " + " | ".join(cells) + " |")
-with open(sys.argv[1], "w") as file:
-    json.dump({"unit": "IOPS", "rows": rows}, file, indent=1)
-    file.write("\n")
+def spread(values, digits=3):
+    return {"median": round(statistics.median(values), digits), "min": round(min(values), digits), "max": round(max(values), digits)}
+
+
+def entry(key, backends):
+    """What JSON has of a row."""
+    clock, storage, pattern, block, depth, processors = key
+    result = {"clock": clock, "storage": storage, "pattern": pattern, "block": block, "depth": depth, "processors": processors,
+              "rounds": len(backends["xbb"]), "backends": {}, "ratios": {}}
+    for backend, rounds in sorted(backends.items()):
+        result["backends"][backend] = {
+            "iops": statistics.median(figure[0] for figure in rounds.values()), "all": [figure[0] for figure in rounds.values()],
+            "instructions" if clock == "single" else "ns_of_dom0": round(statistics.median(figure[1] for figure in rounds.values()))}
+        if backend != "xbb":
+            both = sorted(set(backends["xbb"]) & set(rounds))
+            result["ratios"][backend] = spread([backends["xbb"][r][0] / max(1, rounds[r][0]) for r in both])
+    return result
+
+
+def label(row):
+    text = f"{NAMES[row['storage']]}, {row['block']} {row['pattern']}, depth {row['depth']}"
+    return text + (f", {row['processors']} processors" if row["processors"] > 1 else "")
+
+
+def cost(row, backend):
+    figures = row["backends"].get(backend)
+    if not figures:
+        return ""
+    if row["clock"] == "single":
+        return f"{figures['instructions'] / 1000:.1f}"
+    return f"{figures['ns_of_dom0'] / 1000:.0f}"
+
+
+def table(clock, rows):
+    """A table in Markdown of one clock's rows."""
+    unit = "thousand instructions" if clock == "single" else "µs"
+    lines = [f"{clock} clock: IOPS, ratio (spread), {unit} of dom0 for an operation", "",
+             "| row | XBB | " + " | ".join(f"{name} | XBB / it" for name in PEERS.values()) + " | dom0: XBB | " + " | ".join(PEERS.values()) + " |",
+             "|---|" + "---|" * (2 + 3 * len(PEERS))]
+    for row in rows:
+        cells = [label(row), f"{row['backends']['xbb']['iops']:.0f}"]
+        for peer in PEERS:
+            if peer in row["ratios"]:
+                cells += [f"{row['backends'][peer]['iops']:.0f}", "{median:.2f} ({min:.2f}..{max:.2f})".format(**row["ratios"][peer])]
+            else:
+                cells += ["", ""]
+        cells += [cost(row, backend) for backend in ["xbb", *PEERS]]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main():
+    figures = parse(sys.stdin)
+    rows = [entry(key, backends) for key, backends in figures.items() if "xbb" in backends]
+    if not rows:
+        raise SystemExit("xen-bench: no figures")
+    clocks = list(dict.fromkeys(row["clock"] for row in rows))
+    print(*(table(clock, [row for row in rows if row["clock"] == clock]) for clock in clocks), sep="\n\n")
+    with open(sys.argv[1], "w") as file:
+        json.dump({"unit": "IOPS", "rows": rows}, file, indent=1)
+        file.write("\n")
+
+
+if __name__ == "__main__":
+    main()
