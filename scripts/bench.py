@@ -2,15 +2,21 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Measures XBB beside its peers in one run and writes a table and build/bench.json.
 
-Peers alternate within each row, so that a noisy machine harms both alike; a row gives medians, the ratio of
-medians, and the spread (min..max of each). Nothing here passes or fails.
+Peers alternate within each row, and each round begins with the other one, so that a noisy machine harms both alike; a row gives medians,
+the median of the rounds' ratios, and the spread (min..max of each). Storage is measured in two states of the machine: idle, whose
+processors sleep between requests and take time to wake up, and awake, where a process of the lowest class (SCHED_IDLE) on each of them
+keeps them from it. Nothing here passes or fails. ROWS, ROUNDS, RUNTIME and STATE in the environment are --rows, --repeat,
+--seconds and --state.
 """
-import argparse, json, mmap, os, shutil, signal, statistics, struct, subprocess, sys, tempfile, time
+import argparse, contextlib, json, os, re, shutil, signal, statistics, struct, subprocess, sys, tempfile, time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUILD = os.path.join(ROOT, "build/release")
 BIN = os.path.join(BUILD, "bin")
 PLUGINS = os.path.join(BUILD, "lib/xbb/plugins")
+# Pattern, size, depth; "randrw" has 70 reads to 30 writes.
+STORAGE_ROWS = [("randread", "4k", 1), ("randwrite", "4k", 1), ("randread", "4k", 32), ("randwrite", "4k", 32), ("randrw", "4k", 32),
+                ("read", "64k", 8), ("write", "64k", 8), ("read", "256k", 8), ("write", "256k", 8), ("read", "1M", 8), ("write", "1M", 8)]
 
 
 def say(text):
@@ -75,12 +81,11 @@ class Lab:
             return struct.unpack("<Q", file.read(8))[0]
 
     def load(self, disk, rw, size, depth, seconds, pages=8):
-        out = run(BIN + "/xbb-blkfront", "load", "--dir", self.xen, "--domid", "1", "--vdev", disk, "--rw", rw,
+        out = run(BIN + "/xbb-blkfront", "load", "--dir", self.xen, "--domid", "1", "--vdev", disk, "--rw", rw, "--rwmixread", "70",
                   "--bs", size, "--depth", str(depth), "--time", str(seconds), "--ring-pages", str(pages),
                   "--grants", "pooled", "--json")
         result = json.loads(out)
-        kind = "write" if "write" in rw else "read"
-        return result[kind]["iops"]
+        return sum(result[kind]["iops"] for kind in ("read", "write") if kind in result)
 
     def stop(self):
         for process in reversed(self.processes):
@@ -92,10 +97,10 @@ class Lab:
 
 def fio(target, rw, size, depth, seconds):
     out = run("fio", "--name=peer", "--filename=" + target, "--ioengine=libaio", "--direct=1", "--rw=" + rw,
-              "--bs=" + size, f"--iodepth={depth}", f"--runtime={seconds}", "--time_based", "--size=100%",
+              "--rwmixread=70", "--bs=" + size, f"--iodepth={depth}", f"--runtime={seconds}", "--time_based", "--size=100%",
               "--output-format=json")
     job = json.loads(out[out.index("{"):])["jobs"][0]
-    return job["write" if "write" in rw else "read"]["iops"]
+    return job["write"]["iops"] + job["read"]["iops"]
 
 
 def fio_nbd(uri, depth, seconds):
@@ -104,11 +109,57 @@ def fio_nbd(uri, depth, seconds):
     return json.loads(out[out.index("{"):])["jobs"][0]["read"]["iops"]
 
 
-def row(name, ours, theirs, peer, unit="IOPS"):
-    mine, other = statistics.median(ours), statistics.median(theirs)
-    return {"row": name, "xbb": round(mine), "xbb_spread": [round(min(ours)), round(max(ours))], "peer": peer,
-            "peer_value": round(other), "peer_spread": [round(min(theirs)), round(max(theirs))],
-            "ratio": round(mine / other, 2) if other else None, "unit": unit}
+def row(name, ours, theirs, peer, unit="IOPS", **more):
+    """A row of figures that were measured in turn, those of a round at the same place."""
+    ratios = [mine / other for mine, other in zip(ours, theirs) if other]
+    return {"row": name, "xbb": round(statistics.median(ours)), "xbb_spread": [round(min(ours)), round(max(ours))], "peer": peer,
+            "peer_value": round(statistics.median(theirs)), "peer_spread": [round(min(theirs)), round(max(theirs))],
+            "ratio": round(statistics.median(ratios), 2) if ratios else None,
+            "ratio_spread": [round(value, 3) for value in (min(ratios), statistics.median(ratios), max(ratios))] if ratios else None,
+            "unit": unit, **more}
+
+
+@contextlib.contextmanager
+def state_of_machine(state):
+    """Keeps all processors from sleeping where the state is "awake"."""
+    loop = "import os\nparent = os.getppid()\nos.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\n" \
+        "os.sched_setaffinity(0, [{}])\nwhile os.getppid() == parent:\n  for _ in range(1000000): pass"
+    spinners = [subprocess.Popen([sys.executable, "-c", loop.format(cpu)])
+                for cpu in (sorted(os.sched_getaffinity(0)) if state == "awake" else [])]
+    try:
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.terminate()
+            spinner.wait()
+
+
+class QueueDepth:
+    """How many requests a block device had on the average, while a block runs; of a file, the device of its file system."""
+
+    def __init__(self, path):
+        about = os.stat(path)
+        number = about.st_rdev or about.st_dev
+        self.file, self.mean = f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat", []
+
+    def weighted_ms(self):
+        with open(self.file) as file:
+            return int(file.read().split()[10])
+
+    def of(self, measure):
+        before, started = self.weighted_ms(), time.monotonic()
+        result = measure()
+        self.mean.append((self.weighted_ms() - before) / 1000 / (time.monotonic() - started))
+        return result
+
+
+def in_turn(rounds, ours, theirs):
+    """Figures of both for each round; each round begins with the other one."""
+    figures = ([], [])
+    for number in range(rounds):
+        for one in ((0, 1) if number % 2 == 0 else (1, 0)):
+            figures[one].append((ours, theirs)[one]())
+    return figures
 
 
 def memory(pid):
@@ -122,24 +173,38 @@ def memory(pid):
     return {"private_kib": private, "pss_kib": pss}
 
 
-def syscalls(pid, seconds):
-    """System calls of all threads of a process in some seconds, by strace -c."""
+def calls_of_a_load(lab, disk, depth, count):
+    """System calls of the worker, by name, while a guest connects, does so many reads of 4k at a depth, and goes."""
     with tempfile.NamedTemporaryFile("r") as out:
-        tracer = subprocess.Popen(["strace", "-f", "-c", "-o", out.name, "-p", str(pid)], stderr=subprocess.DEVNULL)
-        time.sleep(seconds)
+        pid = lab.worker(disk)
+        tracer = subprocess.Popen(["strace", "-f", "-c", "-U", "calls,name", "-o", out.name, "-p", str(pid)],
+                                  stderr=subprocess.DEVNULL)
+        lab.wait(lambda: "TracerPid:\t0" not in open(f"/proc/{pid}/status").read())
+        run(BIN + "/xbb-blkfront", "load", "--dir", lab.xen, "--domid", "1", "--vdev", disk, "--rw", "randread", "--bs", "4k",
+            "--depth", str(depth), "--count", str(count), "--ring-pages", "8", "--grants", "pooled")
         tracer.send_signal(signal.SIGINT)
         tracer.wait()
-        for line in out:
-            words = line.split()
-            if words and words[-1] == "total":
-                return int(words[2] if words[2].isdigit() else words[3])
-    return 0
+        lines = [line.split() for line in out]
+    return {words[1]: int(words[0]) for words in lines if len(words) == 2 and words[0].isdigit() and words[1] != "total"}
+
+
+def calls_of_a_request(lab, disk, depth, count):
+    """System calls of the worker for a request, by name: the difference of two loads, so that connecting does not count. strace slows
+    the worker, so that batches may be larger than they are without."""
+    few, many = calls_of_a_load(lab, disk, depth, count), calls_of_a_load(lab, disk, depth, 3 * count)
+    found = {name: (many[name] - few.get(name, 0)) / (2 * count) for name in many}
+    by_name = {name: round(value, 3) for name, value in sorted(found.items(), key=lambda item: -item[1]) if value >= 0.001}
+    return {"total": round(sum(by_name.values()), 4), **by_name}
 
 
 def print_table(results):
-    print(f"{'row':44} {'XBB':>12} {'peer':>12} {'ratio':>6}  spread XBB / peer")
+    print(f"{'row':44} {'XBB':>12} {'peer':>12} {'ratio':>6}  spread of ratio; XBB / peer")
     for entry in results["rows"]:
         spread = "{}..{} / {}..{}".format(*entry["xbb_spread"], *entry["peer_spread"])
+        if entry["ratio_spread"]:
+            spread = "{:.2f}..{:.2f}; ".format(entry["ratio_spread"][0], entry["ratio_spread"][2]) + spread
+        if "queue_depth" in entry:
+            spread += "; device's mean queue {} / {}".format(*entry["queue_depth"])
         print(f"{entry['row']:44} {entry['xbb']:>12,} {entry['peer_value']:>12,} {entry['ratio'] or 0:>6.2f}"
               f"  {spread}  ({entry['peer']})")
     for key, value in results["facts"].items():
@@ -148,12 +213,21 @@ def print_table(results):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each peer (3)")
-    parser.add_argument("--seconds", type=float, default=2, help="length of a run (2)")
+    parser.add_argument("--repeat", type=int, default=int(os.environ.get("ROUNDS") or 3), help="runs of each peer (3)")
+    parser.add_argument("--seconds", type=float, default=float(os.environ.get("RUNTIME") or 2), help="length of a run (2)")
     parser.add_argument("--only", choices=["ring", "storage", "cost"], help="a part only")
+    parser.add_argument("--rows", default=os.environ.get("ROWS") or "", help="rows whose names have this regular expression")
+    parser.add_argument("--state", choices=["idle", "awake", "both"], default=os.environ.get("STATE") or "both",
+                        help="the machine while storage is measured (both)")
     options = parser.parse_args()
+    if options.rows and not options.only:
+        options.only = "storage" if not re.search("ring|null", options.rows) else "ring"
+    states = ["awake", "idle"] if options.state == "both" else [options.state]
+
+    def wanted(name):
+        return re.search(options.rows, name)
     work = tempfile.mkdtemp(prefix="xbb-bench.", dir="/var/tmp")
-    results = {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), "rows": [], "facts": {}}
+    results = {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), "repeat": options.repeat, "rows": [], "facts": {}}
     rows, facts = results["rows"], results["facts"]
     lab, device = None, None
     try:
@@ -172,6 +246,9 @@ def main():
                         return [entry["requests_per_s_min"], entry["requests_per_s_median"], entry["requests_per_s_max"]]
                     rows.append(row(f"ring to null, depth {depth}{', 4k copied' if 'copy' in backend else ''}",
                                     spread(at[backend]), spread(at["c_echo"]), "C echo backend", "requests/s"))
+                    # Only extremes and medians are known, not which were of one round: the widest that the ratio can be.
+                    mine, other = spread(at[backend]), spread(at["c_echo"])
+                    rows[-1]["ratio_spread"] = [round(value, 3) for value in (mine[0] / other[2], mine[1] / other[1], mine[2] / other[0])]
         lab = Lab(work)
         if options.only in (None, "ring"):
             say("bench: null disk of xbb-vbd beside nbdkit null with fio's nbd engine")
@@ -180,10 +257,10 @@ def main():
             peer = subprocess.Popen(["nbdkit", "--foreground", "--unix", socket, "null", "1G"])
             Lab.wait(lambda: os.path.exists(socket))
             for depth in (1, 32, 256):
-                ours, theirs = [], []
-                for _ in range(options.repeat):
-                    ours.append(lab.load("xvda", "randread", "4k", depth, options.seconds))
-                    theirs.append(fio_nbd(f"nbd+unix:///?socket={socket}", depth, options.seconds))
+                if not wanted(f"null disk, 4k randread, depth {depth}"):
+                    continue
+                ours, theirs = in_turn(options.repeat, lambda: lab.load("xvda", "randread", "4k", depth, options.seconds),
+                                       lambda: fio_nbd(f"nbd+unix:///?socket={socket}", depth, options.seconds))
                 rows.append(row(f"null disk, 4k randread, depth {depth}", ours, theirs, "nbdkit null, fio nbd"))
             peer.terminate()
             lab.ctl("detach", "1", "xvda")
@@ -213,19 +290,18 @@ def main():
             short.wait()
             done = lab.stats("xvdb")["reqs_completed"]
             facts["requests of that load"] = done - before[1]
-            short = subprocess.Popen(
-                [BIN + "/xbb-blkfront", "load", "--dir", lab.xen, "--domid", "1", "--vdev", "xvdb", "--rw",
-                 "randread", "--bs", "4k", "--depth", "256", "--time", "4", "--ring-pages", "8", "--grants",
-                 "pooled", "--json"], stdout=subprocess.DEVNULL)
-            time.sleep(1)
-            first = lab.stats("xvdb")
-            calls = syscalls(pid, 1.5)
-            last = lab.stats("xvdb")
-            short.wait()
-            number = last["reqs_completed"] - first["reqs_completed"]
-            facts["system calls per request at depth 256"] = round(calls / max(number, 1), 4)
-            facts["requests while counted"] = number
+            facts["system calls per request, null, depth 256"] = calls_of_a_request(lab, "xvdb", 256, 200000)
             lab.ctl("detach", "1", "xvdb")
+        if options.only in (None, "cost"):
+            small = work + "/small.img"
+            with open(small, "wb") as file:
+                for _ in range(64):
+                    file.write(os.urandom(1 << 20))
+            os.sync()
+            lab.attach("xvde", "raw:" + small)
+            for depth in (1, 8, 32):
+                facts[f"system calls per request, File, depth {depth}"] = calls_of_a_request(lab, "xvde", depth, 4000)
+            lab.ctl("detach", "1", "xvde")
         if options.only in (None, "storage"):
             image = work + "/file.img"
             say("bench: File beside fio libaio on the same file")
@@ -242,16 +318,22 @@ def main():
                 if probe.returncode == 0:
                     device = probe.stdout.strip()
                     targets.append(("RawDisk", "xvdd", device))
-            for name, disk, path in targets:
+            for kind, disk, path in targets:
                 lab.attach(disk, "raw:" + path)
-                for rw, size, depth in (("randread", "4k", 1), ("randwrite", "4k", 1), ("randread", "4k", 32),
-                                        ("randwrite", "4k", 32), ("read", "1M", 8), ("write", "1M", 8)):
-                    ours, theirs = [], []
-                    for _ in range(options.repeat):
-                        ours.append(lab.load(disk, rw, size, depth, options.seconds))
-                        theirs.append(fio(path, rw, size, depth, options.seconds))
-                    rows.append(row(f"{name}, {size} {rw}, depth {depth}", ours, theirs, "fio libaio"))
-                    say(f"bench: {rows[-1]['row']}: ratio {rows[-1]['ratio']}")
+                for rw, size, depth in STORAGE_ROWS:
+                    for state in states:
+                        name = f"{kind}, {size} {'mixed 70/30' if rw == 'randrw' else rw}, depth {depth}, {state}"
+                        if not wanted(name):
+                            continue
+                        queues = QueueDepth(path), QueueDepth(path)
+                        with state_of_machine(state):
+                            ours, theirs = in_turn(
+                                options.repeat,
+                                lambda: queues[0].of(lambda: lab.load(disk, rw, size, depth, options.seconds)),
+                                lambda: queues[1].of(lambda: fio(path, rw, size, depth, options.seconds)))
+                        rows.append(row(name, ours, theirs, "fio libaio", state=state,
+                                        queue_depth=[round(statistics.median(queue.mean), 1) for queue in queues]))
+                        say(f"bench: {rows[-1]['row']}: ratio {rows[-1]['ratio']}")
                 lab.ctl("detach", "1", disk)
     finally:
         if lab:

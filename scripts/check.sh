@@ -22,6 +22,8 @@ done
 echo "check: xbb_plugin.h compiles alone as C11 and C++17"
 scripts/abi-check.sh
 scripts/abi-check-test.sh
+python3 scripts/bench-test.py 2>/dev/null || { python3 scripts/bench-test.py; exit 1; }
+echo "check: the benches select, count and draw what they should"
 scripts/abi-page.py "$header" docs/man/xbb-plugin.3
 echo "check: xbb-plugin(3) names all that is in xbb_plugin.h"
 
