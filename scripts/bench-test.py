@@ -63,6 +63,12 @@ class Table(unittest.TestCase):
         self.assertEqual(first["backends"]["blkback"]["instructions"], 500)
         self.assertEqual(second["backends"]["qdisk"]["ns_of_dom0"], 30000)
 
+    def test_a_run_that_ended_early_has_a_table(self):
+        early = [line for line in OUTPUT.splitlines() if "qdisk" not in line] + ["RESULT 4 qcow2 read 256k 8 qdisk 2 100 200 6000000", "RESULT 4"]
+        row = [table.entry(*item) for item in table.parse(early).items()][1]
+        self.assertEqual(row["ratios"], {})
+        self.assertIn("| 300 |", table.table("real", [row]))
+
     def test_a_table_has_all_rows_of_its_clock(self):
         text = table.table("single", results()["rows"][:1])
         self.assertIn("| File, 4k randread, depth 32 | 1100 | 1000 | 1.10 (0.90..1.20) |", text)

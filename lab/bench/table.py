@@ -45,8 +45,10 @@ def entry(key, backends):
             "iops": statistics.median(figure[0] for figure in rounds.values()), "all": [figure[0] for figure in rounds.values()],
             "instructions" if clock == "single" else "ns_of_dom0": round(statistics.median(figure[1] for figure in rounds.values()))}
         if backend != "xbb":
-            both = sorted(set(backends["xbb"]) & set(rounds))
-            result["ratios"][backend] = spread([backends["xbb"][r][0] / max(1, rounds[r][0]) for r in both])
+            ratios = [backends["xbb"][r][0] / max(1, rounds[r][0]) for r in sorted(set(backends["xbb"]) & set(rounds))]
+            # Of a run that ended early the last round may have one of them.
+            if ratios:
+                result["ratios"][backend] = spread(ratios)
     return result
 
 
