@@ -10,7 +10,7 @@ public struct BlockRequest: BitwiseCopyable, Sendable {
     public var firstSector: UInt64
     /// Sectors of 512 bytes; 0 for a flush without data.
     public var sectorCount: UInt64
-    /// The operation byte as the frontend wrote it, echoed in the response.
+    /// The operation byte that the response carries: as the frontend wrote it, of an indirect request the inner one.
     public var wireOperation: UInt8
     /// What is to be done; meaningless if parsing gave an error.
     public var operation: BlockOperation

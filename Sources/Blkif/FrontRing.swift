@@ -150,11 +150,23 @@ public struct RequestEncoder: Sendable {
         operation: UInt8, id: UInt64, firstSector: UInt64, segmentCount: UInt16, references: [UInt32]
     ) -> SlotBytes {
         var slot = SlotBytes()
-        begin(&slot, BlkifLimits.indirectOperation, operation, segmentCount, id, firstSector)
+        beginIndirect(&slot, operation, segmentCount, id, firstSector)
         for (index, reference) in references.prefix(BlkifLimits.indirectPagesPerRequest).enumerated() {
-            slot.store(reference, at: layout.sectorOffset + 12 + index * 4)
+            setListPage(&slot, index, reference)
         }
         return slot
+    }
+
+    /// Writes all of an indirect request but the references of its pages; for callers that must not allocate.
+    public func beginIndirect(
+        _ slot: inout SlotBytes, _ operation: UInt8, _ segmentCount: UInt16, _ id: UInt64, _ firstSector: UInt64
+    ) {
+        begin(&slot, BlkifLimits.indirectOperation, operation, segmentCount, id, firstSector)
+    }
+
+    /// Writes the reference of a page of segments, 0 to 7.
+    public func setListPage(_ slot: inout SlotBytes, _ index: Int, _ reference: UInt32) {
+        slot.store(reference, at: layout.sectorOffset + 12 + index * 4)
     }
 
     /// Writes what all requests have; for callers that must not allocate.

@@ -9,6 +9,8 @@ extension BlkifLimits {
     @inlinable public static var indirectPagesPerRequest: Int { 8 }
     /// Segments in one page: `XEN_PAGE_SIZE / sizeof(struct blkif_request_segment)`.
     @inlinable public static var segmentsPerIndirectPage: Int { 512 }
+    /// The most segments of a request: those of eight pages.
+    public static var mostIndirectSegments: UInt32 { UInt32(indirectPagesPerRequest * segmentsPerIndirectPage) }
     /// Bytes of a segment in such a page.
     @inlinable public static var segmentSize: Int { 8 }
 }
@@ -50,27 +52,42 @@ extension BlockRequest {
         return disk.maximumIndirectSegments > 0 && operation == BlkifLimits.indirectOperation
     }
 
+    /// Reads a slot of either kind without any page of the guest: for reports, and for requests that are not done. An
+    /// indirect one has neither segments nor a length then. Returns the first rule that is broken, or nil.
+    public mutating func read(
+        _ slot: borrowing SlotBytes, layout: RingLayout, disk: OfferedFeatures, segments row: SegmentRow
+    ) -> RequestError? {
+        guard Self.isIndirect(slot, disk: disk) else {
+            return parse(slot, layout: layout, disk: disk, segments: row)
+        }
+        switch beginIndirect(slot, layout: layout, disk: disk) {
+        case .success: return nil
+        case .failure(let problem): return problem
+        }
+    }
+
     /// Reads the slot of an indirect request, and checks all that can be checked without its segments.
     ///
-    /// The id and the operation byte are set in any case, because a response needs them.
+    /// The id and the operation for the response are set in any case. The response carries the inner operation, as
+    /// xen-blkback's does: a Linux frontend compares it with that, and gives the disk up where it finds 6
+    /// (`blkif_interrupt()`); other frontends look at the id alone.
     public mutating func beginIndirect(
         _ slot: borrowing SlotBytes, layout: RingLayout, disk: OfferedFeatures
     ) -> Result<IndirectRequest, RequestError> {
-        wireOperation = slot.load(UInt8.self, at: 0)
+        wireOperation = slot.load(UInt8.self, at: 1)
         id = slot.load(UInt64.self, at: layout.idOffset)
         firstSector = slot.load(UInt64.self, at: layout.sectorOffset)
         sectorCount = 0
         segmentCount = 0
         secure = false
-        guard let known = BlockOperation(rawValue: slot.load(UInt8.self, at: 1)), known == .read || known == .write
-        else { return .failure(.unknownOperation) }
+        guard let known = BlockOperation(rawValue: wireOperation), known == .read || known == .write
+        else { return .failure(.innerOperation) }
         operation = known
         let count = Int(slot.load(UInt16.self, at: 2))
         if count == 0 { return .failure(.noSegments) }
-        let most = min(
-            Int(disk.maximumIndirectSegments),
-            BlkifLimits.indirectPagesPerRequest * BlkifLimits.segmentsPerIndirectPage)
-        if count > most { return .failure(.tooManySegments) }
+        if count > Int(min(disk.maximumIndirectSegments, BlkifLimits.mostIndirectSegments)) {
+            return .failure(.tooManySegments)
+        }
         if disk.isReadOnly && known == .write { return .failure(.readOnlyDisk) }
         // Behind the sector: the handle, two bytes of padding, then the references.
         let start = layout.sectorOffset + 12
@@ -81,24 +98,21 @@ extension BlockRequest {
         return .success(IndirectRequest(references: references, segmentCount: count))
     }
 
-    /// Takes one segment of an indirect request in, as the 64 bits that stand in its page; a private copy of them.
-    ///
-    /// To be called for each segment in order, then ``endIndirect(disk:)``. Returns the rule that is broken, or nil.
-    @inlinable @inline(__always)
-    public mutating func addSegment(_ bits: UInt64, to row: SegmentRow) -> RequestError? {
-        let first = UInt8(truncatingIfNeeded: bits >> 32)
-        let last = UInt8(truncatingIfNeeded: bits >> 40)
-        if first > last { return .segmentBackwards }
-        if last >= BlkifLimits.sectorsPerPage { return .segmentBeyondPage }
-        row[Int(segmentCount)] = BlockSegment(
-            reference: UInt32(truncatingIfNeeded: bits), firstSector: first, lastSector: last)
-        segmentCount &+= 1
-        sectorCount &+= UInt64(last &- first) &+ 1
+    /// Takes the first `count` segments of `row` in, which were copied there out of the guest's pages
+    /// (``SegmentStore/place(of:page:)``), and checks every rule. Returns the rule that is broken, or nil.
+    public mutating func endIndirect(
+        segments row: SegmentRow, count: Int, disk: OfferedFeatures
+    ) -> RequestError? {
+        var total: UInt64 = 0
+        for number in 0..<count {
+            let segment = row[number]
+            if segment.firstSector > segment.lastSector { return .segmentBackwards }
+            if segment.lastSector >= BlkifLimits.sectorsPerPage { return .segmentBeyondPage }
+            total &+= UInt64(segment.lastSector &- segment.firstSector) &+ 1
+        }
+        sectorCount = total
+        guard Self.isOnDisk(first: firstSector, count: total, disk: disk) else { return .beyondEndOfDisk }
+        segmentCount = UInt16(truncatingIfNeeded: count)
         return nil
-    }
-
-    /// All segments are there: checks where they lead to.
-    public func endIndirect(disk: OfferedFeatures) -> RequestError? {
-        Self.isOnDisk(first: firstSector, count: sectorCount, disk: disk) ? nil : .beyondEndOfDisk
     }
 }

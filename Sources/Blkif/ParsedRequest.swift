@@ -28,6 +28,11 @@ public final class ParsedRequest {
     /// A member of the request.
     public subscript<Value>(dynamicMember member: KeyPath<BlockRequest, Value>) -> Value { request[keyPath: member] }
 
+    /// Reads a slot: ``BlockRequest/read(_:layout:disk:segments:)``.
+    public func read(_ slot: SlotBytes, layout: RingLayout, disk: OfferedFeatures) -> RequestError? {
+        request.read(slot, layout: layout, disk: disk, segments: segments)
+    }
+
     /// Parses a slot: ``BlockRequest/parse(_:layout:disk:segments:)``.
     public func parse(_ slot: SlotBytes, layout: RingLayout, disk: OfferedFeatures) -> RequestError? {
         request.parse(slot, layout: layout, disk: disk, segments: segments)

@@ -19,6 +19,9 @@ public enum RequestError: UInt8, Error, Sendable, CaseIterable, BitwiseCopyable 
     case readOnlyDisk
     /// A discard of no sectors.
     case emptyDiscard
+    /// An indirect request to do something else than to read or to write. Not "not supported": the response carries the
+    /// inner operation, and a frontend would take it for an answer about that one.
+    case innerOperation
     /// A page with segments that cannot be read. Found when it is fetched, not by parsing.
     case unreachableSegments
 
@@ -38,6 +41,7 @@ public enum RequestError: UInt8, Error, Sendable, CaseIterable, BitwiseCopyable 
         case .beyondEndOfDisk: "sectors beyond the end of the disk"
         case .readOnlyDisk: "write to a read-only disk"
         case .emptyDiscard: "discard of no sectors"
+        case .innerOperation: "indirect request that is neither a read nor a write"
         case .unreachableSegments: "page of segments that cannot be read"
         }
     }

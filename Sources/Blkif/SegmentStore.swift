@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The segments of requests, apart from the requests: how many a request may have is no matter of its type.
-import Memory
+public import Memory
 
-/// Sectors of one granted page (`struct blkif_request_segment`).
+/// Sectors of one granted page, byte for byte `struct blkif_request_segment`: indirect requests bring them as they are.
 public struct BlockSegment: BitwiseCopyable, Sendable, Equatable {
     /// The grant reference of the page.
     public var reference: UInt32
@@ -27,8 +27,8 @@ public struct BlockSegment: BitwiseCopyable, Sendable, Equatable {
 /// Rows that are never used take no memory, so that rows of 4096 segments cost nothing where requests have 11.
 @safe
 public struct SegmentStore: ~Copyable, Sendable {
-    /// Keeps what ``base`` points to.
-    private let memory: HostMemory
+    /// Where the rows stand; ``base`` points to its beginning.
+    public let memory: HostMemory
     @usableFromInline nonisolated(unsafe) let base: UnsafeMutablePointer<BlockSegment>
     /// The most segments of a request, at least 11.
     public let capacity: Int
@@ -46,6 +46,15 @@ public struct SegmentStore: ~Copyable, Sendable {
         unsafe base = memory.address(at: 0, count: bytes.partialValue).assumingMemoryBound(to: BlockSegment.self)
         self.capacity = capacity
         self.requestCount = requestCount
+    }
+
+    /// Where the segments of one of the pages of an indirect request go, in bytes of ``memory``: in its row, behind those of
+    /// the pages before.
+    public func place(of request: Int, page: Int) -> Int {
+        precondition(
+            UInt(bitPattern: request) < UInt(bitPattern: requestCount)
+                && UInt(bitPattern: page) < UInt(bitPattern: BlkifLimits.indirectPagesPerRequest))
+        return request * capacity * MemoryLayout<BlockSegment>.stride + page * 4096
     }
 
     /// The row of a request.

@@ -31,7 +31,10 @@ struct PluginConfiguration: Sendable {
         vdev=<NAME>         A disk: xvda (default), xvdb, or its number. May be given several times: each is exported
                             under its name, and the first one also under the empty name.
         ring-pages=<N>      Pages of each ring, 1 to 32 (default 2), lowered to what the backend offers.
-        requests=<N>        Requests in flight for each queue (default 64); each takes 44 KiB of the domain.
+        requests=<N>        Requests in flight for each queue (default 64); each takes 44 KiB of the domain,
+                            or as many pages as a request may have.
+        indirect=<N>        The most pages of a request, if the backend takes as many (default 32); 0 to 11 for no
+                            indirect requests.
         queues=<N>          Queues, lowered to what the backend offers (default 1).
         abi=<NAME>          native (default), x86_64 or x86_32.
         grants=<POLICY>     per-request (default) or pooled.
@@ -49,6 +52,7 @@ struct PluginConfiguration: Sendable {
         case "ring-pages": options.ringPages = try number(key, value)
         case "queues": options.queues = try number(key, value)
         case "requests": options.requestsPerQueue = try number(key, value)
+        case "indirect": options.indirectSegments = try number(key, value)
         case "timeout": options.timeout = try number(key, value)
         case "persistent": options.offersPersistentGrants = try flag(key, value)
         case "grants":

@@ -73,6 +73,11 @@ public enum SettingsSchema {
     public static let maxRingPageOrder = Setting(
         number: "max-ring-page-order", "the largest ring is of 2^N pages", 0...5, usual: 5, scope: .disk,
         section: .worker, workerForm: .option)
+    /// The most segments of an indirect request.
+    public static let maxIndirectSegments = Setting(
+        number: "max-indirect-segments", "the most pages of one request, where a frontend asks for more than 11",
+        0...4096,
+        usual: 256, scope: .disk, section: .worker, workerForm: .option)
     /// Memory for the data of each queue.
     public static let memoryMiB = Setting(
         number: "memory-mib", "memory for data of each queue", 1...1024, .mebibytes, usual: 16, scope: .disk,
@@ -152,6 +157,18 @@ public enum SettingsSchema {
     /// See ``reportsNoSpace``.
     public static let stopsWithoutSpace = "stop"
 
+    // MARK: What follows from several
+
+    /// Bytes for the data of each queue: `memory-mib`, or as much as eight of the largest requests have.
+    public static func queueMemory(_ values: SettingValues) -> Int {
+        max(values.value(of: memoryMiB) << 20, values.value(of: maxIndirectSegments) * 4096 * 8)
+    }
+
+    /// Bytes for the lists of pages of a queue's requests: 8 for each page of each of the 1024 requests of the largest ring.
+    public static func queueLists(_ values: SettingValues) -> Int {
+        values.value(of: maxIndirectSegments) * 8 * 1024
+    }
+
     // MARK: Lists
 
     /// All settings, in the order of xbb.conf.
@@ -160,7 +177,8 @@ public enum SettingsSchema {
         anyScript.declaration, stopWorkers.declaration, standby.declaration, restartLimit.declaration,
         restartWindow.declaration, logLevel.declaration,
         program.declaration, pluginDirectories.declaration, maxQueues.declaration, maxRingPageOrder.declaration,
-        memoryMiB.declaration, pollMicroseconds.declaration, backingDirectories.declaration, user.declaration,
+        maxIndirectSegments.declaration, memoryMiB.declaration, pollMicroseconds.declaration,
+        backingDirectories.declaration, user.declaration,
         workerUsers.declaration, workerMemoryMiB.declaration, workerTasks.declaration, controlGroup.declaration,
         confine.declaration, stallTime.declaration,
         disableFlush.declaration, flushInterval.declaration, noCoalesce.declaration,

@@ -28,15 +28,30 @@ public struct DeviceFacts: Equatable, Sendable {
     }
 }
 
+/// How requests may bring their data: what settings say to a new frontend; to one that is connected already, what an earlier
+/// process has told it, which is kept whatever the settings are now.
+public struct TransferOffer: Equatable, Sendable {
+    /// The most segments of an indirect request, at most 4096; 0 for no such requests.
+    public var maximumIndirectSegments: UInt32
+
+    /// An offer; the number is clamped to what the protocol has.
+    public init(maximumIndirectSegments: UInt32 = 0) {
+        self.maximumIndirectSegments = min(maximumIndirectSegments, BlkifLimits.mostIndirectSegments)
+    }
+}
+
 extension OfferedFeatures {
     /// The features for a frontend with `queueCount` rings: what was asked for, as far as the storage supports it.
-    public init(request: DeviceRequest, device: DeviceFacts, queueCount: Int) {
+    public init(
+        request: DeviceRequest, device: DeviceFacts, queueCount: Int, transfer: TransferOffer = TransferOffer()
+    ) {
         let isReadOnly = request.isReadOnly || device.isReadOnly
         self.init(
             sectorCount: device.sectorCount, isReadOnly: isReadOnly,
             discard: request.mayDiscard && !isReadOnly ? device.discard : nil,
             // Several queues have no common order, which a barrier would keep.
-            hasBarrier: device.canFlush && queueCount == 1, canFlush: device.canFlush)
+            hasBarrier: device.canFlush && queueCount == 1, canFlush: device.canFlush,
+            maximumIndirectSegments: transfer.maximumIndirectSegments)
     }
 }
 

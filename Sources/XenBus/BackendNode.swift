@@ -56,13 +56,15 @@ public struct BackendNode: Equatable, Sendable {
     public let hotplugStatus: String?
     /// The size that an earlier backend published, in sectors of 512 bytes.
     public let publishedSectorCount: UInt64?
+    /// What an earlier backend told the frontend of requests' data.
+    public let publishedTransfer: TransferOffer
 
     /// Every key that a snapshot is made of.
     public static let keys = [
         BackendKey.frontendID, BackendKey.frontend, BackendKey.state, BackendKey.online, BackendKey.deviceType,
         BackendKey.removable, BackendKey.directIOSafe, BackendKey.discardEnable, BackendKey.mode, BackendKey.params,
         BackendKey.script, BackendKey.dev, BackendKey.type, BackendKey.physicalDevice, BackendKey.physicalDevicePath,
-        BackendKey.format, BackendKey.hotplugStatus, BackendKey.sectors,
+        BackendKey.format, BackendKey.hotplugStatus, BackendKey.sectors, BackendKey.maxIndirectSegments,
     ]
 
     /// First reserved domain identifier (DOMID_FIRST_RESERVED of xen.h).
@@ -107,6 +109,8 @@ public struct BackendNode: Equatable, Sendable {
         }
         hotplugStatus = try node.text(BackendKey.hotplugStatus)
         publishedSectorCount = try node.number(BackendKey.sectors, maximum: .max)
+        publishedTransfer = TransferOffer(
+            maximumIndirectSegments: UInt32(try node.number(BackendKey.maxIndirectSegments) ?? 0))
     }
 
     /// The meaning of an `online` key, for updates and for nodes that break other rules: only a zero asks for

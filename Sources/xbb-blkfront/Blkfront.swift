@@ -56,6 +56,9 @@ struct DeviceArguments: ParsableArguments {
     @Option(help: "per-request: grant for each request, as blkfront without persistent grants; pooled: grant once.")
     var grants = GrantPolicy.perRequest
 
+    @Option(help: "The most pages of a request, if the backend takes as many; 0 to 11 for no indirect requests.")
+    var indirect = 32
+
     @Flag(help: "Write feature-persistent=1.")
     var persistent = false
 
@@ -67,8 +70,12 @@ struct DeviceArguments: ParsableArguments {
 
     func validate() throws {
         guard DeviceName(vdev) != nil else { throw ValidationError("'\(vdev)' is no disk; try xvda or 51712.") }
+        guard (0...4096).contains(indirect) else { throw ValidationError("--indirect \(indirect): 0 to 4096.") }
         guard ringABI != nil else { throw ValidationError("'\(abi)' is no ABI; try native, x86_64 or x86_32.") }
     }
+
+    /// The most bytes of a request that may be asked for.
+    var mostBytes: Int { max(FrontQueue.directSize, indirect * 4096) }
 
     private var ringABI: RingABI? {
         switch abi {
@@ -89,6 +96,7 @@ struct DeviceArguments: ParsableArguments {
         options.queues = queues
         options.startIndex = startIndex
         options.grants = grants
+        options.indirectSegments = indirect
         options.offersPersistentGrants = persistent
         options.timeout = timeout
         options.requestsPerQueue = requestsPerQueue

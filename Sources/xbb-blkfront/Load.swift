@@ -12,7 +12,7 @@ struct Load: ParsableCommand {
             where it belongs and how often it was written; what is read is checked against that, and all is read \
             back at the end. Requests that overlap are not in flight together then. A pattern that only reads is \
             preceded by a pass of writes. With --verify history they overlap: what is read is checked against all \
-            that the backend has acknowledged. It takes --rw randrw and --bs 512-N, N at most 44k, and uses the first \
+            that the backend has acknowledged. It takes --rw randrw and --bs 512-N, N at most the size of a request, and uses the first \
             512 KiB of the disk, or as much as --size says.
             """)
 
@@ -115,8 +115,9 @@ struct Load: ParsableCommand {
     func validate() throws {
         if let complaint = plan.complaint { throw ValidationError(complaint) }
         guard verify == .history else { return }
-        guard rw == .randrw, bs.low == 512, bs.high <= FrontQueue.bufferSize else {
-            throw ValidationError("--verify history takes --rw randrw and --bs 512-N, N at most 44k")
+        guard rw == .randrw, bs.low == 512, bs.high <= deviceArguments.mostBytes else {
+            throw ValidationError(
+                "--verify history takes --rw randrw and --bs 512-N, N at most \(deviceArguments.mostBytes)")
         }
         guard offset.bytes == 0, skew == 0, spins == 0 else {
             throw ValidationError("--verify history takes no --offset, --skew or --spins")
@@ -128,7 +129,7 @@ struct Load: ParsableCommand {
         let device: FrontDevice
         var connected: FrontDevice?
         do {
-            let perOperation = (bs.high + FrontQueue.bufferSize - 1) / FrontQueue.bufferSize + 1
+            let perOperation = (bs.high + FrontQueue.directSize - 1) / FrontQueue.directSize + 1
             device = try deviceArguments.device(requestsPerQueue: max(1, depth * perOperation))
             try device.connect()
             connected = device

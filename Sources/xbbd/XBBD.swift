@@ -80,6 +80,8 @@ struct XBBD: ParsableCommand {
 
     @Option(setting: SettingsSchema.maxRingPageOrder) var maxRingPageOrder: String?
 
+    @Option(setting: SettingsSchema.maxIndirectSegments) var maxIndirectSegments: String?
+
     @Option(setting: SettingsSchema.memoryMiB) var memoryMib: String?
 
     @Option(setting: SettingsSchema.pollMicroseconds) var pollUs: String?
@@ -131,6 +133,7 @@ struct XBBD: ParsableCommand {
         for (setting, text) in [
             (SettingsSchema.restartLimit, restartLimit), (SettingsSchema.restartWindow, restartWindow),
             (SettingsSchema.maxQueues, maxQueues), (SettingsSchema.maxRingPageOrder, maxRingPageOrder),
+            (SettingsSchema.maxIndirectSegments, maxIndirectSegments),
             (SettingsSchema.memoryMiB, memoryMib), (SettingsSchema.pollMicroseconds, pollUs),
             (SettingsSchema.stallTime, stallTime), (SettingsSchema.workerMemoryMiB, workerMemoryMib),
             (SettingsSchema.workerTasks, workerTasks),

@@ -231,7 +231,7 @@ import XenLoopback
     }
 
     @Test(arguments: [
-        "--bs 4k", "--bs 512-64k", "--bs 512-4k --rw read", "--bs 512-4k --skew 1", "--bs 512-4k --spins 9",
+        "--bs 4k", "--bs 512-256k", "--bs 512-4k --rw read", "--bs 512-4k --skew 1", "--bs 512-4k --spins 9",
     ])
     func aHistoryWantsSmallRequestsAnywhere(options: String) throws {
         let lab = try DeviceLab(joins: false)

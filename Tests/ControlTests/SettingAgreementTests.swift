@@ -141,7 +141,8 @@ import XBBHost
         #expect(
             options == [
                 "--log-level", "info", "--state-dir", "/var/lib/xbb", "--max-queues", "1", "--max-ring-page-order", "5",
-                "--memory-mib", "16", "--poll-us", "0", "--backing-dir", "/srv/xen/templates", "--user", "xbb",
+                "--max-indirect-segments", "256", "--memory-mib", "16", "--poll-us", "0", "--backing-dir",
+                "/srv/xen/templates", "--user", "xbb",
                 "--worker-memory-mib", "512", "--worker-tasks", "1024", "--no-confine", "--stall-time", "10",
                 "--tunable",
                 "disable_flush=1", "--tunable", "flush_interval=7", "--tunable", "no_coalesce_reqs=0", "--tunable",

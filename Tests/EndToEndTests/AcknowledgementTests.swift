@@ -39,6 +39,7 @@ extension EndToEnd {
             // Else the history has checked nothing that a load without overlaps does not check.
             #expect(run.history.choices > run.history.comparisons / 100, "\(run.history.choices)")
             #expect(try disk.key("state") == "4")
+            #expect(try disk.worker.total("indirect_requests") > 0)
             try device.close()
             try run.checkImage(try content(image, plan))
             try lab.finish(mostLog: 1 << 20)
@@ -99,7 +100,9 @@ extension EndToEnd {
             }
         }
 
-        @Test(arguments: ["taking", "taken", "copied", "submitted", "completed", "answered", "published", "released"])
+        @Test(arguments: [
+            "taking", "taken", "fetched", "copied", "submitted", "completed", "answered", "published", "released",
+        ])
         func aWorkerDiesAt(place: String) throws {
             let lab = try Lab()
             let image = try lab.image("image", bytes: 16 << 20)

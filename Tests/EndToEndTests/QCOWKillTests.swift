@@ -28,7 +28,7 @@ private final class KnownReads: Sendable {
         var waiting: [Int: Range<Int>] = [:]
         while true {
             while waiting.count < depth, !isOver.load(ordering: .relaxed), let id = queue.allocate() {
-                let count = 512 * (1 + random.below(FrontQueue.bufferSize / 512))
+                let count = 512 * (1 + random.below(FrontQueue.directSize / 512))
                 let first = 512 * random.below((content.count - count) / 512 + 1)
                 try begin(id, first..<first + count, &queue)
                 waiting[id] = first..<first + count
@@ -45,8 +45,8 @@ private final class KnownReads: Sendable {
 
     /// Reads everything once, in order.
     func runOnce(_ queue: inout FrontQueue) throws {
-        for start in stride(from: 0, to: content.count, by: FrontQueue.bufferSize) {
-            let range = start..<min(start + FrontQueue.bufferSize, content.count)
+        for start in stride(from: 0, to: content.count, by: FrontQueue.directSize) {
+            let range = start..<min(start + FrontQueue.directSize, content.count)
             let id = try queue.slot()
             try begin(id, range, &queue)
             try queue.publish()

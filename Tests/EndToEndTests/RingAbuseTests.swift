@@ -80,7 +80,8 @@ extension EndToEnd {
             let limits = OfferedFeatures(
                 sectorCount: device.info.sectors, isReadOnly: false,
                 discard: device.info.discard ? DiscardSupport() : nil,
-                hasBarrier: device.info.barrier, canFlush: device.info.flush)
+                hasBarrier: device.info.barrier, canFlush: device.info.flush,
+                maximumIndirectSegments: UInt32(device.info.maxIndirectSegments))
             let reference = try HostileFrontend(device).grant()
             let layout = RingLayout(abi)
             try device.queues[0].withQueue { (queue) throws in

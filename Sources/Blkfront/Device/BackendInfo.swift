@@ -28,7 +28,7 @@ public struct BackendInfo: Sendable, Equatable {
     public var secureDiscard = false
     /// "feature-persistent"
     public var persistent = false
-    /// "feature-max-indirect-segments"; 0 if there is none. This frontend never sends indirect requests.
+    /// "feature-max-indirect-segments"; 0 if there is none.
     public var maxIndirectSegments = 0
     /// Bytes per sector, as "sectors" and requests count them: 512 unless large sectors were negotiated.
     public var sectorUnit = 512

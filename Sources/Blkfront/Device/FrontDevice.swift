@@ -2,7 +2,7 @@
 // A device in XenStore and its way through the states, in the steps of Linux's blkfront.
 //
 //     connect():  findBackend ─► start (own state 1) ─► awaitInitWait (backend 2) ─► makeQueues ─► publish (own state 3)
-//                 ─► awaitConnected (backend 4) ─► readBackendInfo ─► own state 4
+//                 ─► awaitConnected (backend 4) ─► readBackendInfo ─► useIndirect ─► own state 4
 //     close():    own state 5 ─► backend 5 or 6 ─► own state 6 ─► backend 6 ─► dismantle
 //
 // Every step is public, so that tests can leave the road after any of them.
@@ -78,6 +78,7 @@ public final class FrontDevice {
             try publish()
             try awaitConnected()
             try readBackendInfo()
+            useIndirect()
             try setState(.connected)
         } catch {
             health.end(error)
@@ -179,6 +180,17 @@ public final class FrontDevice {
     public func readBackendInfo() throws(BlkfrontError) {
         info = try BackendInfo(path: backendPath, store: store, largeSectors: options.largeSectors)
     }
+
+    /// Gets the queues ready for indirect requests, if both ends want more than 11 pages a request. Where the domain has no
+    /// room for that, a queue goes on without.
+    public func useIndirect() {
+        let segments = min(options.indirectSegments, info.maxIndirectSegments)
+        guard segments > BlkifLimits.segmentsPerRequest else { return }
+        for queue in queues { try? queue.useIndirect(segments) }
+    }
+
+    /// The most bytes of a read or a write: those of the queue that takes the fewest.
+    public var bufferSize: Int { queues.map(\.bufferSize).min() ?? FrontQueue.directSize }
 
     /// Writes the frontend's state.
     public func setState(_ state: XenbusState) throws(BlkfrontError) {

@@ -59,6 +59,9 @@ public struct FrontOptions: Sendable {
     public var offersPersistentGrants = false
     /// When pages are granted.
     public var grants = GrantPolicy.perRequest
+    /// The most pages of a read or write, if the backend takes as many; up to 11 there are no indirect requests. The default
+    /// is Linux's (xen_blkfront.max_indirect_segments).
+    public var indirectSegments = 32
     /// Writes feature-large-sector-size=1: sectors may then be larger than 512 bytes in all units.
     public var largeSectors = false
     /// Writes state Connected together with the ring's keys, as MiniOS does, instead of Initialised.
@@ -102,6 +105,9 @@ public struct FrontOptions: Sendable {
         }
         if ringScheme == .pageOrderZero && ringPages != 1 { return "the page-order-zero scheme is for one page only" }
         if queues < 1 || queues > 64 { return "queues must be 1 to 64, not \(queues)" }
+        if indirectSegments < 0 || indirectSegments > Int(BlkifLimits.mostIndirectSegments) {
+            return "pages of an indirect request must be at most 4096, not \(indirectSegments)"
+        }
         if let requestsPerQueue, requestsPerQueue < 1 { return "at least one request must be possible" }
         return nil
     }

@@ -205,7 +205,7 @@ final class DiskQueue: @unchecked Sendable {
             io.started = true
             slots.parts[id] = (0, 0)
         case .read, .write, .writeBarrier:
-            let room = FrontQueue.bufferSize - (skew == 0 ? 0 : Int(max(sectorUnit, 4096)))
+            let room = queue.mostBytes(io.operation) - (skew == 0 ? 0 : Int(max(sectorUnit, 4096)))
             let count = Int(min(UInt64(room), io.byteCount - io.submitted))
             if io.operation != .read {
                 unsafe copyIn(io, io.submitted, count, to: queue.address(of: id) + skew * 512)

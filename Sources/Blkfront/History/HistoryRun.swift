@@ -8,8 +8,9 @@ import Support
 public struct HistoryPlan: Sendable {
     /// Number of sectors used, from the start of the disk; few, so that many requests overlap.
     public var sectors = 1024
-    /// The most sectors of a request, at most 88.
-    public var mostSectors = 48
+    /// The most sectors of a request, or as many as the device takes. By default about a fourth of the requests are
+    /// indirect where the backend takes such.
+    public var mostSectors = 120
     /// Requests in flight, of all queues together.
     public var depth = 32
     /// Ends the run after this many requests, not counting the final verification.
@@ -68,6 +69,7 @@ public struct HistoryRun {
 
     private let device: FrontDevice
     private let plan: HistoryPlan
+    private let mostSectors: Int
     private let unit: Int
     private var random: SplitMix64
     private var flying: [[Int: Flying]]
@@ -90,13 +92,14 @@ public struct HistoryRun {
             throw .invalid("the device is not connected")
         }
         guard device.info.byteCount / 512 >= UInt64(plan.sectors), !device.info.readOnly,
-            1...BlkifLimits.segmentsPerRequest * 8 ~= plan.mostSectors, plan.sectors >= plan.mostSectors,
+            plan.mostSectors >= 1, plan.sectors >= plan.mostSectors,
             device.info.sectorUnit == 512
         else {
             throw .invalid("a history needs a writable disk of \(plan.sectors) sectors of 512 bytes")
         }
         self.device = device
         self.plan = plan
+        mostSectors = min(plan.mostSectors, device.bufferSize / 512)
         unit = device.info.sectorUnit
         random = SplitMix64(seed: plan.seed)
         content = SectorContent(run: plan.seed &* 0x2545_f491_4f6c_dd1d | 1)
@@ -202,7 +205,7 @@ public struct HistoryRun {
         _ id: Int, _ queue: inout FrontQueue, _ index: Int, readingBack: Bool
     ) throws(BlkfrontError) {
         if readingBack {
-            let end = min(unread.lowerBound + plan.mostSectors, unread.upperBound)
+            let end = min(unread.lowerBound + mostSectors, unread.upperBound)
             let range = unread.lowerBound..<end
             unread = end..<unread.upperBound
             return try read(id, range, &queue, index)
@@ -212,7 +215,7 @@ public struct HistoryRun {
             flying[index][id] = Flying(kind: .flush(history.submitFlush()), sectors: 0..<0)
             return try queue.submit(id, .flush, sector: 0, byteCount: 0)
         }
-        let length = 1 + Int(random.below(UInt64(plan.mostSectors)))
+        let length = 1 + Int(random.below(UInt64(mostSectors)))
         let first = Int(random.below(UInt64(plan.sectors - length + 1)))
         let range = first..<first + length
         if random.below(100) < UInt64(max(plan.readPercent, 0)) { return try read(id, range, &queue, index) }
@@ -222,7 +225,7 @@ public struct HistoryRun {
             return try queue.submitDiscard(id, sector: UInt64(first), sectorCount: UInt64(length))
         }
         // A barrier's own data are a write; it flushes everything that was acknowledged before.
-        let isBarrier = device.info.barrier && isDue(plan.barrierEvery)
+        let isBarrier = length * 512 <= FrontQueue.directSize && device.info.barrier && isDue(plan.barrierEvery)
         let moment = isBarrier ? history.submitFlush() : 0
         let number = history.submitWrite(range)
         let bytes = unsafe queue.buffer(of: id)

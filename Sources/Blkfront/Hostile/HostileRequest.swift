@@ -33,7 +33,7 @@ public struct HostileRequest: Sendable {
             table.append(HostileRequest(name: name, slot: slot, expected: expected))
         }
 
-        for operation: UInt8 in [4, 6, 7, 127, 128, 255] {
+        for operation: UInt8 in [4, 6, 7, 127, 128, 255] where operation != 6 || disk.maximumIndirectSegments == 0 {
             add("operation \(operation)", operation, expected: .notSupported)
         }
         for (word, operation) in [("read", UInt8(0)), ("write", UInt8(1))] {
@@ -60,6 +60,44 @@ public struct HostileRequest: Sendable {
             add("flush that was not offered", BlockOperation.flush.rawValue, segments: [], expected: .notSupported)
         }
         return table + discards(encoder, disk, id)
+    }
+
+    /// One indirect request for each broken rule, for a disk that offers such requests.
+    ///
+    /// `list` is a grant of a page with 512 valid segments of one sector each, and `bad` a reference that cannot be read.
+    public static func indirectTable(
+        layout: RingLayout, disk: OfferedFeatures, id: UInt64, list: UInt32, bad: UInt32
+    ) -> [HostileRequest] {
+        let encoder = RequestEncoder(layout: layout)
+        var table: [HostileRequest] = []
+        func add(
+            _ name: String, _ operation: UInt8, sector: UInt64 = 0, count: UInt16 = 20, references: [UInt32]? = nil
+        ) {
+            let slot = encoder.indirect(
+                operation: operation, id: id, firstSector: sector, segmentCount: count,
+                references: references ?? Array(repeating: list, count: 8))
+            table.append(HostileRequest(name: "indirect \(name)", slot: slot, expected: .error))
+        }
+        for operation: UInt8 in [2, 3, 4, 5, BlkifLimits.indirectOperation, 7, 255] {
+            add("operation \(operation)", operation)
+        }
+        let most = UInt16(clamping: disk.maximumIndirectSegments)
+        let end = disk.sectorCount
+        for (word, operation) in [("read", UInt8(0)), ("write", UInt8(1))] {
+            for count: UInt16 in [0, most &+ 1, 4097, 8 * 512 + 512, .max] {
+                add("\(word) of \(count) segments", operation, count: count)
+            }
+            for sector in [end, end &- 19, end &+ 1, 1 << 55, 1 << 62, 1 << 63, .max - 19, .max] where sector != 0 {
+                add("\(word) at sector \(sector)", operation, sector: sector)
+            }
+            for page in 0..<(Int(most) + 511) / 512 {
+                var references = Array(repeating: list, count: 8)
+                references[page] = bad
+                add("\(word) with a bad page \(page)", operation, count: most, references: references)
+            }
+        }
+        if disk.isReadOnly { add("write to a read-only disk", 1) }
+        return table
     }
 
     private static func discards(_ encoder: RequestEncoder, _ disk: OfferedFeatures, _ id: UInt64) -> [HostileRequest] {

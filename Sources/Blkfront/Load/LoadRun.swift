@@ -74,7 +74,8 @@ public struct LoadRun {
     private static func work(
         _ plan: LoadPlan, _ share: LoadShare, _ info: BackendInfo, _ box: FrontQueueBox, _ shared: Shared
     ) {
-        var worker = LoadWorker(plan: plan, share: share, slotCount: box.slotCount, info: info)
+        var worker = LoadWorker(
+            plan: plan, share: share, slotCount: box.slotCount, bufferSize: box.bufferSize, info: info)
         let (notifications, publications) = box.withQueue { queue -> (UInt64, UInt64) in
             let before = (queue.notifications, queue.publications)
             do throws(LoadFailure) {

@@ -39,6 +39,8 @@ struct LoadWorker: ~Copyable, Sendable {
     private let flushes: Bool
     private let barriers: Bool
     private let discards: Bool
+    /// The most bytes of a read or a write.
+    private let bufferSize: Int
     private var random: SplitMix64
     private var operations: FixedArray<LoadOperation>
     private var freeOperations: FixedArray<UInt32>
@@ -69,9 +71,10 @@ struct LoadWorker: ~Copyable, Sendable {
     enum Mode: Sendable { case fill, load, readBack }
 
     /// A worker for a queue with `slotCount` slots.
-    init(plan: LoadPlan, share: LoadShare, slotCount: Int, info: BackendInfo) {
+    init(plan: LoadPlan, share: LoadShare, slotCount: Int, bufferSize: Int, info: BackendInfo) {
         let (index, count) = (share.index, share.count)
         self.plan = plan
+        self.bufferSize = bufferSize
         base = share.base
         blocks = share.blocks
         unit = UInt64(info.sectorUnit)
@@ -205,7 +208,7 @@ struct LoadWorker: ~Copyable, Sendable {
                 id, sector: begin / unit, sectorCount: operations[number].blockCount * blockSize / unit)
         case .read, .write, .barrier:
             let position = operations[number].submitted
-            let length = min(partSize, byteCount(number) - position)
+            let length = min(partSize(kind), byteCount(number) - position)
             positions[id] = position
             lengths[id] = UInt32(truncatingIfNeeded: length)
             if plan.verify && kind != .read {
@@ -218,8 +221,9 @@ struct LoadWorker: ~Copyable, Sendable {
     }
 
     /// The largest request in bytes: whole blocks if at least one fits, so that a part can be verified separately.
-    private var partSize: UInt64 {
-        let room = UInt64(FrontQueue.bufferSize - (plan.skew == 0 ? 0 : 4096))
+    private func partSize(_ kind: LoadKind) -> UInt64 {
+        let most = kind == .barrier ? FrontQueue.directSize : bufferSize
+        let room = UInt64(most - (plan.skew == 0 ? 0 : 4096))
         return blockSize <= room ? room / blockSize * blockSize : room
     }
 

@@ -2,6 +2,7 @@
 // One ring of a frontend: it sends requests, takes responses, and checks every rule that blkfront checks.
 //
 // Nothing here allocates after the queue was made, so that a load run measures the backend.
+import Base
 public import Blkif
 public import Memory
 public import Xen
@@ -26,7 +27,8 @@ public struct FrontCompletion: Sendable, Equatable {
     }
 }
 
-/// A queue: a ring, an event channel, and for each request a slot with 44 KiB of the domain's memory.
+/// A queue: a ring, an event channel, and for each request a slot with 44 KiB of the domain's memory, or with more where the
+/// backend takes indirect requests (``useIndirect(_:)``).
 ///
 /// A request goes `allocate` → fill ``buffer(of:)`` → `submit` → `publish` (one for many) → `nextCompletion` → use the
 /// buffer → `release`. Use from one thread at a time.
@@ -36,8 +38,12 @@ public struct FrontCompletion: Sendable, Equatable {
 /// Unsafe code here is the address of a slot's buffer, whose index is checked.
 @safe
 public struct FrontQueue: ~Copyable, @unchecked Sendable {
-    /// Size of a slot's buffer in bytes: 11 pages.
-    public static let bufferSize = BlkifLimits.segmentsPerRequest * 4096
+    /// The most bytes of a request that is not indirect: 11 pages.
+    public static let directSize = BlkifLimits.segmentsPerRequest * 4096
+    /// Size of a slot's buffer in bytes: ``directSize``, or more where reads and writes may be indirect.
+    public var bufferSize: Int { segmentsPerRequest * 4096 }
+    /// Pages of a slot's buffer.
+    public private(set) var segmentsPerRequest = BlkifLimits.segmentsPerRequest
 
     private enum SlotState {
         static let free: UInt8 = 0
@@ -48,8 +54,8 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
     struct Shadow: BitwiseCopyable, Sendable {
         var state: UInt8
         var operation: UInt8
-        var grantCount: UInt8
-        var references: InlineArray<11, UInt32>
+        /// References of ``grants``, in use until the response.
+        var grantCount: UInt16
     }
 
     /// The number of the queue in its device.
@@ -79,11 +85,12 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
     private let health: FrontHealth
     private let encoder: RequestEncoder
     private let handle: UInt16
-    private let resources: QueueResources
-    private let dataFrame: UInt32
-    private let dataBase: UnsafeMutableRawPointer
+    private var resources: QueueResources
+    private var dataBase: UnsafeMutableRawPointer
     private let verifiesPadding: Bool
     private var shadows: FixedArray<Shadow>
+    /// The references of each slot's request, as many for each as it has frames.
+    private var grants: FixedArray<UInt32>
     private var freeIDs: FixedArray<UInt32>
     private var pool: FixedArray<UInt32>
     private let pooled: Bool
@@ -107,8 +114,8 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
         ring = FrontRing(initializing: ringPages, abi: options.abi, startIndex: options.startIndex)
         encoder = RequestEncoder(layout: ring.layout)
         slotCount = resources.slotCount
-        dataFrame = resources.dataFrame
-        unsafe dataBase = domain.address(ofFrame: dataFrame, count: resources.dataFrameCount)
+        unsafe dataBase = domain.address(ofFrame: resources.dataFrame, count: resources.dataFrameCount)
+        grants = FixedArray(zeroed: resources.dataFrameCount)
         shadows = FixedArray(zeroed: slotCount)
         freeIDs = FixedArray(zeroed: slotCount)
         for id in 0..<slotCount { freeIDs[id] = UInt32(slotCount - 1 - id) }
@@ -116,6 +123,24 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
         pooled = !resources.pool.isEmpty
         pool = FixedArray(zeroed: resources.pool.count)
         for (frame, reference) in resources.pool.enumerated() { pool[frame] = reference }
+    }
+
+    /// Gives every slot room for `segments` pages, as blkfront does once the backend has said how many it takes
+    /// (`blkfront_setup_indirect()`). Throws, and changes nothing, where the domain has no room.
+    mutating func useIndirect(_ segments: Int) throws(OperationError) {
+        precondition(inFlight == 0 && freeCount == slotCount)
+        try resources.enlarge(segments, backend: backend)
+        unsafe dataBase = domain.address(ofFrame: resources.dataFrame, count: resources.dataFrameCount)
+        grants = FixedArray(zeroed: resources.dataFrameCount)
+        pool = FixedArray(zeroed: resources.pool.count)
+        for (frame, reference) in resources.pool.enumerated() { pool[frame] = reference }
+        segmentsPerRequest = segments
+    }
+
+    /// The most bytes of a request: only reads and writes can be indirect.
+    @inline(__always)
+    public func mostBytes(_ operation: BlockOperation) -> Int {
+        operation == .read || operation == .write ? bufferSize : Self.directSize
     }
 
     // MARK: Slots
@@ -143,21 +168,21 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
     @inline(__always)
     @unsafe public func buffer(of id: Int) -> UnsafeMutableRawBufferPointer {
         precondition(id >= 0 && id < slotCount)
-        return unsafe UnsafeMutableRawBufferPointer(
-            start: dataBase + id * Self.bufferSize, count: Self.bufferSize)
+        return unsafe UnsafeMutableRawBufferPointer(start: address(of: id), count: bufferSize)
     }
 
     /// The address of a slot's buffer.
     @unsafe func address(of id: Int) -> UnsafeMutableRawPointer {
         precondition(id >= 0 && id < slotCount)
-        return unsafe dataBase + id * Self.bufferSize
+        return unsafe dataBase + id &* resources.framesPerSlot &* 4096
     }
 
     // MARK: Requests
 
     /// Puts a read, write, barrier or flush on the ring; the backend sees it after ``publish()``.
     ///
-    /// The data are `byteCount` bytes, a multiple of 512, from sector `skew` of the slot's buffer; none for a flush.
+    /// The data are `byteCount` bytes, a multiple of 512, from sector `skew` of the slot's buffer; none for a flush. On more
+    /// than 11 pages the request is indirect, as Linux's are.
     /// `sector` is in the device's own unit. On an error the slot still belongs to the caller.
     @inline(__always)
     public mutating func submit(
@@ -165,41 +190,65 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
     ) throws(BlkfrontError) {
         precondition(shadows[id].state == SlotState.owned && ring.free > 0)
         precondition(byteCount >= 0 && byteCount % 512 == 0 && skew >= 0 && skew < 8)
-        precondition(byteCount + skew * 512 <= Self.bufferSize)
+        precondition(byteCount + skew * 512 <= mostBytes(operation))
         try health.check()
         let begin = skew * 512
         let pageCount = byteCount == 0 ? 0 : (begin + byteCount + 4095) / 4096
         let lastByte = begin + byteCount - 1
         var slot = SlotBytes()
-        encoder.begin(
-            &slot, operation.rawValue, UInt8(truncatingIfNeeded: pageCount), handle, UInt64(id), sector)
-        let firstFrame = id &* BlkifLimits.segmentsPerRequest
+        let isIndirect = pageCount > BlkifLimits.segmentsPerRequest
+        if !isIndirect {
+            encoder.begin(
+                &slot, operation.rawValue, UInt8(truncatingIfNeeded: pageCount), handle, UInt64(id), sector)
+        }
         for page in 0..<pageCount {
-            let reference: UInt32
-            if pooled {
-                reference = pool[firstFrame + page]
-            } else {
-                do {
-                    // The backend only reads the pages of a write.
-                    reference = try domain.grantAccess(
-                        to: backend, frame: dataFrame &+ UInt32(truncatingIfNeeded: firstFrame &+ page),
-                        readOnly: operation != .read)
-                } catch {
-                    _ = endGrants(id)
-                    throw .domain(error)
-                }
-                shadows[id].references[page] = reference
-                shadows[id].grantCount = UInt8(truncatingIfNeeded: page + 1)
-            }
+            // The backend only reads the pages of a write.
+            let reference = try grant(page, of: id, readOnly: operation != .read)
             let first = page == 0 ? skew : 0
             let last = page == pageCount - 1 ? lastByte / 512 - page * 8 : 7
-            encoder.setSegment(
-                &slot, page,
-                BlockSegment(
-                    reference: reference, firstSector: UInt8(truncatingIfNeeded: first),
-                    lastSector: UInt8(truncatingIfNeeded: last)))
+            let segment = BlockSegment(
+                reference: reference, firstSector: UInt8(truncatingIfNeeded: first),
+                lastSector: UInt8(truncatingIfNeeded: last))
+            if isIndirect {
+                // The pages of the list follow those of the data.
+                unsafe (address(of: id) + bufferSize + page &* MemoryLayout<BlockSegment>.stride).storeBytes(
+                    of: segment, as: BlockSegment.self)
+            } else {
+                encoder.setSegment(&slot, page, segment)
+            }
         }
+        if isIndirect { slot = try list(pageCount, of: id, operation, sector) }
         put(slot, id, operation)
+    }
+
+    /// The slot of an indirect request whose segments stand in the pages behind its data.
+    private mutating func list(
+        _ count: Int, of id: Int, _ operation: BlockOperation, _ sector: UInt64
+    ) throws(BlkfrontError) -> SlotBytes {
+        var slot = SlotBytes()
+        encoder.beginIndirect(&slot, operation.rawValue, UInt16(truncatingIfNeeded: count), UInt64(id), sector)
+        for page in 0..<(count + BlkifLimits.segmentsPerIndirectPage - 1) / BlkifLimits.segmentsPerIndirectPage {
+            encoder.setListPage(&slot, page, try grant(segmentsPerRequest + page, of: id, readOnly: true))
+        }
+        return slot
+    }
+
+    /// The reference for a frame of a slot; a new one unless all are granted for good. An error ends those of the request.
+    @inline(__always)
+    private mutating func grant(_ frame: Int, of id: Int, readOnly: Bool) throws(BlkfrontError) -> UInt32 {
+        let number = id &* resources.framesPerSlot &+ frame
+        if pooled { return pool[number] }
+        let reference: UInt32
+        do {
+            reference = try domain.grantAccess(
+                to: backend, frame: resources.dataFrame &+ UInt32(truncatingIfNeeded: number), readOnly: readOnly)
+        } catch {
+            _ = endGrants(id)
+            throw .domain(error)
+        }
+        grants[id &* resources.framesPerSlot &+ Int(shadows[id].grantCount)] = reference
+        shadows[id].grantCount &+= 1
+        return reference
     }
 
     /// Puts a discard on the ring.
@@ -214,13 +263,15 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
     }
 
     /// Puts arbitrary bytes on the ring, for tests. If `id` is not nil, a response with that id is then expected, for
-    /// the operation in the first byte of the slot.
+    /// the operation in the first byte of the slot, of an indirect request for the inner one.
     public mutating func submitRaw(_ slot: SlotBytes, expecting id: Int?) {
         precondition(ring.free > 0)
         if let id {
             precondition(shadows[id].state == SlotState.owned)
             shadows[id].state = SlotState.waiting
-            shadows[id].operation = slot.load(UInt8.self, at: 0)
+            let operation = slot.load(UInt8.self, at: 0)
+            let isIndirect = operation == BlkifLimits.indirectOperation && resources.hasLists
+            shadows[id].operation = isIndirect ? slot.load(UInt8.self, at: 1) : operation
             inFlight += 1
         }
         ring.put(slot)
@@ -301,7 +352,7 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
     private mutating func endGrants(_ id: Int) -> UInt32? {
         var used: UInt32?
         for index in 0..<Int(shadows[id].grantCount) {
-            let reference = shadows[id].references[index]
+            let reference = grants[id &* resources.framesPerSlot &+ index]
             if !domain.endAccess(reference), used == nil { used = reference }
         }
         shadows[id].grantCount = 0
@@ -361,7 +412,7 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
         var used: [UInt32] = []
         for id in 0..<slotCount {
             for index in 0..<Int(shadows[id].grantCount) {
-                let reference = shadows[id].references[index]
+                let reference = grants[id &* resources.framesPerSlot &+ index]
                 if !domain.endAccess(reference) { used.append(reference) }
             }
             shadows[id].grantCount = 0

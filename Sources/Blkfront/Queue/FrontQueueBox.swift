@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A queue that several threads can reach, one at a time.
+import Base
 import Synchronization
 public import XenLoopback
 
@@ -29,6 +30,13 @@ public final class FrontQueueBox: Sendable {
         _ body: (inout sending FrontQueue) throws(Failure) -> sending Result
     ) throws(Failure) -> sending Result {
         try queue.withLock(body)
+    }
+
+    /// The most bytes of a read or a write.
+    public var bufferSize: Int { queue.withLock { $0.bufferSize } }
+
+    func useIndirect(_ segments: Int) throws(OperationError) {
+        try queue.withLock { (queue) throws(OperationError) in try queue.useIndirect(segments) }
     }
 
     func dismantle() -> [UInt32] { queue.withLock { $0.dismantle() } }

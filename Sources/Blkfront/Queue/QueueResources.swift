@@ -13,6 +13,10 @@ struct QueueResources {
     private(set) var ringPageCount = 0
     private(set) var dataFrame: UInt32 = 0
     private(set) var dataFrameCount = 0
+    /// Frames of a slot: those of its data, then those of the lists of an indirect request.
+    private(set) var framesPerSlot = BlkifLimits.segmentsPerRequest
+    /// Requests may be indirect.
+    private(set) var hasLists = false
     private(set) var ringReferences: [UInt32] = []
     /// A grant for each data frame, if data frames stay granted.
     private(set) var pool: [UInt32] = []
@@ -27,8 +31,8 @@ struct QueueResources {
         do throws(OperationError) {
             ringFrame = try domain.allocateFrames(ringPageCount)
             self.ringPageCount = ringPageCount
-            dataFrame = try domain.allocateFrames(slotCount * BlkifLimits.segmentsPerRequest)
-            dataFrameCount = slotCount * BlkifLimits.segmentsPerRequest
+            dataFrame = try domain.allocateFrames(slotCount * framesPerSlot)
+            dataFrameCount = slotCount * framesPerSlot
             for page in 0..<UInt32(ringPageCount) {
                 ringReferences.append(
                     try domain.grantAccess(to: backend, frame: ringFrame + page, readOnly: false))
@@ -42,6 +46,31 @@ struct QueueResources {
             _ = giveBack()
             throw error
         }
+    }
+
+    /// Replaces the data frames by as many that each slot has `segments` for data and what their list takes. Throws, and
+    /// changes nothing, if something is missing.
+    mutating func enlarge(_ segments: Int, backend: DomainID) throws(OperationError) {
+        let each =
+            segments + (segments + BlkifLimits.segmentsPerIndirectPage - 1) / BlkifLimits.segmentsPerIndirectPage
+        let count = slotCount * each
+        let frame = try domain.allocateFrames(count)
+        var references: [UInt32] = []
+        do throws(OperationError) {
+            if !pool.isEmpty {
+                for page in 0..<UInt32(count) {
+                    references.append(try domain.grantAccess(to: backend, frame: frame + page, readOnly: false))
+                }
+            }
+        } catch {
+            for reference in references { _ = domain.endAccess(reference) }
+            domain.freeFrames(frame, count: count)
+            throw error
+        }
+        // No request has used them: the backend knows none of the references.
+        for reference in pool { _ = domain.endAccess(reference) }
+        domain.freeFrames(dataFrame, count: dataFrameCount)
+        (pool, dataFrame, dataFrameCount, framesPerSlot, hasLists) = (references, frame, count, each, true)
     }
 
     /// Ends the grants and frees the frames. Returns the references that the backend still uses; their frames stay

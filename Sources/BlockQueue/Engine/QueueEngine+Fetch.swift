@@ -6,7 +6,7 @@
 import Blkif
 import Memory
 
-/// Requests whose segments stand in other pages of the guest, and private copies of these pages.
+/// Requests whose segments stand in other pages of the guest. They are copied into the requests' rows, once, then checked.
 struct FetchStage: ~Copyable {
     /// Requests that wait for their pages, in the order in which they were taken.
     fileprivate var waiting: IndexQueue
@@ -14,24 +14,15 @@ struct FetchStage: ~Copyable {
     fileprivate var firstBehindExclusive: Int32 = -1
     /// What the slot of each request said.
     fileprivate var headers: FixedArray<IndirectRequest>
-    /// Room for the pages of each request; what is never used takes no memory.
-    fileprivate let pages: HostMemory
 
-    /// For a ring of `requestCount` slots, or for none where no such requests are offered; nil when the kernel refuses.
-    init?(requestCount: Int) {
-        guard let pages = HostMemory(byteCount: requestCount * Self.bytesPerRequest) else { return nil }
-        self.pages = pages
+    /// For a ring of `requestCount` slots, or for none where no such requests are offered.
+    init(requestCount: Int) {
         waiting = IndexQueue(capacity: max(requestCount, 1))
         headers = FixedArray(zeroed: requestCount)
     }
 
     /// Requests were taken whose pages have not been copied yet.
     fileprivate(set) var isPending = false
-
-    fileprivate static var bytesPerRequest: Int { BlkifLimits.indirectPagesPerRequest * 4096 }
-
-    /// Where a page of a request is copied to.
-    fileprivate static func place(_ request: Int, _ page: Int) -> Int { request * bytesPerRequest + page * 4096 }
 }
 
 extension QueueEngine {
@@ -66,8 +57,8 @@ extension QueueEngine {
             let header = fetch.headers[request]
             for page in 0..<header.pageCount {
                 data.addFetch(
-                    header.references[page], header.byteCount(ofPage: page), to: fetch.pages,
-                    at: FetchStage.place(request, page))
+                    header.references[page], header.byteCount(ofPage: page), to: segments.memory,
+                    at: segments.place(of: request, page: page))
             }
         }
         return true
@@ -77,6 +68,8 @@ extension QueueEngine {
     mutating func fetched(succeeded: Bool) {
         stats.add(.grant_copy_calls)
         stats.add(.grant_copy_operations, UInt64(data.copies.count))
+        stats.add(.indirect_requests, UInt64(fetch.waiting.count))
+        stats.add(.indirect_pages, UInt64(data.copies.count))
         fetch.isPending = false
         // A list that must be alone and has not begun was taken behind the first of these.
         var alone: Int32 = -1
@@ -91,7 +84,7 @@ extension QueueEngine {
             var isCopied = succeeded
             for _ in 0..<fetch.headers[Int(index)].pageCount where !data.takeResult() { isCopied = false }
             if !isCopied { stats.add(.grant_errors) }
-            if let problem = isCopied ? parseFetched(Int(index)) : .unreachableSegments {
+            if let problem = isCopied ? checkFetched(Int(index)) : .unreachableSegments {
                 reject(index, problem)
             } else {
                 addToList(index)
@@ -108,14 +101,8 @@ extension QueueEngine {
         list = -1
     }
 
-    private mutating func parseFetched(_ request: Int) -> RequestError? {
-        let row = segments[request]
-        for number in 0..<fetch.headers[request].segmentCount {
-            let page = number / BlkifLimits.segmentsPerIndirectPage
-            let offset = number % BlkifLimits.segmentsPerIndirectPage * BlkifLimits.segmentSize
-            let bits = fetch.pages.load64(at: FetchStage.place(request, page) + offset)
-            if let problem = requests[request].request.addSegment(bits, to: row) { return problem }
-        }
-        return requests[request].request.endIndirect(disk: disk)
+    private mutating func checkFetched(_ request: Int) -> RequestError? {
+        requests[request].request.endIndirect(
+            segments: segments[request], count: fetch.headers[request].segmentCount, disk: disk)
     }
 }

@@ -56,8 +56,7 @@ extension QueueEngine {
     private mutating func refuse(_ index: Int32, _ slot: SlotBytes) {
         requests[Int(index)].received = now
         requests[Int(index)].next = -1
-        _ = requests[Int(index)].request.parse(
-            slot, layout: ring.layout, disk: disk, segments: segments[Int(index)])
+        _ = requests[Int(index)].request.read(slot, layout: ring.layout, disk: disk, segments: segments[Int(index)])
         requests[Int(index)].status = .error
         replaying.poison = requests[Int(index)].request
         stats.add(.reqs_received)

@@ -37,7 +37,11 @@ extension QueueEngine {
         if takeRequests() {
             worked = true
             KillPoint.reach(.taken)
-            if collectFetches() { fetched(succeeded: effects.copy(&data)) }
+            if collectFetches() {
+                let isCopied = effects.copy(&data)
+                KillPoint.reach(.fetched)
+                fetched(succeeded: isCopied)
+            }
         }
         // What needs no copy goes first: the storage works on it while this thread copies.
         if plugin.offerable > 0 && submit(effects) { worked = true }

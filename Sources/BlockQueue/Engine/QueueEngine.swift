@@ -149,7 +149,8 @@ package struct QueueEngine: ~Copyable {
     /// Bytes of the largest reqlist, whatever the plugin takes: 1 MiB.
     static let largestReqlist: UInt64 = 1 << 20
     /// Bytes of memory for the data of a queue: what is wanted, or what its largest requests need. Of those four fit, each
-    /// with the blocks around it and its scratch pages; 128 KiB for requests of eleven segments.
+    /// with the blocks around it and its scratch pages; 128 KiB for requests of eleven segments. The settings' schema says the
+    /// same to whoever limits the process (`SettingsSchema.queueMemory`).
     static func memoryBytes(_ wanted: Int, for disk: OfferedFeatures) -> Int {
         let segments = max(Self.segments(of: disk), BlkifLimits.segmentsPerRequest)
         return max(wanted, max(128 << 10, segments > BlkifLimits.segmentsPerRequest ? segments * 4096 * 8 : 0))
@@ -157,9 +158,7 @@ package struct QueueEngine: ~Copyable {
 
     /// The most segments of an indirect request; 0 where there are none.
     static func segments(of disk: OfferedFeatures) -> Int {
-        min(
-            Int(disk.maximumIndirectSegments),
-            BlkifLimits.indirectPagesPerRequest * BlkifLimits.segmentsPerIndirectPage)
+        Int(min(disk.maximumIndirectSegments, BlkifLimits.mostIndirectSegments))
     }
 
     /// True when nothing is on its way between the ring and its responses.

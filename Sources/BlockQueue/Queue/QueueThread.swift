@@ -348,14 +348,13 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             summary.withLock { $0 = found }
         }
         let capacity = QueueEngine.segments(of: configuration.disk)
-        guard let segments = SegmentStore(requestCount: ring.entryCount, capacity: capacity),
-            let fetch = FetchStage(requestCount: capacity > 0 ? ring.entryCount : 0)
-        else {
+        guard let segments = SegmentStore(requestCount: ring.entryCount, capacity: capacity) else {
             throw OperationError(ENOMEM, "reserve segments for queue \(configuration.index)")
         }
         return QueueEngine(
             ring: ring, domain: configuration.domain, device: device.info, disk: configuration.disk, memory: memory,
-            segments: segments, fetch: fetch, port: port, stats: statistics.cells, journal: journal, recovery: recovery)
+            segments: segments, fetch: FetchStage(requestCount: capacity > 0 ? ring.entryCount : 0), port: port,
+            stats: statistics.cells, journal: journal, recovery: recovery)
     }
 
     private func unmap(_ mapping: GrantMapping, _ grants: Platform.Grants) {

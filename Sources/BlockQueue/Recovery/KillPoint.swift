@@ -10,6 +10,8 @@ package enum KillPoint: String, CaseIterable, Sendable {
     case taking
     /// Requests were taken, and nothing was done for them.
     case taken
+    /// The segments of indirect requests were copied, and nothing was made of them.
+    case fetched
     /// Data was copied from or to the guest.
     case copied
     /// The plugin was handed requests.

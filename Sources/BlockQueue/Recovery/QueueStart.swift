@@ -83,7 +83,7 @@ package struct RecoverySummary: Sendable {
             var slot = SlotBytes()
             let request = ParsedRequest()
             journal.copy(index, into: &slot)
-            let problem = request.parse(slot, layout: layout, disk: disk)
+            let problem = request.read(slot, layout: layout, disk: disk)
             examples.append(problem == nil ? request.request.text : "a request that breaks a rule")
         }
     }
@@ -101,9 +101,11 @@ extension BlockRequest {
         }
     }
 
-    /// For operators: "write of 4096 bytes at 1048576".
+    /// For operators: "write of 4096 bytes at 1048576", without the length where that stands in pages of the guest.
     package var text: String {
-        if sectorCount == 0 { return name }
+        if sectorCount == 0 {
+            return operation == .read || operation == .write ? "\(name) at \(firstSector &* 512)" : name
+        }
         return "\(name) of \(sectorCount &* 512) bytes at \(firstSector &* 512)"
     }
 }

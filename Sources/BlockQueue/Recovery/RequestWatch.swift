@@ -10,7 +10,7 @@ package struct UnansweredRequest: Sendable, Equatable {
     package let number: UInt64
     /// For operators: "write".
     package let operation: String
-    /// In sectors of 512 bytes; both 0 for a flush.
+    /// In sectors of 512 bytes; both 0 for a flush. No length of an indirect request: it stands in pages of the guest.
     package let firstSector: UInt64
     package let sectorCount: UInt64
     /// For operators: "write of 4096 bytes at 1048576".
@@ -37,7 +37,7 @@ extension QueueJournalSource {
         let offset = JournalLayout.slot(oldest.index)
         pages.copySlot(at: offset + JournalLayout.bytesOffset, byteCount: SlotBytes.byteCount, into: &slot)
         let parsed = ParsedRequest()
-        guard parsed.parse(slot, layout: layout, disk: disk) == nil else {
+        guard parsed.read(slot, layout: layout, disk: disk) == nil else {
             return UnansweredRequest(
                 number: oldest.number, operation: "request", firstSector: 0, sectorCount: 0, text: "request")
         }

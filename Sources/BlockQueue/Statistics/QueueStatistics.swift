@@ -52,6 +52,8 @@ public enum QueueCounter: Int, CaseIterable, Sendable {
     case replayed_requests, poisoned_requests
     /// Requests that waited because there was no space (`on-enospc`).
     case held_requests
+    /// Requests whose segments stood in pages of their own, and these pages.
+    case indirect_requests, indirect_pages
 }
 
 /// Operations whose latency is kept apart.

@@ -27,8 +27,9 @@ public final class DiskGroups {
         /// What workers with these settings need.
         public init(_ values: SettingValues) {
             tasks = values.value(of: SettingsSchema.workerTasks)
-            let queues = values.value(of: SettingsSchema.maxQueues) * values.value(of: SettingsSchema.memoryMiB)
-            memoryBytes = (values.value(of: SettingsSchema.workerMemoryMiB) + queues) << 20
+            let queue = SettingsSchema.queueMemory(values) + SettingsSchema.queueLists(values)
+            let queues = values.value(of: SettingsSchema.maxQueues) * queue
+            memoryBytes = values.value(of: SettingsSchema.workerMemoryMiB) << 20 + queues
         }
     }
 

@@ -21,6 +21,10 @@ public struct VBDOptions: Sendable {
     public var maxQueues: Int
     /// Base-2 logarithm of the most pages of a ring.
     public var maxRingPageOrder: Int
+    /// The most segments of an indirect request; 0: none are offered.
+    public var maxIndirectSegments: Int
+    /// Bytes for the lists of requests' pages, of each queue.
+    private let listBytes: Int
     /// Bytes for the data of requests, of each queue; pages that are not used take no memory.
     public var memoryBytes: Int
     /// How long a queue looks for work before it sleeps, in ns.
@@ -77,7 +81,7 @@ public struct VBDOptions: Sendable {
     /// The same with room for queues: for the data of each, and for its threads' stacks, which the C library reserves whole.
     func withRoom(forQueues count: Int) -> VBDOptions {
         var options = self
-        options.confinement?.limits?.memoryBytes += count * (memoryBytes + (1 + blockingThreads) * 9 << 20)
+        options.confinement?.limits?.memoryBytes += count * (memoryBytes + listBytes + (1 + blockingThreads) * 9 << 20)
         return options
     }
 
@@ -87,7 +91,9 @@ public struct VBDOptions: Sendable {
         pluginDirectories = values[SettingsSchema.pluginDirectories] ?? usualPlugins
         maxQueues = values.value(of: SettingsSchema.maxQueues)
         maxRingPageOrder = values.value(of: SettingsSchema.maxRingPageOrder)
-        memoryBytes = values.value(of: SettingsSchema.memoryMiB) << 20
+        maxIndirectSegments = values.value(of: SettingsSchema.maxIndirectSegments)
+        memoryBytes = SettingsSchema.queueMemory(values)
+        listBytes = SettingsSchema.queueLists(values)
         stallNanoseconds = UInt64(clamping: values.value(of: SettingsSchema.stallTime)) &* 1_000_000_000
         tunables = Tunables(values)
         pollNanoseconds = tunables.pollMicroseconds * 1000

@@ -145,6 +145,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
             attachment = VBDMachine.Attachment(
                 state: node.state, isOnline: node.isOnline, frontend: try nodes.readFrontendState(),
                 publishedSectorCount: node.publishedSectorCount)
+            disk.inheritedTransfer = node.publishedTransfer
         case .failure(let error):
             // Without a frontend there is nothing to serve; say so where the toolstack looks, and wait for the end.
             let (state, isOnline) = try nodes.readBackendState()

@@ -52,7 +52,8 @@ extension ServedDisk {
             while statistics.count < node.rings.count {
                 statistics.append(area?.queue(statistics.count) ?? QueueStatistics())
             }
-            let offered = OfferedFeatures(request: request, device: device.facts, queueCount: node.rings.count)
+            let offered = OfferedFeatures(
+                request: request, device: device.facts, queueCount: node.rings.count, transfer: transfer(origin))
             let sources = try journal.sources(
                 JournalConnection(
                     domain: domain, isNarrow: node.ringProtocol == .x86_32, isReadOnly: offered.isReadOnly,

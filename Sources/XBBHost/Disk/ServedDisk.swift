@@ -65,6 +65,9 @@ final class ServedDisk<Platform: XenPlatform> {
     /// What `xbbctl set` changed, for a successor.
     var changes = SettingValues()
 
+    /// What an earlier process told the frontend whose rings it left; set before these are connected.
+    var inheritedTransfer = TransferOffer()
+
     private(set) var device: PluginDevice?
     private(set) var request: DeviceRequest?
     var queues: [QueueThread<Platform>] = []
@@ -199,6 +202,13 @@ final class ServedDisk<Platform: XenPlatform> {
             maximumRingPageOrder: inherited ? FrontendLimits.highestRingPageOrder : options.maxRingPageOrder,
             maximumQueueCount: min(
                 inherited ? mostQueues : options.maxQueues, device.maxQueues, device.info.logicalBlock > 512 ? 1 : 64))
+    }
+
+    /// How requests may bring their data. A frontend that is connected was told by an earlier process and goes by that.
+    func transfer(_ origin: VBDMachine.RingOrigin) -> TransferOffer {
+        origin == .inherited
+            ? inheritedTransfer
+            : TransferOffer(maximumIndirectSegments: UInt32(clamping: options.maxIndirectSegments))
     }
 
     // MARK: What operators ask

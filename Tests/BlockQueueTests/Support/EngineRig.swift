@@ -129,14 +129,12 @@ final class EngineRig {
         var ring = BackRing(attaching: guest.ringPages.shared, abi: setup.abi)
         let (journal, recovery) = try source.start(&ring)
         let capacity = QueueEngine.segments(of: limits)
-        guard let segments = SegmentStore(requestCount: ring.entryCount, capacity: capacity),
-            let fetch = FetchStage(requestCount: capacity > 0 ? ring.entryCount : 0)
-        else {
+        guard let segments = SegmentStore(requestCount: ring.entryCount, capacity: capacity) else {
             throw OperationError(ENOMEM, "reserve segments")
         }
         return QueueEngine(
             ring: ring, domain: FakeGuest.domain, device: info, disk: limits, memory: memory, segments: segments,
-            fetch: fetch, port: port,
+            fetch: FetchStage(requestCount: capacity > 0 ? ring.entryCount : 0), port: port,
             stats: statistics.cells, journal: journal, recovery: recovery)
     }
 
@@ -253,9 +251,11 @@ final class EngineRig {
     @discardableResult
     func sendIndirect(
         _ operation: BlockOperation, _ sector: Int, _ segments: [BlockSegment], segmentCount: Int? = nil,
-        _ change: ([UInt32]) -> Void = { _ in }
+        inner: UInt8? = nil, _ change: ([UInt32]) -> Void = { _ in }
     ) -> Sent {
-        let data = prepare(operation, sector, segments, wire: BlkifLimits.indirectOperation)
+        // A frontend expects the inner operation in the response, as xen-blkback writes it.
+        let wire = setup.indirectSegments > 0 ? inner ?? operation.rawValue : BlkifLimits.indirectOperation
+        let data = prepare(operation, sector, segments, wire: wire)
         var references: [UInt32] = []
         for (number, segment) in segments.enumerated() {
             if number % 512 == 0 { references.append(newPage()) }
@@ -267,7 +267,7 @@ final class EngineRig {
         change(references)
         guest.put(
             guest.encoder.indirect(
-                operation: operation.rawValue, id: data.id, firstSector: UInt64(bitPattern: Int64(sector)),
+                operation: inner ?? operation.rawValue, id: data.id, firstSector: UInt64(bitPattern: Int64(sector)),
                 segmentCount: UInt16(segmentCount ?? segments.count), references: references))
         pending[data.id] = data.operation
         return data
