@@ -53,6 +53,33 @@ public struct EntryDecoder: Sendable {
         isEncrypted = header.encryption == 1
     }
 
+    /// What an extended L2 entry says of the subclusters from `first` on, and of how many: the others are of another kind. Of a
+    /// compressed cluster it says the same of all of them.
+    public func describe(
+        _ entry: L2Entry, from first: Int, fileSize: UInt64
+    ) throws(ReadFault) -> (extent: Extent, count: Int) {
+        if let fault = entry.bitmapFault { throw ReadFault(code: EIO, cause: fault, place: entry.place) }
+        if entry.isCompressed {
+            let (offset, length) = entry.compressedRange(clusterBits: clusterBits)
+            return (try compressed(offset, length, fileSize), SubclusterMask.count - first)
+        }
+        let (data, zeroes) = (entry.allocated, entry.zeroed)
+        guard data.contains(SubclusterMask(first..<first + 1)) else {
+            let isZero = zeroes.contains(SubclusterMask(first..<first + 1))
+            return (isZero ? .zeroes : .hole, min(zeroes.run(from: first), data.run(from: first)))
+        }
+        let (count, bits) = (data.run(from: first), clusterBits - 5)
+        guard entry.place & (clusterSize - 1) == 0 else {
+            throw ReadFault(code: EIO, cause: "the L2 table points into the middle of a cluster", place: entry.place)
+        }
+        // A file may end within a cluster, behind its last subcluster with data.
+        let end = entry.place + UInt64(first + count) << bits
+        guard end <= fileSize else {
+            throw ReadFault(code: EIO, cause: "its cluster is not in the file", place: entry.place)
+        }
+        return (.data(entry.place + UInt64(first) << bits), count)
+    }
+
     /// What an L2 entry says; every place is within the file.
     public func describe(_ entry: UInt64, fileSize: UInt64) throws(ReadFault) -> Extent {
         if entry == 0 { return .hole }

@@ -100,8 +100,7 @@ public struct ImageSurvey: Sendable, Equatable {
         }
         budget -= 1
         used.insert(place >> geometry.clusterBits)
-        for (_, word) in try image.nonZeroWords(at: place, count: 1 << Int(geometry.l2Bits)) {
-            let entry = L2Entry(word)
+        for (_, entry) in try image.entries(ofTable: place, geometry) {
             if let clusters = entry.clusters(clusterBits: geometry.clusterBits),
                 clusters.upperBound <= image.size >> geometry.clusterBits
             {
@@ -110,7 +109,7 @@ public struct ImageSurvey: Sendable, Equatable {
             guard counts else { continue }
             if entry.isCompressed {
                 (compressed, data) = (compressed + 1, data + 1)
-            } else if entry.isZero {
+            } else if geometry.isExtended ? entry.raw == 0 : entry.isZero {
                 zeroes += 1
             } else if entry.place != 0 {
                 data += 1

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// An entry of an L2 table: what it says, and what the engine writes there. docs/interop/qcow2.txt, "Standard Cluster Descriptor".
+// An entry of an L2 table: what it says, and what the engine writes there. docs/interop/qcow2.txt, "Standard Cluster Descriptor"
+// and "Extended L2 Entries".
 
 /// An L2 entry of versions 2 and 3, in the machine's byte order.
 public struct L2Entry: Sendable, Equatable {
     /// As it stands in the table.
     public let raw: UInt64
+    /// The second word of an extended entry; 0 of a standard one.
+    public let bitmap: UInt64
 
     /// The cluster's refcount is exactly 1: it may be written in place.
     public static let copied: UInt64 = 1 << 63
@@ -21,11 +24,17 @@ public struct L2Entry: Sendable, Equatable {
 
     /// From a table.
     @inline(__always)
-    public init(_ raw: UInt64) { self.raw = raw }
+    public init(_ raw: UInt64, bitmap: UInt64 = 0) {
+        self.raw = raw
+        self.bitmap = bitmap
+    }
 
     /// A cluster of this layer alone.
     @inline(__always)
-    public init(own place: UInt64) { raw = place | Self.copied }
+    public init(own place: UInt64, bitmap: UInt64 = 0) {
+        raw = place | Self.copied
+        self.bitmap = bitmap
+    }
 
     /// The cluster that a standard entry points to, in bytes of the file; 0: none.
     @inline(__always)

@@ -92,6 +92,10 @@ public struct QCOWCheck: Sendable {
         guard (9...most).contains(header.clusterBits) else {
             throw .damaged("its clusters would have 2^\(header.clusterBits) bytes; 2^9 to 2^\(most) are known")
         }
+        guard !header.hasExtendedL2 || header.clusterBits >= 14 else {
+            throw .damaged(
+                "its clusters have 2^\(header.clusterBits) bytes; with extended L2 entries they have at least 2^14")
+        }
         guard header.version >= 2 || (6...13).contains(header.l2Bits) else {
             throw .damaged("its L2 tables would have 2^\(header.l2Bits) entries; 2^6 to 2^13 are known")
         }
@@ -116,7 +120,7 @@ public struct QCOWCheck: Sendable {
 
     /// True for the place of an L2 table that collides with nothing that is known. `structure()` has found no fault.
     func mayHoldL2(_ offset: UInt64) -> Bool {
-        let length = UInt64(8) << UInt64(header.l2Bits)
+        let length = header.l2Bytes
         let first = header.version == 1 ? 48 : header.clusterSize
         return offset >= first && (header.version == 1 || offset & (header.clusterSize - 1) == 0)
             && offset <= fileSize && length <= fileSize - offset
@@ -135,8 +139,11 @@ public struct QCOWCheck: Sendable {
         if bits & QCOWHeader.Incompatible.dataFile != 0 {
             throw ImageError(.unsupported, "the image has an external data file, which is not served; \(convert)")
         }
-        if bits & QCOWHeader.Incompatible.extendedL2 != 0 {
-            throw ImageError(.unsupported, "the image has extended L2 entries (subclusters), not served; \(convert)")
+        if header.hasExtendedL2, header.encryption == 1 {
+            throw ImageError(
+                .unsupported,
+                "the image has extended L2 entries (subclusters) and is encrypted with AES, which libqcow cannot read; "
+                    + convert)
         }
         let known = QCOWHeader.Incompatible.names.reduce(0) { $0 | $1.bit }
         if bits & ~known != 0 {

@@ -11,6 +11,8 @@ public struct QCOWGeometry: Sendable, Equatable {
     public let l2Bits: UInt64
     /// Bits of a refcount, as a power of two: 0 to 6.
     public let refcountOrder: UInt64
+    /// L2 entries have a second word, for 32 subclusters.
+    public let isExtended: Bool
 
     /// Of the image with this checked header.
     public init(_ header: QCOWHeader) {
@@ -18,10 +20,17 @@ public struct QCOWGeometry: Sendable, Equatable {
         clusterBits = UInt64(header.clusterBits)
         l2Bits = UInt64(header.l2Bits)
         refcountOrder = UInt64(header.refcountOrder)
+        isExtended = header.hasExtendedL2
     }
 
     /// Bytes.
     public var clusterSize: UInt64 { 1 << clusterBits }
+    /// Words of 8 bytes of an L2 entry, as a power of two.
+    public var wordBits: UInt64 { isExtended ? 1 : 0 }
+    /// Bytes of an L2 entry.
+    public var entryBytes: UInt64 { 8 << wordBits }
+    /// Bytes of a subcluster, as a power of two; a cluster of a standard image is one.
+    public var subclusterBits: UInt64 { isExtended ? clusterBits - 5 : clusterBits }
     /// Refcounts in a block, as a power of two.
     public var blockBits: UInt64 { clusterBits + 3 - refcountOrder }
     /// Refcounts in a block.

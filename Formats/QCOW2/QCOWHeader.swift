@@ -83,6 +83,10 @@ public struct QCOWHeader: Sendable {
 
     /// Bytes of a cluster.
     public var clusterSize: UInt64 { 1 << UInt64(min(clusterBits, 62)) }
+    /// L2 entries have a second word, for 32 subclusters.
+    public var hasExtendedL2: Bool { incompatible & Incompatible.extendedL2 != 0 }
+    /// Bytes of an L2 table.
+    public var l2Bytes: UInt64 { (hasExtendedL2 ? 16 : 8) << UInt64(min(l2Bits, 32)) }
 
     /// QEMU's name of the format: version 1 is another one than 2 and 3.
     public var format: String { version == 1 ? "qcow" : "qcow2" }
@@ -144,6 +148,7 @@ public struct QCOWHeader: Sendable {
         headerLength = 72
         if version >= 3 {
             incompatible = try reader.u64(72)
+            if hasExtendedL2, l2Bits > 0 { l2Bits -= 1 }
             (compatible, autoclear) = (try reader.u64(80), try reader.u64(88))
             refcountOrder = try reader.u32(96)
             headerLength = UInt64(try reader.u32(100))

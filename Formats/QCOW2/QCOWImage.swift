@@ -42,7 +42,7 @@ public final class QCOWImage: Sendable {
         let mask: UInt64 = check.header.version == 1 ? .max : L2Entry.offsetMask
         let place = entry & mask
         // libqcow takes reserved bits for a part of the place, and finds a table only at a multiple of its length.
-        let isStrange = entry & ~(mask | 1 << 63) != 0 || place % (8 << UInt64(check.header.l2Bits)) != 0
+        let isStrange = entry & ~(mask | 1 << 63) != 0 || place % check.header.l2Bytes != 0
         guard !check.isEncrypted || !isStrange else {
             throw ImageError(
                 .unsupported,

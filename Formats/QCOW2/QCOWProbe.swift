@@ -17,7 +17,8 @@ public enum QCOWProbe {
     /// clusters. 0 of an image that is refused for its features: the sizes in such a header may be anything.
     public static func memory(_ check: QCOWCheck) -> UInt64 {
         guard (try? check.features()) != nil else { return 0 }
-        let perQueue = min(check.l1Bytes << UInt64(check.header.l2Bits), 1 << 20) + 2 * check.header.clusterSize
+        let tables = check.header.l1Count.multipliedReportingOverflow(by: check.header.l2Bytes)
+        let perQueue = (tables.overflow ? 1 << 20 : min(tables.partialValue, 1 << 20)) + 2 * check.header.clusterSize
         return check.l1Bytes + 4 * perQueue
     }
 }

@@ -24,6 +24,8 @@ public final class ClusterMap: @unchecked Sendable {
     let clusterBits: UInt64
     let clusterSize: UInt64
     let l2Bits: UInt64
+    /// Words of an entry, as a power of two.
+    let wordBits: UInt64
     /// Entries of a piece, as a power of two: a page of a table, or a whole one that is smaller.
     let pieceBits: UInt64
     /// The piece's number plus one that each place of the cache has.
@@ -37,7 +39,7 @@ public final class ClusterMap: @unchecked Sendable {
     /// Bytes of the file, which grows with the engine's reserve.
     private let end: Atomic<UInt64>
     /// Looks at a piece that was read, and takes ``L2Entry/copied`` away where it is not true. Set before the map is shared.
-    nonisolated(unsafe) var judge: ((_ entries: UnsafeMutableBufferPointer<UInt64>) -> Void)?
+    nonisolated(unsafe) var judge: ((_ piece: Piece) -> Void)?
 
     /// QEMU's QCOW_MAX_L1_SIZE, in entries.
     private static let mostL1 = Int(QCOWCheck.largestL1 / 8)
@@ -53,14 +55,15 @@ public final class ClusterMap: @unchecked Sendable {
         clusterBits = UInt64(image.header.clusterBits)
         clusterSize = image.header.clusterSize
         l2Bits = UInt64(image.header.l2Bits)
+        wordBits = image.header.hasExtendedL2 ? 1 : 0
         end = Atomic(image.fileSize)
-        pieceBits = min(l2Bits, 9)
+        pieceBits = min(l2Bits, 9 - wordBits)
         // No more places than the disk has pieces.
         let needed = canGrow ? .max : image.size >> (clusterBits + pieceBits) + 1
-        places = Int(max(1, min(cacheBytes >> (pieceBits + 3), needed, 1 << 20)))
+        places = Int(max(1, min(cacheBytes >> (pieceBits + wordBits + 3), needed, 1 << 20)))
         // Memory that is not touched takes no room.
         l1Room = canGrow ? Self.mostL1 : max(image.l1.count, 1)
-        guard let tags = unsafe calloc(places, 8), let entries = unsafe calloc(places << Int(pieceBits), 8),
+        guard let tags = unsafe calloc(places, 8), let entries = unsafe calloc(places << Int(pieceBits + wordBits), 8),
             let l1 = unsafe calloc(l1Room, 8)
         else { throw ImageError(.unreadable(ENOMEM), "no memory for the tables of the image") }
         unsafe self.tags = tags.assumingMemoryBound(to: UInt64.self)
@@ -115,7 +118,10 @@ public final class ClusterMap: @unchecked Sendable {
     struct Piece {
         fileprivate let base: UnsafeMutablePointer<UInt64>
         fileprivate let place: Int
+        /// Entries.
         let count: Int
+        /// Entries have a second word.
+        let isExtended: Bool
         /// The L1 entry that it belongs to.
         let table: UInt64
         /// Of its first entry, bytes of the file.
@@ -123,9 +129,25 @@ public final class ClusterMap: @unchecked Sendable {
 
         @inline(__always)
         subscript(index: Int) -> L2Entry {
-            get { L2Entry(unsafe base[index & (count - 1)]) }
-            nonmutating set { unsafe base[index & (count - 1)] = newValue.raw }
+            get {
+                let index = index & (count - 1)
+                guard isExtended else { return L2Entry(unsafe base[index]) }
+                return L2Entry(unsafe base[index * 2], bitmap: unsafe base[index * 2 + 1])
+            }
+            nonmutating set {
+                let index = index & (count - 1)
+                guard isExtended else { return unsafe base[index] = newValue.raw }
+                unsafe base[index * 2] = newValue.raw
+                unsafe base[index * 2 + 1] = newValue.bitmap
+            }
         }
+
+        /// Of an entry, bytes of the file.
+        @inline(__always)
+        func offset(of index: Int) -> UInt64 { offset + UInt64(index) << (isExtended ? 4 : 3) }
+
+        /// Takes ``L2Entry/copied`` from an entry.
+        func disown(_ index: Int) { self[index] = L2Entry(self[index].raw & ~L2Entry.copied, bitmap: self[index].bitmap) }
     }
 
     /// The index of a cluster of the disk in its piece.
@@ -159,17 +181,18 @@ public final class ClusterMap: @unchecked Sendable {
         let found = piece(place, number, current)
         if unsafe tags[place] == number + 1 { return found }
         unsafe tags[place] = 0
-        var memory = unsafe UnsafeMutableRawBufferPointer(start: found.base, count: found.count * 8).mutableBytes
+        let words = found.count << Int(wordBits)
+        var memory = unsafe UnsafeMutableRawBufferPointer(start: found.base, count: words * 8).mutableBytes
         let code = tables.read(into: &memory, at: found.offset)
         guard code == 0 else {
             locks.unlock(place)
             throw ReadFault(code: -code, cause: "its L2 table cannot be read", place: found.offset)
         }
-        for index in 0..<found.count { unsafe found.base[index] = unsafe UInt64(bigEndian: found.base[index]) }
+        for index in 0..<words { unsafe found.base[index] = unsafe UInt64(bigEndian: found.base[index]) }
         if let judge = unsafe judge {
             let isOwn = current & L2Entry.copied != 0
-            if !isOwn { for index in 0..<found.count { unsafe found.base[index] &= ~L2Entry.copied } }
-            if isOwn { unsafe judge(UnsafeMutableBufferPointer(start: found.base, count: found.count)) }
+            if !isOwn { for index in 0..<found.count { found.disown(index) } }
+            if isOwn { judge(found) }
         }
         unsafe tags[place] = number + 1
         return found
@@ -203,15 +226,16 @@ public final class ClusterMap: @unchecked Sendable {
     private func piece(_ place: Int, _ number: UInt64, _ table: UInt64) -> Piece {
         let within = number & (1 << (l2Bits - pieceBits) - 1)
         return unsafe Piece(
-            base: entries + place << Int(pieceBits), place: place, count: 1 << Int(pieceBits), table: table,
-            offset: self.place(ofTable: table) + within << (pieceBits + 3))
+            base: entries + place << Int(pieceBits + wordBits), place: place, count: 1 << Int(pieceBits),
+            isExtended: wordBits != 0, table: table,
+            offset: self.place(ofTable: table) + within << (pieceBits + wordBits + 3))
     }
 
     // MARK: Reading
 
-    /// What an entry says to a reader.
+    /// What a standard entry says to a reader.
     @inline(__always)
-    func extent(_ entry: L2Entry) throws(ReadFault) -> Extent { try decoder.describe(entry.raw, fileSize: fileEnd) }
+    private func extent(_ entry: L2Entry) throws(ReadFault) -> Extent { try decoder.describe(entry.raw, fileSize: fileEnd) }
 
     /// What stands at `offset`, and for how many of `length` bytes: at least one, and within one piece of a table. May sleep.
     ///
@@ -245,6 +269,7 @@ public final class ClusterMap: @unchecked Sendable {
 
     @inline(__always)
     private func reach(in piece: Piece, _ offset: UInt64, _ length: UInt64) throws(ReadFault) -> (Extent, UInt64) {
+        if piece.isExtended { return try reachBySubclusters(in: piece, offset, length) }
         let within = offset & (clusterSize - 1)
         var index = index(offset >> clusterBits)
         let first = try extent(piece[index])
@@ -265,5 +290,32 @@ public final class ClusterMap: @unchecked Sendable {
         case .data(let start): return (.data(start + within), count)
         default: return (first, count)
         }
+    }
+
+    /// The same by subclusters.
+    private func reachBySubclusters(
+        in piece: Piece, _ offset: UInt64, _ length: UInt64
+    ) throws(ReadFault) -> (Extent, UInt64) {
+        let (bits, inCluster) = (clusterBits - 5, offset & (clusterSize - 1))
+        let within = offset & (1 << bits - 1)
+        var (index, next) = (index(offset >> clusterBits), Int(inCluster >> bits))
+        let (first, run) = try decoder.describe(piece[index], from: next, fileSize: fileEnd)
+        if case .compressed = first { return (first, min(length, clusterSize - inCluster)) }
+        var reached = UInt64(run) << bits - within
+        next += run
+        joining: while reached < length, next == SubclusterMask.count, index + 1 < piece.count {
+            index += 1
+            guard let (other, more) = try? decoder.describe(piece[index], from: 0, fileSize: fileEnd) else { break }
+            switch (first, other) {
+            case (.hole, .hole), (.zeroes, .zeroes): break
+            case (.data(let start), .data(let place)) where place == start + within + reached: break
+            default: break joining
+            }
+            reached += UInt64(more) << bits
+            next = more
+        }
+        let count = min(length, reached)
+        if case .data(let start) = first { return (.data(start + within), count) }
+        return (first, count)
     }
 }

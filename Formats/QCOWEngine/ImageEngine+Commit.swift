@@ -152,7 +152,8 @@ extension ImageEngine {
         }
         let index = map.index(publication.cluster)
         // The range of the disk is held, so nobody else has changed it; a piece that was read again may lack its flag.
-        guard piece[index].raw | L2Entry.copied == publication.old.raw | L2Entry.copied else {
+        let (now, old) = (piece[index], publication.old)
+        guard now.raw | L2Entry.copied == old.raw | L2Entry.copied, now.bitmap == old.bitmap else {
             map.unlock(piece)
             discardUnused(unpublished(publication))
             return -EIO

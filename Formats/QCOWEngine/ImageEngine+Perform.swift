@@ -100,7 +100,7 @@ extension ImageEngine {
     }
 
     /// An operation on its way through its clusters.
-    private struct Change {
+    struct Change {
         let operation: any EngineOperation
         let clusters: ClosedRange<UInt64>
         var publications: [Publication] = []
@@ -125,7 +125,9 @@ extension ImageEngine {
     private func step(_ change: inout Change, at cluster: UInt64) throws(ImageError) -> UInt64 {
         let part = part(of: change.operation, in: cluster)
         let isWhole = UInt64(part.count) == min(geometry.clusterSize, size - cluster << geometry.clusterBits)
-        guard let wanted = wanted(change.operation.kind, isWhole: isWhole) else { return cluster + 1 }
+        guard let wanted = wanted(change.operation.kind, isWhole: isWhole || discards(part, of: cluster)) else {
+            return cluster + 1
+        }
         let rules = rules(at: cluster)
         let l1Index = Int(cluster >> geometry.l2Bits)
         let table = map.l1Entry(l1Index)
@@ -133,6 +135,10 @@ extension ImageEngine {
             return (cluster >> geometry.l2Bits + 1) << geometry.l2Bits
         }
         if table & L2Entry.copied == 0 { try ensureTable(l1Index) }
+        if geometry.isExtended {
+            try stepBySubclusters(&change, part, at: cluster)
+            return cluster + 1
+        }
         while true {
             let piece = try lockPiece(cluster)
             let index = map.index(cluster)
@@ -151,7 +157,7 @@ extension ImageEngine {
         }
     }
 
-    private func lockPiece(_ cluster: UInt64) throws(ImageError) -> ClusterMap.Piece {
+    func lockPiece(_ cluster: UInt64) throws(ImageError) -> ClusterMap.Piece {
         do throws(ReadFault) {
             if let piece = try map.lockPiece(of: cluster) { return piece }
         } catch {
@@ -234,7 +240,16 @@ extension ImageEngine {
 
     /// Changes an entry in file and cache: 0 or a negative errno.
     func put(_ entry: L2Entry, _ piece: ClusterMap.Piece, _ index: Int) -> Int32 {
-        let code = storage.write(number: entry.raw, at: piece.offset + UInt64(index) * 8)
+        let place = piece.offset(of: index)
+        let code =
+            if !piece.isExtended {
+                storage.write(number: entry.raw, at: place)
+            } else if entry.raw == piece[index].raw {
+                storage.write(number: entry.bitmap, at: place + 8)
+            } else {
+                // Both words become visible together: they stand in one sector.
+                storage.write([entry.raw, entry.bitmap].bigEndianBytes, at: place)
+            }
         if code == 0 { piece[index] = entry } else { map.forget(piece) }
         return code
     }
@@ -276,13 +291,13 @@ extension ImageEngine {
         try check(bounce.reading(all) { storage.writeData($0, at: place) }, "cannot write a cluster")
     }
 
-    private func fill(_ bounce: Bounce, _ range: Range<Int>, from operation: any EngineOperation, _ cluster: UInt64) {
+    func fill(_ bounce: Bounce, _ range: Range<Int>, from operation: any EngineOperation, _ cluster: UInt64) {
         guard operation.kind == .write else { return bounce.zero(range) }
         let position = cluster << geometry.clusterBits + UInt64(range.lowerBound) - operation.offset
         bounce.with(range) { operation.copyData(to: &$0, from: position) }
     }
 
-    private func bounce(_ change: inout Change) throws(ImageError) -> Bounce {
+    func bounce(_ change: inout Change) throws(ImageError) -> Bounce {
         if let bounce = change.bounce { return bounce }
         guard let bounce = Bounce(Int(geometry.clusterSize)) else {
             throw ImageError(.unreadable(ENOMEM), "no memory for a cluster")
@@ -346,7 +361,7 @@ extension ImageEngine {
             var entries = try storage.bytes(at: old, count: Int(geometry.clusterSize))
             guard entries.count == Int(geometry.clusterSize) else { throw .damaged("an L2 table is not in the file") }
             // None of them is this table's alone.
-            for index in stride(from: 0, to: entries.count, by: 8) { entries[index] &= 0x7f }
+            for index in stride(from: 0, to: entries.count, by: Int(geometry.entryBytes)) { entries[index] &= 0x7f }
             try check(storage.write(entries[...], at: place), "cannot write an L2 table")
             try check(sync(), "cannot make an L2 table durable")
         }
@@ -363,7 +378,7 @@ extension ImageEngine {
 
     private var poolIsEmpty: Bool { poolLock.locked { pool.count == 0 } }
 
-    private func takeIfThere() -> UInt64? {
+    func takeIfThere() -> UInt64? {
         poolLock.locked {
             let taken = pool.take(1)
             poolCount.store(Int(clamping: pool.count), ordering: .relaxed)
@@ -372,7 +387,7 @@ extension ImageEngine {
     }
 
     /// Reserves clusters now, because somebody waits for one.
-    private func refill() throws(ImageError) {
+    func refill() throws(ImageError) {
         try metadataLock.locked { () throws(ImageError) in
             guard poolIsEmpty else { return }
             counters.refills.wrappingAdd(1, ordering: .relaxed)

@@ -37,6 +37,7 @@ extension ImageEngine {
             map.index(cluster), map.index(cluster) + Int((offset + length - 1) >> map.clusterBits - cluster)
         )
         guard last < piece.count else { return .engine }
+        if piece.isExtended { return placeBySubclusters(piece, first...last, offset, length) }
         let within = offset & (map.clusterSize - 1)
         let entry = piece[first]
         if entry.isOwn {
@@ -67,7 +68,7 @@ extension ImageEngine {
     }
 
     /// Reserved clusters that follow each other, if there are any and nobody else takes one at this moment.
-    private func takeNow(_ count: UInt64) -> UInt64? {
+    func takeNow(_ count: UInt64) -> UInt64? {
         guard poolLock.tryLock() else { return nil }
         let taken = pool.take(count)
         let left = Int(clamping: pool.count)
@@ -77,16 +78,22 @@ extension ImageEngine {
         return taken
     }
 
-    /// Lets entries of a piece point to reserved clusters, in cache and file.
+    /// Lets entries of a piece point to reserved clusters, in cache and file; `bitmap` is the second word of extended ones.
     ///
     /// - Returns: 0 or a negative errno; the entries are as they were then.
-    func publish(_ piece: ClusterMap.Piece, _ indexes: ClosedRange<Int>, from start: UInt64) -> Int32 {
-        let place = piece.offset + UInt64(indexes.lowerBound) * 8
+    func publish(
+        _ piece: ClusterMap.Piece, _ indexes: ClosedRange<Int>, from start: UInt64, bitmap: UInt64 = 0
+    ) -> Int32 {
+        func entry(_ index: Int) -> L2Entry {
+            L2Entry(own: start + UInt64(index - indexes.lowerBound) << map.clusterBits, bitmap: bitmap)
+        }
+        let place = piece.offset(of: indexes.lowerBound)
         let code: Int32
-        if indexes.count == 1 {
+        if indexes.count == 1, !piece.isExtended {
             code = storage.write(number: L2Entry(own: start).raw, at: place)
         } else {
-            let words = indexes.map { L2Entry(own: start + UInt64($0 - indexes.lowerBound) << map.clusterBits).raw }
+            // Both words of an extended entry in one write: they stand in one sector.
+            let words = indexes.flatMap { piece.isExtended ? [entry($0).raw, bitmap] : [entry($0).raw] }
             code = storage.write(words.bigEndianBytes, at: place)
         }
         guard code == 0 else {
@@ -95,9 +102,7 @@ extension ImageEngine {
             scrap(start >> map.clusterBits..<start >> map.clusterBits + UInt64(indexes.count), after: piece, indexes)
             return code
         }
-        for index in indexes {
-            piece[index] = L2Entry(own: start + UInt64(index - indexes.lowerBound) << map.clusterBits)
-        }
+        for index in indexes { piece[index] = entry(index) }
         counters.allocated.wrappingAdd(UInt64(indexes.count), ordering: .relaxed)
         return 0
     }
@@ -106,9 +111,10 @@ extension ImageEngine {
     private func scrap(_ clusters: Range<UInt64>, after piece: ClusterMap.Piece, _ indexes: ClosedRange<Int>) {
         guard
             let words = try? storage.nonZeroWords(
-                at: piece.offset + UInt64(indexes.lowerBound) * 8, count: indexes.count)
+                at: piece.offset(of: indexes.lowerBound), count: indexes.count << Int(geometry.wordBits))
         else { return }
-        let referred = words.map { L2Entry($0.word).place >> map.clusterBits }
+        let referred = words.filter { !piece.isExtended || $0.index & 1 == 0 }
+            .map { L2Entry($0.word).place >> map.clusterBits }
         discardUnused(clusters.filter { !referred.contains($0) })
     }
 

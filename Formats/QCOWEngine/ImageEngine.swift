@@ -128,11 +128,11 @@ public final class ImageEngine: @unchecked Sendable {
         }
         scan = ImageScan(image, snapshots: snapshots.entries)
         // Without such features there is nothing to prepare; the writer before has switched them off.
-        isPrepared = Atomic(image.header.autoclear == 0)
+        isPrepared = Atomic(image.header.autoclear == 0 && !Self.endsWithinCluster(storage, geometry))
         reserveSize = Atomic(options.reserve.lowerBound)
         byteCount = Atomic(image.size)
         (l1Offset, l1Capacity) = (image.header.l1Offset, image.header.l1Count)
-        unsafe map.judge = { [unowned self] entries in unsafe judge(entries) }
+        unsafe map.judge = { [unowned self] in judge($0) }
     }
 
     /// Bytes of the disk.
@@ -189,6 +189,12 @@ public final class ImageEngine: @unchecked Sendable {
 
     // MARK: Before the first change
 
+    /// A file may end in the middle of its last cluster, behind the last subcluster that was written. The others are written in
+    /// place later, so the cluster must be there.
+    private static func endsWithinCluster(_ storage: any ImageStorage, _ geometry: QCOWGeometry) -> Bool {
+        geometry.isExtended && storage.isGrowable && storage.size & (geometry.clusterSize - 1) != 0
+    }
+
     /// Switches features off that the engine does not keep up, and makes that durable.
     func prepare() throws(ImageError) {
         if isPrepared.load(ordering: .acquiring) { return }
@@ -198,6 +204,11 @@ public final class ImageEngine: @unchecked Sendable {
                 try check(storage.write(number: 0, at: 88), "cannot write the header")
                 try check(sync(), "cannot make the header durable")
             }
+            if Self.endsWithinCluster(storage, geometry) {
+                let whole = geometry.clusters(of: storage.size) << geometry.clusterBits
+                try check(storage.setSize(whole), "cannot make the file longer")
+                map.fileEnd = max(map.fileEnd, storage.size)
+            }
             isPrepared.store(true, ordering: .releasing)
         }
         if options.followsUncleanEnd { wake() }
@@ -205,17 +216,22 @@ public final class ImageEngine: @unchecked Sendable {
 
     /// Takes ``L2Entry/copied`` from entries of a piece that do not own what they point to, which is damage. So is an entry
     /// that points into a table.
-    private func judge(_ entries: UnsafeMutableBufferPointer<UInt64>) {
+    private func judge(_ piece: ClusterMap.Piece) {
         var damage: String?
         metadataLock.locked {
-            for index in entries.indices {
-                let entry = unsafe L2Entry(entries[index])
+            for index in 0..<piece.count {
+                let entry = piece[index]
+                if piece.isExtended, let fault = entry.bitmapFault {
+                    damage = "\(fault) (the entry at offset \(piece.offset(of: index)) of the file)"
+                    piece.disown(index)
+                    continue
+                }
                 if let clusters = entry.clusters(clusterBits: geometry.clusterBits),
                     clusters.contains(where: { allocator.metadata.contains($0) })
                 {
                     damage =
                         "an L2 entry points to offset \(clusters.lowerBound << geometry.clusterBits), where a table stands"
-                    unsafe entries[index] &= ~L2Entry.copied
+                    piece.disown(index)
                     continue
                 }
                 guard entry.raw & L2Entry.copied != 0 else { continue }
@@ -223,7 +239,7 @@ public final class ImageEngine: @unchecked Sendable {
                 let count = try? allocator.refcounts.count(of: cluster)
                 let isPlain = !entry.isCompressed && entry.place & (geometry.clusterSize - 1) == 0 && entry.place != 0
                 if isPlain, count == 1 { continue }
-                unsafe entries[index] &= ~L2Entry.copied
+                piece.disown(index)
                 if count != nil {
                     damage = "an L2 entry claims offset \(entry.place) of the file for itself, which is not its own"
                 }

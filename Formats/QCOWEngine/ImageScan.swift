@@ -187,9 +187,10 @@ extension ImageEngine {
         guard place & (geometry.clusterSize - 1) == 0, place < storage.size else {
             throw .damaged("an L1 entry points to offset \(place) of the file")
         }
-        let count = 1 << Int(geometry.l2Bits)
-        for (_, word) in try storage.nonZeroWords(at: place, count: count) {
-            let entry = L2Entry(word)
+        for (_, entry) in try storage.entries(ofTable: place, geometry) {
+            if geometry.isExtended, let fault = entry.bitmapFault {
+                throw .damaged("\(fault) (in the L2 table at offset \(place) of the file)")
+            }
             guard let clusters = entry.clusters(clusterBits: geometry.clusterBits) else { continue }
             if entry.isCompressed {
                 for cluster in clusters { try mark(cluster, isData: true, at: cluster << geometry.clusterBits) }

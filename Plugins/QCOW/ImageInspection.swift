@@ -37,6 +37,10 @@ enum QCOWInspector: ImageInspector {
             ]
             if header.version >= 2 { facts.append(ImageFact("refcount-bits", 1 << UInt64(header.refcountOrder))) }
             if header.compression == Compression.zstd.rawValue { facts.append(ImageFact("compression", "zstd")) }
+            if header.hasExtendedL2 {
+                facts.append(ImageFact("feature", "extended L2 entries"))
+                facts.append(ImageFact("subcluster-size", header.clusterSize / 32))
+            }
             if header.compatible & 1 != 0 { facts.append(ImageFact("feature", "lazy refcounts")) }
             let survey = try ImageSurvey(file, image)
             facts += [

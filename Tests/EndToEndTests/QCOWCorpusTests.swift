@@ -10,6 +10,8 @@ struct QCOWKind: CustomStringConvertible {
     var clusterSize = 65536
     var isCompressed = false
     var isEncrypted = false
+    /// With subclusters.
+    var isExtended = false
     /// Images below it.
     var depth = 0
     var pattern = Pattern.mixed
@@ -22,7 +24,7 @@ struct QCOWKind: CustomStringConvertible {
     }
 
     var description: String {
-        "v\(version) \(clusterSize) \(pattern)\(isCompressed ? " deflated" : "")\(isEncrypted ? " AES" : "") depth \(depth)"
+        "v\(version) \(clusterSize)\(isExtended ? " extended" : "") \(pattern)\(isCompressed ? " deflated" : "")\(isEncrypted ? " AES" : "") depth \(depth)"
     }
 
     var format: String { version == 1 ? "qcow" : "qcow2" }
@@ -42,6 +44,18 @@ struct QCOWKind: CustomStringConvertible {
                                     version: version, clusterSize: clusterSize, isCompressed: isCompressed,
                                     isEncrypted: isEncrypted, depth: depth, pattern: pattern))
                         }
+                    }
+                }
+            }
+        }
+        for clusterSize in [16384, 65536, 2 << 20] {
+            for isCompressed in [false, true] {
+                for depth in 0...3 {
+                    for pattern in Pattern.allCases {
+                        kinds.append(
+                            QCOWKind(
+                                clusterSize: clusterSize, isCompressed: isCompressed, isExtended: true, depth: depth,
+                                pattern: pattern))
                     }
                 }
             }
@@ -110,6 +124,7 @@ private struct QCOWMaker {
             if kind.version > 1 {
                 options = ["compat=\(kind.version == 2 ? "0.10" : "1.1")", "cluster_size=\(kind.clusterSize)"]
             }
+            if kind.isExtended { options.append("extended_l2=on") }
             if kind.isEncrypted { options += ["encrypt.format=aes", "encrypt.key-secret=s"] }
             let below = layer > 0 ? "-u -b \(name(layer - 1)) -F \(kind.format)" : ""
             commands.append(

@@ -29,6 +29,7 @@ import Testing
 
     static let kinds = [
         "qcow2", "qcow2 -o compat=0.10", "qcow2 -o cluster_size=512", "qcow2 -o cluster_size=2M", "qcow",
+        "qcow2 -o extended_l2=on", "qcow2 -o extended_l2=on,cluster_size=16k",
     ]
 
     @Test(arguments: kinds)
@@ -101,7 +102,9 @@ import Testing
     }
 
     /// Header and tables with changed bytes: an answer, and every extent in the file.
-    @Test(arguments: ["qcow2 -o cluster_size=512", "qcow2 -c", "qcow2 -o compat=0.10", "qcow", "qcow -c"])
+    @Test(arguments: [
+        "qcow2 -o cluster_size=512", "qcow2 -c", "qcow2 -o compat=0.10", "qcow", "qcow -c", "qcow2 -o extended_l2=on",
+    ])
     func whateverStandsInItNothingTraps(kind: String) throws {
         // qemu-img 7.2 makes a good compressed image of version 1 and ends with 1.
         try run(

@@ -75,8 +75,7 @@ import Testing
         #expect(!check.isDirty && !check.isCorrupt && !check.isEncrypted && !check.hasUnknownFeatures)
         #expect(QCOWProbe.memory(check) >= check.l1Bytes)
         let marked: [(bit: UInt8, dirty: Bool, corrupt: Bool, unknown: Bool)] = [
-            (1, true, false, false), (2, false, true, false), (4, false, false, true), (16, false, false, true),
-            (128, false, false, true),
+            (1, true, false, false), (2, false, true, false), (4, false, false, true), (128, false, false, true),
         ]
         for mark in marked {
             let check = try QCOWCheck(examining: ArrayReader(bytes.patched(79, [mark.bit])))
@@ -124,7 +123,6 @@ import Testing
         (112, [1, 1, 1, 1, 255, 0, 0, 0], .invalid, "the header extension at offset 112 has 4278190080 bytes"),
         (79, [2], .corrupt, "marked as corrupt: repair a copy of it"),
         (79, [4], .unsupported, "external data file"),
-        (79, [16], .unsupported, "extended L2 entries"),
         (72, [128], .unsupported, "unknown incompatible features: bit 63"),
         (104, [9], .unsupported, "unknown compression type 9"),
         (35, [2], .unsupported, "encrypted with LUKS"),
@@ -141,6 +139,16 @@ import Testing
         let error = refusal(good.patched(wrong.offset, wrong.bytes))
         #expect(
             error?.kind == wrong.kind && error?.message.contains(wrong.words) == true, "\(error?.message ?? "good")")
+    }
+
+    @Test func extendedEntriesNeedLargeClustersAndNoEncryption() throws {
+        let good = try folder.image("qcow2 -o extended_l2=on,cluster_size=16k")
+        #expect(refusal(good) == nil)
+        let small = refusal(try folder.image("qcow2 -o cluster_size=8k").patched(79, [16]))
+        #expect(
+            small?.kind == .invalid && small?.message.contains("have at least 2^14") == true, "\(small?.message ?? "")")
+        let secret = refusal(good.patched(35, [1]))
+        #expect(secret?.kind == .unsupported && secret?.message.contains("which libqcow cannot read") == true)
     }
 
     @Test func anL2TableMustBeWhereOneCanBe() throws {

@@ -73,7 +73,7 @@ private struct Checker {
     static let images: [String] = {
         let all = [
             "", "cluster_size=512", "SNAPSHOT", "cluster_size=4k,refcount_bits=64", "cluster_size=2M", "compat=0.10",
-            "preallocation=metadata", "DEFLATED",
+            "preallocation=metadata", "extended_l2=on", "DEFLATED",
         ]
         return getenv("XBB_LONG") == nil ? Array(all.prefix(3)) : all
     }()

@@ -68,6 +68,8 @@ func makeSource(_ folder: TemporaryFolder, bytes: Int, seed: UInt64) -> String {
         ("qcow2", "-c"), ("qcow2", "-o cluster_size=512"), ("qcow2", "-c -o cluster_size=512"),
         ("qcow2", "-o cluster_size=2M"), ("qcow2", "-c -o cluster_size=2M"), ("qcow2", "-o refcount_bits=1"),
         ("qcow2", "-o preallocation=metadata"), ("qcow2", "-o lazy_refcounts=on"),
+        ("qcow2", "-o extended_l2=on,cluster_size=64k"), ("qcow2", "-c -o extended_l2=on,cluster_size=16k"),
+        ("qcow2", "-o extended_l2=on,cluster_size=2M"),
     ]
 
     @Test(arguments: kinds)
@@ -131,7 +133,6 @@ func makeSource(_ folder: TemporaryFolder, bytes: Int, seed: UInt64) -> String {
     }
 
     static let refusals: [(options: String, words: String)] = [
-        ("-o extended_l2=on", "extended L2 entries"),
         ("-o data_file=DATA", "external data file"),
         ("LUKS", "encrypted with LUKS"),
     ]

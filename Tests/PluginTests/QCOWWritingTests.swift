@@ -64,6 +64,13 @@ struct WrittenKind: CustomTestStringConvertible, Sendable {
         .init(options: "cluster_size=512", commands: mixed, hasSnapshot: true),
         .init(options: "compat=0.10", commands: ["write -P 1 0 200k"], hasSnapshot: true),
         .init(options: "refcount_bits=2,cluster_size=4k", below: .qcow2, commands: mixed, hasSnapshot: true),
+        .init(options: "extended_l2=on,cluster_size=64k"), .init(options: "extended_l2=on,cluster_size=64k", commands: mixed),
+        .init(options: "extended_l2=on,cluster_size=128k", below: .raw, commands: mixed),
+        .init(options: "extended_l2=on,cluster_size=16k", below: .qcow2, commands: mixed),
+        .init(options: "extended_l2=on,cluster_size=2M", below: .qcow2, commands: mixed),
+        .init(options: "extended_l2=on,cluster_size=64k", below: .qcow2, commands: mixed, hasSnapshot: true),
+        .init(options: "extended_l2=on,cluster_size=64k,preallocation=metadata"),
+        .init(conversion: "-c -o extended_l2=on,cluster_size=64k", hasSnapshot: true),
         .init(conversion: "-c"), .init(conversion: "-c -o cluster_size=4k"),
         .init(conversion: "-c -o cluster_size=512"), .init(conversion: "-c -o cluster_size=2M"),
         .init(conversion: "-c", hasSnapshot: true), .init(conversion: "-c -o compat=0.10", hasSnapshot: true),
@@ -239,7 +246,7 @@ struct WrittenImage {
     }
 
     /// A snapshot of after the first writes, whose clusters are the plugin's own, then more writes, and back to the snapshot.
-    @Test(arguments: ["", "cluster_size=4k", "compat=0.10"])
+    @Test(arguments: ["", "cluster_size=4k", "compat=0.10", "cluster_size=16k,extended_l2=on"])
     func aSnapshotOfWhatWasWrittenStays(options: String) throws {
         let image = try WrittenImage(folder, plugin, WrittenKind(options: options))
         try image.written { try WrittenImage.writeAtRandom($0, queues: 2, count: 150, seed: 1) }

@@ -8,7 +8,7 @@ import Testing
 @Suite(.serialized) struct HarnessTests {
     /// Images that the naive writer knows.
     static let simple: @Sendable (inout ImageRecipe) -> Void = { recipe in
-        recipe.version = 3
+        (recipe.version, recipe.isExtended) = (3, false)
         recipe.refcountBits = 16
         recipe.clusterBits = recipe.clusterBits <= 12 ? 12 : 16
         recipe.size = recipe.clusterBits == 12 ? 512 << 10 : 1 << 20

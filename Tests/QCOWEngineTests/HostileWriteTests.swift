@@ -57,7 +57,7 @@ struct ProtectedParts {
         for l1 in layout.l1Tables where !l1.isActive {
             for index in 0..<l1.count where layout.l2Offset(l1.offset, index) != 0 {
                 for place in 0..<layout.l2Count {
-                    let entry = layout.image.u64(layout.l2Offset(l1.offset, index) + place * 8)
+                    let entry = layout.image.u64(layout.l2Offset(l1.offset, index) + place * layout.entryBytes)
                     if case .data(let offset) = layout.describe(entry) { found.insert(offset) }
                 }
             }
@@ -103,12 +103,18 @@ struct ProtectedParts {
     /// Some images, which are changed in many ways.
     private static let images = HostileImages()
 
-    fileprivate static func recipe(_ random: inout SplitMix64, hasSnapshot: Bool) -> ImageRecipe {
+    fileprivate static func recipe(
+        _ random: inout SplitMix64, hasSnapshot: Bool, needsBitmaps: Bool, needsDeflated: Bool
+    ) -> ImageRecipe {
         var recipe = ImageRecipe()
         recipe.clusterBits = random.pick([9, 12, 12, 16])
         recipe.size = 96 << min(recipe.clusterBits, 12)
         if recipe.clusterBits == 16 { recipe.size = 24 << 16 }
         recipe.version = random.onceIn(4) ? 2 : 3
+        if needsBitmaps || recipe.version == 3 && random.onceIn(4) {
+            (recipe.version, recipe.isExtended, recipe.clusterBits, recipe.size) = (3, true, 14, 48 << 14)
+        }
+        if needsDeflated { recipe.hasDeflated = true }
         recipe.hasSnapshot = hasSnapshot || random.onceIn(2)
         if random.onceIn(3) { recipe.lowerSectors = recipe.size / 512 }
         return recipe
@@ -122,7 +128,10 @@ struct ProtectedParts {
         for seed in first..<first + UInt64(count) {
             var random = SplitMix64(seed: seed)
             let needsSnapshot = mutation.rawValue.lowercased().contains("snapshot")
-            let made = try Self.images.image(seed % 24, hasSnapshot: needsSnapshot)
+            let needsBitmaps = mutation.rawValue.hasPrefix("bitmap")
+            let made = try Self.images.image(
+                seed % 24, hasSnapshot: needsSnapshot, needsBitmaps: needsBitmaps,
+                needsDeflated: mutation == .bitmapOfDeflated)
             let recipe = made.recipe
             let image = made.image.copy()
             guard let concerned = mutation.apply(image, &random) else { continue }
@@ -181,13 +190,17 @@ private final class HostileImages: @unchecked Sendable {
     private var made: [String: MadeImage] = [:]
     private let lock = NSLock()
 
-    func image(_ seed: UInt64, hasSnapshot: Bool) throws -> MadeImage {
+    func image(
+        _ seed: UInt64, hasSnapshot: Bool, needsBitmaps: Bool, needsDeflated: Bool
+    ) throws -> MadeImage {
         lock.lock()
         defer { lock.unlock() }
-        let key = "\(seed) \(hasSnapshot)"
+        let key = "\(seed) \(hasSnapshot) \(needsBitmaps) \(needsDeflated)"
         if let found = made[key] { return found }
         var random = SplitMix64(seed: seed)
-        var maker = try ImageMaker(HostileWriteTests.recipe(&random, hasSnapshot: hasSnapshot), seed: seed)
+        let recipe = HostileWriteTests.recipe(
+            &random, hasSnapshot: hasSnapshot, needsBitmaps: needsBitmaps, needsDeflated: needsDeflated)
+        var maker = try ImageMaker(recipe, seed: seed)
         let new = try maker.make()
         made[key] = new
         return new

@@ -44,30 +44,39 @@ struct ImageContent: Sendable {
         guard let layout = ImageLayout(image) else { return nil }
         var content = DiskContent(sectors: layout.size / sectorSize)
         for cluster in 0..<layout.guestClusters {
-            let start = cluster << layout.clusterBits
-            let length = min(layout.clusterSize, layout.size - start)
-            let first = start / sectorSize
-            switch layout.describe(layout.entry(cluster)) {
-            case .zeroes: break
-            case .hole:
-                if let lower { content.note(lower.part(start, length), first: first) }
-            case .data(let offset):
-                let part = image.part(offset, length)
-                content.note(part, first: first)
-                if part.count < length {
-                    content.foreign.append((first, "data at \(offset), which is not in the file"))
-                }
-            case .compressed(let offset, _):
-                guard let known = deflated[offset], known.isIntact(image, offset) else {
-                    content.foreign.append((first, "a deflated cluster at \(offset) that is damaged"))
-                    continue
-                }
-                for (index, generation) in known.generations.enumerated() {
-                    content.generations[first + index] = generation
-                }
-            }
+            for part in layout.parts(cluster) { read(part, of: cluster, image, layout, &content) }
         }
         return content
+    }
+
+    private func read(
+        _ part: (start: Int, length: Int, what: GuestCluster), of cluster: Int, _ image: ByteImage,
+        _ layout: ImageLayout,
+        _ content: inout DiskContent
+    ) {
+        let start = cluster << layout.clusterBits + part.start
+        let length = min(part.length, layout.size - start)
+        let first = start / sectorSize
+        guard length > 0 else { return }
+        switch part.what {
+        case .zeroes: break
+        case .hole:
+            if let lower { content.note(lower.part(start, length), first: first) }
+        case .data(let offset):
+            let part = image.part(offset, length)
+            content.note(part, first: first)
+            if part.count < length {
+                content.foreign.append((first, "data at \(offset), which is not in the file"))
+            }
+        case .compressed(let offset, _):
+            guard let known = deflated[offset], known.isIntact(image, offset) else {
+                content.foreign.append((first, "a deflated cluster at \(offset) that is damaged"))
+                return
+            }
+            for (index, generation) in known.generations.enumerated() {
+                content.generations[first + index] = generation
+            }
+        }
     }
 
     /// What the engine asks for a deflated cluster: its bytes from `start` on, without inflating anything.

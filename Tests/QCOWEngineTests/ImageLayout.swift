@@ -51,7 +51,10 @@ struct ImageLayout {
     }
 
     var clusterSize: Int { 1 << clusterBits }
-    var l2Count: Int { clusterSize / 8 }
+    /// L2 entries have a bitmap of subclusters.
+    var isExtended: Bool { incompatible & 16 != 0 }
+    var entryBytes: Int { isExtended ? 16 : 8 }
+    var l2Count: Int { clusterSize / entryBytes }
     /// Clusters of the file; a part of one counts.
     var fileClusters: Int { (image.count + clusterSize - 1) >> clusterBits }
     var guestClusters: Int { (size + clusterSize - 1) >> clusterBits }
@@ -62,7 +65,9 @@ struct ImageLayout {
 
     /// Offsets of refcount blocks, 0 where there is none.
     var refcountBlocks: [Int] {
-        (0..<refcountClusters * l2Count).map { Int(truncatingIfNeeded: image.u64(refcountOffset + $0 * 8)) & ~511 }
+        (0..<refcountClusters * clusterSize / 8).map {
+            Int(truncatingIfNeeded: image.u64(refcountOffset + $0 * 8)) & ~511
+        }
     }
 
     /// Tables of active data and of each snapshot: offset and entries.
@@ -91,7 +96,7 @@ struct ImageLayout {
         Int(truncatingIfNeeded: image.u64(l1 + index * 8)) & Self.offsetMask
     }
 
-    /// What an L2 entry says.
+    /// What an L2 entry says; the first word of an extended one.
     func describe(_ entry: UInt64) -> GuestCluster {
         if entry & 1 << 62 != 0 {
             let shift = UInt64(62 - (clusterBits - 8))
@@ -99,15 +104,43 @@ struct ImageLayout {
             let sectors = Int((entry & (1 << 62 - 1)) >> shift) + 1
             return .compressed(offset, sectors * 512 - offset & 511)
         }
-        if version >= 3 && entry & 1 != 0 { return .zeroes }
+        if version >= 3 && !isExtended && entry & 1 != 0 { return .zeroes }
         let offset = Int(truncatingIfNeeded: entry) & Self.offsetMask
         return offset == 0 ? .hole : .data(offset)
     }
 
-    /// The L2 entry of a cluster of the disk as it is now.
-    func entry(_ cluster: Int) -> UInt64 {
+    /// Where the L2 entry of a cluster of the disk stands; nil: there is no table.
+    func entryOffset(_ cluster: Int) -> Int? {
         let table = l2Offset(l1Offset, cluster / l2Count)
-        return table == 0 ? 0 : image.u64(table + cluster % l2Count * 8)
+        return table == 0 ? nil : table + cluster % l2Count * entryBytes
+    }
+
+    /// The L2 entry of a cluster of the disk as it is now; the first word of an extended one.
+    func entry(_ cluster: Int) -> UInt64 { entryOffset(cluster).map { image.u64($0) } ?? 0 }
+
+    /// What the parts of a cluster of the disk have: 32 subclusters, or all of it.
+    func parts(_ cluster: Int) -> [(start: Int, length: Int, what: GuestCluster)] {
+        let what = describe(entry(cluster))
+        guard isExtended, let offset = entryOffset(cluster) else { return [(0, clusterSize, what)] }
+        if case .compressed = what { return [(0, clusterSize, what)] }
+        let (bitmap, length) = (image.u64(offset + 8), clusterSize / 32)
+        return (0..<32).map { number in
+            let start = number * length
+            if bitmap >> UInt64(number) & 1 != 0, case .data(let place) = what {
+                return (start, length, .data(place + start))
+            }
+            return (start, length, bitmap >> UInt64(number + 32) & 1 != 0 ? .zeroes : .hole)
+        }
+    }
+
+    /// What is wrong with the second word of an extended entry.
+    func bitmapFault(_ offset: Int) -> String? {
+        guard isExtended else { return nil }
+        let (entry, bitmap) = (image.u64(offset), image.u64(offset + 8))
+        if entry & 1 << 62 != 0 { return bitmap == 0 ? nil : "a deflated cluster has subclusters" }
+        if entry & 1 != 0 { return "an extended entry has the zero flag" }
+        if bitmap & bitmap >> 32 != 0 { return "a subcluster has data and is zero" }
+        return describe(entry) == .hole && bitmap & 0xffff_ffff != 0 ? "subclusters have data and no cluster" : nil
     }
 
     /// The reference count of a cluster of the file.

@@ -10,6 +10,7 @@ enum ImageMutation: String, CaseIterable, Sendable {
     case countOfDataZero, countOfTableZero, countOfHeaderZero, countOfBlockZero, countOfL1Zero, countOfSnapshotOne
     case blockToHeader, blockToL1, blockToTable, blockTwice, blockBehindEnd
     case deflatedToHeader, deflatedToTable, zeroWithTable
+    case bitmapBoth, bitmapWithoutCluster, bitmapOfDeflated, bitmapWithZeroFlag
     case randomBits
 
     /// Changes the image.
@@ -44,8 +45,19 @@ private struct Mutator {
         }
     }
 
-    private func entryOffset(_ cluster: Int) -> Int {
-        layout.l2Offset(layout.l1Offset, cluster / layout.l2Count) + cluster % layout.l2Count * 8
+    private func entryOffset(_ cluster: Int) -> Int { layout.entryOffset(cluster) ?? 0 }
+
+    /// Clusters of the disk that have an entry, of such a kind.
+    private func clusters(where isSuch: (GuestCluster) -> Bool) -> [Int] {
+        (0..<layout.guestClusters).filter { layout.entryOffset($0) != nil && isSuch(layout.describe(layout.entry($0))) }
+    }
+
+    /// The second word of an entry says something that cannot be.
+    private mutating func setBitmap(_ cluster: Int?, _ set: UInt64) -> Set<Int>? {
+        guard let cluster, layout.isExtended else { return nil }
+        let place = entryOffset(cluster) + 8
+        image.put64(image.u64(place) | set, at: place)
+        return [cluster]
     }
 
     private mutating func flag() -> UInt64 { random.onceIn(4) ? 0 : copied }
@@ -166,6 +178,18 @@ private struct Mutator {
         case .deflatedToHeader: return point(flags: 1 << 62, 100)
         case .deflatedToTable: return table.flatMap { point(flags: 1 << 62, UInt64($0)) }
         case .zeroWithTable: return table.flatMap { layout.version >= 3 ? point(flags: copied | 1, UInt64($0)) : nil }
+        case .bitmapBoth:
+            let bit = UInt64(random.below(32))
+            return setBitmap(pick(dataClusters), 1 << bit | 1 << (bit + 32))
+        case .bitmapWithoutCluster:
+            return setBitmap(pick(clusters { $0 == .hole }), 1 << UInt64(random.below(32)))
+        case .bitmapOfDeflated:
+            let deflated = clusters { if case .compressed = $0 { true } else { false } }
+            return setBitmap(pick(deflated), 1 << UInt64(random.below(64)))
+        case .bitmapWithZeroFlag:
+            guard let cluster = pick(dataClusters), layout.isExtended else { return nil }
+            image.put64(layout.entry(cluster) | 1, at: entryOffset(cluster))
+            return [cluster]
         case .randomBits: return flipBits()
         }
     }

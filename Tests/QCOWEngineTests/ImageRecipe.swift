@@ -8,6 +8,8 @@ struct ImageRecipe: CustomStringConvertible, Sendable {
     var version = 3
     var clusterBits = 16
     var refcountBits = 16
+    /// L2 entries have subclusters; clusters of at least 16 KiB.
+    var isExtended = false
     /// Bytes of the disk.
     var size = 1 << 20
     /// An image below it, of so many sectors.
@@ -30,6 +32,7 @@ struct ImageRecipe: CustomStringConvertible, Sendable {
 
     var description: String {
         var words = ["v\(version) cluster \(clusterSize) refcount \(refcountBits) size \(size)"]
+        if isExtended { words.append("extended L2") }
         if let lowerSectors { words.append("over \(lowerSectors) sectors of \(isLowerQcow2 ? "qcow2" : "raw")") }
         if hasSnapshot { words.append("snapshot") }
         if hasDeflated { words.append(isZstd ? "zstd" : "deflated") }
@@ -46,7 +49,10 @@ struct ImageRecipe: CustomStringConvertible, Sendable {
         recipe.version = random.onceIn(4) ? 2 : 3
         recipe.clusterBits = random.onceIn(40) ? 21 : random.pick([9, 12, 12, 16, 16])
         if recipe.version == 3 { recipe.refcountBits = random.pick([1, 2, 4, 8, 16, 16, 32, 64]) }
-        let clusters = [9: 1 << 10, 12: 1 << 8, 16: 1 << 5, 21: 1 << 2][recipe.clusterBits] ?? 32
+        if recipe.version == 3, recipe.clusterBits != 21, random.onceIn(4) {
+            (recipe.isExtended, recipe.clusterBits) = (true, random.pick([14, 14, 16]))
+        }
+        let clusters = [9: 1 << 10, 12: 1 << 8, 14: 1 << 6, 16: 1 << 5, 21: 1 << 2][recipe.clusterBits] ?? 32
         recipe.size = random.from(UInt64(clusters / 2), to: UInt64(clusters)).int << recipe.clusterBits
         // A disk need not end with a cluster.
         if random.onceIn(4) { recipe.size -= 512 * random.below(recipe.clusterSize / 512) }
@@ -119,6 +125,7 @@ struct ImageMaker {
 
     private var options: String {
         var words = ["compat=\(recipe.version == 2 ? "0.10" : "1.1")", "cluster_size=\(recipe.clusterSize)"]
+        if recipe.isExtended { words.append("extended_l2=on") }
         if recipe.version == 3 { words.append("refcount_bits=\(recipe.refcountBits)") }
         if recipe.hasDeflated, recipe.isZstd { words.append("compression_type=zstd") }
         if recipe.isPreallocated { words.append("preallocation=metadata") }

@@ -26,6 +26,11 @@ struct PlantedBug: CustomTestStringConvertible, Sendable {
         (recipe.hasSnapshot, recipe.isEmpty) = (true, false)
     }
 
+    private static let overLowerBySubclusters: @Sendable (inout ImageRecipe) -> Void = { recipe in
+        SubclusterTests.extended(&recipe)
+        overLower(&recipe)
+    }
+
     static let all: [PlantedBug] = [
         PlantedBug(name: "R1 refcounts are durable too late", order: .late(.refcounts, syncs: 2)),
         PlantedBug(
@@ -38,6 +43,14 @@ struct PlantedBug: CustomTestStringConvertible, Sendable {
         PlantedBug(
             name: "R5 a hole is punched late, in a cluster that is used again", storage: StorageVice(zeroDelay: 30)),
         PlantedBug(name: "R6 a hole reaches into the next cluster", storage: StorageVice(zeroTooWide: 512)),
+        PlantedBug(
+            name: "R4 a subcluster gets its bit before its data are durable", order: .early(.l2),
+            simplify: overLowerBySubclusters),
+        PlantedBug(
+            name: "R6 a write into one subcluster zeroes the next one", storage: StorageVice(zeroesBehindData: 512),
+            ending: .kill, simplify: overLowerBySubclusters),
+        PlantedBug(
+            name: "R8 an extended entry is torn between its words", order: .torn(.l2), simplify: overLowerBySubclusters),
         PlantedBug(name: "nothing but a flush of the guest syncs", order: .engineNeverSyncs),
     ]
 }
@@ -62,7 +75,7 @@ struct PlantedBug: CustomTestStringConvertible, Sendable {
             let maker = HistoryMaker(
                 opener: ProductEngine.open, vice: StorageVice(hidesErrors: true), steps: 60,
                 simplify: { recipe in
-                    (recipe.clusterBits, recipe.size) = (12, 256 << 10)
+                    (recipe.clusterBits, recipe.size, recipe.isExtended) = (12, 256 << 10, false)
                     if recipe.lowerSectors != nil { recipe.lowerSectors = 500 }
                 })
             found += try FaultCampaign(maker: maker, seed: seed).run().findings.count

@@ -42,6 +42,8 @@ enum OrderVice: Sendable {
     case early(EffectRole)
     /// Writes of this role wait in the memory of the process for the next sync.
     case heldBack(EffectRole)
+    /// Of an entry of two words one gets to the disk without the other.
+    case torn(EffectRole)
     /// Only a guest's flush syncs.
     case engineNeverSyncs
 }
@@ -109,7 +111,7 @@ struct PowerCut {
             case 1: effect.apply(to: scratch)
             case 2: if random.chance(percent) { effect.apply(to: scratch) }
             case 3: effect.applySectors(to: scratch) { random.chance(percent) }
-            case 4: if number == chosen { effect.apply(to: scratch) }
+            case 4: if number == chosen { land(entry.index, &random) }
             case 5: if number != chosen { effect.apply(to: scratch) }
             default:
                 // In order until the cut, the last one torn.
@@ -119,6 +121,16 @@ struct PowerCut {
         }
         applyEarly(to: scratch)
         return scratch
+    }
+
+    /// One that was not synced gets to the disk.
+    private func land(_ index: Int, _ random: inout SplitMix64) {
+        let effect = log.effects[index]
+        guard case .torn(let role) = vice, roles[index] == role, case .write(let offset, let bytes) = effect,
+            bytes.count == 16
+        else { return effect.apply(to: scratch) }
+        let start = random.onceIn(2) ? 0 : 8
+        scratch.write(Array(bytes[start..<start + 8]), at: offset + start)
     }
 
     private func applyEarly(to image: ByteImage) {

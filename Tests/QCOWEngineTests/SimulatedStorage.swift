@@ -22,6 +22,8 @@ struct StorageVice: Sendable {
     var zeroDelay: Int?
     /// A hole takes so many bytes more behind its end.
     var zeroTooWide = 0
+    /// Data that the engine itself writes make so many bytes behind them zeroes.
+    var zeroesBehindData = 0
     /// Says that everything worked which did not.
     var hidesErrors = false
 }
@@ -123,7 +125,9 @@ final class SimulatedStorage: ImageStorage, @unchecked Sendable {
 
     func writeData(_ bytes: RawSpan, at offset: UInt64) -> Int32 {
         bytes.withUnsafeBytes { demandAligned($0.baseAddress, $0.count, offset) }
-        return write(bytes, at: offset)
+        let code = write(bytes, at: offset)
+        let (end, length) = (Int(offset) + bytes.byteCount, vice.zeroesBehindData)
+        return code == 0 && length > 0 ? locked { attempt(.zero(offset: end, length: length)) } : code
     }
 
     func readData(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32 {

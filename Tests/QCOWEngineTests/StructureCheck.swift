@@ -99,7 +99,9 @@ struct StructureCheck {
             refer(table, layout.clusterSize, "L2 table \(index)")
             if layout.image.isZero(table, layout.clusterSize) { continue }
             for place in 0..<layout.l2Count {
-                let entry = layout.image.u64(table + place * 8)
+                let offset = table + place * layout.entryBytes
+                if let fault = layout.bitmapFault(offset) { report.bad("\(fault), at \(offset)") }
+                let entry = layout.image.u64(offset)
                 if entry != 0 { refer(entry: entry, index * layout.l2Count + place) }
             }
         }
@@ -128,7 +130,7 @@ struct StructureCheck {
             }
             if layout.image.isZero(table, layout.clusterSize) { continue }
             for place in 0..<layout.l2Count {
-                let entry = layout.image.u64(table + place * 8)
+                let entry = layout.image.u64(table + place * layout.entryBytes)
                 if entry == 0 { continue }
                 let offset = Int(truncatingIfNeeded: entry) & ImageLayout.offsetMask
                 if entry & 1 << 62 != 0 {
