@@ -152,13 +152,20 @@ extension ImageEngine {
         }
         let index = map.index(publication.cluster)
         // The range of the disk is held, so nobody else has changed it; a piece that was read again may lack its flag.
-        let (now, old) = (piece[index], publication.old)
-        guard now.raw | L2Entry.copied == old.raw | L2Entry.copied, now.bitmap == old.bitmap else {
+        let (now, old, filled) = (piece[index], publication.old, publication.filled)
+        guard now.raw | L2Entry.copied == old.raw | L2Entry.copied,
+            filled.isEmpty ? now.bitmap == old.bitmap : now.allocated.isDisjoint(with: filled)
+        else {
             map.unlock(piece)
             discardUnused(unpublished(publication))
             return -EIO
         }
-        let code = put(publication.new, piece, index)
+        let new =
+            filled.isEmpty
+            ? publication.new
+            : L2Entry(
+                publication.new.raw, allocated: now.allocated.union(filled), zeroed: now.zeroed.subtracting(filled))
+        let code = put(new, piece, index)
         map.unlock(piece)
         guard code == 0 else {
             // The entry may be there nevertheless: the scan of the next time decides.

@@ -26,6 +26,8 @@ struct Publication {
     /// What the entry must be still.
     let old: L2Entry
     let new: L2Entry
+    /// Subclusters that get their bits; others of the same cluster may have got theirs since `old`.
+    var filled: SubclusterMask = []
 }
 
 extension ImageEngine {
@@ -50,13 +52,19 @@ extension ImageEngine {
         }
         if waitsForScan, !isScanned.load(ordering: .acquiring), waitForScan(operation) { return .waiting }
         let clusters = offset >> geometry.clusterBits...(offset + length - 1) >> geometry.clusterBits
-        let key = rangeLock.locked { ranges.acquire(clusters, orWait: operation) }
+        var (key, isFill): (UInt64?, Bool) = (nil, false)
+        var status: Int32 = 0
+        do throws(ImageError) {
+            (key, isFill) = try acquire(operation, clusters)
+        } catch {
+            operation.finish(-error.code)
+            return .finished
+        }
         guard let key else {
             counters.waits.wrappingAdd(1, ordering: .relaxed)
             return .waiting
         }
-        var change = Change(operation, clusters)
-        var status: Int32 = 0
+        var change = Change(operation, clusters, isFill: isFill)
         do throws(ImageError) {
             try prepare()
             try perform(&change)
@@ -74,6 +82,33 @@ extension ImageEngine {
         operation.finish(status)
         release(key)
         return .finished
+    }
+
+    /// Takes the range that an operation changes; nil: it waits. Of an extended image the range counts subclusters, and a write into
+    /// one cluster that is the image's own takes only what it touches (`isFill`): others may write beside it, and nobody
+    /// changes the cluster itself meanwhile.
+    private func acquire(
+        _ operation: any EngineOperation, _ clusters: ClosedRange<UInt64>
+    ) throws(ImageError) -> (key: UInt64?, isFill: Bool) {
+        guard geometry.isExtended else {
+            return (rangeLock.locked { ranges.acquire(clusters, orWait: operation) }, false)
+        }
+        let cluster = clusters.lowerBound
+        if operation.kind == .write, clusters.count == 1, try isOwn(cluster) {
+            let last = operation.offset + operation.length - 1
+            let touched = operation.offset >> geometry.subclusterBits...last >> geometry.subclusterBits
+            guard let key = rangeLock.locked({ ranges.acquire(touched, orWait: operation) }) else { return (nil, true) }
+            // It was perhaps given up before the range was taken; now nobody can.
+            do throws(ImageError) {
+                if try isOwn(cluster) { return (key, true) }
+            } catch {
+                release(key)
+                throw error
+            }
+            release(key)
+        }
+        let all = clusters.lowerBound << 5...(clusters.upperBound << 5 | 31)
+        return (rangeLock.locked { ranges.acquire(all, orWait: operation) }, false)
     }
 
     /// Lets an operation wait for the scan. False: it is over.
@@ -103,12 +138,15 @@ extension ImageEngine {
     struct Change {
         let operation: any EngineOperation
         let clusters: ClosedRange<UInt64>
+        /// Of its only cluster it has the subclusters that it touches, and not the cluster.
+        let isFill: Bool
         var publications: [Publication] = []
         var bounce: Bounce?
 
-        init(_ operation: any EngineOperation, _ clusters: ClosedRange<UInt64>) {
+        init(_ operation: any EngineOperation, _ clusters: ClosedRange<UInt64>, isFill: Bool) {
             self.operation = operation
             self.clusters = clusters
+            self.isFill = isFill
         }
     }
 
@@ -241,15 +279,11 @@ extension ImageEngine {
     /// Changes an entry in file and cache: 0 or a negative errno.
     func put(_ entry: L2Entry, _ piece: ClusterMap.Piece, _ index: Int) -> Int32 {
         let place = piece.offset(of: index)
+        // Both words in one write, also if one stays: they stand in one sector, and a later write has all of an earlier one.
         let code =
-            if !piece.isExtended {
-                storage.write(number: entry.raw, at: place)
-            } else if entry.raw == piece[index].raw {
-                storage.write(number: entry.bitmap, at: place + 8)
-            } else {
-                // Both words become visible together: they stand in one sector.
-                storage.write([entry.raw, entry.bitmap].bigEndianBytes, at: place)
-            }
+            piece.isExtended
+            ? storage.write([entry.raw, entry.bitmap].bigEndianBytes, at: place)
+            : storage.write(number: entry.raw, at: place)
         if code == 0 { piece[index] = entry } else { map.forget(piece) }
         return code
     }

@@ -70,6 +70,11 @@ extension ImageEngine {
         while true {
             let (piece, entry) = try lockEntry(cluster)
             let plan = rules(at: cluster).planData(touched, entry)
+            if change.isFill, !entry.isOwn {
+                // What it holds is not enough for anything else. Nobody but damage takes a cluster away.
+                map.unlock(piece)
+                throw ImageError(.corrupt, "an L2 entry lost its cluster")
+            }
             guard needsCluster(plan) else {
                 try follow(plan, entry, piece, cluster, part, touched, &change)
                 return
@@ -81,6 +86,14 @@ extension ImageEngine {
             map.unlock(piece)
             try refill()
         }
+    }
+
+    /// A cluster is the disk's alone, whatever its subclusters have.
+    func isOwn(_ cluster: UInt64) throws(ImageError) -> Bool {
+        guard map.l1Entry(Int(cluster >> geometry.l2Bits)) & L2Entry.copied != 0 else { return false }
+        let (piece, entry) = try lockEntry(cluster)
+        map.unlock(piece)
+        return entry.isOwn
     }
 
     /// The piece of a cluster, locked, and its entry, which is one that there can be.
@@ -130,7 +143,7 @@ extension ImageEngine {
             guard place <= map.fileEnd, geometry.clusterSize <= map.fileEnd - place else {
                 throw .damaged("an L2 entry points to offset \(place), which is not in the file")
             }
-            change.publications.append(Publication(cluster: cluster, old: entry, new: new))
+            change.publications.append(Publication(cluster: cluster, old: entry, new: new, filled: missing))
             try writeWhole(&change, part, missing, of: cluster, to: place)
             try write(&change, part, touched.subtracting(missing), of: cluster, to: place)
         case .nothing, .publish, .fresh, .copy: break

@@ -7,7 +7,7 @@ import Testing
 @Suite(.serialized) struct EngineGrowthTests {
     /// Sizes before and after, in clusters; the L1 table of the last ones needs more clusters than it had.
     private static let sizes: [(clusterBits: Int, before: Int, after: Int)] = [
-        (9, 3000, 3001), (9, 4090, 9000), (12, 100, 300), (16, 10, 40),
+        (9, 3000, 3001), (9, 4090, 9000), (12, 100, 300), (14, 20, 60), (16, 10, 40),
     ]
 
     @Test(arguments: sizes.indices, [0, 1])
@@ -16,6 +16,7 @@ import Testing
         let seed = testSeed("growth") &+ UInt64(turn)
         var recipe = ImageRecipe()
         (recipe.clusterBits, recipe.size) = (clusterBits, before << clusterBits)
+        recipe.isExtended = clusterBits == 14
         if turn == 1 { recipe.lowerSectors = recipe.size / 512 / 2 } else { recipe.hasSnapshot = true }
         var maker = try ImageMaker(recipe, seed: seed)
         let made = try maker.make()

@@ -27,7 +27,7 @@ import Testing
     }
 
     @Test func everyStateAfterALossOfPowerIsWhole() throws {
-        let campaign = CutCampaign(maker: maker(), ending: .powerCut, states: TestLength.states(300, long: 8000))
+        let campaign = CutCampaign(maker: maker(), ending: .powerCut, states: TestLength.states(200, long: 8000))
         let result = try campaign.run(firstSeed: testSeed("power cuts, subclusters"))
         print("power cuts, subclusters: \(result)")
         #expect(result.findings.isEmpty, "\(result.findings.first ?? "")")
@@ -38,14 +38,14 @@ import Testing
         var maker = maker(steps: 400) { $0.lowerSectors = $0.lowerSectors ?? $0.size / 512 }
         maker.shape = HistoryShape(largest: 24, zeroes: 25, discards: 25)
         let campaign = CutCampaign(
-            maker: maker, ending: .powerCut, states: TestLength.states(150, long: 4000), statesOfHistory: 50)
+            maker: maker, ending: .powerCut, states: TestLength.states(100, long: 4000), statesOfHistory: 50)
         let result = try campaign.run(firstSeed: testSeed("subclusters going round"))
         print("power cuts, subclusters going round: \(result)")
         #expect(result.findings.isEmpty, "\(result.findings.first ?? "")")
     }
 
     @Test func everyAnsweredWriteSurvivesAKill() throws {
-        let campaign = CutCampaign(maker: maker(), ending: .kill, states: TestLength.states(200, long: 5000))
+        let campaign = CutCampaign(maker: maker(), ending: .kill, states: TestLength.states(120, long: 5000))
         let result = try campaign.run(firstSeed: testSeed("kills, subclusters"))
         print("kills, subclusters: \(result)")
         #expect(result.findings.isEmpty, "\(result.findings.first ?? "")")
@@ -54,8 +54,12 @@ import Testing
     @Test(arguments: [false, true])
     func anErrorAtEveryEffectLeavesAWholeImage(isLasting: Bool) throws {
         let first = testSeed("faults, subclusters")
+        let small = maker(steps: 50) { recipe in
+            (recipe.clusterBits, recipe.size) = (14, 8 << 14)
+            if let sectors = recipe.lowerSectors { recipe.lowerSectors = min(sectors, recipe.size / 512) }
+        }
         for seed in first..<first + UInt64(TestLength.isLong ? 20 : 1) {
-            var campaign = FaultCampaign(maker: maker(steps: 60), seed: seed &+ (isLasting ? 1000 : 0))
+            var campaign = FaultCampaign(maker: small, seed: seed &+ (isLasting ? 1000 : 0))
             campaign.lasts = isLasting
             let result = try campaign.run()
             print("faults, subclusters, seed \(seed): \(result)")
@@ -124,6 +128,29 @@ import Testing
         #expect(table.content(0..<8) == [1, 1, 1, 2, 2, 1, 1, 1])
         let layout = try #require(ImageLayout(table.storage.snapshot))
         #expect(layout.image.u64((layout.entryOffset(0) ?? 0) + 8) == 0b11000)
+    }
+
+    /// Neighbours in one cluster wait for the same sync, not for each other.
+    @Test func writesIntoOneClusterShareASync() throws {
+        let table = try bench()
+        try table.write(0..<1, 2)
+        table.settle()
+        let writes = (1..<9).map { table.operation(.write, $0..<$0 + 1, 3) }
+        let end = table.engine.begin()
+        for write in writes { #expect(table.engine.perform(write) == .committing) }
+        let meets = table.operation(.write, 3..<4, 4)
+        #expect(table.engine.perform(meets) == .waiting)
+        let gone = table.operation(.discard, 0..<32)
+        #expect(table.engine.perform(gone) == .waiting)
+        end()
+        let syncs = { table.storage.log.effects.count { $0.isSync } }
+        let before = syncs()
+        _ = table.engine.commit()
+        #expect(syncs() == before + 1 && writes.allSatisfy { $0.finishes == 1 && $0.status == 0 })
+        #expect(table.content(0..<10) == [2, 3, 3, 3, 3, 3, 3, 3, 3, 1])
+        try table.perform(meets)
+        try table.perform(gone)
+        #expect(table.content(0..<10) == Array(repeating: 0, count: 10))
     }
 
     /// The last subcluster takes the cluster with it, and no hole is punched before.
