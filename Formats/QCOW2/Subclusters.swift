@@ -5,7 +5,9 @@ import ImageCore
 
 /// Subclusters of one cluster, a bit each; the lowest bit is the first one.
 public struct SubclusterMask: OptionSet, Sendable, Hashable {
+    /// The bits.
     public let rawValue: UInt32
+    /// Of these bits.
     public init(rawValue: UInt32) { self.rawValue = rawValue }
 
     /// A cluster has that many.

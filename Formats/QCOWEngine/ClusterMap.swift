@@ -147,7 +147,10 @@ public final class ClusterMap: @unchecked Sendable {
         func offset(of index: Int) -> UInt64 { offset + UInt64(index) << (isExtended ? 4 : 3) }
 
         /// Takes ``L2Entry/copied`` from an entry.
-        func disown(_ index: Int) { self[index] = L2Entry(self[index].raw & ~L2Entry.copied, bitmap: self[index].bitmap) }
+        func disown(_ index: Int) {
+            let entry = self[index]
+            self[index] = L2Entry(entry.raw & ~L2Entry.copied, bitmap: entry.bitmap)
+        }
     }
 
     /// The index of a cluster of the disk in its piece.
@@ -235,7 +238,9 @@ public final class ClusterMap: @unchecked Sendable {
 
     /// What a standard entry says to a reader.
     @inline(__always)
-    private func extent(_ entry: L2Entry) throws(ReadFault) -> Extent { try decoder.describe(entry.raw, fileSize: fileEnd) }
+    private func extent(_ entry: L2Entry) throws(ReadFault) -> Extent {
+        try decoder.describe(entry.raw, fileSize: fileEnd)
+    }
 
     /// What stands at `offset`, and for how many of `length` bytes: at least one, and within one piece of a table. May sleep.
     ///
