@@ -75,6 +75,9 @@ let package = Package(
         // What every program says and writes: version, log, JSON.
         .target(name: "Support", dependencies: ["CLinux"], swiftSettings: strict),
 
+        // What happens to a disk, and how a worker tells it.
+        .target(name: "DiskEvents", dependencies: ["Support"], swiftSettings: strict),
+
         // The open files of a disk and how they go from one process to the next.
         .target(name: "StorageKeeping", dependencies: ["Base", "CLinux"], swiftSettings: strict),
 
@@ -128,7 +131,7 @@ let package = Package(
             dependencies: [
                 "Base", "BlockQueue", "Blkif", "ProcessConfinement", "ImageInspection", "Memory", "PluginAPI",
                 "PluginHost", "Settings", "StorageKeeping", "StorageSharing", "Xen",
-                "XenBus", "CLinux", "Support",
+                "XenBus", "CLinux", "DiskEvents", "Support",
             ], swiftSettings: strict),
 
         // A frontend for loopback.
@@ -153,7 +156,8 @@ let package = Package(
         .target(
             name: "XBBControl",
             dependencies: [
-                "Base", "Settings", "StorageKeeping", "StorageSharing", "Xen", "XenBus", "CLinux", "Support",
+                "Base", "DiskEvents", "Settings", "StorageKeeping", "StorageSharing", "Xen", "XenBus", "CLinux",
+                "Support",
             ],
             swiftSettings: strict),
 
@@ -294,8 +298,8 @@ let package = Package(
         .testTarget(
             name: "ControlTests",
             dependencies: [
-                "Base", "Settings", "StorageSharing", "XBBControl", "XBBHost", "Xen", "XenBus", "XenLoopback",
-                "CLinux", "Support",
+                "Base", "DiskEvents", "Settings", "StorageSharing", "XBBControl", "XBBHost", "Xen", "XenBus",
+                "XenLoopback", "CLinux", "Support",
                 "TestSupport", "fake-worker", "xbbd", "xbbctl", "xbb-dm", "xbb-vbd", "BlockQueue", "PluginHost",
             ]),
         .target(

@@ -66,7 +66,8 @@ all_libraries_found() { # and no folder of the machine that built them is looked
 }
 files_are_there() {
     local file
-    for file in /etc/xen/scripts/block-xbb /lib/systemd/system/xbbd.service /lib/modprobe.d/xbb.conf \
+    for file in /etc/xen/scripts/block-xbb /lib/systemd/system/{xbbd.service,xbb-metrics.socket,xbb-metrics.service,xbb-textfile.timer,xbb-textfile.service} \
+        /lib/modprobe.d/xbb.conf /usr/share/xbb/grafana/xbb-dashboard.json \
         /usr/sbin/{xbbd,xbb-vbd,xbbctl} /usr/lib/xbb/xbb-dm /usr/bin/{xbb-loopback,xbb-blkfront,xbb-plugin-check} /usr/include/xbb/{xbb_plugin.h,module.modulemap} \
         /usr/share/xbb/PluginKit/{Package.swift,plugin.map,PluginAPI/module.modulemap,Sources/PluginKit/Plugin.swift} \
         /usr/share/doc/xbb-plugin-dev/examples/{c-memory,c-aio,rust-nbd,swift-ramdisk,swift-embedded}/README.md \
@@ -94,7 +95,8 @@ helps() {
     done
 }
 completion() { bash -c '. /usr/share/bash-completion/completions/xbbctl && complete -p xbbctl'; }
-unit_is_sound() { systemd-analyze verify --man=no /lib/systemd/system/xbbd.service; }
+unit_is_sound() { systemd-analyze verify --man=no /lib/systemd/system/{xbbd.service,xbb-metrics.socket,xbb-textfile.timer}; }
+metrics_are_off() { ! systemctl is-enabled xbb-metrics.socket && ! systemctl is-enabled xbb-textfile.timer && ! systemctl is-active xbb-metrics.socket xbb-textfile.timer; }
 unit_is_hardened() { systemd-analyze security --offline=yes --threshold=40 /lib/systemd/system/xbbd.service >/dev/null; }
 unit_is_enabled() { [[ -L /etc/systemd/system/multi-user.target.wants/xbbd.service ]]; }
 plugins_load_together() { # PLUGIN...: all in one process
@@ -182,6 +184,7 @@ check "the user of the workers is there" worker_user_is_there
 check "the unit is sound" unit_is_sound
 check "the unit is hardened" unit_is_hardened
 check "the unit is enabled" unit_is_enabled
+check "metrics are not enabled" metrics_are_off
 check "xbbd is not started without Xen" not_started_without_xen
 check "xen-blkback is kept from loading" blkback_stays_away
 check "the plugins load together in one process" plugins_load_together file rawdisk null error delay

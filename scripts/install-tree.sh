@@ -73,7 +73,10 @@ install -D -m 755 scripts/xen/block-xbb "$destination/etc/xen/scripts/block-xbb"
 for file in etc/*; do
     [[ ! -f $file ]] || install -D -m 644 -t "$destination/etc/xbb" "$file"
 done
-put_template packaging/xbbd.service.in "$destination$system/systemd/system/xbbd.service"
+for unit in xbbd.service xbb-metrics.socket xbb-metrics.service xbb-textfile.timer xbb-textfile.service; do
+    put_template "packaging/$unit.in" "$destination$system/systemd/system/$unit"
+done
+install -D -m 644 packaging/xbb-dashboard.json "$destination$prefix/share/xbb/grafana/xbb-dashboard.json"
 install -D -m 644 packaging/xbb-modprobe.conf "$destination$system/modprobe.d/xbb.conf"
 
 DESTDIR=$destination PREFIX=$prefix scripts/install-dev.sh

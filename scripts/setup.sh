@@ -10,6 +10,7 @@ command -v swift >/dev/null || { echo "setup: swift is not on the PATH: $wanted"
 
 packages=(build-essential pkg-config libxen-dev libaio-dev libqcow-dev zlib1g-dev libzstd-dev libqcow-utils xenstore-utils nbdkit nbdkit-plugin-dev libnbd-bin
     qemu-utils fio e2fsprogs jq strace util-linux python3 shellcheck abigail-tools procps
+    prometheus python3-prometheus-client
     git ca-certificates libcurl4 libncurses6 libsqlite3-0 libxml2 tzdata "$@")
 # For the example in Rust, any since 1.63.
 command -v cargo >/dev/null && command -v rustc >/dev/null || packages+=(cargo rustc)
@@ -30,11 +31,23 @@ if [[ ${#missing[@]} -gt 0 ]]; then
     fi
     echo "setup: installing ${missing[*]}"
     log=$(mktemp)
-    trap 'rm -f "$log"' EXIT
+    # Tests start what they need: no service of these packages runs by itself. Who has a policy keeps it.
+    policy=/usr/sbin/policy-rc.d
+    if [[ ! -e $policy ]]; then
+        printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee "$policy" >/dev/null
+        "${sudo[@]}" chmod 755 "$policy"
+        trap '"${sudo[@]}" rm -f "$policy"; rm -f "$log"' EXIT
+    else
+        trap 'rm -f "$log"' EXIT
+    fi
     for attempt in 1 2 3; do
         if "${sudo[@]}" apt-get -o DPkg::Lock::Timeout=300 update -qq >"$log" 2>&1 &&
             "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 \
                 install -y -qq --no-install-recommends "${missing[@]}" >>"$log" 2>&1; then
+            # Nor after the next start of the machine.
+            if [[ " ${missing[*]} " == *" prometheus "* ]] && command -v deb-systemd-helper >/dev/null; then
+                "${sudo[@]}" deb-systemd-helper disable prometheus.service
+            fi
             echo "setup: done"
             break
         fi

@@ -16,7 +16,8 @@ struct XBBCtl: ParsableCommand {
             """,
         version: "xbbctl \(xbbVersion)",
         subcommands: [
-            List.self, Show.self, Stats.self, Top.self, LogCommand.self, Set.self, Resume.self, Upgrade.self,
+            List.self, Show.self, Stats.self, Top.self, Metrics.self, Events.self, Wait.self, LogCommand.self, Set.self,
+            Resume.self, Upgrade.self,
             Plugins.self,
             Probe.self,
             Inspect.self, Attach.self, Detach.self, Hotplug.self,

@@ -145,4 +145,28 @@ struct StatisticsAreaTests {
         histogram.counts[4] = .max
         _ = histogram.percentile(0.999)
     }
+
+    @Test("times are summed, and a sum may be any number, also for a successor") func sums() throws {
+        let place = Place()
+        try fill(place)
+        let statistics = try adopt(place).queue(0)
+        withExtendedLifetime(statistics) {
+            statistics.cells.count(.write, 8, nanoseconds: 1000)
+            statistics.cells.count(.writeBarrier, 8, nanoseconds: 500)
+            statistics.cells.count(.flush, 0, nanoseconds: 1 << 60)
+        }
+        let successor = try adopt(place).queue(0)
+        #expect(successor.value(.read_ns) == 5000 && successor.value(.write_ns) == 1500)
+        #expect(successor.value(.flush_ns) == 1 << 60 && successor.value(.discard_ns) == 0)
+    }
+
+    @Test("counts below powers of two are exact") func countsBelow() {
+        let statistics = QueueStatistics()
+        let latencies: [UInt64] = [0, 3, 16_383, 16_384, 20_000, 32_767, 32_768, 1 << 33, .max]
+        for latency in latencies { statistics.cells.record(.read, nanoseconds: latency) }
+        let counts = statistics.histogram(.read).counts(below: 2...40)
+        for (index, power) in (2...40).enumerated() {
+            #expect(counts[index] == UInt64(latencies.count { $0 < 1 << UInt64(power) }), "2^\(power)")
+        }
+    }
 }

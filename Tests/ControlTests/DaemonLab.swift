@@ -20,10 +20,11 @@ final class Program {
     private let output: Descriptor?
     private(set) var exit: WorkerExit?
 
-    init(_ arguments: [String], capture: Bool = false) throws {
+    /// The program has `kept` as descriptor 3.
+    init(_ arguments: [String], capture: Bool = false, kept: Descriptor? = nil) throws {
         guard capture else {
             output = nil
-            process = try WorkerProcess.spawn(arguments)
+            process = try WorkerProcess.spawn(arguments, kept: kept)
             return
         }
         var ends: [Int32] = [-1, -1]

@@ -61,7 +61,9 @@ import Testing
     }
 
     private static let commands: [String] = [
-        "list", "show", "stats", "top", "log", "set", "plugins", "probe", "inspect", "attach", "detach",
+        "list", "show", "stats", "top", "metrics", "events", "wait", "log", "set", "plugins", "probe", "inspect",
+        "attach",
+        "detach",
     ]
 
     @Test(

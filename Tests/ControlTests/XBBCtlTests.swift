@@ -29,6 +29,7 @@ import XenBus
             ("attach 1 xvdb raw", 64, "FORMAT:PATH"), ("attach 1 xvdb raw:/a --option b", 64, "KEY=VALUE"),
             ("attach 1 xvdb raw:/a --readonly --shared", 64, "shared anyway"), ("log --lines 0", 64, "1 to 100000"),
             ("show nobody xvda", 1, "there is no domain 'nobody'"), ("list more", 64, "more"),
+            ("events --since x", 64, "expected a sequence number"), ("metrics --format xml", 64, "xml"),
         ])
     func errorsAreJSON(_ words: String, _ status: Int32, _ text: String) throws {
         let lab = try DaemonLab()

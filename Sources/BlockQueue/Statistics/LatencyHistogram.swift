@@ -36,6 +36,21 @@ public struct LatencyHistogram: Sendable, Equatable {
         counts.indices.compactMap { counts[$0] == 0 ? nil : (Self.upperBound(of: $0), counts[$0]) }
     }
 
+    /// How many latencies were less than each power of two, from `1 << powers.lowerBound` ns to `1 << powers.upperBound` ns:
+    /// exact, as such powers are ends of buckets. The powers are from 2 to 40.
+    public func counts(below powers: ClosedRange<Int>) -> [UInt64] {
+        var next = 0
+        var sum: UInt64 = 0
+        return powers.map { power in
+            let end = min((power - 1) * 4, Self.bucketCount)
+            while next < end {
+                sum &+= counts[next]
+                next += 1
+            }
+            return sum
+        }
+    }
+
     /// The latency in ns that `fraction` of the requests did not exceed; 0 when nothing was counted.
     public func percentile(_ fraction: Double) -> UInt64 {
         let all = total

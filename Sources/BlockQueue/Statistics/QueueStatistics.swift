@@ -54,6 +54,16 @@ public enum QueueCounter: Int, CaseIterable, Sendable {
     case held_requests
     /// Requests whose segments stood in pages of their own, and these pages.
     case indirect_requests, indirect_pages
+    /// Nanoseconds that the requests of each latency class took, all together; they begin anew after 2^64.
+    case read_ns, write_ns, flush_ns, discard_ns
+
+    /// A sum of times, which may be any number.
+    var isSum: Bool {
+        switch self {
+        case .read_ns, .write_ns, .flush_ns, .discard_ns: true
+        default: false
+        }
+    }
 }
 
 /// Operations whose latency is kept apart.
@@ -101,16 +111,17 @@ extension StatisticsCells {
     /// Counts a request that was done well: `sectors` of 512 bytes in `nanoseconds`; queue thread only.
     @inline(__always)
     func count(_ operation: BlockOperation, _ sectors: UInt64, nanoseconds: UInt64) {
-        let cells: (requests: QueueCounter, sectors: QueueCounter, latency: LatencyClass)
+        let cells: (requests: QueueCounter, sectors: QueueCounter, latency: LatencyClass, time: QueueCounter)
         switch operation {
-        case .read: cells = (.read_requests, .read_sectors, .read)
-        case .write: cells = (.write_requests, .write_sectors, .write)
-        case .writeBarrier: cells = (.barrier_requests, .write_sectors, .write)
-        case .flush: cells = (.flush_requests, .write_sectors, .flush)
-        case .discard: cells = (.discard_requests, .discard_sectors, .discard)
+        case .read: cells = (.read_requests, .read_sectors, .read, .read_ns)
+        case .write: cells = (.write_requests, .write_sectors, .write, .write_ns)
+        case .writeBarrier: cells = (.barrier_requests, .write_sectors, .write, .write_ns)
+        case .flush: cells = (.flush_requests, .write_sectors, .flush, .flush_ns)
+        case .discard: cells = (.discard_requests, .discard_sectors, .discard, .discard_ns)
         }
         add(cells.requests)
         add(cells.sectors, sectors)
+        add(cells.time, nanoseconds)
         record(cells.latency, nanoseconds: nanoseconds)
     }
 }

@@ -158,11 +158,11 @@ package final class StatisticsArea: @unchecked Sendable {
         return unsafe (base + offset).assumingMemoryBound(to: UInt64.self)
     }
 
-    /// No counter that counts for years comes to 2^56. What stands behind the counters may be any number.
+    /// No counter that counts for years comes to 2^56. Sums of times, and what stands behind the counters, may be any number.
     private func hasPossibleCells(_ queue: Int) -> Bool {
         let cells = unsafe cells(queue)
         for cell in 0..<StatisticsLayout.lastErrorCell where unsafe cring_load64_relaxed(cells + cell) >> 56 != 0 {
-            return false
+            guard let counter = QueueCounter(rawValue: cell), counter.isSum else { return false }
         }
         return true
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The environment of a daemon: status for the service manager, running in the background, the limit of descriptors.
-import Base
+public import Base
 import CLinux
 import Glibc
 import Synchronization
@@ -57,6 +57,14 @@ public final class ServiceManager: Sendable {
         stored.withLock { stored in
             defer { stored = [] }
             return Dictionary(grouping: stored, by: \.name).mapValues { $0.map(\.file) }
+        }
+    }
+
+    /// The sockets that the manager listens at for this process (systemd.socket(5)), once.
+    public func takeListeners() -> [Descriptor] {
+        stored.withLock { stored in
+            defer { stored = [] }
+            return stored.map(\.file)
         }
     }
 

@@ -43,6 +43,8 @@ extension Supervisor {
         record.answers = nil
         if let id = record.question { calls[id]?.abandon() }
         record.question = nil
+        if let id = record.events?.call { calls[id]?.abandon() }
+        record.events = nil
     }
 
     /// Writes down who serves, where there was no room for that before.

@@ -19,6 +19,9 @@ extension Supervisor {
             case .domain(let name):
                 answer(.object([("domid", .integer(try DomainName.find(name, in: store)))]), to: client)
             case .top: try top(for: client)
+            case .metrics: try metrics(for: client)
+            case .events(let cursor, let waits): try tellEvents(cursor, waits: waits, to: client)
+            case .state(let vbd): answer(state(of: vbd), to: client)
             case .log(let vbd): tellLog(of: vbd, to: client)
             case .upgrade(let vbd): answer(.object([("vbds", .array(try upgrade(vbd)))]), to: client)
             case .show(let vbd):
@@ -51,12 +54,14 @@ extension Supervisor {
     /// - Returns: the number of the call in `calls`, which `completion` gets too, with the answer.
     func call(
         _ address: VBDAddress, _ line: String, limit: UInt64? = WorkerCall.timeLimit,
+        answerLimit: Int = WorkerCall.answerLimit,
         _ completion: @escaping (_ id: UInt64, Result<[UInt8], ControlError>) -> Void
     ) throws(ControlError) -> UInt64 {
         lastCall += 1
         let id = lastCall
-        calls[id] = try WorkerCall(path: directory.workerSocket(address), line: line, loop: loop, limit: limit) {
-            [unowned self] result in
+        calls[id] = try WorkerCall(
+            path: directory.workerSocket(address), line: line, loop: loop, limit: limit, answerLimit: answerLimit
+        ) { [unowned self] result in
             calls[id] = nil
             completion(id, result)
         }
@@ -140,7 +145,7 @@ extension Supervisor {
     private static let mostEvents = 1024
 
     /// One word for the worker of a VBD.
-    private func word(_ record: Record) -> String {
+    func word(_ record: Record) -> String {
         switch record.supervision.phase {
         case .idle, .starting: "starting"
         case .running: record.process?.isAdopted == true ? "adopted" : "running"
@@ -190,7 +195,7 @@ extension Supervisor {
             .text(try store.valueIfReadable("\(path)/\(name)").map { String(decoding: $0, as: UTF8.self) })
         }
         let error = lastError(of: address)
-        let hasParams = StorageSource(kind: address.kind) == .params
+        let location = try location(of: address)
         let node = record.supervision.node
         return .object([
             ("vbd", .string("\(address)")), ("kind", .string(address.kind)),
@@ -204,9 +209,21 @@ extension Supervisor {
             ("trouble", .text(trouble(of: record, try key(BackendKey.trouble).string, error))),
             ("state", .text(node.map { "\($0.state)" })),
             ("online", node.map { .bool($0.isOnline) } ?? .null),
-            ("mode", try key(BackendKey.mode)), ("format", hasParams ? .null : try key(BackendKey.format)),
-            ("path", try key(hasParams ? BackendKey.params : BackendKey.physicalDevicePath)),
+            ("mode", try key(BackendKey.mode)), ("format", .text(location.format)), ("path", .text(location.path)),
         ])
+    }
+
+    /// Where a disk's node says that its storage is.
+    func location(of address: VBDAddress) throws(OperationError) -> Location {
+        let path = address.backendPath(own: own)
+        func key(_ name: String) throws(OperationError) -> String? {
+            try store.valueIfReadable("\(path)/\(name)").map { String(decoding: $0, as: UTF8.self) }
+        }
+        // In params the format stands in front of the path.
+        if StorageSource(kind: address.kind) == .params {
+            return Location(format: nil, path: try key(BackendKey.params))
+        }
+        return Location(format: try key(BackendKey.format), path: try key(BackendKey.physicalDevicePath))
     }
 
     /// What is wrong with a disk, in one line; nil: nothing that anybody knows of. `told` is the worker's word while it

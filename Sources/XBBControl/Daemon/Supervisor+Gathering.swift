@@ -8,8 +8,9 @@ import Support
 struct Gathering {
     /// Calls without an answer.
     var waiting: Set<UInt64> = []
-    var answers: [VBDAddress: JSON] = [:]
-    let completion: ([VBDAddress: JSON]) -> Void
+    /// Each is one line of JSON.
+    var answers: [VBDAddress: [UInt8]] = [:]
+    let completion: ([VBDAddress: [UInt8]]) -> Void
 }
 
 extension Supervisor {
@@ -17,8 +18,9 @@ extension Supervisor {
     private static let gatheringLimit: UInt64 = 500 * RestartPolicy.millisecond
 
     /// Asks the workers of `records`; `completion` gets the answers of those that have answered in time.
-    private func ask(
-        _ line: String, of records: some Sequence<Record>, _ completion: @escaping ([VBDAddress: JSON]) -> Void
+    func ask(
+        _ line: String, of records: some Sequence<Record>, answerLimit: Int = WorkerCall.answerLimit,
+        _ completion: @escaping ([VBDAddress: [UInt8]]) -> Void
     ) {
         lastGathering += 1
         let number = lastGathering
@@ -27,11 +29,10 @@ extension Supervisor {
         for record in records where record.process != nil && silence(of: record) == nil {
             let address = record.address
             do throws(ControlError) {
-                let id = try call(address, line, limit: Self.gatheringLimit) { [unowned self] id, result in
+                let id = try call(address, line, limit: Self.gatheringLimit, answerLimit: answerLimit) {
+                    [unowned self] id, result in
                     gatherings[number]?.waiting.remove(id)
-                    if case .success(let text) = result {
-                        do throws(JSONError) { gatherings[number]?.answers[address] = try JSON(parsing: text) } catch {}
-                    }
+                    if case .success(let text) = result { gatherings[number]?.answers[address] = text }
                     finishGathering(number)
                 }
                 gatherings[number]?.waiting.insert(id)
@@ -48,12 +49,18 @@ extension Supervisor {
         gathering.completion(gathering.answers)
     }
 
+    private static func parsed(_ answers: [VBDAddress: [UInt8]]) -> [VBDAddress: JSON] {
+        answers.compactMapValues { text in
+            do throws(JSONError) { return try JSON(parsing: text) } catch { return nil }
+        }
+    }
+
     /// The rows of `list`, with counters where a worker has said some.
     func top(for client: ControlServer.ClientID) throws(ControlError) {
         let rows = try list()
         ask("stats", of: records.values) { [unowned self] stats in
             var named: [String: JSON] = [:]
-            for (address, counters) in stats { named["\(address)"] = counters }
+            for (address, counters) in Self.parsed(stats) { named["\(address)"] = counters }
             let vbds = rows.map { row -> JSON in
                 .object(row.members + [("stats", row["vbd"]?.string.flatMap { named[$0] } ?? .null)])
             }
@@ -71,7 +78,7 @@ extension Supervisor {
             for address in records.keys where vbd?.matches(address) ?? true {
                 lines += workerLines(address, limit: vbd == nil ? 8 << 10 : LogFile.mostBytes)
             }
-            for (address, said) in answers { lines += Self.lines(said, of: address) }
+            for (address, said) in Self.parsed(answers) { lines += Self.lines(said, of: address) }
             answer(.object([("events", .array(events(lines, of: vbd)))]), to: client)
         }
     }

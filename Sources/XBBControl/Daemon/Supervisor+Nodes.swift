@@ -57,6 +57,7 @@ extension Supervisor {
     private func readNode(_ address: VBDAddress) throws(OperationError) {
         let facts = try claimedFacts(of: address)
         if let record = records[address] {
+            record.location = nil
             if facts == nil { noteGone(record) }
             hand(.node(facts), to: record)
         } else if let facts {

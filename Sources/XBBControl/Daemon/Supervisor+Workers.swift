@@ -14,6 +14,7 @@ extension Supervisor {
             guard let answer = perform(action, for: record) else { continue }
             actions += record.supervision.handle(answer, now: clinux_monotonic_ns())
         }
+        if records[record.address] === record { noteState(record) }
         if record.standbyDue == nil, wantsStandby(record) { awaitStandby(record, seconds: 1) }
     }
 
@@ -136,6 +137,7 @@ extension Supervisor {
         record.endsBy = nil
         record.standbyDue = nil
         record.loggedForeign = false
+        noteWorker(record)
     }
 
     private func ended(_ record: Record) {
@@ -195,6 +197,7 @@ extension Supervisor {
         dismiss(record)
         letStorageGo(record)
         records[record.address] = nil
+        emit(.detached, of: record.address)
         groups?.remove(record.address)
         if !removeFiles(of: record.address) { leftovers.insert(record.address) }
     }

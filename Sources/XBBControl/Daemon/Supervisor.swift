@@ -24,6 +24,8 @@ public final class Supervisor {
         var storage: KeptStorage?
         /// What the disk was served from last, also when it is closed.
         var images: [ServedImage] = []
+        /// Where the node says that the storage is; nil: not read since the node has changed.
+        var location: Location?
         /// Where the worker leaves them.
         var storageChannel: StorageChannel?
         /// The worker has left them: each does so once, before it is confined.
@@ -50,6 +52,12 @@ public final class Supervisor {
         var question: UInt64?
         /// Who serves could not be written down.
         var isUnnoted = false
+        /// How the worker's events are asked for; nil without a worker.
+        var events: EventQuestion?
+        /// How many events of the disk are told, whatever its guest and its workers do.
+        let eventLimit = RateLimit(burst: 32, perSecond: 1)
+        /// When states are told that could not be told because of the limit, in ns of CLOCK_MONOTONIC; nil: there are none.
+        var eventsDue: UInt64?
 
         init(_ address: VBDAddress, user: UInt32?, policy: RestartPolicy) {
             self.address = address
@@ -58,11 +66,19 @@ public final class Supervisor {
         }
     }
 
+    /// What a node says of a disk's storage.
+    struct Location {
+        var format: String?
+        var path: String?
+    }
+
     let settings: SupervisorSettings
     let log: Log
     let store: any XenStore
     let own: DomainID
     let directory: RunDirectory
+    let eventStore: EventStore
+    var eventWaits: [EventWait] = []
     let loop: EventLoop
     private let ownLock: FileLock
     private let storeLock: FileLock
@@ -125,6 +141,7 @@ public final class Supervisor {
             throw ControlError("\(error)")
         }
         try detach()
+        eventStore = EventStore(path: directory.events, log: log)
         groups = DiskGroups(settings.controlGroup, settings.groupLimits, log)
         do throws(OperationError) {
             if let identity = ProcessIdentity(running: getpid()) {
@@ -153,6 +170,7 @@ public final class Supervisor {
         try loop.add(signals.raw) { [unowned self] in takeSignal() }
         dirtyKinds = Set(settings.kinds)
         try readChanges()
+        noteLost()
         storageStore?.dropRest()
         sweepFiles()
         log.info(
@@ -233,12 +251,14 @@ public final class Supervisor {
                 consider(record.standby?.deadline)
                 consider(record.endsBy)
                 consider(record.answers?.deadline)
+                consider(eventDeadline(record))
                 if wantsStandby(record) { consider(record.standbyDue) }
             }
         }
         for record in records.values { consider(record.logLimit.deadline) }
         for call in calls.values { consider(call.deadline) }
         for wait in imageWaits { consider(wait.deadline) }
+        for wait in eventWaits { consider(wait.deadline) }
         consider(server?.deadline)
         consider(pluginDump?.deadline)
         return deadline
@@ -257,6 +277,7 @@ public final class Supervisor {
         let now = clinux_monotonic_ns()
         for call in calls.values where call.deadline <= now { call.expire() }
         expireImages(now: now)
+        expireEvents(now: now)
         server?.expire(now: now)
         if let pluginDump, pluginDump.deadline <= now { pluginDump.expire() }
         for record in records.values where record.logLimit.deadline <= now { log(record.address).tellDropped() }
@@ -264,6 +285,7 @@ public final class Supervisor {
         for record in records.values {
             expireEnd(record, now: now)
             careForAnswers(record, now: now)
+            careForEvents(record, now: now)
             expireStandby(record, now: now)
             if wantsStandby(record), let due = record.standbyDue, due <= now { keepStandby(record) }
             if let deadline = record.supervision.deadline, deadline <= now { hand(.timer, to: record) }

@@ -9,6 +9,8 @@ import Support
 final class WorkerCall {
     /// The longest answer, in bytes.
     static let answerLimit = 1 << 20
+    /// The longest answer to a question that many workers are asked, or that one is asked again and again, in bytes.
+    static let shortAnswerLimit = 64 << 10
     /// How long a worker has for its answer, in ns.
     static let timeLimit: UInt64 = 2 * RestartPolicy.second
 
@@ -17,20 +19,21 @@ final class WorkerCall {
     private let loop: EventLoop
     private let socket: Descriptor
     private var output: ArraySlice<UInt8>
-    private var input = LineBuffer(limit: WorkerCall.answerLimit)
+    private var input: LineBuffer
     private var completion: ((Result<[UInt8], ControlError>) -> Void)?
 
-    /// Connects to the worker's socket and sends `line`. The worker has `limit` ns for its answer; nil: any time. Throws if
-    /// nobody listens there.
+    /// Connects to the worker's socket and sends `line`. The worker has `limit` ns for its answer of at most
+    /// `answerLimit` bytes; nil: any time. Throws if nobody listens there.
     init(
         path: String, line: String, loop: EventLoop, now: UInt64 = clinux_monotonic_ns(),
-        limit: UInt64? = WorkerCall.timeLimit,
+        limit: UInt64? = WorkerCall.timeLimit, answerLimit: Int = WorkerCall.answerLimit,
         completion: @escaping (Result<[UInt8], ControlError>) -> Void
     ) throws(ControlError) {
         let raw = unsafe clinux_unix_connect(path, Int32(SOCK_STREAM.rawValue | SOCK_NONBLOCK.rawValue))
         guard raw >= 0 else { throw ControlError("the worker does not listen at \(path): \(errnoText(errno))") }
         socket = Descriptor(owning: raw)
         self.loop = loop
+        input = LineBuffer(limit: answerLimit)
         output = [UInt8]((line + "\n").utf8)[...]
         deadline = limit.map { now &+ $0 } ?? .max
         self.completion = completion

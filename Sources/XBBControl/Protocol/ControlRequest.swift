@@ -48,6 +48,12 @@ public enum ControlRequest: Equatable, Sendable {
     case domain(String)
     /// All VBDs, with the counters of those whose workers answer at once.
     case top
+    /// All VBDs, with what their workers count for monitoring.
+    case metrics
+    /// Events from a place on, or all that are kept. With `waits` the answer comes when there is one, or after some seconds.
+    case events(EventCursor?, waits: Bool)
+    /// In which state the events say that one VBD is; there need not be such a VBD.
+    case state(VBDReference)
     /// One VBD.
     case show(VBDReference)
     /// The counters of one VBD.
@@ -77,6 +83,11 @@ public enum ControlRequest: Equatable, Sendable {
         case ("worker", 2): self = .worker(try Self.reference(words[1]))
         case ("domain", 2): self = .domain(words[1])
         case ("top", 1): self = .top
+        case ("metrics", 1): self = .metrics
+        case ("events", 1): self = .events(nil, waits: false)
+        case ("events", 2): self = .events(try Self.cursor(words[1]), waits: false)
+        case ("events", 3) where words[2] == "wait": self = .events(try Self.cursor(words[1]), waits: true)
+        case ("state", 2): self = .state(try Self.reference(words[1]))
         case ("show", 2): self = .show(try Self.reference(words[1]))
         case ("stats", 2): self = .stats(try Self.reference(words[1]))
         case ("resume", 2): self = .resume(try Self.reference(words[1]))
@@ -85,10 +96,17 @@ public enum ControlRequest: Equatable, Sendable {
         case ("set", 4): self = .set(try Self.reference(words[1]), key: words[2], value: words[3])
         default:
             throw ControlError(
-                "expected one of: ping, list, plugins, top, log [VBD], worker VBD, domain NAME, show VBD, stats VBD, "
+                "expected one of: ping, list, plugins, top, log [VBD], worker VBD, domain NAME, metrics, events [[EPOCH:]SEQ [wait]], state VBD, show VBD, stats VBD, "
                     + "resume VBD, set VBD KEY VALUE, upgrade [VBD]"
             )
         }
+    }
+
+    private static func cursor(_ text: String) throws(ControlError) -> EventCursor {
+        guard let cursor = EventCursor(parsing: text) else {
+            throw ControlError("'\(text)' is no place among events: expected SEQ or EPOCH:SEQ", status: .usage)
+        }
+        return cursor
     }
 
     private static func reference(_ text: String) throws(ControlError) -> VBDReference {
@@ -108,6 +126,9 @@ public enum ControlRequest: Equatable, Sendable {
         case .worker(let vbd): "worker \(vbd)"
         case .domain(let name): "domain \(name)"
         case .top: "top"
+        case .metrics: "metrics"
+        case .events(let cursor, let waits): "events" + (cursor.map { " \($0)" } ?? "") + (waits ? " wait" : "")
+        case .state(let vbd): "state \(vbd)"
         case .show(let vbd): "show \(vbd)"
         case .stats(let vbd): "stats \(vbd)"
         case .resume(let vbd): "resume \(vbd)"
@@ -119,7 +140,7 @@ public enum ControlRequest: Equatable, Sendable {
     /// The line for the VBD's worker; nil if xbbd answers the request itself.
     var workerLine: String? {
         switch self {
-        case .ping, .list, .plugins, .log, .worker, .domain, .top, .upgrade: nil
+        case .ping, .list, .plugins, .log, .worker, .domain, .top, .metrics, .events, .state, .upgrade: nil
         case .show: "show"
         case .stats: "stats"
         case .resume: "resume"

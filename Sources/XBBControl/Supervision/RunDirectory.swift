@@ -32,6 +32,8 @@ struct RunDirectory {
     var socket: String { path + "/xbbd.sock" }
     /// The lock of the one xbbd that serves this directory.
     var lock: String { path + "/xbbd.lock" }
+    /// The history of events.
+    var events: String { path + "/events" }
     /// The lock of a worker of the xbbd whose socket is at `socket`.
     static func workerLock(_ address: VBDAddress, beside socket: String) -> String {
         InstallPaths.folder(of: socket) + "/vbd-\(address.fileName).lock"

@@ -15,6 +15,7 @@ struct ControlService<Platform: XenPlatform> {
     let nodes: NodeStore
     let stalls: [Stall]
     let trouble: DiskTrouble
+    let events: EventPort
     /// The last error that was reported; nil since a frontend is served.
     let problem: String?
     let log: Log
@@ -27,12 +28,24 @@ struct ControlService<Platform: XenPlatform> {
         case "ping" where words.count == 1: reply(.object([("pid", .integer(Int64(getpid())))]))
         case "show" where words.count == 1: reply(show(machine))
         case "stats" where words.count == 1: disk.askPlugin { reply(stats(plugin: $0)) }
-        case "log" where words.count == 1: reply(.object([("events", .array(events))]))
+        case "events" where words.count == 2 || (words.count == 3 && words[2] == "wait"):
+            let levels = { [disk] in
+                [("open", JSON.bool(disk.device != nil)), ("paused", JSON.bool(disk.isPauseWanted))]
+            }
+            events.ask(after: UInt64(words[1]) ?? 0, waits: words.count == 3, levels: levels, reply)
+        case "metrics" where words.count == 1: reply(metrics(machine))
+        case "log" where words.count == 1: reply(.object([("events", .array(lines))]))
         case "pause" where words.count == 1:
             if !disk.isPauseWanted { log.info("pausing") }
-            disk.pause { reply(.object([("paused", .bool($0))])) }
+            disk.pause { isPaused in
+                if isPaused { events.emit(.paused) }
+                reply(.object([("paused", .bool(isPaused))]))
+            }
         case "resume" where words.count == 1:
-            if disk.isPauseWanted { log.info("going on after the pause") }
+            if disk.isPauseWanted {
+                log.info("going on after the pause")
+                events.emit(.resumed)
+            }
             disk.resume()
             reply(.object([("paused", .bool(false)), ("tried_again", .integer(disk.tryHeldAgain()))]))
         case "set" where words.count == 3:
@@ -40,12 +53,20 @@ struct ControlService<Platform: XenPlatform> {
             log.info("\(words[1]) is \(words[2]) now")
             reply(.object([("tunables", disk.tunables.json)]))
         default:
-            reply(.object([("error", .string("expected: ping, show, stats, log, pause, resume, or set KEY VALUE"))]))
+            reply(
+                .object([
+                    (
+                        "error",
+                        .string(
+                            "expected: ping, show, stats, metrics, events NUMBER [wait], log, pause, resume, or set KEY VALUE"
+                        )
+                    )
+                ]))
         }
     }
 
     /// The last lines, where they have no file.
-    private var events: [JSON] {
+    private var lines: [JSON] {
         (log.history?.lines ?? []).map { line in
             .object([
                 ("time", .decimal((line.time * 1000).rounded() / 1000)), ("level", .string(line.level.word)),

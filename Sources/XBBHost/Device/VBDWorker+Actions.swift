@@ -42,6 +42,7 @@ extension VBDWorker {
         if let error = update.error {
             log.error(error)
             problem = error
+            events.emit(.error, [("text", .string(error))])
         }
         do throws(OperationError) {
             return try nodes.apply(update)
@@ -72,6 +73,7 @@ extension VBDWorker {
             case .success(let device):
                 disk.open(device, for: request)
                 KillPoint.reach(.opened)
+                events.emit(.attached, [("size_bytes", .integer(device.info.sectorCount &* 512))])
                 pending.append(.deviceOpened(device.facts))
             }
         }
@@ -178,6 +180,7 @@ extension VBDWorker {
         case .queueFailed(let text):
             log.error(text)
             report(text)
+            events.emit(.error, [("text", .string(text))])
         case .replayed(let index): disk.queueReplayed(index)
         case .queueStarted: disk.queueStarted()
         case .callEnded: disk.calls.ended()
@@ -202,17 +205,31 @@ extension VBDWorker {
     private func takeNotification(_ what: UInt32) {
         switch Int(what) {
         case Int(XBB_NOTIFY_INFO): resize()
-        case Int(XBB_NOTIFY_LOST): log.error("the storage is gone; requests fail until it is back")
+        case Int(XBB_NOTIFY_LOST):
+            let text = "the storage is gone; requests fail until it is back"
+            log.error(text)
+            events.emit(.error, [("text", .string(text))])
         case Int(XBB_NOTIFY_FOUND): log.info("the storage is back")
-        case Int(XBB_NOTIFY_CORRUPT): log.error("the plugin found the image damaged")
+        case Int(XBB_NOTIFY_CORRUPT):
+            log.error("the plugin found the image damaged")
+            events.emit(.imageDamaged)
         default: log.warning("the plugin reported \(what), which this host does not know")
         }
     }
 
     private func resize() {
+        let before = disk.device?.info.sectorCount
         disk.resize { [self] result in
             switch result {
             case .success(let event):
+                if let now = disk.device?.info.sectorCount, now != before {
+                    events.emit(
+                        .resized,
+                        [
+                            ("size_bytes", .integer(now &* 512)),
+                            ("old_size_bytes", .integer((before ?? 0) &* 512)),
+                        ])
+                }
                 log.info("the disk has \(disk.device?.info.sectorCount ?? 0) sectors now")
                 pending.append(event)
             case .failure(let error): log.error(error.description)

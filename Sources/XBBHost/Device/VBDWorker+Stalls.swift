@@ -28,6 +28,7 @@ extension VBDWorker {
         let before = stalls
         stalls = found
         if let stall = found.first, !before.contains(where: { $0.subject == stall.subject }) {
+            events.emit(.error, [("text", .string("\(stall.text) for \(stall.seconds(now)) s"))])
             log.error(
                 "\(stall.text) for \(stall.seconds(now)) s\(found.count > 1 ? ", and \(found.count - 1) more" : ""); "
                     + "the guest waits; 'xbbctl detach --force' takes the disk away")

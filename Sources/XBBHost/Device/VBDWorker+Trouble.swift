@@ -27,6 +27,13 @@ extension VBDWorker {
     func storageFailed() {
         guard let last = disk.lastStorageError else { return }
         report("the storage failed: \(last.text)")
+        events.emit(
+            .error,
+            [
+                ("operation", .string("\(last.operation)")), ("errno", .string(OperationError.errnoName(last.code))),
+                ("sector", .integer(last.firstSector)), ("sectors", .integer(last.sectorCount)),
+                ("count", .integer(disk.storageErrors.reduce(0) { $0 &+ $1.count })), ("text", .string(last.text)),
+            ])
         trouble.summaryAt = clinux_monotonic_ns() &+ DiskTrouble.summaryInterval
         publishTrouble()
     }
@@ -36,6 +43,7 @@ extension VBDWorker {
         let held = disk.heldRequests
         if trouble.take(held: held) {
             if held > 0 {
+                events.emit(.error, [("text", .string("stopped: no space: \(held) requests of the guest wait"))])
                 log.warning(
                     "stopped: no space: requests of the guest wait and are tried again every 5 s, and by 'xbbctl resume'"
                 )

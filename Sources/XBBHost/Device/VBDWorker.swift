@@ -38,6 +38,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     var mustEndSince: UInt64?
     /// What operators are told while the disk is served.
     var trouble = DiskTrouble()
+    /// Where xbbd is told what happens to the disk.
+    let events = EventPort()
     /// The statistics of the process before were looked for.
     var hasStatistics = false
     /// The last error that was reported, until a frontend is served.
@@ -268,7 +270,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
 
     private func serve(_ descriptor: Int32) {
         let service = ControlService(
-            disk: disk, nodes: nodes, stalls: stalls, trouble: trouble, problem: problem, log: log)
+            disk: disk, nodes: nodes, stalls: stalls, trouble: trouble, events: events, problem: problem,
+            log: log)
         control?.serve(descriptor) { line, reply in service.answer(line, machine, reply) }
     }
 }

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The two text formats of Prometheus. Pure.
+
+/// A format of metrics.
+public enum MetricsFormat: String, CaseIterable, Sendable {
+    /// OpenMetrics 1.0: ends with "# EOF", counters are declared without "_total".
+    case openmetrics
+    /// Prometheus' text format 0.0.4, which node_exporter and promtool read.
+    case prometheus
+
+    /// The media type.
+    public var contentType: String {
+        switch self {
+        case .openmetrics: "application/openmetrics-text; version=1.0.0; charset=utf-8"
+        case .prometheus: "text/plain; version=0.0.4; charset=utf-8"
+        }
+    }
+}
+
+/// A metric family: what is the same for all disks.
+struct MetricFamily {
+    enum Kind: String {
+        case counter
+        case gauge
+        case histogram
+        case info
+    }
+
+    /// Without "_total" or "_info".
+    let name: String
+    let kind: Kind
+    /// The unit that the name ends with; nil for a number of things.
+    let unit: String?
+    /// A sentence of plain letters.
+    let help: String
+
+    init(_ name: String, _ kind: Kind, unit: String? = nil, _ help: String) {
+        self.name = name
+        self.kind = kind
+        self.unit = unit
+        self.help = help
+    }
+
+    /// What stands behind the name in samples of one value.
+    var suffix: String {
+        switch kind {
+        case .counter: "_total"
+        case .info: "_info"
+        case .gauge, .histogram: ""
+        }
+    }
+}
+
+/// Text that grows.
+struct MetricsText {
+    let format: MetricsFormat
+    private(set) var bytes: [UInt8] = []
+    private var name = ""
+
+    init(_ format: MetricsFormat) {
+        self.format = format
+    }
+
+    /// Begins a family; its samples follow.
+    mutating func begin(_ family: MetricFamily) {
+        name = family.name + family.suffix
+        let declared = format == .openmetrics ? family.name : name
+        let kind = format == .prometheus && family.kind == .info ? MetricFamily.Kind.gauge : family.kind
+        bytes += "# HELP \(declared) \(family.help)\n# TYPE \(declared) \(kind.rawValue)\n".utf8
+        if format == .openmetrics, let unit = family.unit { bytes += "# UNIT \(declared) \(unit)\n".utf8 }
+    }
+
+    /// A sample; `labels` and `more` are what ``label(_:_:)`` makes, or empty. `part` names the part of a histogram.
+    mutating func sample(_ labels: [UInt8], _ more: [UInt8], _ value: [UInt8], part: String = "") {
+        bytes += name.utf8
+        bytes += part.utf8
+        if !labels.isEmpty || !more.isEmpty {
+            bytes.append(UInt8(ascii: "{"))
+            bytes += labels
+            if !labels.isEmpty && !more.isEmpty { bytes.append(UInt8(ascii: ",")) }
+            bytes += more
+            bytes.append(UInt8(ascii: "}"))
+        }
+        bytes.append(UInt8(ascii: " "))
+        bytes += value
+        bytes.append(UInt8(ascii: "\n"))
+    }
+
+    /// Ends the text.
+    mutating func end() {
+        if format == .openmetrics { bytes += "# EOF\n".utf8 }
+    }
+
+    /// `name="value"`, where the value may be any text: at most 256 bytes of it are taken.
+    static func label(_ name: String, _ value: String) -> [UInt8] {
+        var bytes = Array(name.utf8) + [UInt8(ascii: "="), UInt8(ascii: "\"")]
+        var taken = 0
+        for scalar in value.unicodeScalars {
+            let text = String(scalar).utf8
+            taken += text.count
+            if taken > 256 { break }
+            switch scalar {
+            case "\\": bytes += "\\\\".utf8
+            case "\"": bytes += "\\\"".utf8
+            case "\n": bytes += "\\n".utf8
+            case _ where scalar.value < 0x20 || scalar.value == 0x7f: bytes.append(UInt8(ascii: "?"))
+            default: bytes += text
+            }
+        }
+        bytes.append(UInt8(ascii: "\""))
+        return bytes
+    }
+
+    static func number(_ value: UInt64) -> [UInt8] { Array(String(value).utf8) }
+
+    /// Nanoseconds as seconds, exact.
+    static func seconds(nanoseconds: UInt64) -> [UInt8] {
+        let whole = String(nanoseconds / 1_000_000_000)
+        let part = nanoseconds % 1_000_000_000
+        if part == 0 { return Array("\(whole).0".utf8) }
+        var digits = Array(String(1_000_000_000 + part).utf8.dropFirst())
+        while digits.last == UInt8(ascii: "0") { digits.removeLast() }
+        return Array(whole.utf8) + [UInt8(ascii: ".")] + digits
+    }
+}
