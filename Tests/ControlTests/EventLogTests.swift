@@ -8,7 +8,7 @@ import Testing
 
 @testable import XBBControl
 
-@Suite struct EventTests {
+@Suite struct EventLogTests {
     private func events(_ lab: DaemonLab, _ words: [String] = []) throws -> JSON {
         let (text, exit) = try lab.control(["events", "--json"] + words)
         #expect(exit == .clean, "\(text)")
