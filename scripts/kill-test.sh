@@ -4,8 +4,8 @@
 # Kills workers at random under verified load, xbbd with them now and then, and counts what the guests saw.
 #
 # Guests with a disk each: on files, with rings of 4 and of 32 pages, for root one on a loop device, and a qcow2 image that is
-# written over a template, and has no error and no lost cluster at the end (qemu-img check). The requests of the first and the
-# last one overlap, and what is read is checked against all that was acknowledged (--verify history). Now and then a
+# written over a template, and has no error and no lost cluster at the end (qemu-img check), and a file on four queues. The
+# requests of the first, the qcow2 and the four queues' guest overlap, and what is read is checked against all that was acknowledged (--verify history). Now and then a
 # disk is handed over to another worker (xbbctl upgrade); with `both` these are of the debug and the release build in turn,
 # so that each goes on where the other one stopped or died. The image of guest 2 is renamed, removed or exchanged for another
 # file before half of its workers end: the open file is what counts. While workers of guests 1 and 2 end, another process has
@@ -60,7 +60,7 @@ wait_for() { # wait_for WHAT COMMAND...
 }
 start_xbbd() {
     xbbd --loopback "$xen" --run-dir "$run" --plugin-dir "$current/lib/xbb/plugins" --worker "$current/bin/xbb-vbd" \
-        --backing-dir "$work/templates" --restart-limit 1000000 --restart-window 1 >>"$work/xbbd.log" 2>&1 &
+        --max-queues 4 --backing-dir "$work/templates" --restart-limit 1000000 --restart-window 1 >>"$work/xbbd.log" 2>&1 &
     xbbd=$!
 }
 # Guest 2's name leads nowhere, or to another file, until the next call of `mend`.
@@ -151,7 +151,7 @@ xbb-loopback run --dir "$xen" >"$work/loopback.log" 2>&1 &
 wait_for "the start of xbb-loopback" xbb-loopback domain list --dir "$xen"
 start_xbbd
 wait_for "the start of xbbd" test -S "$run/xbbd.sock"
-truncate -s 64M "$work"/{1,2,3}.img "$work/other"
+truncate -s 64M "$work"/{1,2,3,5}.img "$work/other"
 printf 'another file' | dd of="$work/other" conv=notrunc status=none
 # Half of the template has data, and the disk is larger than it: its clusters are copied, made and zeroed.
 head -c 24M /dev/urandom >"$work/templates/4.img"
@@ -159,20 +159,21 @@ truncate -s 48M "$work/templates/4.img"
 qemu-img create -q -f qcow2 -b templates/4.img -F raw "$work/4.qcow2" 64M || fail "qemu-img create"
 template=$(sha256sum <"$work/templates/4.img")
 # By the numbers of the domains.
-images=([1]="raw:$work/1.img" [2]="raw:$work/2.img" [4]="qcow2:$work/4.qcow2")
+images=([1]="raw:$work/1.img" [2]="raw:$work/2.img" [4]="qcow2:$work/4.qcow2" [5]="raw:$work/5.img")
 if [[ $(id -u) -eq 0 ]] && loop=$(losetup --find --show "$work/3.img" 2>/dev/null); then
     images[3]=raw:$loop
 else
     loop=
 fi
-pages=([1]=4 [2]=32 [3]=1 [4]=8)
+pages=([1]=4 [2]=32 [3]=1 [4]=8 [5]=2)
 # Connects, writes, reads, reads all back and closes, again and again until told to stop. A good run is a line of JSON.
 load() { # load DOMAIN RING-PAGES
-    local seed=$((1000 * $1)) verify=(--bs 4k-128k --verify crc32c)
-    [[ $1 -ne 1 && $1 -ne 4 ]] || verify=(--bs 512-24k --verify history)
+    local seed=$((1000 * $1)) verify=(--bs 4k-128k --verify crc32c) queues=1
+    [[ $1 -ne 1 && $1 -lt 4 ]] || verify=(--bs 512-24k --verify history)
+    [[ $1 -ne 5 ]] || queues=4
     while [[ ! -e $work/stop ]]; do
         seed=$((seed + 1))
-        xbb-blkfront load --dir "$xen" --domid "$1" --rw randrw "${verify[@]}" --depth 32 --ring-pages "$2" --time 6 \
+        xbb-blkfront load --dir "$xen" --domid "$1" --rw randrw "${verify[@]}" --depth 32 --queues "$queues" --ring-pages "$2" --time 6 \
             --flush-every 16 --discard-every 50 --barrier-every 64 --pauses 10 --seed "$seed" \
             --timeout 60000 --json >>"$work/load-$1.json" 2>>"$work/load-$1.log" || return 1
     done

@@ -243,12 +243,14 @@ extension Setting<Int> {
     /// Declares a number; without a `usual` one it may be absent.
     public init(
         number name: String, _ help: String, _ range: ClosedRange<Int>, _ unit: SettingUnit = .none,
-        placeholder: String = "N", usual: Int? = nil, scope: SettingScope = .invocation,
-        section: ConfigurationSection? = nil, workerForm: WorkerForm = .none, changesWhileServed: Bool = false
+        placeholder: String = "N", usual: Int? = nil, otherwise: String = "", example: String = "",
+        scope: SettingScope = .invocation, section: ConfigurationSection? = nil, workerForm: WorkerForm = .none,
+        changesWhileServed: Bool = false
     ) {
         self.init(
-            name, .number(range, unit), help, placeholder: placeholder, usual: usual, otherwise: "", example: "",
-            scope: scope, section: section, workerForm: workerForm, changesWhileServed: changesWhileServed,
+            name, .number(range, unit), help, placeholder: placeholder, usual: usual, otherwise: otherwise,
+            example: example, scope: scope, section: section, workerForm: workerForm,
+            changesWhileServed: changesWhileServed,
             daemonOption: nil)
     }
 }

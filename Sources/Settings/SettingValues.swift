@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Values that were given for settings, with typed access.
+public import Base
 
 /// A value of a setting.
 public enum SettingValue: Equatable, Sendable, CustomStringConvertible {
@@ -62,6 +63,12 @@ public struct SettingValues: Equatable, Sendable {
 
     /// What was given, else what is usual.
     public func value(of setting: Setting<[String]>) -> [String] { self[setting] ?? setting.usual ?? [] }
+
+    /// The most queues of a frontend: what was given, else one for each of `processors`, at most
+    /// ``SettingsSchema/mostUsualQueues``.
+    public func queueLimit(processors: Int = onlineProcessors()) -> Int {
+        self[SettingsSchema.maxQueues] ?? min(max(processors, 1), SettingsSchema.mostUsualQueues)
+    }
 
     /// What was given here, and for the rest what was given in `lower`.
     public func over(_ lower: SettingValues) -> SettingValues {

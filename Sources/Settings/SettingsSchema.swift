@@ -67,8 +67,11 @@ public enum SettingsSchema {
         scope: .worker, section: .worker, workerForm: .option)
     /// The most queues of a disk.
     public static let maxQueues = Setting(
-        number: "max-queues", "the most queues that a frontend may have", 1...64, usual: 1, scope: .disk,
-        section: .worker, workerForm: .option)
+        number: "max-queues", "the most queues that a frontend may have", 1...64,
+        otherwise: "one per processor, at most \(mostUsualQueues)", example: "\(mostUsualQueues)",
+        scope: .disk, section: .worker, workerForm: .option)
+    /// See ``SettingValues/queueLimit(processors:)``.
+    public static let mostUsualQueues = 4
     /// Base-2 logarithm of the most pages of a ring.
     public static let maxRingPageOrder = Setting(
         number: "max-ring-page-order", "the largest ring is of 2^N pages", 0...5, usual: 5, scope: .disk,

@@ -41,16 +41,13 @@ public struct TransferOffer: Equatable, Sendable {
 }
 
 extension OfferedFeatures {
-    /// The features for a frontend with `queueCount` rings: what was asked for, as far as the storage supports it.
-    public init(
-        request: DeviceRequest, device: DeviceFacts, queueCount: Int, transfer: TransferOffer = TransferOffer()
-    ) {
+    /// The features for a frontend: what was asked for, as far as the storage supports it.
+    public init(request: DeviceRequest, device: DeviceFacts, transfer: TransferOffer = TransferOffer()) {
         let isReadOnly = request.isReadOnly || device.isReadOnly
         self.init(
             sectorCount: device.sectorCount, isReadOnly: isReadOnly,
             discard: request.mayDiscard && !isReadOnly ? device.discard : nil,
-            // Several queues have no common order, which a barrier would keep.
-            hasBarrier: device.canFlush && queueCount == 1, canFlush: device.canFlush,
+            hasBarrier: device.canFlush, canFlush: device.canFlush,
             maximumIndirectSegments: transfer.maximumIndirectSegments)
     }
 }

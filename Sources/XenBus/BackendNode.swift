@@ -32,8 +32,6 @@ public struct BackendNode: Equatable, Sendable {
     public let deviceType: DeviceType
     /// The medium is removable.
     public let isRemovable: Bool
-    /// O_DIRECT is safe on this storage.
-    public let isDirectIOSafe: Bool
     /// Discard may be offered.
     public let mayDiscard: Bool
     /// True for mode "r"; nil if `mode` is missing.
@@ -58,13 +56,16 @@ public struct BackendNode: Equatable, Sendable {
     public let publishedSectorCount: UInt64?
     /// What an earlier backend told the frontend of requests' data.
     public let publishedTransfer: TransferOffer
+    /// What an earlier backend let frontends ask for; nil: nothing.
+    public let offered: FrontendLimits?
 
     /// Every key that a snapshot is made of.
     public static let keys = [
         BackendKey.frontendID, BackendKey.frontend, BackendKey.state, BackendKey.online, BackendKey.deviceType,
-        BackendKey.removable, BackendKey.directIOSafe, BackendKey.discardEnable, BackendKey.mode, BackendKey.params,
+        BackendKey.removable, BackendKey.discardEnable, BackendKey.mode, BackendKey.params,
         BackendKey.script, BackendKey.dev, BackendKey.type, BackendKey.physicalDevice, BackendKey.physicalDevicePath,
         BackendKey.format, BackendKey.hotplugStatus, BackendKey.sectors, BackendKey.maxIndirectSegments,
+        BackendKey.maxRingPageOrder, BackendKey.maxQueues,
     ]
 
     /// First reserved domain identifier (DOMID_FIRST_RESERVED of xen.h).
@@ -89,7 +90,6 @@ public struct BackendNode: Equatable, Sendable {
         isOnline = Self.isOnline(reading: node.value(BackendKey.online))
         deviceType = try node.text(BackendKey.deviceType) == "cdrom" ? .cdrom : .disk
         isRemovable = try node.flag(BackendKey.removable, default: false)
-        isDirectIOSafe = try node.flag(BackendKey.directIOSafe, default: false)
         mayDiscard = try node.flag(BackendKey.discardEnable, default: true)
         isReadOnly = try Self.readOnly(node)
         params = try node.text(BackendKey.params)
@@ -111,6 +111,20 @@ public struct BackendNode: Equatable, Sendable {
         publishedSectorCount = try node.number(BackendKey.sectors, maximum: .max)
         publishedTransfer = TransferOffer(
             maximumIndirectSegments: UInt32(try node.number(BackendKey.maxIndirectSegments) ?? 0))
+        offered = Self.offered(node)
+    }
+
+    /// What stands there of another backend's offer; what breaks a rule counts as nothing.
+    private static func offered(_ node: NodeReader) -> FrontendLimits? {
+        do throws(NegotiationError) {
+            let order = try node.number(BackendKey.maxRingPageOrder)
+            let queues = try node.number(BackendKey.maxQueues)
+            if order == nil && queues == nil { return nil }
+            return FrontendLimits(
+                maximumRingPageOrder: Int(clamping: order ?? 0), maximumQueueCount: Int(clamping: queues ?? 1))
+        } catch {
+            return nil
+        }
     }
 
     /// The meaning of an `online` key, for updates and for nodes that break other rules: only a zero asks for
@@ -146,7 +160,7 @@ public struct BackendNode: Equatable, Sendable {
         guard let isReadOnly else { throw NegotiationError(.missing, key: BackendKey.mode) }
         return DeviceRequest(
             image: image, deviceNumber: source == .hotplug ? physicalDevice : nil, isReadOnly: isReadOnly,
-            deviceType: deviceType, isRemovable: isRemovable, isDirectIOSafe: isDirectIOSafe, mayDiscard: mayDiscard)
+            deviceType: deviceType, isRemovable: isRemovable, mayDiscard: mayDiscard)
     }
 
     /// The frontend's path must lie in the frontend domain's home: otherwise this node could make another domain's keys

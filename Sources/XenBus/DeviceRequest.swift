@@ -161,22 +161,19 @@ public struct DeviceRequest: Equatable, Sendable {
     public var deviceType: DeviceType
     /// The medium can be taken out.
     public var isRemovable: Bool
-    /// The toolstack says that O_DIRECT does no harm on this storage.
-    public var isDirectIOSafe: Bool
     /// Discard may be offered where the storage can.
     public var mayDiscard: Bool
 
     /// The image to open.
     public init(
         image: ImageLocation, deviceNumber: DeviceNumber? = nil, isReadOnly: Bool, deviceType: DeviceType = .disk,
-        isRemovable: Bool = false, isDirectIOSafe: Bool = false, mayDiscard: Bool = true
+        isRemovable: Bool = false, mayDiscard: Bool = true
     ) {
         self.image = image
         self.deviceNumber = deviceNumber
         self.isReadOnly = isReadOnly
         self.deviceType = deviceType
         self.isRemovable = isRemovable
-        self.isDirectIOSafe = isDirectIOSafe
         self.mayDiscard = mayDiscard
     }
 }

@@ -25,8 +25,6 @@ public enum BackendKey {
     public static let dev = "dev"
     /// "phy", "qdisk", "vbd3".
     public static let type = "type"
-    /// Permission to use O_DIRECT.
-    public static let directIOSafe = "direct-io-safe"
     /// 0 if discard must not be offered.
     public static let discardEnable = "discard-enable"
     /// "major:minor" in hexadecimal, from the hotplug script.

@@ -66,10 +66,11 @@ extension EndToEnd {
             }
             #expect(device.queues.count == 4)
             #expect(try disk.worker.show("queues") == "4")
-            #expect(!device.info.barrier, "a barrier cannot hold between queues")
+            #expect(device.info.barrier)
             let report = try disk.load(device) {
                 $0.count = 1600
                 $0.flushEvery = 50
+                $0.barrierEvery = 60
                 $0.discardEvery = 50
             }
             #expect(report.isGood, "\(report.text)")

@@ -53,7 +53,7 @@ import Testing
         let text = options.usage(otherwise: ["state-dir": "nowhere"])
         #expect(text.split(separator: "\n").allSatisfy { $0.count <= 120 })
         for line in [
-            "  --max-queues N             the most queues that a frontend may have; 1 to 64 (default: 1)\n",
+            "  --max-queues N             the most queues that a frontend may have; 1 to 64 (default: one per processor, at most 4)\n",
             "  --no-confine               keep all rights; to look for faults, not to serve guests\n",
             "  --log-level LEVEL          what is logged; error, warning, info or debug (default: info)\n",
         ] { #expect(text.contains(line)) }

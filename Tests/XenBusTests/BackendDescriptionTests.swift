@@ -16,10 +16,10 @@ import XenBus
     }
 
     static func describe(
-        _ request: DeviceRequest = goodRequest, _ facts: DeviceFacts = goodFacts, queues: Int = 1,
+        _ request: DeviceRequest = goodRequest, _ facts: DeviceFacts = goodFacts,
         _ change: (inout OfferedFeatures) -> Void = { _ in }
     ) -> Node {
-        var offered = OfferedFeatures(request: request, device: facts, queueCount: queues)
+        var offered = OfferedFeatures(request: request, device: facts)
         change(&offered)
         return keys(
             BackendDescription(
@@ -65,9 +65,9 @@ import XenBus
         #expect(Self.describe(request, facts)["feature-discard"] == "0")
     }
 
-    @Test func barriersHaveNoMeaningAcrossQueues() {
-        #expect(Self.describe(queues: 2)["feature-barrier"] == "0")
-        #expect(Self.describe(queues: 2)["feature-flush-cache"] == "1")
+    @Test func whereNothingIsToBeFlushedThereAreNoBarriersEither() {
+        #expect(Self.describe()["feature-barrier"] == "1")
+        #expect(Self.describe()["feature-flush-cache"] == "1")
         let noFlush = Self.describe(goodRequest, DeviceFacts(sectorCount: 8, canFlush: false))
         #expect(noFlush["feature-barrier"] == "0")
         #expect(noFlush["feature-flush-cache"] == "0")

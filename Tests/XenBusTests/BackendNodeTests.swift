@@ -38,7 +38,7 @@ import XenBus
             ]))
         #expect(found.image == ImageLocation(path: "/dev/loop0", format: .raw))
         #expect(found.deviceNumber == DeviceNumber(major: 7, minor: 0))
-        #expect(found.isReadOnly && found.isRemovable && found.isDirectIOSafe && !found.mayDiscard)
+        #expect(found.isReadOnly && found.isRemovable && !found.mayDiscard)
         #expect(found.deviceType == .cdrom)
         let image = try Self.request(["physical-device-path": "/img", "xbb-format": "qcow2"])?.image
         #expect(image == ImageLocation(path: "/img", format: .qcow2))
@@ -95,7 +95,7 @@ import XenBus
         #expect(node.isOnline, "a missing key is no wish to detach")
         #expect(node.state == nil)
         #expect(node.mayDiscard)
-        #expect(!node.isRemovable && !node.isDirectIOSafe)
+        #expect(!node.isRemovable)
         #expect(node.deviceType == .disk)
         #expect(node.isReadOnly == nil && node.params == nil && node.publishedSectorCount == nil)
         #expect(try node.deviceRequest(from: .params) == nil)

@@ -10,31 +10,27 @@ import XenBus
     struct Case: CustomStringConvertible {
         var request = goodRequest
         var facts = goodFacts
-        var queueCount = 1
 
         static let all: [Case] = {
             var cases: [Case] = []
             let discards: [DiscardSupport?] = [nil, DiscardSupport(granularity: 4096), DiscardSupport(isSecure: true)]
             for bits in 0..<16 {
                 for discard in discards {
-                    for queueCount in [1, 2, 64] {
-                        for sectorCount: UInt64 in [1, 8, 2048, .max] {
-                            var made = Case()
-                            made.request.isReadOnly = bits & 1 != 0
-                            made.request.mayDiscard = bits & 2 != 0
-                            made.facts = DeviceFacts(
-                                sectorCount: sectorCount, isReadOnly: bits & 4 != 0, canFlush: bits & 8 != 0,
-                                discard: discard)
-                            made.queueCount = queueCount
-                            cases.append(made)
-                        }
+                    for sectorCount: UInt64 in [1, 8, 2048, .max] {
+                        var made = Case()
+                        made.request.isReadOnly = bits & 1 != 0
+                        made.request.mayDiscard = bits & 2 != 0
+                        made.facts = DeviceFacts(
+                            sectorCount: sectorCount, isReadOnly: bits & 4 != 0, canFlush: bits & 8 != 0,
+                            discard: discard)
+                        cases.append(made)
                     }
                 }
             }
             return cases
         }()
 
-        var offered: OfferedFeatures { OfferedFeatures(request: request, device: facts, queueCount: queueCount) }
+        var offered: OfferedFeatures { OfferedFeatures(request: request, device: facts) }
 
         /// What a frontend reads.
         var keys: Node {
@@ -45,7 +41,7 @@ import XenBus
                 ).entries)
         }
 
-        var description: String { "\(request) \(facts) \(queueCount) queues" }
+        var description: String { "\(request) \(facts)" }
     }
 
     /// A request as a frontend may send it.

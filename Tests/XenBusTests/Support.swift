@@ -28,7 +28,7 @@ let goodFacts = DeviceFacts(sectorCount: 2048)
 func offered(sectorCount: UInt64 = goodFacts.sectorCount) -> OfferedFeatures {
     var facts = goodFacts
     facts.sectorCount = sectorCount
-    return OfferedFeatures(request: goodRequest, device: facts, queueCount: 1)
+    return OfferedFeatures(request: goodRequest, device: facts)
 }
 
 /// The disk has another size, and so have the queues, where any are connected.

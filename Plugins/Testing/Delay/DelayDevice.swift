@@ -47,6 +47,7 @@ final class DelayDevice: StorageDisk, ThreadBody, @unchecked Sendable {
     private let delay: UInt64
     private let reorders: Bool
     private let hold: Int
+    private let stuckAt: UInt64
     private let monitor = Monitor()
     // Under the monitor:
     private var waiting: [Waiting] = []
@@ -56,10 +57,12 @@ final class DelayDevice: StorageDisk, ThreadBody, @unchecked Sendable {
 
     init(_ opening: Opening) throws(PluginError) {
         memory = try MemoryDisk(
-            size: try opening[DelayOption.size], file: try opening[DelayOption.keep] ? opening.label : nil)
+            size: try opening[DelayOption.size], file: try opening[DelayOption.keep] ? opening.label : nil,
+            block: try opening[DelayOption.block], queues: try opening[DelayOption.queues])
         delay = try opening[DelayOption.delay] * 1000
         reorders = try opening[DelayOption.reorder]
         hold = Int(clamping: try opening[DelayOption.hold])
+        stuckAt = try opening[DelayOption.stuckAt]
         randomState = try opening[DelayOption.seed]
     }
 
@@ -81,7 +84,8 @@ final class DelayDevice: StorageDisk, ThreadBody, @unchecked Sendable {
         monitor.lock()
         while let request = batch.next() {
             let wait = reorders && delay > 0 ? random() % (2 * delay) : delay
-            waiting.append(Waiting(request, of: queue, due: now + wait))
+            let isStuck = request.operation != .flush && request.offset == stuckAt
+            waiting.append(Waiting(request, of: queue, due: now + (isStuck ? 600_000_000_000 : wait)))
         }
         if hold > 0, waiting.count >= hold { for entry in waiting { entry.due = now } }
         monitor.unlock()

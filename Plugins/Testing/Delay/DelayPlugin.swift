@@ -15,7 +15,12 @@ enum DelayOption {
     static let seed = PluginOption.count("seed", default: 1, in: 0...(1 << 62), help: "of the random order")
     static let keep = PluginOption.bool(
         "keep", default: false, help: "the memory is the file at the disk's path, and outlives the process")
-    static let all: [any OptionSchema] = [size, delay, reorder, hold, seed, keep]
+    static let block = PluginOption.size(
+        "block", default: "512", in: 512...4096, help: "bytes of a block: 512, 1024, 2048 or 4096")
+    static let queues = PluginOption.count("queues", default: 16, in: 1...64, help: "the most queues at once")
+    static let stuckAt = PluginOption.size(
+        "stuck-at", default: "16G", in: 0...(16 << 30), help: "what begins at this byte takes ten minutes")
+    static let all: [any OptionSchema] = [size, delay, reorder, hold, seed, keep, block, queues, stuckAt]
 }
 
 private let plugin = Plugin(

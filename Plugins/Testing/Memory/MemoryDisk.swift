@@ -9,15 +9,21 @@ public final class MemoryDisk: Sendable {
     public let info: DiskInfo
     private let memory: Mutex<DiskMemory>
 
-    /// A disk of `size` bytes, a multiple of 512 and not 0. With `file` they are that file's, so that they outlive the
-    /// process; it grows to `size`.
-    public init(size: UInt64, file: String? = nil) throws(PluginError) {
-        guard size > 0, size % 512 == 0 else { throw .invalid("size must be a multiple of 512 and not 0") }
+    /// A disk of `size` bytes, a multiple of `block` and not 0. With `file` they are that file's, so that they outlive the
+    /// process; it grows to `size`. `block` is in bytes; `queues` can be open at once.
+    public init(
+        size: UInt64, file: String? = nil, block: UInt64 = 512, queues: UInt64 = 16
+    ) throws(PluginError) {
+        guard (512...4096).contains(block), block.nonzeroBitCount == 1 else {
+            throw .invalid("block must be 512, 1024, 2048 or 4096")
+        }
+        guard size > 0, size % block == 0 else { throw .invalid("size must be a multiple of \(block) and not 0") }
         memory = Mutex(try DiskMemory(size: size, keptIn: file))
         var info = DiskInfo(
             size: size, capabilities: [.write, .flush, .force, .discard, .discardZeroes, .writeZeroes])
         info.physicalBlock = 4096
-        info.maxQueues = 16
+        info.logicalBlock = UInt32(block)
+        info.maxQueues = UInt32(clamping: queues)
         self.info = info
     }
 

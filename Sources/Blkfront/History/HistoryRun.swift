@@ -23,7 +23,7 @@ public struct HistoryPlan: Sendable {
     public var readPercent = 40
     /// A flush after this many writes; 0 for none.
     public var flushEvery = 12
-    /// Every this many writes, the write is a barrier; 0 for none. Only a disk with one queue offers barriers.
+    /// Every this many writes, the write is a barrier; 0 for none.
     public var barrierEvery = 40
     /// Every this many writes, a discard replaces the write; 0 for none.
     public var discardEvery = 30

@@ -33,6 +33,7 @@ extension QueueEngine {
             accept(index, slot)
         }
         stats.add(.reqs_received, UInt64(taken))
+        peers.took(taken)
         closeTail(forced: false)
         startWaitingLists()
         return taken > 0
@@ -129,9 +130,15 @@ extension QueueEngine {
         } else if allocate(list) {
             start(list)
         } else {
-            stats.add(.kva_shortages)
+            countShortage()
             waitForMemory(list)
         }
+    }
+
+    /// There was no memory, unless the list waits for another queue's.
+    @inline(never)
+    private func countShortage() {
+        if !peers.isWaiting { stats.add(.kva_shortages) }
     }
 
     @inline(never)
@@ -172,7 +179,9 @@ extension QueueEngine {
     mutating func startExclusiveIfAlone() {
         guard exclusive >= 0, lists[Int(exclusive)].state.phase == .waitingForDrain else { return }
         // The lists that wait for memory were taken after it, and so was the tail.
-        guard listsInFlight - memoryWaiters.count - (tail >= 0 ? 1 : 0) == 1 else { return }
+        guard listsInFlight - memoryWaiters.count - (tail >= 0 ? 1 : 0) == 1, mayBegin(exclusive: exclusive) else {
+            return
+        }
         if allocate(exclusive) {
             start(exclusive)
         } else {
@@ -188,7 +197,7 @@ extension QueueEngine {
             if mustBeAlone(list) {
                 startAlone(list)
             } else if !allocate(list) {
-                stats.add(.kva_shortages)
+                countShortage()
                 memoryWaiters.prepend(list)
                 return
             } else {

@@ -5,10 +5,11 @@ import Memory
 import PluginAPI
 
 extension QueueEngine {
-    /// Takes memory for the list's data; false if none is free now.
+    /// Takes memory for the list's data; false if none is free now, or if another queue has the blocks.
     @inline(__always)
     mutating func allocate(_ list: Int32) -> Bool {
         let state = lists[Int(list)].state
+        if locksBlocks && !lockBlocks(of: list) { return false }
         if state.data == .none || state.operation == .discard { return true }
         let (pages, head) = lists[Int(list)].widen(on: traits)
         if traits.blockMask > 511 && hasRequestOfPartialBlocks(list) { return allocateWithScratch(list, pages, head) }
@@ -257,11 +258,12 @@ extension QueueEngine {
     private mutating func finishInline(_ list: Int32) {
         lists[Int(list)].state.phase = .free
         data.release(list)
+        if locksBlocks { unlockBlocks(of: list) }
         let second = requests[Int(list)].next
         respond(list)
         if second >= 0 { respondToRest(second) }
         listsInFlight &-= 1
-        if exclusive == list { exclusive = -1 }
+        if exclusive == list { endExclusive() }
     }
 
     @inline(never)

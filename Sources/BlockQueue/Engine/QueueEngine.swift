@@ -44,6 +44,10 @@ package struct QueueEngine: ~Copyable {
     let stats: StatisticsCells
     let traits: DiskTraits
     let canEraseSecurely: Bool
+    /// There are other queues of the disk.
+    let hasPeers: Bool
+    /// There are, and blocks of which one writes a part are locked.
+    let locksBlocks: Bool
 
     // What can change while it runs.
     var disk: OfferedFeatures
@@ -53,6 +57,10 @@ package struct QueueEngine: ~Copyable {
     var isDraining = false
     /// The connection is not complete yet.
     var isHeld = false
+    /// Another queue's barrier is at work, or waits until nothing is on its way here.
+    var isShut = false
+    /// The other queues of the disk.
+    var peers: QueuePeers
 
     // Its parts.
     var ring: BackRing
@@ -107,7 +115,7 @@ package struct QueueEngine: ~Copyable {
         ring: consuming BackRing, domain: DomainID, device: DeviceInfo, disk: OfferedFeatures, memory: HostMemory,
         segments: consuming SegmentStore, fetch: consuming FetchStage, port: CompletionPort, stats: StatisticsCells,
         journal: QueueJournal,
-        recovery: QueueRecovery
+        recovery: QueueRecovery, peers: QueuePeers = QueuePeers(order: nil, queue: 0)
     ) {
         let entries = ring.entryCount
         self.ring = ring
@@ -118,6 +126,9 @@ package struct QueueEngine: ~Copyable {
             blockMask: UInt64(device.logicalBlock) &- 1, hasFlush: device.capabilities.contains(.flush),
             hasFUA: device.capabilities.contains(.fua))
         canEraseSecurely = device.capabilities.contains(.discardSecure)
+        self.peers = peers
+        hasPeers = peers.order != nil
+        locksBlocks = hasPeers && device.logicalBlock > 512
         let perRequest = segments.capacity
         let mostSegments = max(entries * BlkifLimits.segmentsPerRequest, perRequest + DataPlane.mostRuns)
         data = DataPlane(domain: domain, memory: memory, listCount: entries, copyCount: mostSegments)
@@ -168,7 +179,9 @@ package struct QueueEngine: ~Copyable {
     var isEmpty: Bool { isIdle && plugin.inFlight == 0 }
 
     /// True if requests may be taken now.
-    var mayTake: Bool { overflow == nil && !isDraining && !isHeld && exclusive < 0 && memoryWaiters.isEmpty }
+    var mayTake: Bool {
+        overflow == nil && !isDraining && !isHeld && !isShut && exclusive < 0 && memoryWaiters.isEmpty
+    }
 
     /// True if requests of the ring are what would be taken: those of an earlier process come first.
     var mayLookAtRing: Bool { mayTake && replays.isEmpty }

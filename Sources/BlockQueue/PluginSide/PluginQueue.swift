@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The plugin's side of a queue: called in place, or on threads of its own if it may sleep.
+// The plugin's side of a queue: called in place, on threads of its own if it may sleep, or on that of a queue that several
+// rings share.
 import Base
 import Glibc
 import Memory
@@ -17,6 +18,8 @@ struct PluginQueue: ~Copyable {
     private let port: CompletionPort
     private let handle: UnsafeMutableRawPointer?
     private let threads: BlockingThreads?
+    /// The queue that is shared with other rings, on a thread of its own; nil: `handle` or `threads` is this ring's alone.
+    private let shared: SharedPluginQueue?
     private let submitFunction:
         @convention(c) (UnsafeMutableRawPointer?, UnsafePointer<UnsafeMutablePointer<xbb_req>?>?, UInt32) -> UInt32
     private let pollFunction: (@convention(c) (UnsafeMutableRawPointer?) -> UInt32)?
@@ -27,18 +30,24 @@ struct PluginQueue: ~Copyable {
     private let indices: UnsafeMutablePointer<Int32>
 
     /// True if the plugin can be asked for completions without a system call.
-    var canPoll: Bool { unsafe pollFunction != nil && threads == nil }
+    var canPoll: Bool { unsafe pollFunction != nil && threads == nil && shared == nil }
 
-    /// Opens the plugin's queue number `index`, or a queue for each of `threadCount` threads if it may sleep.
+    /// Opens the plugin's queue number `index`, or a queue for each of `threadCount` threads if it may sleep; or takes part
+    /// in one that is `shared`.
     init(
-        device: PluginDevice, port: CompletionPort, events: PluginEvents, index: Int, depth: Int, threadCount: Int
+        device: PluginDevice, port: CompletionPort, events: PluginEvents, index: Int, depth: Int, threadCount: Int,
+        shared: SharedPluginQueue? = nil
     ) throws(OperationError) {
         guard let submit = unsafe device.library.table.submit else {
             throw OperationError(.invalid, "plugin '\(device.library.name)' has no submit()")
         }
         let threads: BlockingThreads?
         let handle: UnsafeMutableRawPointer?
-        if device.library.isBlocking {
+        if let shared {
+            try shared.open()
+            threads = nil
+            unsafe handle = nil
+        } else if device.library.isBlocking {
             threads = try BlockingThreads(
                 device: device, port: port, firstIndex: index * threadCount, threadCount: threadCount)
             unsafe handle = nil
@@ -55,6 +64,7 @@ struct PluginQueue: ~Copyable {
             }
         }
         self.threads = threads
+        self.shared = shared
         self.port = port
         unsafe self.handle = handle
         self.device = device
@@ -69,7 +79,9 @@ struct PluginQueue: ~Copyable {
     }
 
     deinit {
-        if let threads {
+        if let shared {
+            shared.close()
+        } else if let threads {
             threads.stop()
         } else {
             unsafe device.closeQueue(handle, of: port.hostQueue)
@@ -97,6 +109,10 @@ struct PluginQueue: ~Copyable {
             unsafe threads.submit(UnsafePointer(batch), count)
             return submission
         }
+        if let shared {
+            unsafe shared.submit(UnsafePointer(batch), count, answeringAt: port)
+            return submission
+        }
         exclusion?.lock()
         let answer = Int(unsafe submitFunction(handle, UnsafePointer(batch), UInt32(truncatingIfNeeded: count)))
         exclusion?.unlock()
@@ -115,7 +131,7 @@ struct PluginQueue: ~Copyable {
 
     /// Lets the plugin reap its completions without sleeping; true if there were any.
     func poll() -> Bool {
-        guard threads == nil, let pollFunction = unsafe pollFunction else { return false }
+        guard canPoll, let pollFunction = unsafe pollFunction else { return false }
         exclusion?.lock()
         defer { exclusion?.unlock() }
         return unsafe pollFunction(handle) > 0

@@ -121,7 +121,7 @@ struct QueueLoop: ~Copyable {
     /// Stops reading the ring when the drain's rule is met.
     @inline(never)
     private mutating func advanceDrain(_ worked: Bool) {
-        let isBusy = worked || !engine.isEmpty || (engine.mayLookAtRing && engine.ring.hasNewRequests)
+        let isBusy = worked || !engine.isEmpty || engine.isShut || (engine.mayLookAtRing && engine.ring.hasNewRequests)
         if drain?.isOver(isBusy: isBusy, now: engine.now) == true { engine.isDraining = true }
     }
 

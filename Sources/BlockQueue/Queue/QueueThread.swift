@@ -33,6 +33,10 @@ package struct QueueConfiguration: Sendable {
     /// How long the queue looks for work before it sleeps, in ns.
     package var pollNanoseconds: UInt64
     package var tuning: QueueTuning
+    /// The order among the queues of the disk; nil for the only one.
+    package var order: DiskOrder?
+    /// The plugin's queue, where it has fewer than there are rings; nil: the ring opens one of its own.
+    package var sharedQueue: SharedPluginQueue?
     /// Where its requests are written down while they are on their way; nil: where nobody will read it.
     package var journal: QueueJournalSource?
 
@@ -320,12 +324,15 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         let watched = events.add(
             channels.fileDescriptor, UInt32(EPOLLIN.rawValue), PluginEvents.Source.eventChannel.rawValue)
         if watched != 0 { throw OperationError(-watched, "watch event channel \(channel)") }
+        configuration.order?.join(configuration.index, port: port)
+        defer { configuration.order?.leave(configuration.index) }
         let engine = try makeEngine(BackRing(attaching: mapping.pages, abi: configuration.abi), memory)
         // The memory lives to the end of this function, behind the unmap below.
         unsafe try device.map(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
         let queue = try PluginQueue(
             device: device, port: port, events: events, index: configuration.index,
-            depth: engine.plugin.depthLimit, threadCount: configuration.blockingThreads)
+            depth: engine.plugin.depthLimit, threadCount: configuration.blockingThreads,
+            shared: configuration.sharedQueue)
         started.signal()
         onStarted()
         var loop = QueueLoop(
@@ -354,7 +361,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         return QueueEngine(
             ring: ring, domain: configuration.domain, device: device.info, disk: configuration.disk, memory: memory,
             segments: segments, fetch: FetchStage(requestCount: capacity > 0 ? ring.entryCount : 0), port: port,
-            stats: statistics.cells, journal: journal, recovery: recovery)
+            stats: statistics.cells, journal: journal, recovery: recovery,
+            peers: QueuePeers(order: configuration.order, queue: configuration.index))
     }
 
     private func unmap(_ mapping: GrantMapping, _ grants: Platform.Grants) {

@@ -28,8 +28,7 @@ public final class DiskGroups {
         public init(_ values: SettingValues) {
             tasks = values.value(of: SettingsSchema.workerTasks)
             let queue = SettingsSchema.queueMemory(values) + SettingsSchema.queueLists(values)
-            let queues = values.value(of: SettingsSchema.maxQueues) * queue
-            memoryBytes = values.value(of: SettingsSchema.workerMemoryMiB) << 20 + queues
+            memoryBytes = values.value(of: SettingsSchema.workerMemoryMiB) << 20 + values.queueLimit() * queue
         }
     }
 

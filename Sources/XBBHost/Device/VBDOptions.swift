@@ -89,7 +89,7 @@ public struct VBDOptions: Sendable {
     public init(backendPath: String, values: SettingValues, usualPlugins: [String]) {
         self.backendPath = backendPath
         pluginDirectories = values[SettingsSchema.pluginDirectories] ?? usualPlugins
-        maxQueues = values.value(of: SettingsSchema.maxQueues)
+        maxQueues = values.queueLimit()
         maxRingPageOrder = values.value(of: SettingsSchema.maxRingPageOrder)
         maxIndirectSegments = values.value(of: SettingsSchema.maxIndirectSegments)
         memoryBytes = SettingsSchema.queueMemory(values)

@@ -101,7 +101,7 @@ extension VBDWorker {
     private func connect(_ origin: VBDMachine.RingOrigin) {
         guard let device = disk.device else { return pending.append(.ringsFailed("no device is open")) }
         do throws(OperationError) {
-            switch try nodes.readFrontend(disk.limits(origin, device)) {
+            switch try nodes.readFrontend(disk.limits(origin)) {
             case .failure(let error): pending.append(.ringsFailed(error.description))
             case .success(let node):
                 let isKnown = try compareStorage(origin, device)

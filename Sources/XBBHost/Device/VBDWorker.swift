@@ -144,6 +144,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         switch node {
         case .success(let node):
             nodes.follow(node)
+            disk.offeredBefore = node.offered
             attachment = VBDMachine.Attachment(
                 state: node.state, isOnline: node.isOnline, frontend: try nodes.readFrontendState(),
                 publishedSectorCount: node.publishedSectorCount)

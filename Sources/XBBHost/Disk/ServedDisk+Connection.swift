@@ -52,8 +52,7 @@ extension ServedDisk {
             while statistics.count < node.rings.count {
                 statistics.append(area?.queue(statistics.count) ?? QueueStatistics())
             }
-            let offered = OfferedFeatures(
-                request: request, device: device.facts, queueCount: node.rings.count, transfer: transfer(origin))
+            let offered = OfferedFeatures(request: request, device: device.facts, transfer: transfer(origin))
             let sources = try journal.sources(
                 JournalConnection(
                     domain: domain, isNarrow: node.ringProtocol == .x86_32, isReadOnly: offered.isReadOnly,
@@ -62,13 +61,23 @@ extension ServedDisk {
                     storage: device.storage, format: device.source.format, plugin: device.library.name),
                 origin, after: predecessor, isStorageKnown: isStorageKnown)
             watch = RequestWatch()
+            sharedQueues = SharedPluginQueue.queues(
+                of: device, forRings: node.rings.count, threads: options.blockingThreads)
             connecting = Connecting(
-                node: node, domain: domain, device: device, offered: offered, sources: sources[...],
+                node: node, domain: domain, device: device, offered: offered,
+                order: Self.order(of: node), sources: sources[...],
                 completion: completion)
             startNextQueue()
         } catch {
             completion(.failure(error))
         }
+    }
+
+    /// What several queues agree on; nil for the only one.
+    private static func order(of node: FrontendNode) -> DiskOrder? {
+        if node.rings.count < 2 { return nil }
+        let pages = node.rings.first?.pageReferences.count ?? 0
+        return DiskOrder(queueCount: node.rings.count, listsPerQueue: RingLayout(node.abi).entryCount(pages: pages))
     }
 
     private func startNextQueue() {
@@ -113,7 +122,8 @@ extension ServedDisk {
         if offered != done.offered { for queue in queues { queue.setOffered(offered) } }
         connection = Connection(node: done.node, offered: offered)
         log.info(
-            "connected to domain \(done.domain): \(done.node.rings.count) queues, "
+            "connected to domain \(done.domain): \(done.node.rings.count) queues"
+                + (sharedQueues.isEmpty ? ", " : ", which share \(sharedQueues.count) of the plugin, ")
                 + "\(done.node.rings[0].pageReferences.count) ring pages, \(done.node.ringProtocol.rawValue)")
         KillPoint.reach(.connected)
         done.completion(.success(offered))
@@ -129,6 +139,8 @@ extension ServedDisk {
             disk: connecting.offered, memoryBytes: options.memoryBytes, blockingThreads: blockingThreads(device, node),
             pollNanoseconds: tunables.pollMicroseconds * 1000, tuning: tunables.tuning)
         configuration.journal = journal
+        configuration.order = connecting.order
+        if !sharedQueues.isEmpty { configuration.sharedQueue = sharedQueues[index % sharedQueues.count] }
         let queue = try QueueThread(
             platform: platform, device: device, configuration: configuration, statistics: statistics[index],
             log: log, errorLimit: errorLimit,

@@ -13,9 +13,6 @@ import Xen
 import XenBus
 
 /// Owns device, queues, journal, statistics and tunables of a disk, and keeps its limits. Control thread only.
-///
-/// Two requests exclude each other in one queue only: what must be alone, a barrier or a write of part of a large block, is
-/// offered to frontends with one queue only.
 final class ServedDisk<Platform: XenPlatform> {
     /// The connection to a frontend, from ``connect(_:of:_:after:_:)`` until all of its queues have ended.
     struct Connection {
@@ -30,6 +27,8 @@ final class ServedDisk<Platform: XenPlatform> {
         let domain: DomainID
         let device: PluginDevice
         let offered: OfferedFeatures
+        /// What the queues agree on; nil for a single one.
+        let order: DiskOrder?
         /// The journals of the queues that are not started yet.
         var sources: ArraySlice<QueueJournalSource>
         /// When the queue began that starts now, in ns of the monotonic clock.
@@ -71,6 +70,10 @@ final class ServedDisk<Platform: XenPlatform> {
     private(set) var device: PluginDevice?
     private(set) var request: DeviceRequest?
     var queues: [QueueThread<Platform>] = []
+    /// The plugin's queues, where it has fewer than the frontend; else empty.
+    var sharedQueues: [SharedPluginQueue] = []
+    /// What an earlier process of this disk offered to frontends; nil: nothing.
+    var offeredBefore: FrontendLimits?
     /// Statistics of each queue; they go on when the frontend reconnects.
     var statistics: [QueueStatistics] = []
     var connection: Connection?
@@ -193,15 +196,16 @@ final class ServedDisk<Platform: XenPlatform> {
     // MARK: Limits
 
     /// Queues to pre-open Xen handles for.
-    var mostQueues: Int { max(options.maxQueues, journal.queueCount) }
+    var mostQueues: Int { max(options.maxQueues, journal.queueCount, offeredBefore?.maximumQueueCount ?? 1) }
 
-    /// What a frontend may have. One that is connected already keeps what it has, whatever new ones may have now.
-    func limits(_ origin: VBDMachine.RingOrigin, _ device: PluginDevice) -> FrontendLimits {
-        let inherited = origin == .inherited
+    /// What a frontend may have, whatever the plugin has. One that is connected already keeps what it has, and one that was
+    /// made an offer by an earlier process gets that, whatever is offered to new ones now.
+    func limits(_ origin: VBDMachine.RingOrigin) -> FrontendLimits {
+        let order = max(options.maxRingPageOrder, offeredBefore?.maximumRingPageOrder ?? 0)
         return FrontendLimits(
-            maximumRingPageOrder: inherited ? FrontendLimits.highestRingPageOrder : options.maxRingPageOrder,
-            maximumQueueCount: min(
-                inherited ? mostQueues : options.maxQueues, device.maxQueues, device.info.logicalBlock > 512 ? 1 : 64))
+            maximumRingPageOrder: origin == .inherited ? FrontendLimits.highestRingPageOrder : order,
+            maximumQueueCount: origin == .inherited
+                ? mostQueues : max(options.maxQueues, offeredBefore?.maximumQueueCount ?? 1))
     }
 
     /// How requests may bring their data. A frontend that is connected was told by an earlier process and goes by that.
@@ -257,5 +261,7 @@ final class ServedDisk<Platform: XenPlatform> {
     }
 
     /// Calls of complete() that broke the plugin ABI.
-    var violations: UInt64 { queues.reduce(0) { $0 &+ $1.violations } }
+    var violations: UInt64 {
+        queues.reduce(0) { $0 &+ $1.violations } &+ sharedQueues.reduce(0) { $0 &+ $1.violations }
+    }
 }

@@ -45,6 +45,9 @@ final class EngineRig {
         }
 
         var offersBarrier = true
+        /// Its place among the queues of a disk.
+        var order: DiskOrder?
+        var queue = 0
         var info = xbb_info()
 
         /// What a queue of the host would have.
@@ -95,7 +98,8 @@ final class EngineRig {
     var nextTag: UInt64 = 0x2000_0001
     private var freePages: [UInt32]
 
-    init(_ change: (inout Setup) -> Void = { _ in }) throws {
+    /// `shared`: the disk of other rigs.
+    init(disk shared: FakeDisk? = nil, _ change: (inout Setup) -> Void = { _ in }) throws {
         var setup = Setup()
         change(&setup)
         setup.info.size = UInt64(setup.sectors) * 512
@@ -108,12 +112,13 @@ final class EngineRig {
         freePages = (0..<UInt32(setup.pageCount(entries))).reversed().map {
             FakeGuest.firstReference + $0
         }
-        disk = FakeDisk(sectorCount: setup.sectors)
+        disk = shared ?? FakeDisk(sectorCount: setup.sectors)
         port = try #require(CompletionPorts.take(requestCount: setup.pluginRequests, contextSize: 0))
         port.adoptThread()
         journal = try #require(JournalMapping.anonymous(queues: 1, entries: entries))
         memory = try #require(HostMemory(byteCount: setup.wholeMemory))
         plugin = FakePlugin(disk: disk, info: info, port: port)
+        setup.order?.join(setup.queue, port: port)
         engine = try Self.engine(
             setup, info, guest, QueueJournalSource(mapping: journal, index: 0), memory, port, statistics)
     }
@@ -135,10 +140,12 @@ final class EngineRig {
         return QueueEngine(
             ring: ring, domain: FakeGuest.domain, device: info, disk: limits, memory: memory, segments: segments,
             fetch: FetchStage(requestCount: capacity > 0 ? ring.entryCount : 0), port: port,
-            stats: statistics.cells, journal: journal, recovery: recovery)
+            stats: statistics.cells, journal: journal, recovery: recovery,
+            peers: QueuePeers(order: setup.order, queue: setup.queue))
     }
 
     deinit {
+        setup.order?.leave(setup.queue)
         // Each has a descriptor and is never freed: the next rig takes them.
         for port in oldPorts + [port] { CompletionPorts.giveBack(port) }
     }
