@@ -90,6 +90,12 @@ public struct BackRing: ~Copyable, Sendable {
         consumer &+= 1
     }
 
+    /// Leaves the request that was taken last on the ring: it is the next one again, and is copied anew then.
+    public mutating func putBack() {
+        precondition(consumer != producer)
+        consumer &-= 1
+    }
+
     /// Where the slot of an index begins.
     @inlinable @inline(__always)
     func offset(of index: UInt32, in layout: RingLayout) -> Int {

@@ -11,6 +11,12 @@ public enum SettingUnit: String, Sendable {
     case seconds
     /// 2^20 bytes.
     case mebibytes = "MiB"
+    /// Bytes; K, M, G or T behind a number is a power of 1024.
+    case bytes
+    /// The same in each second.
+    case bytesPerSecond = "bytes/s"
+    /// Requests of a guest in each second.
+    case requestsPerSecond = "requests/s"
 }
 
 /// Which texts are a value.

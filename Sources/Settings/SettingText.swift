@@ -2,6 +2,19 @@
 // Values as text: what is taken, and what is said of what is not.
 public import Base
 
+extension SettingUnit {
+    /// A number of the unit: of bytes with K, M, G or T behind it for powers of 1024, as in options of plugins; nil where it
+    /// is none, or larger than an `Int`.
+    func number(_ text: String) -> Int? {
+        guard self == .bytes || self == .bytesPerSecond, let last = text.utf8.last,
+            let power = [UInt8]("kmgt".utf8).firstIndex(of: last | 0x20)
+        else { return Int(text) }
+        guard let number = Int(text.dropLast()) else { return nil }
+        let (scaled, overflow) = number.multipliedReportingOverflow(by: 1 << ((power + 1) * 10))
+        return overflow ? nil : scaled
+    }
+}
+
 extension SettingType {
     /// Completes "expected ...".
     var expected: String {
@@ -41,8 +54,8 @@ extension SettingDeclaration {
             case "no", "off", "false", "0": return .flag(false)
             default: throw refuse(text)
             }
-        case .number(let range, _):
-            guard let number = Int(text), range.contains(number) else { throw refuse(text) }
+        case .number(let range, let unit):
+            guard let number = unit.number(text), range.contains(number) else { throw refuse(text) }
             return .number(number)
         case .text(let rule):
             guard rule.accepts(text) else { throw refuse(text) }

@@ -186,7 +186,7 @@ public enum SettingsSchema {
         confine.declaration, stallTime.declaration,
         disableFlush.declaration, flushInterval.declaration, noCoalesce.declaration,
         pollPercent.declaration, onNoSpace.declaration,
-    ]
+    ] + limitDeclarations
 
     /// What `xbbctl set` changes, by name.
     public static let changing = all.filter(\.changesWhileServed).sorted { $0.name < $1.name }

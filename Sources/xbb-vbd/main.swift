@@ -31,6 +31,7 @@ func parseArguments() -> SettingValues {
         Arguments.all, change: Arguments.change.declaration, workingDirectory: directory == "/" ? "" : directory)
     do throws(OperationError) {
         let values = try options.parse(CommandLine.arguments.dropFirst())
+        try SettingsSchema.checkLimits(values)
         if values.value(of: Arguments.help) {
             print(Arguments.usage(options), terminator: "")
             exit(0)

@@ -39,25 +39,25 @@ extension XBBCtl {
 
     struct Set: ParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Changes a setting of one device while it is served.",
+            abstract: "Changes settings of one device while it is served.",
             discussion: "Settings are "
                 + SettingsSchema.changing.map { "\($0.name) (\($0.type.bounds))" }.joined(separator: ", ")
-                + "; see xbbctl(8).")
+                + ". Several are changed at once, or none of them; see xbbctl(8).")
         @ParentCommand var parent: XBBCtl
         @OptionGroup var device: Device
         @Argument(
-            help: ArgumentHelp("The setting and its value: key=value.", valueName: "setting"),
+            help: ArgumentHelp(
+                "A setting and its value: key=value; may be given more than once.", valueName: "setting"),
             completion: .list(SettingsSchema.changing.map { $0.name + "=" }))
-        var setting: String
+        var settings: [String]
         @OptionGroup var connection: Connection
         @OptionGroup var format: Format
 
         func run() throws {
             try perform { () throws(ControlError) in
-                let setting = try TunableSetting(parsing: setting).checked()
+                let settings = try TunableSetting.all(parsing: settings)
                 let connection = connection.over(parent.connection)
-                let request = ControlRequest.set(
-                    try device.reference(connection), key: setting.key, value: setting.value)
+                let request = ControlRequest.set(try device.reference(connection), settings)
                 format.print(try connection.ask(request), Reports.show)
             }
         }

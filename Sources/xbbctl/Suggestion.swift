@@ -44,7 +44,6 @@ enum Suggestion {
         if command == "attach", let path = words.first(where: { $0.hasPrefix("/") }) {
             return "format and path are one word: did you mean 'raw:\(path)'?"
         }
-        if command == "set", words.count == 1 { return "did you mean KEY=VALUE, with '=' between?" }
         return nil
     }
 }

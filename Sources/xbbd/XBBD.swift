@@ -198,7 +198,9 @@ struct XBBD: ParsableCommand {
     /// The values of the options and, below them, of the file.
     private func values(_ file: DaemonConfiguration) throws(ControlError) -> SettingValues {
         do throws(OperationError) {
-            return try given().over(file.values)
+            let values = try given().over(file.values)
+            try SettingsSchema.checkLimits(values)
+            return values
         } catch {
             throw ControlError(error.description, status: .usage)
         }
@@ -210,8 +212,8 @@ struct XBBD: ParsableCommand {
         if mode == .background { log.showsPriority = true }
         do throws(ControlError) {
             let file = try configuration()
-            if checkConfig { return print("\(config ?? DaemonConfiguration.usualPath): no problem found") }
             let values = try values(file)
+            if checkConfig { return print("\(config ?? DaemonConfiguration.usualPath): no problem found") }
             log.level = level(values)
             log.history = LogHistory()
             let settings = try settings(values)

@@ -35,6 +35,20 @@ import XBBHost
         }
     }
 
+    /// How it may be spelled. Limits are many and alike: one spelling of each is tried.
+    private static func names(_ setting: SettingDeclaration) -> [String] {
+        needed(setting).isEmpty ? [setting.name, setting.oldName] : [setting.oldName]
+    }
+
+    /// What must be set for a setting to have any effect: "total-bytes-sec=1" for its burst.
+    private static func needed(_ setting: SettingDeclaration) -> [String] {
+        for limit in SettingsSchema.limits {
+            guard let place = limit.declarations.firstIndex(where: { $0.name == setting.name }) else { continue }
+            return limit.declarations[..<place].map { "\($0.name)=1" }
+        }
+        return []
+    }
+
     /// Runs a program and gives all that it prints, and its end.
     private func run(_ arguments: [String]) throws -> (text: String, exit: WorkerExit) {
         let program = try Program(["/bin/sh", "-c", "exec \"$0\" \"$@\" 2>&1"] + arguments, capture: true)
@@ -55,7 +69,8 @@ import XBBHost
             for entry in Self.cases(setting) where !entry.text.isEmpty {
                 var said: String?
                 do throws(ControlError) {
-                    let text = "[\(setting.section?.rawValue ?? "")]\n\(setting.name) = \(entry.text)"
+                    let text = (Self.needed(setting) + ["\(setting.name) = \(entry.text)"])
+                        .reduce("[\(setting.section?.rawValue ?? "")]") { $0 + "\n" + $1 }
                     _ = try DaemonConfiguration(parsing: text, file: "f")
                 } catch {
                     said = error.description
@@ -77,10 +92,11 @@ import XBBHost
             }
         }
         for setting in SettingsSchema.changing {
-            for name in [setting.name, setting.oldName] {
+            for name in Self.names(setting) {
                 for entry in Self.cases(setting) {
                     let word = "--tunable=\(name)=\(entry.text)"
-                    expect(entry, word, try run(start + [word]), refusal: .failed(64))
+                    let others = Self.needed(setting).map { "--tunable=\($0)" }
+                    expect(entry, word, try run(start + others + [word]), refusal: .failed(64))
                 }
             }
         }
@@ -95,10 +111,11 @@ import XBBHost
             }
         }
         for setting in SettingsSchema.changing {
-            for name in [setting.name, setting.oldName] {
+            for name in Self.names(setting) {
                 for entry in Self.cases(setting) {
                     let word = "--tunable=\(name)=\(entry.text)"
-                    expect(entry, word, try run(start + [word]), refusal: .usage)
+                    let others = Self.needed(setting).map { "--tunable=\($0)" }
+                    expect(entry, word, try run(start + others + [word]), refusal: .usage)
                 }
             }
         }
@@ -111,7 +128,7 @@ import XBBHost
         try eventually("it is taken") { try lab.row("vbd/1/51712")?["state"]?.string == "initWait" }
         let start = [DaemonLab.products + "/xbbctl", "set", "1", "xvda"]
         for setting in SettingsSchema.changing {
-            for name in [setting.name, setting.oldName] {
+            for name in Self.names(setting) {
                 for entry in Self.cases(setting) {
                     let result = try run(start + ["\(name)=\(entry.text)", "--socket", lab.socket])
                     expect(entry, "set \(name)=\(entry.text)", result, refusal: .failed(64))
@@ -120,6 +137,9 @@ import XBBHost
                         #expect(result.text.contains("set \(setting.oldName) \(number)\n"), "\(result.text)")
                     }
                     var tunables = Tunables()
+                    for other in Self.needed(setting).map({ $0.split(separator: "=").map(String.init) }) {
+                        #expect(tunables.set(other[0], other[1]) == nil)
+                    }
                     let said = tunables.set(name, entry.text)
                     #expect((said == nil) == (entry.said == nil), "\(name)=\(entry.text): \(said ?? "taken")")
                     if let expected = entry.said { #expect(said?.contains(expected) == true) }
@@ -128,6 +148,28 @@ import XBBHost
         }
         #expect(try run(start + ["poll-u=1", "--socket", lab.socket]).text.contains("did you mean 'poll-us'?"))
         #expect(Tunables().said(of: "pol_us", "1").contains("did you mean 'poll-us'?"))
+    }
+
+    @Test("several settings are one request, and limits that contradict each other are refused at the start")
+    func several() throws {
+        let lab = try DaemonLab()
+        _ = try lab.makeNode(1, 51712)
+        try lab.startDaemon()
+        try eventually("it is taken") { try lab.row("vbd/1/51712")?["state"]?.string == "initWait" }
+        let start = [DaemonLab.products + "/xbbctl", "set", "1", "xvda"]
+        let both = try run(start + ["total_iops_sec=5", "total-bytes-sec=4k", "--socket", lab.socket])
+        #expect(
+            both.exit == .clean && both.text.contains("set total_iops_sec 5 total_bytes_sec 4096\n"), "\(both.text)")
+        for words in [["total_iops_sec=5", "total-iops-sec=6"], ["total_iops_sec=5", "read"], []] {
+            #expect(try run(start + words + ["--socket", lab.socket]).exit == .failed(64), "\(words)")
+        }
+        lab.put("bad.conf", "[tunables]\ntotal-iops-sec = 5\n\nread-iops-sec = 6\n")
+        lab.put("good.conf", "[tunables]\ntotal-iops-sec = 5\n")
+        let check = [DaemonLab.products + "/xbbd", "--check-config", "--config"]
+        let file = try run(check + [lab.root + "/bad.conf"])
+        #expect(file.exit == .failed(78) && file.text.contains("bad.conf:4"), "\(file.text)")
+        let merged = try run(check + [lab.root + "/good.conf", "--tunable", "read-iops-sec=6"])
+        #expect(merged.exit == .failed(64) && merged.text.contains("exclude each other"), "\(merged.text)")
     }
 
     @Test("what xbbd tells a worker is what a worker takes, in the words of all versions") func handedOn() throws {
@@ -147,6 +189,8 @@ import XBBHost
                 "--tunable",
                 "disable_flush=1", "--tunable", "flush_interval=7", "--tunable", "no_coalesce_reqs=0", "--tunable",
                 "poll_percent=20", "--tunable", "on_enospc=stop",
+            ] + SettingsSchema.limits.flatMap(\.declarations).flatMap { ["--tunable", "\($0.oldName)=0"] } + [
+                "--tunable", "size_iops_sec=0",
             ])
         #expect(try run([DaemonLab.products + "/xbb-vbd", "--version"] + options).exit == .clean)
         let grammar = CommandLineOptions(

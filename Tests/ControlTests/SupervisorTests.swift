@@ -37,8 +37,11 @@ import Support
         #expect(shown["request"]?.string == "show")
         let stats = try lab.ask(.stats(try #require(VBDReference(parsing: "vbd/1/51712"))))
         #expect(stats["request"]?.string == "stats")
-        let set = try lab.ask(.set(try #require(VBDReference(parsing: "1/51712")), key: "poll_us", value: "9"))
-        #expect(set["request"]?.string == "set poll_us 9")
+        let set = try lab.ask(
+            .set(
+                try #require(VBDReference(parsing: "1/51712")),
+                [TunableSetting(key: "poll_us", value: "9"), TunableSetting(key: "flush_interval", value: "2")]))
+        #expect(set["request"]?.string == "set poll_us 9 flush_interval 2")
         try lab.store.remove(second.backendPath(own: 0), in: .none)
         try eventually("the second is forgotten") { try lab.row("qdisk/2/51728") == nil }
         #expect(access(lab.run + "/vbd-qdisk-2-51728.lock", F_OK) != 0)

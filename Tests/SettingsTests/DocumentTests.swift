@@ -32,7 +32,8 @@ extension SettingDeclaration: CustomTestStringConvertible {
         guard let begin = lines.firstIndex(where: { $0 == start || $0.hasPrefix(start + " ") }) else { return nil }
         let macros = ["Ar", "Cm", "Fl", "Ns", "Pa", "Xr", "Ql", "Sq", "No", "Pq", "Op"]
         var words: [Substring] = []
-        for line in lines[(begin + 1)...] {
+        // Items that follow each other share the text behind the last one.
+        for line in lines[(begin + 1)...].drop(while: { $0.hasPrefix(".It") }) {
             if [".It", ".El", ".Sh", ".Ss"].contains(where: { line.hasPrefix($0) }) { break }
             let isMacro = line.hasPrefix(".")
             words += (isMacro ? line.dropFirst() : line[...]).split(separator: " ").filter {

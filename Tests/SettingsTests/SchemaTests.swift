@@ -118,11 +118,11 @@ import Testing
 
     @Test("what changes while a disk is served is found in both spellings") func changing() throws {
         #expect(
-            SettingsSchema.changing.map(\.name) == [
+            SettingsSchema.withoutLimits(SettingsSchema.changing).map(\.name) == [
                 "disable-flush", "flush-interval", "no-coalesce-reqs", "on-enospc", "poll-percent", "poll-us",
             ])
         #expect(
-            SettingsSchema.changing.map(\.oldName) == [
+            SettingsSchema.withoutLimits(SettingsSchema.changing).map(\.oldName) == [
                 "disable_flush", "flush_interval", "no_coalesce_reqs", "on_enospc", "poll_percent", "poll_us",
             ])
         for setting in SettingsSchema.changing {
@@ -137,10 +137,27 @@ import Testing
         #expect(said("poll_uss").hasSuffix("did you mean 'poll-us'?"))
         #expect(said("disable_flsuh").hasSuffix("did you mean 'disable-flush'?"))
         #expect(
-            said("none").hasSuffix(
-                "served; there are disable-flush, flush-interval, no-coalesce-reqs, on-enospc, poll-percent, poll-us"))
+            said("none").contains(
+                "served; there are disable-flush, flush-interval, no-coalesce-reqs, on-enospc, poll-percent, poll-us, read-bytes-sec,"
+            ))
         #expect(said("max_queues").hasPrefix("'max-queues' does not change while a disk is served"))
         #expect(said("").hasPrefix("no setting ''"))
+    }
+
+    @Test("bytes may be said in K, M, G and T") func suffixes() throws {
+        let bytes = SettingsSchema.limits[0].rate.declaration
+        for (text, number) in [
+            ("0", 0), ("1", 1), ("4k", 4096), ("10M", 10 << 20), ("2G", 2 << 30), ("1T", 1 << 40), ("+5", 5),
+        ] { #expect(try bytes.parse(text) == .number(number), "\(text)") }
+        for text in ["k", "1kk", "1 k", "-1k", "1.5M", "1P", "9223372036854775808", "9007199254740993k", "1MB", "ten"] {
+            #expect(
+                problem(bytes, text)
+                    == "total-bytes-sec '\(text)': expected a number from 0 to 1000000000000000, in bytes/s")
+        }
+        let requests = SettingsSchema.limits[3].rate.declaration
+        #expect(
+            problem(requests, "4k")
+                == "total-iops-sec '4k': expected a number from 0 to 1000000000000000, in requests/s")
     }
 
     @Test("NAME=VALUE") func changes() throws {

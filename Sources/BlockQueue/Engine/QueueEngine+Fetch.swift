@@ -87,6 +87,7 @@ extension QueueEngine {
             if let problem = isCopied ? checkFetched(Int(index)) : .unreachableSegments {
                 reject(index, problem)
             } else {
+                correctCost(Int(index), segmentCount: fetch.headers[Int(index)].segmentCount)
                 addToList(index)
             }
         }

@@ -21,16 +21,20 @@ extension QueueEngine {
         if available == 0 { return false }
         rule.disabled = tuning.noCoalesce
         var taken = 0
-        var slot = SlotBytes()
-        while taken < available, exclusive < 0, memoryWaiters.isEmpty {
-            guard let index = freeRequests.pop() else {
-                stats.add(.request_shortages)
-                break
+        if let limiter = tuning.limiter {
+            taken = takeLimited(available, limiter)
+        } else {
+            var slot = SlotBytes()
+            while taken < available, exclusive < 0, memoryWaiters.isEmpty {
+                guard let index = freeRequests.pop() else {
+                    stats.add(.request_shortages)
+                    break
+                }
+                ring.take(into: &slot)
+                journal.take(index, slot)
+                taken &+= 1
+                accept(index, slot)
             }
-            ring.take(into: &slot)
-            journal.take(index, slot)
-            taken &+= 1
-            accept(index, slot)
         }
         stats.add(.reqs_received, UInt64(taken))
         peers.took(taken)

@@ -26,6 +26,8 @@ package struct QueueTuning: Sendable, Equatable {
     package var holdsWithoutSpace = false
     /// The share of one processor that may be spent on looking for work in vain, in percent (`poll-percent`).
     package var pollPercent: UInt64 = 100
+    /// What holds the disk to its limits; nil: nothing does.
+    package var limiter: DiskLimiter?
 
     /// All off.
     package init() {}
@@ -88,6 +90,8 @@ package struct QueueEngine: ~Copyable {
     var memoryWaiters: IndexQueue
     /// Lists that failed for want of space.
     var hold: SpaceHold
+    /// Requests that the limits of the disk hold back.
+    var throttle = ThrottleState()
     /// The list that requests are being added to; -1 for none.
     var tail: Int32 = -1
     /// The list that must be alone: it waits for the others, and the ring waits for it; -1 for none.
@@ -180,7 +184,7 @@ package struct QueueEngine: ~Copyable {
 
     /// True if requests may be taken now.
     var mayTake: Bool {
-        overflow == nil && !isDraining && !isHeld && !isShut && exclusive < 0 && memoryWaiters.isEmpty
+        overflow == nil && !isDraining && !isHeld && !isShut && exclusive < 0 && memoryWaiters.isEmpty && !isThrottled
     }
 
     /// True if requests of the ring are what would be taken: those of an earlier process come first.

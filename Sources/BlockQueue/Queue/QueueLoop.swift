@@ -95,10 +95,14 @@ struct QueueLoop: ~Copyable {
         engine.disk = offered
         engine.isHeld = !mayTake
         engine.now = clinux_monotonic_ns()
+        // Other limits, or none.
+        engine.endThrottle()
         if triesHeld || (wasHolding && !tuning.holdsWithoutSpace) { engine.tryHeldAgain() }
         if let rule, drain == nil {
             drain = Drain(rule, now: engine.now)
             engine.endHolding(rule.held)
+            // What a successor takes stays on the ring.
+            if rule.quiet != nil { engine.endThrottleForDrain() }
         }
         // Nobody waits for a queue that takes nothing to take more.
         if drain != nil && !mayTake { engine.isDraining = true }
@@ -121,7 +125,9 @@ struct QueueLoop: ~Copyable {
     /// Stops reading the ring when the drain's rule is met.
     @inline(never)
     private mutating func advanceDrain(_ worked: Bool) {
-        let isBusy = worked || !engine.isEmpty || engine.isShut || (engine.mayLookAtRing && engine.ring.hasNewRequests)
+        let isBusy =
+            worked || !engine.isEmpty || engine.isShut || engine.isThrottled
+            || (engine.mayLookAtRing && engine.ring.hasNewRequests)
         if drain?.isOver(isBusy: isBusy, now: engine.now) == true { engine.isDraining = true }
     }
 
@@ -175,6 +181,10 @@ struct QueueLoop: ~Copyable {
         if engine.retriesHeld {
             let pause = engine.hold.retryAt > engine.now ? engine.hold.retryAt - engine.now : 0
             let left = Int32(clamping: pause / 1_000_000 + 1)
+            timeout = timeout < 0 ? left : min(timeout, left)
+        }
+        if engine.isThrottled {
+            let left = Int32(clamping: (engine.throttle.until - engine.now) / 1_000_000 + 1)
             timeout = timeout < 0 ? left : min(timeout, left)
         }
         if let drain, !engine.isDraining {

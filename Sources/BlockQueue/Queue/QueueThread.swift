@@ -358,11 +358,13 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         guard let segments = SegmentStore(requestCount: ring.entryCount, capacity: capacity) else {
             throw OperationError(ENOMEM, "reserve segments for queue \(configuration.index)")
         }
-        return QueueEngine(
+        var engine = QueueEngine(
             ring: ring, domain: configuration.domain, device: device.info, disk: configuration.disk, memory: memory,
             segments: segments, fetch: FetchStage(requestCount: capacity > 0 ? ring.entryCount : 0), port: port,
             stats: statistics.cells, journal: journal, recovery: recovery,
             peers: QueuePeers(order: configuration.order, queue: configuration.index))
+        engine.throttle.queue = configuration.index
+        return engine
     }
 
     private func unmap(_ mapping: GrantMapping, _ grants: Platform.Grants) {

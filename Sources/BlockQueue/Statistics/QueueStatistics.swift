@@ -54,6 +54,8 @@ public enum QueueCounter: Int, CaseIterable, Sendable {
     case held_requests
     /// Requests whose segments stood in pages of their own, and these pages.
     case indirect_requests, indirect_pages
+    /// Requests that waited on the ring for a limit of the disk, and how long the queue waited with them.
+    case throttled_requests, throttled_microseconds
     /// Nanoseconds that the requests of each latency class took, all together; they begin anew after 2^64.
     case read_ns, write_ns, flush_ns, discard_ns
 

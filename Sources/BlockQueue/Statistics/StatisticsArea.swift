@@ -214,6 +214,16 @@ package final class StatisticsArea: @unchecked Sendable {
         pages.storeRelease(next, at: StatisticsLayout.currentChangesOffset)
     }
 
+    // MARK: Limits
+
+    /// What ``DiskLimiter/debtUntil(now:)`` said when the last process let go of a frontend; any number.
+    package var limitDebt: UInt64 { isReady ? pages.load64(at: StatisticsLayout.limitDebtOffset) : 0 }
+
+    /// Notes it for a successor.
+    package func store(limitDebt moment: UInt64) {
+        if isReady { pages.store64(moment, at: StatisticsLayout.limitDebtOffset) }
+    }
+
     // MARK: Text
 
     /// A copy of a text of the first page; as much as `limit` bytes with its length hold.

@@ -43,6 +43,8 @@ enum StatisticsLayout {
     static let queueCountOffset = 24
     /// Which of two texts of changes counts, 0 or 1.
     static let currentChangesOffset = 28
+    /// Until when the disk has taken more than its limits allow, in ns of the monotonic clock.
+    static let limitDebtOffset = 32
     /// The names of the counters in their order, each with a line feed behind it: bytes, then text.
     static let namesOffset = 64
     static let namesSize = 1984

@@ -38,6 +38,16 @@ public struct DaemonConfiguration: Equatable, Sendable {
                 problems.append(ConfigurationProblem(file: file, line: entry.line, text: error.description))
             }
         }
+        if problems.isEmpty {
+            do throws(OperationError) {
+                try SettingsSchema.checkLimits(values)
+            } catch {
+                // Two lines contradict each other: it is told at the last of all limits.
+                let names = SettingsSchema.limits.flatMap(\.declarations).map(\.name)
+                let line = entries.last { names.contains($0.key) }?.line ?? 1
+                problems.append(ConfigurationProblem(file: file, line: line, text: error.description))
+            }
+        }
         if problems.isEmpty { return }
         problems.sort { $0.line < $1.line }
         throw ControlError(problems.map(\.description).joined(separator: "\n"), status: .configuration)

@@ -27,7 +27,7 @@ extension Supervisor {
             case .show(let vbd):
                 _ = try record(vbd)
                 lookAtImages { [unowned self] in forward(request, to: vbd, for: client) }
-            case .stats(let vbd), .resume(let vbd), .set(let vbd, _, _): forward(request, to: vbd, for: client)
+            case .stats(let vbd), .resume(let vbd), .set(let vbd, _): forward(request, to: vbd, for: client)
             }
         } catch {
             refuse(error, to: client)

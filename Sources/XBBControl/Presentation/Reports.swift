@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Answers of xbbd as text for people. Names are those of the JSON; members that a newer worker adds are shown as they
 // are.
+import Settings
 import Support
 
 /// Text from answers.
@@ -38,12 +39,20 @@ public enum Reports {
             if let text = summary(member) {
                 table.append([member.name, text])
             } else if case .object(let inner) = member.value {
-                for nested in inner { table.append(["\(member.name).\(nested.name)", cell(nested.value)]) }
+                // Of nineteen settings of limits those that are set: the others are no news.
+                for nested in inner where !(isLimit(nested.name) && nested.value.unsigned == 0) {
+                    table.append(["\(member.name).\(nested.name)", cell(nested.value)])
+                }
             } else {
                 table.append([member.name, cell(member.value)])
             }
         }
         return table.lines
+    }
+
+    private static func isLimit(_ name: String) -> Bool {
+        SettingsSchema.limits.contains { $0.declarations.contains { $0.oldName == name } }
+            || name == SettingsSchema.limitRequestSize.declaration.oldName
     }
 
     /// Members that are told in other words than their JSON: errors of the storage, and since when a disk waits.

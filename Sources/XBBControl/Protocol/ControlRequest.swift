@@ -60,8 +60,8 @@ public enum ControlRequest: Equatable, Sendable {
     case stats(VBDReference)
     /// Ends a pause of one VBD, and tries again what waits for space.
     case resume(VBDReference)
-    /// Changes a tunable of one VBD.
-    case set(VBDReference, key: String, value: String)
+    /// Changes settings of one VBD, all or none; at least one.
+    case set(VBDReference, [TunableSetting])
     /// Lets new workers take over from those of one VBD or of all.
     case upgrade(VBDReference?)
 
@@ -93,11 +93,15 @@ public enum ControlRequest: Equatable, Sendable {
         case ("resume", 2): self = .resume(try Self.reference(words[1]))
         case ("upgrade", 1): self = .upgrade(nil)
         case ("upgrade", 2): self = .upgrade(try Self.reference(words[1]))
-        case ("set", 4): self = .set(try Self.reference(words[1]), key: words[2], value: words[3])
+        case ("set", let count) where count >= 4 && count % 2 == 0:
+            let changes = stride(from: 2, to: count, by: 2).map {
+                TunableSetting(key: words[$0], value: words[$0 + 1])
+            }
+            self = .set(try Self.reference(words[1]), changes)
         default:
             throw ControlError(
                 "expected one of: ping, list, plugins, top, log [VBD], worker VBD, domain NAME, metrics, events [[EPOCH:]SEQ [wait]], state VBD, show VBD, stats VBD, "
-                    + "resume VBD, set VBD KEY VALUE, upgrade [VBD]"
+                    + "resume VBD, set VBD KEY VALUE [KEY VALUE]..., upgrade [VBD]"
             )
         }
     }
@@ -133,7 +137,7 @@ public enum ControlRequest: Equatable, Sendable {
         case .stats(let vbd): "stats \(vbd)"
         case .resume(let vbd): "resume \(vbd)"
         case .upgrade(let vbd): vbd.map { "upgrade \($0)" } ?? "upgrade"
-        case .set(let vbd, let key, let value): "set \(vbd) \(key) \(value)"
+        case .set(let vbd, let changes): "set \(vbd) \(Self.words(changes))"
         }
     }
 
@@ -144,8 +148,12 @@ public enum ControlRequest: Equatable, Sendable {
         case .show: "show"
         case .stats: "stats"
         case .resume: "resume"
-        case .set(_, let key, let value): "set \(key) \(value)"
+        case .set(_, let changes): "set \(Self.words(changes))"
         }
+    }
+
+    private static func words(_ changes: [TunableSetting]) -> String {
+        changes.map { "\($0.key) \($0.value)" }.joined(separator: " ")
     }
 }
 
@@ -168,15 +176,29 @@ public struct TunableSetting: Equatable, Sendable {
             }), parts[1].utf8.allSatisfy({ (0x21...0x7e).contains($0) })
         else {
             throw ControlError(
-                "'\(text)' is no setting: expected KEY=VALUE, such as flush-interval=10", status: .usage)
+                "'\(text)' is no setting: expected KEY=VALUE with '=' between, such as flush-interval=10",
+                status: .usage)
         }
         key = String(parts[0])
         value = String(parts[1])
     }
 
-    private init(key: String, value: String) {
+    init(key: String, value: String) {
         self.key = key
         self.value = value
+    }
+
+    /// Reads several, each checked; none may be named twice.
+    public static func all(parsing texts: [String]) throws(ControlError) -> [TunableSetting] {
+        var settings: [TunableSetting] = []
+        for text in texts {
+            let setting = try TunableSetting(parsing: text).checked()
+            if settings.contains(where: { $0.key == setting.key }) {
+                throw ControlError("'\(text)': this setting is named twice", status: .usage)
+            }
+            settings.append(setting)
+        }
+        return settings
     }
 
     /// The same setting in the words that workers of all versions understand. Throws if there is no such setting or

@@ -48,9 +48,10 @@ struct ControlService<Platform: XenPlatform> {
             }
             disk.resume()
             reply(.object([("paused", .bool(false)), ("tried_again", .integer(disk.tryHeldAgain()))]))
-        case "set" where words.count == 3:
-            if let problem = disk.change(words[1], words[2]) { return reply(.object([("error", .string(problem))])) }
-            log.info("\(words[1]) is \(words[2]) now")
+        case "set" where words.count >= 3 && words.count % 2 == 1:
+            let changes = stride(from: 1, to: words.count, by: 2).map { (name: words[$0], value: words[$0 + 1]) }
+            if let problem = disk.change(changes) { return reply(.object([("error", .string(problem))])) }
+            log.info(changes.map { "\($0.name) is \($0.value) now" }.joined(separator: ", "))
             reply(.object([("tunables", disk.tunables.json)]))
         default:
             reply(
@@ -58,7 +59,8 @@ struct ControlService<Platform: XenPlatform> {
                     (
                         "error",
                         .string(
-                            "expected: ping, show, stats, metrics, events NUMBER [wait], log, pause, resume, or set KEY VALUE"
+                            "expected: ping, show, stats, metrics, events NUMBER [wait], log, pause, resume, or set KEY VALUE "
+                                + "[KEY VALUE]..."
                         )
                     )
                 ]))
@@ -89,6 +91,7 @@ struct ControlService<Platform: XenPlatform> {
             ("ring_pages", .integer(UInt64(node?.rings.first?.pageReferences.count ?? 0))),
             ("xenstore", .string(nodes.isLost ? "lost" : "connected")), ("abi", text(node?.ringProtocol.rawValue)),
             ("intake", .string(disk.intake.rawValue)), ("in_flight", .integer(disk.requestsInFlight)),
+            ("throttled", .integer(UInt64(clamping: disk.throttledRequests))),
             (
                 "draining_seconds",
                 drainingSince.map { .integer((clinux_monotonic_ns() &- $0) / 1_000_000_000) } ?? .null

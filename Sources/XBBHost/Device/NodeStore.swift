@@ -117,8 +117,8 @@ final class NodeStore {
         error.isNotFound || error.code == EACCES
     }
 
-    /// The toolstack's options for the plugin, "name=value,name=value".
-    func pluginOptions() throws(OperationError) -> [String: String] {
+    /// The toolstack's options for the plugin, and settings of the disk: "name=value,name=value".
+    func options() throws(OperationError) -> [String: String] {
         var found: [String: String] = [:]
         let text = try store.text("\(backendPath)/xbb-options") ?? ""
         for part in text.split(separator: ",") {

@@ -7,6 +7,7 @@ import ProcessConfinement
 import ImageInspection
 import PluginHost
 import Base
+import Settings
 import StorageKeeping
 import Support
 import XenBus
@@ -195,7 +196,8 @@ final class StorageOpener {
 
     private func pluginOptions() -> [String: String] {
         do throws(OperationError) {
-            return try nodes.pluginOptions()
+            // Settings of the disk stand among them.
+            return try nodes.options().filter { SettingsSchema.changing.named($0.key) == nil }
         } catch {
             log.error(error.description)
             return [:]

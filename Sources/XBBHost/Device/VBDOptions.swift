@@ -117,6 +117,8 @@ public struct Tunables: Sendable, Equatable {
     public var pollPercent: UInt64
     /// ``SettingsSchema/onNoSpace``.
     public var onNoSpace: String
+    /// ``SettingsSchema/limits`` and ``SettingsSchema/limitRequestSize``.
+    var limits = DiskLimits()
 
     /// What is usual.
     public init() { self.init(SettingValues()) }
@@ -129,6 +131,12 @@ public struct Tunables: Sendable, Equatable {
         pollMicroseconds = UInt64(clamping: values.value(of: SettingsSchema.pollMicroseconds))
         pollPercent = UInt64(clamping: values.value(of: SettingsSchema.pollPercent))
         onNoSpace = values.value(of: SettingsSchema.onNoSpace)
+        for (index, limit) in SettingsSchema.limits.enumerated() {
+            limits[index].rate = UInt64(clamping: values.value(of: limit.rate))
+            limits[index].burst = UInt64(clamping: values.value(of: limit.burst))
+            limits[index].seconds = UInt64(clamping: values.value(of: limit.length))
+        }
+        limits.requestSize = UInt64(clamping: values.value(of: SettingsSchema.limitRequestSize))
     }
 
     /// The same as values of the schema.
@@ -140,6 +148,12 @@ public struct Tunables: Sendable, Equatable {
         values[SettingsSchema.pollMicroseconds] = Int(clamping: pollMicroseconds)
         values[SettingsSchema.pollPercent] = Int(clamping: pollPercent)
         values[SettingsSchema.onNoSpace] = onNoSpace
+        for (index, limit) in SettingsSchema.limits.enumerated() {
+            values[limit.rate] = Int(clamping: limits[index].rate)
+            values[limit.burst] = Int(clamping: limits[index].burst)
+            values[limit.length] = Int(clamping: limits[index].seconds)
+        }
+        values[SettingsSchema.limitRequestSize] = Int(clamping: limits.requestSize)
         return values
     }
 
@@ -149,6 +163,7 @@ public struct Tunables: Sendable, Equatable {
             let setting = try SettingsSchema.changing(name)
             var values = values
             values[setting] = try setting.parse(text)
+            try SettingsSchema.checkLimits(values)
             self = Tunables(values)
             return nil
         } catch {

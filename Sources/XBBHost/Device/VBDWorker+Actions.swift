@@ -61,6 +61,7 @@ extension VBDWorker {
         let isShared: Bool
         do throws(OperationError) {
             isShared = try resolveSharing(request)
+            try disk.take(options: try nodes.options())
         } catch {
             return pending.append(.deviceOpenFailed(error.description))
         }

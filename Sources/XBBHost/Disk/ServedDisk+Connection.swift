@@ -98,7 +98,7 @@ extension ServedDisk {
         startingQueue = nil
         do throws(OperationError) {
             try queue.finishStart()
-            queue.setTuning(tunables.tuning, pollNanoseconds: tunables.pollMicroseconds * 1000)
+            tune(queue)
             if isPauseWanted { queue.pause() }
             queues.append(queue)
             startNextQueue()
@@ -115,6 +115,7 @@ extension ServedDisk {
 
     private func finishConnecting(_ done: Connecting) {
         connecting = nil
+        hasServed = true
         journal.complete()
         var offered = done.offered
         // The size may have changed while the queues were started.
@@ -137,7 +138,7 @@ extension ServedDisk {
             domain: connecting.domain, index: index, ringReferences: node.rings[index].pageReferences,
             eventChannel: node.rings[index].eventChannel, abi: node.abi,
             disk: connecting.offered, memoryBytes: options.memoryBytes, blockingThreads: blockingThreads(device, node),
-            pollNanoseconds: tunables.pollMicroseconds * 1000, tuning: tunables.tuning)
+            pollNanoseconds: tunables.pollMicroseconds * 1000, tuning: tuning)
         configuration.journal = journal
         configuration.order = connecting.order
         if !sharedQueues.isEmpty { configuration.sharedQueue = sharedQueues[index % sharedQueues.count] }
@@ -216,6 +217,7 @@ extension ServedDisk {
         for queue in queues { queue.join() }
         leftRequests = queues.reduce(0) { $0 + $1.leftRequests }
         KillPoint.reach(.drained)
+        if let limiter { area?.store(limitDebt: limiter.debtUntil(now: clinux_monotonic_ns())) }
         queues = []
         connection = nil
         journal.end()

@@ -27,9 +27,9 @@ extension ServedDisk {
                 do throws(OperationError) {
                     try area.adopt(identity: identity)
                     statistics = (0..<area.queueCount).map(area.queue)
-                    for change in area.changes {
-                        if let problem = apply(change.name, change.value) { log.warning("not set again: \(problem)") }
-                    }
+                    startsThrottled = true
+                    setAgain(area.changes)
+                    renewLimiter(full: true)
                     return nil
                 } catch {
                     log.warning("\(error); they begin at zero")
@@ -42,29 +42,6 @@ extension ServedDisk {
             log.warning("\(error); counters and what xbbctl sets end with this process")
             return nil
         }
-    }
-
-    /// Changes a setting by its name, here and for successors; nil if it worked, else what is wrong.
-    func change(_ name: String, _ value: String) -> String? {
-        if let problem = apply(name, value) { return problem }
-        area?.store(
-            changes: SettingsSchema.changing.compactMap { setting in
-                changes[setting].map { (setting.name, $0.description) }
-            })
-        return nil
-    }
-
-    private func apply(_ name: String, _ value: String) -> String? {
-        do throws(OperationError) {
-            let setting = try SettingsSchema.changing(name)
-            changes[setting] = try setting.parse(value)
-        } catch {
-            return error.description
-        }
-        var changed = tunables
-        let problem = changed.set(name, value)
-        tunables = changed
-        return problem
     }
 
     // MARK: Errors of the storage

@@ -63,6 +63,12 @@ final class ServedDisk<Platform: XenPlatform> {
     var area: StatisticsArea?
     /// What `xbbctl set` changed, for a successor.
     var changes = SettingValues()
+    /// What the disk's node says of it.
+    var ownSettings = SettingValues()
+    /// Holds the disk to its limits; nil: it has none.
+    var limiter: DiskLimiter?
+    /// The process goes on with a disk of an earlier one: limits begin without a burst.
+    var startsThrottled = false
 
     /// What an earlier process told the frontend whose rings it left; set before these are connected.
     var inheritedTransfer = TransferOffer()
@@ -100,12 +106,15 @@ final class ServedDisk<Platform: XenPlatform> {
     /// The plugin is asked what it counted.
     var question: PluginQuestion?
 
+    /// A frontend was served.
+    var hasServed = false
+
     /// What can be changed while the disk is served.
     var tunables: Tunables {
         didSet {
-            for queue in queues {
-                queue.setTuning(tunables.tuning, pollNanoseconds: tunables.pollMicroseconds * 1000)
-            }
+            // Every process has its limits before a frontend is there.
+            if tunables.limits != oldValue.limits { renewLimiter(full: startsThrottled && !hasServed) }
+            for queue in queues { tune(queue) }
         }
     }
 
@@ -122,6 +131,7 @@ final class ServedDisk<Platform: XenPlatform> {
         area = Self.openArea(options.statistics, log)
         tunables = options.tunables
         tunables.pollMicroseconds = options.pollNanoseconds / 1000
+        renewLimiter(full: false)
     }
 
     // MARK: Storage
