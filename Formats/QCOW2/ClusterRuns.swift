@@ -31,14 +31,6 @@ public struct ClusterRuns: Sendable {
         return nil
     }
 
-    /// Takes at most `wanted` clusters that follow each other: as many as the first run has.
-    public mutating func takeSome(_ wanted: UInt64) -> Range<UInt64>? {
-        guard first < runs.count, wanted > 0 else { return nil }
-        let some = min(wanted, UInt64(runs[first].count))
-        let start = cut(first, some)
-        return start..<start + some
-    }
-
     /// All runs; nothing is left.
     public mutating func takeAll() -> [Range<UInt64>] {
         defer { self = ClusterRuns() }

@@ -236,6 +236,14 @@ public final class ClusterMap: @unchecked Sendable {
 
     // MARK: Reading
 
+    /// The standard L2 entry of a cluster of the disk has bits that mean nothing in a format of 2 or 3; false where it cannot be read.
+    public func hasReservedBits(_ cluster: UInt64) -> Bool {
+        guard image.header.version >= 2, let piece = try? lockPiece(of: cluster) else { return false }
+        defer { unlock(piece) }
+        let entry = piece[index(cluster)]
+        return !entry.isCompressed && entry.raw & ~(L2Entry.offsetMask | L2Entry.copied | L2Entry.zero) != 0
+    }
+
     /// What a standard entry says to a reader.
     @inline(__always)
     private func extent(_ entry: L2Entry) throws(ReadFault) -> Extent {

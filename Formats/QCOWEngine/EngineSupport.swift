@@ -44,8 +44,8 @@ public enum EngineEvent: Sendable, Equatable {
     case damaged(String)
     /// A sync failed with this errno: what was written may be lost. Nothing is written any more.
     case failed(Int32)
-    /// Data cannot be read.
-    case unreadable(ReadFault)
+    /// Data cannot be read, at this offset of the disk in bytes.
+    case unreadable(ReadFault, at: UInt64)
     /// So many clusters that an unclean end had left without an owner were given back.
     case reclaimed(clusters: UInt64, bytes: UInt64)
 }

@@ -27,17 +27,17 @@ extension ImageEngine {
         map.read(
             &memory, at: offset, below: below, expand: expand, decrypt: nil,
             data: { buffer, place in storage.readData(into: &buffer, at: place) },
-            fault: { tell(.unreadable($0)) })
+            fault: { tell(.unreadable($0, at: $1)) })
     }
 }
 
 extension ClusterMap {
     /// Fills memory with what the disk shows from `offset` on, `data` from the file, the rest from where it is: 0 or a negative
-    /// errno; `fault` gets what is wrong with the image. Behind the end of the disk are zeroes: a last cluster is whole.
+    /// errno; `fault` gets what cannot be read, and where on the disk, in bytes. Behind the end of the disk are zeroes: a last cluster is whole.
     public func read(
         _ memory: inout MutableRawSpan, at offset: UInt64, below: (any LowerLayer)?, expand: ImageEngine.ClusterReader?,
         decrypt: ((_ buffer: inout MutableRawSpan, _ offset: UInt64) -> Int32)?,
-        data: (_ buffer: inout MutableRawSpan, _ place: UInt64) -> Int32, fault: (ReadFault) -> Void
+        data: (_ buffer: inout MutableRawSpan, _ place: UInt64) -> Int32, fault: (_ fault: ReadFault, _ offset: UInt64) -> Void
     ) -> Int32 {
         let size = UInt64(memory.byteCount)
         var done: UInt64 = 0
@@ -48,7 +48,7 @@ extension ClusterMap {
             do throws(ReadFault) {
                 (extent, count) = try find(position, size - done)
             } catch {
-                fault(error)
+                fault(error, position)
                 return -error.code
             }
             let code = unsafe memory.withUnsafeMutableBytes { bytes -> Int32 in
@@ -65,9 +65,24 @@ extension ClusterMap {
                 case .encrypted: return decrypt?(&span, position) ?? -EOPNOTSUPP
                 }
             }
-            if code != 0 { return code }
+            if code != 0 {
+                fault(extent.fault(code), position)
+                return code
+            }
             done += count
         }
         return 0
+    }
+}
+
+extension Extent {
+    /// What was to be read there could not be, for this negative errno.
+    fileprivate func fault(_ code: Int32) -> ReadFault {
+        switch self {
+        case .hole, .zeroes: ReadFault(code: -code, cause: "what lies below the image cannot be read", place: 0)
+        case .data(let place), .encrypted(let place):
+            ReadFault(code: -code, cause: "its data cannot be read", place: place)
+        case .compressed(let place, _): ReadFault(code: -code, cause: "its cluster cannot be inflated", place: place)
+        }
     }
 }

@@ -148,9 +148,10 @@ public final class ImageEngine: @unchecked Sendable {
     func tell(_ event: EngineEvent) { observer.withLock { $0 }?.body(event) }
     func wake() { waker.withLock { $0 }?.body() }
 
-    /// Before a place is asked for that is then used, and around ``perform(_:)``.
+    /// Before a place is asked for that is then used, and around ``perform(_:)``. `place`: 0 for helper threads; queues have
+    /// others, so that they do not write the same cache lines.
     @inline(__always)
-    public func begin() -> EngineToken { grace.begin() }
+    public func begin(at place: UInt8 = 0) -> EngineToken { grace.begin(place) }
     /// When the I/O that used the place has ended.
     @inline(__always)
     public func end(_ token: EngineToken) { grace.end(token) }

@@ -12,7 +12,7 @@ struct ImageScan {
     enum Phase {
         /// The L2 tables of the disk, from this entry of the L1 table on.
         case active(Int)
-        /// Those of a snapshot.
+        /// Those of a snapshot; of number -1: those of the L1 table behind the end of the disk, which nothing changes either.
         case snapshot(Int, from: Int)
         /// All I/O that may have removed references meanwhile has to end; `turned`: that is waited for.
         case settling(turned: Bool)
@@ -23,6 +23,8 @@ struct ImageScan {
     var phase = Phase.active(0)
     /// The snapshots' L1 tables.
     let snapshots: [SnapshotEntry]
+    /// L2 tables to which an L1 entry pointed so far.
+    var tables = ClusterSet()
     /// The L1 table of the snapshot that is being read.
     var snapshotTable: [UInt64] = []
     /// References to clusters whose refcount is above 1, with `fromDisk`; nil: there were too many to count.
@@ -136,12 +138,12 @@ extension ImageEngine {
             if cluster < scan?.bound ?? 0 {
                 let count = try allocator.refcounts.count(of: cluster)
                 guard count > 0 else { throw .damaged("the L2 table at offset \(table) has the refcount 0") }
-                scan?.note(cluster, count: count)
+                try noteTable(cluster, count: count)
             }
             try scanTable(table)
             break
         }
-        scan?.phase = index < map.l1Count ? .active(index) : .snapshot(0, from: 0)
+        scan?.phase = index < map.l1Count ? .active(index) : .snapshot(-1, from: 0)
     }
 
     /// Header, L1 table and refcount table must have refcounts, or they would be given away.
@@ -164,10 +166,15 @@ extension ImageEngine {
             scan?.phase = .settling(turned: false)
             return
         }
-        let snapshot = snapshots[number]
         if index == 0 {
+            // Behind the end of the disk: what the map has was scanned.
+            let known = UInt64(map.l1Count)
+            let (offset, entries) =
+                number < 0
+                ? (l1Offset + known * 8, l1Capacity - min(known, l1Capacity))
+                : (snapshots[number].l1Offset, snapshots[number].l1Count)
             var table: [UInt64] = []
-            try storage.forEachNonZeroWord(at: snapshot.l1Offset, count: Int(snapshot.l1Count)) { table.append($1) }
+            try storage.forEachNonZeroWord(at: offset, count: Int(entries)) { table.append($1) }
             scan?.snapshotTable = table
         }
         guard let table = scan?.snapshotTable, index < table.count else {
@@ -176,7 +183,9 @@ extension ImageEngine {
         }
         let place = table[index] & L2Entry.offsetMask
         if place != 0 {
-            try mark(place >> geometry.clusterBits, isData: false, at: place)
+            let cluster = place >> geometry.clusterBits
+            try mark(cluster, isData: false, at: place)
+            if cluster < scan?.bound ?? 0 { try noteTable(cluster, count: allocator.refcounts.count(of: cluster)) }
             allocator.metadata.insert(place >> geometry.clusterBits)
             try scanTable(place)
         }
@@ -222,8 +231,17 @@ extension ImageEngine {
         guard isNew || count > 1 || !isData else {
             throw .damaged("two entries point to offset \(place) of the file, whose refcount is 1")
         }
-        scan?.note(cluster, count: count)
+        if isData { scan?.note(cluster, count: count) }
         if case .snapshot? = scan?.phase { allocator.inSnapshots.insert(cluster) }
+    }
+
+    /// An L1 entry refers to an L2 table with this refcount.
+    private func noteTable(_ cluster: UInt64, count: UInt64) throws(ImageError) {
+        guard scan?.tables.insert(cluster) != false || count > 1 else {
+            throw .damaged(
+                "two L1 entries point to the L2 table at offset \(cluster << geometry.clusterBits), whose refcount is 1")
+        }
+        scan?.note(cluster, count: count)
     }
 
     private func reclaim(_ block: Int) throws(ImageError) {

@@ -24,7 +24,7 @@ struct RefcountStore: ~Copyable {
     }
 
     /// Bytes of blocks that are kept; those that were changed are written before they go.
-    private static let cacheBytes: UInt64 = 4 << 20
+    private static let cacheBytes = QCOWProbe.refcountCache
 
     /// Reads the table of an image whose header was judged, and judges the places of its blocks.
     init(_ storage: any ImageStorage, _ header: QCOWHeader) throws(ImageError) {

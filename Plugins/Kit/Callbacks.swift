@@ -118,6 +118,12 @@ extension xbb_plugin {
                 try unsafe inspector.inspect(opening).fill(&image.pointee)
             }
         }
+        unsafe `extension` = { id in
+            guard let id = unsafe id, unsafe strcmp(id, ComparisonCall.name) == 0,
+                unsafe LoadedPlugin.current?.inspector?.canCompare == true
+            else { return nil }
+            return unsafe UnsafeRawPointer(immortalComparison)
+        }
         unsafe examine = { open, flags, tell, argument, failure in
             unsafe reporting(to: failure) { () throws(PluginError) in
                 guard let plugin = unsafe LoadedPlugin.current, let inspector = plugin.inspector, flags == 0,

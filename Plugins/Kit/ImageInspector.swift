@@ -13,9 +13,36 @@ public protocol ImageInspector: SendableMetatype {
     /// Says what an administrator may want to know beside that, fact by fact, until `report` gives false. Under the same
     /// conditions.
     static func examine(_ opening: Opening, _ report: (ImageFact) -> Bool) throws(PluginError)
+    /// There is a second, independent reader: ``compare(_:_:)`` works.
+    static var canCompare: Bool { get }
+    /// Reads the image through both readers and says what they differ in, until `report` gives false. Under the same conditions,
+    /// but for as long as it takes.
+    static func compare(_ opening: Opening, _ report: (ImageComparison) -> Bool) throws(PluginError)
+}
+
+/// What a comparison of two readers says; "xbb.draft.compare/1" of docs/plugin-abi.md.
+public enum ImageComparison: Sendable, Equatable {
+    /// So many of all bytes of the disk are done.
+    case progress(UInt64, of: UInt64)
+    /// A range of the disk in which they differ, in bytes, and what each says.
+    case difference(Range<UInt64>, first: String, second: String)
+    /// The same, for a known fault of the second reader; its name.
+    case knownFault(Range<UInt64>, name: String, words: String)
+    /// A range that was not compared, and why.
+    case skipped(Range<UInt64>, reason: String)
+    /// The second reader cannot read this image at all: why.
+    case unreadable(String)
 }
 
 extension ImageInspector {
+    /// There is one reader.
+    public static var canCompare: Bool { false }
+
+    /// Refused.
+    public static func compare(_ opening: Opening, _ report: (ImageComparison) -> Bool) throws(PluginError) {
+        throw PluginError(EOPNOTSUPP, "there is no second reader for this format")
+    }
+
     /// Nothing more.
     public static func examine(_ opening: Opening, _ report: (ImageFact) -> Bool) throws(PluginError) {}
 }

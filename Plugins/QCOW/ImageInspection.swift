@@ -22,8 +22,21 @@ enum QCOWInspector: ImageInspector {
         if check.isCorrupt { traits.insert(.corrupt) }
         if check.hasUnknownFeatures { traits.insert(.unknownFeatures) }
         return ImageDescription(
-            diskSize: header.size, memory: QCOWProbe.memory(check), traits: traits,
+            diskSize: header.size, memory: QCOWProbe.memory(check, cache: try opening[QCOWOption.cache]), traits: traits,
             files: header.references.map { ImageFileName($0) })
+    }
+
+    static var canCompare: Bool { true }
+
+    static func compare(_ opening: Opening, _ report: (ImageComparison) -> Bool) throws(PluginError) {
+        let file = try ImageFile(fd: opening.fd)
+        defer { file.finish() }
+        let check = try examining { () throws(ImageError) in try QCOWCheck(examining: file) }
+        if let feature = SecondReader.missing(check.header) {
+            _ = report(.unreadable(feature))
+            return
+        }
+        try ReaderComparison(file).run(report)
     }
 
     static func examine(_ opening: Opening, _ report: (ImageFact) -> Bool) throws(PluginError) {

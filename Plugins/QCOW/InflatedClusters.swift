@@ -24,9 +24,6 @@ final class InflatedClusters: Sendable {
         var clock: UInt64 = 0
     }
 
-    private static let mostPlaces = 16
-    private static let memory = 2 << 20
-
     init(_ file: ImageFile, _ header: QCOWHeader, counters: QCOWCounters) {
         let clusterSize = header.clusterSize
         // Others were refused when the header was judged.
@@ -34,7 +31,7 @@ final class InflatedClusters: Sendable {
         self.counters = counters
         self.file = file
         self.clusterSize = Int(clusterSize)
-        let count = max(2, min(Self.mostPlaces, Self.memory / Int(clusterSize)))
+        let count = Int(InflatedRoom.places(clusterSize))
         places = (0..<count).map { _ in Place() }
         directory = Mutex(Directory(held: Array(repeating: (0, 0), count: count)))
     }
@@ -70,7 +67,7 @@ final class InflatedClusters: Sendable {
         guard length <= clusterSize + 1024 else { return -EIO }
         if unsafe holder.memory == nil {
             do throws(PluginError) { holder.inflater = try Inflater(compression) } catch { return -ENOMEM }
-            unsafe holder.memory = .allocate(byteCount: 2 * clusterSize + 1024, alignment: 4096)
+            unsafe holder.memory = .allocate(byteCount: Int(InflatedRoom.bytes(UInt64(clusterSize))), alignment: 4096)
         }
         guard let base = unsafe holder.memory else { return -ENOMEM }
         let input = unsafe UnsafeMutableRawBufferPointer(start: base + clusterSize, count: length)

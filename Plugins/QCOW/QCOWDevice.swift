@@ -163,7 +163,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
                             "\(label): what was written could not be made durable; nothing is written any more until "
                             + "the disk is attached again", code
                     ).message)
-            case .unreadable(let fault): report(fault, at: fault.place)
+            case .unreadable(let fault, let offset): report(fault, at: offset)
             case .reclaimed(let count, let bytes):
                 host.log(
                     .info,
@@ -293,8 +293,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
 
     /// Fills all of `buffer` with what the disk shows from `offset` on: 0 or a negative errno. Any thread.
     func read(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32 {
-        var isTold = false
-        let code = map.read(
+        map.read(
             &buffer, at: offset, below: backing,
             expand: { [clusters] buffer, start, place, length in
                 clusters.read(&buffer, from: start, at: place, length: length)
@@ -305,14 +304,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
                 }
             },
             data: { [file] buffer, place in file.readData(into: &buffer, at: place) },
-            fault: { fault in
-                isTold = true
-                report(fault, at: offset)
-            })
-        if code != 0, !isTold {
-            report(ReadFault(code: -code, cause: "its data cannot be read", place: offset), at: offset)
-        }
-        return code
+            fault: { report($0, at: $1) })
     }
 
     /// Says what cannot be read, and what that shows about the image. The host limits the lines.

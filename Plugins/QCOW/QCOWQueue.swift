@@ -24,6 +24,8 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
     private let engine: ImageEngine?
     private let map: ClusterMap
     private let lowerSize: UInt64
+    /// Where this queue counts its I/O; 0 is the helpers'.
+    private let place: UInt8
     private var watch: Watch?
 
     init(_ device: QCOWDevice, _ parameters: QueueParameters) throws(PluginError) {
@@ -33,6 +35,7 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
         self.device = device
         (pool, engine, map, lowerSize) = (device.pool, device.engine, device.map, device.backing?.size ?? 0)
         depth = parameters.depth
+        place = UInt8(truncatingIfNeeded: parameters.index % 31 + 1)
         let cells = unsafe QueueCells(
             QueueState(
                 host: parameters.queue.handle, complete: parameters.queue.complete,
@@ -118,15 +121,15 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
         switch request.operation {
         case .read:
             guard isInside(offset, length) else { return .done(-EIO) }
-            let token = engine?.begin() ?? EngineToken(phase: 0)
-            let place = map.placeOfRead(offset, length, lowerSize: lowerSize)
-            if case .file(let start) = place { return .file(start, token) }
+            let token = engine?.begin(at: place) ?? EngineToken(number: 0)
+            let found = map.placeOfRead(offset, length, lowerSize: lowerSize)
+            if case .file(let start) = found { return .file(start, token) }
             engine?.end(token)
-            return place == .zeroes ? .zeroes : .helper
+            return found == .zeroes ? .zeroes : .helper
         case .write:
             guard let engine else { return .done(-EROFS) }
             guard isInside(offset, length) else { return .done(-EIO) }
-            let token = engine.begin()
+            let token = engine.begin(at: place)
             if case .file(let start) = engine.placeOfWrite(offset, length) { return .file(start, token) }
             engine.end(token)
             return .helper

@@ -22,7 +22,7 @@ enum RequestTag {
     @inline(__always)
     static func set(_ request: UnsafeMutablePointer<xbb_req>, _ token: EngineToken, place: UInt64) {
         guard let memory = unsafe request.pointee.ctx else { return }
-        unsafe memory.storeBytes(of: UInt64(token.phase), toByteOffset: requestScratch, as: UInt64.self)
+        unsafe memory.storeBytes(of: UInt64(token.number), toByteOffset: requestScratch, as: UInt64.self)
         unsafe memory.storeBytes(of: request.pointee.offset, toByteOffset: requestScratch + 8, as: UInt64.self)
         unsafe request.pointee.offset = place
     }
@@ -35,7 +35,7 @@ enum RequestTag {
         guard kept != none else { return nil }
         unsafe request.pointee.offset = memory.load(fromByteOffset: requestScratch + 8, as: UInt64.self)
         unsafe memory.storeBytes(of: none, toByteOffset: requestScratch, as: UInt64.self)
-        return EngineToken(phase: UInt8(truncatingIfNeeded: kept))
+        return EngineToken(number: UInt8(truncatingIfNeeded: kept))
     }
 
     /// The request goes straight to the file.

@@ -37,7 +37,12 @@ public struct ChainExamination {
             do throws(OperationError) {
                 // An unknown format is already among the warnings about the image above.
                 guard let format = reference["format"]?.string else { break }
+                let catalog = PluginCatalog(directories: process.pluginDirectories)
+                let upper = above.answer["format"]?.string ?? ""
                 let next = try BackingName([UInt8](name.utf8), in: above.path, allowed: policy)
+                if let problem = try catalog.problem(of: format, below: upper, next.path) {
+                    throw OperationError(.open, problem)
+                }
                 let file = try next.open()
                 defer { close(file) }
                 try seen.enter(next.path, format: format, file: file)

@@ -82,7 +82,7 @@ struct ImageDescription {
         return result == 0 ? collector.members : []
     }
 
-    private static func optionValues(_ library: PluginLibrary) throws(OperationError) -> PluginOptionValues {
+    static func optionValues(_ library: PluginLibrary) throws(OperationError) -> PluginOptionValues {
         // Mandatory options are needed for serving only: an inspection has no secrets to give.
         let missing = library.options.filter { $0.defaultText == nil }.map { ($0.name, "") }
         return try PluginOptionValues(library.options, given: Dictionary(missing) { $1 })

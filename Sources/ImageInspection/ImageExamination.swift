@@ -15,7 +15,7 @@ public struct ImageExamination {
     /// The most processor time, in seconds.
     static let cpuSeconds: UInt64 = 2
 
-    private let path: String
+    let path: String
     private let catalog: PluginCatalog
     private let directories: [String]
     private let records: FormatRecords?
@@ -70,10 +70,7 @@ public struct ImageExamination {
         let known = asked ?? remembered
         let libraries: [PluginLibrary]
         if let known {
-            // The plugin that would serve it, if several could.
-            libraries =
-                known == "raw"
-                ? [] : [try PluginLibrary.load(name: catalog.plugin(serving: known), directories: directories)]
+            libraries = known == "raw" ? [] : [try library(for: known)]
         } else {
             libraries = try load { $0.probes || $0.inspects }
         }
@@ -104,17 +101,22 @@ public struct ImageExamination {
         return .object(members + [("warnings", .array(warnings.map { .string($0) }))])
     }
 
-    private func choose(_ matches: [FormatMatch], _ image: borrowing OpenImage) throws(OperationError) -> FormatMatch {
+    func choose(_ matches: [FormatMatch], _ image: borrowing OpenImage) throws(OperationError) -> FormatMatch {
         try FormatChoice.only(matches, image: path, signature: image.signature())
     }
 
     /// The format recorded for the image, or why the records give no answer.
-    private func recordedFormat() -> Result<String?, OperationError> {
+    func recordedFormat() -> Result<String?, OperationError> {
         guard let records, let identity = ImageIdentity(of: path) else { return .success(nil) }
         return Result { () throws(OperationError) in try records.format(of: identity) }
     }
 
-    private func load(_ isWanted: (PluginDescription) -> Bool) throws(OperationError) -> [PluginLibrary] {
+    /// The plugin that would serve a format, if several could.
+    func library(for format: String) throws(OperationError) -> PluginLibrary {
+        try PluginLibrary.load(name: catalog.plugin(serving: format), directories: directories)
+    }
+
+    func load(_ isWanted: (PluginDescription) -> Bool) throws(OperationError) -> [PluginLibrary] {
         var libraries: [PluginLibrary] = []
         for entry in catalog.entries {
             guard let description = entry.description, isWanted(description) else { continue }
@@ -124,8 +126,8 @@ public struct ImageExamination {
     }
 
     /// From here on, the process can only read the image and write its answer.
-    private func confine() throws(OperationError) {
-        if clinux_limit_resources(Self.memoryLimit, Self.cpuSeconds) != 0 {
+    func confine(memory: UInt64 = memoryLimit, seconds: UInt64 = cpuSeconds) throws(OperationError) {
+        if clinux_limit_resources(memory, seconds) != 0 {
             throw OperationError(.open, "cannot limit this process", .errno(errno))
         }
         var settings = ConfinementSettings()

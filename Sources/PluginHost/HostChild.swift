@@ -102,15 +102,12 @@ final class HostChild: Sendable {
         guard !library.hasNoFile, library.formats.contains(format) else {
             throw OperationError(.open, "plugin '\(name)' cannot serve a backing file")
         }
-        if library.path == parent.path || (parent.isBlocking && library.isBlocking) { return library }
-        let file = "the backing file \(BackingName.shown(path)) is of format '\(format)', which plugin '\(name)' serves"
-        guard parent.isBlocking else {
-            throw OperationError(
-                .open,
-                "\(file); plugin '\(parent.name)' reads backing files that are raw or of its own formats only: "
-                    + parent.formats.joined(separator: ", "))
+        if let problem = ChildRule.problem(
+            of: (name, library.isBlocking), below: (parent.name, parent.isBlocking, parent.formats), format, path)
+        {
+            throw OperationError(.open, problem)
         }
-        throw OperationError(.open, "\(file), and only for images of its own formats")
+        return library
     }
 
     /// Closes the child, after close() of the plugin that opened it. The object stays: a misbehaving plugin may still

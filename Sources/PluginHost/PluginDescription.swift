@@ -18,6 +18,8 @@ public struct PluginDescription: Sendable, Equatable {
     public let inspects: Bool
     /// What stands behind the format in a disk's configuration.
     public let location: Location
+    /// Its submit() may sleep.
+    public let isBlocking: Bool
     /// It came with XBB, whose build says so in the file: "origin" is "xbb".
     public let isOwn: Bool
     /// All of it, with what only people read.
@@ -38,6 +40,7 @@ public struct PluginDescription: Sendable, Equatable {
         probes = unsafe library.table.probe != nil
         inspects = unsafe library.table.inspect != nil
         location = library.hasNoFile ? .opaque : .file
+        isBlocking = library.isBlocking
         isOwn = false
         json = .object([
             ("name", .string(library.name)), ("version", .string(library.version)),
@@ -60,6 +63,7 @@ public struct PluginDescription: Sendable, Equatable {
         self.formats = formats
         probes = json["probes"] == .bool(true)
         inspects = json["inspects"] == .bool(true)
+        isBlocking = json["blocking"] == .bool(true)
         isOwn = json["origin"]?.string == "xbb"
         // One that was written before there was "location" says the same by "needs_file".
         location =

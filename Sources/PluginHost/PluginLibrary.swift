@@ -48,6 +48,8 @@ public struct PluginLibrary: @unchecked Sendable {
     public var abi: String { unsafe "\(table.abi_major).\(table.abi_minor)" }
     /// True if it can describe the content of an image.
     public var canInspect: Bool { unsafe table.inspect != nil }
+    /// True if its table has extension(), which came with ABI 1.0 at the place that 1.2 added to.
+    public var canExtend: Bool { unsafe table.extension != nil }
     /// True if submit() may sleep.
     public var isBlocking: Bool { unsafe table.flags & UInt32(XBB_PLUGIN_BLOCKING) != 0 }
     /// True if it has a way to read what child_open() opens: child_submit(), or child_device() of ABI 1.2.

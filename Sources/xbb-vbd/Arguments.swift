@@ -48,6 +48,8 @@ enum Arguments {
         text: "inspect", "say as JSON what is in an image, and exit", "IMAGE", text)
     static let format = Setting(text: "format", "the format of the inspected image", "FORMAT", text)
     static let chain = Setting(flag: "chain", "inspect the images below it too, where --backing-dir allows")
+    static let compare = Setting(
+        flag: "compare", "inspect by reading all of the image through both readers of its plugin")
     static let dumpPlugins = Setting(flag: "dump-plugins", "describe the plugins as JSON and exit")
     static let describePlugin = Setting(
         text: "describe-plugin",
@@ -68,8 +70,8 @@ enum Arguments {
         + SettingsSchema.worker.filter { $0.workerForm == .option } + [
             change.declaration, emptyDirectory.declaration, journal.declaration, lock.declaration,
             standby.declaration, storage.declaration, ownUser.declaration, predecessor.declaration,
-            probe.declaration, inspect.declaration, format.declaration, chain.declaration, dumpPlugins.declaration,
-            describePlugin.declaration, output.declaration, help.declaration,
+            probe.declaration, inspect.declaration, format.declaration, chain.declaration, compare.declaration,
+            dumpPlugins.declaration, describePlugin.declaration, output.declaration, help.declaration,
             version.declaration,
         ]
 
@@ -80,7 +82,7 @@ enum Arguments {
                xbb-vbd --dump-plugins [--plugin-dir DIR]...
                xbb-vbd --describe-plugin FILE [--output FILE]
                xbb-vbd --probe IMAGE [OPTION]...
-               xbb-vbd --inspect IMAGE [--format FORMAT] [OPTION]...
+               xbb-vbd --inspect IMAGE [--format FORMAT] [--compare] [OPTION]...
 
         Serves one virtual block device until it is detached.
 

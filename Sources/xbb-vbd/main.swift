@@ -164,7 +164,7 @@ func say(_ text: String, _ path: String?) throws(OperationError) {
 func examine(_ image: String, probes: Bool) throws(OperationError) -> JSON {
     let stateDirectory = command[SettingsSchema.stateDirectory]
     let format = command[Arguments.format]
-    if !probes, command.value(of: Arguments.chain) {
+    if !probes, command.value(of: Arguments.chain), !command.value(of: Arguments.compare) {
         return try ChainExamination(
             path: image, pluginDirectories: pluginDirectories, stateDirectory: stateDirectory,
             backing: BackingPolicy(directories: command.value(of: SettingsSchema.backingDirectories))
@@ -172,6 +172,7 @@ func examine(_ image: String, probes: Bool) throws(OperationError) -> JSON {
     }
     let examination = ImageExamination(
         path: image, pluginDirectories: pluginDirectories, stateDirectory: stateDirectory)
+    if !probes, command.value(of: Arguments.compare) { return try examination.compare(format: format) }
     return try probes ? examination.probe() : examination.inspect(format: format)
 }
 

@@ -60,12 +60,30 @@ extension XBBCtl {
                 "Where backing files may be; may be given more than once. (default: those of xbb.conf)",
                 valueName: "dir"), completion: .directory)
         var backingDir: [String] = []
+        @Flag(
+            help: ArgumentHelp(
+                "Read all of the image through both readers of its plugin, and name every difference."))
+        var compare = false
         @OptionGroup var format: Format
 
+        /// The readers differ: EX_DATAERR.
+        private static let differs: Int32 = 65
+
         func run() throws {
+            var status: Int32 = 0
             try perform { () throws(ControlError) in
                 if let imageFormat, !DiskSpecification.isFormat(imageFormat) {
                     throw ControlError("--format '\(imageFormat)': expected the name of a format", status: .usage)
+                }
+                if compare {
+                    let answer = try image.ask { _ in .compare(format: imageFormat) }
+                    format.print(answer, Reports.compare)
+                    switch answer.value["comparison"]?["verdict"]?.string {
+                    case "same", "known-faults": break
+                    case "unreadable": status = ControlStatus.failed.rawValue
+                    default: status = Self.differs
+                    }
+                    return
                 }
                 let answer = try image.ask { file in
                     .inspect(
@@ -75,6 +93,7 @@ extension XBBCtl {
                 }
                 format.print(answer, Reports.inspect)
             }
+            if status != 0 { throw ExitCode(status) }
         }
     }
 }

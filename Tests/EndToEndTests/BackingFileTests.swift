@@ -224,6 +224,31 @@ extension EndToEnd {
             try lab.lab.finish()
         }
 
+        /// A plugin that a worker refuses below another is refused by those who look at the chain too, in the same words.
+        @Test func inspectSaysWhichPluginMayNotBeBelow() throws {
+            let lab = try QCOWLab()
+            try lab.lab.compilePlugin(
+                "layer", from: "\(packageDirectory)/Tests/LayerPlugin/layer.c",
+                options: ["-DNAME=\"layer\"", "-DFLAGS=0", "-Wl,-z,defs"])
+            try LibxlLab.shell(
+                "\(packageDirectory)/scripts/describe-plugins.sh \(buildDirectory)/xbb-vbd \(lab.lab.plugins)")
+            // Both names have five letters.
+            try lab.run(
+                """
+                qemu-img create -q -f qcow2 base 1M && qemu-img create -q -f qcow2 -b base -F qcow2 top
+                sed -i s/qcow2/layer/ top
+                """)
+            let words = "is of format 'layer', which plugin 'layer' serves; plugin 'qcow' reads backing files that are raw"
+            let answer = try JSON(
+                parsing: lab.run(
+                    "\(buildDirectory)/xbbctl inspect top --json --plugin-dir \(lab.lab.plugins) --backing-dir "
+                        + lab.templates))
+            let below = answer["chain"]?.elements.first?["error"]?.string ?? ""
+            #expect(below.contains(words), "\(answer)")
+            #expect(try lab.refusal("top", number: 51712).contains(words))
+            try lab.lab.finish()
+        }
+
         @Test func aChainHasAnEnd() throws {
             let lab = try QCOWLab()
             try lab.run(

@@ -73,7 +73,7 @@ import Testing
         let check = try QCOWCheck(examining: ArrayReader(bytes))
         #expect(check.neededL1 == 6 && check.l1Bytes == check.header.l1Count * 8)
         #expect(!check.isDirty && !check.isCorrupt && !check.isEncrypted && !check.hasUnknownFeatures)
-        #expect(QCOWProbe.memory(check) >= check.l1Bytes)
+        #expect(QCOWProbe.memory(check, cache: 16 << 20) >= check.l1Bytes)
         let marked: [(bit: UInt8, dirty: Bool, corrupt: Bool, unknown: Bool)] = [
             (1, true, false, false), (2, false, true, false), (4, false, false, true), (128, false, false, true),
         ]
@@ -81,8 +81,22 @@ import Testing
             let check = try QCOWCheck(examining: ArrayReader(bytes.patched(79, [mark.bit])))
             #expect(
                 (check.isDirty, check.isCorrupt, check.hasUnknownFeatures) == (mark.dirty, mark.corrupt, mark.unknown))
-            #expect((QCOWProbe.memory(check) == 0) == (mark.corrupt || mark.unknown))
+            #expect((QCOWProbe.memory(check, cache: 16 << 20) == 0) == (mark.corrupt || mark.unknown))
         }
+    }
+
+    /// What a writer really keeps: both L1 tables, the cache at most, refcounts, clusters that are inflated, a bit for each cluster.
+    @Test func theMemoryIsThatOfTheEngine() throws {
+        let small = try QCOWCheck(examining: ArrayReader(try folder.image("qcow2", size: "1M")))
+        #expect(QCOWProbe.memory(small, cache: 16 << 20) < 6 << 20)
+        let bytes = try folder.image("qcow2", size: "1T")
+        let check = try QCOWCheck(examining: ArrayReader(bytes))
+        let large = QCOWProbe.memory(check, cache: 16 << 20)
+        #expect(large > 16 << 20 && large <= 32 << 20, "\(large)")
+        #expect(large - QCOWProbe.memory(check, cache: 1 << 20) == 15 << 20)
+        // The file is full.
+        let full = QCOWProbe.memory(QCOWCheck(header: check.header, fileSize: 1 << 40), cache: 16 << 20)
+        #expect(full > large + 2 << 20 - 1 && full <= 32 << 20, "\(full)")
     }
 
     @Test func theProbeWantsMagicAndVersion() throws {

@@ -65,7 +65,7 @@ import Testing
         #expect(runs.count == 13)
         #expect(runs.take(3) == 10)
         #expect(runs.take(8) == nil)
-        #expect(runs.takeSome(100) == 13..<20)
+        #expect(runs.take(7) == 13)
         #expect(runs.take(2) == 30)
         #expect(runs.takeAll() == [32..<33])
         #expect(runs.count == 0 && runs.take(1) == nil)

@@ -31,6 +31,40 @@ extension Reports {
         return lines
     }
 
+    /// What two readers said of an image.
+    public static func compare(_ answer: JSON) -> [String] {
+        let found = answer["comparison"] ?? .null
+        var lines: [String] = []
+        for range in found["differences"]?.elements ?? [] {
+            lines.append(
+                "differs: \(place(range)): this reader \(cell(range["this_reader"])), libqcow \(cell(range["second_reader"]))")
+        }
+        for range in found["known_faults"]?.elements ?? [] {
+            lines.append("known fault of libqcow, \(cell(range["fault"])): \(place(range)): \(cell(range["words"]))")
+        }
+        for part in found["not_compared"]?.elements ?? [] {
+            lines.append("not compared: \(cell(part["bytes"])) bytes: \(cell(part["reason"]))")
+        }
+        let named = (found["differences"]?.elements.count ?? 0, found["known_faults"]?.elements.count ?? 0)
+        let all = (found["difference_count"]?.unsigned ?? 0, found["known_fault_count"]?.unsigned ?? 0)
+        if all.0 > UInt64(named.0) || all.1 > UInt64(named.1) {
+            lines.append("not named: \(all.0 - UInt64(named.0)) more ranges that differ, \(all.1 - UInt64(named.1)) of known faults")
+        }
+        switch found["verdict"]?.string {
+        case "same": lines.append("both readers read the same, \(cell(found["compared"])) bytes")
+        case "known-faults":
+            lines.append("both readers read the same, \(cell(found["compared"])) bytes, but for known faults of libqcow")
+        case "unreadable": lines.append("cannot be compared: \(cell(found["reason"]))")
+        default:
+            lines.append("the readers differ in \(cell(found["difference_bytes"])) of \(cell(found["compared"])) bytes")
+        }
+        return lines.map { TextTable.printable($0) }
+    }
+
+    private static func place(_ range: JSON) -> String {
+        "\(cell(range["length"])) bytes at \(cell(range["offset"])) of the disk (sector \(cell(range["sector"])))"
+    }
+
     private static func refusal(of image: JSON) -> String {
         TextTable.printable("below it, \(cell(image["image"])) would be refused: \(cell(image["error"]))")
     }

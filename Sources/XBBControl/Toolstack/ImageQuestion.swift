@@ -10,10 +10,17 @@ public enum ImageQuestion: Sendable, Equatable {
     /// What is in it, as `format`; nil: as what it was served, else what it looks like. With what is in the images below
     /// it that are in the directories.
     case inspect(format: String?, backingDirectories: [String])
+    /// What two readers of its plugin say of all of its bytes, as `format`. It takes as long as the image is large, and shows on
+    /// standard error how far it is where that is a terminal.
+    case compare(format: String?)
 
     /// How long the program may take, in seconds; a chain has many images.
     private var patience: UInt64 {
-        self == .probe ? 10 : 60
+        switch self {
+        case .probe: 10
+        case .inspect: 60
+        case .compare: 30 * 86400
+        }
     }
 
     /// Asks; the answer is an object. Throws what is wrong with the image, or with the program.
@@ -26,6 +33,10 @@ public enum ImageQuestion: Sendable, Equatable {
             arguments.append("--chain")
             if let format { arguments += ["--format", format] }
             for directory in backingDirectories { arguments += ["--backing-dir", directory] }
+        }
+        if case .compare(let format) = self {
+            arguments.append("--compare")
+            if let format { arguments += ["--format", format] }
         }
         let result: ChildProgram.Result
         do throws(ChildProgram.StartError) {
