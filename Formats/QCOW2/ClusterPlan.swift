@@ -30,6 +30,8 @@ public enum ClusterPlan: Sendable, Equatable {
     case publish(L2Entry, frees: Bool)
     /// Take a reserved cluster, publish it as it is, zeroes, and give back what the old entry has.
     case freshZeroes
+    /// Make the cluster at this place of the data file zeroes; its entry stays.
+    case punch(UInt64)
 }
 
 /// What the plan depends on, beside the entry.
@@ -38,20 +40,39 @@ public struct PlanRules: Sendable, Equatable {
     public let version: UInt32
     /// The disk shows something else than zeroes where this layer has a hole, at this cluster.
     public let hasLower: Bool
+    /// The cluster's place in the file that has the data alone; nil: they stand in the image.
+    public let home: UInt64?
 
     /// Rules.
-    public init(version: UInt32, hasLower: Bool) {
+    public init(version: UInt32, hasLower: Bool, home: UInt64? = nil) {
         self.version = version
         self.hasLower = hasLower
+        self.home = home
     }
 
     /// How `change` is done to a cluster with this entry.
     public func plan(_ change: ClusterChange, _ entry: L2Entry) -> ClusterPlan {
-        switch change {
+        if let home { return plan(change, entry, at: home) }
+        return switch change {
         case .data(let isWhole): data(entry, isWhole: isWhole)
         case .partZeroes: readsAsZeroes(entry) ? .nothing : data(entry, isWhole: false)
         case .zeroes(let mayFree): zeroes(entry, mayFree: mayFree)
         case .discard: discard(entry)
+        }
+    }
+
+    /// A data file has a place for each cluster, which is nobody else's: nothing is allocated there and nothing given back. What
+    /// stands at the place of a cluster without data may be old, so all of the cluster is written before its entry says that it
+    /// has data; zeroes of one that has data are written or punched there, so that a raw data file shows what the disk shows.
+    private func plan(_ change: ClusterChange, _ entry: L2Entry, at home: UInt64) -> ClusterPlan {
+        let isOwn = entry.raw == home | L2Entry.copied
+        switch change {
+        case .data: return isOwn ? .inPlace(home) : .refill(home)
+        case .partZeroes: return isOwn ? .inPlace(home) : readsAsZeroes(entry) ? .nothing : .refill(home)
+        case .zeroes(mayFree: false) where isOwn: return .inPlace(home)
+        case .zeroes, .discard:
+            if isOwn { return .punch(home) }
+            return readsAsZeroes(entry) ? .nothing : .publish(.zeroes, frees: false)
         }
     }
 

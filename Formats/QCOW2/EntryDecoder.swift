@@ -86,6 +86,27 @@ public struct EntryDecoder: Sendable {
         return version == 1 ? try describeVersion1(entry, fileSize) : try describeVersion2(entry, fileSize)
     }
 
+    /// The same for an image whose data are in a file of `fileSize` bytes, where each cluster stands at its own place, `home`. As in
+    /// QEMU, which has no other images.
+    public func describe(_ entry: UInt64, home: UInt64, fileSize: UInt64) throws(ReadFault) -> Extent {
+        if entry == 0 { return .hole }
+        guard entry & L2Entry.compressed == 0 else {
+            throw ReadFault(code: EIO, cause: "a cluster is compressed in an image with a data file", place: home)
+        }
+        if entry & L2Entry.zero != 0 { return .zeroes }
+        let offset = entry & L2Entry.offsetMask
+        // Offset 0 is a place here, if the entry says that it has one.
+        guard offset != 0 || entry & L2Entry.copied != 0 else { return .hole }
+        guard offset == home else {
+            throw ReadFault(
+                code: EIO, cause: "its L2 entry points to another place of the data file than its own", place: offset)
+        }
+        guard home < fileSize, clusterSize <= fileSize - home else {
+            throw ReadFault(code: EIO, cause: "its cluster is not in the data file", place: home)
+        }
+        return .data(home)
+    }
+
     private func describeVersion2(_ entry: UInt64, _ fileSize: UInt64) throws(ReadFault) -> Extent {
         if entry & L2Entry.compressed != 0 {
             let (offset, length) = L2Entry(entry).compressedRange(clusterBits: clusterBits)

@@ -101,7 +101,7 @@ public struct ImageSurvey: Sendable, Equatable {
         budget -= 1
         used.insert(place >> geometry.clusterBits)
         for (_, entry) in try image.entries(ofTable: place, geometry) {
-            if let clusters = entry.clusters(clusterBits: geometry.clusterBits),
+            if !geometry.hasDataFile, let clusters = entry.clusters(clusterBits: geometry.clusterBits),
                 clusters.upperBound <= image.size >> geometry.clusterBits
             {
                 for cluster in clusters { used.insert(cluster) }
@@ -111,7 +111,7 @@ public struct ImageSurvey: Sendable, Equatable {
                 (compressed, data) = (compressed + 1, data + 1)
             } else if geometry.isExtended ? entry.raw == 0 : entry.isZero {
                 zeroes += 1
-            } else if entry.place != 0 {
+            } else if entry.place != 0 || geometry.hasDataFile {
                 data += 1
                 if entry.raw & L2Entry.copied == 0 { shared += 1 }
             }

@@ -136,9 +136,7 @@ public struct QCOWCheck: Sendable {
             throw ImageError(
                 .corrupt, "the image is marked as corrupt: repair a copy of it with qemu-img check -r all")
         }
-        if bits & QCOWHeader.Incompatible.dataFile != 0 {
-            throw ImageError(.unsupported, "the image has an external data file, which is not served; \(convert)")
-        }
+        if header.hasDataFile { try dataFile(convert) }
         if header.hasExtendedL2, header.encryption == 1 {
             throw ImageError(
                 .unsupported,
@@ -160,6 +158,21 @@ public struct QCOWCheck: Sendable {
         case 2 where header.version >= 2:
             throw ImageError(.unsupported, "the image is encrypted with LUKS, which libqcow cannot read; \(convert)")
         default: throw ImageError(.unsupported, "the image has an unknown encryption method \(header.encryption)")
+        }
+    }
+
+    /// What cannot be together with an external data file.
+    private func dataFile(_ convert: String) throws(ImageError) {
+        guard header.dataFileName?.isEmpty == false else {
+            throw ImageError(.unsupported, "the image has an external data file and does not say which; \(convert)")
+        }
+        guard header.encryption == 0, header.incompatible & QCOWHeader.Incompatible.extendedL2 == 0 else {
+            throw ImageError(
+                .unsupported,
+                "the image has an external data file together with encryption or extended L2 entries; \(convert)")
+        }
+        guard header.autoclear & QCOWHeader.rawDataFile == 0 || header.backingName == nil else {
+            throw ImageError(.unsupported, "the image has a raw external data file and a backing file; \(convert)")
         }
     }
 

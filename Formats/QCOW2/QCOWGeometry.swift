@@ -14,8 +14,12 @@ public struct QCOWGeometry: Sendable, Equatable {
     /// L2 entries have a second word, for 32 subclusters.
     public let isExtended: Bool
 
+    /// The data are in a file of their own: L2 entries point into that one, and have no refcounts.
+    public let hasDataFile: Bool
+
     /// Of the image with this checked header.
     public init(_ header: QCOWHeader) {
+        hasDataFile = header.hasDataFile
         version = header.version
         clusterBits = UInt64(header.clusterBits)
         l2Bits = UInt64(header.l2Bits)

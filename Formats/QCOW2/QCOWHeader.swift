@@ -76,6 +76,11 @@ public struct QCOWHeader: Sendable {
     /// The name of an external data file.
     public private(set) var dataFileName: [UInt8]?
 
+    /// The guest's data are in a file of their own.
+    public var hasDataFile: Bool { incompatible & Incompatible.dataFile != 0 }
+    /// The bit of ``autoclear`` that says that the data file alone shows what the disk shows.
+    public static let rawDataFile: UInt64 = 1 << 1
+
     /// The longest name of a file in an image, as in QEMU.
     public static let longestName = 1023
     /// As much of the file as a header, its extensions and a name can take: all of it stands in the first cluster.
@@ -95,7 +100,9 @@ public struct QCOWHeader: Sendable {
     public var references: [ImageReference] {
         var found: [ImageReference] = []
         if let backingName { found.append(ImageReference(.backing, name: backingName, format: backingFormat)) }
-        if let dataFileName { found.append(ImageReference(.data, name: dataFileName, format: Array("raw".utf8))) }
+        if hasDataFile, let dataFileName {
+            found.append(ImageReference(.data, name: dataFileName, format: Array("raw".utf8)))
+        }
         return found
     }
 

@@ -28,6 +28,8 @@ public final class ClusterMap: @unchecked Sendable {
     let wordBits: UInt64
     /// Entries of a piece, as a power of two: a page of a table, or a whole one that is smaller.
     let pieceBits: UInt64
+    /// L2 entries point into a file that has the data alone.
+    let hasDataFile: Bool
     /// The piece's number plus one that each place of the cache has.
     private let tags: UnsafeMutablePointer<UInt64>
     private let entries: UnsafeMutablePointer<UInt64>
@@ -38,6 +40,8 @@ public final class ClusterMap: @unchecked Sendable {
     private let entryCount: Atomic<Int>
     /// Bytes of the file, which grows with the engine's reserve.
     private let end: Atomic<UInt64>
+    /// Bytes of the data file, up to a whole cluster.
+    private let endOfData: Atomic<UInt64>
     /// Looks at a piece that was read, and takes ``L2Entry/copied`` away where it is not true. Set before the map is shared.
     nonisolated(unsafe) var judge: ((_ piece: Piece) -> Void)?
 
@@ -45,10 +49,11 @@ public final class ClusterMap: @unchecked Sendable {
     private static let mostL1 = Int(QCOWCheck.largestL1 / 8)
 
     /// A map of `image` with a cache of `cacheBytes`, which reads L2 tables from `tables`: the file of the image. With
-    /// `canGrow` the L1 table may become longer.
-    public init(_ image: QCOWImage, reading tables: any ImageReader, cacheBytes: UInt64, canGrow: Bool = false)
-        throws(ImageError)
-    {
+    /// `canGrow` the L1 table may become longer. `dataBytes`: of the external data file, if the image has one.
+    public init(
+        _ image: QCOWImage, reading tables: any ImageReader, cacheBytes: UInt64, canGrow: Bool = false,
+        dataBytes: UInt64 = 0
+    ) throws(ImageError) {
         self.image = image
         self.tables = tables
         decoder = EntryDecoder(image.header)
@@ -57,6 +62,8 @@ public final class ClusterMap: @unchecked Sendable {
         l2Bits = UInt64(image.header.l2Bits)
         wordBits = image.header.hasExtendedL2 ? 1 : 0
         end = Atomic(image.fileSize)
+        hasDataFile = image.header.hasDataFile
+        endOfData = Atomic(Self.wholeClusters(dataBytes, image.header))
         pieceBits = min(l2Bits, 9 - wordBits)
         // No more places than the disk has pieces.
         let needed = canGrow ? .max : image.size >> (clusterBits + pieceBits) + 1
@@ -109,6 +116,17 @@ public final class ClusterMap: @unchecked Sendable {
     var fileEnd: UInt64 {
         get { end.load(ordering: .acquiring) }
         set { end.store(newValue, ordering: .releasing) }
+    }
+
+    /// The data file has so many bytes now.
+    func setDataBytes(_ count: UInt64) {
+        endOfData.store(Self.wholeClusters(count, image.header), ordering: .releasing)
+    }
+
+    /// A data file ends with the disk, within its last cluster.
+    private static func wholeClusters(_ bytes: UInt64, _ header: QCOWHeader) -> UInt64 {
+        min(bytes, 1 << 62) & (header.clusterSize - 1) == 0
+            ? bytes : (min(bytes, 1 << 62) | (header.clusterSize - 1)) + 1
     }
 
     // MARK: Pieces
@@ -192,7 +210,8 @@ public final class ClusterMap: @unchecked Sendable {
             throw ReadFault(code: -code, cause: "its L2 table cannot be read", place: found.offset)
         }
         for index in 0..<words { unsafe found.base[index] = unsafe UInt64(bigEndian: found.base[index]) }
-        if let judge = unsafe judge {
+        // Entries of a data file have no refcounts.
+        if let judge = unsafe judge, !hasDataFile {
             let isOwn = current & L2Entry.copied != 0
             if !isOwn { for index in 0..<found.count { found.disown(index) } }
             if isOwn { judge(found) }
@@ -246,8 +265,12 @@ public final class ClusterMap: @unchecked Sendable {
 
     /// What a standard entry says to a reader.
     @inline(__always)
-    private func extent(_ entry: L2Entry) throws(ReadFault) -> Extent {
-        try decoder.describe(entry.raw, fileSize: fileEnd)
+    private func extent(_ entry: L2Entry, at cluster: UInt64) throws(ReadFault) -> Extent {
+        if hasDataFile {
+            return try decoder.describe(
+                entry.raw, home: cluster << clusterBits, fileSize: endOfData.load(ordering: .acquiring))
+        }
+        return try decoder.describe(entry.raw, fileSize: fileEnd)
     }
 
     /// What stands at `offset`, and for how many of `length` bytes: at least one, and within one piece of a table. May sleep.
@@ -285,12 +308,14 @@ public final class ClusterMap: @unchecked Sendable {
         if piece.isExtended { return try reachBySubclusters(in: piece, offset, length) }
         let within = offset & (clusterSize - 1)
         var index = index(offset >> clusterBits)
-        let first = try extent(piece[index])
+        var cluster = offset >> clusterBits
+        let first = try extent(piece[index], at: cluster)
         var reached = clusterSize - within
         // Neighbours of the same kind make one transfer.
         joining: while reached < length, index + 1 < piece.count {
             index += 1
-            let next = try? extent(piece[index])
+            cluster += 1
+            let next = try? extent(piece[index], at: cluster)
             switch (first, next) {
             case (.hole, .hole?), (.zeroes, .zeroes?): break
             case (.data(let start), .data(let other)?) where other == start + within + reached: break

@@ -27,6 +27,10 @@ extension ImageEngine {
             throw ImageError(.tooLarge, "the L1 table of such a disk is too large; larger clusters need a smaller one")
         }
         try prepare()
+        if geometry.hasDataFile, data.size < newSize {
+            try check(data.setSize(newSize), "cannot make the data file longer")
+            map.setDataBytes(newSize)
+        }
         try metadataLock.locked { () throws(ImageError) in
             if entries > l1Capacity { try moveL1(to: entries) }
             guard map.growL1(to: Int(entries)) else { throw ImageError(.tooLarge, "the L1 table is too large") }

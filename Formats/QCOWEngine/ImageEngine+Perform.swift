@@ -130,7 +130,7 @@ extension ImageEngine {
 
     /// The cluster that a publication was to bring, unless the image has it already.
     func unpublished(_ publication: Publication) -> [UInt64] {
-        publication.new.place == publication.old.place || publication.new.place == 0
+        geometry.hasDataFile || publication.new.place == publication.old.place || publication.new.place == 0
             ? [] : [publication.new.place >> geometry.clusterBits]
     }
 
@@ -181,6 +181,12 @@ extension ImageEngine {
             let piece = try lockPiece(cluster)
             let index = map.index(cluster)
             let entry = piece[index]
+            if geometry.hasDataFile, isMisplaced(entry, cluster) {
+                map.unlock(piece)
+                let words = "the L2 entry of cluster \(cluster) points to another place of the data file than its own"
+                damaged(words)
+                throw .damaged(words)
+            }
             let plan = rules.plan(wanted, entry)
             guard needsCluster(plan) else {
                 try follow(plan, entry, piece, cluster, part, &change)
@@ -193,6 +199,11 @@ extension ImageEngine {
             map.unlock(piece)
             try refill()
         }
+    }
+
+    /// An entry of an image with a data file that QEMU would not have made.
+    func isMisplaced(_ entry: L2Entry, _ cluster: UInt64) -> Bool {
+        entry.isCompressed || entry.place != 0 && entry.place != cluster << geometry.clusterBits
     }
 
     func lockPiece(_ cluster: UInt64) throws(ImageError) -> ClusterMap.Piece {
@@ -225,7 +236,7 @@ extension ImageEngine {
     private func needsCluster(_ plan: ClusterPlan) -> Bool {
         switch plan {
         case .fresh, .freshZeroes, .copy: true
-        case .nothing, .inPlace, .refill, .publish: false
+        case .nothing, .inPlace, .refill, .publish, .punch: false
         }
     }
 
@@ -247,6 +258,9 @@ extension ImageEngine {
             map.unlock(piece)
             try check(code, "cannot write an L2 entry")
             if frees { unmap(entry) }
+        case .punch(let place):
+            map.unlock(piece)
+            try check(data.zero(place, bytes(of: cluster)), "cannot zero a cluster of the data file")
         case .nothing, .fresh, .freshZeroes, .copy:
             map.unlock(piece)
         }
@@ -290,7 +304,7 @@ extension ImageEngine {
 
     /// The clusters of an entry that is in the file no more.
     func unmap(_ entry: L2Entry) {
-        guard let clusters = entry.clusters(clusterBits: geometry.clusterBits) else { return }
+        guard !geometry.hasDataFile, let clusters = entry.clusters(clusterBits: geometry.clusterBits) else { return }
         listLock.locked { unmapped += clusters.map { FreedCluster(cluster: $0, isTable: false) } }
         wake()
     }
@@ -304,7 +318,7 @@ extension ImageEngine {
         let bounce = try bounce(&change)
         let range = Int(part.lowerBound)..<Int(part.upperBound)
         fill(bounce, range, from: change.operation, cluster)
-        let code = bounce.reading(range) { storage.writeData($0, at: place + part.lowerBound) }
+        let code = bounce.reading(range) { data.writeData($0, at: place + part.lowerBound) }
         try check(code, "cannot write data")
     }
 
@@ -313,7 +327,7 @@ extension ImageEngine {
         _ change: inout Change, _ part: Range<UInt64>, of cluster: UInt64, to place: UInt64, keepsOld: Bool
     ) throws(ImageError) {
         let bounce = try bounce(&change)
-        let all = 0..<Int(geometry.clusterSize)
+        let all = 0..<Int(bytes(of: cluster))
         let range = Int(part.lowerBound)..<Int(part.upperBound)
         if keepsOld {
             let code = bounce.with(all) { memory in readLayers(&memory, at: cluster << geometry.clusterBits) }
@@ -322,7 +336,13 @@ extension ImageEngine {
             bounce.zero(all)
         }
         fill(bounce, range, from: change.operation, cluster)
-        try check(bounce.reading(all) { storage.writeData($0, at: place) }, "cannot write a cluster")
+        try check(bounce.reading(all) { data.writeData($0, at: place) }, "cannot write a cluster")
+    }
+
+    /// Bytes of a cluster in its file: a data file ends with the disk.
+    private func bytes(of cluster: UInt64) -> UInt64 {
+        geometry.hasDataFile
+            ? min(geometry.clusterSize, size - cluster << geometry.clusterBits) : geometry.clusterSize
     }
 
     func fill(_ bounce: Bounce, _ range: Range<Int>, from operation: any EngineOperation, _ cluster: UInt64) {
@@ -395,7 +415,8 @@ extension ImageEngine {
             var entries = try storage.bytes(at: old, count: Int(geometry.clusterSize))
             guard entries.count == Int(geometry.clusterSize) else { throw .damaged("an L2 table is not in the file") }
             // None of them is this table's alone.
-            for index in stride(from: 0, to: entries.count, by: Int(geometry.entryBytes)) { entries[index] &= 0x7f }
+            let mask: UInt8 = geometry.hasDataFile ? 0xff : 0x7f
+            for index in stride(from: 0, to: entries.count, by: Int(geometry.entryBytes)) { entries[index] &= mask }
             try check(storage.write(entries[...], at: place), "cannot write an L2 table")
             try check(sync(), "cannot make an L2 table durable")
         }

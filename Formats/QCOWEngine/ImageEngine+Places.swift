@@ -39,6 +39,14 @@ extension ImageEngine {
         guard last < piece.count else { return .engine }
         if piece.isExtended { return placeBySubclusters(piece, first...last, offset, length) }
         let within = offset & (map.clusterSize - 1)
+        if map.hasDataFile {
+            // Each cluster has one place, which is that of the disk.
+            for index in first...last {
+                let home = (cluster + UInt64(index - first)) << map.clusterBits
+                guard piece[index].raw == home | L2Entry.copied else { return .engine }
+            }
+            return .file(offset)
+        }
         let entry = piece[first]
         if entry.isOwn {
             guard first == last || isRun(piece, first...last) else { return .engine }

@@ -26,7 +26,7 @@ extension ImageEngine {
     func readLayers(_ memory: inout MutableRawSpan, at offset: UInt64) -> Int32 {
         map.read(
             &memory, at: offset, below: below, expand: expand, decrypt: nil,
-            data: { buffer, place in storage.readData(into: &buffer, at: place) },
+            data: { buffer, place in data.readData(into: &buffer, at: place) },
             fault: { tell(.unreadable($0, at: $1)) })
     }
 }
@@ -37,7 +37,8 @@ extension ClusterMap {
     public func read(
         _ memory: inout MutableRawSpan, at offset: UInt64, below: (any LowerLayer)?, expand: ImageEngine.ClusterReader?,
         decrypt: ((_ buffer: inout MutableRawSpan, _ offset: UInt64) -> Int32)?,
-        data: (_ buffer: inout MutableRawSpan, _ place: UInt64) -> Int32, fault: (_ fault: ReadFault, _ offset: UInt64) -> Void
+        data: (_ buffer: inout MutableRawSpan, _ place: UInt64) -> Int32,
+        fault: (_ fault: ReadFault, _ offset: UInt64) -> Void
     ) -> Int32 {
         let size = UInt64(memory.byteCount)
         var done: UInt64 = 0

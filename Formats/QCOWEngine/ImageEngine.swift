@@ -20,6 +20,8 @@ import Synchronization
 /// `@unchecked Sendable`: what changes is atomic or under the lock that is named with it.
 public final class ImageEngine: @unchecked Sendable {
     let storage: any ImageStorage
+    /// Where the guest's data are: the same, or the external data file.
+    let data: any ImageStorage
     let below: (any LowerLayer)?
     let options: EngineOptions
     /// The image as it was opened.
@@ -100,20 +102,25 @@ public final class ImageEngine: @unchecked Sendable {
 
     /// Opens an image for writing. Nothing is changed before the first change of the guest.
     ///
-    /// `opened`: the image, where header and L1 table were read already.
+    /// `opened`: the image, where header and L1 table were read already. `data`: its external data file, if it has one.
     public init(
-        _ storage: any ImageStorage, opened: QCOWImage? = nil, below: (any LowerLayer)?, options: EngineOptions,
+        _ storage: any ImageStorage, opened: QCOWImage? = nil, data: (any ImageStorage)? = nil,
+        below: (any LowerLayer)?, options: EngineOptions,
         expand: ClusterReader? = nil
     ) throws(ImageError) {
         let image = if let opened { opened } else { try QCOWImage(storage) }
         try image.judgeForWriting()
+        if image.header.hasDataFile { try image.judge(data) }
         self.storage = storage
+        self.data = data ?? storage
         self.below = below
         self.options = options
         self.image = image
         self.expand = expand
         geometry = QCOWGeometry(image.header)
-        map = try ClusterMap(image, reading: storage, cacheBytes: options.cacheBytes, canGrow: true)
+        map = try ClusterMap(
+            image, reading: storage, cacheBytes: options.cacheBytes, canGrow: true,
+            dataBytes: data?.size ?? 0)
         // What the L1 table claims is believed when it was compared with the refcounts: ensureTable.
         for (index, entry) in image.l1.enumerated() where entry & L2Entry.copied != 0 {
             map.setL1(index, entry & ~L2Entry.copied)
@@ -128,7 +135,8 @@ public final class ImageEngine: @unchecked Sendable {
         }
         scan = ImageScan(image, snapshots: snapshots.entries)
         // Without such features there is nothing to prepare; the writer before has switched them off.
-        isPrepared = Atomic(image.header.autoclear == 0 && !Self.endsWithinCluster(storage, geometry))
+        isPrepared = Atomic(
+            image.header.autoclear & ~image.keptFeatures == 0 && !Self.endsWithinCluster(storage, geometry))
         reserveSize = Atomic(options.reserve.lowerBound)
         byteCount = Atomic(image.size)
         (l1Offset, l1Capacity) = (image.header.l1Offset, image.header.l1Count)
@@ -158,7 +166,9 @@ public final class ImageEngine: @unchecked Sendable {
 
     /// Bounds, and what lies below a cluster.
     func rules(at cluster: UInt64) -> PlanRules {
-        PlanRules(version: geometry.version, hasLower: cluster << geometry.clusterBits < below?.size ?? 0)
+        let start = cluster << geometry.clusterBits
+        return PlanRules(
+            version: geometry.version, hasLower: start < below?.size ?? 0, home: geometry.hasDataFile ? start : nil)
     }
 
     // MARK: Failures
@@ -181,9 +191,15 @@ public final class ImageEngine: @unchecked Sendable {
         tell(.damaged(what))
     }
 
-    /// A sync of the engine itself.
+    /// R9: everything that was answered is in the file or files, so a sync of them is all; after a failure nothing can be promised.
+    ///
+    /// - Returns: 0 or a negative errno.
+    public func flush() -> Int32 { failure == 0 ? sync() : failure }
+
+    /// A sync of the engine itself: data before what refers to them.
     func sync() -> Int32 {
-        let code = storage.sync()
+        var code = geometry.hasDataFile ? data.sync() : 0
+        if code == 0 { code = storage.sync() }
         if code != 0 { fail(code) }
         return code
     }
@@ -201,8 +217,10 @@ public final class ImageEngine: @unchecked Sendable {
         if isPrepared.load(ordering: .acquiring) { return }
         try metadataLock.locked { () throws(ImageError) in
             if isPrepared.load(ordering: .acquiring) { return }
-            if image.header.autoclear != 0 {
-                try check(storage.write(number: 0, at: 88), "cannot write the header")
+            if image.header.autoclear & ~image.keptFeatures != 0 {
+                try check(
+                    storage.write(number: image.header.autoclear & image.keptFeatures, at: 88),
+                    "cannot write the header")
                 try check(sync(), "cannot make the header durable")
             }
             if Self.endsWithinCluster(storage, geometry) {
@@ -269,6 +287,24 @@ extension QCOWImage {
                 .unsupported,
                 "the image was not closed by its last writer, and its refcounts are not up to date: repair it with "
                     + "qemu-img check -r all")
+        }
+    }
+
+    /// Autoclear features that the engine keeps up.
+    var keptFeatures: UInt64 { header.hasDataFile ? QCOWHeader.rawDataFile : 0 }
+
+    /// Refuses an image whose data file cannot be written.
+    func judge(_ data: (any ImageStorage)?) throws(ImageError) {
+        guard let data else { throw ImageError(.invalid, "the data file of the image was not opened") }
+        guard header.snapshotCount == 0 else {
+            throw ImageError(
+                .unsupported, "the image has internal snapshots and an external data file, which has no room for them")
+        }
+        guard data.size >= size else {
+            throw ImageError(
+                .invalid,
+                "the data file has \(data.size) bytes and the disk \(size): if it is the right one, truncate -s \(size) "
+                    + "makes it as long")
         }
     }
 

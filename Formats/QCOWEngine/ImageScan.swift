@@ -140,7 +140,7 @@ extension ImageEngine {
                 guard count > 0 else { throw .damaged("the L2 table at offset \(table) has the refcount 0") }
                 try noteTable(cluster, count: count)
             }
-            try scanTable(table)
+            try scanTable(table, of: index - 1)
             break
         }
         scan?.phase = index < map.l1Count ? .active(index) : .snapshot(-1, from: 0)
@@ -187,18 +187,27 @@ extension ImageEngine {
             try mark(cluster, isData: false, at: place)
             if cluster < scan?.bound ?? 0 { try noteTable(cluster, count: allocator.refcounts.count(of: cluster)) }
             allocator.metadata.insert(place >> geometry.clusterBits)
-            try scanTable(place)
+            try scanTable(place, of: nil)
         }
         scan?.phase = .snapshot(number, from: index + 1)
     }
 
-    private func scanTable(_ place: UInt64) throws(ImageError) {
+    /// `l1Index`: the disk's entry that names the table; nil: a snapshot's.
+    private func scanTable(_ place: UInt64, of l1Index: Int?) throws(ImageError) {
         guard place & (geometry.clusterSize - 1) == 0, place < storage.size else {
             throw .damaged("an L1 entry points to offset \(place) of the file")
         }
-        for (_, entry) in try storage.entries(ofTable: place, geometry) {
+        for (index, entry) in try storage.entries(ofTable: place, geometry) {
             if geometry.isExtended, let fault = entry.bitmapFault {
                 throw .damaged("\(fault) (in the L2 table at offset \(place) of the file)")
+            }
+            if geometry.hasDataFile {
+                // Nothing in this file: a data file has no refcounts.
+                guard let l1Index else { continue }
+                guard !isMisplaced(entry, UInt64(l1Index) << geometry.l2Bits + UInt64(index)) else {
+                    throw .damaged("an L2 entry points to offset \(entry.place) of the data file, not to its own place")
+                }
+                continue
             }
             guard let clusters = entry.clusters(clusterBits: geometry.clusterBits) else { continue }
             if entry.isCompressed {
@@ -239,7 +248,8 @@ extension ImageEngine {
     private func noteTable(_ cluster: UInt64, count: UInt64) throws(ImageError) {
         guard scan?.tables.insert(cluster) != false || count > 1 else {
             throw .damaged(
-                "two L1 entries point to the L2 table at offset \(cluster << geometry.clusterBits), whose refcount is 1")
+                "two L1 entries point to the L2 table at offset \(cluster << geometry.clusterBits), whose refcount is 1"
+            )
         }
         scan?.note(cluster, count: count)
     }

@@ -57,7 +57,7 @@ public struct ChildDisk: @unchecked Sendable {
         self.host = host
     }
 
-    /// The descriptor of a raw file, for reading and the host's; nil for disks of other formats.
+    /// The descriptor of a raw file, the host's: for reading, and of a data file for writing too where the disk is written; nil for disks of other formats.
     public var descriptor: Int32? {
         let fd = unsafe host.table.pointee.child_fd?(child) ?? -1
         return fd >= 0 ? fd : nil

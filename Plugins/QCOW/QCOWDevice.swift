@@ -15,6 +15,8 @@ import Synchronization
 final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @unchecked Sendable {
     private let host: HostDisk
     let file: ImageFile
+    /// Where the guest's data are: the same file, or the external data file.
+    let data: ImageFile
     let image: QCOWImage
     /// The way to the data; the engine's, if there is one.
     let map: ClusterMap
@@ -46,6 +48,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
         isLower = opening.isBacking
         let wanted = try opening[QCOWOption.direct]
         var file = try ImageFile(fd: opening.fd)
+        var data: ImageFile?
         do throws(PluginError) {
             let (isReadOnly, isSuccessor) = (opening.isReadOnly, opening.isSuccessor)
             if isLocked { try ImageLock.take(fd: file.fd, isReadOnly: isReadOnly, isSuccessor: isSuccessor) }
@@ -63,18 +66,21 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
                 backing = nil
             }
             decryption = try Self.decryption(file, image, opening)
-            if !opening.isReadOnly {
+            data = try Self.dataFile(image.header, opening, wanted, lock: isLocked)
+            // With the data elsewhere there are only tables, which go through the page cache.
+            if !opening.isReadOnly, data == nil {
                 file.finish()
                 file = try Self.fileForWriting(opening, wanted, image.header)
             }
-            let (used, below) = (file, backing)
+            let (used, below, elsewhere) = (file, backing, data)
             let inflated = InflatedClusters(used, image.header, counters: counters)
             clusters = inflated
             if opening.isReadOnly {
                 engine = nil
                 self.image = image
                 map = try examining { () throws(ImageError) in
-                    try ClusterMap(image, reading: used, cacheBytes: cacheBytes)
+                    try ClusterMap(
+                        image, reading: used, cacheBytes: cacheBytes, dataBytes: elsewhere?.size ?? 0)
                 }
             } else {
                 var options = EngineOptions()
@@ -83,7 +89,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
                 options.followsUncleanEnd = opening.isSuccessor
                 let settled = options
                 let engine = try examining { () throws(ImageError) in
-                    try ImageEngine(used, opened: image, below: below, options: settled) {
+                    try ImageEngine(used, opened: image, data: elsewhere, below: below, options: settled) {
                         buffer, start, place, length in
                         inflated.read(&buffer, from: start, at: place, length: length)
                     }
@@ -92,10 +98,12 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
                 (self.image, map) = (engine.image, engine.map)
             }
         } catch {
+            data?.finish()
             file.finish()
             throw error
         }
         self.file = file
+        self.data = data ?? file
         host = opening.hostDisk
         label = opening.label
         report()
@@ -111,6 +119,28 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
         file.finish()
         throw PluginError(
             EINVAL, "direct I/O is not possible here, or the clusters are smaller than 4096 bytes; use direct=auto")
+    }
+
+    /// The file with the data of an image that has them elsewhere, opened by the host and locked as the image is; nil: it has not.
+    private static func dataFile(
+        _ header: QCOWHeader, _ opening: Opening, _ wanted: DirectChoice, lock: Bool
+    ) throws(PluginError) -> ImageFile? {
+        guard let reference = header.references.first(where: { $0.kind == .data }) else { return nil }
+        guard let fd = try opening.child(ImageFileName(reference)).descriptor else {
+            throw PluginError(EOPNOTSUPP, "the host did not open the data file of the image")
+        }
+        if lock {
+            do throws(PluginError) {
+                try ImageLock.take(fd: fd, isReadOnly: opening.isReadOnly, isSuccessor: opening.isSuccessor)
+            } catch {
+                throw PluginError(error.code, "the data file of the image: \(error.message)")
+            }
+        }
+        let isDirect = !opening.isReadOnly && (wanted == .on || wanted == .auto && opening.isDirect)
+        let file = try ImageFile(fd: fd, access: isDirect ? .direct : .cached)
+        guard wanted == .on, !opening.isReadOnly, !file.isDirect else { return file }
+        file.finish()
+        throw PluginError(EINVAL, "direct I/O is not possible for the data file; use direct=auto")
     }
 
     /// The backing file, with the format that the image or else the administrator gives; nil without one.
@@ -191,6 +221,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
         committer?.stop()
         engine?.close()
         backing?.finish()
+        if data !== file { data.finish() }
         file.finish()
     }
 
@@ -206,8 +237,8 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
         info.maxTransfer = engine == nil ? max(image.header.clusterSize, 64 << 10) : 4 << 20
         info.maxBuffers = 1024
         info.maxQueues = UInt32(Self.mostQueues)
-        info.memoryAlignment = file.isDirect ? 512 : 1
-        if file.isDirect { info.queueDepth = UInt32(AsynchronousRoom.depth) }
+        info.memoryAlignment = data.isDirect ? 512 : 1
+        if data.isDirect { info.queueDepth = UInt32(AsynchronousRoom.depth) }
         info.discardGranularity = UInt32(truncatingIfNeeded: image.header.clusterSize)
         info.maxDiscard = 1 << 30
         info.maxWriteZeroes = 64 << 20
@@ -263,7 +294,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
         if RequestTag.isSet(on: accepted) {
             // The offset is one of the file already, and the queue's completion ends the token.
             let done = unsafe job.pointee.done
-            let status = BlockingIO.transfer(fd: file.fd, accepted, done: done, alignment: 512)
+            let status = BlockingIO.transfer(fd: data.fd, accepted, done: done, alignment: 512)
             accepted.complete(Outcome(status: status))
             return
         }
@@ -282,14 +313,8 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
         engine.end(token)
     }
 
-    /// R9: everything that was answered is in the file, so one sync is all; after a failure nothing can be promised.
-    func flush() -> Int32 {
-        guard let engine else { return 0 }
-        guard engine.failure == 0 else { return engine.failure }
-        let code = file.sync()
-        if code != 0 { engine.fail(code) }
-        return code
-    }
+    /// Everything that was answered is durable.
+    func flush() -> Int32 { engine?.flush() ?? 0 }
 
     /// Fills all of `buffer` with what the disk shows from `offset` on: 0 or a negative errno. Any thread.
     func read(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32 {
@@ -303,7 +328,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
                     unsafe buffer.withUnsafeMutableBytes { bytes in unsafe decryption.read(bytes, at: position) }
                 }
             },
-            data: { [file] buffer, place in file.readData(into: &buffer, at: place) },
+            data: { [data] buffer, place in data.readData(into: &buffer, at: place) },
             fault: { report($0, at: $1) })
     }
 

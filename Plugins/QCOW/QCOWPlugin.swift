@@ -8,6 +8,11 @@ enum QCOWOption {
     static let backingFormat = PluginOption.choice(
         "backing-format", default: BackingFormat.none,
         help: "the format of backing files of which the image does not say it; none: such an image is refused")
+    static let dataFile = PluginOption.text(
+        "data-file", default: "",
+        help:
+            "the path of the external data file that the image names and may write to; none: such an image is only read"
+    )
     static let cache = PluginOption.size(
         "cache", default: "16M", in: (64 << 10)...(1 << 30), help: "memory for tables of the image")
     static let lock = PluginOption.bool(
@@ -21,7 +26,7 @@ enum QCOWOption {
     )
     static let threads = PluginOption.count(
         "threads", default: 8, in: 1...64, help: "threads per disk for what cannot be done asynchronously")
-    static let all: [any OptionSchema] = [password, backingFormat, cache, lock, discard, direct, threads]
+    static let all: [any OptionSchema] = [password, backingFormat, dataFile, cache, lock, discard, direct, threads]
 }
 
 /// Formats that an administrator can give to a backing file.

@@ -41,8 +41,8 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
                 host: parameters.queue.handle, complete: parameters.queue.complete,
                 engine: device.engine.map { unsafe Unmanaged.passUnretained($0) }))
         let queue = unsafe try IOQueue(
-            handle: OpaquePointer(cells.state), complete: QueueState.completed, fd: device.file.fd, pool: device.pool,
-            depth: depth, isAsynchronous: device.file.isDirect, size: cells.limit, counters: cells.counters
+            handle: OpaquePointer(cells.state), complete: QueueState.completed, fd: device.data.fd, pool: device.pool,
+            depth: depth, isAsynchronous: device.data.isDirect, size: cells.limit, counters: cells.counters
         ) { code in device.servesByThreads(after: code) }
         self.cells = cells
         unsafe state = cells.state
@@ -135,6 +135,8 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
             return .helper
         case .flush:
             guard let engine else { return .done(0) }
+            // Two files take two syncs, one after the other.
+            if device.data !== device.file { return .helper }
             return engine.failure == 0 ? .kernel : .done(engine.failure)
         case .discard, .writeZeroes:
             return engine == nil ? .done(-EROFS) : .helper

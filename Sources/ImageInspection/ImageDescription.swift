@@ -34,7 +34,11 @@ struct ImageDescription {
                     ("format", format.isEmpty ? .null : .string(format)),
                 ]))
             if format.isEmpty { warnings.append("it names the file '\(name)' and not its format: it will be refused") }
-            if !isBacking { warnings.append("its data is in another file, '\(name)': it will be refused") }
+            if !isBacking {
+                warnings.append(
+                    "its data is in another file, '\(name)': a disk that writes needs the option data-file with its path"
+                )
+            }
         }
         let facts = try Self.facts(library, image.descriptor, format: format)
         members =

@@ -25,20 +25,24 @@ package struct BackingName {
     /// The allowed directory that contains the file, and the path below it.
     private let directory: String
     private let rest: String
+    private let what: String
 
-    /// Checks `name`, found in the image at `image`, without opening anything.
-    package init(_ name: [UInt8], in image: String, allowed policy: BackingPolicy) throws(OperationError) {
+    /// Checks `name`, found in the image at `image`, without opening anything. `what`: what it is, in messages.
+    package init(
+        _ name: [UInt8], in image: String, allowed policy: BackingPolicy, as what: String = "backing file"
+    ) throws(OperationError) {
+        self.what = what
         guard !name.isEmpty, !name.contains(0), let text = String(validating: name, as: UTF8.self) else {
-            throw Self.refusal(image, "of a name that is none (\(name.count) bytes)")
+            throw Self.refusal(image, what, "of a name that is none (\(name.count) bytes)")
         }
         // As in QEMU: a ':' before the first '/' makes it a protocol, "nbd:", "json:", "https:".
         if let mark = text.firstIndex(where: { $0 == ":" || $0 == "/" }), text[mark] == ":" {
-            throw Self.refusal(image, "'\(Self.shown(text))': it is no file name")
+            throw Self.refusal(image, what, "'\(Self.shown(text))': it is no file name")
         }
         let absolute = text.hasPrefix("/") ? text : Self.folder(of: image) + "/" + text
         let parts = absolute.split(separator: "/").filter { $0 != "." }
         guard !parts.contains(".."), !parts.isEmpty else {
-            throw Self.refusal(image, "'\(Self.shown(text))': a name with '..' is not followed")
+            throw Self.refusal(image, what, "'\(Self.shown(text))': a name with '..' is not followed")
         }
         let path = "/" + parts.joined(separator: "/")
         let homes = policy.directories.map { "/" + $0.split(separator: "/").joined(separator: "/") }
@@ -46,23 +50,25 @@ package struct BackingName {
         guard let home else {
             let known = homes.isEmpty ? "none is" : homes.joined(separator: ", ") + " are"
             throw Self.refusal(
-                image, "\(Self.shown(path)): backing files must be below a backing-dir of xbb.conf, and \(known) set")
+                image, what, "\(Self.shown(path)): \(what)s must be below a backing-dir of xbb.conf, and \(known) set")
         }
         self.path = path
         directory = home
         rest = String(path.dropFirst(home == "/" ? 1 : home.utf8.count + 1))
     }
 
-    /// Opens it for reading, without leaving the allowed directory and without following a link.
+    /// Opens it for reading, or with `isWritable` for both, without leaving the allowed directory and without following a link.
     ///
-    /// O_NONBLOCK keeps the open of a FIFO from waiting; anything but a regular file and a block device is refused.
-    package func open() throws(OperationError) -> Int32 {
+    /// O_NONBLOCK keeps the open of a FIFO from waiting; anything but a regular file and a block device is refused, and a device
+    /// for writing.
+    package func open(isWritable: Bool = false) throws(OperationError) -> Int32 {
         let home = unsafe clinux_open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC, 0)
         guard home >= 0 else {
-            throw OperationError(.open, "cannot open the backing-dir \(directory)", .errno(errno))
+            throw OperationError(.open, "cannot open the directory \(directory) of a \(what)", .errno(errno))
         }
         defer { close(home) }
-        let file = unsafe clinux_open_beneath(home, rest, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)
+        let file = unsafe clinux_open_beneath(
+            home, rest, (isWritable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)
         guard file >= 0 else {
             let code = errno
             let reason =
@@ -72,20 +78,20 @@ package struct BackingName {
                 case ENOSYS: "Linux 5.6 or later is needed to open it safely"
                 default: errnoText(code)
                 }
-            throw OperationError(.open, "cannot open the backing file \(Self.shown(path)): \(reason)")
+            throw OperationError(.open, "cannot open the \(what) \(Self.shown(path)): \(reason)")
         }
         var status = stat()
         let kind = unsafe fstat(file, &status) == 0 ? status.st_mode & S_IFMT : 0
-        guard kind == S_IFREG || kind == S_IFBLK else {
+        guard kind == S_IFREG || kind == S_IFBLK && !isWritable else {
             close(file)
-            throw OperationError(
-                .open, "the backing file \(Self.shown(path)) is neither a regular file nor a block device")
+            let wanted = isWritable ? "no regular file" : "neither a regular file nor a block device"
+            throw OperationError(.open, "the \(what) \(Self.shown(path)) is \(wanted)")
         }
         return file
     }
 
-    private static func refusal(_ image: String, _ what: String) -> OperationError {
-        OperationError(.open, "\(image) names a backing file \(what)")
+    private static func refusal(_ image: String, _ kind: String, _ what: String) -> OperationError {
+        OperationError(.open, "\(image) names a \(kind) \(what)")
     }
 
     /// A name with everything removed that could disturb a terminal or a log.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What `struct xbb_child` points to: a file that an image named, open for reading.
+// What `struct xbb_child` points to: a file that an image named, open for reading; a data file for writing too.
 import Base
 import CLinux
 import Glibc
@@ -21,7 +21,7 @@ final class HostChild: Sendable {
     let size: UInt64
     private let closed = Mutex(false)
 
-    private init(device: PluginDevice?, isOwn: Bool, descriptor: Int32, size: UInt64) {
+    init(device: PluginDevice?, isOwn: Bool, descriptor: Int32, size: UInt64) {
         self.device = device
         self.isOwn = isOwn
         self.descriptor = descriptor
@@ -34,13 +34,16 @@ final class HostChild: Sendable {
     /// Opens the file that `reference` names, found in the image at `image`, which is open in `parent`.
     static func open(
         _ reference: xbb_ref, in image: String, of parent: PluginLibrary, chain: ImageChain,
-        options: [String: String], log: Log, onNotify: @escaping @Sendable (UInt32) -> Void
+        options: [String: String], isReadOnly: Bool, log: Log, onNotify: @escaping @Sendable (UInt32) -> Void
     ) throws(OperationError) -> HostChild {
-        guard Int(reference.kind) == Int(XBB_REF_BACKING), reference.flags == 0 else {
-            throw OperationError(.open, "\(image) names a data file, which is not opened")
-        }
         let format = text(inArray: reference.format)
         let bytes = unsafe withUnsafeBytes(of: reference.name) { unsafe Array($0.prefix { $0 != 0 }) }
+        if Int(reference.kind) == Int(XBB_REF_DATA), reference.flags == 0 {
+            return try openData(bytes, format, in: image, chain: chain, granted: options["data-file"], isReadOnly)
+        }
+        guard Int(reference.kind) == Int(XBB_REF_BACKING), reference.flags == 0 else {
+            throw OperationError(.open, "\(image) names a file of an unknown kind, which is not opened")
+        }
         let name = try BackingName(bytes, in: image, allowed: chain.policy)
         guard !format.isEmpty else {
             throw OperationError(

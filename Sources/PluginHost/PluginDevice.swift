@@ -133,8 +133,8 @@ public final class PluginDevice: @unchecked Sendable {
                         "child_open() is for plugins that block (XBB_PLUGIN_BLOCKING), or that were built for ABI 1.2")
                 }
                 return try HostChild.open(
-                    reference, in: source.path, of: library, chain: chain, options: source.options, log: log,
-                    onNotify: onNotify)
+                    reference, in: source.path, of: library, chain: chain, options: source.options,
+                    isReadOnly: source.readOnly || isBacking, log: log, onNotify: onNotify)
             }
             defer {
                 host.allowChildren(nil)

@@ -133,7 +133,6 @@ func makeSource(_ folder: TemporaryFolder, bytes: Int, seed: UInt64) -> String {
     }
 
     static let refusals: [(options: String, words: String)] = [
-        ("-o data_file=DATA", "external data file"),
         ("LUKS", "encrypted with LUKS"),
     ]
 
