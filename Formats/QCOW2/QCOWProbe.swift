@@ -27,7 +27,9 @@ public enum QCOWProbe {
         let geometry = QCOWGeometry(check.header)
         let clusters = geometry.clusters(of: check.fileSize)
         let table = UInt64(check.header.refcountClusters) << geometry.clusterBits
-        let blocks = min(refcountCache, max(geometry.clusters(of: clusters << geometry.refcountOrder / 8), 1) << geometry.clusterBits)
+        let blocks = min(
+            refcountCache, max(geometry.clusters(of: clusters << geometry.refcountOrder / 8), 1) << geometry.clusterBits
+        )
         // A bit each: clusters in use, and clusters of snapshots.
         let scan = (clusters / 8) * (check.header.snapshotCount > 0 ? 2 : 1)
         return l1 + tables + inflated + table + blocks + scan

@@ -30,7 +30,8 @@ final class Grace: Sendable {
 
     init() {
         let count = 2 * Int(Self.places) * Self.stride
-        let memory = UnsafeMutableRawPointer.allocate(byteCount: count * MemoryLayout<Atomic<Int>>.stride, alignment: 128)
+        let memory = UnsafeMutableRawPointer.allocate(
+            byteCount: count * MemoryLayout<Atomic<Int>>.stride, alignment: 128)
         unsafe counters = memory.bindMemory(to: Atomic<Int>.self, capacity: count)
         for index in 0..<count { unsafe (counters + index).initialize(to: Atomic(0)) }
     }

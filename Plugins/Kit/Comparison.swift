@@ -33,7 +33,8 @@ nonisolated(unsafe) let immortalComparison: UnsafePointer<ComparisonCall.Table> 
     unsafe table.initialize(
         to: ComparisonCall.Table(size: UInt32(MemoryLayout<ComparisonCall.Table>.size), reserved: 0) {
             open, report, argument, failure in
-            guard let plugin = unsafe LoadedPlugin.current, let inspector = plugin.inspector, let report = unsafe report,
+            guard let plugin = unsafe LoadedPlugin.current, let inspector = plugin.inspector,
+                let report = unsafe report,
                 let opening = unsafe Opening(open, options: plugin.options)
             else { return -EINVAL }
             do throws(PluginError) {

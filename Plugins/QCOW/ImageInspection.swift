@@ -22,7 +22,8 @@ enum QCOWInspector: ImageInspector {
         if check.isCorrupt { traits.insert(.corrupt) }
         if check.hasUnknownFeatures { traits.insert(.unknownFeatures) }
         return ImageDescription(
-            diskSize: header.size, memory: QCOWProbe.memory(check, cache: try opening[QCOWOption.cache]), traits: traits,
+            diskSize: header.size, memory: QCOWProbe.memory(check, cache: try opening[QCOWOption.cache]),
+            traits: traits,
             files: header.references.map { ImageFileName($0) })
     }
 

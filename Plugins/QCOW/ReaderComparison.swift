@@ -105,7 +105,9 @@ final class ReaderComparison {
             } ? count : nil
         case .compressed(let place, let bytes):
             let one = position..<position + min(count, image.header.clusterSize - within)
-            return try compare(one, tableFault(cluster) ?? Fault.shortStream, report, onlyErrors: tableFault(cluster) == nil) {
+            return try compare(
+                one, tableFault(cluster) ?? Fault.shortStream, report, onlyErrors: tableFault(cluster) == nil
+            ) {
                 buffer in clusters.read(&buffer, from: Int(within), at: place, length: bytes)
             } ? one.upperBound - one.lowerBound : nil
         case .encrypted: return report(.skipped(range, reason: "encrypted")) ? count : nil
@@ -130,7 +132,10 @@ final class ReaderComparison {
         while position < range.upperBound {
             let next = hasTable ? min((position | (clusterSize - 1)) + 1, range.upperBound) : range.upperBound
             for sector in [position, next - 512] {
-                guard try compare(sector..<sector + 512, tableFault(position >> UInt64(image.header.clusterBits)), report, { _ in 0 })
+                guard
+                    try compare(
+                        sector..<sector + 512, tableFault(position >> UInt64(image.header.clusterBits)), report,
+                        { _ in 0 })
                 else { return false }
             }
             position = next
@@ -175,7 +180,8 @@ final class ReaderComparison {
 
     /// Says which sectors differ.
     private func sectors(
-        _ own: UnsafeMutableRawBufferPointer, _ other: UnsafeMutableRawBufferPointer, _ offset: UInt64, _ known: String?,
+        _ own: UnsafeMutableRawBufferPointer, _ other: UnsafeMutableRawBufferPointer, _ offset: UInt64,
+        _ known: String?,
         _ report: (ImageComparison) -> Bool
     ) -> Bool {
         var start: Int?

@@ -68,7 +68,8 @@ final class SecondReader {
     private static func refusal(_ words: [CChar]) -> PluginError {
         let text = String(decoding: words.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
         return PluginError(
-            EIO, text.isEmpty ? "this build of libqcow cannot read from an open file" : "libqcow cannot open it: \(text)")
+            EIO,
+            text.isEmpty ? "this build of libqcow cannot read from an open file" : "libqcow cannot open it: \(text)")
     }
 
     /// Bytes of the disk.

@@ -125,7 +125,9 @@ private final class Comparison {
         }
         progress?.end()
         if result != 0 { throw OperationError(failure, result, "plugin '\(library.name)'") }
-        guard getppid() == comparison.parent else { throw OperationError(.open, "nobody waits for the answer any more") }
+        guard getppid() == comparison.parent else {
+            throw OperationError(.open, "nobody waits for the answer any more")
+        }
         return comparison
     }
 
@@ -136,18 +138,20 @@ private final class Comparison {
             compared = offset
             progress?.show(offset, of: length)
             return getppid() == parent
-        case 2: Self.note(&differences, &totals.differences, isJoined(kind, offset, length, ""), length) { bytes in
-            .object([
-                ("offset", .integer(offset)), ("length", .integer(bytes)), ("sector", .integer(offset / 512)),
-                ("this_reader", Self.text(first)), ("second_reader", Self.text(second)),
-            ])
-        }
-        case 3: Self.note(&faults, &totals.faults, isJoined(kind, offset, length, first), length) { bytes in
-            .object([
-                ("offset", .integer(offset)), ("length", .integer(bytes)), ("sector", .integer(offset / 512)),
-                ("fault", Self.text(first)), ("words", Self.text(second)),
-            ])
-        }
+        case 2:
+            Self.note(&differences, &totals.differences, isJoined(kind, offset, length, ""), length) { bytes in
+                .object([
+                    ("offset", .integer(offset)), ("length", .integer(bytes)), ("sector", .integer(offset / 512)),
+                    ("this_reader", Self.text(first)), ("second_reader", Self.text(second)),
+                ])
+            }
+        case 3:
+            Self.note(&faults, &totals.faults, isJoined(kind, offset, length, first), length) { bytes in
+                .object([
+                    ("offset", .integer(offset)), ("length", .integer(bytes)), ("sector", .integer(offset / 512)),
+                    ("fault", Self.text(first)), ("words", Self.text(second)),
+                ])
+            }
         case 4:
             if let index = skipped.firstIndex(where: { $0.reason == first }) {
                 skipped[index].bytes &+= length
@@ -189,7 +193,8 @@ private final class Comparison {
 
     var json: JSON {
         let verdict =
-            unreadable != nil ? "unreadable" : totals.differences.0 > 0 ? "differs" : totals.faults.0 > 0 ? "known-faults" : "same"
+            unreadable != nil
+            ? "unreadable" : totals.differences.0 > 0 ? "differs" : totals.faults.0 > 0 ? "known-faults" : "same"
         return .object([
             ("verdict", .string(verdict)), ("reason", .text(unreadable)), ("compared", .integer(compared)),
             ("difference_count", .integer(totals.differences.0)), ("difference_bytes", .integer(totals.differences.1)),

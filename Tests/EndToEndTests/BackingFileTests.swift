@@ -238,7 +238,8 @@ extension EndToEnd {
                 qemu-img create -q -f qcow2 base 1M && qemu-img create -q -f qcow2 -b base -F qcow2 top
                 sed -i s/qcow2/layer/ top
                 """)
-            let words = "is of format 'layer', which plugin 'layer' serves; plugin 'qcow' reads backing files that are raw"
+            let words =
+                "is of format 'layer', which plugin 'layer' serves; plugin 'qcow' reads backing files that are raw"
             let answer = try JSON(
                 parsing: lab.run(
                     "\(buildDirectory)/xbbctl inspect top --json --plugin-dir \(lab.lab.plugins) --backing-dir "

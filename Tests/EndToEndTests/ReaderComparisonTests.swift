@@ -98,7 +98,8 @@ extension EndToEnd {
                 #expect(found["reason"]?.string?.contains(words) == true, "\(name): \(found)")
             }
             let text = try lab.run(
-                "\(buildDirectory)/xbbctl inspect nothing --format raw --compare --plugin-dir \(lab.lab.plugins); echo $?")
+                "\(buildDirectory)/xbbctl inspect nothing --format raw --compare --plugin-dir \(lab.lab.plugins); echo $?"
+            )
             #expect(text.contains("nothing to be read in two ways") && text.hasSuffix("1"), "\(text)")
             try lab.lab.finish()
         }

@@ -37,7 +37,8 @@ extension Reports {
         var lines: [String] = []
         for range in found["differences"]?.elements ?? [] {
             lines.append(
-                "differs: \(place(range)): this reader \(cell(range["this_reader"])), libqcow \(cell(range["second_reader"]))")
+                "differs: \(place(range)): this reader \(cell(range["this_reader"])), libqcow \(cell(range["second_reader"]))"
+            )
         }
         for range in found["known_faults"]?.elements ?? [] {
             lines.append("known fault of libqcow, \(cell(range["fault"])): \(place(range)): \(cell(range["words"]))")
@@ -48,12 +49,15 @@ extension Reports {
         let named = (found["differences"]?.elements.count ?? 0, found["known_faults"]?.elements.count ?? 0)
         let all = (found["difference_count"]?.unsigned ?? 0, found["known_fault_count"]?.unsigned ?? 0)
         if all.0 > UInt64(named.0) || all.1 > UInt64(named.1) {
-            lines.append("not named: \(all.0 - UInt64(named.0)) more ranges that differ, \(all.1 - UInt64(named.1)) of known faults")
+            lines.append(
+                "not named: \(all.0 - UInt64(named.0)) more ranges that differ, \(all.1 - UInt64(named.1)) of known faults"
+            )
         }
         switch found["verdict"]?.string {
         case "same": lines.append("both readers read the same, \(cell(found["compared"])) bytes")
         case "known-faults":
-            lines.append("both readers read the same, \(cell(found["compared"])) bytes, but for known faults of libqcow")
+            lines.append(
+                "both readers read the same, \(cell(found["compared"])) bytes, but for known faults of libqcow")
         case "unreadable": lines.append("cannot be compared: \(cell(found["reason"]))")
         default:
             lines.append("the readers differ in \(cell(found["difference_bytes"])) of \(cell(found["compared"])) bytes")
