@@ -278,7 +278,7 @@ let package = Package(
             name: "qcow-read", dependencies: ["CPluginHarness"], path: "Tests/QCOWRead",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])]),
         .testTarget(name: "FormatsTests", dependencies: ["ImageCore", "QCOW2", "QCOWEngine", "TestSupport"]),
-        .testTarget(name: "QCOWEngineTests", dependencies: ["ImageCore", "QCOWEngine", "TestSupport"]),
+        .testTarget(name: "QCOWEngineTests", dependencies: ["ImageCore", "QCOW2", "QCOWEngine", "TestSupport"]),
         .testTarget(name: "PluginKitTests", dependencies: ["PluginKit", "PluginAPI"]),
         .testTarget(
             name: "PluginTests",
