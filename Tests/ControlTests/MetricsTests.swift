@@ -49,7 +49,7 @@ import Testing
         for counter in QueueCounter.allCases {
             #expect(printed.contains("\(counter)"), "add \(counter) to MetricsFamilies.counters")
         }
-        #expect(MetricsFamilies.counterNames.count == printed.count && printed.count == QueueCounter.allCases.count)
+        #expect(MetricsFamilies.counterNames.count == printed.count, "one is printed twice")
     }
 
     @Test("the values under their names") func values() {

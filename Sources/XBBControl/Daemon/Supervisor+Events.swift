@@ -24,8 +24,10 @@ struct EventQuestion {
     var last: UInt64 = 0
     /// Tries without an answer, one after the other.
     var failures: UInt64 = 0
-    /// It has said what holds.
+    /// It has said what holds: the storage is open, and the disk is paused.
     var hasAnswered = false
+    var isOpen = false
+    var isPaused: Bool?
 
     /// Of a worker that begins at `now`.
     init(now: UInt64) { askAt = now }
@@ -111,6 +113,7 @@ extension Supervisor {
         if let due = record.eventsDue, due <= now {
             record.eventsDue = nil
             noteState(record)
+            noteLevels(record)
         }
         guard let process = record.process, let question = record.events, question.call == nil,
             let askAt = question.askAt, askAt <= now
@@ -165,11 +168,17 @@ extension Supervisor {
         }
         question.hasAnswered = true
         question.askAt = now &+ (events.elements.isEmpty ? 10 * RestartPolicy.millisecond : Self.askInterval)
+        question.isOpen = answer["open"] == .bool(true)
+        question.isPaused = answer["paused"].map { $0 == .bool(true) }
         record.events = question
-        // Also what an earlier worker did not come to tell.
-        if answer["open"] == .bool(true) { emit(.attached, of: record.address) }
-        if answer["paused"] == .bool(true) { emit(.paused, of: record.address) }
-        if answer["paused"] == .bool(false) { emit(.resumed, of: record.address) }
+        noteLevels(record)
+    }
+
+    /// Tells the states that the worker has told: also what an earlier one did not come to tell.
+    private func noteLevels(_ record: Record) {
+        guard let question = record.events, question.hasAnswered else { return }
+        if question.isOpen { emit(.attached, of: record.address) }
+        if let isPaused = question.isPaused { emit(isPaused ? .paused : .resumed, of: record.address) }
     }
 
     /// What a worker may say of its disk; the rest xbbd knows better.

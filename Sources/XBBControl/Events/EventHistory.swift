@@ -60,7 +60,7 @@ struct EventHistory {
         return event
     }
 
-    /// Takes an event that was written down before; false if its number is not the next one or beyond.
+    /// Takes an event whose number is the next one or beyond; nothing of an earlier one.
     mutating func take(_ event: DiskEvent) {
         guard event.sequence >= next, event.sequence < UInt64.max else { return }
         next = event.sequence + 1

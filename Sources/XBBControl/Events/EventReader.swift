@@ -26,7 +26,7 @@ public struct EventReader {
 
     /// Goes behind the last event.
     public mutating func skip() throws(ControlError) {
-        // Nobody has this epoch, so that the answer begins anew; only where it ends counts.
+        // Only where the last answer ends counts.
         repeat { _ = try next(waits: false) } while hasMore
     }
 

@@ -6,18 +6,34 @@ struct CounterFamily {
     let family: MetricFamily
     /// Each counter's name, its label, and what its value is multiplied by.
     let counters: [(name: String, label: [UInt8])]
-    let factor: UInt64
+    private let scale: Scale
 
-    init(_ name: String, unit: String? = nil, factor: UInt64 = 1, _ help: String, of counter: String) {
+    /// What a counter counts.
+    enum Scale {
+        case things
+        case sectors
+        case microseconds
+    }
+
+    init(_ name: String, unit: String? = nil, _ scale: Scale = .things, _ help: String, of counter: String) {
         family = MetricFamily(name, .counter, unit: unit, help)
         counters = [(counter, [])]
-        self.factor = factor
+        self.scale = scale
     }
 
     init(_ name: String, _ help: String, by label: String, _ counters: KeyValuePairs<String, String>) {
         family = MetricFamily(name, .counter, help)
         self.counters = counters.map { ($0.value, MetricsText.label(label, $0.key)) }
-        factor = 1
+        scale = .things
+    }
+
+    /// A counter's value in the unit of the family.
+    func text(_ value: UInt64) -> [UInt8] {
+        switch scale {
+        case .things: MetricsText.number(value)
+        case .sectors: MetricsText.number(value &* 512)
+        case .microseconds: MetricsText.seconds(nanoseconds: value &* 1000)
+        }
     }
 }
 
@@ -32,11 +48,11 @@ enum MetricsFamilies {
                 "read": "read_requests", "write": "write_requests", "flush": "flush_requests",
                 "discard": "discard_requests", "barrier": "barrier_requests",
             ]),
-        CounterFamily("xbb_read_bytes", unit: "bytes", factor: 512, "Bytes read by the guest.", of: "read_sectors"),
+        CounterFamily("xbb_read_bytes", unit: "bytes", .sectors, "Bytes read by the guest.", of: "read_sectors"),
         CounterFamily(
-            "xbb_written_bytes", unit: "bytes", factor: 512, "Bytes written by the guest.", of: "write_sectors"),
+            "xbb_written_bytes", unit: "bytes", .sectors, "Bytes written by the guest.", of: "write_sectors"),
         CounterFamily(
-            "xbb_discarded_bytes", unit: "bytes", factor: 512, "Bytes discarded by the guest.", of: "discard_sectors"),
+            "xbb_discarded_bytes", unit: "bytes", .sectors, "Bytes discarded by the guest.", of: "discard_sectors"),
         CounterFamily("xbb_responses", "Responses that the guest can see.", of: "reqs_completed"),
         CounterFamily("xbb_responses_written", "Responses written, seen or not.", of: "reqs_queued_for_completion"),
         CounterFamily("xbb_response_errors", "Responses that are errors.", of: "reqs_completed_with_error"),
@@ -45,6 +61,11 @@ enum MetricsFamilies {
         CounterFamily("xbb_requests_merged", "Requests that joined others.", of: "requests_merged"),
         CounterFamily(
             "xbb_requests_held", "Requests that had to wait because the storage was full.", of: "held_requests"),
+        CounterFamily(
+            "xbb_requests_throttled", "Requests that waited for a limit of the disk.", of: "throttled_requests"),
+        CounterFamily(
+            "xbb_throttled_seconds", unit: "seconds", .microseconds, "Time that rings waited for a limit of the disk.",
+            of: "throttled_microseconds"),
         CounterFamily(
             "xbb_requests_replayed", "Requests of an earlier worker that were done again.", of: "replayed_requests"),
         CounterFamily(
@@ -105,6 +126,6 @@ enum MetricsFamilies {
     static let operations: [(name: String, sum: String, label: [UInt8])] =
         ["read", "write", "flush", "discard"].map { ($0, "\($0)_ns", MetricsText.label("operation", $0)) }
 
-    /// Every counter of a worker that is printed.
+    /// Every counter of a worker that is printed, where it counts it.
     static let counterNames: [String] = counters.flatMap { $0.counters.map(\.name) } + operations.map(\.sum)
 }

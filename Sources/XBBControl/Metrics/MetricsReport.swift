@@ -158,7 +158,7 @@ public enum MetricsReport {
                     guard let place, let value = disk.counters[place] else { continue }
                     if !hasBegun { text.begin(family.family) }
                     hasBegun = true
-                    text.sample(disk.labels, label, MetricsText.number(value &* family.factor))
+                    text.sample(disk.labels, label, family.text(value))
                 }
             }
         }

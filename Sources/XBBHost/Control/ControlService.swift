@@ -42,11 +42,11 @@ struct ControlService<Platform: XenPlatform> {
                 reply(.object([("paused", .bool(isPaused))]))
             }
         case "resume" where words.count == 1:
-            if disk.isPauseWanted {
-                log.info("going on after the pause")
-                events.emit(.resumed)
-            }
+            let wasPaused = disk.isPauseWanted
+            if wasPaused { log.info("going on after the pause") }
             disk.resume()
+            // With this goes out what holds now.
+            if wasPaused { events.emit(.resumed) }
             reply(.object([("paused", .bool(false)), ("tried_again", .integer(disk.tryHeldAgain()))]))
         case "set" where words.count >= 3 && words.count % 2 == 1:
             let changes = stride(from: 1, to: words.count, by: 2).map { (name: words[$0], value: words[$0 + 1]) }
