@@ -15,7 +15,7 @@ struct CounterFamily {
         case microseconds
     }
 
-    init(_ name: String, unit: String? = nil, _ scale: Scale = .things, _ help: String, of counter: String) {
+    init(_ name: String, unit: String? = nil, counting scale: Scale = .things, _ help: String, of counter: String) {
         family = MetricFamily(name, .counter, unit: unit, help)
         counters = [(counter, [])]
         self.scale = scale
@@ -48,11 +48,13 @@ enum MetricsFamilies {
                 "read": "read_requests", "write": "write_requests", "flush": "flush_requests",
                 "discard": "discard_requests", "barrier": "barrier_requests",
             ]),
-        CounterFamily("xbb_read_bytes", unit: "bytes", .sectors, "Bytes read by the guest.", of: "read_sectors"),
         CounterFamily(
-            "xbb_written_bytes", unit: "bytes", .sectors, "Bytes written by the guest.", of: "write_sectors"),
+            "xbb_read_bytes", unit: "bytes", counting: .sectors, "Bytes read by the guest.", of: "read_sectors"),
         CounterFamily(
-            "xbb_discarded_bytes", unit: "bytes", .sectors, "Bytes discarded by the guest.", of: "discard_sectors"),
+            "xbb_written_bytes", unit: "bytes", counting: .sectors, "Bytes written by the guest.", of: "write_sectors"),
+        CounterFamily(
+            "xbb_discarded_bytes", unit: "bytes", counting: .sectors, "Bytes discarded by the guest.",
+            of: "discard_sectors"),
         CounterFamily("xbb_responses", "Responses that the guest can see.", of: "reqs_completed"),
         CounterFamily("xbb_responses_written", "Responses written, seen or not.", of: "reqs_queued_for_completion"),
         CounterFamily("xbb_response_errors", "Responses that are errors.", of: "reqs_completed_with_error"),
@@ -64,7 +66,8 @@ enum MetricsFamilies {
         CounterFamily(
             "xbb_requests_throttled", "Requests that waited for a limit of the disk.", of: "throttled_requests"),
         CounterFamily(
-            "xbb_throttled_seconds", unit: "seconds", .microseconds, "Time that rings waited for a limit of the disk.",
+            "xbb_throttled_seconds", unit: "seconds", counting: .microseconds,
+            "Time that rings waited for a limit of the disk.",
             of: "throttled_microseconds"),
         CounterFamily(
             "xbb_requests_replayed", "Requests of an earlier worker that were done again.", of: "replayed_requests"),
