@@ -77,12 +77,12 @@ import Testing
     }
 
     @Test("limits are told where they are set") func limits() {
-        let tunables = JSON.object([("total_bytes_sec", .integer(1_000_000)), ("read_iops_sec", .integer(0))])
+        let limits = JSON.object([("total_bytes_sec", .integer(1_000_000)), ("read_iops_sec", .integer(0))])
         let text = Self.lines(
-            Self.text([Self.row(1, "a", counted: Self.counted([("tunables", tunables)]))], .prometheus))
-        let limits = text.filter { $0.hasPrefix("xbb_limit") }
+            Self.text([Self.row(1, "a", counted: Self.counted([("limits", limits)]))], .prometheus))
+        let told = text.filter { $0.hasPrefix("xbb_limit") }
         #expect(
-            limits == [
+            told == [
                 #"xbb_limit_bytes_per_second{domain="a",vdev="xvda",kind="vbd",direction="total"} 1000000"#
             ])
     }
@@ -138,7 +138,7 @@ import Testing
             ]),
             .object([("evil{}", .integer(1)), ("reqs_received", .string("\n")), ("read_ns", .integer(UInt64.max))]),
         ]
-        let names = Self.counted().members.map(\.name) + ["tunables"]
+        let names = Self.counted().members.map(\.name) + ["limits"]
         let known = Set(Self.lines(Self.text([Self.row(1, "web")], .openmetrics)).map(Self.series))
         for name in names {
             for value in noise {

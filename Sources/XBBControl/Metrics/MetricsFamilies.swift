@@ -28,11 +28,16 @@ struct CounterFamily {
     }
 
     /// A counter's value in the unit of the family.
-    func text(_ value: UInt64) -> [UInt8] {
+    enum Value {
+        case number(UInt64)
+        case seconds([UInt8])
+    }
+
+    func text(_ value: UInt64) -> Value {
         switch scale {
-        case .things: MetricsText.number(value)
-        case .sectors: MetricsText.number(value &* 512)
-        case .microseconds: MetricsText.seconds(nanoseconds: value &* 1000)
+        case .things: .number(value)
+        case .sectors: .number(value &* 512)
+        case .microseconds: .seconds(MetricsText.seconds(nanoseconds: value &* 1000))
         }
     }
 }

@@ -10,10 +10,14 @@ public import Support
 public enum MetricsReport {
     /// Powers of two of nanoseconds at which latencies are counted: 2^14 ns to 2^33 ns.
     static let powers = 14...33
-    private static let bounds = powers.map { power in
-        MetricsText.label("le", String(decoding: MetricsText.seconds(nanoseconds: 1 << UInt64(power)), as: UTF8.self))
+    /// For each operation, its label with that of each bound, and with that of no bound.
+    private static let bounds: [(finite: [[UInt8]], infinite: [UInt8])] = MetricsFamilies.operations.map { operation in
+        func labels(_ bound: String) -> [UInt8] {
+            operation.label + [UInt8(ascii: ",")] + MetricsText.label("le", bound)
+        }
+        let seconds = powers.map { MetricsText.seconds(nanoseconds: 1 << UInt64($0)) }
+        return (seconds.map { labels(String(decoding: $0, as: UTF8.self)) }, labels("+Inf"))
     }
-    private static let infinity = MetricsText.label("le", "+Inf")
     private static let places = Dictionary(
         uniqueKeysWithValues: MetricsFamilies.counterNames.enumerated().map { ($0.element, $0.offset) })
 
@@ -139,7 +143,7 @@ public enum MetricsReport {
         var hasBegun = false
         for disk in disks {
             for direction in ["total", "read", "write"] {
-                guard let limit = disk.counted["tunables"]?["\(direction)_\(unit)_sec"]?.unsigned, limit > 0 else {
+                guard let limit = disk.counted["limits"]?["\(direction)_\(unit)_sec"]?.unsigned, limit > 0 else {
                     continue
                 }
                 if !hasBegun { text.begin(family) }
@@ -158,7 +162,10 @@ public enum MetricsReport {
                     guard let place, let value = disk.counters[place] else { continue }
                     if !hasBegun { text.begin(family.family) }
                     hasBegun = true
-                    text.sample(disk.labels, label, family.text(value))
+                    switch family.text(value) {
+                    case .number(let value): text.sample(disk.labels, label, number: value)
+                    case .seconds(let value): text.sample(disk.labels, label, value)
+                    }
                 }
             }
         }
@@ -194,24 +201,23 @@ public enum MetricsReport {
         var hasBegun = false
         for disk in disks {
             let first = disk.counted["first_power"]?.unsigned ?? 0
-            for operation in MetricsFamilies.operations {
+            for (operation, labels) in zip(MetricsFamilies.operations, bounds) {
                 guard let latency = disk.counted["latency"]?[operation.name], let sum = disk[operation.sum],
                     let count = latency["count"]?.unsigned, first == UInt64(powers.lowerBound)
                 else { continue }
                 if !hasBegun { text.begin(MetricsFamilies.latency) }
                 hasBegun = true
                 let said = latency["buckets"]?.elements ?? []
-                let prefix = operation.label + [UInt8(ascii: ",")]
                 // Cumulative, whatever the worker says.
                 var last: UInt64 = 0
-                for (index, bound) in bounds.enumerated() {
+                for (index, bound) in labels.finite.enumerated() {
                     let value = index < said.count ? said[index].unsigned ?? 0 : last
                     last = min(max(last, value), count)
-                    text.sample(disk.labels, prefix + bound, MetricsText.number(last), part: "_bucket")
+                    text.sample(disk.labels, bound, number: last, part: MetricsText.bucket)
                 }
-                text.sample(disk.labels, prefix + infinity, MetricsText.number(count), part: "_bucket")
-                text.sample(disk.labels, operation.label, MetricsText.seconds(nanoseconds: sum), part: "_sum")
-                text.sample(disk.labels, operation.label, MetricsText.number(count), part: "_count")
+                text.sample(disk.labels, labels.infinite, number: count, part: MetricsText.bucket)
+                text.sample(disk.labels, operation.label, MetricsText.seconds(nanoseconds: sum), part: MetricsText.sum)
+                text.sample(disk.labels, operation.label, number: count, part: MetricsText.count)
             }
         }
     }

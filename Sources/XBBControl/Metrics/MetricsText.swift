@@ -55,7 +55,7 @@ struct MetricFamily {
 struct MetricsText {
     let format: MetricsFormat
     private(set) var bytes: [UInt8] = []
-    private var name = ""
+    private var name: [UInt8] = []
 
     init(_ format: MetricsFormat) {
         self.format = format
@@ -63,17 +63,38 @@ struct MetricsText {
 
     /// Begins a family; its samples follow.
     mutating func begin(_ family: MetricFamily) {
-        name = family.name + family.suffix
-        let declared = format == .openmetrics ? family.name : name
+        let whole = family.name + family.suffix
+        name = Array(whole.utf8)
+        let declared = format == .openmetrics ? family.name : whole
         let kind = format == .prometheus && family.kind == .info ? MetricFamily.Kind.gauge : family.kind
         bytes += "# HELP \(declared) \(family.help)\n# TYPE \(declared) \(kind.rawValue)\n".utf8
         if format == .openmetrics, let unit = family.unit { bytes += "# UNIT \(declared) \(unit)\n".utf8 }
     }
 
-    /// A sample; `labels` and `more` are what ``label(_:_:)`` makes, or empty. `part` names the part of a histogram.
-    mutating func sample(_ labels: [UInt8], _ more: [UInt8], _ value: [UInt8], part: String = "") {
-        bytes += name.utf8
-        bytes += part.utf8
+    /// A sample; `labels` and `more` are what ``label(_:_:)`` makes, or empty; `part` is
+    /// one of ``bucket``, ``sum`` and ``count``, of a histogram.
+    mutating func sample(_ labels: [UInt8], _ more: [UInt8], _ value: [UInt8], part: [UInt8] = []) {
+        beginSample(labels, more, part)
+        bytes += value
+        bytes.append(UInt8(ascii: "\n"))
+    }
+
+    /// The same with a whole number: there are tens of thousands of them, and nothing is allocated for one.
+    mutating func sample(_ labels: [UInt8], _ more: [UInt8], number: UInt64, part: [UInt8] = []) {
+        beginSample(labels, more, part)
+        let start = bytes.count
+        var left = number
+        repeat {
+            bytes.append(UInt8(ascii: "0") + UInt8(truncatingIfNeeded: left % 10))
+            left /= 10
+        } while left > 0
+        bytes[start...].reverse()
+        bytes.append(UInt8(ascii: "\n"))
+    }
+
+    private mutating func beginSample(_ labels: [UInt8], _ more: [UInt8], _ part: [UInt8]) {
+        bytes += name
+        bytes += part
         if !labels.isEmpty || !more.isEmpty {
             bytes.append(UInt8(ascii: "{"))
             bytes += labels
@@ -82,9 +103,11 @@ struct MetricsText {
             bytes.append(UInt8(ascii: "}"))
         }
         bytes.append(UInt8(ascii: " "))
-        bytes += value
-        bytes.append(UInt8(ascii: "\n"))
     }
+
+    static let bucket = Array("_bucket".utf8)
+    static let sum = Array("_sum".utf8)
+    static let count = Array("_count".utf8)
 
     /// Ends the text.
     mutating func end() {
