@@ -175,7 +175,10 @@ public enum SettingsSchema {
     // MARK: Lists
 
     /// All settings, in the order of xbb.conf.
-    public static let all: [SettingDeclaration] = [
+    public static let all = single + limitDeclarations
+
+    /// Those that are declared here, each by itself.
+    private static let single: [SettingDeclaration] = [
         runDirectory.declaration, stateDirectory.declaration, socketGroup.declaration, backends.declaration,
         anyScript.declaration, stopWorkers.declaration, standby.declaration, restartLimit.declaration,
         restartWindow.declaration, logLevel.declaration,
@@ -186,7 +189,7 @@ public enum SettingsSchema {
         confine.declaration, stallTime.declaration,
         disableFlush.declaration, flushInterval.declaration, noCoalesce.declaration,
         pollPercent.declaration, onNoSpace.declaration,
-    ] + limitDeclarations
+    ]
 
     /// What `xbbctl set` changes, by name.
     public static let changing = all.filter(\.changesWhileServed).sorted { $0.name < $1.name }

@@ -54,16 +54,9 @@ struct ControlService<Platform: XenPlatform> {
             log.info(changes.map { "\($0.name) is \($0.value) now" }.joined(separator: ", "))
             reply(.object([("tunables", disk.tunables.json)]))
         default:
-            reply(
-                .object([
-                    (
-                        "error",
-                        .string(
-                            "expected: ping, show, stats, metrics, events NUMBER [wait], log, pause, resume, or set KEY VALUE "
-                                + "[KEY VALUE]..."
-                        )
-                    )
-                ]))
+            let expected =
+                "expected: ping, show, stats, metrics, events NUMBER [wait], log, pause, resume, or set KEY VALUE [KEY VALUE]..."
+            reply(.object([("error", .string(expected))]))
         }
     }
 
