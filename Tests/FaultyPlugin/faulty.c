@@ -43,6 +43,8 @@ struct queue {
 static const struct xbb_host *host;
 static char fault[32];
 static uint8_t bounce[1 << 20];
+// A sector of the cache is written back whole, or not.
+static pthread_mutex_t cache_lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned requests_seen, probes;
 
 static bool is(const char *name) { return strcmp(fault, name) == 0; }
@@ -144,7 +146,10 @@ static int start(void *dev, struct xbb_error *err)
 
 static void write_back(struct disk *disk)
 {
-    if (disk->cache && !(disk->flags & XBB_OPEN_RDONLY) && pwrite(disk->fd, disk->cache, disk->size, 0) < 0) abort();
+    if (!disk->cache || disk->flags & XBB_OPEN_RDONLY) return;
+    pthread_mutex_lock(&cache_lock);
+    if (pwrite(disk->fd, disk->cache, disk->size, 0) < 0) abort();
+    pthread_mutex_unlock(&cache_lock);
 }
 
 static void close_disk(void *dev)
@@ -179,8 +184,10 @@ static ssize_t move(struct disk *disk, bool in, void *bytes, uint64_t length, ui
 {
     if (offset + length > disk->size) { errno = EIO; return -1; }
     if (disk->cache) {
+        pthread_mutex_lock(&cache_lock);
         if (in) memcpy(bytes, disk->cache + offset, length);
         else memcpy(disk->cache + offset, bytes, length);
+        pthread_mutex_unlock(&cache_lock);
         return (ssize_t)length;
     }
     return in ? pread(disk->fd, bytes, length, (off_t)offset) : pwrite(disk->fd, bytes, length, (off_t)offset);
