@@ -59,9 +59,9 @@ extension QueueEngine {
     /// What waits for space is tried again when its time comes.
     var retriesHeld: Bool { hold.isActive && hold.end != .leave && !isHeld }
 
-    /// Nothing is on its way but what waits for space.
+    /// Nothing is on its way but what waits for space, here or in another queue of the disk.
     var hasOnlyHeld: Bool {
-        hold.isActive && plugin.inFlight == 0 && plugin.ready.isEmpty
+        (hold.isActive || peers.isStuck) && plugin.inFlight == 0 && plugin.ready.isEmpty
             && plugin.port.localCount == 0
             && unpublished == 0 && !fetch.isPending
     }

@@ -16,6 +16,8 @@ struct QueuePeers {
     fileprivate var hasArrived = true
     /// A list waits for another queue.
     fileprivate(set) var isWaiting = false
+    /// It waits for what does not go on by itself: ``PeerAnswer/stuck``.
+    fileprivate(set) var isStuck = false
 
     init(order: DiskOrder?, queue: Int) {
         self.order = order
@@ -37,6 +39,7 @@ extension QueueEngine {
         if !peers.hasArrived { comeToRest(order) }
         if !peers.isWaiting { return false }
         peers.isWaiting = false
+        peers.isStuck = false
         startWaitingLists()
         return !peers.isWaiting
     }
@@ -63,8 +66,7 @@ extension QueueEngine {
         let waitsItself = exclusive >= 0 && lists[Int(exclusive)].state.operation == .writeBarrier
         if !isShut {
             let isOwed = peers.quota > 0 || !replays.isEmpty
-            let canTake = overflow == nil && !isDraining && !isHeld && !waitsItself && !replaying.isCareful
-            if isOwed && canTake { return }
+            if isOwed && takesMore && !waitsItself { return }
             isShut = true
         }
         // A barrier of its own, and what waits behind it, come later.
@@ -75,14 +77,25 @@ extension QueueEngine {
         }
     }
 
+    /// The queue takes what its ring holds, now or after a pause; or it ends and leaves it to a successor.
+    private var takesMore: Bool {
+        if overflow != nil || replaying.isCareful || (isDraining && hold.end != .leave) { return false }
+        // The next queue begins when the request that is done again alone is done.
+        return !(isHeld && peers.order?.isCareful == true)
+    }
+
     /// True if nothing that other queues have on their way keeps a list from beginning that is alone in this one.
     mutating func mayBegin(exclusive list: Int32) -> Bool {
         guard let order = peers.order else { return true }
-        if lists[Int(list)].state.operation == .writeBarrier && !order.enter(peers.queue) {
-            peers.isWaiting = true
-            return false
-        }
+        if lists[Int(list)].state.operation == .writeBarrier && !isGranted(order.enter(peers.queue)) { return false }
         return !locksBlocks || lockBlocks(of: list)
+    }
+
+    private mutating func isGranted(_ answer: PeerAnswer) -> Bool {
+        if answer == .granted { return true }
+        peers.isWaiting = true
+        peers.isStuck = answer == .stuck
+        return false
     }
 
     /// Lets the other queues go on after a barrier.
@@ -104,11 +117,9 @@ extension QueueEngine {
         let isPartial =
             operation != .discard
             && (lists[Int(list)].state.data == .partialBlocks || hasRequestOfPartialBlocks(list))
-        if order.lock(peers.queue, list: list, first: first & ~mask, end: (end &+ mask) & ~mask, isPartial: isPartial) {
-            return true
-        }
-        peers.isWaiting = true
-        return false
+        return isGranted(
+            order.lock(
+                peers.queue, list: list, first: first & ~mask, end: (end &+ mask) & ~mask, isPartial: isPartial))
     }
 
     /// Lets the blocks of a list go.

@@ -32,14 +32,21 @@ struct BlockLocks {
     mutating func lock(_ list: Int, first: UInt64, end: UInt64, isPartial: Bool) -> Bool {
         if ranges[list].position >= 0 { return true }
         if isPartial || partialCount > 0 {
-            for other in held where isPartial || ranges[other].isPartial {
-                if ranges[other].first < end && first < ranges[other].end { return false }
-            }
+            for other in held where excludes(other, first: first, end: end, isPartial: isPartial) { return false }
         }
         ranges[list] = Range(first: first, end: end, position: Int32(held.count), isPartial: isPartial)
         held.append(list)
         if isPartial { partialCount += 1 }
         return true
+    }
+
+    /// The lists that must end before.
+    func conflicts(first: UInt64, end: UInt64, isPartial: Bool) -> [Int] {
+        held.filter { excludes($0, first: first, end: end, isPartial: isPartial) }
+    }
+
+    private func excludes(_ other: Int, first: UInt64, end: UInt64, isPartial: Bool) -> Bool {
+        (isPartial || ranges[other].isPartial) && ranges[other].first < end && first < ranges[other].end
     }
 
     /// Lets the sectors of a list go; false if it has none.

@@ -11,6 +11,17 @@
 import PluginPort
 import Synchronization
 
+/// What a queue is told that asks the others.
+enum PeerAnswer {
+    /// It may begin.
+    case granted
+    /// It is woken when it may ask again.
+    case later
+    /// The same, but not before a pause ends, or never: what it waits for waits for space itself, and is not tried again or was
+    /// left to a successor.
+    case stuck
+}
+
 /// The order among the queues of a frontend's connection. Any thread; whoever waits is woken at its port.
 package final class DiskOrder: Sendable {
     private struct State {
@@ -27,6 +38,10 @@ package final class DiskOrder: Sendable {
         var locks: BlockLocks
         /// Queues of which a list waits for blocks.
         var waitsForBlocks: Set<Int> = []
+        /// Queues that are paused and have nothing in flight. They begin nothing before they go on.
+        var resting: Set<Int> = []
+        /// A queue has ended and left requests to a successor: no barrier may pass them.
+        var hasLeftRequests = false
 
         func wake(_ queue: Int) { ports[queue]?.wake() }
 
@@ -38,10 +53,14 @@ package final class DiskOrder: Sendable {
         func isAlone(_ queue: Int) -> Bool {
             ports.indices.allSatisfy { $0 == queue || ports[$0] == nil || arrived.contains($0) }
         }
+
+        /// What a queue is told whose barrier has to wait.
+        var wait: PeerAnswer { hasLeftRequests || !resting.isSubset(of: arrived) ? .stuck : .later }
     }
     private let state: Mutex<State>
     private let listsPerQueue: Int
     private let current = Atomic<UInt64>(0)
+    private let careful = Atomic<Bool>(false)
 
     /// For `queueCount` queues, each with at most `listsPerQueue` lists at a time.
     package init(queueCount: Int, listsPerQueue: Int) {
@@ -58,14 +77,31 @@ package final class DiskOrder: Sendable {
     }
 
     /// The queue has ended: nobody waits for it, and it holds nothing. What it left without an answer is its successor's.
-    func leave(_ queue: Int) {
+    func leave(_ queue: Int, leavesRequests: Bool = false) {
         state.withLock { state in
+            if leavesRequests { state.hasLeftRequests = true }
+            state.resting.remove(queue)
             state.ports[queue] = nil
             state.candidates.removeAll { $0 == queue }
             state.waitsForBlocks.remove(queue)
             for list in 0..<listsPerQueue { state.locks.unlock(queue * listsPerQueue + list) }
             if state.owner == queue { open(&state) }
             state.wakeAll()
+        }
+    }
+
+    /// Queues begin one after the other: none waits for one that has not begun.
+    var isCareful: Bool { careful.load(ordering: .relaxed) }
+
+    /// See ``isCareful``.
+    func beginCarefully() { careful.store(true, ordering: .relaxed) }
+
+    /// The queue is paused and has nothing in flight, or goes on.
+    func setResting(_ queue: Int, _ rests: Bool) {
+        state.withLock { state in
+            if state.resting.contains(queue) == rests { return }
+            if rests { state.resting.insert(queue) } else { state.resting.remove(queue) }
+            state.wakeAll(except: queue)
         }
     }
 
@@ -77,14 +113,14 @@ package final class DiskOrder: Sendable {
     /// The queue whose barrier it is.
     static func owner(of barrier: UInt64) -> Int { Int(barrier & 0xff) - 1 }
 
-    /// Asks for all other queues to come to rest; true when they have. A queue that gets false is woken when it may ask
-    /// again.
-    func enter(_ queue: Int) -> Bool {
+    /// Asks for all other queues to come to rest; granted when they have.
+    func enter(_ queue: Int) -> PeerAnswer {
         state.withLock { state in
-            if state.owner == queue { return state.isAlone(queue) }
+            if state.hasLeftRequests || state.resting.contains(queue) { return .stuck }
+            if state.owner == queue { return state.isAlone(queue) ? .granted : state.wait }
             guard state.owner == nil, state.candidates.first ?? queue == queue else {
                 if !state.candidates.contains(queue) { state.candidates.append(queue) }
-                return false
+                return state.wait
             }
             state.candidates.removeAll { $0 == queue }
             state.owner = queue
@@ -92,7 +128,7 @@ package final class DiskOrder: Sendable {
             state.count &+= 1
             current.store(state.count << 8 | UInt64(queue + 1), ordering: .releasing)
             state.wakeAll(except: queue)
-            return state.isAlone(queue)
+            return state.isAlone(queue) ? .granted : state.wait
         }
     }
 
@@ -121,14 +157,17 @@ package final class DiskOrder: Sendable {
 
     // MARK: Blocks
 
-    /// Locks sectors of 512 bytes for a list, as ``BlockLocks/lock(_:first:end:isPartial:)``. A queue that gets false is
-    /// woken when it may ask again.
-    func lock(_ queue: Int, list: Int32, first: UInt64, end: UInt64, isPartial: Bool) -> Bool {
+    /// Locks sectors of 512 bytes for a list, as ``BlockLocks/lock(_:first:end:isPartial:)``.
+    func lock(_ queue: Int, list: Int32, first: UInt64, end: UInt64, isPartial: Bool) -> PeerAnswer {
         state.withLock { state in
+            if state.resting.contains(queue) { return .stuck }
             let slot = queue * listsPerQueue + Int(list)
-            if state.locks.lock(slot, first: first, end: end, isPartial: isPartial) { return true }
+            if state.locks.lock(slot, first: first, end: end, isPartial: isPartial) { return .granted }
             state.waitsForBlocks.insert(queue)
-            return false
+            let isStuck = state.locks.conflicts(first: first, end: end, isPartial: isPartial).contains {
+                state.resting.contains($0 / listsPerQueue)
+            }
+            return isStuck ? .stuck : .later
         }
     }
 

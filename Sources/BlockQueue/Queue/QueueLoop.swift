@@ -53,6 +53,8 @@ struct QueueLoop: ~Copyable {
     /// Requests are not to be taken, and nothing is on its way. What waits for space waits on: it is not tried again before
     /// the pause ends.
     var isAtRest: Bool { engine.isHeld && (engine.isEmpty || engine.hasOnlyHeld) }
+    /// It ends and leaves requests to a successor, taken or not.
+    var leavesRequests: Bool { engine.hold.end == .leave && (leftRequests > 0 || engine.ring.hasNewRequests) }
 
     /// The last rule that the frontend broke, once.
     mutating func takeFault() -> GuestFault? {

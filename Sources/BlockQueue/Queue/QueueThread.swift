@@ -325,7 +325,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             channels.fileDescriptor, UInt32(EPOLLIN.rawValue), PluginEvents.Source.eventChannel.rawValue)
         if watched != 0 { throw OperationError(-watched, "watch event channel \(channel)") }
         configuration.order?.join(configuration.index, port: port)
-        defer { configuration.order?.leave(configuration.index) }
+        var leavesRequests = false
+        defer { configuration.order?.leave(configuration.index, leavesRequests: leavesRequests) }
         let engine = try makeEngine(BackRing(attaching: mapping.pages, abi: configuration.abi), memory)
         // The memory lives to the end of this function, behind the unmap below.
         unsafe try device.map(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
@@ -341,6 +342,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         if journal.isInherited { loop.notify() }
         run(&loop)
         left.store(loop.leftRequests, ordering: .releasing)
+        leavesRequests = loop.leavesRequests
         loop.finish()
         unsafe device.unmap(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
     }
@@ -350,6 +352,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     {
         var ring = attached
         let (journal, recovery) = try self.journal.start(&ring)
+        if recovery.isCareful { configuration.order?.beginCarefully() }
         if !recovery.replays.isEmpty {
             let found = RecoverySummary(recovery, journal, layout: ring.layout, disk: configuration.disk)
             summary.withLock { $0 = found }
@@ -409,6 +412,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
 
     /// Says once for each pause that nothing is in flight.
     private func reportPause() {
+        // A queue that has not begun is not paused: others wait for it.
+        if control.withLock({ $0.isPaused }) { configuration.order?.setResting(configuration.index, true) }
         let isNew = control.withLock { control in
             // The loop stays at rest until it takes ``control``, so this is true of a newer pause, too.
             let isNew = control.isPaused && !control.isAtRest
@@ -424,6 +429,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             defer { control.triesHeld = false }
             return control
         }
+        if !current.isPaused { configuration.order?.setResting(configuration.index, false) }
         loop.apply(
             tuning: current.tuning, offered: current.offered, pollNanoseconds: current.pollNanoseconds,
             mayTake: current.mayTake && !current.isPaused, triesHeld: current.triesHeld, drain: current.drain)

@@ -83,19 +83,63 @@ struct BarrierAcrossQueuesTests {
         for rig in rigs { rig.expectIdle() }
     }
 
-    @Test("a queue that takes no requests, and one that has ended, hold up no barrier")
+    @Test("a queue that takes nothing holds up a barrier while requests stand on its ring; one that has ended does not")
     func queuesThatRest() throws {
         var rigs = try makeQueues(3)
+        let order = try #require(rigs[0].engine.peers.order)
         rigs[1].engine.isHeld = true
-        let waiting = rigs[1].write(0, 8)
         rigs.removeLast()
-        let barrier = rigs[0].barrier(8, 8)
+        let first = rigs[0].barrier(8, 8)
         run(rigs)
-        #expect(rigs[0].status(barrier) == 0 && rigs[1].status(waiting) == nil)
+        #expect(rigs[0].status(first) == 0)
+        let waiting = rigs[1].write(0, 8)
+        _ = rigs[1].guest.publish()
+        let second = rigs[0].barrier(16, 8)
+        run(rigs)
+        #expect(rigs[0].status(second) == nil && !rigs[0].engine.hasOnlyHeld)
+        // It is paused, and so may the other one be: its barrier waits for the end of the pause.
+        order.setResting(1, true)
+        settle(rigs)
+        #expect(rigs[0].engine.hasOnlyHeld)
+        order.setResting(1, false)
         rigs[1].engine.isHeld = false
+        settle(rigs)
+        #expect(rigs[0].plugin.held.isEmpty && rigs[1].plugin.held.count == 1)
         run(rigs)
-        #expect(rigs[1].status(waiting) == 0)
+        #expect(rigs[0].status(second) == 0 && rigs[1].status(waiting) == 0)
         for rig in rigs { rig.expectIdle() }
+    }
+
+    @Test("after a death, what another queue had in flight comes before the barrier, whichever queue begins first")
+    func successor() throws {
+        let rigs = try makeQueues(2)
+        let write = rigs[1].write(0, 8)
+        settle(rigs)
+        let barrier = rigs[0].barrier(8, 8)
+        settle(rigs)
+        for rig in rigs { try rig.succeed() }
+        rigs[1].engine.isHeld = true
+        run(rigs)
+        #expect(rigs[0].status(barrier) == nil)
+        rigs[1].engine.isHeld = false
+        settle(rigs)
+        #expect(rigs[0].plugin.held.isEmpty && rigs[1].plugin.held.map(\.op) == [writeOp])
+        run(rigs)
+        #expect(rigs[0].status(barrier) == 0 && rigs[1].status(write) == 0)
+    }
+
+    @Test("where requests of a dead process are done one by one, a barrier waits for no queue that has not begun")
+    func careful() throws {
+        let rigs = try makeQueues(2)
+        rigs[1].write(0, 8)
+        settle(rigs)
+        let barrier = rigs[0].barrier(8, 8)
+        settle(rigs)
+        for rig in rigs { try rig.succeed() }
+        rigs[0].engine.peers.order?.beginCarefully()
+        rigs[1].engine.isHeld = true
+        run(rigs)
+        #expect(rigs[0].status(barrier) == 0)
     }
 
     @Test("a queue that ends in the middle of its barrier lets the others go on")
@@ -110,6 +154,52 @@ struct BarrierAcrossQueuesTests {
         order.leave(0)
         run([rigs[1]])
         #expect(rigs[1].status(after) == 0)
+    }
+
+    /// A queue whose write waits for space, and one with a barrier.
+    private func withoutSpace() throws -> (rigs: [EngineRig], write: Sent, barrier: Sent) {
+        let rigs = try makeQueues(2)
+        for rig in rigs { rig.engine.tuning.holdsWithoutSpace = true }
+        let write = rigs[0].write(0, 8)
+        settle(rigs)
+        rigs[0].plugin.completeAll(-ENOSPC)
+        settle(rigs)
+        let barrier = rigs[1].barrier(8, 8)
+        settle(rigs)
+        #expect(rigs[1].plugin.held.isEmpty && !rigs[1].engine.hasOnlyHeld)
+        return (rigs, write, barrier)
+    }
+
+    @Test("a pause is complete while a barrier waits for another queue's request that waits for space")
+    func pause() throws {
+        let (rigs, write, barrier) = try withoutSpace()
+        let order = try #require(rigs[0].engine.peers.order)
+        for rig in rigs { rig.engine.isHeld = true }
+        order.setResting(0, true)
+        settle(rigs)
+        #expect(rigs[1].engine.hasOnlyHeld)
+        order.setResting(0, false)
+        for rig in rigs { rig.engine.isHeld = false }
+        settle(rigs)
+        #expect(!rigs[1].engine.hasOnlyHeld && rigs[1].plugin.held.isEmpty)
+        rigs[0].engine.tryHeldAgain()
+        run(rigs)
+        #expect(rigs[0].status(write) == 0 && rigs[1].status(barrier) == 0)
+        for rig in rigs { rig.expectIdle() }
+    }
+
+    @Test("a barrier does not pass requests that another queue leaves to a successor, and is left too")
+    func handOver() throws {
+        let (rigs, _, barrier) = try withoutSpace()
+        let order = try #require(rigs[0].engine.peers.order)
+        for rig in rigs {
+            rig.engine.endHolding(.leave)
+            rig.engine.isDraining = true
+        }
+        #expect(rigs[0].engine.leavesOnlyHeld && !rigs[1].engine.leavesOnlyHeld)
+        order.leave(0, leavesRequests: true)
+        settle([rigs[1]])
+        #expect(rigs[1].engine.leavesOnlyHeld && rigs[1].status(barrier) == nil && rigs[1].plugin.held.isEmpty)
     }
 
     @Test("random traffic: when a barrier begins, nothing is on its way that is not its own", arguments: 0..<20)

@@ -161,6 +161,8 @@ final class EngineRig {
         memory = try #require(HostMemory(byteCount: setup.wholeMemory))
         let info = plugin.info
         plugin = FakePlugin(disk: disk, info: info, port: port)
+        setup.order?.leave(setup.queue)
+        setup.order?.join(setup.queue, port: port)
         engine = try Self.engine(
             setup, info, guest, QueueJournalSource(mapping: journal, index: 0, inheritance: .journal(predecessor)),
             memory, port, statistics)
