@@ -76,11 +76,11 @@ boot() { # lean | systemd
     # another that this machine does not run at the moment.
     local clock=(-accel "tcg,thread=single" -icount "shift=$clock_shift,sleep=on" -rtc clock=vm)
     [[ ${XEN_LAB_CLOCK:-counted} != real ]] || clock=(-accel "tcg,thread=multi")
-    # With one processor Xen's account of a domain's time is one of instructions.
+    # With one processor Xen's account of a domain's time is one of instructions. Dom0 has one, too: with two it did not come up there.
     local processors=2
     [[ ${XEN_LAB_CLOCK:-counted} != single ]] || processors=1
     qemu-system-x86_64 "${clock[@]}" -machine q35 -cpu qemu64,+npt -smp $processors -m 4096 -nographic -no-reboot -nic none \
-        -kernel "$out/xen" -append "dom0_mem=1536M,max:1536M dom0_max_vcpus=2 console=com1 loglvl=all guest_loglvl=all bootscrub=0 spec-ctrl=no" \
+        -kernel "$out/xen" -append "dom0_mem=1536M,max:1536M dom0_max_vcpus=$processors console=com1 loglvl=all guest_loglvl=all bootscrub=0 spec-ctrl=no" \
         -initrd "$out/vmlinux console=hvc0 quiet panic=5 mitigations=off cryptomgr.notests rodata=off,$initramfs" \
         -virtfs local,path="$share",mount_tag=host,security_model=none \
         -drive file="$out/vda.img",if=virtio,format=raw,cache=unsafe \
