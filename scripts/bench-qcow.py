@@ -7,6 +7,7 @@ servers take turns, each on an image of its own that was made in the same way, a
 rounds' ratios with their spread, and the processor time of a request: of the worker, which has a process for the NBD
 protocol beside it, and of qemu-nbd, which has the protocol inside. Nothing here passes or fails.
 usage: bench-qcow.py [--seconds S] [--rounds N] [--mebibytes M] [--only write|read|libqcow] [--row WORDS] [--directory DIR]
+                     [--state awake|idle]    (see bench.py; ROUNDS, RUNTIME and STATE in the environment are --rounds, --seconds, --state)
 """
 import argparse, json, os, shutil, statistics, subprocess, tempfile, time
 
@@ -171,7 +172,7 @@ def peers_row(lab, images, row, given):
             "xbb_all": [round(figure[0]) for figure in figures[Ours]], "peer_all": [round(figure[0]) for figure in figures[Peer]]}
 
 
-def print_peers(rows):
+def print_peers(rows, state):
     print("| row | XBB | qemu-nbd | ratio | µs of the worker | µs of qemu-nbd | ratio |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
@@ -180,7 +181,7 @@ def print_peers(rows):
             *row["ratio"], cost=cost, **{key: row[key] for key in ("row", "xbb", "peer", "xbb_us", "peer_us")}))
     for server in ("xbb", "qemu-nbd"):
         print(f"{server}:", *sorted({row["access"][server] for row in rows}), end="; ")
-    print("load average:", *(round(value, 1) for value in os.getloadavg()))
+    print(f"{state} machine; load average:", *(round(value, 1) for value in os.getloadavg()))
 
 
 def libqcow_rows(lab, images, given):
@@ -203,15 +204,16 @@ def libqcow_rows(lab, images, given):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=3)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=float(os.environ.get("RUNTIME") or 3))
+    parser.add_argument("--rounds", type=int, default=int(os.environ.get("ROUNDS") or 5))
+    parser.add_argument("--state", choices=["awake", "idle"], default=os.environ.get("STATE") or "awake")
     parser.add_argument("--mebibytes", type=int, default=1024)
     parser.add_argument("--only", choices=["write", "read", "libqcow"])
     parser.add_argument("--row", help="rows whose names have these words")
     parser.add_argument("--directory", default="/var/tmp", help="where images are made")
     given = parser.parse_args()
     work = tempfile.mkdtemp(prefix="xbb-qcow-", dir=given.directory)
-    lab, results = None, {"peers": [], "libqcow": []}
+    lab, results = None, {"state": given.state, "peers": [], "libqcow": []}
     try:
         bench.say(f"bench: images of {given.mebibytes} MiB")
         images = Images(work, given.mebibytes)
@@ -220,15 +222,17 @@ def main():
             for row in rows:
                 if given.only in (None, part) and (given.row or "") in row[0]:
                     bench.say("bench: " + row[0])
-                    results["peers"].append(peers_row(lab, images, row, given))
+                    with bench.state_of_machine(given.state):
+                        results["peers"].append(peers_row(lab, images, row, given))
         if given.only in (None, "libqcow") and not given.row:
-            results["libqcow"] = libqcow_rows(lab, images, given)
+            with bench.state_of_machine(given.state):
+                results["libqcow"] = libqcow_rows(lab, images, given)
     finally:
         if lab:
             lab.stop()
         shutil.rmtree(work, ignore_errors=True)
     if results["peers"]:
-        print_peers(results["peers"])
+        print_peers(results["peers"], given.state)
     if results["libqcow"]:
         bench.print_table({"rows": results["libqcow"], "facts": {}})
     os.makedirs(os.path.join(ROOT, "build"), exist_ok=True)

@@ -119,12 +119,17 @@ class Picture(unittest.TestCase):
             with self.assertRaises(ValueError):
                 self.draw(*points)
 
-    def test_both_benches_are_drawn(self):
+    def test_all_benches_are_drawn(self):
         picture = bench_picture.xen_picture(results(), "single", 1)
         self.assertIn("XBB / xen-blkback: 1.10 (0.90 to 1.20)", picture)
         self.assertIn("a guest with 4 processors", bench_picture.xen_picture(results(), "real", 4))
         with self.assertRaises(ValueError):
             bench_picture.xen_picture(results(), "real", 1)
+        picture = bench_picture.qcow_picture({"state": "awake", "peers": [
+            {"row": "4k random read, depth 32", "rounds": 3, "ratio": [0.7, 0.6, 0.8], "cost_ratio": [0.5, 0.4, 0.55]},
+            {"row": "1M sequential write in place, depth 8", "rounds": 3, "ratio": [1.5, 1.4, 1.6], "cost_ratio": None}]})
+        for text in ("awake machine", "IOPS: XBB / qemu-nbd: 0.70 (0.60 to 0.80)", "less is better: 0.50 (0.40 to 0.55)", "1.50 (1.40 to 1.60)"):
+            self.assertIn(text, picture)
         picture = bench_picture.loopback_picture({"repeat": 5, "rows": [
             {"row": "File, 4k randread, depth 1, idle", "state": "idle", "peer": "fio libaio", "ratio_spread": [0.2, 0.3, 0.4]},
             {"row": "File, 4k randread, depth 1, awake", "state": "awake", "peer": "fio libaio", "ratio_spread": [0.7, 0.8, 0.9]}]})

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
-"""Draws the ratios of `make bench` or `make xen-bench` as an SVG: a dot for the median of a row, a whisker from the lowest to the highest
+"""Draws the ratios of `make bench`, `make bench-qcow` or `make xen-bench` as an SVG: a dot for the median of a row, a whisker from the lowest to the highest
 round, the peer at the line 1.0. The scale is logarithmic, so that twice and half are as far from it. Colours follow the reader's scheme.
-usage: bench_picture.py build/bench.json OUTPUT.svg
+usage: bench_picture.py build/bench.json|build/bench-qcow.json OUTPUT.svg
        bench_picture.py build/xen-bench.json OUTPUT.svg CLOCK [PROCESSORS]
 """
 import importlib.util, json, math, os, sys
@@ -146,13 +146,31 @@ def loopback_picture(results):
                 [(heading, list(rows.items())) for heading, rows in groups.items()])
 
 
+def qcow_picture(results):
+    """The rows beside qemu-nbd: their rates, and the processor time of the two servers, where less is better."""
+    writes, reads = [], []
+    for row in results["peers"]:
+        median, low, high = row["ratio"]
+        points = [("IOPS: XBB / qemu-nbd", median, low, high)]
+        if row["cost_ratio"]:
+            points.append(("processor time: XBB / qemu-nbd, less is better", *row["cost_ratio"]))
+        (writes if "write" in row["row"] else reads).append((row["row"], points))
+    rounds = min((row["rounds"] for row in results["peers"]), default=0)
+    return draw(f"qcow2 beside qemu-nbd, {results['state']} machine",
+                f"XBB divided by qemu-nbd, which is the line 1, with fio over NBD; median and extremes of {rounds} rounds",
+                [("writing", writes), ("reading", reads)])
+
+
 def main(words):
     if len(words) not in (2, 3, 4):
         raise SystemExit(__doc__.split("usage:")[1])
     with open(words[0]) as file:
         results = json.load(file)
     try:
-        picture = loopback_picture(results) if len(words) == 2 else xen_picture(results, words[2], int((words[3:] or ["1"])[0]))
+        if len(words) > 2:
+            picture = xen_picture(results, words[2], int((words[3:] or ["1"])[0]))
+        else:
+            picture = qcow_picture(results) if "peers" in results else loopback_picture(results)
     except (ValueError, KeyError) as error:
         raise SystemExit(f"bench-picture: {words[0]}: {error}") from None
     with open(words[1], "w") as file:

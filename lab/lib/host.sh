@@ -76,7 +76,7 @@ boot() { # lean | systemd
     # another that this machine does not run at the moment.
     local clock=(-accel "tcg,thread=single" -icount "shift=$clock_shift,sleep=on" -rtc clock=vm)
     [[ ${XEN_LAB_CLOCK:-counted} != real ]] || clock=(-accel "tcg,thread=multi")
-    # With one processor Xen's account of a domain's time is one of instructions. Dom0 has one, too: with two it did not come up there.
+    # With one processor Xen's account of a domain's time is one of instructions. Dom0 has one, too: with two it did not come up within minutes.
     local processors=2
     [[ ${XEN_LAB_CLOCK:-counted} != single ]] || processors=1
     qemu-system-x86_64 "${clock[@]}" -machine q35 -cpu qemu64,+npt -smp $processors -m 4096 -nographic -no-reboot -nic none \
