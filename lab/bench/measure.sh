@@ -194,6 +194,10 @@ while read -r -u 6 processors; do
         done 9< <(grep "^$processors " "$rows")
     done
     xbbctl list
+    # xl knows nothing of the directory vbd3.
+    for storage in file device; do
+        ! selected "$storage" || xbbctl detach "$domain" "${devices[$storage:xbb]}" --kind vbd3
+    done
     guest_shutdown bench
 done 6< <(cut -d' ' -f1 "$rows" | sort -nu)
 ! selected qcow2 || qemu-img check "$images/filled.qcow2"
