@@ -81,6 +81,16 @@ public enum SettingsSchema {
         number: "max-indirect-segments", "the most pages of one request, where a frontend asks for more than 11",
         0...4096,
         usual: 256, scope: .disk, section: .worker, workerForm: .option)
+    /// Whether granted pages stay mapped.
+    public static let persistentGrants = Setting(
+        text: "persistent-grants",
+        "whether pages of a frontend that reuses them stay mapped: never, from the first use on, or once they have come back",
+        "WHEN", TextRule(choices: ["off", keepsGrants, keepsReturningGrants]), usual: "off", scope: .disk,
+        section: .worker, workerForm: .option)
+    /// A value of ``persistentGrants``: from the first use on.
+    public static let keepsGrants = "on"
+    /// A value of ``persistentGrants``: from the third use on.
+    public static let keepsReturningGrants = "auto"
     /// Memory for the data of each queue.
     public static let memoryMiB = Setting(
         number: "memory-mib", "memory for data of each queue", 1...1024, .mebibytes, usual: 16, scope: .disk,
@@ -183,7 +193,8 @@ public enum SettingsSchema {
         anyScript.declaration, stopWorkers.declaration, standby.declaration, restartLimit.declaration,
         restartWindow.declaration, logLevel.declaration,
         program.declaration, pluginDirectories.declaration, maxQueues.declaration, maxRingPageOrder.declaration,
-        maxIndirectSegments.declaration, memoryMiB.declaration, pollMicroseconds.declaration,
+        maxIndirectSegments.declaration, persistentGrants.declaration, memoryMiB.declaration,
+        pollMicroseconds.declaration,
         backingDirectories.declaration, user.declaration,
         workerUsers.declaration, workerMemoryMiB.declaration, workerTasks.declaration, controlGroup.declaration,
         confine.declaration, stallTime.declaration,

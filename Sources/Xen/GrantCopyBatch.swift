@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Grant copies that go to the hypervisor in one call.
 public import CXen
+import Glibc
 public import Memory
 
 /// Copies between granted pages and host memory, all done by one call of ``GrantTable/copy(_:)``.
@@ -51,6 +52,49 @@ public struct GrantCopyBatch: ~Copyable {
             operations + used, domain, reference, UInt16(truncatingIfNeeded: offset),
             UInt16(truncatingIfNeeded: length), memory.address(at: hostOffset, count: length), toGuest ? 1 : 0)
         used &+= 1
+    }
+
+    /// The reference and the domain of an operation.
+    func reference(at index: Int) -> UInt32 {
+        precondition(UInt(bitPattern: index) < UInt(bitPattern: used))
+        return unsafe cxen_copy_reference(operations + index)
+    }
+
+    /// See ``reference(at:)``.
+    func domain(at index: Int) -> DomainID {
+        precondition(UInt(bitPattern: index) < UInt(bitPattern: used))
+        return unsafe cxen_copy_domain(operations + index)
+    }
+
+    /// Adds an operation of another batch. There must be room.
+    mutating func append(_ index: Int, of other: borrowing GrantCopyBatch) {
+        precondition(UInt(bitPattern: index) < UInt(bitPattern: other.used) && used < capacity)
+        unsafe operations[used] = other.operations[index]
+        used &+= 1
+    }
+
+    /// Does an operation on its granted page, which is mapped at `page`; the status is ``okay``.
+    ///
+    /// Unsafe as memcpy(3): the bytes lie within the page, as ``append(reference:of:offset:length:host:hostOffset:toGuest:)`` has
+    /// checked, and the host's side was checked there, too. The guest may change its page meanwhile: what is copied from it has
+    /// to be looked at in the copy.
+    @unsafe mutating func carryOut(_ index: Int, on page: UnsafeMutableRawPointer) {
+        precondition(UInt(bitPattern: index) < UInt(bitPattern: used))
+        let operation = unsafe operations + index
+        guard let host = unsafe cxen_copy_host(operation) else { return }
+        let guest = unsafe page + Int(cxen_copy_offset(operation))
+        if unsafe cxen_copy_to_guest(operation) != 0 {
+            unsafe memcpy(guest, host, Int(operation.pointee.len))
+        } else {
+            unsafe memcpy(host, guest, Int(operation.pointee.len))
+        }
+        unsafe operation.pointee.status = Self.okay
+    }
+
+    /// Sets the status of an operation.
+    mutating func setStatus(_ status: Int16, at index: Int) {
+        precondition(UInt(bitPattern: index) < UInt(bitPattern: used))
+        unsafe operations[index].status = status
     }
 
     /// Makes every operation one that was not done.

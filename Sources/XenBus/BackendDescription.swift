@@ -33,10 +33,13 @@ public struct DeviceFacts: Equatable, Sendable {
 public struct TransferOffer: Equatable, Sendable {
     /// The most segments of an indirect request, at most 4096; 0 for no such requests.
     public var maximumIndirectSegments: UInt32
+    /// Grants of a frontend that reuses them may stay mapped.
+    public var keepsGrants: Bool
 
     /// An offer; the number is clamped to what the protocol has.
-    public init(maximumIndirectSegments: UInt32 = 0) {
+    public init(maximumIndirectSegments: UInt32 = 0, keepsGrants: Bool = false) {
         self.maximumIndirectSegments = min(maximumIndirectSegments, BlkifLimits.mostIndirectSegments)
+        self.keepsGrants = keepsGrants
     }
 }
 
@@ -48,7 +51,7 @@ extension OfferedFeatures {
             sectorCount: device.sectorCount, isReadOnly: isReadOnly,
             discard: request.mayDiscard && !isReadOnly ? device.discard : nil,
             hasBarrier: device.canFlush, canFlush: device.canFlush,
-            maximumIndirectSegments: transfer.maximumIndirectSegments)
+            maximumIndirectSegments: transfer.maximumIndirectSegments, keepsGrants: transfer.keepsGrants)
     }
 }
 

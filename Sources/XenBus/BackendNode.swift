@@ -65,7 +65,7 @@ public struct BackendNode: Equatable, Sendable {
         BackendKey.removable, BackendKey.discardEnable, BackendKey.mode, BackendKey.params,
         BackendKey.script, BackendKey.dev, BackendKey.type, BackendKey.physicalDevice, BackendKey.physicalDevicePath,
         BackendKey.format, BackendKey.hotplugStatus, BackendKey.sectors, BackendKey.maxIndirectSegments,
-        BackendKey.maxRingPageOrder, BackendKey.maxQueues,
+        BackendKey.maxRingPageOrder, BackendKey.maxQueues, BackendKey.persistent,
     ]
 
     /// First reserved domain identifier (DOMID_FIRST_RESERVED of xen.h).
@@ -110,7 +110,8 @@ public struct BackendNode: Equatable, Sendable {
         hotplugStatus = try node.text(BackendKey.hotplugStatus)
         publishedSectorCount = try node.number(BackendKey.sectors, maximum: .max)
         publishedTransfer = TransferOffer(
-            maximumIndirectSegments: UInt32(try node.number(BackendKey.maxIndirectSegments) ?? 0))
+            maximumIndirectSegments: UInt32(try node.number(BackendKey.maxIndirectSegments) ?? 0),
+            keepsGrants: try node.flag(BackendKey.persistent, default: false))
         offered = Self.offered(node)
     }
 

@@ -82,6 +82,8 @@ struct XBBD: ParsableCommand {
 
     @Option(setting: SettingsSchema.maxIndirectSegments) var maxIndirectSegments: String?
 
+    @Option(setting: SettingsSchema.persistentGrants) var persistentGrants: String?
+
     @Option(setting: SettingsSchema.memoryMiB) var memoryMib: String?
 
     @Option(setting: SettingsSchema.pollMicroseconds) var pollUs: String?
@@ -129,6 +131,7 @@ struct XBBD: ParsableCommand {
             (SettingsSchema.socketGroup, socketGroup), (SettingsSchema.program, worker),
             (SettingsSchema.logLevel, logLevel), (SettingsSchema.user, user),
             (SettingsSchema.workerUsers, workerUids), (SettingsSchema.controlGroup, controlGroup),
+            (SettingsSchema.persistentGrants, persistentGrants),
         ] { try take(setting, text.map { [$0] } ?? []) }
         for (setting, text) in [
             (SettingsSchema.restartLimit, restartLimit), (SettingsSchema.restartWindow, restartWindow),

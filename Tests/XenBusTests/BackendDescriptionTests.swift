@@ -73,6 +73,19 @@ import XenBus
         #expect(noFlush["feature-flush-cache"] == "0")
     }
 
+    /// A successor reads in the node what its predecessor has told the frontend.
+    @Test(arguments: [TransferOffer(), TransferOffer(maximumIndirectSegments: 256), TransferOffer(keepsGrants: true)])
+    func whatWasPublishedIsReadAgain(offer: TransferOffer) throws {
+        let offered = OfferedFeatures(request: goodRequest, device: goodFacts, queueCount: 1, transfer: offer)
+        #expect(offered.maximumIndirectSegments == offer.maximumIndirectSegments)
+        #expect(offered.keepsGrants == offer.keepsGrants)
+        var node = Self.describe { $0 = offered }.filter { $0.value != "(removed)" }
+        node["frontend-id"] = "1"
+        node["frontend"] = "/local/domain/1/device/vbd/51712"
+        #expect(try BackendNode(read: reader(node)).publishedTransfer == offer)
+        #expect(TransferOffer(maximumIndirectSegments: .max).maximumIndirectSegments == 4096)
+    }
+
     @Test func optionalFeatures() {
         let node = Self.describe {
             $0.keepsGrants = true

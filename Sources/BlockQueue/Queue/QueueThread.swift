@@ -30,6 +30,8 @@ package struct QueueConfiguration: Sendable {
     package var memoryBytes: Int
     /// Threads for a plugin that may sleep.
     package var blockingThreads: Int
+    /// Where ``disk`` says that grants are kept: the use of a page at which it is mapped, 1 to 255; 0: none is.
+    package var mapAtUse: UInt8 = 0
     /// How long the queue looks for work before it sleeps, in ns.
     package var pollNanoseconds: UInt64
     package var tuning: QueueTuning
@@ -334,11 +336,11 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             device: device, port: port, events: events, index: configuration.index,
             depth: engine.plugin.depthLimit, threadCount: configuration.blockingThreads,
             shared: configuration.sharedQueue)
+        let batchCapacity = engine.data.copies.capacity
         started.signal()
         onStarted()
         var loop = QueueLoop(
-            engine: engine,
-            effects: XenEffects(queue: queue, grants: grants, channels: channels, channel: channel), events: events)
+            engine: engine, effects: makeEffects(queue, grants, channels, channel, batchCapacity), events: events)
         if journal.isInherited { loop.notify() }
         run(&loop)
         left.store(loop.leftRequests, ordering: .releasing)
@@ -368,6 +370,26 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             peers: QueuePeers(order: configuration.order, queue: configuration.index))
         engine.throttle.queue = configuration.index
         return engine
+    }
+
+    /// What the loop has done for it. Pages that stay mapped are unmapped with it, whatever ends the queue.
+    private func makeEffects(
+        _ queue: consuming PluginQueue, _ grants: Platform.Grants, _ channels: Platform.Events, _ channel: EventPort,
+        _ batchCapacity: Int
+    ) -> any LoopEffects {
+        guard configuration.disk.keepsGrants, configuration.mapAtUse > 0 else {
+            return XenEffects(queue: queue, grants: grants, channels: channels, channel: channel)
+        }
+        let cells = statistics.cells
+        let kept = PersistentGrants(
+            grants, of: configuration.domain, batchCapacity: batchCapacity, mapAtUse: configuration.mapAtUse
+        ) { counts in
+            cells.add(.mapped_copies, counts.copies)
+            cells.add(.grants_mapped, counts.maps)
+            cells.add(.grants_unmapped, counts.unmaps)
+            cells.add(.grant_map_errors, counts.errors)
+        }
+        return XenEffects(queue: queue, grants: kept, channels: channels, channel: channel)
     }
 
     private func unmap(_ mapping: GrantMapping, _ grants: Platform.Grants) {

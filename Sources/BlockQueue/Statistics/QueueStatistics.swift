@@ -44,7 +44,7 @@ public enum QueueCounter: Int, CaseIterable, Sendable {
     case plugin_violations
     /// Events sent and received.
     case notifications_sent, events_received
-    /// Grant copy calls and operations.
+    /// Grant copy calls and operations, with those that mapped pages spared.
     case grant_copy_calls, grant_copy_operations
     /// Times that the queue's thread went to sleep.
     case sleeps
@@ -56,6 +56,10 @@ public enum QueueCounter: Int, CaseIterable, Sendable {
     case indirect_requests, indirect_pages
     /// Requests that waited on the ring for a limit of the disk, and how long the queue waited with them.
     case throttled_requests, throttled_microseconds
+    /// Of the grant copies, those that were none, because the page was mapped (`persistent-grants`).
+    case mapped_copies
+    /// Pages that were mapped to stay so, those of them that were unmapped, and those for which either failed.
+    case grants_mapped, grants_unmapped, grant_map_errors
     /// Nanoseconds that the requests of each latency class took, all together; they begin anew after 2^64.
     case read_ns, write_ns, flush_ns, discard_ns
 

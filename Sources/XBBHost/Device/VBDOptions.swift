@@ -23,6 +23,8 @@ public struct VBDOptions: Sendable {
     public var maxRingPageOrder: Int
     /// The most segments of an indirect request; 0: none are offered.
     public var maxIndirectSegments: Int
+    /// The use of a page at which it is mapped to stay so, where a frontend reuses its grants; 0: it never is.
+    public var mapAtUse: UInt8
     /// Bytes for the lists of requests' pages, of each queue.
     private let listBytes: Int
     /// Bytes for the data of requests, of each queue; pages that are not used take no memory.
@@ -92,6 +94,11 @@ public struct VBDOptions: Sendable {
         maxQueues = values.queueLimit()
         maxRingPageOrder = values.value(of: SettingsSchema.maxRingPageOrder)
         maxIndirectSegments = values.value(of: SettingsSchema.maxIndirectSegments)
+        switch values.value(of: SettingsSchema.persistentGrants) {
+        case SettingsSchema.keepsGrants: mapAtUse = 1
+        case SettingsSchema.keepsReturningGrants: mapAtUse = 3
+        default: mapAtUse = 0
+        }
         memoryBytes = SettingsSchema.queueMemory(values)
         listBytes = SettingsSchema.queueLists(values)
         stallNanoseconds = UInt64(clamping: values.value(of: SettingsSchema.stallTime)) &* 1_000_000_000

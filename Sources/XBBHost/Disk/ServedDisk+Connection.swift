@@ -52,7 +52,8 @@ extension ServedDisk {
             while statistics.count < node.rings.count {
                 statistics.append(area?.queue(statistics.count) ?? QueueStatistics())
             }
-            let offered = OfferedFeatures(request: request, device: device.facts, transfer: transfer(origin))
+            let offered = OfferedFeatures(
+                request: request, device: device.facts, transfer: transfer(origin, node))
             let sources = try journal.sources(
                 JournalConnection(
                     domain: domain, isNarrow: node.ringProtocol == .x86_32, isReadOnly: offered.isReadOnly,
@@ -139,6 +140,7 @@ extension ServedDisk {
             eventChannel: node.rings[index].eventChannel, abi: node.abi,
             disk: connecting.offered, memoryBytes: options.memoryBytes, blockingThreads: blockingThreads(device, node),
             pollNanoseconds: tunables.pollMicroseconds * 1000, tuning: tuning)
+        configuration.mapAtUse = options.mapAtUse
         configuration.journal = journal
         configuration.order = connecting.order
         if !sharedQueues.isEmpty { configuration.sharedQueue = sharedQueues[index % sharedQueues.count] }

@@ -219,10 +219,17 @@ final class ServedDisk<Platform: XenPlatform> {
     }
 
     /// How requests may bring their data. A frontend that is connected was told by an earlier process and goes by that.
-    func transfer(_ origin: VBDMachine.RingOrigin) -> TransferOffer {
-        origin == .inherited
-            ? inheritedTransfer
-            : TransferOffer(maximumIndirectSegments: UInt32(clamping: options.maxIndirectSegments))
+    ///
+    /// Grants are kept only where both ends have said that they will be: other frontends end them with each request.
+    func transfer(_ origin: VBDMachine.RingOrigin, _ node: FrontendNode) -> TransferOffer {
+        var offer = inheritedTransfer
+        if origin == .fresh {
+            offer = TransferOffer(
+                maximumIndirectSegments: UInt32(clamping: options.maxIndirectSegments),
+                keepsGrants: options.mapAtUse > 0)
+        }
+        offer.keepsGrants = offer.keepsGrants && node.usesPersistentGrants
+        return offer
     }
 
     // MARK: What operators ask

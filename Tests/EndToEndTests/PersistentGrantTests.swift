@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Persistent grants of a guest, through all of a worker. Every lab checks at its end that nothing is left mapped.
+import Blkfront
+import Blkif
+import CLinux
+import Foundation
+import TestSupport
+import Testing
+
+extension EndToEnd {
+    @Suite struct PersistentGrantTests {
+        private func plan(_ count: UInt64 = 400) -> LoadPlan {
+            var plan = LoadPlan()
+            plan.pattern = .randrw
+            plan.maxBlockSize = 256 << 10
+            plan.depth = 8
+            plan.size = 8 << 20
+            plan.count = count
+            plan.verify = true
+            plan.flushEvery = 20
+            plan.barrierEvery = 10
+            return plan
+        }
+
+        private func attach(_ lab: Lab, _ mode: String, _ more: [String] = [], _ storage: Storage = Storage()) throws
+            -> Disk
+        {
+            try lab.attach(
+                51712, storage,
+                arguments: ["--journal", "\(lab.directory)/journal", "--persistent-grants", mode] + more)
+        }
+
+        @Test(arguments: ["on", "auto"], [RingABI.native, .x86_32])
+        func pagesStayMappedUntilTheFrontendCloses(mode: String, abi: RingABI) throws {
+            let lab = try Lab(pages: 32768)
+            let disk = try attach(lab, mode)
+            for _ in 0..<2 {
+                let device = try disk.connect {
+                    $0.offersPersistentGrants = true
+                    $0.abi = abi
+                }
+                #expect(device.info.persistent && device.info.maxIndirectSegments == 256)
+                let report = try LoadRun(device, plan()).run()
+                #expect(report.isGood, "\(report.text)")
+                let domain = try #require(try lab.control.domains().first { $0.id == lab.guest.id })
+                #expect(domain.mappedGrants > 100, "\(domain)")
+                try device.close()
+                #expect(device.leakedGrants.isEmpty)
+            }
+            #expect(try disk.worker.total("mapped_copies") > 1000)
+            #expect(try disk.worker.total("grants_mapped") == disk.worker.total("grants_unmapped"))
+            #expect(try disk.worker.total("grant_map_errors") == 0)
+            try lab.finish()
+        }
+
+        /// Both ends must want it: blkfront ends its grants otherwise, and must find none of them in use.
+        @Test(arguments: [("off", true), ("on", false), ("auto", false)])
+        func nothingStaysMappedUnlessBothEndsWantIt(mode: String, offers: Bool) throws {
+            let lab = try Lab(pages: 32768)
+            let disk = try attach(lab, mode)
+            let device = try disk.connect { $0.offersPersistentGrants = offers }
+            #expect(!device.info.persistent)
+            #expect(try LoadRun(device, plan()).run().isGood)
+            #expect(try disk.worker.total("grants_mapped") == 0)
+            try device.close()
+            try lab.finish()
+        }
+
+        /// More pages than a queue keeps, on several queues.
+        @Test func whatDoesNotFitIsCopied() throws {
+            let lab = try Lab(pages: 65536)
+            let disk = try attach(lab, "on", ["--max-queues", "2"])
+            let device = try disk.connect {
+                $0.offersPersistentGrants = true
+                $0.queues = 2
+                $0.ringPages = 4
+                $0.requestsPerQueue = 60
+            }
+            var plan = plan(1500)
+            plan.depth = 32
+            plan.size = 16 << 20
+            let report = try LoadRun(device, plan).run()
+            #expect(report.isGood, "\(report.text)")
+            let domain = try #require(try lab.control.domains().first { $0.id == lab.guest.id })
+            // The rings are mapped, too.
+            #expect(domain.mappedGrants <= 2 * 1056 + 2 * 4 && domain.mappedGrants > 1056, "\(domain)")
+            #expect(try disk.worker.total("grant_copy_operations") > disk.worker.total("mapped_copies"))
+            try device.close()
+            try lab.finish()
+        }
+
+        @Test(arguments: ["on", "off"])
+        func aHistoryOutlivesKills(successor: String) throws {
+            var random = SplitMix64(seed: testSeed("PersistentGrantTests.aHistoryOutlivesKills"))
+            let lab = try Lab(pages: 32768)
+            let image = try lab.image("image", bytes: 16 << 20)
+            let disk = try attach(lab, "on", ["--max-queues", "2"], Storage(path: image))
+            let device = try disk.connect {
+                $0.offersPersistentGrants = true
+                $0.queues = 2
+            }
+            var plan = HistoryPlan()
+            plan.seed = random.next()
+            plan.count = 3000
+            var run = try HistoryRun(device, plan)
+            var kills = 0
+            var next = clinux_monotonic_ns() + 20_000_000
+            run = try inBackground({
+                try run.run()
+                return run
+            }) {
+                guard clinux_monotonic_ns() >= next, disk.worker.isRunning else { return }
+                disk.worker.kill()
+                kills += 1
+                // A setting that changed does not change what the guest was told: it goes on to reuse its grants.
+                try disk.startWorker(["--predecessor", "killed:signal 9", "--persistent-grants", successor])
+                next = clinux_monotonic_ns() + (20 + random.next() % 100) * 1_000_000
+            }
+            #expect(run.errors == 0 && run.answered >= plan.count && kills > 2)
+            #expect(try (disk.worker.total("mapped_copies") > 0) && disk.key("feature-persistent") == "1")
+            try device.close()
+            #expect(device.leakedGrants.isEmpty)
+            let file = try #require(FileHandle(forReadingAtPath: image))
+            try run.checkImage(Array(try file.read(upToCount: plan.sectors * 512) ?? Data()))
+            try lab.finish(mostLog: 1 << 20)
+        }
+
+        @Test(arguments: [
+            "mapped", "taken", "fetched", "copied", "submitted", "answered", "published", "draining", "drained",
+        ])
+        func aWorkerMayDieAt(place: String) throws {
+            let lab = try Lab(pages: 32768)
+            let image = try lab.image("image", bytes: 16 << 20)
+            let late = !["mapped", "draining", "drained"].contains(place)
+            let disk = try lab.attach(
+                51712, Storage(path: image),
+                arguments: ["--journal", "\(lab.directory)/journal", "--persistent-grants", "on"],
+                environment: late ? ["XBB_KILL_POINT=\(place):30"] : [])
+            let device = try disk.connect { $0.offersPersistentGrants = true }
+            var plan = HistoryPlan()
+            plan.count = 600
+            plan.seed = testSeed("PersistentGrantTests.aWorkerMayDieAt")
+            var deaths = 0
+            if !late { disk.worker.kill() }
+            var run = try HistoryRun(device, plan)
+            run = try inBackground({
+                try run.run()
+                return run
+            }) {
+                guard !disk.worker.isRunning, deaths < 3 else { return }
+                deaths += 1
+                try disk.startWorker(
+                    ["--predecessor", "killed:signal 9"],
+                    environment: deaths == 1 && place == "mapped" ? ["XBB_KILL_POINT=mapped"] : [])
+            }
+            #expect(run.errors == 0 && deaths > (place == "mapped" ? 1 : 0), "\(disk.log.suffix(2000))")
+            try device.close()
+            #expect(device.leakedGrants.isEmpty)
+            try lab.finish(mostLog: 1 << 20)
+        }
+
+        /// It says that it reuses its grants, and does not.
+        @Test func aFrontendThatStopsReusingItsGrantsHarmsNobody() throws {
+            let lab = try Lab(pages: 32768)
+            let disk = try attach(lab, "on")
+            let device = try disk.connect { $0.offersPersistentGrants = true }
+            let guest = lab.guest
+            let frame = try guest.allocateFrames(1)
+            let encoder = RequestEncoder(layout: RingLayout(.native))
+            var used: [UInt32] = []
+            try device.queues[0].withQueue { (queue) throws in
+                #expect(try queue.status(.write, sector: 0, byteCount: 128 << 10, fill: 0x33) == 0)
+                for round in 0..<5000 {
+                    // A new reference for each request, some of which may only be read.
+                    let reference = try guest.grantAccess(to: 0, frame: frame, readOnly: round % 3 == 0)
+                    let status = try queue.raw { id in
+                        encoder.slot(
+                            operation: 1, id: id, firstSector: 512,
+                            segments: [BlockSegment(reference: reference, firstSector: 0, lastSector: 7)])
+                    }
+                    #expect(status == 0)
+                    if !guest.endAccess(reference) { used.append(reference) }
+                }
+                // References that were revoked while they are mapped, and that never were.
+                for reference in used.prefix(20) { guest.forceRevoke(reference) }
+                for reference in used.prefix(20) + [UInt32(guest.grantEntryCount - 1), .max] {
+                    let status = try queue.raw { id in
+                        encoder.slot(
+                            operation: 0, id: id, firstSector: 0,
+                            segments: [BlockSegment(reference: reference, firstSector: 0, lastSector: 7)])
+                    }
+                    #expect(status == 0 || status == -1)
+                }
+                let read = try queue.read(sector: 0, byteCount: 128 << 10)
+                #expect(read.status == 0 && read.bytes.allSatisfy { $0 == 0x33 })
+            }
+            // It is not more than the table has.
+            #expect(used.count <= 1056 + 500 * 60)
+            #expect(try disk.worker.ask("ping")["pid"] != nil)
+            try? device.close()
+            for reference in used { #expect(guest.endAccess(reference)) }
+            try lab.finish()
+        }
+
+        @Test func aGuestThatVanishesLeavesNothingMapped() throws {
+            let lab = try Lab(pages: 32768)
+            let disk = try attach(lab, "on")
+            let device = try disk.connect { $0.offersPersistentGrants = true }
+            #expect(try LoadRun(device, plan()).run().isGood)
+            #expect(try (lab.control.domains().first { $0.id == lab.guest.id }?.mappedGrants ?? 0) > 100)
+            try lab.toolstack.remove(disk.front, in: .none)
+            try eventually("all pages to be unmapped") {
+                try (lab.control.domains().first { $0.id == lab.guest.id }?.mappedGrants ?? 0) == 0
+            }
+            try? device.close()
+            try lab.finish()
+        }
+    }
+}
