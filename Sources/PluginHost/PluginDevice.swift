@@ -211,6 +211,28 @@ public final class PluginDevice: @unchecked Sendable {
         return try unsafe Self.query(library, handle)
     }
 
+    /// Changes the size of the disk to so many bytes, and queries the plugin again; nil: only that. A plugin that cannot change the
+    /// size has to have it already, as of a device that somebody else has enlarged.
+    package func resize(to bytes: UInt64?) throws(OperationError) -> DeviceInfo {
+        if let bytes, let resize = unsafe library.table.resize {
+            var failure = xbb_error()
+            exclusion?.lock()
+            let result = unsafe resize(handle, bytes, &failure)
+            exclusion?.unlock()
+            if result != 0 {
+                throw OperationError(failure, result, "plugin '\(library.name)' cannot resize \(source.path)")
+            }
+        }
+        let info = try measure()
+        if let bytes, info.sectorCount != bytes / 512 {
+            throw OperationError(
+                .invalid,
+                "\(source.path) has \(info.sectorCount) sectors of 512 bytes, and plugin '\(library.name)' does not change "
+                    + "that: enlarge the storage first, then resize without a size")
+        }
+        return info
+    }
+
     /// Takes on what ``measure()`` returned.
     public func adopt(_ info: DeviceInfo) { reported.withLock { $0 = info } }
 
@@ -227,6 +249,14 @@ public final class PluginDevice: @unchecked Sendable {
         exclusion?.unlock()
         let counters = PluginCounterCalls.end(call)
         return result == 0 ? counters : nil
+    }
+
+    /// Makes everything that was answered durable, of the attached image and of those below it: with fsync(2), so of disks
+    /// without a file nothing. Blocks; any thread, while the disk is open.
+    package func sync() throws(OperationError) {
+        for image in chain.images where fsync(image.file) != 0 && errno != EINVAL && errno != EROFS {
+            throw OperationError(errno, "fsync \(image.path)")
+        }
     }
 
     /// The most queues of the host that can be open at once.

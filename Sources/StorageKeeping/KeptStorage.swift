@@ -63,6 +63,24 @@ package struct KeptStorage: Sendable {
     /// The open image at `path`, if it is one of these.
     package func image(at path: String) -> Image? { images.first { $0.path == path } }
 
+    // MARK: Locks
+
+    /// Lets the locks go that belong to the open files, in QEMU's scheme (Plugins/FileKit/ImageLock.swift). Where `for` is not
+    /// nil, only so much that a successor which opens the images anew gets them: that of a writer goes, and all of the image
+    /// which is going to be written. Nobody else who writes comes in between elsewhere.
+    package func releaseLocks(for top: StorageIdentity? = nil) {
+        for image in images {
+            var range = flock()
+            range.l_type = Int16(truncatingIfNeeded: F_UNLCK)
+            range.l_whence = Int16(SEEK_SET)
+            let isAll = top == nil || top == image.identity
+            range.l_start = isAll ? 100 : 101
+            range.l_len = isAll ? 200 : 1
+            // The structure outlives the call.
+            _ = unsafe clinux_fcntl_pointer(image.file.raw, clinux_F_OFD_SETLK, &range)
+        }
+    }
+
     // MARK: Text
 
     /// Format and path of each image, each ended by a NUL, which neither can contain.

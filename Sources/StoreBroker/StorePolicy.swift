@@ -29,7 +29,7 @@ package struct StorePolicy: Sendable, Equatable {
         BackendKey.barrier, BackendKey.discard, BackendKey.discardGranularity, BackendKey.discardAlignment,
         BackendKey.discardSecure, BackendKey.persistent, BackendKey.maxIndirectSegments, BackendKey.hotplugStatus,
         BackendKey.hotplugError, BackendKey.storage, BackendKey.chain, BackendKey.stall, BackendKey.handedOver,
-        BackendKey.statistics, BackendKey.trouble,
+        BackendKey.statistics, BackendKey.trouble, BackendKey.paused, BackendKey.swapServed,
     ]
 
     /// May be read.

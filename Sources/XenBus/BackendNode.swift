@@ -58,6 +58,10 @@ public struct BackendNode: Equatable, Sendable {
     public let publishedTransfer: TransferOffer
     /// What an earlier backend let frontends ask for; nil: nothing.
     public let offered: FrontendLimits?
+    /// Until when the disk takes no requests, in ns of CLOCK_MONOTONIC; nil: it is not paused.
+    public let pausedUntil: UInt64?
+    /// The disk is getting other storage; nil: it keeps what it has.
+    public let exchange: StorageExchange?
 
     /// Every key that a snapshot is made of.
     public static let keys = [
@@ -65,7 +69,7 @@ public struct BackendNode: Equatable, Sendable {
         BackendKey.removable, BackendKey.discardEnable, BackendKey.mode, BackendKey.params,
         BackendKey.script, BackendKey.dev, BackendKey.type, BackendKey.physicalDevice, BackendKey.physicalDevicePath,
         BackendKey.format, BackendKey.hotplugStatus, BackendKey.sectors, BackendKey.maxIndirectSegments,
-        BackendKey.maxRingPageOrder, BackendKey.maxQueues, BackendKey.persistent,
+        BackendKey.maxRingPageOrder, BackendKey.maxQueues, BackendKey.persistent, BackendKey.paused, BackendKey.swap,
     ]
 
     /// First reserved domain identifier (DOMID_FIRST_RESERVED of xen.h).
@@ -113,6 +117,8 @@ public struct BackendNode: Equatable, Sendable {
             maximumIndirectSegments: UInt32(try node.number(BackendKey.maxIndirectSegments) ?? 0),
             keepsGrants: try node.flag(BackendKey.persistent, default: false))
         offered = Self.offered(node)
+        pausedUntil = node.value(BackendKey.paused).flatMap { UInt64(String(decoding: $0, as: UTF8.self)) }
+        exchange = node.value(BackendKey.swap).flatMap { StorageExchange(String(decoding: $0, as: UTF8.self)) }
     }
 
     /// What stands there of another backend's offer; what breaks a rule counts as nothing.

@@ -48,10 +48,21 @@ public enum BackendKey {
     public static let statistics = "xbb-statistics"
     /// What is wrong with the disk while it is served, in one line; ours, for operators.
     public static let trouble = "xbb-trouble"
+    /// Until when the disk takes no requests, in ns of CLOCK_MONOTONIC; ours, for a successor and for xbbd.
+    public static let paused = "xbb-paused"
+    /// Until when no worker is to serve the paused disk, in ns of CLOCK_MONOTONIC; xbbd's alone.
+    public static let released = "xbb-released"
+    /// The disk is about to get other storage; ``StorageExchange``. What was configured before stands in keys below it. xbbd's
+    /// alone: with it, a worker serves a connected guest from storage that it did not have before.
+    public static let swap = "xbb-swap"
+    /// The value of ``swap``, as soon as a guest may be served from what is configured now; ours, for xbbd.
+    public static let swapServed = "xbb-swap-served"
     /// The path of the storage, from the hotplug script.
     public static let physicalDevicePath = "physical-device-path"
     /// The format of the image at `physical-device-path`, from the hotplug script; raw if missing.
     public static let format = "xbb-format"
+    /// "key=value,key=value" for the plugin, from the toolstack or the hotplug script.
+    public static let options = "xbb-options"
     /// "connected" or "error".
     public static let hotplugStatus = "hotplug-status"
     /// Why the storage could not be opened; xl prints it.

@@ -17,8 +17,8 @@ struct XBBCtl: ParsableCommand {
         version: "xbbctl \(xbbVersion)",
         subcommands: [
             List.self, Show.self, Stats.self, Top.self, Metrics.self, Events.self, Wait.self, LogCommand.self, Set.self,
-            Resume.self, Upgrade.self,
-            Plugins.self,
+            Pause.self, Resume.self, Swap.self, Snapshot.self, Commit.self, Rebase.self, Changed.self, Resize.self,
+            Upgrade.self, Plugins.self,
             Probe.self,
             Inspect.self, Attach.self, Detach.self, Hotplug.self,
         ])
@@ -136,8 +136,9 @@ struct Connection: ParsableArguments {
         }
     }
 
-    func ask(_ request: ControlRequest) throws(ControlError) -> ControlAnswer {
-        try client().call(request)
+    /// Asks xbbd, which has `seconds` for its answer.
+    func ask(_ request: ControlRequest, seconds: Int = 20) throws(ControlError) -> ControlAnswer {
+        try ControlClient(path: socketPath, timeoutSeconds: seconds).call(request)
     }
 
     /// What the plugins' descriptions say of locations. Without an answer all are paths: who serves the disk will say what

@@ -103,7 +103,12 @@ import Testing
     }
 
     @Test(
-        "requests", arguments: ["ping", "list", "plugins", "show 1/51712", "stats vbd/1/51712", "set 1/2 poll_us 10"])
+        "requests",
+        arguments: [
+            "ping", "list", "plugins", "show 1/51712", "stats vbd/1/51712", "set 1/2 poll_us 10", "pause 1/2 60.0",
+            "pause 1/2 60.0 release", "resume 1/2", "resize 1/2 1024", "resize 1/2 - force", "extents 1/2 0",
+            "swap 1/2 10.0 raw fd:1 a=b /dev/x", "swap 1/2 10.0 qcow2 - % /a%20b%25%c3%a9",
+        ])
     func request(_ line: String) throws {
         #expect(try ControlRequest(parsing: Array(line.utf8)).line == line)
     }
@@ -112,10 +117,31 @@ import Testing
         "lines that are no request",
         arguments: [
             "", "help", "ping 1", "show", "show 1", "show 1/2 3", "show ../1/2", "set 1/2 a", "set 1/2 a b c",
-            "stats 1/x", "show 1/2\u{7f}", "show\t1/2", "show 1/é",
+            "stats 1/x", "pause 1/2", "pause 1/2 1 x",
+            "resize 1/2 1G", "resize 1/2 -1", "swap 1/2 1 raw - %", "swap 1/2 1 raw - % /a b", "swap 1/2 1 RAW - % /a",
+            "swap 1/2 1 raw x % /a", "swap 1/2 1 raw - % /a%0", "swap 1/2 1 raw - % /a%zz", "swap 1/2 1 raw - % /a%00",
+            "swap 1/2 1 raw - a /a", "show 1/2\u{7f}", "show\t1/2", "show 1/é",
         ])
     func refusedRequest(_ line: String) {
         #expect(throws: ControlError.self) { try ControlRequest(parsing: Array(line.utf8)) }
+    }
+
+    @Test("sizes are read as qemu-img reads them") func sizes() throws {
+        for (text, bytes) in [
+            ("20G", 20 << 30), ("+1G", 9 << 30), ("-1G", 7 << 30), ("1", 512), ("513", 1024), ("1k", 1024),
+            ("4M", 4 << 20), ("1T", 1 << 40), ("1P", 1 << 50), ("1E", 1 << 60),
+        ] as [(String, UInt64)] {
+            #expect(try ByteSize(parsing: text).applied(to: 8 << 30) == bytes, "\(text)")
+        }
+        for text in [
+            "", "+", "-", "0", "+0", "G", "1.5G", "1g", "1GB", " 1", "--1", "8E", "9223372036854775807", "1e3", "é",
+        ] {
+            #expect(throws: ControlError.self, "\(text)") { try ByteSize(parsing: text).applied(to: 8 << 30) }
+        }
+        for text in ["-2G", "-9G", "+7E"] {
+            let size: UInt64 = text == "+7E" ? 2 << 60 : 2 << 30
+            #expect(throws: ControlError.self, "\(text)") { try ByteSize(parsing: text).applied(to: size) }
+        }
     }
 
     @Test("settings") func settings() throws {

@@ -125,6 +125,38 @@ import XenBus
         #expect(supervision.lastFailure == nil)
     }
 
+    @Test("nobody serves a disk whose storage the administrator has, until the time is over or it is to end")
+    func released() {
+        var held = NodeFacts(state: .connected)
+        held.releasedUntil = 100
+        func released() -> VBDSupervision {
+            var supervision = running()
+            #expect(supervision.handle(.exited(.handedOver, held), now: 1) == [])
+            #expect(supervision.phase == .released(until: 100) && supervision.deadline == 100)
+            #expect(supervision.handle(.node(held), now: 2) == [] && supervision.handle(.timer, now: 99) == [])
+            return supervision
+        }
+        var supervision = released()
+        #expect(supervision.handle(.timer, now: 100) == [.start])
+        supervision = released()
+        #expect(supervision.handle(.node(NodeFacts(state: .connected)), now: 2) == [.start])
+        supervision = released()
+        #expect(supervision.handle(.node(nil), now: 2) == [.forget])
+        for (state, isOnline) in [(XenbusState.closing, false), (.connected, false), (.closing, true)] {
+            supervision = released()
+            var facts = NodeFacts(state: state, isOnline: isOnline)
+            facts.releasedUntil = 100
+            #expect(supervision.handle(.node(facts), now: 2) == [.start])
+        }
+        // Later ones, and those that an xbbd finds.
+        supervision = released()
+        held.releasedUntil = 200
+        #expect(supervision.handle(.node(held), now: 2) == [] && supervision.deadline == 200)
+        supervision = VBDSupervision()
+        #expect(supervision.handle(.node(held), now: 2) == [] && supervision.deadline == 200)
+        #expect(supervision.handle(.retry, now: 3) == [] && supervision.handle(.timer, now: 200) == [.start])
+    }
+
     @Test("who was told to hand over is followed at once, and nothing is counted") func replaced() {
         var supervision = running()
         for second in 0..<100 as Range<UInt64> {

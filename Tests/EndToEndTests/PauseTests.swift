@@ -13,9 +13,9 @@ extension EndToEnd {
         }
 
         /// Pauses and waits until nothing is in flight.
-        private func pause(_ disk: Disk) throws {
+        private func pause(_ disk: Disk, _ how: String = "600 brief") throws {
             try eventually("the storage is open") { try disk.worker.show("intake") != "none" }
-            let answer = try disk.worker.ask("pause")
+            let answer = try disk.worker.ask("pause \(how)")
             #expect(answer["paused"] as? Bool == true, "\(answer)")
             #expect(try disk.worker.show("intake") == "paused")
             #expect(try disk.worker.show("in_flight") == "0")
@@ -105,7 +105,7 @@ extension EndToEnd {
             let device = try disk.connect()
             let id = try begin(device, .write)
             try eventually("the request is taken") { try disk.worker.total("reqs_received") == 1 }
-            let isAnswered = try inBackground({ try disk.worker.ask("pause")["paused"] as? Bool }) {
+            let isAnswered = try inBackground({ try disk.worker.ask("pause 600 brief")["paused"] as? Bool }) {
                 let answer = try disk.worker.ask("ping")
                 #expect(answer["pid"] != nil, "others are answered meanwhile")
             }
@@ -119,19 +119,19 @@ extension EndToEnd {
             let next = try begin(device, .write)
             try eventually("the request is taken") { try disk.worker.total("reqs_received") == 2 }
             var isResumed = false
-            let outcome = try inBackground({ try disk.worker.ask("pause")["paused"] as? Bool }) {
+            let outcome = try inBackground({ try disk.worker.ask("pause 600 brief")["paused"] as? Bool }) {
                 if !isResumed, try disk.worker.show("intake") == "pausing" {
                     isResumed = true
                     try resume(disk)
                 }
             }
-            #expect(isResumed && outcome == false)
+            #expect(isResumed && outcome != true)
             try device.queues[0].withQueue { (queue) throws in #expect(try queue.finish(next) == 0) }
             try device.close()
             try lab.finish()
         }
 
-        @Test func theSuccessorOfAKilledWorkerIsNotPaused() throws {
+        @Test func theSuccessorOfAKilledWorkerIsPausedAsLongAsItWasTold() throws {
             let lab = try Lab()
             let disk = try lab.attach(
                 51712, try kept(lab), arguments: ["--journal", "\(lab.directory)/51712.journal"])
@@ -139,21 +139,82 @@ extension EndToEnd {
             var kills = 0
             let plan = mixedPlan { $0.count = 400 }
             let report = try inBackground({ try LoadRun(device, plan).run() }) {
-                guard kills < 3 else { return }
+                guard kills < 4 else { return }
                 usleep(30_000)
-                try pause(disk)
+                // A brief pause is the process's own.
+                let isBrief = kills == 3
+                try pause(disk, isBrief ? "600 brief" : "600")
+                #expect(try disk.key("xbb-paused") != nil || isBrief)
                 usleep(20_000)
                 disk.worker.kill()
                 kills += 1
                 try disk.startWorker(["--predecessor", "killed:signal 9"])
                 #expect(try disk.worker.ask("ping")["pid"] != nil)
+                if isBrief { return }
+                try eventually("it serves") { try disk.worker.show("stage") == "connected" }
+                try awaitIntake("paused", disk)
+                let before = try disk.worker.total("reqs_received")
+                usleep(30_000)
+                #expect(try disk.worker.total("reqs_received") == before)
+                try resume(disk)
+                #expect(try disk.key("xbb-paused") == nil)
             }
             #expect(report.isGood, "\(report.text) \(disk.log.suffix(4000))")
-            #expect(kills == 3)
+            #expect(kills == 4)
             try awaitIntake("running", disk)
             #expect(!disk.log.has("in flight"), "nothing is to be done again: \(disk.log.suffix(2000))")
             try device.close()
             try lab.finish(mostLog: 1 << 20)
+        }
+
+        @Test func aPauseEndsByItself() throws {
+            let lab = try Lab()
+            let disk = try lab.attach()
+            let device = try disk.connect()
+            for how in ["0.3", "0.3 brief"] {
+                try pause(disk, how)
+                let id = try begin(device, .read)
+                try device.queues[0].withQueue { (queue) throws in #expect(try queue.finish(id) == 0) }
+                try awaitIntake("running", disk)
+                #expect(try disk.key("xbb-paused") == nil)
+            }
+            #expect(disk.log.has("the time limit of the pause is over"))
+            // A longer one may follow, and a shorter one.
+            try pause(disk, "600")
+            try pause(disk, "0.2")
+            try awaitIntake("running", disk)
+            // A successor's ends at the same time, also if that is over.
+            for wait in [0, 400_000] as [UInt32] {
+                try pause(disk, "0.3")
+                disk.worker.kill()
+                usleep(wait)
+                try disk.startWorker(["--predecessor", "killed:signal 9"])
+                try eventually("it serves") { try disk.worker.show("stage") == "connected" }
+                try awaitIntake("running", disk)
+                #expect(try disk.key("xbb-paused") == nil)
+            }
+            for wrong in ["0", "-1", "x", "nan", "1e300", "86401", "9223372036854775808"] {
+                #expect(try disk.worker.ask("pause \(wrong)")["error"] != nil)
+                #expect(try disk.worker.show("intake") == "running")
+            }
+            #expect(try disk.load(device) { $0.count = 50 }.isGood)
+            try device.close()
+            try lab.finish()
+        }
+
+        @Test func aPauseThatDoesNotComeAboutLeavesTheDiskAsItWas() throws {
+            let lab = try Lab()
+            let disk = try lab.attach(51712, .plugin("delay", "size=16M,delay-us=2500000"))
+            let device = try disk.connect()
+            let id = try begin(device, .write)
+            try eventually("the request is taken") { try disk.worker.total("reqs_received") == 1 }
+            let answer = try disk.worker.ask("pause 0.5")
+            #expect((answer["error"] as? String)?.has("was not paused and goes on") == true, "\(answer)")
+            #expect(try disk.worker.show("intake") == "running")
+            #expect(try disk.key("xbb-paused") == nil)
+            try device.queues[0].withQueue { (queue) throws in #expect(try queue.finish(id) == 0) }
+            try device.close()
+            try lab.finish()
         }
 
         @Test func aPausedDiskIsHandedOver() throws {

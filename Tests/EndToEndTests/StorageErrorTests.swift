@@ -191,7 +191,7 @@ extension EndToEnd {
             let disk = succession.disk
             let device = try disk.connect()
             let id = try fill(lab, disk, device)
-            #expect(try disk.worker.ask("pause")["paused"] as? Bool == true)
+            #expect(try disk.worker.ask("pause 600 brief")["paused"] as? Bool == true)
             #expect(try disk.worker.show("intake") == "paused")
             try awaitStopped(disk, requests: 1)
             switch end {

@@ -44,6 +44,7 @@ import XenBus
     @Test(arguments: [
         "params", "physical-device-path", "physical-device", "xbb-format", "script", "type", "frontend", "frontend-id",
         "online", "mode", "dev", "xbb-options", "anything", "state/below",
+        "xbb-swap", "xbb-swap/params", "xbb-released",
     ])
     func keysOfTheToolstack(_ key: String) {
         #expect(!policy.allowsWriting("\(Self.back)/\(key)"))

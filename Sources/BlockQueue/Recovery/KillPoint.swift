@@ -38,6 +38,8 @@ package enum KillPoint: String, CaseIterable, Sendable {
     case connected
     /// XenStore says so, and no request was taken.
     case started
+    /// A guest is about to be served from other storage.
+    case exchanged
     /// The queues are about to finish.
     case draining
     /// Nothing is in flight and mapped any more.

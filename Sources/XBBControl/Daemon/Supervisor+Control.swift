@@ -27,14 +27,21 @@ extension Supervisor {
             case .show(let vbd):
                 _ = try record(vbd)
                 lookAtImages { [unowned self] in forward(request, to: vbd, for: client) }
-            case .stats(let vbd), .resume(let vbd), .set(let vbd, _): forward(request, to: vbd, for: client)
+            case .pause(let vbd, let seconds, let releases):
+                try pause(try record(vbd), seconds, releases: releases, for: client)
+            case .resume(let vbd): try resume(try record(vbd), for: client)
+            case .swap(let vbd, let seconds, let storage):
+                try exchange(try record(vbd), storage, seconds: seconds, for: client)
+            case .resize(let vbd, _, _), .extents(let vbd, _):
+                try forward(request.workerLine ?? "", to: try record(vbd), limit: Self.pauseLimit, for: client)
+            case .stats(let vbd), .set(let vbd, _): forward(request, to: vbd, for: client)
             }
         } catch {
             refuse(error, to: client)
         }
     }
 
-    private func refuse(_ error: ControlError, to client: ControlServer.ClientID) {
+    func refuse(_ error: ControlError, to client: ControlServer.ClientID) {
         let status: [JSON.Member] = error.status == .failed ? [] : [("status", .integer(error.status.rawValue))]
         answer(.object([("error", .string(error.description))] + status), to: client)
     }
@@ -90,8 +97,21 @@ extension Supervisor {
         }
     }
 
-    private func forward(
-        _ line: String, to record: Record, for client: ControlServer.ClientID
+    func forward(
+        _ line: String, to record: Record, limit: UInt64? = WorkerCall.timeLimit, for client: ControlServer.ClientID
+    ) throws(ControlError) {
+        try ask(record, line, limit: limit) { [unowned self] result in
+            switch result {
+            case .success(let text): answer(line == "show" ? completed(text, record.address) : text, to: client)
+            case .failure(let error): refuse(error, to: client)
+            }
+        }
+    }
+
+    /// Asks the worker of a disk, which has `limit` ns for its answer. Throws where there is none to ask.
+    func ask(
+        _ record: Record, _ line: String, limit: UInt64? = WorkerCall.timeLimit,
+        _ completion: @escaping (Result<[UInt8], ControlError>) -> Void
     ) throws(ControlError) {
         let address = record.address
         if let silence = silence(of: record) { throw ControlError("\(address): \(silence)", status: .timedOut) }
@@ -100,11 +120,8 @@ extension Supervisor {
             throw ControlError("\(address) has no worker: \(describe(record))\(reason)")
         }
         do throws(ControlError) {
-            _ = try call(address, line) { [unowned self] _, result in
-                switch result {
-                case .success(let text): answer(line == "show" ? completed(text, address) : text, to: client)
-                case .failure(let error): refuse(ControlError("\(address): \(error)"), to: client)
-                }
+            _ = try call(address, line, limit: limit) { _, result in
+                completion(result.mapError { ControlError("\(address): \($0)", status: $0.status) })
             }
         } catch {
             throw ControlError("\(address): \(error)")
@@ -150,6 +167,7 @@ extension Supervisor {
         case .idle, .starting: "starting"
         case .running: record.process?.isAdopted == true ? "adopted" : "running"
         case .foreign: "foreign"
+        case .released: "released"
         case .waiting: "waiting"
         case .failed: "failed"
         case .over: "closed"
@@ -163,6 +181,10 @@ extension Supervisor {
             let seconds = (max(until, now) - now) / RestartPolicy.second + 1
             let failure = record.supervision.lastFailure ?? "a failure"
             return "the last one ended with \(failure), the next starts in \(seconds) s"
+        case .released(let until):
+            let now = clinux_monotonic_ns()
+            let seconds = (max(until, now) - now) / RestartPolicy.second + 1
+            return "its storage is released for \(seconds) s, unless 'xbbctl resume' ends that"
         case .failed(let text): return text
         case .over: return "it is closed"
         case .idle, .starting, .running, .foreign: return "it is being started"
@@ -205,7 +227,9 @@ extension Supervisor {
             ("pid", record.process.map { .integer($0.process) } ?? .null),
             ("starts", .integer(record.startCount)), ("went_back", .bool(record.replacement.hasRolledBack)),
             ("stalled", try key(BackendKey.stall)), ("silent", .text(silence(of: record))),
-            ("refused", .text(record.refusal)), ("last_failure", .text(record.supervision.lastFailure ?? error)),
+            ("refused", .text(record.refusal)), ("paused", .bool(try key(BackendKey.paused) != .null)),
+            ("exchange", .text(node?.exchange.map { $0.direction == .forth ? "forth" : "back" })),
+            ("last_failure", .text(record.supervision.lastFailure ?? error)),
             ("trouble", .text(trouble(of: record, try key(BackendKey.trouble).string, error))),
             ("state", .text(node.map { "\($0.state)" })),
             ("online", node.map { .bool($0.isOnline) } ?? .null),
@@ -230,7 +254,7 @@ extension Supervisor {
     /// serves, `error` the last error that somebody reported: it counts until a guest is served.
     private func trouble(of record: Record, _ told: String?, _ error: String?) -> String? {
         switch record.supervision.phase {
-        case .waiting, .failed: return describe(record)
+        case .waiting, .failed, .released: return describe(record)
         case .idle, .starting, .running, .foreign, .over:
             let isServed = record.supervision.node?.state == .connected
             let troubles = [

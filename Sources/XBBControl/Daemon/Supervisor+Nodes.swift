@@ -59,6 +59,7 @@ extension Supervisor {
         if let record = records[address] {
             record.location = nil
             if facts == nil { noteGone(record) }
+            try careForExchange(record, facts)
             hand(.node(facts), to: record)
         } else if let facts {
             let taken = Set(records.values.compactMap(\.user))
@@ -67,7 +68,9 @@ extension Supervisor {
             record.storage = storageStore?.take(address)
             record.images = (record.storage?.images ?? []).map { ServedImage(path: $0.path, identity: $0.identity) }
             records[address] = record
-            hand(.node(facts), to: record)
+            if facts.exchange != nil, !FileLock.isHeld(directory.workerLock(address)) { endExchange(record, facts) }
+            hand(.node(try claimedFacts(of: address)), to: record)
+            try careForExchange(record, facts)
         }
     }
 
@@ -91,8 +94,14 @@ extension Supervisor {
         guard let state = XenbusState.reading(try store.valueIfReadable("\(path)/\(BackendKey.state)")) else {
             return nil
         }
-        let online = try store.valueIfReadable("\(path)/\(BackendKey.online)")
-        return NodeFacts(state: state, isOnline: online != [UInt8(ascii: "0")])
+        func text(_ key: String) throws(OperationError) -> String? {
+            try store.valueIfReadable("\(path)/\(key)").map { String(decoding: $0, as: UTF8.self) }
+        }
+        var facts = NodeFacts(state: state, isOnline: try text(BackendKey.online) != "0")
+        facts.releasedUntil = try text(BackendKey.released).flatMap { UInt64($0) }
+        facts.exchange = try text(BackendKey.swap).flatMap { StorageExchange($0) }
+        if let exchange = facts.exchange { facts.isExchangeServed = try text(BackendKey.swapServed) == exchange.text }
+        return facts
     }
 
     /// True if the process has said that it let the disk go with nothing in flight: in the node, or, of an earlier version, in

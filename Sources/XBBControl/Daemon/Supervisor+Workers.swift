@@ -38,6 +38,7 @@ extension Supervisor {
     private func start(_ record: Record) -> VBDSupervision.Event {
         let address = record.address
         if isStopping { return .startFailed("xbbd ends") }
+        forgetRelease(record)
         do throws(OperationError) {
             if let next = promote(record) {
                 try follow(next.process, record)
@@ -160,7 +161,9 @@ extension Supervisor {
             isPlain ? .info : .error,
             "\(record.address): worker \(process.process) ended with \(exit)\(core)\(reason)")
         if isStopping { return }
-        let isPlanned = noteEnd(exit, of: record)
+        noteRelease(exit, of: record)
+        let isExchanging = noteExchange(exit, of: record)
+        let isPlanned = isExchanging || noteEnd(exit, of: record)
         do throws(OperationError) {
             let facts = try claimedFacts(of: record.address)
             hand(isPlanned ? .replaced(facts) : .exited(exit, facts), to: record)
@@ -196,6 +199,7 @@ extension Supervisor {
     private func forget(_ record: Record) {
         dismiss(record)
         letStorageGo(record)
+        refuseWaiting(record)
         records[record.address] = nil
         emit(.detached, of: record.address)
         groups?.remove(record.address)

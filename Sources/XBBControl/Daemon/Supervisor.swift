@@ -50,6 +50,12 @@ public final class Supervisor {
         var answers: AnswerWatch?
         /// The call that asks it.
         var question: UInt64?
+        /// Who waits until the storage is released.
+        var releaseClient: ControlServer.ClientID?
+        /// The worker was told to let the storage go for the administrator.
+        var isReleasing = false
+        /// Other storage that the disk is getting.
+        var exchange: Exchange?
         /// Who serves could not be written down.
         var isUnnoted = false
         /// How the worker's events are asked for; nil without a worker.
@@ -252,6 +258,7 @@ public final class Supervisor {
                 consider(record.endsBy)
                 consider(record.answers?.deadline)
                 consider(eventDeadline(record))
+                consider(record.exchange?.deadline)
                 if wantsStandby(record) { consider(record.standbyDue) }
             }
         }
@@ -286,6 +293,7 @@ public final class Supervisor {
             expireEnd(record, now: now)
             careForAnswers(record, now: now)
             careForEvents(record, now: now)
+            expireExchange(record, now: now)
             expireStandby(record, now: now)
             if wantsStandby(record), let due = record.standbyDue, due <= now { keepStandby(record) }
             if let deadline = record.supervision.deadline, deadline <= now { hand(.timer, to: record) }

@@ -60,13 +60,22 @@ public enum ControlRequest: Equatable, Sendable {
     case stats(VBDReference)
     /// Ends a pause of one VBD, and tries again what waits for space.
     case resume(VBDReference)
+    /// Lets one VBD take no requests for so many seconds at most; with `releases`, its storage is closed as well. Answered when
+    /// that is so.
+    case pause(VBDReference, seconds: String, releases: Bool)
+    /// Gives one VBD other storage, within so many seconds. Answered when it is served from there.
+    case swap(VBDReference, seconds: String, ExchangeTarget)
+    /// Changes the size of one VBD, to so many bytes; nil: to what its storage has by now. Without `force` it only grows.
+    case resize(VBDReference, bytes: UInt64?, force: Bool)
+    /// What is allocated in the topmost image of one VBD, from a byte on.
+    case extents(VBDReference, offset: UInt64)
     /// Changes settings of one VBD, all or none; at least one.
     case set(VBDReference, [TunableSetting])
     /// Lets new workers take over from those of one VBD or of all.
     case upgrade(VBDReference?)
 
     /// The longest line of a request, in bytes.
-    public static let longestLine = 4096
+    public static let longestLine = 16384
 
     /// Reads a line.
     public init(parsing line: [UInt8]) throws(ControlError) {
@@ -90,6 +99,17 @@ public enum ControlRequest: Equatable, Sendable {
         case ("state", 2): self = .state(try Self.reference(words[1]))
         case ("show", 2): self = .show(try Self.reference(words[1]))
         case ("stats", 2): self = .stats(try Self.reference(words[1]))
+        case ("pause", 3): self = .pause(try Self.reference(words[1]), seconds: words[2], releases: false)
+        case ("pause", 4) where words[3] == "release":
+            self = .pause(try Self.reference(words[1]), seconds: words[2], releases: true)
+        case ("swap", 7):
+            self = .swap(
+                try Self.reference(words[1]), seconds: words[2], try ExchangeTarget(parsing: Array(words[3...])))
+        case ("resize", 3): self = .resize(try Self.reference(words[1]), bytes: try Self.bytes(words[2]), force: false)
+        case ("resize", 4) where words[3] == "force":
+            self = .resize(try Self.reference(words[1]), bytes: try Self.bytes(words[2]), force: true)
+        case ("extents", 3):
+            self = .extents(try Self.reference(words[1]), offset: try Self.bytes(words[2]) ?? 0)
         case ("resume", 2): self = .resume(try Self.reference(words[1]))
         case ("upgrade", 1): self = .upgrade(nil)
         case ("upgrade", 2): self = .upgrade(try Self.reference(words[1]))
@@ -100,8 +120,10 @@ public enum ControlRequest: Equatable, Sendable {
             self = .set(try Self.reference(words[1]), changes)
         default:
             throw ControlError(
-                "expected one of: ping, list, plugins, top, log [VBD], worker VBD, domain NAME, metrics, events [[EPOCH:]SEQ [wait]], state VBD, show VBD, stats VBD, "
-                    + "resume VBD, set VBD KEY VALUE [KEY VALUE]..., upgrade [VBD]"
+                "expected one of: ping, list, plugins, top, log [VBD], worker VBD, domain NAME, metrics, "
+                    + "events [[EPOCH:]SEQ [wait]], state VBD, show VBD, stats VBD, pause VBD SECONDS [release], resume VBD, "
+                    + "resize VBD BYTES [force], extents VBD OFFSET, swap VBD SECONDS STORAGE, "
+                    + "set VBD KEY VALUE [KEY VALUE]..., upgrade [VBD]"
             )
         }
     }
@@ -111,6 +133,12 @@ public enum ControlRequest: Equatable, Sendable {
             throw ControlError("'\(text)' is no place among events: expected SEQ or EPOCH:SEQ", status: .usage)
         }
         return cursor
+    }
+
+    private static func bytes(_ text: String) throws(ControlError) -> UInt64? {
+        if text == "-" { return nil }
+        guard let number = DecimalText.number(text) else { throw ControlError("'\(text)' is no number of bytes") }
+        return number
     }
 
     private static func reference(_ text: String) throws(ControlError) -> VBDReference {
@@ -136,6 +164,11 @@ public enum ControlRequest: Equatable, Sendable {
         case .show(let vbd): "show \(vbd)"
         case .stats(let vbd): "stats \(vbd)"
         case .resume(let vbd): "resume \(vbd)"
+        case .extents(let vbd, let offset): "extents \(vbd) \(offset)"
+        case .resize(let vbd, let bytes, let force):
+            "resize \(vbd) \(bytes.map { "\($0)" } ?? "-")\(force ? " force" : "")"
+        case .pause(let vbd, let seconds, let releases): "pause \(vbd) \(seconds)\(releases ? " release" : "")"
+        case .swap(let vbd, let seconds, let storage): "swap \(vbd) \(seconds) \(storage.text)"
         case .upgrade(let vbd): vbd.map { "upgrade \($0)" } ?? "upgrade"
         case .set(let vbd, let changes): "set \(vbd) \(Self.words(changes))"
         }
@@ -144,10 +177,12 @@ public enum ControlRequest: Equatable, Sendable {
     /// The line for the VBD's worker; nil if xbbd answers the request itself.
     var workerLine: String? {
         switch self {
-        case .ping, .list, .plugins, .log, .worker, .domain, .top, .metrics, .events, .state, .upgrade: nil
+        case .ping, .list, .plugins, .log, .worker, .domain, .top, .metrics, .events, .state, .upgrade, .pause, .resume, .swap:
+            nil
         case .show: "show"
         case .stats: "stats"
-        case .resume: "resume"
+        case .extents(_, let offset): "extents \(offset)"
+        case .resize(_, let bytes, let force): "resize \(bytes.map { "\($0)" } ?? "-")\(force ? " force" : "")"
         case .set(_, let changes): "set \(Self.words(changes))"
         }
     }

@@ -5,6 +5,7 @@
 //   idle ────► starting ──────────────────────────► running ───────────────┬─ node gone ──► forgotten
 //                 ▲  │ ▲                                                    ├─ 6 ──────────► over
 //                 │  │ └──────── each second ───── foreign                  ├─ handed over, or node made anew ──► starting
+//  (released: as waiting, with the time that the administrator has the storage)
 //           timer │  │ somebody else holds the lock ──► ▲                   └─ failure ─┬──► waiting
 //                 └──┼──────────────────────────── waiting                              └──► failed (too often)
 //                    └ cannot be started ─────────► ▲
@@ -18,6 +19,12 @@ public struct NodeFacts: Equatable, Sendable {
     public var state: XenbusState
     /// False once the toolstack wants the device removed.
     public var isOnline: Bool
+    /// Until when no worker is to serve, in ns of CLOCK_MONOTONIC; nil: one is.
+    public var releasedUntil: UInt64?
+    /// The disk is getting other storage.
+    public var exchange: StorageExchange?
+    /// A guest may be served from what ``exchange`` has brought.
+    public var isExchangeServed = false
 
     /// State and `online`.
     public init(state: XenbusState, isOnline: Bool = true) {
@@ -30,6 +37,12 @@ public struct NodeFacts: Equatable, Sendable {
 
     /// The toolstack wants the device removed and waits for state 6.
     var awaitsClose: Bool { state == .closing && !isOnline }
+
+    /// The administrator has the storage. Not of a disk that is to end: its worker closes it.
+    func isReleased(now: UInt64) -> Bool {
+        guard let releasedUntil, isOnline else { return false }
+        return now < releasedUntil && [.initWait, .connected].contains(state)
+    }
 }
 
 /// The supervision of one VBD. Times are in ns of CLOCK_MONOTONIC.
@@ -44,6 +57,8 @@ public struct VBDSupervision: Sendable {
         case running(since: UInt64)
         /// An unknown process serves the VBD.
         case foreign(recheck: UInt64)
+        /// The administrator has the storage, until this time at most.
+        case released(until: UInt64)
         /// A worker failed; the next one starts at this time.
         case waiting(until: UInt64)
         /// Workers failed too often.
@@ -112,6 +127,7 @@ public struct VBDSupervision: Sendable {
         switch phase {
         case .waiting(let until): until
         case .foreign(let recheck): recheck
+        case .released(let until): until
         case .idle, .starting, .running, .failed, .over: nil
         }
     }
@@ -119,7 +135,7 @@ public struct VBDSupervision: Sendable {
     /// Handles an event that happened at `now`.
     public mutating func handle(_ event: Event, now: UInt64) -> [Action] {
         switch event {
-        case .node(let facts): return nodeRead(facts)
+        case .node(let facts): return nodeRead(facts, now: now)
         case .started:
             guard phase == .starting else { return [] }
             phase = .running(since: now)
@@ -136,16 +152,16 @@ public struct VBDSupervision: Sendable {
         case .replaced(let facts):
             note(facts)
             guard case .running = phase else { return [] }
-            return begin()
+            return begin(now: now)
         case .timer:
             guard let deadline, now >= deadline else { return [] }
-            return begin()
-        case .retry: return retry()
+            return begin(now: now)
+        case .retry: return retry(now: now)
         }
     }
 
     /// Starts a worker if the node needs one.
-    private mutating func begin() -> [Action] {
+    private mutating func begin(now: UInt64) -> [Action] {
         guard let node else {
             phase = .idle
             return [.forget]
@@ -153,6 +169,10 @@ public struct VBDSupervision: Sendable {
         // A device that a worker closed stays closed until its state is changed.
         if node.isOver || (phase == .over && node.state == .closed) {
             phase = .over
+            return []
+        }
+        if let until = node.releasedUntil, node.isReleased(now: now) {
+            phase = .released(until: until)
             return []
         }
         phase = .starting
@@ -167,24 +187,24 @@ public struct VBDSupervision: Sendable {
         return isNew
     }
 
-    private mutating func nodeRead(_ facts: NodeFacts?) -> [Action] {
+    private mutating func nodeRead(_ facts: NodeFacts?, now: UInt64) -> [Action] {
         let isNew = note(facts)
         switch phase {
         case .starting, .running, .foreign: return []  // whoever serves the VBD reads the node too
-        case .idle, .over: return begin()
+        case .idle, .over, .released: return begin(now: now)
         case .waiting:
-            guard let facts else { return begin() }
+            guard let facts else { return begin(now: now) }
             if isNew {
                 failures = []
-                return begin()
+                return begin(now: now)
             }
             if facts.isOver { phase = .over }
             return []
         case .failed:
-            guard let facts else { return [.clearError] + begin() }
+            guard let facts else { return [.clearError] + begin(now: now) }
             if isNew || facts.isOver {
                 failures = []
-                return [.clearError] + begin()
+                return [.clearError] + begin(now: now)
             }
             return facts.awaitsClose ? [.closeNode] : []
         }
@@ -193,7 +213,7 @@ public struct VBDSupervision: Sendable {
     private mutating func exited(_ exit: WorkerExit, _ facts: NodeFacts?, now: UInt64) -> [Action] {
         note(facts)
         guard case .running(let since) = phase else { return [] }
-        guard let facts else { return begin() }
+        guard let facts else { return begin(now: now) }
         // A worker that closed the device for good was told to; one that handed over left it to a successor.
         if facts.isOver || (exit == .clean && facts.state == .closed) {
             phase = .over
@@ -203,7 +223,7 @@ public struct VBDSupervision: Sendable {
             // However the worker of the device before ended, this one has had none.
             failures = []
             lastFailure = nil
-            return begin()
+            return begin(now: now)
         }
         if now &- since >= policy.steadySeconds * RestartPolicy.second { failures = [] }
         switch exit {
@@ -211,7 +231,7 @@ public struct VBDSupervision: Sendable {
         case .clean where facts.state == .initialising && failures.isEmpty:
             // It may have left an earlier node, if nobody read the node in between.
             failures = [now]
-            return begin()
+            return begin(now: now)
         case .usage:
             lastFailure = "\(exit)"
             return giveUp("the worker ended with \(exit)")
@@ -227,7 +247,7 @@ public struct VBDSupervision: Sendable {
             return []
         }
         handOvers.append(now)
-        return begin()
+        return begin(now: now)
     }
 
     private mutating func fail(_ text: String, now: UInt64) -> [Action] {
@@ -239,7 +259,7 @@ public struct VBDSupervision: Sendable {
         }
         let recent = failures.count { now &- $0 < policy.burstSeconds * RestartPolicy.second }
         let delay = policy.delay(afterFailures: recent)
-        if delay == 0 { return begin() }
+        if delay == 0 { return begin(now: now) }
         phase = .waiting(until: now &+ delay)
         return []
     }
@@ -251,15 +271,15 @@ public struct VBDSupervision: Sendable {
         return [.giveUp(text)] + (node?.state == .connected ? [.closeFrontend] : [])
     }
 
-    private mutating func retry() -> [Action] {
+    private mutating func retry(now: UInt64) -> [Action] {
         switch phase {
         case .waiting:
             failures = []
-            return begin()
+            return begin(now: now)
         case .failed:
             failures = []
-            return [.clearError] + begin()
-        case .idle, .starting, .running, .foreign, .over: return []
+            return [.clearError] + begin(now: now)
+        case .idle, .starting, .running, .foreign, .released, .over: return []
         }
     }
 }

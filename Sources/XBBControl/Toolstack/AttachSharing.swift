@@ -60,3 +60,19 @@ public struct AttachSharing {
         return OperatorText.message("forced: " + finding.conflicts.joined(separator: "; "))
     }
 }
+
+extension Toolstack {
+    /// Who else uses storage that an attached disk is to get; nil where nobody does.
+    public func conflict(
+        _ address: VBDAddress, _ disk: DiskSpecification, opaqueFormats: Set<String>
+    ) throws(ControlError) -> String? {
+        let path = address.backendPath(own: own)
+        let mode = try asControlError { () throws(OperationError) in
+            try store.text("\(path)/\(BackendKey.mode)") ?? "w"
+        }
+        return try AttachSharing.check(
+            node: path, mode: mode, format: disk.format.name, location: disk.path, opaqueFormats: opaqueFormats,
+            store: store
+        ).conflict
+    }
+}

@@ -117,7 +117,7 @@ struct DeviceNodes: Equatable {
             if let number { entries.append(Entry(BackendKey.physicalDevice, number.hexadecimal)) }
             entries.append(Entry(BackendKey.physicalDevicePath, request.disk.path.isEmpty ? "/" : request.disk.path))
         }
-        if !request.options.text.isEmpty { entries.append(Entry("xbb-options", request.options.text)) }
+        if !request.options.text.isEmpty { entries.append(Entry(BackendKey.options, request.options.text)) }
         return entries
     }
 

@@ -19,6 +19,8 @@ struct ControlService<Platform: XenPlatform> {
     /// The last error that was reported; nil since a frontend is served.
     let problem: String?
     let log: Log
+    /// Gets what the negotiation has to know of a new size.
+    let onResize: (VBDMachine.Event) -> Void
 
     /// Calls `reply` once: at once, but for `pause`, which is answered when nothing is in flight, and `stats`, which asks the
     /// plugin first.
@@ -35,19 +37,19 @@ struct ControlService<Platform: XenPlatform> {
             events.ask(after: UInt64(words[1]) ?? 0, waits: words.count == 3, levels: levels, reply)
         case "metrics" where words.count == 1: reply(metrics(machine))
         case "log" where words.count == 1: reply(.object([("events", .array(lines))]))
-        case "pause" where words.count == 1:
-            if !disk.isPauseWanted { log.info("pausing") }
-            disk.pause { isPaused in
-                if isPaused { events.emit(.paused) }
-                reply(.object([("paused", .bool(isPaused))]))
-            }
+        case "pause" where words.count == 2 || words.count == 3 && words[2] == "brief":
+            pause(words[1], isBrief: words.count == 3, reply)
         case "resume" where words.count == 1:
             let wasPaused = disk.isPauseWanted
             if wasPaused { log.info("going on after the pause") }
             disk.resume()
+            forgetPause()
             // With this goes out what holds now.
             if wasPaused { events.emit(.resumed) }
             reply(.object([("paused", .bool(false)), ("tried_again", .integer(disk.tryHeldAgain()))]))
+        case "resize" where words.count == 2 || words.count == 3 && words[2] == "force":
+            resize(words[1], force: words.count == 3, reply)
+        case "extents" where words.count == 2: extents(words[1], reply)
         case "set" where words.count >= 3 && words.count % 2 == 1:
             let changes = stride(from: 1, to: words.count, by: 2).map { (name: words[$0], value: words[$0 + 1]) }
             if let problem = disk.change(changes) { return reply(.object([("error", .string(problem))])) }
@@ -55,8 +57,46 @@ struct ControlService<Platform: XenPlatform> {
             reply(.object([("tunables", disk.tunables.json)]))
         default:
             let expected =
-                "expected: ping, show, stats, metrics, events NUMBER [wait], log, pause, resume, or set KEY VALUE [KEY VALUE]..."
+                "expected: ping, show, stats, metrics, events NUMBER [wait], log, pause SECONDS [brief], resume, "
+                + "resize BYTES [force], extents OFFSET, or set KEY VALUE [KEY VALUE]..."
             reply(.object([("error", .string(expected))]))
+        }
+    }
+
+    private func resize(_ word: String, force: Bool, _ reply: @escaping (JSON) -> Void) {
+        let bytes = UInt64(word)
+        guard bytes != nil || word == "-" else {
+            return reply(.object([("error", .string("expected a number of bytes, or -"))]))
+        }
+        let (disk, log, onResize) = (disk, log, onResize)
+        disk.resize(to: bytes, force: force) { result in
+            switch result {
+            case .failure(let error): reply(.object([("error", .string(error.description))]))
+            case .success(let event):
+                let sectors = disk.device?.info.sectorCount ?? 0
+                log.info("the disk was resized and has \(sectors) sectors now")
+                onResize(event)
+                reply(.object([("sectors", .integer(sectors))]))
+            }
+        }
+    }
+
+    private func extents(_ word: String, _ reply: @escaping (JSON) -> Void) {
+        guard let offset = UInt64(word), let device = disk.device else {
+            return reply(.object([("error", .string("expected a number of bytes, of a disk whose storage is open"))]))
+        }
+        disk.calls.make("extents()") { () throws(OperationError) in
+            try device.extents(from: offset)
+        } _: { result in
+            switch result {
+            case .failure(let error): reply(.object([("error", .string(error.description))]))
+            case .success(let found):
+                let ranges = found.ranges.map { range -> JSON in
+                    .array([.integer(range.offset), .integer(range.length), .integer(range.flags)])
+                }
+                reply(
+                    .object([("ranges", .array(ranges)), ("next", found.next.map { .integer($0) } ?? .null)]))
+            }
         }
     }
 
@@ -83,7 +123,8 @@ struct ControlService<Platform: XenPlatform> {
             ("queues", .integer(UInt64(disk.queues.count))),
             ("ring_pages", .integer(UInt64(node?.rings.first?.pageReferences.count ?? 0))),
             ("xenstore", .string(nodes.isLost ? "lost" : "connected")), ("abi", text(node?.ringProtocol.rawValue)),
-            ("intake", .string(disk.intake.rawValue)), ("in_flight", .integer(disk.requestsInFlight)),
+            ("intake", .string(disk.intake.rawValue)), ("paused_seconds", pauseLeft),
+            ("in_flight", .integer(disk.requestsInFlight)),
             ("throttled", .integer(UInt64(clamping: disk.throttledRequests))),
             (
                 "draining_seconds",

@@ -120,7 +120,7 @@ final class NodeStore {
     /// The toolstack's options for the plugin, and settings of the disk: "name=value,name=value".
     func options() throws(OperationError) -> [String: String] {
         var found: [String: String] = [:]
-        let text = try store.text("\(backendPath)/xbb-options") ?? ""
+        let text = try store.text("\(backendPath)/\(BackendKey.options)") ?? ""
         for part in text.split(separator: ",") {
             let pair = part.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
             found[String(pair[0])] = pair.count == 2 ? String(pair[1]) : "on"

@@ -44,9 +44,10 @@ final class StorageOpener {
     /// `prepareHandles` opens what the process needs of Xen later; it is called before the process is confined.
     ///
     /// `isShared`: others have the storage too. `isSuccessor`: a connected guest waits. The storage of the process before is used if it was left; otherwise one that is
-    /// absent, or locked by somebody else, is waited for.
+    /// absent, or locked by somebody else, is waited for. `isExchanged`: the guest had other storage before; what was
+    /// answered from that, and is below this one now, is made durable.
     func open(
-        _ request: DeviceRequest, isShared: Bool, isSuccessor: Bool,
+        _ request: DeviceRequest, isShared: Bool, isSuccessor: Bool, isExchanged: Bool,
         prepareHandles: @escaping () throws(OperationError) -> Void,
         _ completion: @escaping (Result<PluginDevice, OperationError>) -> Void
     ) {
@@ -72,6 +73,14 @@ final class StorageOpener {
                     log: log
                 ) {
                     mailbox.post(.notified($0))
+                }
+            }
+            if isExchanged {
+                do throws(OperationError) {
+                    try device.sync()
+                } catch {
+                    device.close()
+                    throw error
                 }
             }
             if !device.library.hasNoFile, storage == nil { Self.record(device.source, options, log) }

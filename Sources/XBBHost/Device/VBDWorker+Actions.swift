@@ -65,19 +65,30 @@ extension VBDWorker {
         } catch {
             return pending.append(.deviceOpenFailed(error.description))
         }
-        opener.open(request, isShared: isShared, isSuccessor: machine.ownsInheritedRings) {
+        // Where there is a way back, nobody waits for storage that is absent or locked.
+        opener.open(
+            request, isShared: isShared, isSuccessor: machine.ownsInheritedRings && !mayGoBack,
+            isExchanged: exchange != nil
+        ) {
             [self] () throws(OperationError) in
             try prepareHandles()
         } _: { [self] result in
             switch result {
-            case .failure(let error): pending.append(.deviceOpenFailed(explained(error, request).description))
+            case .failure(let error): openFailed(explained(error, request))
             case .success(let device):
                 disk.open(device, for: request)
                 KillPoint.reach(.opened)
+                do throws(OperationError) { try checkExchange(device) } catch { return openFailed(error) }
+                if !machine.ownsInheritedRings { completeExchange() }
                 events.emit(.attached, [("size_bytes", .integer(device.info.sectorCount &* 512))])
                 pending.append(.deviceOpened(device.facts))
             }
         }
+    }
+
+    private func openFailed(_ error: OperationError) {
+        if mayGoBack { return giveUpExchange(error) }
+        pending.append(.deviceOpenFailed(error.description))
     }
 
     /// Gets ready for confinement: opens what the queues need of Xen. Event channels of the frontend's domain alone can be
@@ -103,19 +114,24 @@ extension VBDWorker {
         guard let device = disk.device else { return pending.append(.ringsFailed("no device is open")) }
         do throws(OperationError) {
             switch try nodes.readFrontend(disk.limits(origin)) {
-            case .failure(let error): pending.append(.ringsFailed(error.description))
+            case .failure(let error):
+                if mayGoBack { return giveUpExchange(OperationError(.open, error.description)) }
+                pending.append(.ringsFailed(error.description))
             case .success(let node):
                 let isKnown = try compareStorage(origin, device)
                 disk.connect(
-                    node, of: nodes.frontendDomain, origin, after: succession.predecessor, isStorageKnown: isKnown
+                    node, of: nodes.frontendDomain, origin, after: succession.predecessor, isStorageKnown: isKnown,
+                    isExchanged: exchange != nil
                 ) { [self] result in
                     switch result {
                     case .success(let offered):
                         if !isKnown { publishStorage(device) }
+                        completeExchange()
                         problem = nil
                         if disk.journalTrouble != nil { publishTrouble() }
                         pending.append(.ringsConnected(offered))
                     case .failure(let error):
+                        if mayGoBack { return giveUpExchange(error) }
                         publishTrouble()
                         pending.append(.ringsFailed(error.description))
                     }
@@ -130,7 +146,7 @@ extension VBDWorker {
     /// they were served from others. The journal says the same, but may be lost.
     private func compareStorage(_ origin: VBDMachine.RingOrigin, _ device: PluginDevice) throws(OperationError) -> Bool
     {
-        guard origin == .inherited, let served = try nodes.readStorage() else { return false }
+        guard origin == .inherited, exchange == nil, let served = try nodes.readStorage() else { return false }
         if served != StorageIdentity.text(device.storage) { throw StorageIdentity.exchanged(device.storage) }
         return true
     }

@@ -44,6 +44,12 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     var hasStatistics = false
     /// The last error that was reported, until a frontend is served.
     var problem: String?
+    /// The disk is getting other storage, and no guest was served from it yet.
+    var exchange: StorageExchange?
+    /// The size that the guest was told, in sectors of 512 bytes.
+    var publishedSectorCount: UInt64?
+    /// Why this process ends at once.
+    var failure: OperationError?
     /// Nothing is held any more.
     var exitReason: VBDMachine.ExitReason?
 
@@ -99,6 +105,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         try attach(node)
         while true {
             if let exitReason { return exitReason }
+            if let failure { throw failure }
             do throws(OperationError) {
                 if !pending.isEmpty {
                     hand(pending.removeFirst())
@@ -145,6 +152,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         case .success(let node):
             nodes.follow(node)
             disk.offeredBefore = node.offered
+            inherit(node)
             attachment = VBDMachine.Attachment(
                 state: node.state, isOnline: node.isOnline, frontend: try nodes.readFrontendState(),
                 publishedSectorCount: node.publishedSectorCount)
@@ -237,7 +245,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
             store: nodes.isWatching ? nodes.watchDescriptor : nil, control: control?.descriptors ?? [],
             until: min(
                 min(nodes.checkDeadline, nodes.errorDeadline, log.tellingDeadline, lookDeadline, watchDeadline),
-                min(control?.deadline ?? .max, trouble.deadline, disk.question?.deadline ?? .max)))
+                min(
+                    control?.deadline ?? .max, trouble.deadline, disk.question?.deadline ?? .max, disk.pauseDeadline)))
         log.tellDropped()
         lookForStalls()
         control?.expire()
@@ -245,6 +254,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         try nodes.check()
         try nodes.writeWaitingError()
         careForTrouble()
+        careForPause()
         disk.expireQuestion()
         for source in ready {
             switch source {
@@ -271,8 +281,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
 
     private func serve(_ descriptor: Int32) {
         let service = ControlService(
-            disk: disk, nodes: nodes, stalls: stalls, trouble: trouble, events: events, problem: problem,
-            log: log)
+            disk: disk, nodes: nodes, stalls: stalls, trouble: trouble, events: events, problem: problem, log: log
+        ) { [weak self] in self?.pending.append($0) }
         control?.serve(descriptor) { line, reply in service.answer(line, machine, reply) }
     }
 }

@@ -16,12 +16,13 @@ extension ServedDisk {
     /// Maps the rings of `node`, binds their event channels and gets the queues ready, one after the other: all of them or
     /// none.
     ///
-    /// `isStorageKnown`: of inherited rings, the images are known to be those that were served.
+    /// `isStorageKnown`: of inherited rings, the images are known to be those that were served; `isExchanged`: they are to be
+    /// others.
     /// `completion` gets what the frontend is offered, which is what the queues hold requests to; or why there are no
     /// queues, when none is left.
     func connect(
         _ node: FrontendNode, of domain: DomainID, _ origin: VBDMachine.RingOrigin, after predecessor: Predecessor,
-        isStorageKnown: Bool,
+        isStorageKnown: Bool, isExchanged: Bool,
         _ completion: @escaping (Result<OfferedFeatures, OperationError>) -> Void
     ) {
         guard let device, let request else {
@@ -33,8 +34,8 @@ extension ServedDisk {
             case .success(let info):
                 device.adopt(info)
                 makeQueues(
-                    node, of: domain, origin, after: predecessor, isStorageKnown: isStorageKnown, device, request,
-                    completion)
+                    node, of: domain, origin, after: predecessor, isStorageKnown: isStorageKnown,
+                    isExchanged: isExchanged, device, request, completion)
             }
         }
         // It may have grown while no queue looked. A frontend that goes on with its rings knows a size already, and is told
@@ -45,7 +46,7 @@ extension ServedDisk {
 
     private func makeQueues(
         _ node: FrontendNode, of domain: DomainID, _ origin: VBDMachine.RingOrigin, after predecessor: Predecessor,
-        isStorageKnown: Bool, _ device: PluginDevice, _ request: DeviceRequest,
+        isStorageKnown: Bool, isExchanged: Bool, _ device: PluginDevice, _ request: DeviceRequest,
         _ completion: @escaping (Result<OfferedFeatures, OperationError>) -> Void
     ) {
         do throws(OperationError) {
@@ -60,7 +61,7 @@ extension ServedDisk {
                     rings: node.rings,
                     entries: RingLayout(node.abi).entryCount(pages: node.rings.first?.pageReferences.count ?? 0),
                     storage: device.storage, format: device.source.format, plugin: device.library.name),
-                origin, after: predecessor, isStorageKnown: isStorageKnown)
+                origin, after: predecessor, isStorageKnown: isStorageKnown, isExchanged: isExchanged)
             watch = RequestWatch()
             sharedQueues = SharedPluginQueue.queues(
                 of: device, forRings: node.rings.count, threads: options.blockingThreads)

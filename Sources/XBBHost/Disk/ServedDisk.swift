@@ -96,6 +96,10 @@ final class ServedDisk<Platform: XenPlatform> {
     var queuesToStart: ArraySlice<QueueThread<Platform>> = []
     /// The disk is to take no requests, of this frontend and of the next.
     var isPauseWanted = false
+    /// When the pause ends by itself, and when it is given up because requests are still in flight, in ns of the monotonic
+    /// clock.
+    var pauseEnd: UInt64 = .max
+    var restLimit: UInt64 = .max
     /// The process is about to give the disk up, and whether a successor goes on with it.
     var isEnding = false
     var isHandingOver = false
@@ -182,6 +186,32 @@ final class ServedDisk<Platform: XenPlatform> {
                 mustMeasureAgain = false
                 resize(completion)
             }
+        }
+    }
+
+    /// Changes the size to so many bytes, or takes the size that the storage has by now. Without `force` it does not become smaller.
+    /// `completion` gets what the negotiation has to know.
+    func resize(
+        to bytes: UInt64?, force: Bool, _ completion: @escaping (Result<VBDMachine.Event, OperationError>) -> Void
+    ) {
+        guard let device else { return completion(.failure(OperationError(.invalid, "no storage is open"))) }
+        let before = device.info.sectorCount
+        if let bytes, bytes / 512 < before, !force {
+            return completion(
+                .failure(
+                    OperationError(
+                        .invalid, "\(bytes) bytes are less than the disk has, \(before) sectors of 512 bytes")))
+        }
+        guard question?.isDone ?? true else {
+            return completion(.failure(OperationError(.invalid, "the plugin is busy; try again")))
+        }
+        calls.make("resize()") { () throws(OperationError) in
+            try device.resize(to: bytes)
+        } _: { [self] result in
+            guard self.device === device else {
+                return completion(.failure(OperationError(.invalid, "the storage was closed meanwhile")))
+            }
+            completion(result.map { adopt($0, device) })
         }
     }
 

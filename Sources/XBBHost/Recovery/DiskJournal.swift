@@ -43,12 +43,15 @@ final class DiskJournal {
     func seal() { file?.seal() }
 
     /// Where each queue of a connection writes down what it does, and what it finds there. `isStorageKnown`: the images are
-    /// known to be those that were served.
+    /// known to be those that were served. `isExchanged`: xbbd has given the disk other images, so that it does not matter
+    /// which were served; requests in flight are done on the new ones.
     func sources(
         _ connection: JournalConnection, _ origin: VBDMachine.RingOrigin, after predecessor: Predecessor,
-        isStorageKnown: Bool
+        isStorageKnown: Bool, isExchanged: Bool
     ) throws(OperationError) -> [QueueJournalSource] {
-        if origin == .inherited {
+        if origin == .inherited, isExchanged {
+            file?.rename(connection)
+        } else if origin == .inherited {
             // The guest goes on with what it has read, so nothing but the same images will do: also where nothing is in
             // flight, where the journal is of no use otherwise, and where the process before handed over.
             let isCompared = try file?.compareStorage(connection) ?? false

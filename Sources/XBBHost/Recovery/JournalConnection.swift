@@ -59,6 +59,13 @@ struct JournalConnection: Equatable, Sendable {
         Self.write(plugin, to: pages, at: JournalLayout.pluginOffset)
     }
 
+    /// Another image is served now, by the same rings: says so in the first page of their journal.
+    func rename(in pages: SharedPages) {
+        write(storage: storage, to: pages)
+        Self.write(format, to: pages, at: JournalLayout.formatOffset)
+        Self.write(plugin, to: pages, at: JournalLayout.pluginOffset)
+    }
+
     /// Throws what is not as it was. Every number that is read is compared before it is used.
     func compare(with pages: SharedPages) throws(OperationError) {
         guard pages.byteCount >= JournalLayout.pageSize else {

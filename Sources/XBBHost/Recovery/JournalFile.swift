@@ -60,6 +60,14 @@ final class JournalFile {
         return try connection.compareStorage(with: pages)
     }
 
+    /// Says that the images of `connection` are those that are served, whichever were before.
+    func rename(_ connection: JournalConnection) {
+        guard let pages = firstPage, pages.load64(at: JournalLayout.magicOffset) == JournalLayout.magic,
+            pages.load(at: JournalLayout.versionOffset) == JournalLayout.version
+        else { return }
+        connection.rename(in: pages)
+    }
+
     /// nil where the file is shorter.
     private var firstPage: SharedPages? {
         guard size >= JournalLayout.pageSize else { return nil }

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Pauses: the worker stops and goes on by itself; xbbd sees to it that nobody serves a disk whose storage is released.
+//
+// Both say so in the backend's node, so that a pause outlives them: the worker in `xbb-paused`, xbbd in `xbb-released`. The
+// time limit is the same.
+import Base
+import CLinux
+import Glibc
+import Support
+import Xen
+import XenBus
+
+extension Supervisor {
+    /// How long a worker has for a pause, in ns: what is in flight has 10 s, and the data have to be durable.
+    static var pauseLimit: UInt64 { 40 * RestartPolicy.second }
+
+    /// Pauses a disk for `seconds` at most, and answers when it is paused, with `releases` when its storage is closed.
+    func pause(
+        _ record: Record, _ seconds: String, releases: Bool, for client: ControlServer.ClientID
+    ) throws(ControlError) {
+        let end = try Self.end(of: seconds)
+        if case .released = record.supervision.phase { return try renewRelease(record, until: end, for: client) }
+        guard record.exchange == nil, !record.isReleasing else {
+            throw ControlError("\(record.address) is being paused, or gets other storage")
+        }
+        try ask(record, "pause \(seconds)", limit: Self.pauseLimit) { [unowned self, weak record] result in
+            guard let record else { return }
+            do throws(ControlError) {
+                let text = try result.get()
+                guard releases, try ControlAnswer(line: text).value["paused"] == .bool(true) else {
+                    return answer(text, to: client)
+                }
+                try release(record, until: end, for: client)
+            } catch {
+                refuse(error, to: client)
+            }
+        }
+    }
+
+    /// Seconds of a request as a time, in ns of CLOCK_MONOTONIC.
+    static func end(of seconds: String) throws(ControlError) -> UInt64 {
+        guard let value = Double(seconds), (0.1...86400).contains(value) else {
+            throw ControlError("'\(seconds)': expected 0.1 to 86400 seconds", status: .usage)
+        }
+        return clinux_monotonic_ns() &+ UInt64(value * 1e9)
+    }
+
+    private func release(_ record: Record, until end: UInt64, for client: ControlServer.ClientID) throws(ControlError) {
+        guard let process = record.process else { throw ControlError("\(record.address) has no worker any more") }
+        try change(record, "release the storage of") { (path, transaction) throws(OperationError) in
+            guard try store.text("\(path)/\(BackendKey.paused)", in: transaction) != nil else { return false }
+            try store.write("\(path)/\(BackendKey.released)", "\(end)", in: transaction)
+            // Whatever the administrator puts in the place of the images is what the guest goes on with.
+            let name = String(UInt64.random(in: 1...UInt64.max), radix: 16)
+            if let word = StorageExchange(name: name, .back) {
+                try store.write("\(path)/\(BackendKey.swap)", word.text, in: transaction)
+            }
+            return true
+        }
+        record.isReleasing = true
+        record.releaseClient = client
+        process.send(SIGTERM)
+        log(record.address).info("\(record.address): worker \(process.process) is told to release the storage")
+    }
+
+    private func renewRelease(
+        _ record: Record, until end: UInt64, for client: ControlServer.ClientID
+    ) throws(ControlError) {
+        try change(record, "renew the pause of") { (path, transaction) throws(OperationError) in
+            try store.write("\(path)/\(BackendKey.paused)", "\(end)", in: transaction)
+            try store.write("\(path)/\(BackendKey.released)", "\(end)", in: transaction)
+            return true
+        }
+        readAgain(record)
+        answerReleased(client)
+    }
+
+    private func answerReleased(_ client: ControlServer.ClientID) {
+        answer(.object([("paused", .bool(true)), ("released", .bool(true))]), to: client)
+    }
+
+    /// Ends a pause, and has the storage opened again if it is released.
+    func resume(_ record: Record, for client: ControlServer.ClientID) throws(ControlError) {
+        guard record.process == nil, case .released = record.supervision.phase else {
+            return try forward("resume", to: record, for: client)
+        }
+        try change(record, "end the pause of") { (path, transaction) throws(OperationError) in
+            for key in [BackendKey.paused, BackendKey.released] {
+                try store.removeIfPresent("\(path)/\(key)", in: transaction)
+            }
+            return true
+        }
+        log(record.address).info("\(record.address): goes on after the pause")
+        readAgain(record)
+        answer(.object([("paused", .bool(false)), ("tried_again", .integer(0))]), to: client)
+    }
+
+    /// The worker has ended: where that was for the administrator, nothing holds the storage any more.
+    func noteRelease(_ exit: WorkerExit, of record: Record) {
+        guard record.isReleasing else { return }
+        record.isReleasing = false
+        record.storage?.releaseLocks()
+        letStorageGo(record)
+        log(record.address).info("\(record.address): the storage is released")
+        guard let client = record.releaseClient else { return }
+        record.releaseClient = nil
+        if [.handedOver, .leftRequests].contains(exit) { return answerReleased(client) }
+        refuse(ControlError("\(record.address): the worker ended with \(exit); its storage is released"), to: client)
+    }
+
+    /// The disk is gone: nobody waits for it any more.
+    func refuseWaiting(_ record: Record) {
+        let gone = ControlError("\(record.address) was taken away")
+        if let client = record.releaseClient { refuse(gone, to: client) }
+        if let client = record.exchange?.client { refuse(gone, to: client) }
+        (record.releaseClient, record.exchange) = (nil, nil)
+    }
+
+    /// A worker starts: whoever had the storage has had it.
+    func forgetRelease(_ record: Record) {
+        guard record.supervision.node?.releasedUntil != nil else { return }
+        do throws(OperationError) {
+            try store.removeIfPresent("\(record.address.backendPath(own: own))/\(BackendKey.released)")
+        } catch {
+            log(record.address).error("\(record.address): \(error)")
+        }
+    }
+
+    // MARK: The node
+
+    /// Changes the backend's node of a disk that is there, in a transaction. `body` gets its path, and is false where it is not
+    /// as it should be. Throws why nothing was changed.
+    func change(
+        _ record: Record, _ what: String, _ body: (String, XenStoreTransaction) throws(OperationError) -> Bool
+    ) throws(ControlError) {
+        let path = record.address.backendPath(own: own)
+        let isDone: Bool
+        do throws(OperationError) {
+            isDone = try store.transaction { (transaction) throws(OperationError) in
+                guard try store.text("\(path)/\(BackendKey.state)", in: transaction) != nil else { return false }
+                return try body(path, transaction)
+            }
+        } catch {
+            throw ControlError("cannot \(what) \(record.address): \(error)")
+        }
+        if !isDone { throw ControlError("cannot \(what) \(record.address): it is gone, or not as it was") }
+    }
+
+    /// Takes what stands in the node now, without waiting for the watch.
+    func readAgain(_ record: Record) {
+        do throws(OperationError) {
+            hand(.node(try claimedFacts(of: record.address)), to: record)
+        } catch {
+            log(record.address).error("\(record.address): \(error)")
+        }
+    }
+}

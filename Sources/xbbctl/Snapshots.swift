@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Subcommands that put an image above the one of a device, and write it back.
+import ArgumentParser
+import Glibc
+import Support
+import XBBControl
+
+/// What a device is served from, as its worker says.
+private struct ServedChain {
+    /// From the attached image down.
+    let images: [(format: String, path: String)]
+    /// The size of the device.
+    let bytes: UInt64
+
+    init(_ shown: JSON, _ device: String) throws(ControlError) {
+        images = (shown["images"]?.elements ?? []).compactMap { image in
+            guard let format = image["format"]?.string, let path = image["path"]?.string else { return nil }
+            return (format, path)
+        }
+        let (bytes, overflows) = (shown["sectors"]?.unsigned ?? 0).multipliedReportingOverflow(by: 512)
+        guard let top = images.first, top.path.hasPrefix("/"), !overflows, bytes > 0 else {
+            throw ControlError("\(device) is not served from a file or device that can be below another image")
+        }
+        self.bytes = bytes
+    }
+}
+
+extension XBBCtl {
+    /// Gives the device storage that its worker or qemu-img has just had; the answer says how long the guest waited.
+    fileprivate static func swap(
+        _ reference: VBDReference, to image: String, _ connection: Connection
+    ) throws(ControlError) -> JSON {
+        let disk = try DiskSpecification(parsing: image, workingDirectory: "")
+        return try connection.ask(.swap(reference, seconds: "10.0", try ExchangeTarget(disk)), seconds: 70).value
+    }
+
+    /// Runs qemu-img on the storage of a device, which is paused and released meanwhile, and goes on after that.
+    fileprivate static func whileReleased(
+        _ reference: VBDReference, _ connection: Connection,
+        _ body: (_ renew: () throws(ControlError) -> Void) throws(ControlError) -> Void
+    ) throws(ControlError) {
+        let pause = ControlRequest.pause(reference, seconds: "60", releases: true)
+        let renew = { () throws(ControlError) in _ = try connection.ask(pause, seconds: 60) }
+        try renew()
+        do throws(ControlError) {
+            try body(renew)
+        } catch {
+            _ = try? connection.ask(.resume(reference))
+            throw error
+        }
+        _ = try connection.ask(.resume(reference))
+    }
+
+    fileprivate static func progress(_ format: Format) -> [String] { format.json ? [] : ["-p"] }
+
+    fileprivate static func note(_ text: String) {
+        let line = "xbbctl: \(TextTable.printable(text))\n"
+        _ = unsafe line.withCString { unsafe write(2, $0, strlen($0)) }
+    }
+
+    fileprivate static func tell(_ members: [(String, JSON)], _ format: Format) {
+        if format.json { print(JSON.object(members).serialized) }
+    }
+
+    struct Snapshot: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Makes a new qcow2 image above the one of a device, which is not written any more.",
+            discussion: """
+                Makes the image with qemu-img and lets the device go on with it. The guest waits for the moment in which \
+                another worker opens it. Where that fails, the device has the image that it had, and the new one is removed. \
+                The folder of the image below has to be one of backing-dir in xbb.conf. The guest's configuration file names \
+                the old image still: see xbbctl(8).
+                """)
+        @ParentCommand var parent: XBBCtl
+        @OptionGroup var device: Device
+        @Argument(
+            help: ArgumentHelp("The new image, which is not there yet.", valueName: "overlay"), completion: .file())
+        var overlay: String
+        @OptionGroup var connection: Connection
+        @OptionGroup var format: Format
+
+        func run() throws {
+            try perform { () throws(ControlError) in
+                let connection = connection.over(parent.connection)
+                let path = overlay.hasPrefix("/") ? overlay : DiskSpecification.currentDirectory + "/" + overlay
+                let reference = try device.reference(connection)
+                let chain = try ServedChain(try connection.ask(.show(reference)).value, "\(reference)")
+                let below = chain.images[0]
+                try ImageTool().makeOverlay(path, over: below.path, below.format, bytes: chain.bytes)
+                // What is left to be written while the guest waits is little then.
+                ImageTool.sync(below.path)
+                let answer: JSON
+                do throws(ControlError) {
+                    answer = try XBBCtl.swap(reference, to: "qcow2:\(path)", connection)
+                } catch {
+                    try removeUnused(path, reference, connection, error)
+                    throw error
+                }
+                XBBCtl.note(
+                    "\(reference) goes on with \(path); change the guest's configuration before it is started anew: it names "
+                        + "\(below.path), and what is written to that from now on damages \(path)")
+                XBBCtl.tell(
+                    [
+                        ("result", .string("snapshot")), ("image", .string(path)), ("below", .string(below.path)),
+                        ("pause_ms", answer["pause_ms"] ?? .null),
+                    ], format)
+            }
+        }
+
+        /// Removes the overlay, if it is known that the device has not got it.
+        private func removeUnused(
+            _ path: String, _ reference: VBDReference, _ connection: Connection, _ reason: ControlError
+        ) throws(ControlError) {
+            do throws(ControlError) {
+                let rows = try connection.ask(.list).value["vbds"]?.elements ?? []
+                let row = rows.first { row in
+                    guard let found = row["vbd"]?.string.flatMap({ VBDReference(parsing: $0) }) else { return false }
+                    return found.domain == reference.domain && found.device == reference.device
+                        && (reference.kind ?? found.kind) == found.kind
+                }
+                guard let row, let now = row["path"]?.string, row["exchange"] == .null else {
+                    throw ControlError("it is not known whether the device has \(path)")
+                }
+                if now == path || now == "qcow2:\(path)" {
+                    throw ControlError("the device has \(path)")
+                }
+                unsafe unlink(path)
+            } catch {
+                throw ControlError("\(reason); \(error), which stays: see 'xbbctl list'", status: reason.status)
+            }
+        }
+    }
+
+    struct Commit: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Writes the image of a device back to the one below it, and goes on with that.",
+            discussion: """
+                The guest waits all the time: qemu-img copies. Where it fails or is killed, the device goes on with the image \
+                that it had. That image is left as it is, and is of no use any more when the command has succeeded.
+                """)
+        @ParentCommand var parent: XBBCtl
+        @OptionGroup var device: Device
+        @OptionGroup var connection: Connection
+        @OptionGroup var format: Format
+
+        func run() throws {
+            try perform { () throws(ControlError) in
+                let connection = connection.over(parent.connection)
+                let reference = try device.reference(connection)
+                let chain = try ServedChain(try connection.ask(.show(reference)).value, "\(reference)")
+                guard chain.images.count > 1, chain.images[0].format == "qcow2" else {
+                    throw ControlError("\(chain.images[0].path) is no qcow2 image above another one")
+                }
+                let (top, below) = (chain.images[0], chain.images[1])
+                try XBBCtl.whileReleased(reference, connection) { (renew) throws(ControlError) in
+                    // -d: the image above stays as it is, so that it can be served until the one below is.
+                    try ImageTool().run(
+                        ["commit", "-d"] + XBBCtl.progress(format) + ["-f", "qcow2", "--", top.path], meanwhile: renew)
+                    ImageTool.sync(below.path)
+                    try renew()
+                    _ = try XBBCtl.swap(reference, to: "\(below.format):\(below.path)", connection)
+                }
+                XBBCtl.note(
+                    "\(reference) goes on with \(below.path); change the guest's configuration before it is started anew; "
+                        + "\(top.path) is not needed any more")
+                XBBCtl.tell(
+                    [("result", .string("committed")), ("image", .string(below.path)), ("unused", .string(top.path))],
+                    format)
+            }
+        }
+    }
+
+    struct Rebase: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Gives the image of a device another one below it, with the same content for the guest.",
+            discussion: """
+                The guest waits all the time: qemu-img copies what is different. Where it fails or is killed, the device goes \
+                on with the image below that it had.
+                """)
+        @ParentCommand var parent: XBBCtl
+        @OptionGroup var device: Device
+        @Option(
+            help: ArgumentHelp("The format and path of the image below.", valueName: "format:path"),
+            completion: Completions.images)
+        var below: String
+        @OptionGroup var connection: Connection
+        @OptionGroup var format: Format
+
+        func run() throws {
+            try perform { () throws(ControlError) in
+                let connection = connection.over(parent.connection)
+                let disk = try DiskSpecification(
+                    parsing: below, workingDirectory: DiskSpecification.currentDirectory)
+                let reference = try device.reference(connection)
+                let chain = try ServedChain(try connection.ask(.show(reference)).value, "\(reference)")
+                let top = chain.images[0]
+                guard top.format == "qcow2" else { throw ControlError("\(top.path) is no qcow2 image") }
+                try XBBCtl.whileReleased(reference, connection) { (renew) throws(ControlError) in
+                    try ImageTool().run(
+                        ["rebase"] + XBBCtl.progress(format)
+                            + ["-f", "qcow2", "-b", disk.path, "-F", disk.format.name, "--", top.path],
+                        meanwhile: renew)
+                    ImageTool.sync(top.path)
+                }
+                XBBCtl.tell(
+                    [("result", .string("rebased")), ("image", .string(top.path)), ("below", .string(disk.path))],
+                    format)
+            }
+        }
+    }
+
+    struct Changed: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Lists what is allocated in the topmost image of a device, or in an image below it.",
+            discussion: """
+                What is allocated in an image that a snapshot has frozen was written between the snapshot before and that one. \
+                Of a device that is served, the list is of the moment in which it is made.
+                """)
+        @ParentCommand var parent: XBBCtl
+        @Argument(
+            help: "A device as DOMAIN/VDEV, or the path of a qcow2 image that nobody writes.", completion: .file())
+        var source: String
+        @OptionGroup var connection: Connection
+        @OptionGroup var format: Format
+
+        func validate() throws {
+            if source.hasPrefix("/") { return }
+            let parts = source.split(separator: "/", omittingEmptySubsequences: false).map(String.init)
+            guard parts.count == 2 else {
+                throw ValidationError("'\(source)': expected DOMAIN/VDEV, as in 1/xvda, or an absolute path")
+            }
+            try DeviceWords.check(domain: parts[0], device: parts[1], kind: nil)
+        }
+
+        func run() throws {
+            try perform { () throws(ControlError) in
+                let connection = connection.over(parent.connection)
+                let ranges = source.hasPrefix("/") ? try ImageTool().allocated(source) : try served(connection)
+                if format.json {
+                    let list = ranges.map { range -> JSON in
+                        .object([
+                            ("offset", .integer(range.offset)), ("length", .integer(range.length)),
+                            ("zero", .bool(range.isZero)),
+                        ])
+                    }
+                    return print(JSON.object([("ranges", .array(list))]).serialized)
+                }
+                for range in ranges { print("\(range.offset) \(range.length)\(range.isZero ? " zero" : "")") }
+            }
+        }
+
+        private func served(_ connection: Connection) throws(ControlError) -> [ImageRange] {
+            let parts = source.split(separator: "/").map(String.init)
+            let reference = try DeviceWords.reference(domain: parts[0], device: parts[1], kind: nil, connection)
+            let client = try connection.client()
+            var found = AllocatedRanges()
+            var next: UInt64? = 0
+            while let offset = next {
+                let answer = try client.call(.extents(reference, offset: offset)).value
+                for range in answer["ranges"]?.elements ?? [] {
+                    let numbers = range.elements.compactMap(\.unsigned)
+                    guard numbers.count == 3 else { throw ControlError("the worker's answer has a range that is none") }
+                    found.append(numbers[0], numbers[1], isHole: numbers[2] & 1 != 0, isZero: numbers[2] & 2 != 0)
+                }
+                next = answer["next"]?.unsigned
+                if let next, next <= offset { throw ControlError("the worker's answer goes backwards") }
+            }
+            return found.ranges
+        }
+    }
+
+    struct Resize: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Changes the size of a device while its guest uses it.",
+            discussion: """
+                Sizes are as in qemu-img: 20G, +1G, or bytes; k, M, G, T, P and E are powers of 1024. Without a size, the size \
+                is taken that the storage has by now, such as a volume that was extended.
+                """)
+        @ParentCommand var parent: XBBCtl
+        @OptionGroup var device: Device
+        @Argument(help: ArgumentHelp("The new size.", valueName: "size"))
+        var size: String?
+        @Flag(help: "Also make it smaller: what is behind the new end is lost, and the guest may not take it well.")
+        var force = false
+        @OptionGroup var connection: Connection
+        @OptionGroup var format: Format
+
+        func run() throws {
+            try perform { () throws(ControlError) in
+                let connection = connection.over(parent.connection)
+                let wanted = try size.map { (text) throws(ControlError) in try ByteSize(parsing: text) }
+                let reference = try device.reference(connection)
+                let shown = try connection.ask(.show(reference)).value
+                var bytes: UInt64?
+                if let wanted {
+                    let (before, overflows) = (shown["sectors"]?.unsigned ?? 0).multipliedReportingOverflow(by: 512)
+                    guard !overflows, before > 0 else { throw ControlError("the storage of \(reference) is not open") }
+                    let new = try wanted.applied(to: before)
+                    if new < before, !force {
+                        throw ControlError(
+                            "\(new) bytes are less than the \(before) that \(reference) has: what is behind the new end would "
+                                + "be lost, and a file system in the guest that reaches there would be damaged; --force does it"
+                        )
+                    }
+                    bytes = new
+                }
+                let answer = try connection.ask(.resize(reference, bytes: bytes, force: force), seconds: 60)
+                format.print(answer) { ["\($0["sectors"]?.unsigned ?? 0) sectors of 512 bytes"] }
+            }
+        }
+    }
+}
