@@ -76,7 +76,7 @@ import XenBus
     /// A successor reads in the node what its predecessor has told the frontend.
     @Test(arguments: [TransferOffer(), TransferOffer(maximumIndirectSegments: 256), TransferOffer(keepsGrants: true)])
     func whatWasPublishedIsReadAgain(offer: TransferOffer) throws {
-        let offered = OfferedFeatures(request: goodRequest, device: goodFacts, queueCount: 1, transfer: offer)
+        let offered = OfferedFeatures(request: goodRequest, device: goodFacts, transfer: offer)
         #expect(offered.maximumIndirectSegments == offer.maximumIndirectSegments)
         #expect(offered.keepsGrants == offer.keepsGrants)
         var node = Self.describe { $0 = offered }.filter { $0.value != "(removed)" }
