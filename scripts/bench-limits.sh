@@ -25,18 +25,24 @@ xbb-loopback domain create --dir "$xen" 1 >/dev/null
 ctl attach 1 xvda null,size=1G: >/dev/null || exit 1
 
 # Counters of the worker at both ends of the time, so that neither a start nor an end is measured.
-total() { ctl stats 1 xvda --json | jq "[$1] | add"; }
+# Sets `count`, and `moment`, in ns: the middle of the time that asking takes, which is long on a busy machine.
+total() {
+    local begin
+    begin=$(date +%s%N)
+    count=$(ctl stats 1 xvda --json | jq "[$1] | add")
+    moment=$(((begin + $(date +%s%N)) / 2))
+}
 measure() { # SETTING UNIT BS RW COUNTERS
     local load before after from to passed
     ctl set 1 xvda "$1" >/dev/null || exit 1
     xbb-blkfront load --dir "$xen" --domid 1 --queues "$queues" --rw "$4" --bs "$3" --depth 16 --time $((seconds + 4)) >"$work/load" 2>&1 &
     load=$!
     sleep 2
-    from=$(date +%s%N)
-    before=$(total "$5")
+    total "$5"
+    from=$moment before=$count
     sleep "$seconds"
-    to=$(date +%s%N)
-    after=$(total "$5")
+    total "$5"
+    to=$moment after=$count
     wait "$load" || { cat "$work/load" >&2; exit 1; }
     ctl set 1 xvda "${1%%=*}=0" >/dev/null
     passed=$((after - before))
