@@ -96,11 +96,11 @@ struct BarrierAcrossQueuesTests {
         _ = rigs[1].guest.publish()
         let second = rigs[0].barrier(16, 8)
         run(rigs)
-        #expect(rigs[0].status(second) == nil && !rigs[0].engine.hasOnlyHeld)
+        #expect(rigs[0].status(second) == nil && !rigs[0].hasOnlyHeld)
         // It is paused, and so may the other one be: its barrier waits for the end of the pause.
         order.setResting(1, true)
         settle(rigs)
-        #expect(rigs[0].engine.hasOnlyHeld)
+        #expect(rigs[0].hasOnlyHeld)
         order.setResting(1, false)
         rigs[1].engine.isHeld = false
         settle(rigs)
@@ -166,7 +166,7 @@ struct BarrierAcrossQueuesTests {
         settle(rigs)
         let barrier = rigs[1].barrier(8, 8)
         settle(rigs)
-        #expect(rigs[1].plugin.held.isEmpty && !rigs[1].engine.hasOnlyHeld)
+        #expect(rigs[1].plugin.held.isEmpty && !rigs[1].hasOnlyHeld)
         return (rigs, write, barrier)
     }
 
@@ -177,11 +177,11 @@ struct BarrierAcrossQueuesTests {
         for rig in rigs { rig.engine.isHeld = true }
         order.setResting(0, true)
         settle(rigs)
-        #expect(rigs[1].engine.hasOnlyHeld)
+        #expect(rigs[1].hasOnlyHeld)
         order.setResting(0, false)
         for rig in rigs { rig.engine.isHeld = false }
         settle(rigs)
-        #expect(!rigs[1].engine.hasOnlyHeld && rigs[1].plugin.held.isEmpty)
+        #expect(!rigs[1].hasOnlyHeld && rigs[1].plugin.held.isEmpty)
         rigs[0].engine.tryHeldAgain()
         run(rigs)
         #expect(rigs[0].status(write) == 0 && rigs[1].status(barrier) == 0)
@@ -196,10 +196,10 @@ struct BarrierAcrossQueuesTests {
             rig.engine.endHolding(.leave)
             rig.engine.isDraining = true
         }
-        #expect(rigs[0].engine.leavesOnlyHeld && !rigs[1].engine.leavesOnlyHeld)
+        #expect(rigs[0].leavesOnlyHeld && !rigs[1].leavesOnlyHeld)
         order.leave(0, leavesRequests: true)
         settle([rigs[1]])
-        #expect(rigs[1].engine.leavesOnlyHeld && rigs[1].status(barrier) == nil && rigs[1].plugin.held.isEmpty)
+        #expect(rigs[1].leavesOnlyHeld && rigs[1].status(barrier) == nil && rigs[1].plugin.held.isEmpty)
     }
 
     @Test("random traffic: when a barrier begins, nothing is on its way that is not its own", arguments: 0..<20)

@@ -439,6 +439,8 @@ final class EngineRig {
             ])
     }
     var isIdle: Bool { engine.isIdle }
+    var hasOnlyHeld: Bool { engine.hasOnlyHeld }
+    var leavesOnlyHeld: Bool { engine.leavesOnlyHeld }
 
     func problem(_ text: String) {
         if rules.count < 10 { rules.append(text) }
