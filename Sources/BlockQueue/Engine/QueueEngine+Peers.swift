@@ -69,6 +69,8 @@ extension QueueEngine {
             if isOwed && takesMore && !waitsItself { return }
             isShut = true
         }
+        // A successor does again what the frontend was not shown as answered: after the barrier, that would be too late.
+        if unpublished > 0 { return }
         // A barrier of its own, and what waits behind it, come later.
         let ownLists = waitsItself ? 1 + memoryWaiters.count : 0
         if listsInFlight == ownLists && plugin.inFlight == 0 && !fetch.isPending {
