@@ -44,13 +44,16 @@ public struct TransferOffer: Equatable, Sendable {
 }
 
 extension OfferedFeatures {
-    /// The features for a frontend: what was asked for, as far as the storage supports it.
-    public init(request: DeviceRequest, device: DeviceFacts, transfer: TransferOffer = TransferOffer()) {
+    /// The features for a frontend with `queueCount` rings: what was asked for, as far as the storage supports it.
+    public init(
+        request: DeviceRequest, device: DeviceFacts, queueCount: Int = 1, transfer: TransferOffer = TransferOffer()
+    ) {
         let isReadOnly = request.isReadOnly || device.isReadOnly
         self.init(
             sectorCount: device.sectorCount, isReadOnly: isReadOnly,
             discard: request.mayDiscard && !isReadOnly ? device.discard : nil,
-            hasBarrier: device.canFlush, canFlush: device.canFlush,
+            // A successor may do again what another queue's barrier has passed.
+            hasBarrier: device.canFlush && queueCount == 1, canFlush: device.canFlush,
             maximumIndirectSegments: transfer.maximumIndirectSegments, keepsGrants: transfer.keepsGrants)
     }
 }

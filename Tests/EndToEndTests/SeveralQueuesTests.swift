@@ -23,7 +23,7 @@ extension EndToEnd {
             storage.path = image
             let disk = try attach(lab, storage, arguments)
             let device = try disk.connect { $0.queues = queues }
-            #expect(device.queues.count == queues && device.info.barrier)
+            #expect(device.queues.count == queues && !device.info.barrier)
             var plan = HistoryPlan()
             plan.count = count
             plan.seed = testSeed("SeveralQueuesTests")
@@ -104,7 +104,6 @@ extension EndToEnd {
             #expect(device.queues.count == 4)
             let report = try disk.load(device) {
                 $0.flushEvery = 20
-                $0.barrierEvery = 30
             }
             #expect(report.isGood, "\(report.text)")
             #expect(disk.log.has("4 queues, which share 1 of the plugin"), "\(disk.log)")
@@ -224,7 +223,6 @@ extension EndToEnd {
             for index in [0, 2, 3] {
                 try device.queues[index].withQueue { (queue) throws in
                     #expect(try queue.status(.write, sector: 0, byteCount: 4096, fill: 1) == 0)
-                    #expect(try queue.status(.writeBarrier, sector: 8, byteCount: 4096, fill: 1) == 0)
                     #expect(try queue.status(.flush, sector: 0, byteCount: 0) == 0)
                 }
             }
@@ -269,7 +267,6 @@ extension EndToEnd {
             for round in 0..<200 {
                 try device.queues[1].withQueue { (queue) throws in
                     #expect(try queue.status(.write, sector: 8192, byteCount: 4096, fill: UInt8(round)) == 0)
-                    if round % 10 == 0 { #expect(try queue.status(.writeBarrier, sector: 9000, byteCount: 512) == 0) }
                 }
                 try device.queues[0].withQueue { (queue) throws in
                     while let done = try queue.nextCompletion() {

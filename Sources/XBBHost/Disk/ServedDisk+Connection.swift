@@ -54,7 +54,7 @@ extension ServedDisk {
                 statistics.append(area?.queue(statistics.count) ?? QueueStatistics())
             }
             let offered = OfferedFeatures(
-                request: request, device: device.facts, transfer: transfer(origin, node))
+                request: request, device: device.facts, queueCount: node.rings.count, transfer: transfer(origin, node))
             let sources = try journal.sources(
                 JournalConnection(
                     domain: domain, isNarrow: node.ringProtocol == .x86_32, isReadOnly: offered.isReadOnly,
