@@ -108,8 +108,17 @@ import Testing
 
     @Test("those who wait leave room for others, and one too many is told so") func manyFollowers() throws {
         let lab = try DaemonLab()
-        try lab.startDaemon()
+        let daemon = try lab.startDaemon()
         let next = try lab.ask(.events(nil, waits: false))["next"]?.unsigned ?? 0
+        // Those who gave up take no place.
+        let before = DirectoryListing.names(in: "/proc/\(daemon.process.process)/fd").count
+        for _ in 0..<40 {
+            let client = try Descriptor(clinux_unix_connect(lab.socket, Int32(SOCK_STREAM.rawValue)), "connect")
+            _ = client.sendAvailable(Array("events \(next) wait\n".utf8)[...])
+        }
+        try eventually("xbbd has seen that they are gone") {
+            DirectoryListing.names(in: "/proc/\(daemon.process.process)/fd").count <= before
+        }
         let waiting = try (0..<40).map { _ in
             let client = try Descriptor(clinux_unix_connect(lab.socket, Int32(SOCK_STREAM.rawValue)), "connect")
             _ = client.sendAvailable(Array("events \(next) wait\n".utf8)[...])

@@ -60,6 +60,9 @@ final class ControlServer {
     /// The number of connected clients.
     var clientCount: Int { clients.count }
 
+    /// The client has not gone.
+    func isConnected(_ id: ClientID) -> Bool { clients[id] != nil }
+
     /// When ``expire(now:)`` has something to do, in ns of CLOCK_MONOTONIC; nil if never.
     var deadline: UInt64? { longestIdle.map { $0.lastActive &+ Self.idleLimit } }
 

@@ -196,6 +196,8 @@ extension Supervisor {
         let history = eventStore.history
         let part = history.part(from: cursor)
         if waits, part.events.isEmpty, part.dropped == 0 {
+            // Those who are gone do not take a place.
+            eventWaits.removeAll { !isConnected($0.client) }
             guard eventWaits.count < Self.mostWaits else {
                 throw ControlError(
                     "\(Self.mostWaits) others wait for events already; try again when one of them has ended",
@@ -227,7 +229,7 @@ extension Supervisor {
         }
     }
 
-    /// Answers those who have waited long enough, and forgets those who are gone.
+    /// Answers those who have waited long enough.
     func expireEvents(now: UInt64) { answerWaits { $0.deadline <= now } }
 
     /// What state a disk is in, as its events tell, and where a reader stands that wants to know what comes.

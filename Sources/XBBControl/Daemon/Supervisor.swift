@@ -213,6 +213,7 @@ public final class Supervisor {
         log.about(domain: address.domain, device: address.device, limit: records[address]?.logLimit)
     }
 
+    func isConnected(_ client: ControlServer.ClientID) -> Bool { server?.isConnected(client) == true }
     func answer(_ value: JSON, to client: ControlServer.ClientID) { server?.answer(value, to: client) }
     func answer(_ line: [UInt8], to client: ControlServer.ClientID) { server?.answer(line, to: client) }
 
