@@ -56,6 +56,34 @@ import Support
         #expect(lost.wait() == .failed(78))
     }
 
+    @Test("which may look and tune, and not say what guests get", .enabled(if: geteuid() == 0)) func rightsOfTheGroup()
+        throws
+    {
+        let lab = try DaemonLab()
+        chmod(lab.root, 0o755)
+        _ = try lab.makeNode(1, 51712)
+        try lab.startDaemon(["--socket-group", "daemon"])
+        try eventually("it is taken") { try lab.row("vbd/1/51712")?["state"]?.string == "initWait" }
+        func ask(_ line: String) throws -> String {
+            let script =
+                "my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die; print $s \"$ARGV[1]\\n\"; print scalar <$s>"
+            return try Program(
+                [
+                    "/usr/bin/setpriv", "--reuid=daemon", "--regid=daemon", "--clear-groups", "/usr/bin/perl",
+                    "-MIO::Socket::UNIX", "-e", script, lab.socket, line,
+                ], capture: true
+            ).text()
+        }
+        for line in ["show 1/51712", "set 1/51712 poll_us 5", "resume 1/51712"] {
+            #expect(try ask(line).contains("\"request\""), "\(line)")
+        }
+        for line in [
+            "pause 1/51712 5", "pause 1/51712 5 release", "swap 1/51712 5 raw - % /etc/shadow", "resize 1/51712 512",
+        ] {
+            #expect(try ask(line).contains("only root may"), "\(line)")
+        }
+    }
+
     @Test("lines in one piece, in many, and without an end") func pieces() throws {
         let lab = try DaemonLab()
         try lab.startDaemon()

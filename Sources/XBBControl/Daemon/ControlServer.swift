@@ -28,10 +28,17 @@ final class ControlServer {
         var lastActive = clinux_monotonic_ns()
         /// The client sends no more.
         var hasEnded = false
+        /// It is root's, or of the user of this process.
+        let isPrivileged: Bool
 
         init(id: ClientID, socket: Descriptor) {
             self.id = id
             self.socket = socket
+            // struct ucred: process, user, group; the kernel fills it.
+            var peer: [UInt32] = [0, .max, .max]
+            var size = socklen_t(12)
+            let isKnown = unsafe getsockopt(socket.raw, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && size == 12
+            isPrivileged = isKnown && (peer[1] == 0 || peer[1] == geteuid())
         }
     }
 
@@ -62,6 +69,8 @@ final class ControlServer {
 
     /// The client has not gone.
     func isConnected(_ id: ClientID) -> Bool { clients[id] != nil }
+    /// A client may do what root may, and not only what the group of the socket may.
+    func isPrivileged(_ id: ClientID) -> Bool { clients[id]?.isPrivileged ?? false }
 
     /// When ``expire(now:)`` has something to do, in ns of CLOCK_MONOTONIC; nil if never.
     var deadline: UInt64? { longestIdle.map { $0.lastActive &+ Self.idleLimit } }

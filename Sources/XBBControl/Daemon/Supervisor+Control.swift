@@ -11,6 +11,9 @@ extension Supervisor {
     func request(_ line: [UInt8], from client: ControlServer.ClientID) {
         do throws(ControlError) {
             let request = try ControlRequest(parsing: line)
+            if request.isForRoot, !isPrivileged(client) {
+                throw ControlError("only root may: this decides on images and on what guests get")
+            }
             switch request {
             case .ping: answer(.object([("pid", .integer(getpid()))]), to: client)
             case .list: lookAtImages { [unowned self] in answerList(to: client) }

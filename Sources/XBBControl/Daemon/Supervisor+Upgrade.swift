@@ -39,6 +39,10 @@ extension Supervisor {
                 record.refusal = silence
                 continue
             }
+            if record.exchange != nil || record.isReleasing {
+                record.refusal = "it is paused, or gets other storage"
+                continue
+            }
             switch record.replacement {
             case .preparing, .draining: break
             case .none, .onTrial, .rolledBack: begin(record, process)

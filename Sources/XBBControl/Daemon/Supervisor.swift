@@ -214,6 +214,7 @@ public final class Supervisor {
     }
 
     func isConnected(_ client: ControlServer.ClientID) -> Bool { server?.isConnected(client) == true }
+    func isPrivileged(_ client: ControlServer.ClientID) -> Bool { server?.isPrivileged(client) ?? false }
     func answer(_ value: JSON, to client: ControlServer.ClientID) { server?.answer(value, to: client) }
     func answer(_ line: [UInt8], to client: ControlServer.ClientID) { server?.answer(line, to: client) }
 

@@ -74,6 +74,15 @@ public enum ControlRequest: Equatable, Sendable {
     /// Lets new workers take over from those of one VBD or of all.
     case upgrade(VBDReference?)
 
+    /// The members of the socket's group may not ask for it: it opens files as root, or stops a guest.
+    var isForRoot: Bool {
+        switch self {
+        case .pause, .swap, .resize: true
+        case .ping, .list, .plugins, .log, .worker, .domain, .top, .show, .stats, .resume, .extents, .set, .upgrade:
+            false
+        }
+    }
+
     /// The longest line of a request, in bytes.
     public static let longestLine = 16384
 
