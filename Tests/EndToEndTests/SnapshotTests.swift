@@ -54,21 +54,27 @@ extension EndToEnd {
             }
 
             // A backup program reads the state of the first snapshot over NBD, while the guest goes on.
-            // Its output must not stay open: whoever reads it would wait for its end.
-            try swap.run(
-                "qemu-nbd --fork --read-only --shared=4 --persistent --pid-file=\(swap.folder)/nbd.pid "
-                    + "--socket=\(swap.folder)/nbd.sock -f qcow2 \(swap.folder)/a.qcow2 >nbd.log 2>&1")
-            defer { _ = try? swap.run("kill $(cat nbd.pid)") }
+            let export = Process()
+            export.executableURL = URL(fileURLWithPath: "/usr/bin/qemu-nbd")
+            export.arguments = [
+                "--read-only", "--shared=4", "--persistent", "--socket=\(swap.folder)/nbd.sock", "-f", "qcow2",
+                "\(swap.folder)/a.qcow2",
+            ]
+            try export.run()
+            defer { if export.isRunning { export.terminate() } }
+            try eventually("qemu-nbd listens") {
+                FileManager.default.fileExists(atPath: "\(swap.folder)/nbd.sock")
+            }
             try swap.mark()
             try swap.run("qemu-img convert -f raw -O raw 'nbd+unix:///?socket=\(swap.folder)/nbd.sock' export")
-            let export = try Data(contentsOf: URL(fileURLWithPath: "\(swap.folder)/export"))
-            for block in 1...3 { #expect(export[block * 8 * 512] == UInt8(block)) }
-            #expect(export[4 * 8 * 512] == 0 && export[5 * 8 * 512] == 0)
-            try swap.run("kill $(cat nbd.pid)")
+            let exported = try Data(contentsOf: URL(fileURLWithPath: "\(swap.folder)/export"))
+            for block in 1...3 { #expect(exported[block * 8 * 512] == UInt8(block)) }
+            #expect(exported[4 * 8 * 512] == 0 && exported[5 * 8 * 512] == 0)
+            export.terminate()
+            export.waitUntilExit()
 
             // The way back, twice.
             for (name, below) in [("a.qcow2", "qcow2"), ("disk.\(format)", format)] {
-                try eventually("qemu-nbd is gone") { !FileManager.default.fileExists(atPath: "\(swap.folder)/nbd.pid") }
                 let done = try swap.control("commit", "--json")
                 #expect(done.status == 0, "\(done.text) \(swap.lab.log.suffix(3000))")
                 try swap.awaitQuiet()
