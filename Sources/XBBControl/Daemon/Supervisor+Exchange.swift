@@ -239,8 +239,10 @@ extension Supervisor {
     func careForExchange(_ record: Record, _ facts: NodeFacts?) throws(OperationError) {
         guard let facts, let word = facts.exchange else { return }
         if facts.isExchangeServed { return finishExchange(record, word) }
-        // An xbbd before this one has begun it.
-        guard record.exchange == nil, record.process != nil else { return }
+        // An xbbd before this one has begun it, or the storage was released; not while the worker is about to release it.
+        guard record.exchange == nil, record.process != nil, !record.isReleasing, facts.releasedUntil == nil else {
+            return
+        }
         record.exchange = Exchange(
             step: word.direction == .forth ? .trying : .returning, name: word.name, target: nil, client: nil,
             deadline: word.direction == .forth ? clinux_monotonic_ns() &+ Self.adoptedLimit : nil)
