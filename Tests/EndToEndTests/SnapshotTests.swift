@@ -61,7 +61,7 @@ extension EndToEnd {
                 "\(swap.folder)/a.qcow2",
             ]
             try export.run()
-            defer { if export.isRunning { export.terminate() } }
+            defer { if export.isRunning { kill(export.processIdentifier, SIGKILL) } }
             try eventually("qemu-nbd listens") {
                 FileManager.default.fileExists(atPath: "\(swap.folder)/nbd.sock")
             }
@@ -70,7 +70,8 @@ extension EndToEnd {
             let exported = try Data(contentsOf: URL(fileURLWithPath: "\(swap.folder)/export"))
             for block in 1...3 { #expect(exported[block * 8 * 512] == UInt8(block)) }
             #expect(exported[4 * 8 * 512] == 0 && exported[5 * 8 * 512] == 0)
-            export.terminate()
+            // Signals that this process blocks are blocked there, too.
+            kill(export.processIdentifier, SIGKILL)
             export.waitUntilExit()
 
             // The way back, twice.

@@ -239,7 +239,7 @@ extension EndToEnd {
                     URL(fileURLWithPath: "/usr/bin/qemu-io"),
                     arguments: ["-f", "raw", "-c", "sleep 60000", "\(swap.folder)/other.raw"]
                 ) { _ in })
-            defer { holder.terminate() }
+            defer { kill(holder.processIdentifier, SIGKILL) }
             try eventually("it is locked") { (try? swap.run("qemu-io -r -f raw -c 'read 0 512' other.raw")) == nil }
             for force in ["", "--force"] {
                 let result = try swap.control("swap", "--image raw:\(swap.folder)/other.raw \(force)")
