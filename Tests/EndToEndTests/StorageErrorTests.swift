@@ -288,7 +288,7 @@ extension EndToEnd {
             let disk = try lab.attach(51712, Storage(path: "\(lab.directory)/missing.img"))
             try disk.awaitError("missing.img")
             #expect(try disk.worker.show("problem").has("missing.img: No such file or directory"))
-            FileManager.default.createFile(atPath: "\(lab.directory)/there.img", contents: Data(count: 1 << 20))
+            _ = FileManager.default.createFile(atPath: "\(lab.directory)/there.img", contents: Data(count: 1 << 20))
             try disk.exchange("\(lab.directory)/there.img")
             try eventually("the image is open") { try disk.worker.show("stage") == "ready" }
             try disk.connect().close()

@@ -78,7 +78,8 @@ public enum ControlRequest: Equatable, Sendable {
     var isForRoot: Bool {
         switch self {
         case .pause, .swap, .resize: true
-        case .ping, .list, .plugins, .log, .worker, .domain, .top, .show, .stats, .resume, .extents, .set, .upgrade:
+        case .ping, .list, .plugins, .log, .worker, .domain, .top, .metrics, .events, .state, .show, .stats, .resume,
+            .extents, .set, .upgrade:
             false
         }
     }
