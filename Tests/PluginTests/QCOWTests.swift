@@ -133,7 +133,7 @@ func makeSource(_ folder: TemporaryFolder, bytes: Int, seed: UInt64) -> String {
     }
 
     static let refusals: [(options: String, words: String)] = [
-        ("LUKS", "encrypted with LUKS"),
+        ("LUKS", "encrypted with LUKS")
     ]
 
     @Test(arguments: refusals)

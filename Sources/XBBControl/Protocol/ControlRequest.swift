@@ -187,7 +187,8 @@ public enum ControlRequest: Equatable, Sendable {
     /// The line for the VBD's worker; nil if xbbd answers the request itself.
     var workerLine: String? {
         switch self {
-        case .ping, .list, .plugins, .log, .worker, .domain, .top, .metrics, .events, .state, .upgrade, .pause, .resume, .swap:
+        case .ping, .list, .plugins, .log, .worker, .domain, .top, .metrics, .events, .state, .upgrade, .pause, .resume,
+            .swap:
             nil
         case .show: "show"
         case .stats: "stats"
