@@ -119,7 +119,7 @@ extension EndToEnd {
             ("a qemu-img that fails", "echo no >&2; exit 1", "new.qcow2", "status 1"),
             ("a full file system", nil, "full/new.qcow2", "qemu-img create"),
             ("a folder that there is not", nil, "no/new.qcow2", "No such file"),
-            ("an image that is none", "exit 0", "new.qcow2", "QFI"),
+            ("an image that is none", "exit 0", "new.qcow2", "new.qcow2"),
         ]
 
         @Test(arguments: failures)
@@ -268,6 +268,7 @@ extension EndToEnd {
             }
             // A disk whose storage is released can be taken away.
             #expect(try swap.control("pause", "--timeout 60 --release").status == 0)
+            try swap.lab.requestRemoval(swap.disk)
             try swap.device.close()
             try swap.lab.remove(swap.disk)
             swap.lab.stop()

@@ -240,7 +240,7 @@ extension EndToEnd {
                     arguments: ["-f", "raw", "-c", "sleep 60000", "\(swap.folder)/other.raw"]
                 ) { _ in })
             defer { kill(holder.processIdentifier, SIGKILL) }
-            try eventually("it is locked") { (try? swap.run("qemu-io -r -f raw -c 'read 0 512' other.raw")) == nil }
+            try eventually("it is locked") { (try? swap.run("qemu-io -f raw -c 'read 0 512' other.raw")) == nil }
             for force in ["", "--force"] {
                 let result = try swap.control("swap", "--image raw:\(swap.folder)/other.raw \(force)")
                 #expect(result.status == 1 && result.text.has("locked") || result.text.has("in use"), "\(result)")
@@ -268,7 +268,7 @@ extension EndToEnd {
             try swap.awaitQuiet()
             try swap.check()
             // Its lock is held again.
-            #expect((try? swap.run("qemu-io -r -f raw -c 'read 0 512' moved.raw")) == nil)
+            #expect((try? swap.run("qemu-io -f raw -c 'read 0 512' moved.raw")) == nil)
             try swap.finish()
         }
 
