@@ -16,17 +16,6 @@ extension EndToEnd {
 
         private func names(_ lab: LibxlLab) throws -> [String] { try events(lab).compactMap { $0["event"] as? String } }
 
-        /// Sends a line to the worker of the only disk, and gives its answer.
-        private func ask(_ lab: LibxlLab, _ guest: LoopbackID, _ line: String) throws -> String {
-            let path = "\(lab.directory)/run/vbd-vbd-\(guest)-51712.sock"
-            let socket = try Descriptor(clinux_unix_connect(path, Int32(SOCK_STREAM.rawValue)), "connect")
-            _ = socket.sendAvailable(Array("\(line)\n".utf8)[...])
-            guard case .bytes(let bytes) = socket.readAvailable() else { return "" }
-            return String(decoding: bytes, as: UTF8.self)
-        }
-
-        private typealias LoopbackID = UInt16
-
         @Test func anErrorOfTheStorageIsToldWithItsErrno() throws {
             let lab = try LibxlLab()
             let guest = try lab.guest()
@@ -59,13 +48,33 @@ extension EndToEnd {
             let image = try lab.image()
             try lab.administer("attach \(guest.id) xvda raw:\(image)")
             let device = try lab.connect(LibxlDisk(guest: guest.id, params: "raw:\(image)"), guest)
-            #expect(try ask(lab, guest.id, "pause").has("true"))
+            try lab.administer("pause \(guest.id) xvda --timeout 600")
             try lab.administer("wait \(guest.id) xvda paused")
             #expect(
                 try lab.administer("metrics").has("\nxbb_paused{domain=\"web\",vdev=\"xvda\",kind=\"vbd\"} 1"))
-            #expect(try ask(lab, guest.id, "resume").has("false"))
+            try lab.administer("resume \(guest.id) xvda")
             try lab.administer("wait \(guest.id) xvda running")
-            #expect(try names(lab) == ["attached", "connected", "paused", "resumed"])
+            try lab.administer("resize \(guest.id) xvda +1M")
+            try lab.administer("pause \(guest.id) xvda --timeout 0.5")
+            try eventually("a pause ends by itself: \(try names(lab))") { try names(lab).last == "resumed" }
+            let told = try names(lab)
+            #expect(told == ["attached", "connected", "paused", "resumed", "resized", "paused", "resumed"], "\(told)")
+            try device.close()
+            lab.stop()
+        }
+
+        /// Once, however many requests wait.
+        @Test func aLimitIsTold() throws {
+            let lab = try LibxlLab(options: ["--stall-time", "1"])
+            let guest = try lab.guest()
+            let image = try lab.image()
+            try lab.administer("attach \(guest.id) xvda raw:\(image)")
+            let device = try lab.connect(LibxlDisk(guest: guest.id, params: "raw:\(image)"), guest)
+            try lab.administer("wait \(guest.id) xvda connected")
+            try lab.administer("set \(guest.id) xvda total-iops-sec=20")
+            #expect(try verifiedLoad(device, count: 80).isGood)
+            try eventually("the limit is told: \(try names(lab))") { try names(lab).last == "limit-reached" }
+            #expect(try names(lab) == ["attached", "connected", "limit-reached"])
             try device.close()
             lab.stop()
         }

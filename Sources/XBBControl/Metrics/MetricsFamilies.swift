@@ -95,7 +95,15 @@ enum MetricsFamilies {
         ),
         CounterFamily("xbb_grant_errors", "Grant copies that failed.", of: "grant_errors"),
         CounterFamily("xbb_grant_copy_calls", "Calls for grant copies.", of: "grant_copy_calls"),
-        CounterFamily("xbb_grant_copies", "Grant copies.", of: "grant_copy_operations"),
+        CounterFamily("xbb_grant_copies", "Grant copies, in persistent grants too.", of: "grant_copy_operations"),
+        CounterFamily(
+            "xbb_mapped_copies", "Grant copies that were none, because the page was mapped.", of: "mapped_copies"),
+        CounterFamily("xbb_grants_mapped", "Pages that were mapped to stay so.", of: "grants_mapped"),
+        CounterFamily("xbb_grants_unmapped", "Pages that stayed mapped, unmapped again.", of: "grants_unmapped"),
+        CounterFamily(
+            "xbb_grant_map_errors", "Pages that could not be mapped or unmapped.", of: "grant_map_errors"),
+        CounterFamily("xbb_indirect_requests", "Requests with pages of segments.", of: "indirect_requests"),
+        CounterFamily("xbb_indirect_pages", "Pages of segments.", of: "indirect_pages"),
         CounterFamily(
             "xbb_events", "Event channel notifications.", by: "direction",
             ["sent": "notifications_sent", "received": "events_received"]),

@@ -80,6 +80,7 @@ extension VBDWorker {
                 KillPoint.reach(.opened)
                 do throws(OperationError) { try checkExchange(device) } catch { return openFailed(error) }
                 if !machine.ownsInheritedRings { completeExchange() }
+                toldSectors = device.info.sectorCount
                 events.emit(.attached, [("size_bytes", .integer(device.info.sectorCount &* 512))])
                 pending.append(.deviceOpened(device.facts))
             }
@@ -235,22 +236,22 @@ extension VBDWorker {
     }
 
     private func resize() {
-        let before = disk.device?.info.sectorCount
         disk.resize { [self] result in
             switch result {
             case .success(let event):
-                if let now = disk.device?.info.sectorCount, now != before {
-                    events.emit(
-                        .resized,
-                        [
-                            ("size_bytes", .integer(now &* 512)),
-                            ("old_size_bytes", .integer((before ?? 0) &* 512)),
-                        ])
-                }
+                tellSize()
                 log.info("the disk has \(disk.device?.info.sectorCount ?? 0) sectors now")
                 pending.append(event)
             case .failure(let error): log.error(error.description)
             }
         }
+    }
+
+    /// Tells a new size once, whoever noticed it.
+    func tellSize() {
+        guard let now = disk.device?.info.sectorCount, let before = toldSectors, now != before else { return }
+        toldSectors = now
+        events.emit(
+            .resized, [("size_bytes", .integer(now &* 512)), ("old_size_bytes", .integer(before &* 512))])
     }
 }

@@ -26,6 +26,7 @@ extension VBDWorker {
         guard let text = disk.expirePause(now: clinux_monotonic_ns()) else { return }
         log.warning(text)
         forgetPause()
+        events.emit(.resumed)
     }
 
     private func forgetPause() {

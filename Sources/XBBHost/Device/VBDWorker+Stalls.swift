@@ -21,6 +21,10 @@ extension VBDWorker {
         if lastWait > now { nextLook = min(nextLook, lastWait) }
         disk.lookAtRequests(now: now)
         tell(disk.stalls(limit: options.stallNanoseconds, now: now), now)
+        if !disk.statistics.isEmpty {
+            let throttled = disk.statistics.reduce(0) { $0 &+ $1.value(.throttled_requests) }
+            if throttling.begins(with: throttled) { events.emit(.limitReached) }
+        }
         if lastWait <= now, let stall = stalls.first { leave(stall, now) }
     }
 

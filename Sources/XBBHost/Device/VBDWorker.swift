@@ -33,6 +33,10 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     private var rejected: String?
     /// What does not end; looked at again at ``nextLook``, in ns of the monotonic clock.
     var stalls: [Stall] = []
+    /// The size that events have told, in sectors of 512 bytes.
+    var toldSectors: UInt64?
+    /// Whether a limit of the disk holds requests back.
+    var throttling = ThrottleWatch()
     var nextLook: UInt64 = 0
     /// Since when the disk must end whatever its guest does, in ns of the monotonic clock.
     var mustEndSince: UInt64?
@@ -282,7 +286,10 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     private func serve(_ descriptor: Int32) {
         let service = ControlService(
             disk: disk, nodes: nodes, stalls: stalls, trouble: trouble, events: events, problem: problem, log: log
-        ) { [weak self] in self?.pending.append($0) }
+        ) { [weak self] event in
+            self?.tellSize()
+            self?.pending.append(event)
+        }
         control?.serve(descriptor) { line, reply in service.answer(line, machine, reply) }
     }
 }
