@@ -18,8 +18,8 @@ enum DelayOption {
     static let block = PluginOption.size(
         "block", default: "512", in: 512...4096, help: "bytes of a block: 512, 1024, 2048 or 4096")
     static let queues = PluginOption.count("queues", default: 16, in: 1...64, help: "the most queues at once")
-    static let stuckAt = PluginOption.size(
-        "stuck-at", default: "16G", in: 0...(16 << 30), help: "what begins at this byte takes ten minutes")
+    static let stuckAt = PluginOption.count(
+        "stuck-at", default: 16 << 30, in: 0...(16 << 30), help: "what begins at this byte takes ten minutes")
     static let all: [any OptionSchema] = [size, delay, reorder, hold, seed, keep, block, queues, stuckAt]
 }
 
