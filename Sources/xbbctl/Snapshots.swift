@@ -28,22 +28,33 @@ private struct ServedChain {
 extension XBBCtl {
     /// Gives the device storage that its worker or qemu-img has just had; the answer says how long the guest waited.
     fileprivate static func swap(
-        _ reference: VBDReference, to image: String, _ connection: Connection
+        _ reference: VBDReference, to image: String, if condition: ExchangeCondition, _ connection: Connection
     ) throws(ControlError) -> JSON {
         let disk = try DiskSpecification(parsing: image, workingDirectory: "")
-        return try connection.ask(.swap(reference, seconds: "10.0", try ExchangeTarget(disk)), seconds: 70).value
+        let request = ControlRequest.swap(
+            reference, seconds: "10.0", try ExchangeTarget(disk), condition: condition)
+        return try connection.ask(request, seconds: 70).value
     }
 
     /// Runs qemu-img on the storage of a device, which is paused and released meanwhile, and goes on after that.
     fileprivate static func whileReleased(
         _ reference: VBDReference, _ connection: Connection,
-        _ body: (_ renew: () throws(ControlError) -> Void) throws(ControlError) -> Void
+        _ body: (_ release: String, _ renew: () throws(ControlError) -> Void) throws(ControlError) -> Void
     ) throws(ControlError) {
         let pause = ControlRequest.pause(reference, seconds: "60", releases: true)
-        let renew = { () throws(ControlError) in _ = try connection.ask(pause, seconds: 60) }
-        try renew()
+        let ask = { () throws(ControlError) -> String in
+            guard let name = try connection.ask(pause, seconds: 60).value["release"]?.string else {
+                throw ControlError("\(reference) is not released")
+            }
+            return name
+        }
+        let release = try ask()
+        // A pause that has ended is not renewed but begun anew, and the guest has written between the two.
+        let renew = { () throws(ControlError) in
+            if try ask() != release { throw ControlError("\(reference) went on meanwhile, with the image that it had") }
+        }
         do throws(ControlError) {
-            try body(renew)
+            try body(release, renew)
         } catch {
             _ = try? connection.ask(.resume(reference))
             throw error
@@ -84,14 +95,16 @@ extension XBBCtl {
                 let connection = connection.over(parent.connection)
                 let path = overlay.hasPrefix("/") ? overlay : DiskSpecification.currentDirectory + "/" + overlay
                 let reference = try device.reference(connection)
-                let chain = try ServedChain(try connection.ask(.show(reference)).value, "\(reference)")
+                let shown = try connection.ask(.show(reference)).value
+                let chain = try ServedChain(shown, "\(reference)")
+                guard let worker = shown["pid"]?.unsigned else { throw ControlError("\(reference) has no worker") }
                 let below = chain.images[0]
                 try ImageTool().makeOverlay(path, over: below.path, below.format, bytes: chain.bytes)
                 // What is left to be written while the guest waits is little then.
                 ImageTool.sync(below.path)
                 let answer: JSON
                 do throws(ControlError) {
-                    answer = try XBBCtl.swap(reference, to: "qcow2:\(path)", connection)
+                    answer = try XBBCtl.swap(reference, to: "qcow2:\(path)", if: .worker(worker), connection)
                 } catch {
                     try removeUnused(path, reference, connection, error)
                     throw error
@@ -152,13 +165,14 @@ extension XBBCtl {
                     throw ControlError("\(chain.images[0].path) is no qcow2 image above another one")
                 }
                 let (top, below) = (chain.images[0], chain.images[1])
-                try XBBCtl.whileReleased(reference, connection) { (renew) throws(ControlError) in
+                try XBBCtl.whileReleased(reference, connection) { (release, renew) throws(ControlError) in
                     // -d: the image above stays as it is, so that it can be served until the one below is.
                     try ImageTool().run(
                         ["commit", "-d"] + XBBCtl.progress(format) + ["-f", "qcow2", "--", top.path], meanwhile: renew)
                     ImageTool.sync(below.path)
                     try renew()
-                    _ = try XBBCtl.swap(reference, to: "\(below.format):\(below.path)", connection)
+                    _ = try XBBCtl.swap(
+                        reference, to: "\(below.format):\(below.path)", if: .release(release), connection)
                 }
                 XBBCtl.note(
                     "\(reference) goes on with \(below.path); change the guest's configuration before it is started anew; "
@@ -172,9 +186,10 @@ extension XBBCtl {
 
     struct Rebase: ParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Gives the image of a device another one below it, with the same content for the guest.",
+            abstract: "Leaves out images between the image of a device and one that is below it.",
             discussion: """
-                The guest waits all the time: qemu-img copies what is different. Where it fails or is killed, the device goes \
+                What the images between have is copied into the topmost one, so that the content for the guest is the same. The \
+                guest waits all the time: qemu-img copies what is different. Where it fails or is killed, the device goes \
                 on with the image below that it had.
                 """)
         @ParentCommand var parent: XBBCtl
@@ -195,7 +210,16 @@ extension XBBCtl {
                 let chain = try ServedChain(try connection.ask(.show(reference)).value, "\(reference)")
                 let top = chain.images[0]
                 guard top.format == "qcow2" else { throw ControlError("\(top.path) is no qcow2 image") }
-                try XBBCtl.whileReleased(reference, connection) { (renew) throws(ControlError) in
+                // Another image might be one that the worker refuses afterwards, and the guest would have no disk.
+                guard let below = chain.images.dropFirst().first(where: { $0.path == disk.path }) else {
+                    throw ControlError(
+                        "\(disk.path) is not below \(top.path): rebase leaves out images between, and needs one of those below"
+                    )
+                }
+                guard below.format == disk.format.name else {
+                    throw ControlError("\(disk.path) is served as \(below.format)")
+                }
+                try XBBCtl.whileReleased(reference, connection) { (_, renew) throws(ControlError) in
                     try ImageTool().run(
                         ["rebase"] + XBBCtl.progress(format)
                             + ["-f", "qcow2", "-b", disk.path, "-F", disk.format.name, "--", top.path],

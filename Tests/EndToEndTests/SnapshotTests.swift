@@ -217,18 +217,67 @@ extension EndToEnd {
             try swap.finish()
         }
 
-        @Test func anImageGetsAnotherOneBelow() throws {
+        @Test func imagesBetweenAreLeftOut() throws {
             let swap = try SwapLab()
             try swap.mark()
-            #expect(try swap.control("snapshot", "\(swap.folder)/over.qcow2").status == 0, "\(swap.lab.log)")
-            try swap.mark()
-            try swap.run("qemu-img convert -U -f raw -O qcow2 disk.raw copy.qcow2")
-            let done = try swap.control("rebase", "--below qcow2:\(swap.folder)/copy.qcow2")
+            for name in ["first", "second"] {
+                #expect(try swap.control("snapshot", "\(swap.folder)/\(name).qcow2").status == 0, "\(swap.lab.log)")
+                try swap.mark()
+            }
+            // What the worker might refuse is not taken: the guest would have no disk.
+            try swap.run("cp disk.raw copy.raw")
+            let refused = try swap.control("rebase", "--below raw:\(swap.folder)/copy.raw")
+            #expect(refused.status == 1 && refused.text.has("is not below"), "\(refused)")
+            #expect(try swap.control("rebase", "--below qcow2:\(swap.image)").status == 1)
+            let done = try swap.control("rebase", "--below raw:\(swap.image)")
             #expect(done.status == 0, "\(done) \(swap.lab.log.suffix(3000))")
             try swap.awaitQuiet()
             try swap.check()
-            #expect(try swap.control("show").text.has("copy.qcow2"))
-            try swap.run("rm disk.raw")
+            #expect(try !swap.control("show").text.has("first.qcow2"))
+            try swap.run("rm first.qcow2")
+            try swap.mark()
+            try swap.check()
+            try swap.finish()
+        }
+
+        /// What the guest wrote after that is in the overlay alone.
+        @Test func aCommitWhosePauseEndedIsNotTaken() throws {
+            let swap = try SwapLab()
+            try swap.mark()
+            let overlay = "\(swap.folder)/over.qcow2"
+            #expect(try swap.control("snapshot", overlay).status == 0, "\(swap.lab.log)")
+            try swap.mark()
+            let resume =
+                "\(buildDirectory)/xbbctl resume \(swap.guest.id) \(swap.disk.number) --loopback \(swap.lab.xen.directory) "
+                + "--socket \(swap.lab.directory)/run/xbbd.sock"
+            let path = try swap.program("qemu-img", "/usr/bin/qemu-img \"$@\" && \(resume) && sleep 2")
+            let result = try swap.control("commit", "", path: path)
+            #expect(result.status == 1 && result.text.has("went on meanwhile"), "\(result)")
+            try swap.awaitQuiet()
+            #expect(try swap.served() == overlay)
+            try swap.check()
+            try swap.mark()
+            try swap.check()
+            try swap.finish()
+        }
+
+        /// An overlay is of the image that the disk had when it was made.
+        @Test func aSnapshotOfADiskThatGotAnotherImageIsNotTaken() throws {
+            let swap = try SwapLab()
+            try swap.mark()
+            let other =
+                "\(buildDirectory)/xbbctl snapshot \(swap.guest.id) \(swap.disk.number) \(swap.folder)/other.qcow2 "
+                + "--loopback \(swap.lab.xen.directory) --socket \(swap.lab.directory)/run/xbbd.sock"
+            let path = try swap.program(
+                "qemu-img",
+                "/usr/bin/qemu-img \"$@\" || exit 1; [ -e \(swap.folder)/other.qcow2 ] && exit 0; PATH=/usr/bin:/bin exec \(other)"
+            )
+            let result = try swap.control("snapshot", "\(swap.folder)/over.qcow2", path: path)
+            #expect(result.status == 1 && result.text.has("got another worker"), "\(result)")
+            try swap.awaitQuiet()
+            #expect(try swap.served() == "\(swap.folder)/other.qcow2")
+            #expect(!FileManager.default.fileExists(atPath: "\(swap.folder)/over.qcow2"))
+            try swap.check()
             try swap.mark()
             try swap.check()
             try swap.finish()

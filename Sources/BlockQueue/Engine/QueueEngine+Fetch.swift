@@ -21,6 +21,9 @@ struct FetchStage: ~Copyable {
         headers = FixedArray(zeroed: requestCount)
     }
 
+    /// Those that wait are done again: no limit was asked for them.
+    var isOfReplay = false
+
     /// Requests were taken whose pages have not been copied yet.
     fileprivate(set) var isPending = false
 }
@@ -87,10 +90,13 @@ extension QueueEngine {
             if let problem = isCopied ? checkFetched(Int(index)) : .unreachableSegments {
                 reject(index, problem)
             } else {
-                correctCost(Int(index), segmentCount: fetch.headers[Int(index)].segmentCount)
+                if !fetch.isOfReplay {
+                    correctCost(Int(index), segmentCount: fetch.headers[Int(index)].segmentCount)
+                }
                 addToList(index)
             }
         }
+        fetch.isOfReplay = false
         closeTail(forced: false)
         data.beginBatch()
         begin(held: &alone)

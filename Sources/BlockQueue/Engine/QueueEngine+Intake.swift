@@ -155,10 +155,9 @@ extension QueueEngine {
     private mutating func startAlone(_ list: Int32) {
         exclusive = list
         // Requests that wait for their segments were taken before it: the end of the fetch begins it again.
-        if !fetch.isPending {
-            lists[Int(list)].state.phase = .waitingForDrain
-            startExclusiveIfAlone()
-        }
+        guard !fetch.isPending else { return lists[Int(list)].state.phase = .collecting }
+        lists[Int(list)].state.phase = .waitingForDrain
+        startExclusiveIfAlone()
     }
 
     /// Starts lists that waited for the end of others, after any may have ended.

@@ -45,6 +45,7 @@ extension QueueEngine {
             stats.add(.reqs_received)
             stats.add(.replayed_requests)
         }
+        fetch.isOfReplay = fetch.isPending
         closeTail(forced: false)
         startWaitingLists()
         if replays.isEmpty && !replaying.isCareful { replaying.isDone = true }

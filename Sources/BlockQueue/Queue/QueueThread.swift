@@ -435,7 +435,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// Says once for each pause that nothing is in flight.
     private func reportPause() {
         // A queue that has not begun is not paused: others wait for it.
-        if control.withLock({ $0.isPaused }) { configuration.order?.setResting(configuration.index, true) }
+        if control.withLock({ $0.isPaused && $0.drain == nil }) { configuration.order?.setResting(configuration.index, true) }
         let isNew = control.withLock { control in
             // The loop stays at rest until it takes ``control``, so this is true of a newer pause, too.
             let isNew = control.isPaused && !control.isAtRest
@@ -451,7 +451,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             defer { control.triesHeld = false }
             return control
         }
-        if !current.isPaused { configuration.order?.setResting(configuration.index, false) }
+        // One that ends its requests is at rest for nobody: what waits behind them may begin.
+        if !current.isPaused || current.drain != nil { configuration.order?.setResting(configuration.index, false) }
         loop.apply(
             tuning: current.tuning, offered: current.offered, pollNanoseconds: current.pollNanoseconds,
             mayTake: current.mayTake && !current.isPaused, triesHeld: current.triesHeld, drain: current.drain)

@@ -33,8 +33,8 @@ extension Supervisor {
             case .pause(let vbd, let seconds, let releases):
                 try pause(try record(vbd), seconds, releases: releases, for: client)
             case .resume(let vbd): try resume(try record(vbd), for: client)
-            case .swap(let vbd, let seconds, let storage):
-                try exchange(try record(vbd), storage, seconds: seconds, for: client)
+            case .swap(let vbd, let seconds, let storage, let condition):
+                try exchange(try record(vbd), storage, seconds: seconds, condition: condition, for: client)
             case .resize(let vbd, _, _), .extents(let vbd, _):
                 try forward(request.workerLine ?? "", to: try record(vbd), limit: Self.pauseLimit, for: client)
             case .stats(let vbd), .set(let vbd, _): forward(request, to: vbd, for: client)

@@ -44,14 +44,17 @@ struct Exchange {
 extension Supervisor {
     /// Begins to give a disk other storage, and answers when that is served or the disk has what it had before.
     func exchange(
-        _ record: Record, _ target: ExchangeTarget, seconds: String, for client: ControlServer.ClientID
+        _ record: Record, _ target: ExchangeTarget, seconds: String, condition: ExchangeCondition? = nil,
+        for client: ControlServer.ClientID
     ) throws(ControlError) {
         let deadline = try Self.end(of: seconds)
+        try target.checkSettings()
         var isReleased = false
         if case .released = record.supervision.phase { isReleased = true }
         guard record.exchange == nil, isReleased || record.supervision.node?.exchange == nil, !record.isReleasing else {
             throw ControlError("\(record.address) is being paused, or gets other storage already")
         }
+        try check(condition, of: record, isReleased: isReleased)
         switch record.replacement {
         case .preparing, .draining: throw ControlError("\(record.address) is being upgraded; try again")
         case .none, .onTrial, .rolledBack: break
@@ -83,6 +86,32 @@ extension Supervisor {
             }
         }
         record.exchange = exchange
+    }
+
+    /// Throws if the disk may have had other storage, or a guest that wrote, since `condition` was taken.
+    private func check(_ condition: ExchangeCondition?, of record: Record, isReleased: Bool) throws(ControlError) {
+        let holds: Bool
+        switch condition {
+        case nil: return
+        case .worker(let number): holds = record.process.map { UInt64(clamping: $0.process) == number } ?? false
+        case .release(let name):
+            let now = try releaseName(of: record)
+            holds = isReleased && name == now
+        }
+        if !holds {
+            throw ControlError(
+                "\(record.address) went on, or got another worker, meanwhile: what was written since would be lost")
+        }
+    }
+
+    /// Which release of its storage a disk is in; nil without one.
+    func releaseName(of record: Record) throws(ControlError) -> String? {
+        do throws(OperationError) {
+            let path = record.address.backendPath(own: own)
+            return try store.text("\(path)/\(BackendKey.swap)").flatMap { StorageExchange($0)?.name }
+        } catch {
+            throw ControlError("\(record.address): \(error)")
+        }
     }
 
     // MARK: Steps
@@ -119,6 +148,8 @@ extension Supervisor {
         else { return false }
         do throws(ControlError) {
             try change(record, "write the new storage of") { (path, transaction) throws(OperationError) in
+                let target = target.keepingSettings(
+                    of: try store.text("\(path)/\(BackendKey.options)", in: transaction))
                 for (key, value) in target.keys(for: StorageSource(kind: record.address.kind)) {
                     let old = try store.text("\(path)/\(key)", in: transaction)
                     try write(value, to: "\(path)/\(key)", transaction)

@@ -72,11 +72,19 @@ extension Supervisor {
             return true
         }
         readAgain(record)
-        answerReleased(client)
+        answerReleased(record, client)
     }
 
-    private func answerReleased(_ client: ControlServer.ClientID) {
-        answer(.object([("paused", .bool(true)), ("released", .bool(true))]), to: client)
+    private func answerReleased(_ record: Record, _ client: ControlServer.ClientID) {
+        do throws(ControlError) {
+            let name = try releaseName(of: record)
+            answer(
+                .object([
+                    ("paused", .bool(true)), ("released", .bool(true)), ("release", name.map { .string($0) } ?? .null),
+                ]), to: client)
+        } catch {
+            refuse(error, to: client)
+        }
     }
 
     /// Ends a pause, and has the storage opened again if it is released.
@@ -104,7 +112,7 @@ extension Supervisor {
         log(record.address).info("\(record.address): the storage is released")
         guard let client = record.releaseClient else { return }
         record.releaseClient = nil
-        if [.handedOver, .leftRequests].contains(exit) { return answerReleased(client) }
+        if [.handedOver, .leftRequests].contains(exit) { return answerReleased(record, client) }
         refuse(ControlError("\(record.address): the worker ended with \(exit); its storage is released"), to: client)
     }
 

@@ -63,8 +63,9 @@ public enum ControlRequest: Equatable, Sendable {
     /// Lets one VBD take no requests for so many seconds at most; with `releases`, its storage is closed as well. Answered when
     /// that is so.
     case pause(VBDReference, seconds: String, releases: Bool)
-    /// Gives one VBD other storage, within so many seconds. Answered when it is served from there.
-    case swap(VBDReference, seconds: String, ExchangeTarget)
+    /// Gives one VBD other storage, within so many seconds, if nothing has changed since `condition`. Answered when it is served
+    /// from there.
+    case swap(VBDReference, seconds: String, ExchangeTarget, condition: ExchangeCondition? = nil)
     /// Changes the size of one VBD, to so many bytes; nil: to what its storage has by now. Without `force` it only grows.
     case resize(VBDReference, bytes: UInt64?, force: Bool)
     /// What is allocated in the topmost image of one VBD, from a byte on.
@@ -115,6 +116,10 @@ public enum ControlRequest: Equatable, Sendable {
         case ("swap", 7):
             self = .swap(
                 try Self.reference(words[1]), seconds: words[2], try ExchangeTarget(parsing: Array(words[3...])))
+        case ("swap", 9):
+            self = .swap(
+                try Self.reference(words[1]), seconds: words[2], try ExchangeTarget(parsing: Array(words[3..<7])),
+                condition: try ExchangeCondition(parsing: words[7], words[8]))
         case ("resize", 3): self = .resize(try Self.reference(words[1]), bytes: try Self.bytes(words[2]), force: false)
         case ("resize", 4) where words[3] == "force":
             self = .resize(try Self.reference(words[1]), bytes: try Self.bytes(words[2]), force: true)
@@ -132,7 +137,7 @@ public enum ControlRequest: Equatable, Sendable {
             throw ControlError(
                 "expected one of: ping, list, plugins, top, log [VBD], worker VBD, domain NAME, metrics, "
                     + "events [[EPOCH:]SEQ [wait]], state VBD, show VBD, stats VBD, pause VBD SECONDS [release], resume VBD, "
-                    + "resize VBD BYTES [force], extents VBD OFFSET, swap VBD SECONDS STORAGE, "
+                    + "resize VBD BYTES [force], extents VBD OFFSET, swap VBD SECONDS STORAGE [worker PID | release NAME], "
                     + "set VBD KEY VALUE [KEY VALUE]..., upgrade [VBD]"
             )
         }
@@ -178,7 +183,8 @@ public enum ControlRequest: Equatable, Sendable {
         case .resize(let vbd, let bytes, let force):
             "resize \(vbd) \(bytes.map { "\($0)" } ?? "-")\(force ? " force" : "")"
         case .pause(let vbd, let seconds, let releases): "pause \(vbd) \(seconds)\(releases ? " release" : "")"
-        case .swap(let vbd, let seconds, let storage): "swap \(vbd) \(seconds) \(storage.text)"
+        case .swap(let vbd, let seconds, let storage, let condition):
+            "swap \(vbd) \(seconds) \(storage.text)\(condition.map { " \($0.text)" } ?? "")"
         case .upgrade(let vbd): vbd.map { "upgrade \($0)" } ?? "upgrade"
         case .set(let vbd, let changes): "set \(vbd) \(Self.words(changes))"
         }

@@ -3,6 +3,7 @@
 import Base
 import CLinux
 import Glibc
+import Settings
 import StorageKeeping
 
 public import Support
@@ -14,13 +15,17 @@ public struct ExchangeTarget: Equatable, Sendable {
     public let format: String
     /// An absolute path, or what the format's plugin alone understands.
     public let location: String
-    /// "key=value,key=value" for the plugin; empty for none.
-    public let options: String
+    /// "key=value,key=value" for the plugin and settings of the disk; empty for none.
+    public private(set) var options: String
     /// The number of a block device at the path.
     let number: DeviceNumber?
 
     /// The storage that a user named.
     public init(_ disk: DiskSpecification) throws(ControlError) {
+        guard !disk.path.isEmpty else {
+            throw ControlError(
+                "a device gets other storage by its path, and '\(disk.format.name)' has none", status: .usage)
+        }
         format = disk.format.name
         location = disk.path
         options = try PluginOptions(disk.options).text
@@ -49,6 +54,40 @@ public struct ExchangeTarget: Equatable, Sendable {
             } catch {
                 throw ControlError("\(error)")
             }
+        }
+    }
+
+    /// The same storage, for a disk whose options are `old` so far: settings of the disk go on where this names no others. Limits
+    /// that are named take the place of all.
+    func keepingSettings(of old: String?) -> ExchangeTarget {
+        func settings(_ text: String) -> [(entry: String, name: String)] {
+            text.split(separator: ",").compactMap { entry in
+                let key = entry.prefix { $0 != "=" }
+                return SettingsSchema.changing.named(String(key)).map { (String(entry), $0.name) }
+            }
+        }
+        let isLimit = { (name: String) in name.contains("-sec") }
+        let named = settings(options).map(\.name)
+        let kept = settings(old ?? "").filter { entry in
+            isLimit(entry.name) ? !named.contains(where: isLimit) : !named.contains(entry.name)
+        }
+        var target = self
+        target.options = ([options] + kept.map(\.entry)).filter { !$0.isEmpty }.joined(separator: ",")
+        return target
+    }
+
+    /// Throws what is wrong with settings among the options: a worker that meets it later costs the guest a pause.
+    func checkSettings() throws(ControlError) {
+        var values = SettingValues()
+        do throws(OperationError) {
+            for entry in options.split(separator: ",") {
+                let pair = entry.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
+                guard pair.count == 2, let setting = SettingsSchema.changing.named(pair[0]) else { continue }
+                values[setting] = try setting.parse(pair[1])
+            }
+            try SettingsSchema.checkLimits(values)
+        } catch {
+            throw ControlError(error.description, status: .usage)
         }
     }
 

@@ -19,6 +19,8 @@ extension ControlService {
             return reply(problem("a pause has 0.1 to \(Int(Self.longestPause)) seconds"))
         }
         let end = clinux_monotonic_ns() &+ UInt64(seconds * 1e9)
+        // A brief one leaves a pause that lasts as it is.
+        let keeps = isBrief && disk.isPauseWanted
         if !disk.isPauseWanted { log.info("pausing, for \(seconds) s at most") }
         if !isBrief {
             do throws(OperationError) {
@@ -28,21 +30,26 @@ extension ControlService {
             }
         }
         let (disk, events, forgets, inFlight) = (disk, events, forgetPause, disk.requestsInFlight)
-        disk.pause(until: isBrief && disk.isPauseWanted ? max(end, disk.pauseEnd) : end) { isPaused in
+        disk.pause(until: keeps ? disk.pauseEnd : end) { isPaused in
+            let pause = disk.pauseNumber
             guard isPaused else {
-                forgets()
+                if !keeps { forgets() }
                 return reply(
                     problem(
                         "the disk was not paused and goes on: of \(inFlight) requests in flight some have no answer"))
             }
             disk.sync { result in
-                guard case .failure(let error) = result else {
-                    events.emit(.paused)
-                    return reply(.object([("paused", .bool(true))]))
+                if case .failure(let error) = result {
+                    if keeps { return reply(problem("\(error); the disk stays paused as it was")) }
+                    disk.resume()
+                    forgets()
+                    return reply(problem("\(error); the disk is not paused"))
                 }
-                disk.resume()
-                forgets()
-                reply(problem("\(error); the disk is not paused"))
+                guard disk.intake == .paused, disk.pauseNumber == pause else {
+                    return reply(problem("the pause was over before all was durable; the disk goes on"))
+                }
+                events.emit(.paused)
+                reply(.object([("paused", .bool(true))]))
             }
         }
     }

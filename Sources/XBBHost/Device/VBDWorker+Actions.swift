@@ -63,7 +63,7 @@ extension VBDWorker {
             isShared = try resolveSharing(request)
             try disk.take(options: try nodes.options())
         } catch {
-            return pending.append(.deviceOpenFailed(error.description))
+            return openFailed(error)
         }
         // Where there is a way back, nobody waits for storage that is absent or locked.
         opener.open(
@@ -139,6 +139,7 @@ extension VBDWorker {
                 }
             }
         } catch {
+            if mayGoBack { return giveUpExchange(error) }
             pending.append(.ringsFailed(error.description))
         }
     }

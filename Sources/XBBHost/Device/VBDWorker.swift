@@ -239,6 +239,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         if rejected == error.description { return }
         rejected = error.description
         configured = nil
+        if mayGoBack { return giveUpExchange(OperationError(.open, error.description)) }
         pending.append(.storageRejected(error.description))
     }
 

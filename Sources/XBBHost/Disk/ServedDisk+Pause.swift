@@ -39,6 +39,7 @@ extension ServedDisk {
     /// Goes on where the pause began; each queue looks at its ring at once.
     func resume() {
         isPauseWanted = false
+        pauseNumber &+= 1
         (pauseEnd, restLimit) = (.max, .max)
         for queue in queues { queue.resume() }
         completePause(false)
