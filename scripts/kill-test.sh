@@ -272,7 +272,16 @@ jq -e 'all(.mapped == 0 and .copying == 0 and .grant_handles == 0 and .ports_bou
     { cat "$work/domains.json"; fail "something of a guest is still mapped or bound"; }
 clean() { [[ -z $(find "$run" -name 'vbd-*') ]]; }
 wait_for "the end of all files of disks" clean
-qemu-img check "$work/4.qcow2" >"$work/check.log" 2>&1 || { cat "$work/check.log"; fail "qemu-img check of the image of guest 4"; }
+# Clusters without an owner are found by a scan beside the guest's work, which a disk that is detached soon after a kill has not
+# ended: the next worker finds them.
+for ((round = 1; ; round++)); do
+    qemu-img check "$work/4.qcow2" >"$work/check.log" 2>&1 && break
+    [[ $? -eq 3 && $round -lt 20 ]] || { cat "$work/check.log"; fail "qemu-img check of the image of guest 4"; }
+    ctl attach 4 xvda "${images[4]}" >/dev/null || fail "attach ${images[4]} again"
+    xbb-blkfront load --dir "$xen" --domid 4 --rw randwrite --depth 4 --time "$round" --json >/dev/null || fail "a load of guest 4"
+    ctl detach 4 xvda >/dev/null || fail "detach of guest 4"
+    wait_for "the end of the worker of guest 4" gone 4
+done
 [[ $(sha256sum <"$work/templates/4.img") == "$template" ]] || fail "the template of guest 4 was written to"
 echo "  the image of guest 4: $(grep -m1 -i 'no errors' "$work/check.log")"
 echo "kill-test: ok"

@@ -83,7 +83,9 @@ extension EndToEnd {
             let report = try inBackground({ try LoadRun(device, plan).run() }) {
                 if isLifted { return }
                 try awaitThrottled(disk)
-                #expect(try disk.worker.ask("pause")["paused"] as? Bool == true, "a pause does not wait for the limit")
+                #expect(
+                    try disk.worker.ask("pause 600 brief")["paused"] as? Bool == true,
+                    "a pause does not wait for the limit")
                 #expect(try disk.worker.show("in_flight") == "0")
                 #expect(try disk.worker.ask("resume")["paused"] as? Bool == false)
                 try awaitThrottled(disk)

@@ -42,11 +42,11 @@ extension EndToEnd {
         /// Where the first worker dies and, of some, where its successor does.
         static let deaths: [(first: String, second: String?)] =
             ["taking", "taken", "copied", "submitted", "completed", "answered", "published", "released"]
-            .flatMap { [("\($0):1", nil), ("\($0):20", nil)] }
+            .flatMap { [("\($0):1", nil), ("\($0):8", nil)] }
             + ["opened", "journalBegun", "mapped", "bound", "connected", "started", "draining", "drained"]
             .map { ($0, nil) }
             + ["opened", "mapped", "bound", "connected", "started", "replayed", "copied", "submitted", "published:2"]
-            .map { ("submitted:20", $0) }
+            .map { ("submitted:8", $0) }
 
         @Test(arguments: deaths)
         func aWorkerMayDieAnywhere(_ death: (first: String, second: String?)) throws {
