@@ -435,7 +435,9 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// Says once for each pause that nothing is in flight.
     private func reportPause() {
         // A queue that has not begun is not paused: others wait for it.
-        if control.withLock({ $0.isPaused && $0.drain == nil }) { configuration.order?.setResting(configuration.index, true) }
+        if control.withLock({ $0.isPaused && $0.drain == nil }) {
+            configuration.order?.setResting(configuration.index, true)
+        }
         let isNew = control.withLock { control in
             // The loop stays at rest until it takes ``control``, so this is true of a newer pause, too.
             let isNew = control.isPaused && !control.isAtRest
