@@ -52,6 +52,11 @@ extension SettingsSchema {
     /// All settings of limits, in the order of xbb.conf.
     static let limitDeclarations = limits.flatMap(\.declarations) + [limitRequestSize.declaration]
 
+    /// The setting is one of limits.
+    public static func isLimit(_ setting: SettingDeclaration) -> Bool {
+        limitDeclarations.contains { $0.name == setting.name }
+    }
+
     /// Checks what limits say together. Throws the rule that is broken, and what to do.
     public static func checkLimits(_ values: SettingValues) throws(OperationError) {
         func refuse(_ text: String) -> OperationError { OperationError(.option, text) }

@@ -224,6 +224,16 @@ public enum SettingsSchema {
             .option, "no setting '\(name)' changes while a disk is served; \(changing.hint(for: name))")
     }
 
+    /// Those of a disk's options that are settings; the rest is the plugin's. Throws what is wrong with a value, the first by name.
+    public static func settings(among options: [String: String]) throws(OperationError) -> SettingValues {
+        var values = SettingValues()
+        for (name, text) in options.sorted(by: { $0.key < $1.key }) {
+            guard let setting = changing.named(name) else { continue }
+            values[setting] = try setting.parse(text)
+        }
+        return values
+    }
+
     /// Reads "NAME=VALUE" of a setting that changes while a disk is served; `label` is the option that it follows.
     public static func take(
         change text: String, label: String, into values: inout SettingValues

@@ -60,32 +60,24 @@ public struct ExchangeTarget: Equatable, Sendable {
     /// The same storage, for a disk whose options are `old` so far: settings of the disk go on where this names no others. Limits
     /// that are named take the place of all.
     func keepingSettings(of old: String?) -> ExchangeTarget {
-        func settings(_ text: String) -> [(entry: String, name: String)] {
-            text.split(separator: ",").compactMap { entry in
-                let key = entry.prefix { $0 != "=" }
-                return SettingsSchema.changing.named(String(key)).map { (String(entry), $0.name) }
-            }
-        }
-        let isLimit = { (name: String) in name.contains("-sec") }
-        let named = settings(options).map(\.name)
-        let kept = settings(old ?? "").filter { entry in
-            isLimit(entry.name) ? !named.contains(where: isLimit) : !named.contains(entry.name)
+        let named = Self.pairs(options).compactMap { SettingsSchema.changing.named($0.name) }
+        let namesLimits = named.contains(where: SettingsSchema.isLimit)
+        let kept = Self.pairs(old ?? "").filter { pair in
+            guard let setting = SettingsSchema.changing.named(pair.name) else { return false }
+            return SettingsSchema.isLimit(setting) ? !namesLimits : !named.contains { $0.name == setting.name }
         }
         var target = self
-        target.options = ([options] + kept.map(\.entry)).filter { !$0.isEmpty }.joined(separator: ",")
+        let entries = kept.map { "\($0.name)=\($0.value)" }
+        target.options = ([options] + entries).filter { !$0.isEmpty }.joined(separator: ",")
         return target
     }
 
     /// Throws what is wrong with settings among the options: a worker that meets it later costs the guest a pause.
     func checkSettings() throws(ControlError) {
-        var values = SettingValues()
+        // A name that is given twice says what it says last, as for the worker.
+        let options = Dictionary(Self.pairs(options).map { ($0.name, $0.value) }) { $1 }
         do throws(OperationError) {
-            for entry in options.split(separator: ",") {
-                let pair = entry.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
-                guard pair.count == 2, let setting = SettingsSchema.changing.named(pair[0]) else { continue }
-                values[setting] = try setting.parse(pair[1])
-            }
-            try SettingsSchema.checkLimits(values)
+            try SettingsSchema.checkLimits(try SettingsSchema.settings(among: options))
         } catch {
             throw ControlError(error.description, status: .usage)
         }
@@ -135,6 +127,14 @@ public struct ExchangeTarget: Equatable, Sendable {
     }
 
     // MARK: Words
+
+    /// Options by name and value, as a worker reads them.
+    private static func pairs(_ text: String) -> [(name: String, value: String)] {
+        text.split(separator: ",").map { option in
+            let pair = option.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
+            return (pair[0], pair.count == 2 ? pair[1] : "on")
+        }
+    }
 
     private static func encoded(_ text: String) -> String {
         if text.isEmpty { return "%" }

@@ -43,11 +43,7 @@ extension ServedDisk {
 
     /// Takes what the disk's node says of it: of `options`, those that are settings. Throws what is wrong with them.
     func take(options found: [String: String]) throws(OperationError) {
-        var own = SettingValues()
-        for (name, text) in found.sorted(by: { $0.key < $1.key }) {
-            guard let setting = SettingsSchema.changing.named(name) else { continue }
-            own[setting] = try setting.parse(text)
-        }
+        let own = try SettingsSchema.settings(among: found)
         do throws(OperationError) {
             try adopt(changes, own)
         } catch {

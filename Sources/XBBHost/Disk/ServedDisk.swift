@@ -99,9 +99,9 @@ final class ServedDisk<Platform: XenPlatform> {
     /// When the pause ends by itself, and when it is given up because requests are still in flight, in ns of the monotonic
     /// clock.
     var pauseEnd: UInt64 = .max
+    var restLimit: UInt64 = .max
     /// Pauses that have ended: two looks with the same number are at one pause.
     var pauseNumber: UInt64 = 0
-    var restLimit: UInt64 = .max
     /// The process is about to give the disk up, and whether a successor goes on with it.
     var isEnding = false
     var isHandingOver = false
