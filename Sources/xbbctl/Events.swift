@@ -71,9 +71,7 @@ extension XBBCtl {
         @OptionGroup var format: Format
 
         func validate() throws {
-            guard (0...86400).contains(timeout) else {
-                throw ValidationError("--timeout \(timeout): expected 0 to 86400 seconds")
-            }
+            try XBBCtl.check(timeout: timeout, from: 0)
         }
 
         func run() throws {

@@ -10,9 +10,7 @@ struct TimeLimit: ParsableArguments {
     var timeout: Double?
 
     func validate() throws {
-        if let timeout, !(0.1...86400).contains(timeout) {
-            throw ValidationError("--timeout \(timeout): expected 0.1 to 86400 seconds")
-        }
+        if let timeout { try XBBCtl.check(timeout: timeout) }
     }
 }
 

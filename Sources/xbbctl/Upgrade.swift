@@ -24,9 +24,7 @@ extension XBBCtl {
         @OptionGroup var connection: Connection
 
         func validate() throws {
-            guard (0.1...86400).contains(timeout) else {
-                throw ValidationError("--timeout \(timeout): expected 0.1 to 86400 seconds")
-            }
+            try XBBCtl.check(timeout: timeout)
             if let kind, !VBDAddress.isKind(kind) {
                 throw ValidationError("--kind '\(kind)': expected a name such as vbd, qdisk or vbd3")
             }

@@ -79,6 +79,16 @@ struct XBBCtl: ParsableCommand {
     }
 }
 
+extension XBBCtl {
+    /// Refuses a time that nobody waits for; `least` is 0 where looking once is meant by it.
+    static func check(timeout: Double, from least: Double = 0.1) throws {
+        guard (least...86400).contains(timeout) else {
+            let shown = least == 0 ? "0" : "\(least)"
+            throw ValidationError("--timeout \(timeout): expected \(shown) to 86400 seconds")
+        }
+    }
+}
+
 /// How to reach xbbd and XenStore; allowed before and after the subcommand.
 struct Connection: ParsableArguments {
     @Option(
