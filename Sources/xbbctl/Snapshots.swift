@@ -11,8 +11,11 @@ private struct ServedChain {
     let images: [(format: String, path: String)]
     /// The size of the device.
     let bytes: UInt64
+    /// The process that serves it.
+    let worker: UInt64
 
-    init(_ shown: JSON, _ device: String) throws(ControlError) {
+    init(of device: VBDReference, _ connection: Connection) throws(ControlError) {
+        let shown = try connection.ask(.show(device)).value
         images = (shown["images"]?.elements ?? []).compactMap { image in
             guard let format = image["format"]?.string, let path = image["path"]?.string else { return nil }
             return (format, path)
@@ -21,7 +24,9 @@ private struct ServedChain {
         guard let top = images.first, top.path.hasPrefix("/"), !overflows, bytes > 0 else {
             throw ControlError("\(device) is not served from a file or device that can be below another image")
         }
+        guard let worker = shown["pid"]?.unsigned else { throw ControlError("\(device) has no worker") }
         self.bytes = bytes
+        self.worker = worker
     }
 }
 
@@ -95,16 +100,14 @@ extension XBBCtl {
                 let connection = connection.over(parent.connection)
                 let path = overlay.hasPrefix("/") ? overlay : DiskSpecification.currentDirectory + "/" + overlay
                 let reference = try device.reference(connection)
-                let shown = try connection.ask(.show(reference)).value
-                let chain = try ServedChain(shown, "\(reference)")
-                guard let worker = shown["pid"]?.unsigned else { throw ControlError("\(reference) has no worker") }
+                let chain = try ServedChain(of: reference, connection)
                 let below = chain.images[0]
                 try ImageTool().makeOverlay(path, over: below.path, below.format, bytes: chain.bytes)
                 // What is left to be written while the guest waits is little then.
                 ImageTool.sync(below.path)
                 let answer: JSON
                 do throws(ControlError) {
-                    answer = try XBBCtl.swap(reference, to: "qcow2:\(path)", if: .worker(worker), connection)
+                    answer = try XBBCtl.swap(reference, to: "qcow2:\(path)", if: .worker(chain.worker), connection)
                 } catch {
                     try removeUnused(path, reference, connection, error)
                     throw error
@@ -160,7 +163,7 @@ extension XBBCtl {
             try perform { () throws(ControlError) in
                 let connection = connection.over(parent.connection)
                 let reference = try device.reference(connection)
-                let chain = try ServedChain(try connection.ask(.show(reference)).value, "\(reference)")
+                let chain = try ServedChain(of: reference, connection)
                 guard chain.images.count > 1, chain.images[0].format == "qcow2" else {
                     throw ControlError("\(chain.images[0].path) is no qcow2 image above another one")
                 }
@@ -207,7 +210,7 @@ extension XBBCtl {
                 let disk = try DiskSpecification(
                     parsing: below, workingDirectory: DiskSpecification.currentDirectory)
                 let reference = try device.reference(connection)
-                let chain = try ServedChain(try connection.ask(.show(reference)).value, "\(reference)")
+                let chain = try ServedChain(of: reference, connection)
                 let top = chain.images[0]
                 guard top.format == "qcow2" else { throw ControlError("\(top.path) is no qcow2 image") }
                 // Another image might be one that the worker refuses afterwards, and the guest would have no disk.
