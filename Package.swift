@@ -252,7 +252,7 @@ let package = Package(
         .executableTarget(name: "xbb-plugin-check", dependencies: ["PluginCheck", "Support"], swiftSettings: strict),
 
         // Tests; C oracles are compiled from Xen's own headers.
-        .target(name: "TestSupport", dependencies: ["Support"], path: "Tests/TestSupport"),
+        .target(name: "TestSupport", dependencies: ["Base", "Support"], path: "Tests/TestSupport"),
         .target(name: "CBlkifOracle", path: "Tests/CBlkifOracle"),
         .testTarget(name: "BlkifTests", dependencies: ["Blkif", "Memory", "CBlkifOracle", "TestSupport", "CRing"]),
         .testTarget(

@@ -4,6 +4,7 @@ import Base
 import CLinux
 import Glibc
 import Support
+import TestSupport
 import Testing
 
 @testable import XBBControl
@@ -33,29 +34,13 @@ import Testing
         #expect(request(String(repeating: "x: y\r\n", count: 2000) + "\r\n") == .refused(.tooLong))
     }
 
-    /// A listening socket of this machine alone, and its port.
-    private static func listener() throws -> (socket: Descriptor, port: UInt16) {
-        let file = try Descriptor(socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0), "socket")
-        var address = sockaddr_in()
-        address.sin_family = sa_family_t(AF_INET)
-        address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
-        var size = socklen_t(MemoryLayout<sockaddr_in>.size)
-        try withUnsafeMutablePointer(to: &address) { pointer in
-            try pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { raw in
-                try #require(bind(file.raw, raw, size) == 0 && listen(file.raw, 128) == 0)
-                try #require(getsockname(file.raw, raw, &size) == 0)
-            }
-        }
-        return (file, UInt16(bigEndian: address.sin_port))
-    }
-
     /// `xbbctl metrics --serve` as the service manager starts it, for as long as it is kept.
     private final class Server {
         let port: UInt16
         let program: Program
 
         init(_ lab: DaemonLab) throws {
-            let (socket, port) = try ScrapeTests.listener()
+            let (socket, port) = try listeningSocket()
             self.port = port
             // The child has it as descriptor 3.
             let command =

@@ -5,6 +5,7 @@ import Blkfront
 import CLinux
 import Foundation
 import Support
+import TestSupport
 import Testing
 
 extension EndToEnd {
@@ -70,22 +71,6 @@ extension EndToEnd {
             lab.stop()
         }
 
-        /// A listening socket of this machine alone, and its port.
-        private func listener() throws -> (socket: Descriptor, port: UInt16) {
-            let file = try Descriptor(socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0), "socket")
-            var address = sockaddr_in()
-            address.sin_family = sa_family_t(AF_INET)
-            address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
-            var size = socklen_t(MemoryLayout<sockaddr_in>.size)
-            try withUnsafeMutablePointer(to: &address) { pointer in
-                try pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { raw in
-                    try #require(bind(file.raw, raw, size) == 0 && listen(file.raw, 16) == 0)
-                    try #require(getsockname(file.raw, raw, &size) == 0)
-                }
-            }
-            return (file, UInt16(bigEndian: address.sin_port))
-        }
-
         @Test(.enabled(if: FileManager.default.fileExists(atPath: "/usr/bin/prometheus"), "apt-get install prometheus"))
         func prometheusScrapesAndAnswers() throws {
             let lab = try LibxlLab()
@@ -94,9 +79,9 @@ extension EndToEnd {
             let image = try lab.image()
             try lab.administer("attach \(guest.id) xvda raw:\(image)")
             let device = try lab.connect(LibxlDisk(guest: guest.id, params: "raw:\(image)"), guest)
-            let (metrics, port) = try listener()
+            let (metrics, port) = try listeningSocket()
             // Its own port is free now, and Prometheus takes it at once.
-            let ownPort = try listener().port
+            let ownPort = try listeningSocket().port
             let folder = "\(lab.directory)/prometheus"
             try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: false)
             try """
