@@ -198,11 +198,13 @@ final class RingBench {
         let device = try PluginDevice(source, directories: [directory], log: log, onNotify: { _ in })
         try device.start()
         let statistics = QueueStatistics()
+        var tuning = QueueTuning()
+        tuning.pollNanoseconds = settings.pollNanoseconds
         let queue = try QueueThread(
             platform: xen.platform(copiesData: copies), device: device,
             configuration: QueueConfiguration(
                 domain: guest.id, index: 0, ringReferences: ring, eventChannel: port, abi: .native,
-                disk: OfferedFeatures(sectorCount: device.info.sectorCount), pollNanoseconds: settings.pollNanoseconds),
+                disk: OfferedFeatures(sectorCount: device.info.sectorCount), tuning: tuning),
             statistics: statistics, log: log, onFailure: { fail($0.description) })
         try queue.start()
         queue.beginTaking()

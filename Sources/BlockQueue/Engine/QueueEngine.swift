@@ -24,6 +24,8 @@ package struct QueueTuning: Sendable, Equatable {
     package var noCoalesce = false
     /// Requests that fail for want of space wait and are tried again (`on-enospc`).
     package var holdsWithoutSpace = false
+    /// How long the queue looks for work before it sleeps, in ns (`poll-us`).
+    package var pollNanoseconds: UInt64 = 0
     /// The share of one processor that may be spent on looking for work in vain, in percent (`poll-percent`).
     package var pollPercent: UInt64 = 100
     /// What holds the disk to its limits; nil: nothing does.

@@ -89,8 +89,7 @@ struct QueueLoop: ~Copyable {
     // MARK: Turns
 
     mutating func apply(
-        tuning: QueueTuning, offered: OfferedFeatures, pollNanoseconds: UInt64, mayTake: Bool, triesHeld: Bool,
-        drain rule: DrainRule?
+        tuning: QueueTuning, offered: OfferedFeatures, mayTake: Bool, triesHeld: Bool, drain rule: DrainRule?
     ) {
         let wasHolding = engine.tuning.holdsWithoutSpace
         engine.tuning = tuning
@@ -108,7 +107,7 @@ struct QueueLoop: ~Copyable {
         }
         // Nobody waits for a queue that takes nothing to take more.
         if drain != nil && !mayTake { engine.isDraining = true }
-        poll.longest = pollNanoseconds
+        poll.longest = tuning.pollNanoseconds
         poll.percent = tuning.pollPercent
     }
 

@@ -32,8 +32,7 @@ package struct QueueConfiguration: Sendable {
     package var blockingThreads: Int
     /// Where ``disk`` says that grants are kept: the use of a page at which it is mapped, 1 to 255; 0: none is.
     package var mapAtUse: UInt8 = 0
-    /// How long the queue looks for work before it sleeps, in ns.
-    package var pollNanoseconds: UInt64
+    /// What it begins with of all that can be changed while it runs.
     package var tuning: QueueTuning
     /// The order among the queues of the disk; nil for the only one.
     package var order: DiskOrder?
@@ -45,7 +44,7 @@ package struct QueueConfiguration: Sendable {
     /// A queue of `domain` with the usual limits.
     package init(
         domain: DomainID, index: Int, ringReferences: [UInt32], eventChannel: EventPort, abi: RingABI,
-        disk: OfferedFeatures, memoryBytes: Int = 16 << 20, blockingThreads: Int = 4, pollNanoseconds: UInt64 = 0,
+        disk: OfferedFeatures, memoryBytes: Int = 16 << 20, blockingThreads: Int = 4,
         tuning: QueueTuning = QueueTuning()
     ) {
         self.domain = domain
@@ -56,7 +55,6 @@ package struct QueueConfiguration: Sendable {
         self.disk = disk
         self.memoryBytes = memoryBytes
         self.blockingThreads = blockingThreads
-        self.pollNanoseconds = pollNanoseconds
         self.tuning = tuning
     }
 }
@@ -70,7 +68,6 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private struct Control {
         var tuning: QueueTuning
         var offered: OfferedFeatures
-        var pollNanoseconds: UInt64
         /// The frontend was told that we are connected.
         var mayTake = false
         var isPaused = false
@@ -163,10 +160,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         self.onStorageError = onStorageError
         self.onHold = onHold
         self.onEnd = onEnd
-        control = Mutex(
-            Control(
-                tuning: configuration.tuning, offered: configuration.disk,
-                pollNanoseconds: configuration.pollNanoseconds))
+        control = Mutex(Control(tuning: configuration.tuning, offered: configuration.disk))
         self.journal = journal
         // Immortal: a plugin that completes too late must not write to memory of somebody else.
         self.port = port
@@ -255,11 +249,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     }
 
     /// Changes what can be changed while the queue runs.
-    package func setTuning(_ tuning: QueueTuning, pollNanoseconds: UInt64) {
-        change {
-            $0.tuning = tuning
-            $0.pollNanoseconds = pollNanoseconds
-        }
+    package func setTuning(_ tuning: QueueTuning) {
+        change { $0.tuning = tuning }
     }
 
     /// Holds requests that are parsed from now on to `offered`.
@@ -456,8 +447,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         // One that ends its requests is at rest for nobody: what waits behind them may begin.
         if !current.isPaused || current.drain != nil { configuration.order?.setResting(configuration.index, false) }
         loop.apply(
-            tuning: current.tuning, offered: current.offered, pollNanoseconds: current.pollNanoseconds,
-            mayTake: current.mayTake && !current.isPaused, triesHeld: current.triesHeld, drain: current.drain)
+            tuning: current.tuning, offered: current.offered, mayTake: current.mayTake && !current.isPaused,
+            triesHeld: current.triesHeld, drain: current.drain)
     }
 
     private func report(_ fault: GuestFault) {

@@ -29,8 +29,6 @@ public struct VBDOptions: Sendable {
     private let listBytes: Int
     /// Bytes for the data of requests, of each queue; pages that are not used take no memory.
     public var memoryBytes: Int
-    /// How long a queue looks for work before it sleeps, in ns.
-    public var pollNanoseconds: UInt64
     /// Threads for each queue of a plugin that may sleep.
     public var blockingThreads = 4
     /// Where it is remembered which format each image was served as; nil: nowhere.
@@ -61,7 +59,7 @@ public struct VBDOptions: Sendable {
     public var sharing: Result<SharingCheck.Finding, OperationError>?
     /// How the process ended that served the disk before.
     public var predecessor = Predecessor.unknown
-    /// What the disk begins with of all that can be changed while it is served; polling is ``pollNanoseconds``.
+    /// What the disk begins with of all that can be changed while it is served.
     public var tunables: Tunables
     /// What the process gives up when its storage is open; nil: nothing.
     public var confinement: ConfinementSettings?
@@ -103,7 +101,6 @@ public struct VBDOptions: Sendable {
         listBytes = SettingsSchema.queueLists(values)
         stallNanoseconds = UInt64(clamping: values.value(of: SettingsSchema.stallTime)) &* 1_000_000_000
         tunables = Tunables(values)
-        pollNanoseconds = tunables.pollMicroseconds * 1000
         stateDirectory = values[SettingsSchema.stateDirectory]
         backing.directories = values.value(of: SettingsSchema.backingDirectories)
         logLevel = values[SettingsSchema.logLevel].flatMap { LogLevel(word: $0) } ?? logLevel
@@ -183,6 +180,7 @@ public struct Tunables: Sendable, Equatable {
         tuning.disableFlush = disableFlush
         tuning.flushInterval = flushInterval
         tuning.noCoalesce = noCoalesce
+        tuning.pollNanoseconds = pollMicroseconds * 1000
         tuning.pollPercent = pollPercent
         tuning.holdsWithoutSpace = onNoSpace == SettingsSchema.stopsWithoutSpace
         return tuning

@@ -140,7 +140,7 @@ extension ServedDisk {
             domain: connecting.domain, index: index, ringReferences: node.rings[index].pageReferences,
             eventChannel: node.rings[index].eventChannel, abi: node.abi,
             disk: connecting.offered, memoryBytes: options.memoryBytes, blockingThreads: blockingThreads(device, node),
-            pollNanoseconds: tunables.pollMicroseconds * 1000, tuning: tuning)
+            tuning: tuning)
         configuration.mapAtUse = options.mapAtUse
         configuration.journal = journal
         configuration.order = connecting.order

@@ -38,7 +38,7 @@ extension ServedDisk {
                 log.warning("not set again: \(error)")
             }
         }
-        tunables = Tunables(SettingsSchema.withoutLimits(changes).over(options.usualSettings))
+        tunables = Tunables(SettingsSchema.withoutLimits(changes).over(options.tunables.values))
     }
 
     /// Takes what the disk's node says of it: of `options`, those that are settings. Throws what is wrong with them.
@@ -56,7 +56,7 @@ extension ServedDisk {
     }
 
     private func adopt(_ changes: SettingValues, _ own: SettingValues) throws(OperationError) {
-        let values = changes.over(SettingsSchema.layered(own, over: options.usualSettings))
+        let values = changes.over(SettingsSchema.layered(own, over: options.tunables.values))
         try SettingsSchema.checkLimits(values)
         self.changes = changes
         ownSettings = own
@@ -67,7 +67,7 @@ extension ServedDisk {
 
     /// Passes on what can be changed.
     func tune(_ queue: QueueThread<Platform>) {
-        queue.setTuning(tuning, pollNanoseconds: tunables.pollMicroseconds * 1000)
+        queue.setTuning(tuning)
     }
 
     /// What the queues run with.
@@ -91,13 +91,4 @@ extension ServedDisk {
 
     /// Requests that wait on the rings for the limits.
     var throttledRequests: Int { limiter?.waitingRequests(now: clinux_monotonic_ns()) ?? 0 }
-}
-
-extension VBDOptions {
-    /// What xbbd told the process, of what changes.
-    fileprivate var usualSettings: SettingValues {
-        var usual = tunables
-        usual.pollMicroseconds = pollNanoseconds / 1000
-        return usual.values
-    }
 }

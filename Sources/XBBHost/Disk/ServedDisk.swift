@@ -136,7 +136,6 @@ final class ServedDisk<Platform: XenPlatform> {
         journal = DiskJournal(path: options.journal, reserve: reserve, log: log)
         area = Self.openArea(options.statistics, log)
         tunables = options.tunables
-        tunables.pollMicroseconds = options.pollNanoseconds / 1000
         renewLimiter(full: false)
     }
 
