@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-2-Clause
-# shellcheck disable=SC2317  # functions that a trap calls
 # How long a guest waits when its worker is killed: one guest reads 4k at a time, and its worker is killed again and again.
 # usage: bench-kill.sh [KILLS [FORMAT:PATH [kill|upgrade]]]     what was staged in build/release; a file by default
 set -uo pipefail
@@ -9,22 +8,13 @@ kills=${1:-60}
 image=${2:-raw:}
 how=${3:-kill}
 root=$PWD/build/release
-export PATH=$root/bin:$PATH
-work=$(mktemp -d "${TMPDIR:-/var/tmp}/xbb-kill.XXXXXX") || exit 1
-xen=$work/xen
-run=$work/run
-trap 'trap - EXIT; kill $(jobs -p) 2>/dev/null; wait 2>/dev/null; rm -rf "$work"' EXIT
-wait_for() { for _ in $(seq 400); do "$@" >/dev/null 2>&1 && return 0; sleep 0.05; done; echo "bench-kill: no $1" >&2; exit 1; }
-mkdir -p "$xen" "$run"
-xbb-loopback run --dir "$xen" >"$work/log" 2>&1 &
-wait_for xbb-loopback domain list --dir "$xen"
-xbbd --loopback "$xen" --run-dir "$run" --plugin-dir "$root/lib/xbb/plugins" --restart-limit 1000000 --restart-window 1 \
-    --stop-workers >>"$work/xbbd.log" 2>&1 &
-wait_for test -S "$run/xbbd.sock"
+# shellcheck source-path=SCRIPTDIR
+. scripts/bench-lab.sh
+start_lab kill --restart-limit 1000000 --restart-window 1
 xbb-loopback domain create --dir "$xen" 1 >/dev/null
 truncate -s 64M "$work/image"
 [[ $image == raw: ]] && image+=$work/image
-xbbctl attach 1 xvda "$image" --loopback "$xen" --socket "$run/xbbd.sock" >/dev/null || exit 1
+ctl attach 1 xvda "$image" >/dev/null || exit 1
 xbb-blkfront load --dir "$xen" --domid 1 --rw randread --bs 4k --depth 1 --pauses 5 --json --time "$((kills * 22 / 10 + 4))" \
     >"$work/load.json" &
 load=$!
@@ -33,7 +23,7 @@ for _ in $(seq "$kills"); do
     # A process stands by again a second after the last start.
     sleep 2
     if [[ $how == upgrade ]]; then
-        xbbctl upgrade 1 xvda --loopback "$xen" --socket "$run/xbbd.sock" >/dev/null || exit 1
+        ctl upgrade 1 xvda >/dev/null || exit 1
         continue
     fi
     read -r process _ <"$run/vbd-vbd-1-51712.lock"

@@ -8,19 +8,9 @@ cd "$(dirname "$0")/.." || exit 1
 seconds=${1:-10}
 queues=${2:-1}
 root=${XBB_STAGE_DIR:-$PWD/build/release}
-export PATH=$root/bin:$PATH
-work=$(mktemp -d "${TMPDIR:-/var/tmp}/xbb-limits.XXXXXX") || exit 1
-xen=$work/xen
-run=$work/run
-trap 'trap - EXIT; kill $(jobs -p) 2>/dev/null; wait 2>/dev/null; rm -rf "$work"' EXIT
-wait_for() { for _ in $(seq 400); do "$@" >/dev/null 2>&1 && return 0; sleep 0.05; done; echo "bench-limits: no $1" >&2; exit 1; }
-ctl() { xbbctl "$@" --loopback "$xen" --socket "$run/xbbd.sock"; }
-mkdir -p "$xen" "$run"
-xbb-loopback run --dir "$xen" >"$work/log" 2>&1 &
-wait_for xbb-loopback domain list --dir "$xen"
-xbbd --loopback "$xen" --run-dir "$run" --plugin-dir "$root/lib/xbb/plugins" --max-queues "$queues" --stop-workers \
-    >>"$work/xbbd.log" 2>&1 &
-wait_for test -S "$run/xbbd.sock"
+# shellcheck source-path=SCRIPTDIR
+. scripts/bench-lab.sh
+start_lab limits --max-queues "$queues"
 xbb-loopback domain create --dir "$xen" 1 >/dev/null
 ctl attach 1 xvda null,size=1G: >/dev/null || exit 1
 

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-2-Clause
-# shellcheck disable=SC2317  # functions that a trap calls
 # How long `xbbctl metrics` takes for many disks that have counted something: the median and the worst of 20 calls, with the time
 # of the whole program; and what xbbd says that asking all workers took.
 # usage: bench-metrics.sh [DISKS [CONFIGURATION]]     256 disks, of what was staged in build/release
@@ -8,22 +7,14 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 disks=${1:-256}
 root=$PWD/build/${2:-release}
-export PATH=$root/bin:$PATH
-work=$(mktemp -d "${TMPDIR:-/var/tmp}/xbb-metrics.XXXXXX") || exit 1
-xen=$work/xen
-run=$work/run
-trap 'trap - EXIT; kill $(jobs -p) 2>/dev/null; wait 2>/dev/null; rm -rf "$work"' EXIT
-wait_for() { for _ in $(seq 400); do "$@" >/dev/null 2>&1 && return 0; sleep 0.05; done; echo "bench-metrics: no $1" >&2; exit 1; }
-mkdir -p "$xen" "$run"
-xbb-loopback run --dir "$xen" >"$work/log" 2>&1 &
-wait_for xbb-loopback domain list --dir "$xen"
-xbbd --loopback "$xen" --run-dir "$run" --plugin-dir "$root/lib/xbb/plugins" --no-standby --stop-workers >>"$work/xbbd.log" 2>&1 &
-wait_for test -S "$run/xbbd.sock"
+# shellcheck source-path=SCRIPTDIR
+. scripts/bench-lab.sh
+start_lab metrics --no-standby
 letters=(a b c d e f g h)
 for ((disk = 0; disk < disks; disk++)); do
     domain=$((disk / 8 + 1))
     if ((disk % 8 == 0)); then xbb-loopback domain create --dir "$xen" "$domain" >/dev/null || exit 1; fi
-    xbbctl attach "$domain" "xvd${letters[disk % 8]}" null,size=64M: --loopback "$xen" --socket "$run/xbbd.sock" >/dev/null || exit 1
+    ctl attach "$domain" "xvd${letters[disk % 8]}" null,size=64M: >/dev/null || exit 1
 done
 # One disk of each domain has a guest for a moment, so that histograms are not empty.
 for ((domain = 1; domain <= (disks + 7) / 8; domain++)); do
