@@ -25,16 +25,7 @@ extension EndToEnd {
                 $0.ringPages = pages
                 $0.queues = queues
             }
-            var run = try HistoryRun(device, plan)
-            run = try inBackground(
-                {
-                    do {
-                        try run.run()
-                    } catch {
-                        throw LabError("\(error); \(disk.log.suffix(4000))")
-                    }
-                    return run
-                }, meanwhile: meanwhile)
+            var run = try runHistory(plan, on: device, of: disk, meanwhile: meanwhile)
             #expect(run.errors == 0 && run.answered >= plan.count)
             // Else the history has checked nothing that a load without overlaps does not check.
             #expect(run.history.choices > run.history.comparisons / 100, "\(run.history.choices)")

@@ -107,13 +107,9 @@ extension EndToEnd {
             var plan = HistoryPlan()
             plan.seed = random.next()
             plan.count = 3000
-            var run = try HistoryRun(device, plan)
             var kills = 0
             var next = clinux_monotonic_ns() + 20_000_000
-            run = try inBackground({
-                try run.run()
-                return run
-            }) {
+            var run = try runHistory(plan, on: device, of: disk) {
                 guard clinux_monotonic_ns() >= next, disk.worker.isRunning else { return }
                 disk.worker.kill()
                 kills += 1
@@ -147,11 +143,7 @@ extension EndToEnd {
             plan.seed = testSeed("PersistentGrantTests.aWorkerMayDieAt")
             var deaths = 0
             if !late { disk.worker.kill() }
-            var run = try HistoryRun(device, plan)
-            run = try inBackground({
-                try run.run()
-                return run
-            }) {
+            let run = try runHistory(plan, on: device, of: disk) {
                 guard !disk.worker.isRunning, deaths < 3 else { return }
                 deaths += 1
                 try disk.startWorker(

@@ -420,6 +420,23 @@ func inBackground<Value>(_ body: @escaping () throws -> Value, meanwhile: () thr
     }
 }
 
+/// Runs a history to its end, and `meanwhile` here again and again until then; an error has the disk's log with it.
+func runHistory(
+    _ plan: HistoryPlan, on device: FrontDevice, of disk: Disk, meanwhile: () throws -> Void
+) throws -> HistoryRun {
+    let begun = try HistoryRun(device, plan)
+    return try inBackground(
+        {
+            var run = begun
+            do {
+                try run.run()
+            } catch {
+                throw LabError("\(error); \(disk.log.suffix(4000))")
+            }
+            return run
+        }, meanwhile: meanwhile)
+}
+
 /// A result from another thread.
 private final class Outcome<Value>: @unchecked Sendable {
     private let lock = NSLock()

@@ -27,25 +27,15 @@ extension EndToEnd {
             var plan = HistoryPlan()
             plan.count = count
             plan.seed = testSeed("SeveralQueuesTests")
-            var run = try HistoryRun(device, plan)
             var kills = 0
             var next = clinux_monotonic_ns() + 50_000_000
-            run = try inBackground(
-                {
-                    do {
-                        try run.run()
-                    } catch {
-                        throw LabError("\(error); \(disk.log.suffix(4000))")
-                    }
-                    return run
-                },
-                meanwhile: {
-                    guard clinux_monotonic_ns() >= next, disk.worker.isRunning, kills < 8 else { return }
-                    disk.worker.kill()
-                    kills += 1
-                    try disk.startWorker(["--predecessor", "killed:signal 9"])
-                    next = clinux_monotonic_ns() + 100_000_000
-                })
+            var run = try runHistory(plan, on: device, of: disk) {
+                guard clinux_monotonic_ns() >= next, disk.worker.isRunning, kills < 8 else { return }
+                disk.worker.kill()
+                kills += 1
+                try disk.startWorker(["--predecessor", "killed:signal 9"])
+                next = clinux_monotonic_ns() + 100_000_000
+            }
             #expect(run.errors == 0 && run.answered >= plan.count && kills > 0)
             try device.close()
             let file = try #require(FileHandle(forReadingAtPath: image))
