@@ -11,13 +11,30 @@
 # file before half of its workers end: the open file is what counts. While workers of guests 1 and 2 end, another process has
 # QEMU's lock of a reader on the image (bytes 100 to 299), asks for that of a writer, or is qemu-img or qemu-io; the writer's it
 # must not get. At the end nothing may be lost, mapped, bound or left running.
-# usage: kill-test.sh [KILLS [debug|release|both [MILLISECONDS]]]   what was staged; mean time between two kills (250)
+# MODE says what guests and workers make use of: `mixed` (four queues for one guest, what else is usual for all), `plain` (one queue,
+# 11 pages a request, copies), `indirect` (128 pages), `persistent` (pages stay mapped), `queues` (four queues and 128 pages for
+# each guest), `all` (all of these).
+# usage: kill-test.sh [KILLS [debug|release|both [MILLISECONDS [MODE]]]]   what was staged; mean time between two kills (250)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 kills=${1:-100}
 builds=("$PWD/build/${2:-debug}")
 [[ ${2:-} != both ]] || builds=("$PWD"/build/{release,debug})
 between=${3:-250}
+mode=${4:-mixed}
+worker_options=(--max-queues 4) guest_options=() queues_of_all=
+case $mode in
+mixed) ;;
+plain) worker_options=(--max-queues 1 --max-indirect-segments 0) guest_options=(--indirect 0) queues_of_all=1 ;;
+indirect) worker_options=(--max-queues 1 --max-indirect-segments 256) guest_options=(--indirect 128) queues_of_all=1 ;;
+persistent) worker_options=(--max-queues 1 --persistent-grants on) guest_options=(--persistent) queues_of_all=1 ;;
+queues) worker_options=(--max-queues 4 --max-indirect-segments 256) guest_options=(--indirect 128) queues_of_all=4 ;;
+all)
+    worker_options=(--max-queues 4 --max-indirect-segments 256 --persistent-grants on)
+    guest_options=(--indirect 128 --persistent) queues_of_all=4
+    ;;
+*) echo "kill-test: no mode $mode" >&2; exit 64 ;;
+esac
 export PATH=${builds[0]}/bin:$PATH SWIFT_BACKTRACE=enable=no
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/xbb-kill.XXXXXX") || exit 1
 # The build that workers which start now are of.
@@ -60,7 +77,7 @@ wait_for() { # wait_for WHAT COMMAND...
 }
 start_xbbd() {
     xbbd --loopback "$xen" --run-dir "$run" --plugin-dir "$current/lib/xbb/plugins" --worker "$current/bin/xbb-vbd" \
-        --max-queues 4 --backing-dir "$work/templates" --restart-limit 1000000 --restart-window 1 >>"$work/xbbd.log" 2>&1 &
+        "${worker_options[@]}" --backing-dir "$work/templates" --restart-limit 1000000 --restart-window 1 >>"$work/xbbd.log" 2>&1 &
     xbbd=$!
 }
 # Guest 2's name leads nowhere, or to another file, until the next call of `mend`.
@@ -171,9 +188,12 @@ load() { # load DOMAIN RING-PAGES
     local seed=$((1000 * $1)) verify=(--bs 4k-128k --verify crc32c) queues=1
     [[ $1 -ne 1 && $1 -lt 4 ]] || verify=(--bs 512-24k --verify history)
     [[ $1 -ne 5 ]] || queues=4
+    queues=${queues_of_all:-$queues}
+    # Requests as large as the mode has.
+    [[ ${guest_options[*]} != *"--indirect 128"* || ${verify[1]} != 4k-128k ]] || verify[1]=4k-512k
     while [[ ! -e $work/stop ]]; do
         seed=$((seed + 1))
-        xbb-blkfront load --dir "$xen" --domid "$1" --rw randrw "${verify[@]}" --depth 32 --queues "$queues" --ring-pages "$2" --time 6 \
+        xbb-blkfront load --dir "$xen" --domid "$1" --rw randrw "${verify[@]}" --depth 32 --queues "$queues" "${guest_options[@]}" --ring-pages "$2" --time 6 \
             --flush-every 16 --discard-every 50 --barrier-every 64 --pauses 10 --seed "$seed" \
             --timeout 60000 --json >>"$work/load-$1.json" 2>>"$work/load-$1.log" || return 1
     done
@@ -246,7 +266,7 @@ good=true
 for domain in "${domains[@]}"; do
     wait "${load[$domain]}" || { good=false; cat "$work/load-$domain.log"; }
 done
-echo "kill-test: $done_kills kills of workers in $seconds s, $both of them together with xbbd; $upgrades upgrades between them${builds[1]:+, from one build to the other}"
+echo "kill-test: mode $mode: $done_kills kills of workers in $seconds s, $both of them together with xbbd; $upgrades upgrades between them${builds[1]:+, from one build to the other}"
 for domain in "${domains[@]}"; do
     jq -rs --arg domain "$domain" 'def all(f): [.[] | .read, .write, .flush, .barrier, .discard | f // 0] | add;
         "  guest \($domain): \(length) runs, \([.[] | select(.ok)] | length) of them good, \(all(.count)) operations, \(all(.errors)) errors, "

@@ -37,7 +37,6 @@ extension QueueEngine {
             }
         }
         stats.add(.reqs_received, UInt64(taken))
-        peers.took(taken)
         closeTail(forced: false)
         startWaitingLists()
         return taken > 0
@@ -182,9 +181,9 @@ extension QueueEngine {
     mutating func startExclusiveIfAlone() {
         guard exclusive >= 0, lists[Int(exclusive)].state.phase == .waitingForDrain else { return }
         // The lists that wait for memory were taken after it, and so was the tail.
-        guard listsInFlight - memoryWaiters.count - (tail >= 0 ? 1 : 0) == 1, mayBegin(exclusive: exclusive) else {
-            return
-        }
+        guard listsInFlight - memoryWaiters.count - (tail >= 0 ? 1 : 0) == 1,
+            !locksBlocks || lockBlocks(of: exclusive)
+        else { return }
         if allocate(exclusive) {
             start(exclusive)
         } else {

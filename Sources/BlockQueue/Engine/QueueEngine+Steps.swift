@@ -263,7 +263,7 @@ extension QueueEngine {
         respond(list)
         if second >= 0 { respondToRest(second) }
         listsInFlight &-= 1
-        if exclusive == list { endExclusive() }
+        if exclusive == list { exclusive = -1 }
     }
 
     @inline(never)

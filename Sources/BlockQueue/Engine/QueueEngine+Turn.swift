@@ -34,7 +34,7 @@ extension QueueEngine {
         if hold.isActive { careForHeld() }
         var worked = absorbCompletions()
         if worked { KillPoint.reach(.completed) }
-        if hasPeers && meetPeers() { worked = true }
+        if locksBlocks && meetPeers() { worked = true }
         if takeRequests() {
             worked = true
             KillPoint.reach(.taken)

@@ -48,9 +48,7 @@ package struct QueueEngine: ~Copyable {
     let stats: StatisticsCells
     let traits: DiskTraits
     let canEraseSecurely: Bool
-    /// There are other queues of the disk.
-    let hasPeers: Bool
-    /// There are, and blocks of which one writes a part are locked.
+    /// There are other queues of the disk, and blocks of which one writes a part are locked.
     let locksBlocks: Bool
 
     // What can change while it runs.
@@ -61,8 +59,6 @@ package struct QueueEngine: ~Copyable {
     var isDraining = false
     /// The connection is not complete yet.
     var isHeld = false
-    /// Another queue's barrier is at work, or waits until nothing is on its way here.
-    var isShut = false
     /// The other queues of the disk.
     var peers: QueuePeers
 
@@ -133,8 +129,7 @@ package struct QueueEngine: ~Copyable {
             hasFUA: device.capabilities.contains(.fua))
         canEraseSecurely = device.capabilities.contains(.discardSecure)
         self.peers = peers
-        hasPeers = peers.order != nil
-        locksBlocks = hasPeers && device.logicalBlock > 512
+        locksBlocks = peers.order != nil && device.logicalBlock > 512
         let perRequest = segments.capacity
         let mostSegments = max(entries * BlkifLimits.segmentsPerRequest, perRequest + DataPlane.mostRuns)
         data = DataPlane(domain: domain, memory: memory, listCount: entries, copyCount: mostSegments)
@@ -186,7 +181,7 @@ package struct QueueEngine: ~Copyable {
 
     /// True if requests may be taken now.
     var mayTake: Bool {
-        overflow == nil && !isDraining && !isHeld && !isShut && exclusive < 0 && memoryWaiters.isEmpty && !isThrottled
+        overflow == nil && !isDraining && !isHeld && exclusive < 0 && memoryWaiters.isEmpty && !isThrottled
     }
 
     /// True if requests of the ring are what would be taken: those of an earlier process come first.

@@ -53,8 +53,6 @@ struct QueueLoop: ~Copyable {
     /// Requests are not to be taken, and nothing is on its way. What waits for space waits on: it is not tried again before
     /// the pause ends.
     var isAtRest: Bool { engine.isHeld && (engine.isEmpty || engine.hasOnlyHeld) }
-    /// It ends and leaves requests to a successor, taken or not.
-    var leavesRequests: Bool { engine.hold.end == .leave && (leftRequests > 0 || engine.ring.hasNewRequests) }
 
     /// The last rule that the frontend broke, once.
     mutating func takeFault() -> GuestFault? {
@@ -127,7 +125,7 @@ struct QueueLoop: ~Copyable {
     @inline(never)
     private mutating func advanceDrain(_ worked: Bool) {
         let isBusy =
-            worked || !engine.isEmpty || engine.isShut || engine.isThrottled
+            worked || !engine.isEmpty || engine.isThrottled
             || (engine.mayLookAtRing && engine.ring.hasNewRequests)
         if drain?.isOver(isBusy: isBusy, now: engine.now) == true { engine.isDraining = true }
     }

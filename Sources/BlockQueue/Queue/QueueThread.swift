@@ -318,8 +318,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             channels.fileDescriptor, UInt32(EPOLLIN.rawValue), PluginEvents.Source.eventChannel.rawValue)
         if watched != 0 { throw OperationError(-watched, "watch event channel \(channel)") }
         configuration.order?.join(configuration.index, port: port)
-        var leavesRequests = false
-        defer { configuration.order?.leave(configuration.index, leavesRequests: leavesRequests) }
+        defer { configuration.order?.leave(configuration.index) }
         let engine = try makeEngine(BackRing(attaching: mapping.pages, abi: configuration.abi), memory)
         // The memory lives to the end of this function, behind the unmap below.
         unsafe try device.map(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
@@ -335,7 +334,6 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         if journal.isInherited { loop.notify() }
         run(&loop)
         left.store(loop.leftRequests, ordering: .releasing)
-        leavesRequests = loop.leavesRequests
         loop.finish()
         unsafe device.unmap(memory.address(at: 0, count: memory.byteCount), byteCount: memory.byteCount)
     }
@@ -345,7 +343,6 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     {
         var ring = attached
         let (journal, recovery) = try self.journal.start(&ring)
-        if recovery.isCareful { configuration.order?.beginCarefully() }
         if !recovery.replays.isEmpty {
             let found = RecoverySummary(recovery, journal, layout: ring.layout, disk: configuration.disk)
             summary.withLock { $0 = found }

@@ -29,11 +29,11 @@ extension ControlService {
                 return reply(problem("\(error); the disk is not paused"))
             }
         }
-        let (disk, events, forgets, inFlight) = (disk, events, forgetPause, disk.requestsInFlight)
+        let (disk, events, nodes, log, inFlight) = (disk, events, nodes, log, disk.requestsInFlight)
         disk.pause(until: keeps ? disk.pauseEnd : end) { isPaused in
             let pause = disk.pauseNumber
             guard isPaused else {
-                if !keeps { forgets() }
+                if !keeps { nodes.forgetPause(log) }
                 return reply(
                     problem(
                         "the disk was not paused and goes on: of \(inFlight) requests in flight some have no answer"))
@@ -42,7 +42,7 @@ extension ControlService {
                 if case .failure(let error) = result {
                     if keeps { return reply(problem("\(error); the disk stays paused as it was")) }
                     disk.resume()
-                    forgets()
+                    nodes.forgetPause(log)
                     return reply(problem("\(error); the disk is not paused"))
                 }
                 guard disk.intake == .paused, disk.pauseNumber == pause else {
@@ -51,15 +51,6 @@ extension ControlService {
                 events.emit(.paused)
                 reply(.object([("paused", .bool(true))]))
             }
-        }
-    }
-
-    /// No successor is paused any more.
-    func forgetPause() {
-        do throws(OperationError) {
-            try nodes.publish(BackendKey.paused, nil)
-        } catch {
-            log.warning("\(error); a successor would be paused for the rest of the time")
         }
     }
 

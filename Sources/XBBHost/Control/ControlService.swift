@@ -43,7 +43,7 @@ struct ControlService<Platform: XenPlatform> {
             let wasPaused = disk.isPauseWanted
             if wasPaused { log.info("going on after the pause") }
             disk.resume()
-            forgetPause()
+            nodes.forgetPause(log)
             // With this goes out what holds now.
             if wasPaused { events.emit(.resumed) }
             reply(.object([("paused", .bool(false)), ("tried_again", .integer(disk.tryHeldAgain()))]))

@@ -240,6 +240,16 @@ final class NodeStore {
         }
     }
 
+    /// No successor is paused any more; nothing where XenStore is lost.
+    func forgetPause(_ log: Log) {
+        if isLost { return }
+        do throws(OperationError) {
+            try publish(BackendKey.paused, nil)
+        } catch {
+            log.warning("\(error); a successor would be paused for the rest of the time")
+        }
+    }
+
     /// Which files and devices the guest is served from, for a successor; ``StorageIdentity/text(_:)``.
     func publish(storage: String) throws(OperationError) {
         try store.write("\(backendPath)/\(BackendKey.storage)", storage)

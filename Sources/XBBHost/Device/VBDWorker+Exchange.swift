@@ -16,7 +16,7 @@ extension VBDWorker {
         guard let end = node.pausedUntil else { return }
         let now = clinux_monotonic_ns()
         // No pause is longer than a day: what says otherwise is of another boot.
-        guard end > now, end - now <= 86_400_000_000_000 else { return forgetPause() }
+        guard end > now, end - now <= 86_400_000_000_000 else { return nodes.forgetPause(log) }
         log.info("the disk is paused, for \((end - now) / 1_000_000_000) s at most")
         disk.inheritPause(until: end)
     }
@@ -25,16 +25,8 @@ extension VBDWorker {
     func careForPause() {
         guard let text = disk.expirePause(now: clinux_monotonic_ns()) else { return }
         log.warning(text)
-        forgetPause()
+        nodes.forgetPause(log)
         events.emit(.resumed)
-    }
-
-    private func forgetPause() {
-        do throws(OperationError) {
-            if !nodes.isLost { try nodes.publish(BackendKey.paused, nil) }
-        } catch {
-            log.warning(error.description)
-        }
     }
 
     // MARK: Other storage
