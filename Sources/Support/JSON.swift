@@ -3,7 +3,7 @@
 // on unchanged.
 
 /// A JSON value (RFC 8259).
-public indirect enum JSON: Sendable {
+public enum JSON: Sendable {
     /// One member of an object.
     public typealias Member = (name: String, value: JSON)
 

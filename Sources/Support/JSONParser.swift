@@ -22,6 +22,12 @@ extension JSON {
         self = try parser.document()
     }
 
+    /// Throws unless ``init(parsing:)`` would read `bytes`; makes no value, so that what is only passed on costs little.
+    public static func check(_ bytes: [UInt8]) throws(JSONError) {
+        var parser = JSONParser(bytes: bytes, keeps: false)
+        _ = try parser.document()
+    }
+
     /// Parses one value with nothing but white space around it.
     public init(parsing text: String) throws(JSONError) {
         try self.init(parsing: text.utf8)
@@ -30,10 +36,13 @@ extension JSON {
 
 private struct JSONParser {
     let bytes: [UInt8]
+    /// False: values are checked and not made.
+    let keeps: Bool
     var offset = 0
 
-    init(bytes: [UInt8]) {
+    init(bytes: [UInt8], keeps: Bool = true) {
         self.bytes = bytes
+        self.keeps = keeps
     }
 
     private var next: UInt8? { offset < bytes.count ? bytes[offset] : nil }
@@ -87,7 +96,8 @@ private struct JSONParser {
             let name = try string()
             skipSpace()
             try expect(UInt8(ascii: ":"), "':'")
-            members.append(JSON.Member(name, try value(depth: depth + 1)))
+            let value = try value(depth: depth + 1)
+            if keeps { members.append(JSON.Member(name, value)) }
             skipSpace()
         } while take(UInt8(ascii: ","))
         try expect(UInt8(ascii: "}"), "',' or '}'")
@@ -100,7 +110,8 @@ private struct JSONParser {
         skipSpace()
         if take(UInt8(ascii: "]")) { return .array(elements) }
         repeat {
-            elements.append(try value(depth: depth + 1))
+            let value = try value(depth: depth + 1)
+            if keeps { elements.append(value) }
             skipSpace()
         } while take(UInt8(ascii: ","))
         try expect(UInt8(ascii: "]"), "',' or ']'")
@@ -128,12 +139,20 @@ private struct JSONParser {
             if !take(UInt8(ascii: "+")) { _ = take(UInt8(ascii: "-")) }
             try digits()
         }
-        return String(decoding: bytes[start..<offset], as: UTF8.self)
+        return keeps ? String(decoding: bytes[start..<offset], as: UTF8.self) : ""
     }
 
     private mutating func string() throws(JSONError) -> String {
         offset += 1
-        var text: [UInt8] = []
+        // Most have no escapes and are taken as they stand.
+        let start = offset
+        var isPlain = true
+        while let byte = next, byte >= 0x20, byte != UInt8(ascii: "\""), byte != UInt8(ascii: "\\") {
+            if byte >= 0x80 { isPlain = false }
+            offset += 1
+        }
+        if !keeps, isPlain, take(UInt8(ascii: "\"")) { return "" }
+        var text = bytes[start..<offset]
         while true {
             guard let byte = next, byte >= 0x20 else { throw failure("the end of the string") }
             offset += 1
@@ -147,7 +166,7 @@ private struct JSONParser {
         }
     }
 
-    private mutating func escape(into text: inout [UInt8]) throws(JSONError) {
+    private mutating func escape(into text: inout ArraySlice<UInt8>) throws(JSONError) {
         guard let byte = next else { throw failure("an escape") }
         offset += 1
         switch byte {

@@ -42,9 +42,7 @@ public final class LogHistory: Sendable {
     }
 
     func add(_ level: LogLevel, _ text: String, _ vbd: (domain: UInt16, device: UInt32)?) {
-        var now = timespec()
-        unsafe clock_gettime(CLOCK_REALTIME, &now)
-        remember(Line(time: Double(now.tv_sec) + Double(now.tv_nsec) / 1e9, level: level, text: text, vbd: vbd))
+        remember(Line(time: wallClockSeconds(), level: level, text: text, vbd: vbd))
     }
 
     /// Takes a line of another log.

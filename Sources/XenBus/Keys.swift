@@ -52,6 +52,8 @@ public enum BackendKey {
     public static let paused = "xbb-paused"
     /// Until when no worker is to serve the paused disk, in ns of CLOCK_MONOTONIC; xbbd's alone.
     public static let released = "xbb-released"
+    /// What ``paused`` said before a command released the storage for as long as it runs; "-": nothing. xbbd's alone.
+    public static let held = "xbb-held"
     /// The disk is about to get other storage; ``StorageExchange``. What was configured before stands in keys below it. xbbd's
     /// alone: with it, a worker serves a connected guest from storage that it did not have before.
     public static let swap = "xbb-swap"

@@ -36,7 +36,8 @@ extension XBBCtl {
             try perform { () throws(ControlError) in
                 let connection = connection.over(parent.connection)
                 let request = ControlRequest.pause(
-                    try device.reference(connection), seconds: "\(limit.timeout ?? 60)", releases: release)
+                    try device.reference(connection), seconds: "\(limit.timeout ?? 60)",
+                    release ? .releases : .plain)
                 format.print(try connection.ask(request, seconds: 60)) { _ in [] }
             }
         }
@@ -56,7 +57,9 @@ extension XBBCtl {
             completion: Completions.images)
         var image: String
         @OptionGroup var limit: TimeLimit
-        @Flag(help: "Also an image that somebody else uses, or that is below the one that is served.")
+        @Flag(
+            help: ArgumentHelp(
+                "Also an image that somebody else uses, or that is below the one that is served; not one that is locked."))
         var force = false
         @OptionGroup var connection: Connection
         @OptionGroup var format: Format

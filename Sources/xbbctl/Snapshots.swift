@@ -13,6 +13,8 @@ private struct ServedChain {
     let bytes: UInt64
     /// The process that serves it.
     let worker: UInt64
+    /// Its guest may not write.
+    let isReadOnly: Bool
 
     init(of device: VBDReference, _ connection: Connection) throws(ControlError) {
         let shown = try connection.ask(.show(device)).value
@@ -27,28 +29,55 @@ private struct ServedChain {
         guard let worker = shown["pid"]?.unsigned else { throw ControlError("\(device) has no worker") }
         self.bytes = bytes
         self.worker = worker
+        isReadOnly = shown["read_only"] == .bool(true)
+    }
+
+    /// Throws where an image of the device is not to be written: that is what read-only says.
+    func checkWritable(_ device: VBDReference) throws(ControlError) {
+        if isReadOnly {
+            throw ControlError("\(device) is attached read-only: its images may be those of others, and are not written")
+        }
+    }
+}
+
+/// Options for the plugin of the image that a device gets.
+struct PluginWords: ParsableArguments {
+    @Option(
+        help: ArgumentHelp(
+            "An option for the plugin of the image that the device gets; may be given more than once.",
+            valueName: "key=value"))
+    var option: [String] = []
+
+    func validate() throws {
+        do throws(ControlError) { _ = try PluginOptions(option) } catch {
+            throw ValidationError("--option \(error)")
+        }
     }
 }
 
 extension XBBCtl {
     /// Gives the device storage that its worker or qemu-img has just had; the answer says how long the guest waited.
     fileprivate static func swap(
-        _ reference: VBDReference, to image: String, if condition: ExchangeCondition, _ connection: Connection
+        _ reference: VBDReference, to image: (format: String, path: String), _ options: [String],
+        if condition: ExchangeCondition, _ connection: Connection
     ) throws(ControlError) -> JSON {
-        let disk = try DiskSpecification(parsing: image, workingDirectory: "")
+        let words = ([image.format] + options).joined(separator: ",")
+        let disk = try DiskSpecification(parsing: "\(words):\(image.path)", workingDirectory: "")
         let request = ControlRequest.swap(
             reference, seconds: "10.0", try ExchangeTarget(disk), condition: condition)
         return try connection.ask(request, seconds: 70).value
     }
 
-    /// Runs qemu-img on the storage of a device, which is paused and released meanwhile, and goes on after that.
+    /// Runs qemu-img on the storage of a device, which is paused and released meanwhile. After that it is paused only where it was
+    /// before, also when this process is killed: xbbd sees the end of its connection.
     fileprivate static func whileReleased(
         _ reference: VBDReference, _ connection: Connection,
         _ body: (_ release: String, _ renew: () throws(ControlError) -> Void) throws(ControlError) -> Void
     ) throws(ControlError) {
-        let pause = ControlRequest.pause(reference, seconds: "60", releases: true)
+        let client = try ControlClient(path: connection.socketPath, timeoutSeconds: 60)
+        let pause = ControlRequest.pause(reference, seconds: "60", .holds)
         let ask = { () throws(ControlError) -> String in
-            guard let name = try connection.ask(pause, seconds: 60).value["release"]?.string else {
+            guard let name = try client.call(pause).value["release"]?.string else {
                 throw ControlError("\(reference) is not released")
             }
             return name
@@ -61,10 +90,10 @@ extension XBBCtl {
         do throws(ControlError) {
             try body(release, renew)
         } catch {
-            _ = try? connection.ask(.resume(reference))
+            _ = try? client.call(.resume(reference, restores: true))
             throw error
         }
-        _ = try connection.ask(.resume(reference))
+        _ = try client.call(.resume(reference, restores: true))
     }
 
     fileprivate static func progress(_ format: Format) -> [String] { format.json ? [] : ["-p"] }
@@ -92,6 +121,7 @@ extension XBBCtl {
         @Argument(
             help: ArgumentHelp("The new image, which is not there yet.", valueName: "overlay"), completion: .file())
         var overlay: String
+        @OptionGroup var plugin: PluginWords
         @OptionGroup var connection: Connection
         @OptionGroup var format: Format
 
@@ -102,14 +132,15 @@ extension XBBCtl {
                 let reference = try device.reference(connection)
                 let chain = try ServedChain(of: reference, connection)
                 let below = chain.images[0]
-                try ImageTool().makeOverlay(path, over: below.path, below.format, bytes: chain.bytes)
+                let made = try ImageTool().makeOverlay(path, over: below.path, below.format, bytes: chain.bytes)
                 // What is left to be written while the guest waits is little then.
                 ImageTool.sync(below.path)
                 let answer: JSON
                 do throws(ControlError) {
-                    answer = try XBBCtl.swap(reference, to: "qcow2:\(path)", if: .worker(chain.worker), connection)
+                    answer = try XBBCtl.swap(
+                        reference, to: ("qcow2", path), plugin.option, if: .worker(chain.worker), connection)
                 } catch {
-                    try removeUnused(path, reference, connection, error)
+                    try removeUnused(made, reference, connection, error)
                     throw error
                 }
                 XBBCtl.note(
@@ -123,24 +154,35 @@ extension XBBCtl {
             }
         }
 
-        /// Removes the overlay, if it is known that the device has not got it.
+        /// How often it is looked whether the device has got something else by now, each 100 ms.
+        private static let looks = 300
+
+        /// Removes the overlay, if it is known that the device has not got it. Somebody else may be giving it other storage.
         private func removeUnused(
-            _ path: String, _ reference: VBDReference, _ connection: Connection, _ reason: ControlError
+            _ made: MadeImage, _ reference: VBDReference, _ connection: Connection, _ reason: ControlError
         ) throws(ControlError) {
+            let path = made.path
             do throws(ControlError) {
-                let rows = try connection.ask(.list).value["vbds"]?.elements ?? []
-                let row = rows.first { row in
-                    guard let found = row["vbd"]?.string.flatMap({ VBDReference(parsing: $0) }) else { return false }
-                    return found.domain == reference.domain && found.device == reference.device
-                        && (reference.kind ?? found.kind) == found.kind
+                var served: String?
+                for _ in 0..<Self.looks {
+                    let rows = try connection.ask(.list).value["vbds"]?.elements ?? []
+                    let row = rows.first { row in
+                        guard let found = row["vbd"]?.string.flatMap({ VBDReference(parsing: $0) }) else {
+                            return false
+                        }
+                        return found.domain == reference.domain && found.device == reference.device
+                            && (reference.kind ?? found.kind) == found.kind
+                    }
+                    guard let row else { break }
+                    served = row["exchange"] == .null ? row["path"]?.string : nil
+                    if served != nil { break }
+                    usleep(100_000)
                 }
-                guard let row, let now = row["path"]?.string, row["exchange"] == .null else {
-                    throw ControlError("it is not known whether the device has \(path)")
-                }
-                if now == path || now == "qcow2:\(path)" {
+                guard let served else { throw ControlError("it is not known whether the device has \(path)") }
+                if served == path || served == "qcow2:\(path)" {
                     throw ControlError("the device has \(path)")
                 }
-                unsafe unlink(path)
+                made.remove()
             } catch {
                 throw ControlError("\(reason); \(error), which stays: see 'xbbctl list'", status: reason.status)
             }
@@ -156,6 +198,7 @@ extension XBBCtl {
                 """)
         @ParentCommand var parent: XBBCtl
         @OptionGroup var device: Device
+        @OptionGroup var plugin: PluginWords
         @OptionGroup var connection: Connection
         @OptionGroup var format: Format
 
@@ -164,10 +207,18 @@ extension XBBCtl {
                 let connection = connection.over(parent.connection)
                 let reference = try device.reference(connection)
                 let chain = try ServedChain(of: reference, connection)
+                try chain.checkWritable(reference)
                 guard chain.images.count > 1, chain.images[0].format == "qcow2" else {
                     throw ControlError("\(chain.images[0].path) is no qcow2 image above another one")
                 }
                 let (top, below) = (chain.images[0], chain.images[1])
+                // The worker would refuse it when all is copied.
+                if below.format == "qcow2", !plugin.option.contains(where: { $0.hasPrefix("data-file=") }),
+                    let file = try ImageTool().dataFile(of: below.path)
+                {
+                    throw ControlError(
+                        "\(below.path) keeps its data in \(file): --option data-file=PATH names that file for the device")
+                }
                 try XBBCtl.whileReleased(reference, connection) { (release, renew) throws(ControlError) in
                     // -d: the image above stays as it is, so that it can be served until the one below is.
                     try ImageTool().run(
@@ -175,7 +226,7 @@ extension XBBCtl {
                     ImageTool.sync(below.path)
                     try renew()
                     _ = try XBBCtl.swap(
-                        reference, to: "\(below.format):\(below.path)", if: .release(release), connection)
+                        reference, to: below, plugin.option, if: .release(release), connection)
                 }
                 XBBCtl.note(
                     "\(reference) goes on with \(below.path); change the guest's configuration before it is started anew; "
@@ -211,6 +262,7 @@ extension XBBCtl {
                     parsing: below, workingDirectory: DiskSpecification.currentDirectory)
                 let reference = try device.reference(connection)
                 let chain = try ServedChain(of: reference, connection)
+                try chain.checkWritable(reference)
                 let top = chain.images[0]
                 guard top.format == "qcow2" else { throw ControlError("\(top.path) is no qcow2 image") }
                 // Another image might be one that the worker refuses afterwards, and the guest would have no disk.

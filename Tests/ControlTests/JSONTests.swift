@@ -15,6 +15,7 @@ import Testing
         ])
     func roundTrip(_ text: String) throws {
         #expect(try JSON(parsing: text).serialized == text)
+        #expect(throws: Never.self) { try JSON.check(Array(text.utf8)) }
     }
 
     @Test("white space and escapes") func escapes() throws {
@@ -31,11 +32,13 @@ import Testing
         ])
     func refused(_ text: String) {
         #expect(throws: JSONError.self) { try JSON(parsing: text) }
+        #expect(throws: JSONError.self) { try JSON.check(Array(text.utf8)) }
     }
 
     @Test("bytes that are no UTF-8 are no string") func notUTF8() {
         for bytes in [[0x22, 0xff, 0x22], [0x22, 0xc3, 0x22], [0x22, 0xed, 0xa0, 0x80, 0x22]] as [[UInt8]] {
             #expect(throws: JSONError.self) { try JSON(parsing: bytes) }
+            #expect(throws: JSONError.self) { try JSON.check(bytes) }
         }
     }
 

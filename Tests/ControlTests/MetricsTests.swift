@@ -11,12 +11,13 @@ import Testing
 @Suite struct MetricsTests {
     /// A disk as a worker and xbbd tell of it.
     private static func row(
-        _ domain: UInt64, _ name: String?, device: String = "xvda", counted: JSON? = nil, path: String = "/srv/a.img"
+        _ domain: UInt64, _ name: String?, device: String = "xvda", counted: JSON? = nil, path: String = "/srv/a.img",
+        worker: String = "running"
     ) -> JSON {
         .object([
             ("vbd", .string("vbd/\(domain)/51712")), ("kind", .string("vbd")), ("domid", .integer(domain)),
             ("devid", .integer(51712)), ("device", .string(device)), ("domain", .text(name)),
-            ("worker", .string("running")), ("starts", .integer(2)), ("silent", .bool(false)),
+            ("worker", .string(worker)), ("starts", .integer(2)), ("silent", .bool(false)),
             ("format", .string("raw")), ("path", .string(path)), ("counted", counted ?? Self.counted()),
         ])
     }
@@ -50,6 +51,19 @@ import Testing
             #expect(printed.contains("\(counter)"), "add \(counter) to MetricsFamilies.counters")
         }
         #expect(MetricsFamilies.counterNames.count == printed.count, "one is printed twice")
+    }
+
+    @Test("a disk whose storage is released is paused, and not down") func released() {
+        let rows = [
+            Self.row(1, "web", counted: .null, worker: "released"), Self.row(2, "mail", counted: .null),
+            Self.row(3, "db"),
+        ]
+        let lines = Self.lines(Self.text(rows, .openmetrics))
+        func samples(_ name: String) -> [String] { lines.filter { $0.hasPrefix(name + "{") } }
+        #expect(samples("xbb_worker_up").map { $0.suffix(1) } == ["0", "1"])
+        #expect(samples("xbb_worker_up").allSatisfy { !$0.contains("web") })
+        #expect(samples("xbb_paused").contains { $0.contains("web") && $0.hasSuffix("} 1") })
+        #expect(!samples("xbb_paused").contains { $0.contains("mail") })
     }
 
     @Test("the values under their names") func values() {

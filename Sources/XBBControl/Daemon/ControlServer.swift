@@ -26,6 +26,8 @@ final class ControlServer {
         var isServed = false
         /// When it last sent or read something, or was answered, in ns of CLOCK_MONOTONIC.
         var lastActive = clinux_monotonic_ns()
+        /// A disk is paused as long as it is connected: its place is nobody else's.
+        var isHolding = false
         /// The client sends no more.
         var hasEnded = false
         /// It is root's, or of the user of this process.
@@ -46,6 +48,8 @@ final class ControlServer {
     private let loop: EventLoop
     private let listener: Descriptor
     private let handler: (ClientID, [UInt8]) -> Void
+    /// Gets each client that has gone.
+    var onEnd: (ClientID) -> Void = { _ in }
     private var clients: [ClientID: Client] = [:]
     private var lastID: ClientID = 0
 
@@ -67,6 +71,9 @@ final class ControlServer {
     /// The number of connected clients.
     var clientCount: Int { clients.count }
 
+    /// Keeps the place of a client that says nothing.
+    func hold(_ id: ClientID) { clients[id]?.isHolding = true }
+
     /// The client has not gone.
     func isConnected(_ id: ClientID) -> Bool { clients[id] != nil }
     /// A client may do what root may, and not only what the group of the socket may.
@@ -82,11 +89,12 @@ final class ControlServer {
 
     /// Of the clients that nobody owes an answer, the one that was silent for the longest time.
     private var longestIdle: Client? {
-        clients.values.filter { !$0.isWaiting }.min { ($0.lastActive, $0.id) < ($1.lastActive, $1.id) }
+        clients.values.filter { !$0.isWaiting && !$0.isHolding }.min { ($0.lastActive, $0.id) < ($1.lastActive, $1.id) }
     }
 
     /// Ends all connections and removes the socket.
     func close() {
+        onEnd = { _ in }
         for id in clients.keys { drop(id) }
         loop.remove(listener.raw)
         unsafe unlink(path)
@@ -168,5 +176,6 @@ final class ControlServer {
     private func drop(_ id: ClientID) {
         guard let client = clients.removeValue(forKey: id) else { return }
         loop.remove(client.socket.raw)
+        onEnd(id)
     }
 }

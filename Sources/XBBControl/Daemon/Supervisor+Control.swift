@@ -30,9 +30,8 @@ extension Supervisor {
             case .show(let vbd):
                 _ = try record(vbd)
                 lookAtImages { [unowned self] in forward(request, to: vbd, for: client) }
-            case .pause(let vbd, let seconds, let releases):
-                try pause(try record(vbd), seconds, releases: releases, for: client)
-            case .resume(let vbd): try resume(try record(vbd), for: client)
+            case .pause(let vbd, let seconds, let kind): try pause(try record(vbd), seconds, kind, for: client)
+            case .resume(let vbd, let restores): try resume(try record(vbd), restores: restores, for: client)
             case .swap(let vbd, let seconds, let storage, let condition):
                 try exchange(try record(vbd), storage, seconds: seconds, condition: condition, for: client)
             case .resize(let vbd, _, _), .extents(let vbd, _):

@@ -3,8 +3,8 @@
 import Base
 import CLinux
 import DiskEvents
-import Glibc
 import Support
+import XenBus
 
 /// A client that waits for an event.
 struct EventWait {
@@ -64,17 +64,10 @@ extension Supervisor {
         }
         for told in kinds {
             eventStore.add(
-                told, address, DiskEventDetails(told == kind ? details : []), time: time ?? Self.now,
+                told, address, DiskEventDetails(told == kind ? details : []), time: time ?? wallClockSeconds(),
                 suppressed: told == kinds.first ? suppressed : 0)
         }
         answerWaits { _ in true }
-    }
-
-    private static var now: Double {
-        var now = timespec()
-        // The kernel fills the structure, which is ours.
-        unsafe clock_gettime(CLOCK_REALTIME, &now)
-        return Double(now.tv_sec) + Double(now.tv_nsec) / 1e9
     }
 
     // MARK: What xbbd learns
@@ -178,7 +171,10 @@ extension Supervisor {
     private func noteLevels(_ record: Record) {
         guard let question = record.events, question.hasAnswered else { return }
         if question.isOpen { emit(.attached, of: record.address) }
-        if let isPaused = question.isPaused { emit(isPaused ? .paused : .resumed, of: record.address) }
+        // A disk whose storage was released does not go on before it has that again.
+        if let isPaused = question.isPaused, isPaused || question.isOpen {
+            emit(isPaused ? .paused : .resumed, of: record.address)
+        }
     }
 
     /// What a worker may say of its disk; the rest xbbd knows better.
@@ -238,11 +234,30 @@ extension Supervisor {
         let record = records.values.first { vbd.matches($0.address) }
         let address = record?.address ?? history.states.keys.first { vbd.matches($0) }
         let state = address.flatMap { history.states[$0] }
+        // What a worker has done is in the node before its answer is; its events may come later.
+        let isReleased = record?.isReleased == true
+        let isToldPaused = state?.isPaused == true
+        let isPaused = isReleased || isToldPaused && record.map(isPauseKept) ?? true
+        var isServed = false
+        if case .running? = record?.supervision.phase { isServed = true }
+        if case .foreign? = record?.supervision.phase { isServed = true }
+        let isRunning =
+            isServed && state?.hasFailed == false && !isReleased && !isToldPaused && record.map(isPauseKept) == false
         return .object([
             ("vbd", .text(address.map { "\($0)" })), ("attached", .bool(state != nil)),
-            ("connected", .bool(state?.isConnected == true)), ("paused", .bool(state?.isPaused == true)),
+            ("connected", .bool(state?.isConnected == true)), ("paused", .bool(isPaused)),
+            ("running", .bool(isRunning)),
             ("failed", .bool(state?.hasFailed == true)), ("known", .bool(record != nil)),
             ("worker", .text(record.map(word))), ("epoch", .string(history.epoch)), ("next", .integer(history.next)),
         ])
+    }
+
+    /// The node says that the disk is paused, also for a worker that is to come.
+    private func isPauseKept(_ record: Record) -> Bool {
+        do throws(OperationError) {
+            return try store.text("\(record.address.backendPath(own: own))/\(BackendKey.paused)") != nil
+        } catch {
+            return false
+        }
     }
 }

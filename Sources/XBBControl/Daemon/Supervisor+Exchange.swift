@@ -35,6 +35,8 @@ struct Exchange {
     var deadline: UInt64?
     /// The open files from before, for the way back.
     var before: KeptStorage?
+    /// How the worker ended that served the storage before; nil: an xbbd before this one knew it.
+    var exitBefore: WorkerExit?
     /// Why it is going back.
     var problem: String?
     /// Since when no request is taken, in ns of CLOCK_MONOTONIC.
@@ -51,7 +53,8 @@ extension Supervisor {
         try target.checkSettings()
         var isReleased = false
         if case .released = record.supervision.phase { isReleased = true }
-        guard record.exchange == nil, isReleased || record.supervision.node?.exchange == nil, !record.isReleasing else {
+        let isFree = record.exchange == nil && (isReleased || record.supervision.node?.exchange == nil)
+        guard isFree || record.awaitsStorage, !record.isReleasing else {
             throw ControlError("\(record.address) is being paused, or gets other storage already")
         }
         try check(condition, of: record, isReleased: isReleased)
@@ -66,6 +69,13 @@ extension Supervisor {
             record.exchange = exchange
             guard beginTrying(record) else { return }
             return readAgain(record)
+        }
+        if record.awaitsStorage {
+            // Its worker serves nobody, so that there is nothing to pause.
+            guard let process = record.process else { throw ControlError("\(record.address) has no worker: try again") }
+            exchange.step = .ending
+            record.exchange = exchange
+            return process.send(SIGTERM)
         }
         // The pause itself is what a hanging plugin does not come through: the disk goes on as before then.
         try ask(record, "pause \(seconds) brief", limit: Self.pauseLimit) { [unowned self, weak record] result in
@@ -155,6 +165,7 @@ extension Supervisor {
                     try write(value, to: "\(path)/\(key)", transaction)
                     try write(old, to: "\(path)/\(BackendKey.swap)/\(key)", transaction)
                 }
+                try endHold(at: path, transaction)
                 for key in [BackendKey.released, BackendKey.swapServed] {
                     try store.removeIfPresent("\(path)/\(key)", in: transaction)
                 }
@@ -166,7 +177,9 @@ extension Supervisor {
             return false
         }
         record.storage?.releaseLocks(for: target.identity ?? .nothing)
+        record.holder = nil
         record.exchange?.before = record.storage
+        record.exchange?.exitBefore = record.lastExit
         record.storage = nil
         record.exchange?.step = .trying
         clearError(of: record.address)
@@ -212,7 +225,7 @@ extension Supervisor {
             storageStore?.put(before, of: record.address)
         }
         // Whoever tried has taken no request: how it ended says nothing of those that there are.
-        record.lastExit = .handedOver
+        record.lastExit = record.exchange?.exitBefore ?? lastHandOver(of: record.address)
         clearError(of: record.address)
         log(record.address).error("\(record.address): the storage before is served again: \(reason)")
         record.exchange = Exchange(

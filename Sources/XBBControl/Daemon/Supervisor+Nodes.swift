@@ -119,6 +119,17 @@ extension Supervisor {
         }
     }
 
+    /// How the last process handed over that did, where an xbbd before this one saw its end.
+    func lastHandOver(of address: VBDAddress) -> WorkerExit {
+        do throws(OperationError) {
+            let said = try store.valueIfReadable("\(address.backendPath(own: own))/\(BackendKey.handedOver)")
+            let hasLeft = said.map { String(decoding: $0, as: UTF8.self).hasSuffix(BackendKey.leftRequests) } ?? false
+            return hasLeft ? .leftRequests : .handedOver
+        } catch {
+            return .leftRequests  // the journal says what there is
+        }
+    }
+
     private func addresses(kind: String) throws(OperationError) -> [VBDAddress] {
         var found: [VBDAddress] = []
         for domain in try store.childrenIfPresent(kindPath(kind)) {

@@ -14,23 +14,29 @@ extension Supervisor {
     /// How long a worker has for a pause, in ns: what is in flight has 10 s, and the data have to be durable.
     static var pauseLimit: UInt64 { 40 * RestartPolicy.second }
 
-    /// Pauses a disk for `seconds` at most, and answers when it is paused, with `releases` when its storage is closed.
+    /// How long a worker may be paused before its storage is released to a command, in seconds: a pause that xbbd does not
+    /// come to make more of ends then.
+    private static let holdSeconds = "30.0"
+
+    /// Pauses a disk for `seconds` at most, and answers when that is so.
     func pause(
-        _ record: Record, _ seconds: String, releases: Bool, for client: ControlServer.ClientID
+        _ record: Record, _ seconds: String, _ kind: PauseKind, for client: ControlServer.ClientID
     ) throws(ControlError) {
         let end = try Self.end(of: seconds)
-        if case .released = record.supervision.phase { return try renewRelease(record, until: end, for: client) }
-        guard record.exchange == nil, !record.isReleasing else {
+        if case .released = record.supervision.phase { return try renewRelease(record, until: end, kind, for: client) }
+        guard record.exchange == nil || record.awaitsStorage, !record.isReleasing else {
             throw ControlError("\(record.address) is being paused, or gets other storage")
         }
-        try ask(record, "pause \(seconds)", limit: Self.pauseLimit) { [unowned self, weak record] result in
+        // A brief one leaves a pause of the administrator's as it is.
+        let line = kind == .holds ? "pause \(Self.holdSeconds) brief" : "pause \(seconds)"
+        try ask(record, line, limit: Self.pauseLimit) { [unowned self, weak record] result in
             guard let record else { return }
             do throws(ControlError) {
                 let text = try result.get()
-                guard releases, try ControlAnswer(line: text).value["paused"] == .bool(true) else {
-                    return answer(text, to: client)
-                }
-                try release(record, until: end, for: client)
+                let isPaused = try ControlAnswer(line: text).value["paused"] == .bool(true)
+                guard kind != .plain, isPaused else { return answer(text, to: client) }
+                if kind == .holds, !isConnected(client) { return endBriefPause(record) }
+                try release(record, until: end, kind, for: client)
             } catch {
                 refuse(error, to: client)
             }
@@ -45,10 +51,31 @@ extension Supervisor {
         return clinux_monotonic_ns() &+ UInt64(value * 1e9)
     }
 
-    private func release(_ record: Record, until end: UInt64, for client: ControlServer.ClientID) throws(ControlError) {
+    /// Nobody wants the pause any more that was made for a command.
+    private func endBriefPause(_ record: Record) {
+        do throws(ControlError) {
+            let path = record.address.backendPath(own: own)
+            if try asControlError({ () throws(OperationError) in try store.text("\(path)/\(BackendKey.paused)") }) != nil {
+                return
+            }
+            try ask(record, "resume") { _ in }
+        } catch {
+            log(record.address).warning("\(error); the pause ends after \(Self.holdSeconds) s")
+        }
+    }
+
+    private func release(
+        _ record: Record, until end: UInt64, _ kind: PauseKind, for client: ControlServer.ClientID
+    ) throws(ControlError) {
         guard let process = record.process else { throw ControlError("\(record.address) has no worker any more") }
         try change(record, "release the storage of") { (path, transaction) throws(OperationError) in
-            guard try store.text("\(path)/\(BackendKey.paused)", in: transaction) != nil else { return false }
+            let before = try store.text("\(path)/\(BackendKey.paused)", in: transaction)
+            if kind == .holds {
+                try store.write("\(path)/\(BackendKey.held)", before ?? Self.notPaused, in: transaction)
+                try store.write("\(path)/\(BackendKey.paused)", "\(end)", in: transaction)
+            } else if before == nil {
+                return false
+            }
             try store.write("\(path)/\(BackendKey.released)", "\(end)", in: transaction)
             // Whatever the administrator puts in the place of the images is what the guest goes on with.
             let name = String(UInt64.random(in: 1...UInt64.max), radix: 16)
@@ -57,25 +84,45 @@ extension Supervisor {
             }
             return true
         }
+        if record.awaitsStorage { record.exchange = nil }
         record.isReleasing = true
         record.releaseClient = client
+        setHolder(record, kind, client)
         process.send(SIGTERM)
         log(record.address).info("\(record.address): worker \(process.process) is told to release the storage")
     }
 
+    private func setHolder(_ record: Record, _ kind: PauseKind, _ client: ControlServer.ClientID) {
+        record.holder = kind == .holds ? client : nil
+        if kind == .holds { hold(client) }
+    }
+
     private func renewRelease(
-        _ record: Record, until end: UInt64, for client: ControlServer.ClientID
+        _ record: Record, until end: UInt64, _ kind: PauseKind, for client: ControlServer.ClientID
     ) throws(ControlError) {
         try change(record, "renew the pause of") { (path, transaction) throws(OperationError) in
+            let isHeld = try store.text("\(path)/\(BackendKey.held)", in: transaction) != nil
+            switch kind {
+            case .plain where isHeld:
+                // The disk is paused for as long when the command is done that has its storage now.
+                try store.write("\(path)/\(BackendKey.held)", "\(end)", in: transaction)
+                return true
+            case .plain: break
+            case .releases: try store.removeIfPresent("\(path)/\(BackendKey.held)", in: transaction)
+            case .holds: if !isHeld { return false }
+            }
             try store.write("\(path)/\(BackendKey.paused)", "\(end)", in: transaction)
             try store.write("\(path)/\(BackendKey.released)", "\(end)", in: transaction)
             return true
         }
+        if kind != .plain { setHolder(record, kind, client) }
         readAgain(record)
         answerReleased(record, client)
     }
 
     private func answerReleased(_ record: Record, _ client: ControlServer.ClientID) {
+        // Its worker may not have come to say so.
+        emit(.paused, of: record.address)
         do throws(ControlError) {
             let name = try releaseName(of: record)
             answer(
@@ -87,20 +134,68 @@ extension Supervisor {
         }
     }
 
-    /// Ends a pause, and has the storage opened again if it is released.
-    func resume(_ record: Record, for client: ControlServer.ClientID) throws(ControlError) {
+    /// Ends a pause, and has the storage opened again if it is released. If it `restores`, the disk is paused after that as
+    /// it was before a command had its storage released.
+    func resume(_ record: Record, restores: Bool, for client: ControlServer.ClientID) throws(ControlError) {
         guard record.process == nil, case .released = record.supervision.phase else {
+            if restores { return answerResumed(client) }
             return try forward("resume", to: record, for: client)
         }
         try change(record, "end the pause of") { (path, transaction) throws(OperationError) in
-            for key in [BackendKey.paused, BackendKey.released] {
-                try store.removeIfPresent("\(path)/\(key)", in: transaction)
+            if restores {
+                try endHold(at: path, transaction)
+            } else {
+                for key in [BackendKey.paused, BackendKey.held] {
+                    try store.removeIfPresent("\(path)/\(key)", in: transaction)
+                }
             }
+            try store.removeIfPresent("\(path)/\(BackendKey.released)", in: transaction)
             return true
         }
+        record.holder = nil
         log(record.address).info("\(record.address): goes on after the pause")
         readAgain(record)
+        answerResumed(client)
+    }
+
+    private func answerResumed(_ client: ControlServer.ClientID) {
         answer(.object([("paused", .bool(false)), ("tried_again", .integer(0))]), to: client)
+    }
+
+    // MARK: Commands that have the storage as long as they run
+
+    /// What ``BackendKey/held`` says of a disk that was not paused.
+    private static let notPaused = "-"
+
+    /// A client has gone: what it held goes on at once.
+    func clientEnded(_ client: ControlServer.ClientID) {
+        for record in records.values where record.holder == client && !record.isReleasing { endHold(record) }
+    }
+
+    private func endHold(_ record: Record) {
+        record.holder = nil
+        do throws(ControlError) {
+            try change(record, "end the pause of") { (path, transaction) throws(OperationError) in
+                try endHold(at: path, transaction)
+                try store.removeIfPresent("\(path)/\(BackendKey.released)", in: transaction)
+                return true
+            }
+        } catch {
+            return log(record.address).error("\(error); it goes on when the time limit is over")
+        }
+        log(record.address).warning("\(record.address): the command that had its storage has ended: the disk goes on")
+        readAgain(record)
+    }
+
+    /// The disk is paused as it was before a command had its storage released.
+    func endHold(at path: String, _ transaction: XenStoreTransaction) throws(OperationError) {
+        guard let before = try store.text("\(path)/\(BackendKey.held)", in: transaction) else { return }
+        try store.removeIfPresent("\(path)/\(BackendKey.held)", in: transaction)
+        if before == Self.notPaused {
+            try store.removeIfPresent("\(path)/\(BackendKey.paused)", in: transaction)
+        } else {
+            try store.write("\(path)/\(BackendKey.paused)", before, in: transaction)
+        }
     }
 
     /// The worker has ended: where that was for the administrator, nothing holds the storage any more.
@@ -110,6 +205,7 @@ extension Supervisor {
         record.storage?.releaseLocks()
         letStorageGo(record)
         log(record.address).info("\(record.address): the storage is released")
+        if let holder = record.holder, !isConnected(holder) { endHold(record) }
         guard let client = record.releaseClient else { return }
         record.releaseClient = nil
         if [.handedOver, .leftRequests].contains(exit) { return answerReleased(record, client) }
@@ -127,10 +223,15 @@ extension Supervisor {
     /// A worker starts: whoever had the storage has had it.
     func forgetRelease(_ record: Record) {
         guard record.supervision.node?.releasedUntil != nil else { return }
-        do throws(OperationError) {
-            try store.removeIfPresent("\(record.address.backendPath(own: own))/\(BackendKey.released)")
+        record.holder = nil
+        do throws(ControlError) {
+            try change(record, "end the release of") { (path, transaction) throws(OperationError) in
+                try endHold(at: path, transaction)
+                try store.removeIfPresent("\(path)/\(BackendKey.released)", in: transaction)
+                return true
+            }
         } catch {
-            log(record.address).error("\(record.address): \(error)")
+            log(record.address).error(error.description)
         }
     }
 

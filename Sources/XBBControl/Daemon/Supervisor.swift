@@ -54,6 +54,8 @@ public final class Supervisor {
         var releaseClient: ControlServer.ClientID?
         /// The worker was told to let the storage go for the administrator.
         var isReleasing = false
+        /// Whose command has the storage released as long as it runs; nil: none, or it asks again soon.
+        var holder: ControlServer.ClientID?
         /// Other storage that the disk is getting.
         var exchange: Exchange?
         /// Who serves could not be written down.
@@ -69,6 +71,14 @@ public final class Supervisor {
             self.address = address
             self.user = user
             supervision = VBDSupervision(policy: policy)
+        }
+
+        /// A worker is about to serve the storage that the disk had before, for as long as it cannot open that.
+        var awaitsStorage: Bool { exchange?.step == .returning && exchange?.client == nil }
+
+        /// Nobody serves the disk, or is about to: the administrator has its storage.
+        var isReleased: Bool {
+            if case .released = supervision.phase { true } else { isReleasing }
         }
     }
 
@@ -159,6 +169,7 @@ public final class Supervisor {
             server = try ControlServer(path: directory.socket, group: settings.socketGroup, loop: loop) {
                 [unowned self] in request($1, from: $0)
             }
+            server?.onEnd = { [unowned self] in clientEnded($0) }
         } catch {
             throw ControlError("\(error)")
         }
@@ -213,6 +224,7 @@ public final class Supervisor {
         log.about(domain: address.domain, device: address.device, limit: records[address]?.logLimit)
     }
 
+    func hold(_ client: ControlServer.ClientID) { server?.hold(client) }
     func isConnected(_ client: ControlServer.ClientID) -> Bool { server?.isConnected(client) == true }
     func isPrivileged(_ client: ControlServer.ClientID) -> Bool { server?.isPrivileged(client) ?? false }
     func answer(_ value: JSON, to client: ControlServer.ClientID) { server?.answer(value, to: client) }

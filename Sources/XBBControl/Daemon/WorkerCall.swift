@@ -81,7 +81,7 @@ final class WorkerCall {
     /// A worker opens images that guests write, so its answer is untrusted and passed on only if it is JSON.
     private static func checked(_ line: [UInt8]) -> Result<[UInt8], ControlError> {
         do throws(JSONError) {
-            _ = try JSON(parsing: line)
+            try JSON.check(line)
             return .success(line)
         } catch {
             return .failure(ControlError("the worker's answer is \(error)"))

@@ -123,7 +123,7 @@ public enum AwaitedState: String, CaseIterable, Sendable {
     case disconnected
     /// The disk is paused.
     case paused
-    /// The disk is attached and not paused.
+    /// The disk has its storage, and is not paused.
     case running
     /// Nobody serves the disk.
     case failed
@@ -138,7 +138,7 @@ public enum AwaitedState: String, CaseIterable, Sendable {
         case .connected: isSet("connected")
         case .disconnected: isSet("attached") && !isSet("connected")
         case .paused: isSet("paused")
-        case .running: isSet("attached") && !isSet("paused") && !isSet("failed")
+        case .running: isSet("running")
         case .failed: isSet("failed")
         case .detached: !isSet("known") && !isSet("attached")
         }

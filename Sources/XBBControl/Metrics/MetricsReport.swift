@@ -26,7 +26,8 @@ public enum MetricsReport {
         let labels: [UInt8]
         let info: [UInt8]
         let starts: UInt64
-        let isUp: Bool
+        /// Nil: the administrator has the storage, so that no worker is to be there.
+        let isUp: Bool?
         /// What the worker said; null without an answer.
         let counted: JSON
         /// In the order of `MetricsFamilies.counterNames`; nil: the worker does not count this.
@@ -44,7 +45,7 @@ public enum MetricsReport {
             counters = Array(repeating: nil, count: MetricsFamilies.counterNames.count)
             // One that is of another version may answer something else.
             let said = counted["counters"]?.members ?? []
-            isUp = !said.isEmpty
+            isUp = said.isEmpty && row["worker"]?.string == "released" ? nil : !said.isEmpty
             for counter in said {
                 if let place = MetricsReport.places[counter.name] { counters[place] = counter.value.unsigned }
             }
@@ -101,8 +102,7 @@ public enum MetricsReport {
     private static func appendStates(_ disks: [Disk], _ text: inout MetricsText) {
         text.begin(MetricsFamilies.disk)
         for disk in disks { text.sample(disk.labels, disk.info, one) }
-        text.begin(MetricsFamilies.worker)
-        for disk in disks { text.sample(disk.labels, [], flag(disk.isUp)) }
+        append(MetricsFamilies.worker, disks, &text) { $0.isUp.map(flag) }
         text.begin(MetricsFamilies.starts)
         for disk in disks { text.sample(disk.labels, [], MetricsText.number(disk.starts)) }
         for (family, name) in [
@@ -110,7 +110,13 @@ public enum MetricsReport {
             (MetricsFamilies.queues, "queues"), (MetricsFamilies.connected, "connected"),
             (MetricsFamilies.paused, "paused"), (MetricsFamilies.stalled, "stalled"),
             (MetricsFamilies.readOnly, "read_only"), (MetricsFamilies.lastError, "last_error_time"),
-        ] { append(family, disks, &text) { number($0.counted[name]) } }
+        ] {
+            append(family, disks, &text) { disk in
+                // A disk whose storage is released is paused, and has no worker that could say so.
+                if name == "paused", disk.isUp == nil { return one }
+                return number(disk.counted[name])
+            }
+        }
         append(MetricsFamilies.size, disks, &text) { disk in
             disk.counted["sectors"]?.unsigned.map { MetricsText.number($0 &* 512) }
         }

@@ -32,6 +32,16 @@ public enum ControlStatus: Int32, Sendable {
     case configuration = 78
 }
 
+/// What a pause does to the storage.
+public enum PauseKind: String, Sendable {
+    /// It stays open.
+    case plain
+    /// It is closed.
+    case releases = "release"
+    /// It is closed as long as the client is connected, and the disk is paused after that if it was before.
+    case holds = "hold"
+}
+
 /// A request to xbbd.
 public enum ControlRequest: Equatable, Sendable {
     /// Asks whether xbbd is there.
@@ -58,11 +68,11 @@ public enum ControlRequest: Equatable, Sendable {
     case show(VBDReference)
     /// The counters of one VBD.
     case stats(VBDReference)
-    /// Ends a pause of one VBD, and tries again what waits for space.
-    case resume(VBDReference)
-    /// Lets one VBD take no requests for so many seconds at most; with `releases`, its storage is closed as well. Answered when
-    /// that is so.
-    case pause(VBDReference, seconds: String, releases: Bool)
+    /// Ends a pause of one VBD, and tries again what waits for space. If it `restores`, it ends only that its storage was released
+    /// with ``PauseKind/holds``.
+    case resume(VBDReference, restores: Bool = false)
+    /// Lets one VBD take no requests for so many seconds at most. Answered when that is so, and its storage is as the kind says.
+    case pause(VBDReference, seconds: String, PauseKind)
     /// Gives one VBD other storage, within so many seconds, if nothing has changed since `condition`. Answered when it is served
     /// from there.
     case swap(VBDReference, seconds: String, ExchangeTarget, condition: ExchangeCondition? = nil)
@@ -110,9 +120,10 @@ public enum ControlRequest: Equatable, Sendable {
         case ("state", 2): self = .state(try Self.reference(words[1]))
         case ("show", 2): self = .show(try Self.reference(words[1]))
         case ("stats", 2): self = .stats(try Self.reference(words[1]))
-        case ("pause", 3): self = .pause(try Self.reference(words[1]), seconds: words[2], releases: false)
-        case ("pause", 4) where words[3] == "release":
-            self = .pause(try Self.reference(words[1]), seconds: words[2], releases: true)
+        case ("pause", 3): self = .pause(try Self.reference(words[1]), seconds: words[2], .plain)
+        case ("pause", 4) where words[3] == "release" || words[3] == "hold":
+            self = .pause(
+                try Self.reference(words[1]), seconds: words[2], words[3] == "hold" ? .holds : .releases)
         case ("swap", 7):
             self = .swap(
                 try Self.reference(words[1]), seconds: words[2], try ExchangeTarget(parsing: Array(words[3...])))
@@ -126,6 +137,8 @@ public enum ControlRequest: Equatable, Sendable {
         case ("extents", 3):
             self = .extents(try Self.reference(words[1]), offset: try Self.bytes(words[2]) ?? 0)
         case ("resume", 2): self = .resume(try Self.reference(words[1]))
+        case ("resume", 3) where words[2] == "held":
+            self = .resume(try Self.reference(words[1]), restores: true)
         case ("upgrade", 1): self = .upgrade(nil)
         case ("upgrade", 2): self = .upgrade(try Self.reference(words[1]))
         case ("set", let count) where count >= 4 && count % 2 == 0:
@@ -136,7 +149,8 @@ public enum ControlRequest: Equatable, Sendable {
         default:
             throw ControlError(
                 "expected one of: ping, list, plugins, top, log [VBD], worker VBD, domain NAME, metrics, "
-                    + "events [[EPOCH:]SEQ [wait]], state VBD, show VBD, stats VBD, pause VBD SECONDS [release], resume VBD, "
+                    + "events [[EPOCH:]SEQ [wait]], state VBD, show VBD, stats VBD, pause VBD SECONDS [release | hold], "
+                    + "resume VBD [held], "
                     + "resize VBD BYTES [force], extents VBD OFFSET, swap VBD SECONDS STORAGE [worker PID | release NAME], "
                     + "set VBD KEY VALUE [KEY VALUE]..., upgrade [VBD]"
             )
@@ -178,11 +192,12 @@ public enum ControlRequest: Equatable, Sendable {
         case .state(let vbd): "state \(vbd)"
         case .show(let vbd): "show \(vbd)"
         case .stats(let vbd): "stats \(vbd)"
-        case .resume(let vbd): "resume \(vbd)"
+        case .resume(let vbd, let restores): "resume \(vbd)\(restores ? " held" : "")"
         case .extents(let vbd, let offset): "extents \(vbd) \(offset)"
         case .resize(let vbd, let bytes, let force):
             "resize \(vbd) \(bytes.map { "\($0)" } ?? "-")\(force ? " force" : "")"
-        case .pause(let vbd, let seconds, let releases): "pause \(vbd) \(seconds)\(releases ? " release" : "")"
+        case .pause(let vbd, let seconds, let kind):
+            "pause \(vbd) \(seconds)\(kind == .plain ? "" : " \(kind.rawValue)")"
         case .swap(let vbd, let seconds, let storage, let condition):
             "swap \(vbd) \(seconds) \(storage.text)\(condition.map { " \($0.text)" } ?? "")"
         case .upgrade(let vbd): vbd.map { "upgrade \($0)" } ?? "upgrade"

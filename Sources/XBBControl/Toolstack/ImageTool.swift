@@ -3,6 +3,7 @@
 import Base
 import CLinux
 import Glibc
+import StorageKeeping
 import Support
 
 /// Runs qemu-img. Calls block.
@@ -47,17 +48,43 @@ public struct ImageTool: Sendable {
 
     /// Makes the image `path` over another one, which is not looked at: it may be in use. The file must not be there yet, and is
     /// durable when this returns. Nothing is left of it where this throws.
-    public func makeOverlay(_ path: String, over below: String, _ format: String, bytes: UInt64) throws(ControlError) {
+    public func makeOverlay(
+        _ path: String, over below: String, _ format: String, bytes: UInt64
+    ) throws(ControlError) -> MadeImage {
         let raw = unsafe clinux_open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0o600)
         guard raw >= 0 else { throw ControlError("cannot make \(path): \(errnoText(errno))") }
         let file = Descriptor(owning: raw)
+        let made = MadeImage(path: path, file: file)
         do throws(ControlError) {
             try run(["create", "-q", "-u", "-f", "qcow2", "-b", below, "-F", format, "--", path, "\(bytes)"])
             if fsync(file.raw) != 0 { throw ControlError("cannot make \(path) durable: \(errnoText(errno))") }
             Self.sync(InstallPaths.folder(of: path))
+            return made
         } catch {
-            unsafe unlink(path)
+            made.remove()
             throw error
+        }
+    }
+
+    /// The external data file of a qcow2 image, as the image names it; nil: it has none. The image may be in use.
+    public func dataFile(of path: String) throws(ControlError) -> String? {
+        let result = try output(["info", "-U", "--output=json", "-f", "qcow2", "--", path])
+        return result["format-specific"]?["data"]?["data-file"]?.string
+    }
+
+    /// What qemu-img prints, as JSON.
+    private func output(_ arguments: [String]) throws(ControlError) -> JSON {
+        let name = "qemu-img \(arguments.first ?? "")"
+        let result: ChildProgram.Result
+        do throws(ChildProgram.StartError) {
+            result = try ChildProgram.run(["/usr/bin/env", "qemu-img"] + arguments, seconds: 600, limit: 256 << 20)
+        } catch {
+            throw ControlError("cannot start \(name): \(errnoText(error.code))")
+        }
+        if let problem = result.problem { throw ControlError("\(name) \(problem)") }
+        guard result.status == 0 else { throw ControlError("\(name) does not read \(arguments.last ?? "")") }
+        do throws(JSONError) { return try JSON(parsing: result.output) } catch {
+            throw ControlError("the answer of \(name) is \(error)")
         }
     }
 
@@ -67,6 +94,26 @@ public struct ImageTool: Sendable {
         guard raw >= 0 else { return }
         let file = Descriptor(owning: raw)
         fsync(file.raw)
+    }
+}
+
+/// A file that this process has made, to be removed by nobody else and only while it is that file.
+public struct MadeImage: Sendable {
+    /// Its name.
+    public let path: String
+    private let identity: StorageIdentity?
+
+    init(path: String, file: Descriptor) {
+        self.path = path
+        identity = StorageIdentity(file: file.raw)
+    }
+
+    /// Removes the name, unless another file has it by now.
+    public func remove() {
+        var status = stat()
+        // The call reads the path as C text, which Swift keeps for it, and fills the structure.
+        guard let identity, unsafe lstat(path, &status) == 0, StorageIdentity(status) == identity else { return }
+        unsafe unlink(path)
     }
 }
 
@@ -102,20 +149,7 @@ public struct AllocatedRanges {
 extension ImageTool {
     /// What is allocated in a qcow2 image that nobody writes, without those below it.
     public func allocated(_ path: String) throws(ControlError) -> [ImageRange] {
-        let result: ChildProgram.Result
-        do throws(ChildProgram.StartError) {
-            result = try ChildProgram.run(
-                ["/usr/bin/env", "qemu-img", "map", "--output=json", "-f", "qcow2", "--", path], seconds: 600,
-                limit: 256 << 20)
-        } catch {
-            throw ControlError("cannot start qemu-img map: \(errnoText(error.code))")
-        }
-        if let problem = result.problem { throw ControlError("qemu-img map \(problem)") }
-        guard result.status == 0 else { throw ControlError("qemu-img map does not read \(path)") }
-        let value: JSON
-        do throws(JSONError) { value = try JSON(parsing: result.output) } catch {
-            throw ControlError("the answer of qemu-img map is \(error)")
-        }
+        let value = try output(["map", "--output=json", "-f", "qcow2", "--", path])
         var found = AllocatedRanges()
         for entry in value.elements {
             guard let start = entry["start"]?.unsigned, let length = entry["length"]?.unsigned,

@@ -2,7 +2,6 @@
 // Where a worker tells xbbd what happened to its disk.
 import CLinux
 import DiskEvents
-import Glibc
 import Support
 
 /// Events on their way to xbbd, which asks for them at the control socket. Control thread only.
@@ -31,10 +30,7 @@ final class EventPort {
             }
         case .attached, .connected, .disconnected, .paused, .resumed, .workerReplaced, .failed, .detached: break
         }
-        var now = timespec()
-        // The kernel fills the structure, which is ours.
-        unsafe clock_gettime(CLOCK_REALTIME, &now)
-        pending.add(kind, DiskEventDetails(details), time: Double(now.tv_sec) + Double(now.tv_nsec) / 1e9)
+        pending.add(kind, DiskEventDetails(details), time: wallClockSeconds())
         answer()
     }
 

@@ -23,6 +23,8 @@ enum DeviceMessage: Sendable, Equatable {
     case pluginCounted
     /// A queue's thread has ended.
     case queueEnded
+    /// Storage that a guest waits for cannot be opened yet; the text says why.
+    case storageAwaited(String)
     /// The plugin called notify() with an `XBB_NOTIFY_` number.
     case notified(UInt32)
 
@@ -31,7 +33,7 @@ enum DeviceMessage: Sendable, Equatable {
         switch self {
         case .notified: true
         case .queueFailed, .replayed, .queueStarted, .callEnded, .queuePaused, .storageFailed, .holdChanged,
-            .pluginCounted, .queueEnded:
+            .pluginCounted, .queueEnded, .storageAwaited:
             false
         }
     }

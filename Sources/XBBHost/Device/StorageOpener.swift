@@ -10,7 +10,26 @@ import Base
 import Settings
 import StorageKeeping
 import Support
+import Synchronization
 import XenBus
+
+/// For how long storage that is absent or locked is tried again. An image that is being replaced, or that somebody looks at, is
+/// there again soon.
+enum StoragePatience {
+    /// Nobody waits for it, or there is other storage to go back to.
+    case never
+    /// 10 s: a guest waits.
+    case brief
+    /// Until it is there: an administrator has had it, and the guest has nothing else.
+    case endless
+}
+
+/// That the storage is not waited for any more: said by the control thread, read by that of the call.
+private final class WaitEnd: Sendable {
+    private let flag = Atomic(false)
+    var isOver: Bool { flag.load(ordering: .acquiring) }
+    func set() { flag.store(true, ordering: .releasing) }
+}
 
 /// Opens storage, and gives up the rights that opening needs. Control thread only.
 final class StorageOpener {
@@ -20,9 +39,12 @@ final class StorageOpener {
     private let calls: PluginCalls
     private let log: Log
     private let inherited: InheritedStorage
-    /// How long a successor waits for storage that is absent or locked: 10 s, in ns. An image that is being replaced, or that
-    /// somebody looks at, is there again by then; a guest waits that long.
-    private static var patience: UInt64 { 10_000_000_000 }
+    /// How long a brief wait for storage lasts, in ns.
+    private static var briefWait: UInt64 { 10_000_000_000 }
+    /// When an endless one is told, in ns: who only looks at an image is done by then.
+    private static var quietWait: UInt64 { 1_000_000_000 }
+    /// Ends the wait of the call that runs.
+    private var waitEnd = WaitEnd()
     /// The process has given up what it does not need to serve its open storage (docs/confinement.md).
     private(set) var isConfined = false
 
@@ -43,15 +65,17 @@ final class StorageOpener {
     ///
     /// `prepareHandles` opens what the process needs of Xen later; it is called before the process is confined.
     ///
-    /// `isShared`: others have the storage too. `isSuccessor`: a connected guest waits. The storage of the process before is used if it was left; otherwise one that is
-    /// absent, or locked by somebody else, is waited for. `isExchanged`: the guest had other storage before; what was
+    /// `isShared`: others have the storage too. The storage of the process before is used if it was left; otherwise one that is
+    /// absent, or locked by somebody else, is waited for with `patience`. `isExchanged`: the guest had other storage before; what was
     /// answered from that, and is below this one now, is made durable.
     func open(
-        _ request: DeviceRequest, isShared: Bool, isSuccessor: Bool, isExchanged: Bool,
+        _ request: DeviceRequest, isShared: Bool, patience: StoragePatience, isExchanged: Bool,
         prepareHandles: @escaping () throws(OperationError) -> Void,
         _ completion: @escaping (Result<PluginDevice, OperationError>) -> Void
     ) {
         let (options, mailbox, inherited, log) = (options, mailbox, inherited, log)
+        let waitEnd = WaitEnd()
+        self.waitEnd = waitEnd
         var wanted = DiskSource(
             format: request.image.format.name, path: request.image.path, readOnly: request.isReadOnly,
             deviceNumber: request.deviceNumber)
@@ -64,7 +88,7 @@ final class StorageOpener {
             let storage = inherited.take(for: request, source)
             var source = source
             if let format = storage?.images.first?.format { source.format = format }
-            let device = try Self.patiently(isSuccessor, log) { () throws(OperationError) in
+            let device = try Self.patiently(patience, waitEnd, mailbox, log) { () throws(OperationError) in
                 let found = try FormatDetection.resolve(
                     source, pluginDirectories: options.pluginDirectories, stateDirectory: options.stateDirectory,
                     log: log)
@@ -131,9 +155,13 @@ final class StorageOpener {
         }
     }
 
-    /// Tries again what fails because the storage is absent or locked, if a guest waits.
+    /// Fails to open what is waited for, if anything is: the guest has left, or the disk is to end.
+    func stopWaiting() { waitEnd.set() }
+
+    /// Tries again what fails because the storage is absent or locked.
     private static func patiently(
-        _ isSuccessor: Bool, _ log: Log, _ open: () throws(OperationError) -> PluginDevice
+        _ patience: StoragePatience, _ end: WaitEnd, _ mailbox: Mailbox, _ log: Log,
+        _ open: () throws(OperationError) -> PluginDevice
     ) throws(OperationError) -> PluginDevice {
         let began = clinux_monotonic_ns()
         var isSaid = false
@@ -142,9 +170,20 @@ final class StorageOpener {
                 return try open()
             } catch {
                 let mayPass = [ENOENT, ENOTDIR, EBUSY, EAGAIN, EACCES].contains(error.code)
-                guard isSuccessor, mayPass, clinux_monotonic_ns() &- began < patience else { throw error }
-                if !isSaid { log.warning("\(error); tried again for \(patience / 1_000_000_000) s") }
-                isSaid = true
+                let waited = clinux_monotonic_ns() &- began
+                guard mayPass, !end.isOver else { throw error }
+                switch patience {
+                case .never: throw error
+                case .brief:
+                    guard waited < briefWait else { throw error }
+                    if !isSaid { log.warning("\(error); tried again for \(briefWait / 1_000_000_000) s") }
+                    isSaid = true
+                case .endless:
+                    if !isSaid, waited >= quietWait {
+                        mailbox.post(.storageAwaited(error.description))
+                        isSaid = true
+                    }
+                }
                 usleep(50_000)
             }
         }

@@ -65,14 +65,13 @@ extension VBDWorker {
         } catch {
             return openFailed(error)
         }
-        // Where there is a way back, nobody waits for storage that is absent or locked.
         opener.open(
-            request, isShared: isShared, isSuccessor: machine.ownsInheritedRings && !mayGoBack,
-            isExchanged: exchange != nil
+            request, isShared: isShared, patience: patience, isExchanged: exchange != nil
         ) {
             [self] () throws(OperationError) in
             try prepareHandles()
         } _: { [self] result in
+            endStorageWait()
             switch result {
             case .failure(let error): openFailed(explained(error, request))
             case .success(let device):
@@ -85,6 +84,12 @@ extension VBDWorker {
                 pending.append(.deviceOpened(device.facts))
             }
         }
+    }
+
+    /// For how long storage that is absent or locked is waited for.
+    private var patience: StoragePatience {
+        guard machine.ownsInheritedRings, !mayGoBack else { return .never }
+        return exchange == nil ? .brief : .endless
     }
 
     private func openFailed(_ error: OperationError) {
@@ -179,7 +184,9 @@ extension VBDWorker {
             control = nil
             // Before the lock is free: who has it then reads this.
             if let holder = succession.holder {
-                nodes.publish(handedOverBy: holder, hasLeft: disk.leftRequests > 0)
+                // Of rings that were not connected here, all is as the process before has left it.
+                let isUntouched = machine.ownsInheritedRings && succession.predecessor != .handedOver
+                nodes.publish(handedOverBy: holder, hasLeft: disk.leftRequests > 0 || isUntouched)
             }
             succession.handOver()
             KillPoint.reach(.letGo)
@@ -207,6 +214,7 @@ extension VBDWorker {
         case .queueEnded: disk.queueEnded()
         case .storageFailed: storageFailed()
         case .holdChanged: holdChanged()
+        case .storageAwaited(let reason): storageAwaited(reason)
         case .pluginCounted: if disk.finishQuestion() { resize() }
         case .notified(let what): takeNotification(what)
         }

@@ -54,6 +54,26 @@ extension VBDWorker {
         publishTrouble()
     }
 
+    /// The guest waits for storage that cannot be opened yet.
+    func storageAwaited(_ reason: String) {
+        // It may be open by now.
+        guard case .opening = machine.stage else { return }
+        let text =
+            "\(reason): the guest waits until it can be opened; 'xbbctl swap' gives the disk another image, and "
+            + "'xbbctl detach --force' takes it away"
+        log.warning(text)
+        (trouble.awaited, problem) = (text, text)
+        events.emit(.error, [("text", .string(text))])
+        publishTrouble()
+    }
+
+    /// The storage is open, or is not waited for any more.
+    func endStorageWait() {
+        guard trouble.awaited != nil else { return }
+        trouble.awaited = nil
+        publishTrouble()
+    }
+
     /// Does what is due.
     func careForTrouble() {
         let now = clinux_monotonic_ns()

@@ -12,6 +12,8 @@ struct DiskTrouble {
     private(set) var stoppedSince: UInt64?
     /// Requests that wait for space.
     private(set) var heldRequests = 0
+    /// Which storage a guest waits for, and why; nil: it is open, or no guest waits.
+    var awaited: String?
     /// When to look for errors that were not logged, and when to publish, in ns of the monotonic clock.
     var summaryAt: UInt64 = .max
     var publishAt: UInt64 = .max
@@ -35,7 +37,7 @@ struct DiskTrouble {
 
     /// For people: what is wrong now; nil: nothing.
     func text<Platform: XenPlatform>(of disk: ServedDisk<Platform>) -> String? {
-        let troubles = [storage(of: disk), disk.journalTrouble].compactMap { $0 }
+        let troubles = [awaited, storage(of: disk), disk.journalTrouble].compactMap { $0 }
         return troubles.isEmpty ? nil : troubles.joined(separator: "; ")
     }
 
