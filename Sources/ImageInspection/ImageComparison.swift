@@ -74,7 +74,8 @@ private final class Comparison {
     private var totals: (differences: (UInt64, UInt64), faults: (UInt64, UInt64)) = ((0, 0), (0, 0))
     private var skipped: [(reason: String, bytes: UInt64)] = []
     private var unreadable: String?
-    private var compared: UInt64 = 0
+    /// How far the disk was gone through, and how much of that was not compared, in bytes.
+    private var (position, passedOver): (UInt64, UInt64) = (0, 0)
     private var last: (kind: UInt32, end: UInt64, words: String)?
     private let progress: ComparisonProgress?
     private let parent = getppid()
@@ -135,7 +136,7 @@ private final class Comparison {
     private func add(_ kind: UInt32, _ offset: UInt64, _ length: UInt64, _ first: String, _ second: String) -> Bool {
         switch kind {
         case 1:
-            compared = offset
+            position = offset
             progress?.show(offset, of: length)
             return getppid() == parent
         case 2:
@@ -153,6 +154,7 @@ private final class Comparison {
                 ])
             }
         case 4:
+            passedOver &+= length
             if let index = skipped.firstIndex(where: { $0.reason == first }) {
                 skipped[index].bytes &+= length
             } else if skipped.count < 32 {
@@ -196,7 +198,7 @@ private final class Comparison {
             unreadable != nil
             ? "unreadable" : totals.differences.0 > 0 ? "differs" : totals.faults.0 > 0 ? "known-faults" : "same"
         return .object([
-            ("verdict", .string(verdict)), ("reason", .text(unreadable)), ("compared", .integer(compared)),
+            ("verdict", .string(verdict)), ("reason", .text(unreadable)), ("compared", .integer(position - min(passedOver, position))),
             ("difference_count", .integer(totals.differences.0)), ("difference_bytes", .integer(totals.differences.1)),
             ("differences", .array(differences)), ("known_fault_count", .integer(totals.faults.0)),
             ("known_fault_bytes", .integer(totals.faults.1)), ("known_faults", .array(faults)),

@@ -31,7 +31,8 @@ extension EndToEnd {
             for name in ["plain", "deflated", "small", "old", "large", "top"] {
                 let (found, status) = try compare(lab, name)
                 #expect(found["verdict"]?.string == "same" && status == 0, "\(name): \(found)")
-                #expect(found["compared"]?.unsigned == 5_542_912, "\(name): \(found)")
+                // What is below an image is not compared, and not counted.
+                #expect(found["compared"]?.unsigned == (name == "top" ? 192 << 10 : 5_542_912), "\(name): \(found)")
             }
             // What is below the image is the backing file's.
             let (top, _) = try compare(lab, "top")
@@ -57,6 +58,7 @@ extension EndToEnd {
             let (cut, status) = try compare(lab, "cut")
             #expect(cut["verdict"]?.string == "known-faults" && status == 0, "\(cut)")
             #expect(cut["known_faults"]?.elements.first?["fault"]?.string == "cut-off")
+            #expect(cut["compared"]?.unsigned == 15 << 16, "what libqcow is not asked for is not compared: \(cut)")
             // The first deflated cluster ends too early: half of its bytes are those of the header then.
             let table = try Data(contentsOf: URL(fileURLWithPath: "\(lab.templates)/broken"))
             func number(_ offset: Int) -> Int { table[offset..<offset + 8].reduce(0) { $0 << 8 | Int($1) } }
