@@ -100,7 +100,8 @@ extension ImageEngine {
         let bits = image.header.incompatible & ~QCOWHeader.Incompatible.dirty
         try check(storage.write(number: bits, at: 72), "cannot write the header")
         try check(sync(), "cannot make the header durable")
-        (scan?.excess, scan?.phase) = (0, .rebuilt)
+        scan?.excess = 0
+        scan?.phase = .rebuilt
         tell(.rebuilt(changes: changed))
     }
 

@@ -121,7 +121,8 @@ extension ImageEngine {
                 allocator.used.insert(freed.cluster)
                 scan?.touched.insert(freed.cluster)
             }
-            scan?.phase = scan?.rebuilds == true ? .rebuild(0) : .compare(0)
+            let rebuilds = scan?.rebuilds == true
+            scan?.phase = rebuilds ? .rebuild(0) : .compare(0)
         }
     }
 
