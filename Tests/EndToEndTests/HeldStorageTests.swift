@@ -183,7 +183,8 @@ extension EndToEnd {
                     #expect(isThere == (client.terminationStatus == 0), "\(name) \(swap.lab.log.suffix(3000))")
                     if try swap.served() == name { isServed = true }
                 }
-                #expect(isServed, "\(try swap.served())")
+                let served = try swap.served()
+                #expect(isServed, "\(served)")
                 try swap.check()
                 try swap.mark()
             }
