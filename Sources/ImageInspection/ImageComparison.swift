@@ -198,7 +198,8 @@ private final class Comparison {
             unreadable != nil
             ? "unreadable" : totals.differences.0 > 0 ? "differs" : totals.faults.0 > 0 ? "known-faults" : "same"
         return .object([
-            ("verdict", .string(verdict)), ("reason", .text(unreadable)), ("compared", .integer(position - min(passedOver, position))),
+            ("verdict", .string(verdict)), ("reason", .text(unreadable)),
+            ("compared", .integer(position - min(passedOver, position))),
             ("difference_count", .integer(totals.differences.0)), ("difference_bytes", .integer(totals.differences.1)),
             ("differences", .array(differences)), ("known_fault_count", .integer(totals.faults.0)),
             ("known_fault_bytes", .integer(totals.faults.1)), ("known_faults", .array(faults)),

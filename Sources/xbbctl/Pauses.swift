@@ -59,7 +59,8 @@ extension XBBCtl {
         @OptionGroup var limit: TimeLimit
         @Flag(
             help: ArgumentHelp(
-                "Also an image that somebody else uses, or that is below the one that is served; not one that is locked."))
+                "Also an image that somebody else uses, or that is below the one that is served; not one that is locked."
+            ))
         var force = false
         @OptionGroup var connection: Connection
         @OptionGroup var format: Format

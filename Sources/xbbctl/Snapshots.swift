@@ -35,7 +35,8 @@ private struct ServedChain {
     /// Throws where an image of the device is not to be written: that is what read-only says.
     func checkWritable(_ device: VBDReference) throws(ControlError) {
         if isReadOnly {
-            throw ControlError("\(device) is attached read-only: its images may be those of others, and are not written")
+            throw ControlError(
+                "\(device) is attached read-only: its images may be those of others, and are not written")
         }
     }
 }
@@ -217,7 +218,8 @@ extension XBBCtl {
                     let file = try ImageTool().dataFile(of: below.path)
                 {
                     throw ControlError(
-                        "\(below.path) keeps its data in \(file): --option data-file=PATH names that file for the device")
+                        "\(below.path) keeps its data in \(file): --option data-file=PATH names that file for the device"
+                    )
                 }
                 try XBBCtl.whileReleased(reference, connection) { (release, renew) throws(ControlError) in
                     // -d: the image above stays as it is, so that it can be served until the one below is.

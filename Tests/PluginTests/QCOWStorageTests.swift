@@ -170,7 +170,8 @@ import Testing
             #expect(disk.breaches == 0)
         }
         try WrittenImage.must(
-            "umount \(place) && { e2fsck -fy \(folder.path)/fs >/dev/null; [ $? -le 1 ]; } && mount -o loop \(folder.path)/fs \(place)")
+            "umount \(place) && { e2fsck -fy \(folder.path)/fs >/dev/null; [ $? -le 1 ]; } && mount -o loop \(folder.path)/fs \(place)"
+        )
         checkIsWhole(path)
         let disk = try Disk(plugin, path)
         let queue = try Queue(disk)

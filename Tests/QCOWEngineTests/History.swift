@@ -16,7 +16,9 @@ struct History: @unchecked Sendable {
     let errors: Int
 
     /// For the words of a fault.
-    var name: String { "seed \(seed): \(made.recipe), reserve \(setup.reserve), cache \(setup.cacheBytes)\(setup.isVouched ? ", vouched" : "")" }
+    var name: String {
+        "seed \(seed): \(made.recipe), reserve \(setup.reserve), cache \(setup.cacheBytes)\(setup.isVouched ? ", vouched" : "")"
+    }
 
     /// What deserves a line: the first words, where, and the log's tail.
     func words(_ what: String, _ position: Int, _ faults: [String]) -> String {

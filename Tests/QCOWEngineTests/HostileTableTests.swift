@@ -45,7 +45,8 @@ enum TableOverlap: String, CaseIterable, Sendable {
         let tables = (0..<layout.l1Count).map { layout.l2Offset(l1, $0) }.filter { $0 != 0 }
         let far = (0..<layout.l1Count).last { layout.l2Offset(l1, $0) != 0 } ?? 0
         guard let table = tables.first, let last = tables.last, let entry = layout.entryOffset(1),
-            case .data(let data) = layout.describe(layout.entry(0)), case .data(let zeroes) = layout.describe(layout.entry(4)),
+            case .data(let data) = layout.describe(layout.entry(0)),
+            case .data(let zeroes) = layout.describe(layout.entry(4)),
             let block = layout.refcountBlocks.first(where: { $0 != 0 })
         else { return false }
         let snapshot = layout.snapshots.first
@@ -119,7 +120,8 @@ enum TableOverlap: String, CaseIterable, Sendable {
             let end = Int(image.u64(24)) / 512
             let step = clusterSize / 512
             let writes: [(EngineOperationKind, Range<Int>)] = [
-                (.write, 0..<1), (.write, step..<step + 8), (.write, 100 * step..<100 * step + 1), (.write, end - 8..<end),
+                (.write, 0..<1), (.write, step..<step + 8), (.write, 100 * step..<100 * step + 1),
+                (.write, end - 8..<end),
                 (.discard, 0..<8 * step), (.zeroes(mayFree: true), end - step..<end), (.write, 8 * step..<9 * step),
                 (.discard, 0..<end),
             ]

@@ -22,7 +22,8 @@ import Testing
         let image = try ByteImage(contentsOf: folder.file("image"))
         try #require(image.u64(72) & 1 == 1, "QEMU left it dirty")
         try image.save(folder.file("judge"))
-        try Shell.run("cd \(folder.path) && qemu-img check -q -r all -f qcow2 judge >/dev/null 2>&1; qemu-img check -q judge")
+        try Shell.run(
+            "cd \(folder.path) && qemu-img check -q -r all -f qcow2 judge >/dev/null 2>&1; qemu-img check -q judge")
         let said = Mutex<[EngineEvent]>([])
         let storage = SimulatedStorage(image)
         let engine = try ImageEngine(storage, below: nil, options: EngineOptions())
@@ -74,7 +75,8 @@ import Testing
             try #require(StructureCheck.report(storage.snapshot).leaks == 0, "\(name), at the end")
             let count = storage.position
             // The repair is what comes first.
-            let positions = (0..<10).map { _ in random.below(random.onceIn(3) ? count + 1 : min(count, 40) + 1) }.sorted()
+            let positions = (0..<10).map { _ in random.below(random.onceIn(3) ? count + 1 : min(count, 40) + 1) }
+                .sorted()
             var (cut, kill) = (PowerCut(storage.log), KillCut(storage.log))
             for position in positions {
                 let isKill = random.onceIn(2)
@@ -96,13 +98,15 @@ import Testing
                 try #require(second.faults.isEmpty && second.errors == 0, "\(name): \(second.faults)")
                 let report = StructureCheck.report(mended.snapshot)
                 try #require(
-                    report.corruptions == [] && report.leaks == 0, "\(name): \(ending) at \(position), mended: \(report)")
+                    report.corruptions == [] && report.leaks == 0,
+                    "\(name): \(ending) at \(position), mended: \(report)")
             }
             guard random.onceIn(4) else { continue }
             let jury = QemuJury(made.folder)
             try jury.ask(storage.snapshot) { verdict in
                 #expect(
-                    verdict.corruptions == 0 && verdict.leaks == 0 && verdict.errors == nil, "\(name): QEMU: \(verdict)")
+                    verdict.corruptions == 0 && verdict.leaks == 0 && verdict.errors == nil, "\(name): QEMU: \(verdict)"
+                )
             }
             try jury.decide()
         }
@@ -179,7 +183,9 @@ import Testing
         }
         let copied: UInt64 = 1 << 63
         for cluster in 0..<layout.guestClusters where random.onceIn(8) {
-            guard let place = layout.entryOffset(cluster), case .data = layout.describe(image.u64(place)) else { continue }
+            guard let place = layout.entryOffset(cluster), case .data = layout.describe(image.u64(place)) else {
+                continue
+            }
             image.put64(image.u64(place) ^ copied, at: place)
         }
         for index in 0..<layout.l1Count where random.onceIn(3) && layout.l2Offset(layout.l1Offset, index) != 0 {

@@ -55,7 +55,9 @@ extension Supervisor {
     private func endBriefPause(_ record: Record) {
         do throws(ControlError) {
             let path = record.address.backendPath(own: own)
-            if try asControlError({ () throws(OperationError) in try store.text("\(path)/\(BackendKey.paused)") }) != nil {
+            if try asControlError({ () throws(OperationError) in try store.text("\(path)/\(BackendKey.paused)") })
+                != nil
+            {
                 return
             }
             try ask(record, "resume") { _ in }

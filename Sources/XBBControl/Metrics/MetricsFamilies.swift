@@ -110,7 +110,8 @@ enum MetricsFamilies {
         CounterFamily("xbb_queue_sleeps", "Times that a queue went to sleep.", of: "sleeps"),
     ]
 
-    static let worker = MetricFamily("xbb_worker_up", .gauge, "1 while a worker serves the disk and answers; absent while its storage is released.")
+    static let worker = MetricFamily(
+        "xbb_worker_up", .gauge, "1 while a worker serves the disk and answers; absent while its storage is released.")
     static let starts = MetricFamily("xbb_worker_starts", .counter, "Workers that xbbd started for the disk.")
     static let inFlight = MetricFamily("xbb_requests_in_flight", .gauge, "Requests taken and not answered.")
     static let waiting = MetricFamily("xbb_requests_waiting_for_space", .gauge, "Requests that wait for space.")
