@@ -59,9 +59,7 @@ import Testing
         let folder = try TestFolder()
         try Shell.run("cd \(folder.path) && qemu-img create -q -f qcow2 image 8M")
         let storage = SimulatedStorage(try ByteImage(contentsOf: folder.file("image")), isRecording: false)
-        var options = EngineOptions()
-        options.isVouched = true
-        let engine = try ImageEngine(storage, below: nil, options: options)
+        let engine = try ImageEngine(storage, below: nil, options: EngineOptions())
         let calls = Counter()
         engine.wakeCommitter { calls.add() }
         let write = SimulatedOperation(
@@ -74,13 +72,10 @@ import Testing
     }
 
     private func perform(_ operation: SimulatedOperation, _ engine: any WritingEngine) throws {
-        operation.run {
-            let end = engine.begin()
-            _ = engine.perform($0)
-            end()
-        } commit: {
-            _ = engine.commit()
-        }
+        let end = engine.begin()
+        _ = engine.perform(operation)
+        end()
+        for _ in 0..<1000 where operation.finishes == 0 { _ = engine.commit() }
         try #require(operation.finishes == 1 && operation.status == 0, "\(operation.kind): \(operation.status)")
     }
 }

@@ -246,13 +246,10 @@ private final class Table {
     }
 
     func perform(_ operation: SimulatedOperation) throws {
-        operation.run {
-            let end = engine.begin()
-            _ = engine.perform($0)
-            end()
-        } commit: {
-            _ = engine.commit()
-        }
+        let end = engine.begin()
+        _ = engine.perform(operation)
+        end()
+        for _ in 0..<1000 where operation.finishes == 0 { _ = engine.commit() }
         guard operation.finishes == 1, operation.status == 0 else {
             throw SimulationError("\(operation.kind): \(operation.status)")
         }
