@@ -3,7 +3,7 @@ SHELL := /bin/bash
 SWIFT ?= swift
 JOBS  ?= $(shell nproc)
 
-.PHONY: help setup build build-release install deb deb-test demo test test-long test-quick bench bench-qcow count check fmt clean
+.PHONY: help setup build build-release install deb deb-test demo test test-long test-quick bench bench-qcow count check models fmt clean
 .PHONY: xen-setup xen-test xen-shell xen-bench
 
 help: ## what can be done here
@@ -59,6 +59,9 @@ xen-bench: xen-setup deb ## figures beside xen-blkback and qdisk there, in build
 
 xen-shell: xen-setup deb ## the same machine, and a prompt in its dom0
 	@lab/xen-lab shell
+
+models: setup ## the models of recovery and sleep, all states (SPIN), and that each planted error is found
+	@scripts/models.py --long
 
 check: setup ## formatting, shell scripts, header as C11 and C++17
 	@scripts/check.sh

@@ -49,3 +49,5 @@ while read -r name; do
 done < <(grep -rhoE '[A-Za-z]+Tests\.[A-Za-z0-9_]+' docs --include='*.md' | sort -u)
 [[ $missing -eq 0 ]]
 echo "check: tests that documents name are there"
+scripts/models.py --names
+echo "check: what models stand for is there"
