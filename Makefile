@@ -3,7 +3,7 @@ SHELL := /bin/bash
 SWIFT ?= swift
 JOBS  ?= $(shell nproc)
 
-.PHONY: help setup build build-release install deb deb-test demo test test-long test-quick bench bench-qcow count check models fmt clean
+.PHONY: help setup build build-release install deb deb-test walk demo test test-long test-quick bench bench-qcow count check models fmt clean
 .PHONY: xen-setup xen-test xen-shell xen-bench
 
 help: ## what can be done here
@@ -29,13 +29,16 @@ deb: ## the Debian packages, in build/deb
 deb-test: deb ## install, use, upgrade, remove and purge them in a Debian without Swift (root)
 	@scripts/deb-test.sh
 
+walk: deb ## the commands of docs/operating.md, as they stand there, in a Debian without Swift (root)
+	@scripts/deb-test.sh walk
+
 demo: build-release ## a real disk image through a shared ring, without Xen (needs no root but for a loop device)
 	@scripts/demo.sh
 
 test: build ## all tests
 	@scripts/test.sh
 
-test-long: build build-release ## a thousand kills and upgrades, all kinds of QCOW images and all hostile ones: minutes
+test-long: build build-release deb ## a thousand kills and upgrades, all kinds of QCOW images and all hostile ones: minutes
 	@scripts/test-long.sh
 
 bench-qcow: build-release ## figures of QCOW images beside libqcow and qemu-nbd

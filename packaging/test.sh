@@ -97,7 +97,7 @@ helps() {
 completion() { bash -c '. /usr/share/bash-completion/completions/xbbctl && complete -p xbbctl'; }
 unit_is_sound() { systemd-analyze verify --man=no /lib/systemd/system/{xbbd.service,xbb-metrics.socket,xbb-textfile.timer}; }
 metrics_are_off() { ! systemctl is-enabled xbb-metrics.socket && ! systemctl is-enabled xbb-textfile.timer && ! systemctl is-active xbb-metrics.socket xbb-textfile.timer; }
-unit_is_hardened() { systemd-analyze security --offline=yes --threshold=40 /lib/systemd/system/xbbd.service >/dev/null; }
+unit_is_hardened() { systemd-analyze security --offline=yes --threshold=42 /lib/systemd/system/xbbd.service >/dev/null; }
 unit_is_enabled() { [[ -L /etc/systemd/system/multi-user.target.wants/xbbd.service ]]; }
 plugins_load_together() { # PLUGIN...: all in one process
     xbb-vbd --dump-plugins | tee /tmp/plugins.json

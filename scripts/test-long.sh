@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # The tests that take minutes, on what `make build build-release` built: a thousand kills with upgrades between the two builds,
 # 200 rounds of attach and detach, 300 disks, a million lines of a guest's noise, all kinds of QCOW images and all hostile ones, and
-# the qcow2 engine under power cuts, kills and faults. Their time is in docs/benchmarks.md. One of them, as root, sets the sysctl
-# fs.aio-max-nr to 64 for some seconds.
+# the qcow2 engine under power cuts, kills and faults; as root, the commands of docs/operating.md on the packages of `make deb`. Their
+# time is in docs/benchmarks.md. One of them, as root, sets the sysctl fs.aio-max-nr to 64 for some seconds.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 export XBB_LONG=1 XBB_BUILD_DIR=$PWD/.build/debug XBB_STAGE_DIR=$PWD/build/debug SWIFT_BACKTRACE=enable=no
@@ -18,5 +18,11 @@ result=$?
 grep -E '^(qcow corpus|qcow2 written.*|hostile.*|rounds|noise|many disks|kills|power cuts.*|planted.*): |^✘' "$log" | cut -c1-400
 grep -qE '^✔ Test run with [1-9]' "$log" || result=1
 [[ $kills -eq 0 ]] || result=1
+if [[ $(id -u) -eq 0 ]]; then
+    scripts/deb-test.sh walk >build/test-logs/walk.log 2>&1 || { cat build/test-logs/walk.log; result=1; }
+    tail -n 1 build/test-logs/walk.log
+else
+    echo "test-walk: left out, as only root can make a root file system"
+fi
 echo "test-long: $([[ $result -eq 0 ]] && echo passed || echo FAILED) in $((SECONDS - started)) s"
 exit "$result"
