@@ -238,9 +238,11 @@ extension Supervisor {
         let isReleased = record?.isReleased == true
         let isToldPaused = state?.isPaused == true
         let isPaused = isReleased || isToldPaused && record.map(isPauseKept) ?? true
-        var isServed = false
-        if case .running? = record?.supervision.phase { isServed = true }
-        if case .foreign? = record?.supervision.phase { isServed = true }
+        let isServed =
+            switch record?.supervision.phase {
+            case .running?, .foreign?: true
+            default: false
+            }
         let isRunning =
             isServed && state?.hasFailed == false && !isReleased && !isToldPaused && record.map(isPauseKept) == false
         return .object([

@@ -110,8 +110,7 @@ extension Supervisor {
         if FileLock.note(directory.workerLock(address)) == FileLock.handedOver { return .handedOver }
         guard let identity = process.identity else { return nil }
         do throws(OperationError) {
-            let said = try store.valueIfReadable("\(address.backendPath(own: own))/\(BackendKey.handedOver)")
-            guard let said = said.map({ String(decoding: $0, as: UTF8.self) }) else { return nil }
+            guard let said = try saidAtHandOver(of: address) else { return nil }
             if said + "\n" == identity.note { return .handedOver }
             return said == identity.note.dropLast() + BackendKey.leftRequests ? .leftRequests : nil
         } catch {
@@ -122,12 +121,17 @@ extension Supervisor {
     /// How the last process handed over that did, where an xbbd before this one saw its end.
     func lastHandOver(of address: VBDAddress) -> WorkerExit {
         do throws(OperationError) {
-            let said = try store.valueIfReadable("\(address.backendPath(own: own))/\(BackendKey.handedOver)")
-            let hasLeft = said.map { String(decoding: $0, as: UTF8.self).hasSuffix(BackendKey.leftRequests) } ?? false
+            let hasLeft = try saidAtHandOver(of: address)?.hasSuffix(BackendKey.leftRequests) == true
             return hasLeft ? .leftRequests : .handedOver
         } catch {
             return .leftRequests  // the journal says what there is
         }
+    }
+
+    /// What the last process that handed over wrote into the node; nil: none has.
+    private func saidAtHandOver(of address: VBDAddress) throws(OperationError) -> String? {
+        let said = try store.valueIfReadable("\(address.backendPath(own: own))/\(BackendKey.handedOver)")
+        return said.map { String(decoding: $0, as: UTF8.self) }
     }
 
     private func addresses(kind: String) throws(OperationError) -> [VBDAddress] {

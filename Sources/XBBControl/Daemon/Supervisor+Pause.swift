@@ -143,17 +143,7 @@ extension Supervisor {
             if restores { return answerResumed(client) }
             return try forward("resume", to: record, for: client)
         }
-        try change(record, "end the pause of") { (path, transaction) throws(OperationError) in
-            if restores {
-                try endHold(at: path, transaction)
-            } else {
-                for key in [BackendKey.paused, BackendKey.held] {
-                    try store.removeIfPresent("\(path)/\(key)", in: transaction)
-                }
-            }
-            try store.removeIfPresent("\(path)/\(BackendKey.released)", in: transaction)
-            return true
-        }
+        try endRelease(record, "end the pause of", restores: restores)
         record.holder = nil
         log(record.address).info("\(record.address): goes on after the pause")
         readAgain(record)
@@ -177,16 +167,27 @@ extension Supervisor {
     private func endHold(_ record: Record) {
         record.holder = nil
         do throws(ControlError) {
-            try change(record, "end the pause of") { (path, transaction) throws(OperationError) in
-                try endHold(at: path, transaction)
-                try store.removeIfPresent("\(path)/\(BackendKey.released)", in: transaction)
-                return true
-            }
+            try endRelease(record, "end the pause of")
         } catch {
             return log(record.address).error("\(error); it goes on when the time limit is over")
         }
         log(record.address).warning("\(record.address): the command that had its storage has ended: the disk goes on")
         readAgain(record)
+    }
+
+    /// A worker may have the storage again. If it `restores`, the disk is paused as it was before a command had it; else not at all.
+    private func endRelease(_ record: Record, _ what: String, restores: Bool = true) throws(ControlError) {
+        try change(record, what) { (path, transaction) throws(OperationError) in
+            if restores {
+                try endHold(at: path, transaction)
+            } else {
+                for key in [BackendKey.paused, BackendKey.held] {
+                    try store.removeIfPresent("\(path)/\(key)", in: transaction)
+                }
+            }
+            try store.removeIfPresent("\(path)/\(BackendKey.released)", in: transaction)
+            return true
+        }
     }
 
     /// The disk is paused as it was before a command had its storage released.
@@ -227,11 +228,7 @@ extension Supervisor {
         guard record.supervision.node?.releasedUntil != nil else { return }
         record.holder = nil
         do throws(ControlError) {
-            try change(record, "end the release of") { (path, transaction) throws(OperationError) in
-                try endHold(at: path, transaction)
-                try store.removeIfPresent("\(path)/\(BackendKey.released)", in: transaction)
-                return true
-            }
+            try endRelease(record, "end the release of")
         } catch {
             log(record.address).error(error.description)
         }

@@ -28,7 +28,7 @@ public enum MetricsReport {
         let starts: UInt64
         /// Nil: the administrator has the storage, so that no worker is to be there.
         let isUp: Bool?
-        /// What the worker said; null without an answer.
+        /// What the worker said; of a disk whose storage is released what holds without one, and null without an answer.
         let counted: JSON
         /// In the order of `MetricsFamilies.counterNames`; nil: the worker does not count this.
         var counters: [UInt64?]
@@ -41,11 +41,13 @@ public enum MetricsReport {
                 ("path", row["path"]?.string ?? ""),
             ])
             starts = row["starts"]?.unsigned ?? 0
-            counted = row["counted"] ?? .null
+            let answer = row["counted"] ?? .null
             counters = Array(repeating: nil, count: MetricsFamilies.counterNames.count)
             // One that is of another version may answer something else.
-            let said = counted["counters"]?.members ?? []
-            isUp = said.isEmpty && row["worker"]?.string == "released" ? nil : !said.isEmpty
+            let said = answer["counters"]?.members ?? []
+            let isReleased = said.isEmpty && row["worker"]?.string == "released"
+            isUp = isReleased ? nil : !said.isEmpty
+            counted = isReleased ? .object([("paused", .bool(true))]) : answer
             for counter in said {
                 if let place = MetricsReport.places[counter.name] { counters[place] = counter.value.unsigned }
             }
@@ -110,13 +112,7 @@ public enum MetricsReport {
             (MetricsFamilies.queues, "queues"), (MetricsFamilies.connected, "connected"),
             (MetricsFamilies.paused, "paused"), (MetricsFamilies.stalled, "stalled"),
             (MetricsFamilies.readOnly, "read_only"), (MetricsFamilies.lastError, "last_error_time"),
-        ] {
-            append(family, disks, &text) { disk in
-                // A disk whose storage is released is paused, and has no worker that could say so.
-                if name == "paused", disk.isUp == nil { return one }
-                return number(disk.counted[name])
-            }
-        }
+        ] { append(family, disks, &text) { number($0.counted[name]) } }
         append(MetricsFamilies.size, disks, &text) { disk in
             disk.counted["sectors"]?.unsigned.map { MetricsText.number($0 &* 512) }
         }
