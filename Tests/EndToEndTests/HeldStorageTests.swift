@@ -69,9 +69,7 @@ extension EndToEnd {
             }
             try swap.awaitQuiet()
             #expect(try swap.control("wait", "running").status == 0)
-            try swap.check()
-            try swap.mark()
-            try swap.check()
+            try swap.goesOn()
             withExtendedLifetime(held) {}
             try swap.finish()
         }
@@ -85,19 +83,15 @@ extension EndToEnd {
                 #expect(try swap.control("snapshot", "\(swap.folder)/\(name).qcow2").status == 0, "\(swap.lab.log)")
                 try swap.mark()
             }
-            let path = try swap.program("qemu-img", "touch \(swap.folder)/busy; exec sleep 600")
             let words = command == "commit" ? "" : "--below raw:\(swap.image)"
-            let process = try swap.begin(command, words, path: path)
-            try eventually("qemu-img works") { FileManager.default.fileExists(atPath: "\(swap.folder)/busy") }
+            let process = try swap.beginStuck(command, words)
             // Ctrl-C ends it in the same way, but this process may block that signal for its children.
             kill(process.processIdentifier, SIGKILL)
             process.waitUntilExit()
             try swap.awaitQuiet()
             #expect(try swap.served() == "\(swap.folder)/over.qcow2")
             #expect(try swap.lab.key("xbb-held", of: swap.disk) == nil)
-            try swap.check()
-            try swap.mark()
-            try swap.check()
+            try swap.goesOn()
             try swap.finish()
         }
 
@@ -117,9 +111,7 @@ extension EndToEnd {
                 let path = try swap.program("qemu-img", "exit 1")
                 #expect(try swap.control("commit", "", path: path).status == 1)
             default:
-                let path = try swap.program("qemu-img", "touch \(swap.folder)/busy; exec sleep 600")
-                let process = try swap.begin("commit", path: path)
-                try eventually("qemu-img works") { FileManager.default.fileExists(atPath: "\(swap.folder)/busy") }
+                let process = try swap.beginStuck("commit")
                 kill(process.processIdentifier, SIGKILL)
                 process.waitUntilExit()
             }
@@ -132,9 +124,7 @@ extension EndToEnd {
             #expect(try swap.control("resume").status == 0)
             let served = try swap.served()
             #expect(served == (outcome == "succeeds" ? swap.image : "\(swap.folder)/over.qcow2"))
-            try swap.check()
-            try swap.mark()
-            try swap.check()
+            try swap.goesOn()
             try swap.finish()
         }
 

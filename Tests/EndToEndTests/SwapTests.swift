@@ -106,6 +106,21 @@ final class SwapLab {
         }
     }
 
+    /// The guest finds its blocks, writes another one, and finds that too.
+    func goesOn() throws {
+        try check()
+        try mark()
+        try check()
+    }
+
+    /// Starts xbbctl with a qemu-img that does not end by itself, to be killed; returns when that runs.
+    func beginStuck(_ command: String, _ rest: String = "") throws -> Process {
+        let path = try program("qemu-img", "touch \(folder)/busy; exec sleep 60")
+        let process = try begin(command, rest, path: path)
+        try eventually("qemu-img works") { FileManager.default.fileExists(atPath: "\(folder)/busy") }
+        return process
+    }
+
     /// What the disk is served from.
     func served() throws -> String {
         let answer = try control("show", "--json")
@@ -325,9 +340,7 @@ extension EndToEnd {
             #expect(isNew || client.status != 0, "\(client)")
             let target = isNew ? "qcow2:\(swap.folder)/over.qcow2" : "raw:\(swap.image)"
             #expect(try swap.configured() == [target, served, target], "\(client)")
-            try swap.check()
-            try swap.mark()
-            try swap.check()
+            try swap.goesOn()
             try swap.finish()
         }
 
@@ -360,9 +373,7 @@ extension EndToEnd {
             #expect(isNew || served == swap.image, "\(served) \(client)")
             let target = isNew ? "qcow2:\(swap.folder)/over.qcow2" : "raw:\(swap.image)"
             #expect(try swap.configured() == [target, served, target], "\(client)")
-            try swap.check()
-            try swap.mark()
-            try swap.check()
+            try swap.goesOn()
             try swap.finish()
         }
     }
