@@ -7,7 +7,7 @@
  * @code Sources/BlockQueue/Queue/QueueLoop.swift turn sleep takeEvents
  * @code Sources/BlockQueue/Queue/XenEffects.swift takeEvent unmask notify
  * @code Sources/BlockQueue/Queue/QueueThread.swift change takeControl pause resume
- * @code Sources/PluginPort/CompletionPort.swift complete pushRemote takeRemote prepareToSleep awoke wakeIfSleeping wake drainWake
+ * @code Sources/PluginPort/CompletionPort.swift complete pushRemote takeRemote prepareToSleep awoke wakeIfSleeping wake
  * @code Sources/PluginHost/PluginEvents.swift post runDue wait
  *
  * The event channel is that of Linux: an event that comes while the port is masked is pending, and comes when it is unmasked.
@@ -220,6 +220,7 @@ proctype Queue() {
         :: readable
         :: over -> break
         fi;
+        /* Told once for each addition: nobody reads the counter. */
         eventfd = false;
         sleeping = false;
         atomic { if :: readable -> readable = false; isMasked = true :: else fi };
