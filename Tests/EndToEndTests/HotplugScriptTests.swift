@@ -303,8 +303,8 @@ extension EndToEnd {
             let guest = try lab.guest().id
             let image = try lab.image()
             let named = LibxlDisk(guest: guest, params: "raw:\(image)")
-            try lab.makeNodes(named)
-            try lab.store.write("\(named.back)/params", Array("raw:/srv/".utf8) + [0xff, 0xfe], in: .none)
+            try lab.makeNodes(named, params: Array("raw:/srv/".utf8) + [0xff, 0xfe])
+            try eventually("an answer") { try lab.key("hotplug-status", of: named) == "error" }
             #expect(try lab.run("add", named).status == 1)
             #expect(try lab.key("hotplug-error", of: named)?.has("the target is not UTF-8") == true)
             let moded = LibxlDisk(guest: guest, number: 51728, params: "raw:\(image)", mode: "sideways")

@@ -206,7 +206,8 @@ final class LibxlLab {
     func key(_ name: String, of disk: LibxlDisk) throws -> String? { try store.text("\(disk.back)/\(name)") }
 
     /// What libxl writes for a disk, in one transaction.
-    func makeNodes(_ disk: LibxlDisk) throws {
+    /// - Parameter params: the bytes of `params`, where they are no text.
+    func makeNodes(_ disk: LibxlDisk, params: [UInt8]? = nil) throws {
         let backend: [(String, String)] = [
             ("frontend", disk.front), ("params", disk.params), ("script", disk.script),
             ("frontend-id", String(disk.guest)), ("online", "1"), ("removable", "0"), ("bootable", "1"),
@@ -229,7 +230,8 @@ final class LibxlLab {
                         .init(domain: reader, read: true, write: false),
                     ], in: transaction)
                 for (key, value) in keys where key != "script" || disk.kind != "qdisk" {
-                    try store.write("\(node)/\(key)", value, in: transaction)
+                    let bytes = key == "params" ? params ?? Array(value.utf8) : Array(value.utf8)
+                    try store.write("\(node)/\(key)", bytes, in: transaction)
                 }
             }
         }
