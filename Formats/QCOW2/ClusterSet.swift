@@ -65,6 +65,21 @@ public struct ClusterSet: Sendable {
         return nil
     }
 
+    /// One of `range` is in the set.
+    public func hasAny(in range: Range<UInt64>) -> Bool {
+        var cluster = range.lowerBound
+        while cluster < range.upperBound {
+            guard let words = chunks[cluster >> Self.chunkBits] else {
+                cluster = (cluster >> Self.chunkBits + 1) << Self.chunkBits
+                continue
+            }
+            let found = words[Self.word(cluster)] & ~(Self.bit(cluster) - 1)
+            if found != 0 { return cluster & ~63 + UInt64(found.trailingZeroBitCount) < range.upperBound }
+            cluster = (cluster | 63) + 1
+        }
+        return false
+    }
+
     /// The first cluster of `range` that is not in the set.
     public func firstAbsent(in range: Range<UInt64>) -> UInt64? {
         var cluster = range.lowerBound

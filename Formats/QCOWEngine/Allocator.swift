@@ -37,6 +37,39 @@ struct Allocator: ~Copyable {
         if !storage.isGrowable { end = used.highest.map { $0 + 1 } ?? 1 }
     }
 
+    // MARK: Refcounts that are written anew
+
+    /// All that is in use is known, and where it ends.
+    mutating func learnEnd() {
+        if !storage.isGrowable { end = used.highest.map { $0 + 1 } ?? 1 }
+    }
+
+    /// Makes a refcount block that an image lacks, behind all that is in use. Its own refcount is not written yet.
+    mutating func addMissingBlock(_ block: Int) throws(ImageError) {
+        guard block < refcounts.table.count, end < refcounts.capacity else {
+            throw .damaged("it was not closed, and its refcount table is too short for its clusters")
+        }
+        let place = end
+        if storage.isGrowable {
+            try check(storage.setSize((place + 1) << geometry.clusterBits), "cannot make the file longer")
+        } else if (place + 1) << geometry.clusterBits > storage.size {
+            throw ImageError(.unreadable(ENOSPC), "there is no room for a refcount block")
+        }
+        refcounts.addBlock(block, at: place << geometry.clusterBits)
+        // Whether the file refers to it after an error is not known, so nothing else comes to this place.
+        end = place + 1
+        do throws(ImageError) {
+            try refcounts.write()
+            try check(storage.sync(), "cannot make the refcounts durable")
+            try refcounts.publishBlocks(block..<block + 1)
+        } catch {
+            refcounts.removeBlock(block)
+            throw error
+        }
+        metadata.insert(place)
+        used.insert(place)
+    }
+
     // MARK: R1: own
 
     /// Makes at most `wanted` clusters the image's, at least one: refcount 1, in the file, and reading as zeroes. They may be

@@ -11,6 +11,11 @@ public struct EngineOptions: Sendable {
     public var discards = true
     /// The writer before may not have closed the image: the scan begins at once, not with the first allocation.
     public var followsUncleanEnd = false
+    /// A writer of this kind has looked through all tables of the image since when nobody else could write to it. Changes of any other
+    /// image wait for that, as its tables may say anything.
+    public var isVouched = false
+    /// Called once all tables were looked through, from the thread that commits.
+    public var whenVouched: (@Sendable () -> Void)?
     /// Clusters that are reserved ahead, at first and at most.
     public var reserve: ClosedRange<Int> = 16...1024
 
@@ -44,8 +49,12 @@ public enum EngineEvent: Sendable, Equatable {
     case damaged(String)
     /// A sync failed with this errno: what was written may be lost. Nothing is written any more.
     case failed(Int32)
+    /// The tables cannot be looked through, and why: changes end with an error until they can.
+    case notLookedThrough(String)
     /// Data cannot be read, at this offset of the disk in bytes.
     case unreadable(ReadFault, at: UInt64)
+    /// The refcounts of an image that was not closed were written anew; so many counts and flags were wrong.
+    case rebuilt(changes: UInt64)
     /// So many clusters that an unclean end had left without an owner were given back.
     case reclaimed(clusters: UInt64, bytes: UInt64)
 }

@@ -3,6 +3,22 @@
 import Glibc
 import ImageCore
 import QCOW2
+import Synchronization
+
+/// Waits in the place of an operation until the tables were looked through.
+private final class ScanWaiter: EngineOperation {
+    private let result = Atomic<Int32>(1)
+    var kind: EngineOperationKind { .discard }
+    var offset: UInt64 { 0 }
+    var length: UInt64 { 0 }
+    /// 0 or a negative errno, once it is done.
+    var status: Int32 { result.load(ordering: .acquiring) }
+    var isDone: Bool { status <= 0 }
+    func copyData(to target: inout MutableRawSpan, from position: UInt64) {}
+    func takeData(_ source: RawSpan, at position: UInt64) {}
+    func finish(_ status: Int32) { result.store(status, ordering: .releasing) }
+    func resume() { finish(0) }
+}
 
 extension ImageEngine {
     /// Makes the disk `newSize` bytes long, a multiple of 512; what is new reads as zeroes. Control thread; may sleep.
@@ -26,6 +42,7 @@ extension ImageEngine {
         guard newSize <= UInt64(Int64.max), entries <= QCOWCheck.largestL1 / 8 else {
             throw ImageError(.tooLarge, "the L1 table of such a disk is too large; larger clusters need a smaller one")
         }
+        try lookThrough()
         try prepare()
         if geometry.hasDataFile, data.size < newSize {
             try check(data.setSize(newSize), "cannot make the data file longer")
@@ -38,6 +55,20 @@ extension ImageEngine {
             try check(sync(), "cannot make the header durable")
         }
         byteCount.store(newSize, ordering: .releasing)
+    }
+
+    /// A larger disk is a change too: it waits for the scan, and does it where nobody else does.
+    private func lookThrough() throws(ImageError) {
+        while waitsForScan, !isScanned.load(ordering: .acquiring) {
+            guard failure == 0 else { throw ImageError(.unreadable(EIO), "nothing is written to this image any more") }
+            let waiter = ScanWaiter()
+            guard waitForScan(waiter) else { return }
+            // Without a thread that commits this one does, and nothing may be in flight.
+            while !waiter.isDone { if hasCommitter { usleep(1000) } else { commit() } }
+            guard waiter.status == 0 else {
+                throw ImageError(.unreadable(-waiter.status), "the tables of the image cannot be looked through")
+            }
+        }
     }
 
     /// R2: the longer table is durable before the header points to it; place and length are in one sector. With `metadataLock`.

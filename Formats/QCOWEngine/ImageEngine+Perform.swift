@@ -112,7 +112,7 @@ extension ImageEngine {
     }
 
     /// Lets an operation wait for the scan. False: it is over.
-    private func waitForScan(_ operation: any EngineOperation) -> Bool {
+    func waitForScan(_ operation: any EngineOperation) -> Bool {
         let waits = listLock.locked { () -> Bool in
             if isScanned.load(ordering: .acquiring) { return false }
             scanWaiters.append(operation)
@@ -393,7 +393,7 @@ extension ImageEngine {
         let isClaimed = try metadataLock.locked { () throws(ImageError) -> Bool in
             let entry = map.l1Entry(l1Index)
             if entry & L2Entry.copied != 0 { return true }
-            guard entry & L2Entry.offsetMask == place else { return false }
+            guard entry & L2Entry.offsetMask == place, !disowned.contains(UInt64(l1Index)) else { return false }
             guard try allocator.refcounts.count(of: place >> geometry.clusterBits) == 1 else {
                 damage =
                     "entry \(l1Index) of the L1 table claims the table at offset \(place) for itself, which is not its own"

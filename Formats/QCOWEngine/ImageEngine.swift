@@ -64,8 +64,9 @@ public final class ImageEngine: @unchecked Sendable {
     /// Clusters whose references were removed from the file, a time for each reference.
     var unmapped: [FreedCluster] = []
 
-    /// Changes wait for the scan: the size of a device tells nothing of what is free on it, and with very many tables of snapshots
-    /// it is not known at first where data may not go.
+    /// Changes wait for the scan: whoever made the image may have let tables, data and refcounts stand in each other, and a change of one
+    /// would be a change of the other. Where a predecessor has looked, they wait only on a device, whose size tells nothing of what
+    /// is free, and where very many tables of snapshots leave open where data may not go.
     let waitsForScan: Bool
     /// Those that wait.
     var scanWaiters: [any EngineOperation] = []
@@ -79,6 +80,10 @@ public final class ImageEngine: @unchecked Sendable {
     var waitingIsDurable = false
     var released: [UInt64] = []
 
+    /// The refcounts are not up to date yet: ImageRebuild.
+    let isDirty: Atomic<Bool>
+    /// Indexes of L1 entries that claimed a table which others have too, under `metadataLock`.
+    var disowned = ClusterSet()
     let isPrepared: Atomic<Bool>
     /// What every change and flush ends with; 0: none.
     let failureCode = Atomic<Int32>(0)
@@ -126,7 +131,7 @@ public final class ImageEngine: @unchecked Sendable {
             map.setL1(index, entry & ~L2Entry.copied)
         }
         let (metadata, snapshots, isKnown) = try image.metadataClusters(storage)
-        waitsForScan = !storage.isGrowable || !isKnown
+        waitsForScan = !options.isVouched || image.isDirty || !storage.isGrowable || !isKnown
         allocator = try Allocator(storage, image.header, metadata: metadata)
         for (index, place) in allocator.refcounts.table.enumerated() where place != 0 {
             guard allocator.metadata.insert(place >> geometry.clusterBits) else {
@@ -137,6 +142,7 @@ public final class ImageEngine: @unchecked Sendable {
         // Without such features there is nothing to prepare; the writer before has switched them off.
         isPrepared = Atomic(
             image.header.autoclear & ~image.keptFeatures == 0 && !Self.endsWithinCluster(storage, geometry))
+        isDirty = Atomic(image.isDirty)
         reserveSize = Atomic(options.reserve.lowerBound)
         byteCount = Atomic(image.size)
         (l1Offset, l1Capacity) = (image.header.l1Offset, image.header.l1Count)
@@ -154,6 +160,8 @@ public final class ImageEngine: @unchecked Sendable {
     public func wakeCommitter(by body: @escaping @Sendable () -> Void) { waker.withLock { $0 = Waker(body) } }
 
     func tell(_ event: EngineEvent) { observer.withLock { $0 }?.body(event) }
+    /// Some thread commits when it is told to.
+    var hasCommitter: Bool { waker.withLock { $0 } != nil }
     func wake() { waker.withLock { $0 }?.body() }
 
     /// Before a place is asked for that is then used, and around ``perform(_:)``. `place`: 0 for helper threads; queues have
@@ -184,7 +192,9 @@ public final class ImageEngine: @unchecked Sendable {
         let (isFirst, _) = failureCode.compareExchange(expected: 0, desired: -EIO, ordering: .sequentiallyConsistent)
         guard isFirst else { return }
         if geometry.version >= 3 {
-            let bits = image.header.incompatible | QCOWHeader.Incompatible.corrupt
+            let known = image.header.incompatible & ~QCOWHeader.Incompatible.dirty
+            let dirty = isDirty.load(ordering: .acquiring) ? QCOWHeader.Incompatible.dirty : 0
+            let bits = known | dirty | QCOWHeader.Incompatible.corrupt
             _ = storage.write(number: bits, at: 72)
             _ = storage.sync()
         }
@@ -236,6 +246,11 @@ public final class ImageEngine: @unchecked Sendable {
     /// Takes ``L2Entry/copied`` from entries of a piece that do not own what they point to, which is damage. So is an entry
     /// that points into a table.
     private func judge(_ piece: ClusterMap.Piece) {
+        // Nothing is believed of refcounts that are not up to date, and all pieces are read again when they are.
+        if isDirty.load(ordering: .acquiring) {
+            for index in 0..<piece.count { piece.disown(index) }
+            return
+        }
         var damage: String?
         metadataLock.locked {
             for index in 0..<piece.count {
@@ -282,11 +297,12 @@ extension QCOWImage {
                 .unsupported,
                 "images that are encrypted with AES can only be read: attach the disk read-only, or convert the image")
         }
-        guard header.incompatible & QCOWHeader.Incompatible.dirty == 0 else {
+        guard !isDirty || !header.hasDataFile && !header.hasUnknownExtensions else {
             throw ImageError(
                 .unsupported,
-                "the image was not closed by its last writer, and its refcounts are not up to date: repair it with "
-                    + "qemu-img check -r all")
+                "the image was not closed by its last writer, its refcounts are not up to date, and it has "
+                    + (header.hasDataFile ? "an external data file" : "unknown extensions")
+                    + ": repair it with qemu-img check -r all")
         }
     }
 

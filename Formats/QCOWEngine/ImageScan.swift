@@ -2,7 +2,8 @@
 // The scan of an image that is being written: which clusters are referred to, step by step beside the work of the guest.
 //
 // It finds what an unclean end left (clusters with a refcount to which nothing refers: they are given back), and damage that
-// would be made worse by writing. Before it is over, clusters are only taken behind the end of the file.
+// would be made worse by writing. Changes wait until it is over; where a predecessor has looked already, they do not, and clusters are
+// only taken behind the end of the file before.
 import Glibc
 import ImageCore
 import QCOW2
@@ -16,8 +17,16 @@ struct ImageScan {
         case snapshot(Int, from: Int)
         /// All I/O that may have removed references meanwhile has to end; `turned`: that is waited for.
         case settling(turned: Bool)
-        /// Refcounts without a reference, from this block on.
+        /// Refcounts beside what refers to their clusters, from this block on: nothing is changed while there may be damage.
+        case compare(Int)
+        /// Those without a reference, and those that are too high, are put right.
         case reclaim(Int)
+        /// Of an image that was not closed: refcounts are written, from this block on.
+        case rebuild(Int)
+        /// The flags of its L1 entries, and of the entries of their tables, from this one on.
+        case flags(Int)
+        /// All of that is in the file.
+        case rebuilt
     }
 
     var phase = Phase.active(0)
@@ -35,22 +44,28 @@ struct ImageScan {
     let bound: UInt64
     /// Unknown extensions of the header may refer to clusters.
     let mayReclaim: Bool
-    var reclaimed: UInt64 = 0
+    /// The refcounts are not up to date: what refers to clusters is true, and they are written anew.
+    let rebuilds: Bool
+    /// An entry of the disk does not say that its cluster or table is the disk's alone.
+    var sawShared = false
+    /// Refcounts that were found to be too high.
+    var excess: UInt64 = 0
 
     init(_ image: QCOWImage, snapshots: [SnapshotEntry]) {
         self.snapshots = snapshots
         bound = QCOWGeometry(image.header).clusters(of: image.fileSize)
         mayReclaim = !image.header.hasUnknownExtensions
+        rebuilds = image.isDirty
     }
 
     /// It waits for I/O to end.
     var isSettling: Bool { if case .settling(turned: true) = phase { true } else { false } }
-    private var isActive: Bool { if case .active = phase { true } else { false } }
+    var isActive: Bool { if case .active = phase { true } else { false } }
 
     /// One of the references is the disk's own, not a snapshot's.
     private static let fromDisk: UInt64 = 1 << 63
     /// Room for that many counts: some 40 MiB.
-    private static let mostReferences = 1 << 20
+    static let mostReferences = 1 << 20
 
     /// One more reference to a cluster with this refcount.
     mutating func note(_ cluster: UInt64, count: UInt64) {
@@ -70,6 +85,21 @@ struct ImageScan {
 extension ImageEngine {
     /// One step of the scan, for the committer.
     func goOnScanning() {
+        let isFirstChange =
+            switch scan?.phase {
+            case .reclaim(0)?, .rebuild(0)?: true
+            default: false
+            }
+        if isFirstChange {
+            do throws(ImageError) {
+                // What features refer to that nobody keeps up is nobody's, which the file has to say first.
+                try prepare()
+            } catch {
+                if failure == 0 { metadataLock.locked { stopScanning(error.code, error.message) } }
+                return failWaiters(-error.code)
+            }
+        }
+        if case .rebuilt? = scan?.phase { believeRefcounts() }
         guard case .settling(let turned)? = scan?.phase else {
             scanError = 0
             metadataLock.locked { step() }
@@ -91,7 +121,8 @@ extension ImageEngine {
                 allocator.used.insert(freed.cluster)
                 scan?.touched.insert(freed.cluster)
             }
-            scan?.phase = .reclaim(0)
+            let rebuilds = scan?.rebuilds == true
+            scan?.phase = rebuilds ? .rebuild(0) : .compare(0)
         }
     }
 
@@ -101,13 +132,17 @@ extension ImageEngine {
             switch scan?.phase {
             case .active(let index)?: try scanActive(from: index)
             case .snapshot(let number, let index)?: try scanSnapshot(number, from: index)
-            case .reclaim(let block)?: try reclaim(block)
+            case .compare(let block)?: try compareBlock(block, changes: false)
+            case .reclaim(let block)?: try compareBlock(block, changes: true)
+            case .rebuild(let block)?: try rebuildBlock(block)
+            case .flags(let index)?: try rebuildFlags(index)
+            case .rebuilt?: finish(isComplete: true)
             case .settling?, nil: break
             }
         } catch {
             if case .unreadable = error.kind {
                 // An error of the storage is not damage.
-                stopScanning(error.code)
+                stopScanning(error.code, error.message)
             } else {
                 damaged(error.message)
             }
@@ -116,8 +151,9 @@ extension ImageEngine {
 
     /// A table could not be read: clusters are taken behind the end as before. Where changes wait for the scan they get the
     /// error, and the next one lets it begin anew.
-    private func stopScanning(_ code: Int32) {
+    private func stopScanning(_ code: Int32, _ words: String) {
         guard waitsForScan else { return finish(isComplete: false) }
+        tell(.notLookedThrough(words))
         scan = ImageScan(image, snapshots: scan?.snapshots ?? [])
         allocator.used = ClusterSet()
         allocator.inSnapshots = ClusterSet()
@@ -127,7 +163,7 @@ extension ImageEngine {
     private func scanActive(from index: Int) throws(ImageError) {
         if index == 0 {
             allocator.used.formUnion(allocator.metadata)
-            try checkTables()
+            if isRebuilding { try beginRebuilding() } else { try checkTables() }
         }
         var index = index
         while index < map.l1Count {
@@ -137,9 +173,12 @@ extension ImageEngine {
             let cluster = table >> geometry.clusterBits
             if cluster < scan?.bound ?? 0 {
                 let count = try allocator.refcounts.count(of: cluster)
-                guard count > 0 else { throw .damaged("the L2 table at offset \(table) has the refcount 0") }
+                guard count > 0 || isRebuilding else {
+                    throw .damaged("the L2 table at offset \(table) has the refcount 0")
+                }
                 try noteTable(cluster, count: count)
             }
+            if index <= image.l1.count, image.l1[index - 1] & L2Entry.copied == 0 { scan?.sawShared = true }
             try scanTable(table, of: index - 1)
             break
         }
@@ -184,6 +223,10 @@ extension ImageEngine {
         let place = table[index] & L2Entry.offsetMask
         if place != 0 {
             let cluster = place >> geometry.clusterBits
+            // Where not all tables of snapshots were known before, data may have been seen there.
+            guard allocator.metadata.contains(cluster) || !allocator.used.contains(cluster) else {
+                throw .damaged("data stand in a snapshot's table, at offset \(place) of the file")
+            }
             try mark(cluster, isData: false, at: place)
             if cluster < scan?.bound ?? 0 { try noteTable(cluster, count: allocator.refcounts.count(of: cluster)) }
             allocator.metadata.insert(place >> geometry.clusterBits)
@@ -213,6 +256,7 @@ extension ImageEngine {
             if entry.isCompressed {
                 for cluster in clusters { try mark(cluster, isData: true, at: cluster << geometry.clusterBits) }
             } else {
+                if scan?.isActive == true, entry.raw & L2Entry.copied == 0 { scan?.sawShared = true }
                 guard entry.place & (geometry.clusterSize - 1) == 0 else {
                     throw .damaged("an L2 entry points to offset \(entry.place), into the middle of a cluster")
                 }
@@ -231,21 +275,29 @@ extension ImageEngine {
             return
         }
         let count = try allocator.refcounts.count(of: cluster)
-        guard count > 0 else { throw .damaged("offset \(place) of the file is in use and has the refcount 0") }
+        guard count > 0 || isRebuilding else {
+            throw .damaged("offset \(place) of the file is in use and has the refcount 0")
+        }
         let isNew = allocator.used.insert(cluster)
         guard !isData || !allocator.metadata.contains(cluster) else {
             throw .damaged("data stand in a table, at offset \(place) of the file")
         }
         // Tables of snapshots were known before.
-        guard isNew || count > 1 || !isData else {
+        guard isNew || count > 1 || !isData || isRebuilding else {
             throw .damaged("two entries point to offset \(place) of the file, whose refcount is 1")
         }
-        if isData { scan?.note(cluster, count: count) }
+        // What is counted anew needs only those that are referred to more than once.
+        if isData, !isRebuilding { scan?.note(cluster, count: count) }
+        if isData, isRebuilding, !isNew { try noteAgain(cluster) }
         if case .snapshot? = scan?.phase { allocator.inSnapshots.insert(cluster) }
     }
 
     /// An L1 entry refers to an L2 table with this refcount.
     private func noteTable(_ cluster: UInt64, count: UInt64) throws(ImageError) {
+        guard !isRebuilding else {
+            if scan?.tables.insert(cluster) == false { try noteAgain(cluster) }
+            return
+        }
         guard scan?.tables.insert(cluster) != false || count > 1 else {
             throw .damaged(
                 "two L1 entries point to the L2 table at offset \(cluster << geometry.clusterBits), whose refcount is 1"
@@ -254,57 +306,55 @@ extension ImageEngine {
         scan?.note(cluster, count: count)
     }
 
-    private func reclaim(_ block: Int) throws(ImageError) {
+    /// Compares the refcounts of a block with the references; `changes`: puts those right that cost nothing but space.
+    private func compareBlock(_ block: Int, changes: Bool) throws(ImageError) {
         guard block < allocator.refcounts.table.count else {
-            finish(isComplete: true)
+            let isOver = changes || scan?.excess == 0
+            if isOver { finish(isComplete: true) } else { scan?.phase = .reclaim(0) }
             return
         }
-        guard allocator.refcounts.table[block] != 0 else {
-            var next = block + 1
+        var next = block + 1
+        if allocator.refcounts.table[block] == 0 {
             while next < allocator.refcounts.table.count, allocator.refcounts.table[next] == 0 { next += 1 }
-            scan?.phase = .reclaim(next)
-            return
-        }
-        let own = allocator.refcounts.table[block] >> geometry.clusterBits
-        guard try allocator.refcounts.count(of: own) > 0 else {
-            throw .damaged("the refcount block at offset \(own << geometry.clusterBits) has the refcount 0")
-        }
-        let first = UInt64(block) << geometry.blockBits
-        let bound = scan?.bound ?? 0
-        for cluster in first..<min(first + geometry.refcountsPerBlock, max(bound, first)) {
-            let count = try allocator.refcounts.count(of: cluster)
-            guard count > 0 else { continue }
-            if allocator.used.contains(cluster) {
-                try compare(cluster, count)
-            } else if scan?.mayReclaim == true {
-                try allocator.refcounts.set(cluster, to: 0)
-                scan?.reclaimed += 1
-            } else {
-                allocator.used.insert(cluster)
+        } else {
+            let own = allocator.refcounts.table[block] >> geometry.clusterBits
+            guard try allocator.refcounts.count(of: own) > 0 else {
+                throw .damaged("the refcount block at offset \(own << geometry.clusterBits) has the refcount 0")
             }
+            let first = UInt64(block) << geometry.blockBits
+            for cluster in first..<min(first + geometry.refcountsPerBlock, max(scan?.bound ?? 0, first)) {
+                let count = try allocator.refcounts.count(of: cluster)
+                if count > 0, let right = try rightCount(cluster, count) {
+                    if changes { try allocator.refcounts.set(cluster, to: right) } else { scan?.excess += 1 }
+                }
+            }
+            try allocator.refcounts.write()
         }
-        try allocator.refcounts.write()
-        scan?.phase = .reclaim(block + 1)
+        scan?.phase = changes ? .reclaim(next) : .compare(next)
     }
 
-    /// A cluster in use that is counted too often, as after an unclean end behind a copy, is counted down; one that is counted
-    /// too seldom is damage.
-    private func compare(_ cluster: UInt64, _ count: UInt64) throws(ImageError) {
-        guard count > 1, let (found, isFromDisk) = scan?.referenceCount(cluster) else { return }
+    /// What the refcount of a cluster should be; nil: what it is. A cluster in use that is counted too often, as after an unclean end
+    /// behind a copy, is counted down; one that is counted too seldom is damage.
+    private func rightCount(_ cluster: UInt64, _ count: UInt64) throws(ImageError) -> UInt64? {
+        guard allocator.used.contains(cluster) else {
+            if scan?.mayReclaim == true { return 0 }
+            allocator.used.insert(cluster)
+            return nil
+        }
+        guard count > 1, let (found, isFromDisk) = scan?.referenceCount(cluster) else { return nil }
         guard found <= count else {
             throw .damaged("\(found) entries point to cluster \(cluster) of the file, whose refcount is \(count)")
         }
         // An entry of the disk says by its flag whether the refcount is 1.
-        guard found < count, !isFromDisk || found > 1, scan?.mayReclaim == true else { return }
-        try allocator.refcounts.set(cluster, to: found)
-        scan?.reclaimed += 1
+        return found < count && (!isFromDisk || found > 1) && scan?.mayReclaim == true ? found : nil
     }
 
-    private func finish(isComplete: Bool) {
-        let reclaimed = scan?.reclaimed ?? 0
+    func finish(isComplete: Bool) {
+        let reclaimed = isComplete ? scan?.excess ?? 0 : 0
         scan = nil
         if isComplete { allocator.learned() }
         isScanned.store(true, ordering: .releasing)
+        if isComplete { options.whenVouched?() }
         if reclaimed > 0 {
             counters.reclaimed.wrappingAdd(reclaimed, ordering: .relaxed)
             tell(.reclaimed(clusters: reclaimed, bytes: reclaimed << geometry.clusterBits))

@@ -35,7 +35,10 @@ final class ImageFile: ImageStorage {
 
     /// The open file at `fd`, which stays the caller's and open as long as this object.
     init(fd: Int32, access: Access = .cached) throws(PluginError) {
+        // The position is nobody's but VouchedImage's, and stays.
+        let position = lseek(fd, 0, SEEK_CUR)
         let end = fd < 0 ? -1 : lseek(fd, 0, SEEK_END)
+        if position >= 0 { _ = lseek(fd, position, SEEK_SET) }
         guard end >= 0 else {
             throw fd < 0 ? PluginError(EINVAL, "no file was given") : PluginError(system: "cannot examine the image")
         }

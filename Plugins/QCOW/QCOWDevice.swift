@@ -87,6 +87,12 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
                 options.cacheBytes = cacheBytes
                 options.discards = discards
                 options.followsUncleanEnd = opening.isSuccessor
+                // Without the lock anybody may write.
+                if isLocked {
+                    let fd = opening.fd
+                    options.isVouched = opening.isSuccessor && VouchedImage.isMarked(fd: fd)
+                    options.whenVouched = { VouchedImage.mark(fd: fd) }
+                }
                 let settled = options
                 let engine = try examining { () throws(ImageError) in
                     try ImageEngine(used, opened: image, data: elsewhere, below: below, options: settled) {
@@ -106,7 +112,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
         self.data = data ?? file
         host = opening.hostDisk
         label = opening.label
-        report()
+        report(opening)
     }
 
     /// The file again, with data past the page cache if that is wanted and no page has data of two clusters.
@@ -164,7 +170,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
             fd: file.fd, password: password, hasBackingFile: image.header.backingName != nil, count: Int(count))
     }
 
-    private func report() {
+    private func report(_ opening: Opening) {
         let header = image.header
         if image.size != header.size {
             host.log(
@@ -172,7 +178,10 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
                 "the last \(header.size - image.size) bytes of the disk are not a whole sector and are left out")
         }
         if header.incompatible & QCOWHeader.Incompatible.dirty != 0 {
-            host.log(.warning, "the image was not closed by its last writer; qemu-img check -r leaks tidies it")
+            let what =
+                opening.isReadOnly
+                ? "qemu-img check -r all tidies it" : "its refcounts are written anew before the first change"
+            host.log(.warning, "the image was not closed by its last writer; \(what)")
         }
         if header.snapshotCount > 0 {
             host.log(.info, "the image has \(header.snapshotCount) internal snapshots; its present state is served")
@@ -193,7 +202,17 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
                             "\(label): what was written could not be made durable; nothing is written any more until "
                             + "the disk is attached again", code
                     ).message)
+            case .notLookedThrough(let words):
+                host.log(
+                    .error,
+                    "\(label): \(words). Nothing is written to the image before all of its tables were read; the next write "
+                        + "tries again")
             case .unreadable(let fault, let offset): report(fault, at: offset)
+            case .rebuilt(let changes):
+                host.log(
+                    .warning,
+                    "\(label): wrote the refcounts of the image anew, which its last writer had not closed: \(changes) counts and "
+                        + "flags were not up to date")
             case .reclaimed(let count, let bytes):
                 host.log(
                     .info,

@@ -145,6 +145,45 @@ import Testing
         expect(try Queue(disk), [], of: 0)
     }
 
+    /// A file system that becomes read-only under a disk, as ext4 does after an error: writes fail, reading goes on, and what was
+    /// flushed is there when the file system was repaired.
+    @Test(.enabled(if: geteuid() == 0, "mounting takes root"))
+    func aFileSystemThatGoesReadOnly() throws {
+        try WrittenImage.must("truncate -s 64M \(folder.path)/fs && mkfs.ext4 -q -m 0 \(folder.path)/fs")
+        let place = try mount("mount -o loop,errors=remount-ro \(folder.path)/fs")
+        let path = "\(place)/image"
+        try create(path, "", "16M")
+        do {
+            let disk = try Disk(plugin, path)
+            let queue = try Queue(disk)
+            for index in 0..<32 { #expect(queue.write(UInt64(index * Self.piece), bytes(index)) == 0) }
+            #expect(queue.command(XBB_OP_FLUSH) == 0)
+            try WrittenImage.must(
+                "echo 1 > /sys/fs/ext4/$(basename $(findmnt -no SOURCE \(place)))/trigger_fs_error")
+            let statuses = (0..<64).map { queue.write(UInt64($0 * Self.piece), bytes($0, 2)) }
+            #expect(statuses.allSatisfy { $0 == -EROFS || $0 == -EIO }, "\(Set(statuses))")
+            for index in 0..<32 {
+                let (status, found) = queue.read(UInt64(index * Self.piece), Self.piece)
+                #expect(status == 0 && found == bytes(index), "\(index)")
+            }
+            #expect(queue.command(XBB_OP_DISCARD, 0, Self.piece) != 0)
+            #expect(disk.breaches == 0)
+        }
+        try WrittenImage.must(
+            "umount \(place) && { e2fsck -fy \(folder.path)/fs >/dev/null; [ $? -le 1 ]; } && mount -o loop \(folder.path)/fs \(place)"
+        )
+        checkIsWhole(path)
+        let disk = try Disk(plugin, path)
+        let queue = try Queue(disk)
+        expect(queue, Set(0..<32), of: 32)
+    }
+
+    /// Clusters without an owner are the worst that an end without closing leaves.
+    private func checkIsWhole(_ path: String) {
+        let check = shell("qemu-img check -f qcow2 \(path)")
+        #expect(check.status == 0 || check.status == 3, "\(check.output)")
+    }
+
     // MARK: Somebody else's
 
     @Test func anImageThatQEMUHoldsIsRefusedAndQEMUIsRefusedOurs() throws {

@@ -155,10 +155,13 @@ private struct SerialModel {
     {
         let operation = SimulatedOperation(
             kind, sectors: sectors, generation: generation, number: 0, onFinish: { _ in }, onResume: { _ in })
-        let token = engine.begin()
-        _ = engine.perform(operation)
-        engine.end(token)
-        for _ in 0..<1000 where operation.finishes == 0 { engine.commit() }
+        operation.run {
+            let token = engine.begin()
+            _ = engine.perform($0)
+            engine.end(token)
+        } commit: {
+            _ = engine.commit()
+        }
         return operation
     }
 

@@ -59,7 +59,9 @@ import Testing
         let folder = try TestFolder()
         try Shell.run("cd \(folder.path) && qemu-img create -q -f qcow2 image 8M")
         let storage = SimulatedStorage(try ByteImage(contentsOf: folder.file("image")), isRecording: false)
-        let engine = try ImageEngine(storage, below: nil, options: EngineOptions())
+        var options = EngineOptions()
+        options.isVouched = true
+        let engine = try ImageEngine(storage, below: nil, options: options)
         let calls = Counter()
         engine.wakeCommitter { calls.add() }
         let write = SimulatedOperation(
@@ -72,10 +74,13 @@ import Testing
     }
 
     private func perform(_ operation: SimulatedOperation, _ engine: any WritingEngine) throws {
-        let end = engine.begin()
-        _ = engine.perform(operation)
-        end()
-        for _ in 0..<1000 where operation.finishes == 0 { _ = engine.commit() }
+        operation.run {
+            let end = engine.begin()
+            _ = engine.perform($0)
+            end()
+        } commit: {
+            _ = engine.commit()
+        }
         try #require(operation.finishes == 1 && operation.status == 0, "\(operation.kind): \(operation.status)")
     }
 }

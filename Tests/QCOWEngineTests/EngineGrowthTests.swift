@@ -21,13 +21,18 @@ import Testing
         var maker = try ImageMaker(recipe, seed: seed)
         let made = try maker.make()
         let storage = SimulatedStorage(made.image)
-        let engine = try ProductEngine.open(storage, made.reader, EngineSetup())
+        var setup = EngineSetup()
+        setup.isVouched = turn == 1
+        let engine = try ProductEngine.open(storage, made.reader, setup)
         let content = made.content.generations + [UInt32](repeating: 0, count: (after - before) << clusterBits / 512)
         var shape = HistoryShape()
         shape.largest = 128
         let driver = HistoryDriver(
             engine, storage, content: content, clusterBits: clusterBits, discardsZero: true, shape: shape, seed: seed)
         driver.sectors = made.content.generations.count
+        // The first change waits until all tables were read.
+        driver.submit(.write, 0..<1)
+        driver.drain()
         driver.run(80)
         let start = storage.position
         try engine.grow(to: UInt64(after << clusterBits))

@@ -59,9 +59,10 @@ import Testing
             shape: HistoryShape(), seed: 1)
         driver.submit(.write, 0..<64)
         driver.drain()
-        let effects = storage.log.effects
-        guard case .write(let offset, let bytes)? = effects.first else {
-            Issue.record("the first effect is \(effects.first?.description ?? "none")")
+        // The scan before it may sync, which changes nothing.
+        let effects = Array(storage.log.effects.drop { $0.isSync })
+        guard case .write(let offset, let bytes)? = effects.first, effects.count > 1 else {
+            Issue.record("the first change is \(effects.first?.description ?? "none")")
             return
         }
         #expect(offset <= 88 && offset + bytes.count >= 96 && effects[1].isSync, "cleared and synced before all else")
@@ -76,10 +77,10 @@ import Testing
         try jury.decide()
     }
 
-    @Test func damagedDirtyAndForeignImagesAreRefusedUnchanged() throws {
+    @Test func damagedAndForeignImagesAreRefusedUnchanged() throws {
         let folder = try TestFolder()
         let good = try image(folder, "qemu-img create -q -f qcow2 -o cluster_size=4096 image 512k")
-        let bits: [(UInt64, String)] = [(1, "dirty"), (2, "corrupt"), (1 << 40, "unknown")]
+        let bits: [(UInt64, String)] = [(2, "corrupt"), (1 << 40, "unknown")]
         for (bit, name) in bits {
             let image = good.copy()
             image.put64(bit, at: 72)

@@ -16,7 +16,9 @@ struct History: @unchecked Sendable {
     let errors: Int
 
     /// For the words of a fault.
-    var name: String { "seed \(seed): \(made.recipe), reserve \(setup.reserve), cache \(setup.cacheBytes)" }
+    var name: String {
+        "seed \(seed): \(made.recipe), reserve \(setup.reserve), cache \(setup.cacheBytes)\(setup.isVouched ? ", vouched" : "")"
+    }
 
     /// What deserves a line: the first words, where, and the log's tail.
     func words(_ what: String, _ position: Int, _ faults: [String]) -> String {
@@ -43,6 +45,7 @@ struct HistoryMaker: Sendable {
         setup.cacheBytes = random.pick([4096, 16384, 1 << 20] as [UInt64])
         setup.discards = !random.onceIn(5)
         setup.reserve = random.pick([1...1, 1...4, 2...16, 8...64])
+        setup.isVouched = random.onceIn(2)
         return setup
     }
 

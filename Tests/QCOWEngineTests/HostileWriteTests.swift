@@ -141,7 +141,9 @@ struct ProtectedParts {
             var state = image
             for round in 0..<2 {
                 let storage = SimulatedStorage(state)
-                guard let engine = try? ProductEngine.open(storage, made.reader, HistoryMaker.setup(&random)) else {
+                var setup = HistoryMaker.setup(&random)
+                setup.isVouched = false
+                guard let engine = try? ProductEngine.open(storage, made.reader, setup) else {
                     refused += 1
                     break
                 }
@@ -155,6 +157,11 @@ struct ProtectedParts {
                 driver.drain()
                 try #require(driver.faults.isEmpty, "\(name): \(driver.faults)\n\(storage.log.tail(.max))")
                 if engine.hasFailed { failed += 1 }
+                // Damage is found before anything is written, and then only the mark is.
+                let isMark = { (effect: Effect) in effect.isSync || effect.range == 72..<80 }
+                try #require(
+                    !engine.hasFailed || storage.log.effects.allSatisfy(isMark),
+                    "\(name): changed, and then found to be damaged\n\(storage.log.tail(.max))")
                 engine.close()
                 state = storage.snapshot
                 let found =

@@ -16,6 +16,7 @@ final class ProductEngine: WritingEngine, @unchecked Sendable {
         options.discards = setup.discards
         options.reserve = setup.reserve
         options.followsUncleanEnd = setup.followsUncleanEnd
+        options.isVouched = setup.isVouched
         let below: (any LowerLayer)? = reader.lower.map(SimulatedLayer.init)
         return ProductEngine(
             try ImageEngine(storage, below: below, options: options) { buffer, start, place, _ in

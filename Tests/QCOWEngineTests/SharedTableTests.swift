@@ -37,10 +37,13 @@ import Testing
     private func perform(_ kind: EngineOperationKind, _ sectors: Range<Int>, _ engine: ImageEngine) -> Int32 {
         let operation = SimulatedOperation(
             kind, sectors: sectors, generation: 1, number: 0, onFinish: { _ in }, onResume: { _ in })
-        let token = engine.begin()
-        _ = engine.perform(operation)
-        engine.end(token)
-        for _ in 0..<1000 where operation.finishes == 0 { _ = engine.commit() }
+        operation.run {
+            let token = engine.begin()
+            _ = engine.perform($0)
+            engine.end(token)
+        } commit: {
+            _ = engine.commit()
+        }
         return operation.status
     }
 

@@ -13,6 +13,8 @@ final class SimulatedOperation: EngineOperation, @unchecked Sendable {
     /// How often it was finished; 1 is right.
     private(set) var finishes = 0
     private(set) var status: Int32 = 0
+    /// How often it was to be performed again.
+    private(set) var resumes = 0
     private let lock = NSLock()
     private let onFinish: @Sendable (SimulatedOperation) -> Void
     private let onResume: @Sendable (SimulatedOperation) -> Void
@@ -67,5 +69,23 @@ final class SimulatedOperation: EngineOperation, @unchecked Sendable {
         onFinish(self)
     }
 
-    func resume() { onResume(self) }
+    func resume() {
+        lock.lock()
+        resumes += 1
+        lock.unlock()
+        onResume(self)
+    }
+
+    /// Does it and all that it waits for, in one thread, by the engine's two functions.
+    func run(_ perform: (SimulatedOperation) -> Void, commit: () -> Void) {
+        var calls = 0
+        for _ in 0..<100_000 where finishes == 0 {
+            if calls <= resumes {
+                calls += 1
+                perform(self)
+            } else {
+                commit()
+            }
+        }
+    }
 }

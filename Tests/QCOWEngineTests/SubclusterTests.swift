@@ -246,10 +246,13 @@ private final class Table {
     }
 
     func perform(_ operation: SimulatedOperation) throws {
-        let end = engine.begin()
-        _ = engine.perform(operation)
-        end()
-        for _ in 0..<1000 where operation.finishes == 0 { _ = engine.commit() }
+        operation.run {
+            let end = engine.begin()
+            _ = engine.perform($0)
+            end()
+        } commit: {
+            _ = engine.commit()
+        }
         guard operation.finishes == 1, operation.status == 0 else {
             throw SimulationError("\(operation.kind): \(operation.status)")
         }

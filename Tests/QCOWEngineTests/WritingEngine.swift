@@ -24,6 +24,8 @@ struct EngineSetup: Sendable {
     var reserve = 2...16
     /// Nobody knows whether the writer before closed the image.
     var followsUncleanEnd = false
+    /// The writer before has looked through the tables, and nobody else has written since.
+    var isVouched = false
 }
 
 /// An image that is open for writing.
