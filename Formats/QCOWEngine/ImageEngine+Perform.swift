@@ -179,6 +179,11 @@ extension ImageEngine {
         }
         while true {
             let piece = try lockPiece(cluster)
+            // What was read may be damage, and then nothing more is written.
+            guard failure == 0 else {
+                map.unlock(piece)
+                throw ImageError(.unreadable(EIO), "nothing is written to this image any more")
+            }
             let index = map.index(cluster)
             let entry = piece[index]
             if geometry.hasDataFile, isMisplaced(entry, cluster) {
@@ -387,13 +392,14 @@ extension ImageEngine {
 
     /// Believes an L1 entry that its table is the disk's alone, if the refcount says so too.
     private func claimTable(_ l1Index: Int) throws(ImageError) -> Bool {
-        guard l1Index < image.l1.count, image.l1[l1Index] & L2Entry.copied != 0 else { return false }
+        // Flags that were written anew are true, whatever they were.
+        guard l1Index < image.l1.count, image.isDirty || image.l1[l1Index] & L2Entry.copied != 0 else { return false }
         let place = image.l1[l1Index] & L2Entry.offsetMask
         var damage: String?
         let isClaimed = try metadataLock.locked { () throws(ImageError) -> Bool in
             let entry = map.l1Entry(l1Index)
             if entry & L2Entry.copied != 0 { return true }
-            guard entry & L2Entry.offsetMask == place, !disowned.contains(UInt64(l1Index)) else { return false }
+            guard place != 0, entry & L2Entry.offsetMask == place, !disowned.contains(UInt64(l1Index)) else { return false }
             guard try allocator.refcounts.count(of: place >> geometry.clusterBits) == 1 else {
                 damage =
                     "entry \(l1Index) of the L1 table claims the table at offset \(place) for itself, which is not its own"

@@ -121,8 +121,8 @@ extension ImageEngine {
                 allocator.used.insert(freed.cluster)
                 scan?.touched.insert(freed.cluster)
             }
-            let rebuilds = scan?.rebuilds == true
-            scan?.phase = rebuilds ? .rebuild(0) : .compare(0)
+            let next = isRebuilding ? ImageScan.Phase.rebuild(0) : .compare(0)
+            scan?.phase = next
         }
     }
 
@@ -177,12 +177,21 @@ extension ImageEngine {
                     throw .damaged("the L2 table at offset \(table) has the refcount 0")
                 }
                 try noteTable(cluster, count: count)
+                if count != 1, !isRebuilding, claims(index - 1) {
+                    throw .damaged(
+                        "entry \(index - 1) of the L1 table claims the table at offset \(table) for itself, which is not its own")
+                }
             }
-            if index <= image.l1.count, image.l1[index - 1] & L2Entry.copied == 0 { scan?.sawShared = true }
+            if !claims(index - 1) { scan?.sawShared = true }
             try scanTable(table, of: index - 1)
             break
         }
         scan?.phase = index < map.l1Count ? .active(index) : .snapshot(-1, from: 0)
+    }
+
+    /// As it was opened, an L1 entry says that its table is the disk's alone.
+    private func claims(_ l1Index: Int) -> Bool {
+        l1Index < image.l1.count && image.l1[l1Index] & L2Entry.copied != 0
     }
 
     /// Header, L1 table and refcount table must have refcounts, or they would be given away.
@@ -252,6 +261,7 @@ extension ImageEngine {
                 }
                 continue
             }
+            if let l1Index, claims(l1Index) { try judgeClaim(entry) }
             guard let clusters = entry.clusters(clusterBits: geometry.clusterBits) else { continue }
             if entry.isCompressed {
                 for cluster in clusters { try mark(cluster, isData: true, at: cluster << geometry.clusterBits) }
@@ -263,6 +273,17 @@ extension ImageEngine {
                 try mark(clusters.lowerBound, isData: true, at: entry.place)
             }
         }
+    }
+
+    /// An entry that claims a cluster for itself has one, with the refcount 1.
+    private func judgeClaim(_ entry: L2Entry) throws(ImageError) {
+        guard entry.raw & L2Entry.copied != 0, !isRebuilding else { return }
+        let cluster = entry.place >> geometry.clusterBits
+        if !entry.isCompressed, entry.place != 0 {
+            if cluster >= scan?.bound ?? 0 { return }
+            if try allocator.refcounts.count(of: cluster) == 1 { return }
+        }
+        throw .damaged("an L2 entry claims offset \(entry.place) of the file for itself, which is not its own")
     }
 
     /// Something refers to a cluster.
