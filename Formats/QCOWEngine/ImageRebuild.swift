@@ -51,7 +51,11 @@ extension ImageEngine {
         if !allocator.refcounts.hasBlock(for: first) {
             let last = min(first + geometry.refcountsPerBlock, allocator.end)
             guard first < last, allocator.used.hasAny(in: first..<last) else {
-                scan?.phase = .rebuild(block + 1)
+                // Behind all that is in use only blocks that are there matter.
+                let table = allocator.refcounts.table
+                var next = block + 1
+                while first >= allocator.end, next < table.count, table[next] == 0 { next += 1 }
+                scan?.phase = .rebuild(next)
                 return
             }
             try allocator.addMissingBlock(block)
