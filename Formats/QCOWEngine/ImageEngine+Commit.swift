@@ -9,7 +9,7 @@ extension ImageEngine {
     public enum Pending: Sendable, Comparable {
         /// Nothing.
         case nothing
-        /// Clusters are on their way to be free, which has time.
+        /// Clusters are on their way to be free, or tables are read ahead, which has time.
         case later
         /// Somebody waits, or will soon.
         case now
@@ -23,7 +23,7 @@ extension ImageEngine {
         if isWaited || needsReserve { return .now }
         if failure != 0 { return .nothing }
         if isScanning { return scan?.isSettling == true && !grace.isQuiet ? .later : .now }
-        return isFreeing || !waiting.isEmpty || !released.isEmpty ? .later : .nothing
+        return isFreeing || !waiting.isEmpty || !released.isEmpty || isReadingAhead ? .later : .nothing
     }
 
     /// There is something to do.
@@ -70,7 +70,7 @@ extension ImageEngine {
         }
         for record in records { publish(record) }
         if !waiting.isEmpty, waitingIsDurable, grace.isQuiet { releaseWaiting() }
-        if isScanning { goOnScanning() }
+        if isScanning { goOnScanning() } else if isReadingAhead { readAhead() }
         if failure != 0 { failWaiters(failure) }
         return pending == .now
     }

@@ -399,7 +399,9 @@ extension ImageEngine {
         let isClaimed = try metadataLock.locked { () throws(ImageError) -> Bool in
             let entry = map.l1Entry(l1Index)
             if entry & L2Entry.copied != 0 { return true }
-            guard place != 0, entry & L2Entry.offsetMask == place, !disowned.contains(UInt64(l1Index)) else { return false }
+            guard place != 0, entry & L2Entry.offsetMask == place, !disowned.contains(UInt64(l1Index)) else {
+                return false
+            }
             guard try allocator.refcounts.count(of: place >> geometry.clusterBits) == 1 else {
                 damage =
                     "entry \(l1Index) of the L1 table claims the table at offset \(place) for itself, which is not its own"

@@ -72,6 +72,8 @@ public final class ImageEngine: @unchecked Sendable {
     var scanWaiters: [any EngineOperation] = []
     /// ``scan`` is over.
     let isScanned = Atomic<Bool>(false)
+    /// ``scan`` reads before a change waits for it.
+    let readsAhead = Atomic<Bool>(false)
 
     // The committer's own:
     /// What the scan ended with the last time, where changes wait for it.

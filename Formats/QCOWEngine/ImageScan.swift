@@ -127,7 +127,7 @@ extension ImageEngine {
     }
 
     /// With `metadataLock`.
-    private func step() {
+    func step() {
         do throws(ImageError) {
             switch scan?.phase {
             case .active(let index)?: try scanActive(from: index)
@@ -179,7 +179,8 @@ extension ImageEngine {
                 try noteTable(cluster, count: count)
                 if count != 1, !isRebuilding, claims(index - 1) {
                     throw .damaged(
-                        "entry \(index - 1) of the L1 table claims the table at offset \(table) for itself, which is not its own")
+                        "entry \(index - 1) of the L1 table claims the table at offset \(table) for itself, which is not its own"
+                    )
                 }
             }
             if !claims(index - 1) { scan?.sawShared = true }

@@ -16,7 +16,8 @@ final class Committer: ThreadBody, @unchecked Sendable {
     private var isStopping = false
     private var thread: PluginThread?
 
-    /// What is freed waits so long for more of its kind, ns: a sync for each of a thousand discards would slow the disk.
+    /// What is freed waits so long for more of its kind, ns: a sync for each of a thousand discards would slow the disk. So long is
+    /// also between two reads of tables for which nobody waits.
     private static let patience: UInt64 = 100_000_000
 
     /// Starts the thread.

@@ -232,6 +232,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
         if isLower { return }
         try pool.start(threadCount, for: self)
         guard let engine else { return }
+        engine.readTablesAhead()
         committer = try Committer(engine)
     }
 

@@ -17,7 +17,7 @@ struct History: @unchecked Sendable {
 
     /// For the words of a fault.
     var name: String {
-        "seed \(seed): \(made.recipe), reserve \(setup.reserve), cache \(setup.cacheBytes)\(setup.isVouched ? ", vouched" : "")"
+        "seed \(seed): \(made.recipe), reserve \(setup.reserve), cache \(setup.cacheBytes)\(setup.isVouched ? ", vouched" : "")\(setup.readsAhead ? ", ahead" : "")"
     }
 
     /// What deserves a line: the first words, where, and the log's tail.
@@ -46,6 +46,7 @@ struct HistoryMaker: Sendable {
         setup.discards = !random.onceIn(5)
         setup.reserve = random.pick([1...1, 1...4, 2...16, 8...64])
         setup.isVouched = random.onceIn(2)
+        setup.readsAhead = random.onceIn(2)
         return setup
     }
 

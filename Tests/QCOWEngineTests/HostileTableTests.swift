@@ -173,6 +173,45 @@ enum TableOverlap: String, CaseIterable, Sendable {
         #expect(StructureCheck.report(left.snapshot).leaks == 0)
     }
 
+    /// The tables are read from the start on, a little each time, and nothing is changed or synced for it: the first change finds
+    /// most of that done.
+    @Test func tablesAreReadBeforeTheFirstChange() throws {
+        let folder = try TestFolder()
+        let image = try image(folder, "", clusterSize: 4096, snapshot: true)
+        func readsOfTheFirstChange(ahead: Bool) throws -> Int {
+            let storage = SimulatedStorage(image)
+            let engine = try ImageEngine(storage, below: nil, options: EngineOptions())
+            if ahead { engine.readTablesAhead() }
+            #expect(engine.pending == (ahead ? .later : .nothing), "nobody waits")
+            for _ in 0..<1000 where engine.needsCommit { _ = engine.commit() }
+            #expect(!engine.needsCommit && storage.position == 0, "nothing is changed")
+            let begin = storage.readCount
+            #expect(perform(.write, 0..<8, engine) == 0)
+            engine.close()
+            #expect(StructureCheck.report(storage.snapshot).corruptions == [])
+            return storage.readCount - begin
+        }
+        let (late, ahead) = (try readsOfTheFirstChange(ahead: false), try readsOfTheFirstChange(ahead: true))
+        print("reads of the first change: \(late), after those ahead \(ahead)")
+        #expect(ahead * 2 < late)
+    }
+
+    /// Damage that is found so is told at once, marked, and stops what comes.
+    @Test func damageIsFoundAhead() throws {
+        let folder = try TestFolder()
+        let image = try image(folder, "", clusterSize: 4096, snapshot: false)
+        #expect(apply(.tableInZeroData, image))
+        let storage = SimulatedStorage(image)
+        let engine = try ImageEngine(storage, below: nil, options: EngineOptions())
+        engine.readTablesAhead()
+        for _ in 0..<1000 where engine.needsCommit { _ = engine.commit() }
+        #expect(engine.failure == -EIO && storage.snapshot.u64(72) & 2 != 0)
+        #expect(perform(.read, 0..<8, engine) == 0 && perform(.write, 0..<8, engine) == -EIO)
+        let after = storage.snapshot
+        after.put64(image.u64(72), at: 72)
+        #expect(after.differences(from: image) == [])
+    }
+
     /// An error of the storage is no damage: changes end with it, are told, and are tried again.
     @Test func aTableThatCannotBeReadStopsChangesAndNotReads() throws {
         let folder = try TestFolder()

@@ -18,10 +18,11 @@ final class ProductEngine: WritingEngine, @unchecked Sendable {
         options.followsUncleanEnd = setup.followsUncleanEnd
         options.isVouched = setup.isVouched
         let below: (any LowerLayer)? = reader.lower.map(SimulatedLayer.init)
-        return ProductEngine(
-            try ImageEngine(storage, below: below, options: options) { buffer, start, place, _ in
-                reader.expand(&buffer, start, Int(place), in: storage)
-            })
+        let engine = try ImageEngine(storage, below: below, options: options) { buffer, start, place, _ in
+            reader.expand(&buffer, start, Int(place), in: storage)
+        }
+        if setup.readsAhead { engine.readTablesAhead() }
+        return ProductEngine(engine)
     }
 
     var size: UInt64 { engine.size }

@@ -26,6 +26,8 @@ struct EngineSetup: Sendable {
     var followsUncleanEnd = false
     /// The writer before has looked through the tables, and nobody else has written since.
     var isVouched = false
+    /// The tables are read before the first change.
+    var readsAhead = false
 }
 
 /// An image that is open for writing.
