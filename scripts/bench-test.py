@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
 """Tests of what the benches select, count and draw; nothing is measured."""
-import importlib.util, os, re, sys, unittest
+import importlib.util, os, re, sys, tempfile, unittest
 import xml.etree.ElementTree as ElementTree
 
 sys.dont_write_bytecode = True
@@ -47,8 +47,15 @@ class Rows(unittest.TestCase):
                 rows.select(wrong)
 
     def test_each_row_has_backends(self):
-        self.assertEqual(rows.line("file:randread:4k:1:4"), "4 file randread 4k 1 blkback blkback-direct qdisk xbb")
+        self.assertEqual(rows.line("file:randread:4k:1:4"), "4 file randread 4k 1 blkback blkback-direct qdisk xbb xbb-mapped")
         self.assertEqual(rows.line("overlay:write:1M:8:1"), "1 overlay write 1M 8 qdisk xbb")
+
+    def test_backends_are_chosen(self):
+        self.assertEqual(rows.line("device:read:64k:8:1", rows.chosen("xbb-mapped blkback")), "1 device read 64k 8 blkback xbb-mapped")
+        self.assertEqual(rows.line("overlay:read:64k:8:1", rows.chosen("blkback")), "")
+        self.assertEqual(rows.line("file:read:64k:8:1", rows.chosen(None)), rows.line("file:read:64k:8:1"))
+        with self.assertRaises(ValueError):
+            rows.chosen("xbb tapdisk")
 
 
 class Table(unittest.TestCase):
@@ -68,6 +75,14 @@ class Table(unittest.TestCase):
         row = [table.entry(*item) for item in table.parse(early).items()][1]
         self.assertEqual(row["ratios"], {})
         self.assertIn("| 300 |", table.table("real", [row]))
+
+    def test_each_way_of_xbb_is_a_row_beside_the_same_peers(self):
+        lines = OUTPUT.splitlines() + ["CLOCK real 16", "RESULT 4 qcow2 read 256k 8 xbb-mapped 1 500 600 3000000"]
+        figures = table.parse(lines)
+        both = [table.entry(key, figures_of, grants) for key, backends in figures.items() for grants, figures_of in table.variants(backends)][1:]
+        self.assertEqual([(row["grants"], row["ratios"]["qdisk"]["median"]) for row in both], [("copied", 3), ("mapped", 5)])
+        self.assertEqual([table.label(row).endswith("pages stay mapped") for row in both], [False, True])
+        self.assertNotIn("xbb-mapped", both[0]["backends"])
 
     def test_a_table_has_all_rows_of_its_clock(self):
         text = table.table("single", results()["rows"][:1])
@@ -122,6 +137,10 @@ class Picture(unittest.TestCase):
     def test_all_benches_are_drawn(self):
         picture = bench_picture.xen_picture(results(), "single", 1)
         self.assertIn("XBB / xen-blkback: 1.10 (0.90 to 1.20)", picture)
+        with tempfile.TemporaryDirectory() as folder:
+            drawn = bench_picture.all_xen_pictures(results(), folder)
+            self.assertEqual([os.path.basename(name) for name in drawn], ["xen-bench-single-1.svg", "xen-bench-real-4.svg"])
+            self.assertEqual(open(drawn[0]).read(), picture)
         self.assertIn("a guest with 4 processors", bench_picture.xen_picture(results(), "real", 4))
         with self.assertRaises(ValueError):
             bench_picture.xen_picture(results(), "real", 1)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
-"""Measures XBB beside its peers in one run and writes a table and build/bench.json.
+"""Measures XBB beside its peers in one run and writes a table, build/bench.json and its picture, build/bench.svg.
 
 Peers alternate within each row, and each round begins with the other one, so that a noisy machine harms both alike; a row gives medians,
 the median of the rounds' ratios, and the spread (min..max of each). Storage is measured in two states of the machine: idle, whose
@@ -9,6 +9,7 @@ keeps them from it. Nothing here passes or fails. ROWS, ROUNDS, RUNTIME and STAT
 --seconds and --state.
 """
 import argparse, contextlib, json, os, re, shutil, signal, statistics, struct, subprocess, sys, tempfile, time
+import bench_picture
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUILD = os.path.join(ROOT, "build/release")
@@ -344,7 +345,12 @@ def main():
     with open(os.path.join(ROOT, "build/bench.json"), "w") as file:
         json.dump(results, file, indent=1)
     print_table(results)
-    print("written to build/bench.json")
+    written = "build/bench.json"
+    if any(row["ratio_spread"] for row in rows):
+        with open(os.path.join(ROOT, "build/bench.svg"), "w") as file:
+            file.write(bench_picture.loopback_picture(results))
+        written += " and build/bench.svg"
+    print("written to " + written)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def xen_picture(results, clock, processors):
         points = [(f"XBB / {names.PEERS[peer]}", ratio["median"], ratio["min"], ratio["max"])
                   for peer, ratio in sorted(row["ratios"].items(), key=lambda item: list(names.PEERS).index(item[0]))]
         groups.setdefault(names.NAMES[row["storage"]], []).append(
-            (f"{row['block']} {row['pattern']}, depth {row['depth']}", points))
+            (f"{row['block']} {row['pattern']}, depth {row['depth']}" + (", mapped" if row["grants"] == "mapped" else ""), points))
     rounds = min((row["rounds"] for row in rows), default=0)
     guest = f"a guest with {processors} processor{'s' if processors > 1 else ''}"
     return draw(f"XBB beside its peers in a real Xen, {clock} clock",
@@ -159,6 +159,16 @@ def qcow_picture(results):
     return draw(f"qcow2 beside qemu-nbd, {results['state']} machine",
                 f"XBB divided by qemu-nbd, which is the line 1, with fio over NBD; median and extremes of {rounds} rounds",
                 [("writing", writes), ("reading", reads)])
+
+
+def all_xen_pictures(results, folder):
+    """A picture for each clock and kind of guest that was measured; returns their files."""
+    files = []
+    for clock, processors in dict.fromkeys((row["clock"], row["processors"]) for row in results["rows"] if row["ratios"]):
+        files.append(os.path.join(folder, f"xen-bench-{clock}-{processors}.svg"))
+        with open(files[-1], "w") as file:
+            file.write(xen_picture(results, clock, processors))
+    return files
 
 
 def main(words):

@@ -19,11 +19,17 @@ modprobe xen-netback 2>/dev/null || true
 insmod "$(find /lib/modules -name 'xen-blkback.ko*')" max_queues=4
 # As xen-blkback has backend/vbd, XBB takes the directory of which the kernel knows nothing.
 mkdir -p "$images/templates"
-xbbd_start --backend vbd3 --max-queues 4 --backing-dir "$images/templates"
+# A worker has the settings that xbbd had when it started it, and outlives it; so a disk's settings are those of the xbbd that saw it first.
+xbbd_with() { # whether pages stay mapped
+    [[ -z $(pidof xbbd) ]] || xbbd_stop
+    xbbd_start --backend vbd3 --max-queues 4 --backing-dir "$images/templates" --persistent-grants "$1"
+}
+xbbd_with off
 
 ## Storage
 
 selected() { grep -q " $1 " "$rows"; } # storage
+takes_turns() { grep -qE " $1 .* $2( |\$)" "$rows"; } # storage, backend
 
 # Data without a hole and without zeroes, from a file that is there.
 fill() { # file, bytes
@@ -39,14 +45,14 @@ fill() { # file, bytes
 
 note "writing the storage"
 if selected file; then
-    for backend in blkback blkback-direct qdisk xbb; do fill "$images/$backend.img" "$bytes"; done
+    for backend in blkback blkback-direct qdisk xbb xbb-mapped; do fill "$images/$backend.img" "$bytes"; done
     losetup -f --direct-io=on "$images/blkback-direct.img"
     direct_loop=$(losetup -n -O NAME -j "$images/blkback-direct.img")
 fi
 if selected device; then
-    sfdisk -q "$raw_device" <<<"$(printf 'label: gpt\n'; printf 'size=%sM\n' $((bytes >> 20)) $((bytes >> 20)) $((bytes >> 20)))"
-    await 30 "the partitions" test -b "${raw_device}3"
-    dd if=/dev/zero of="$raw_device" bs=1M seek=1 count=$((bytes * 3 >> 20)) conv=fsync 2>/dev/null
+    sfdisk -q "$raw_device" <<<"$(printf 'label: gpt\n'; for _ in 1 2 3 4; do printf 'size=%sM\n' $((bytes >> 20)); done)"
+    await 30 "the partitions" test -b "${raw_device}4"
+    dd if=/dev/zero of="$raw_device" bs=1M seek=1 count=$((bytes * 4 >> 20)) conv=fsync 2>/dev/null
 fi
 if selected qcow2; then
     qemu-img create -q -f qcow2 -o preallocation=full "$images/filled.qcow2" "$bytes"
@@ -70,16 +76,26 @@ guest_with_disks() { # processors
     if selected file; then
         disks+=("$(xen_phy xvda "$images/blkback.img")" "$(xen_phy xvdb "$direct_loop")" "$(qemu_disk xvdc "$images/qdisk.img" raw)")
         devices[file:blkback]=xvda devices[file:blkback-direct]=xvdb devices[file:qdisk]=xvdc devices[file:xbb]=xvdd
+        devices[file:xbb-mapped]=xvdj
     fi
     if selected device; then
         disks+=("$(xen_phy xvde "${raw_device}1")" "$(qemu_disk xvdf "${raw_device}2" raw)")
         devices[device:blkback]=xvde devices[device:qdisk]=xvdf devices[device:xbb]=xvdg
+        devices[device:xbb-mapped]=xvdk
     fi
     guest_memory=512 guest_processors=$1 guest_extra="xen_blkfront.max_queues=4" guest_create bench "${disks[@]}"
     domain=$(domid bench)
     log=$consoles/guest-bench.log
     ! selected file || xbbctl attach "$domain" xvdd "raw:$images/xbb.img" --kind vbd3
     ! selected device || xbbctl attach "$domain" xvdg "raw:${raw_device}3" --kind vbd3
+    if takes_turns file xbb-mapped || takes_turns device xbb-mapped; then
+        xbbd_with on
+        ! selected file || xbbctl attach "$domain" xvdj "raw:$images/xbb-mapped.img" --kind vbd3
+        ! selected device || xbbctl attach "$domain" xvdk "raw:${raw_device}4" --kind vbd3
+        xbbd_with off
+    else
+        unset 'devices[file:xbb-mapped]' 'devices[device:xbb-mapped]'
+    fi
     xenstore-ls -f /local/domain/0/backend | grep -E '/(state|mode|params|physical-device|type|multi-queue-max-queues) = '
     losetup -l
     for device in "${devices[@]}"; do disk_in_guest "$device" "$bytes"; done
@@ -195,8 +211,8 @@ while read -r -u 6 processors; do
     done
     xbbctl list
     # xl knows nothing of the directory vbd3.
-    for storage in file device; do
-        ! selected "$storage" || xbbctl detach "$domain" "${devices[$storage:xbb]}" --kind vbd3
+    for name in "${!devices[@]}"; do
+        [[ $name != *:xbb* ]] || xbbctl detach "$domain" "${devices[$name]}" --kind vbd3
     done
     guest_shutdown bench
 done 6< <(cut -d' ' -f1 "$rows" | sort -nu)

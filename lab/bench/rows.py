@@ -5,14 +5,15 @@
 A row is STORAGE:PATTERN:BLOCK:DEPTH:PROCESSORS, the last being the guest's. Printed is one a line, with the backends that take turns:
 "PROCESSORS STORAGE PATTERN BLOCK DEPTH BACKEND...", ordered as they are measured.
 usage: rows.py [EXPRESSION]    (a regular expression that is searched in the rows' names; "all" for all; without one a short selection)
+The environment's BACKENDS names those that take turns; without it all do.
 """
-import re, sys
+import os, re, sys
 
 # Backends of each storage. "qcow2" is an image of which each cluster has data; "overlay" is new for each measurement, over a raw image
-# with data everywhere.
+# with data everywhere. "xbb" has Xen copy the data, "xbb-mapped" is XBB where the guest's pages stay mapped.
 BACKENDS = {
-    "file": ["blkback", "blkback-direct", "qdisk", "xbb"],
-    "device": ["blkback", "qdisk", "xbb"],
+    "file": ["blkback", "blkback-direct", "qdisk", "xbb", "xbb-mapped"],
+    "device": ["blkback", "qdisk", "xbb", "xbb-mapped"],
     "qcow2": ["qdisk", "xbb"],
     "overlay": ["qdisk", "xbb"],
 }
@@ -41,13 +42,26 @@ def select(expression):
     return selected
 
 
-def line(name):
+def chosen(words):
+    """The names of backends that `words` has, all for None. Raises ValueError for a name that is none."""
+    known = list(dict.fromkeys(name for names in BACKENDS.values() for name in names))
+    names = known if words is None else words.split()
+    for name in names:
+        if name not in known:
+            raise ValueError(f"'{name}' is no backend; they are {', '.join(known)}")
+    return names
+
+
+def line(name, backends=None):
+    """What is printed of a row; "" where none of `backends` has its storage."""
     storage, pattern, block, depth, processors = name.split(":")
-    return " ".join([processors, storage, pattern, block, depth, *BACKENDS[storage]])
+    turns = [backend for backend in BACKENDS[storage] if backends is None or backend in backends]
+    return " ".join([processors, storage, pattern, block, depth, *turns]) if turns else ""
 
 
 if __name__ == "__main__":
     try:
-        print(*(line(name) for name in select(" ".join(sys.argv[1:]))), sep="\n")
+        backends = chosen(os.environ.get("BACKENDS") or None)
+        print(*filter(None, (line(name, backends) for name in select(" ".join(sys.argv[1:])))), sep="\n")
     except ValueError as error:
         raise SystemExit(f"xen-bench: {error}") from None

@@ -5,12 +5,15 @@ how long an instruction takes. Where the clock counts the instructions of two pr
 works; so dom0's instructions are known where there is one processor alone, clock "single".
 
 A ratio is of one round, in which all backends ran one after the other, so that a machine whose speed changes harms all
-alike: its median over the rounds and its spread are given. Nothing here passes or fails.
+alike: its median over the rounds and its spread are given. Nothing here passes or fails. Beside OUTPUT.json stands a picture for each
+clock and kind of guest, xen-bench-CLOCK-PROCESSORS.svg.
 usage: table.py OUTPUT.json
 """
-import json, statistics, sys
+import importlib.util, json, os, statistics, sys
 
 NAMES = {"file": "File", "device": "RawDisk", "qcow2": "qcow2 in place", "overlay": "qcow2 over a raw image"}
+# XBB's ways to the guest's data: Xen copies it, or the pages stay mapped.
+GRANTS = {"xbb": "copied", "xbb-mapped": "mapped"}
 PEERS = {"blkback": "xen-blkback", "blkback-direct": "xen-blkback, direct loop", "qdisk": "qdisk"}
 
 
@@ -35,10 +38,16 @@ def spread(values, digits=3):
     return {"median": round(statistics.median(values), digits), "min": round(min(values), digits), "max": round(max(values), digits)}
 
 
-def entry(key, backends):
+def variants(backends):
+    """The figures of a row for each way in which XBB was measured: [(grants, {backend: ...})], where "xbb" is XBB in that way."""
+    peers = {name: rounds for name, rounds in backends.items() if name not in GRANTS}
+    return [(GRANTS[name], {**peers, "xbb": backends[name]}) for name in GRANTS if name in backends]
+
+
+def entry(key, backends, grants="copied"):
     """What JSON has of a row."""
     clock, storage, pattern, block, depth, processors = key
-    result = {"clock": clock, "storage": storage, "pattern": pattern, "block": block, "depth": depth, "processors": processors,
+    result = {"clock": clock, "storage": storage, "pattern": pattern, "block": block, "depth": depth, "processors": processors, "grants": grants,
               "rounds": len(backends["xbb"]), "backends": {}, "ratios": {}}
     for backend, rounds in sorted(backends.items()):
         result["backends"][backend] = {
@@ -54,7 +63,8 @@ def entry(key, backends):
 
 def label(row):
     text = f"{NAMES[row['storage']]}, {row['block']} {row['pattern']}, depth {row['depth']}"
-    return text + (f", {row['processors']} processors" if row["processors"] > 1 else "")
+    text += f", {row['processors']} processors" if row["processors"] > 1 else ""
+    return text + (", pages stay mapped" if row["grants"] == "mapped" else "")
 
 
 def cost(row, backend):
@@ -84,9 +94,18 @@ def table(clock, rows):
     return "\n".join(lines)
 
 
+def picture_maker():
+    """scripts/bench_picture.py."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../scripts/bench_picture.py")
+    spec = importlib.util.spec_from_file_location("bench_picture", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def main():
     figures = parse(sys.stdin)
-    rows = [entry(key, backends) for key, backends in figures.items() if "xbb" in backends]
+    rows = [entry(key, of_variant, grants) for key, backends in figures.items() for grants, of_variant in variants(backends)]
     if not rows:
         raise SystemExit("xen-bench: no figures")
     clocks = list(dict.fromkeys(row["clock"] for row in rows))
@@ -94,6 +113,9 @@ def main():
     with open(sys.argv[1], "w") as file:
         json.dump({"unit": "IOPS", "rows": rows}, file, indent=1)
         file.write("\n")
+    # Nothing is drawn where XBB alone was measured.
+    pictures = picture_maker().all_xen_pictures({"rows": rows}, os.path.dirname(os.path.abspath(sys.argv[1])))
+    print(*("written to " + name for name in [sys.argv[1], *pictures]), sep="\n")
 
 
 if __name__ == "__main__":

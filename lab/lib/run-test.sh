@@ -8,6 +8,9 @@ name=$1
 # With systemd xbbd is what a test installs.
 [[ $LAB_MACHINE == systemd || -n $(pidof xbbd) ]] || (xbbd_start) || exit 1
 ports_before=$(ports) descriptors_before=$(descriptors)
+# So that what is there afterwards is this test's.
+dmesg -c >/dev/null
+complaints() { dmesg | grep -E 'WARNING: |BUG: |Bad page|Oops|general protection fault'; }
 (
     set -eE
     trap 'note "line $LINENO of ${BASH_SOURCE[0]##*/}: $BASH_COMMAND"' ERR
@@ -17,6 +20,10 @@ status=$?
 if [[ $status -eq 0 ]]; then
     (assert_nothing_left)
     status=$?
+fi
+if [[ $status -eq 0 ]] && complaints; then
+    note "FAILED: dom0's kernel complained"
+    status=1
 fi
 if [[ $status -ne 0 ]]; then
     logs=/host/logs/$name
