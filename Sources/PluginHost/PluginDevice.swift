@@ -202,6 +202,8 @@ public final class PluginDevice: @unchecked Sendable {
         var failure = xbb_error()
         let result = unsafe start(handle, &failure)
         if result != 0 { throw OperationError(failure, result, "plugin '\(library.name)' cannot start") }
+        // It may have connected only now, and knows the size from there.
+        if library.isNetwork { adopt(try measure()) }
     }
 
     /// Queries the plugin again after it reported a change.

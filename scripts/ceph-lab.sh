@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-2-Clause
+# A Ceph of one monitor and OSDs in memory, in a folder of its own, with the pool "rbd": for tests and benchmarks.
+# usage: ceph-lab.sh start DIR [none|cephx [OSDS]] | stop DIR
+set -euo pipefail
+command=${1:?usage: ceph-lab.sh start|stop DIR}
+dir=$(realpath -m "${2:?usage: ceph-lab.sh start|stop DIR}")
+conf=$dir/ceph.conf
+export CEPH_CONF=$conf
+
+stop() {
+    local file
+    for file in "$dir"/*.pid; do
+        [[ ! -s $file ]] || kill -KILL "$(<"$file")" 2>/dev/null || true
+    done
+}
+wait_for() { # WHAT COMMAND...
+    for _ in $(seq 300); do "${@:2}" >/dev/null 2>&1 && return 0; sleep 0.1; done
+    echo "ceph-lab: $1 did not happen within 30 s; logs are in $dir" >&2
+    return 1
+}
+if [[ $command == stop ]]; then
+    stop
+    exit 0
+fi
+auth=${3:-none}
+osds=${4:-1}
+mkdir -p "$dir"
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+fsid=$(</proc/sys/kernel/random/uuid)
+cat >"$conf" <<END
+[global]
+fsid = $fsid
+mon host = 127.0.0.1:$port
+mon initial members = a
+auth cluster required = $auth
+auth service required = $auth
+auth client required = $auth
+osd pool default size = $osds
+osd pool default min size = 1
+osd crush chooseleaf type = 0
+osd pool default pg autoscale mode = off
+mon allow pool size one = true
+mon warn on pool no redundancy = false
+run dir = $dir
+admin socket = $dir/\$name.asok
+log file = $dir/\$name.log
+pid file = $dir/\$name.pid
+mon data = $dir/mon.\$id
+osd data = $dir/osd.\$id
+osd objectstore = memstore
+memstore device bytes = 2147483648
+osd memory target = 939524096
+ms bind ipv6 = false
+public network = 127.0.0.0/8
+keyring = $dir/keyring
+END
+trap 'stop' ERR
+ceph-authtool --create-keyring "$dir/keyring" --gen-key -n mon. --cap mon 'allow *' >/dev/null
+ceph-authtool "$dir/keyring" --gen-key -n client.admin --cap mon 'allow *' --cap osd 'allow *' --cap mgr 'allow *' >/dev/null
+monmaptool --create --add a "127.0.0.1:$port" --fsid "$fsid" "$dir/monmap" >/dev/null
+ceph-mon --mkfs -i a --monmap "$dir/monmap" --keyring "$dir/keyring"
+ceph-mon -i a
+wait_for "the start of the monitor" timeout 5 ceph mon stat
+for ((osd = 0; osd < osds; osd++)); do
+    ceph osd create >/dev/null
+    mkdir "$dir/osd.$osd"
+    if [[ $auth == cephx ]]; then
+        ceph auth get-or-create "osd.$osd" mon 'allow profile osd' osd 'allow *' -o "$dir/osd.$osd/keyring" >/dev/null
+        printf '[osd.%s]\nkeyring = %s\n' "$osd" "$dir/osd.$osd/keyring" >>"$conf"
+    fi
+    ceph-osd -i "$osd" --mkfs 2>/dev/null
+    ceph osd crush add "osd.$osd" 1.0 root=default host=localhost 2>/dev/null
+    ceph-osd -i "$osd" >/dev/null 2>&1
+done
+up() { ceph osd stat | grep -q "$osds up"; }
+wait_for "the start of the OSDs" up
+ceph osd pool create rbd 8 >/dev/null 2>&1
+ceph osd pool application enable rbd rbd >/dev/null 2>&1
