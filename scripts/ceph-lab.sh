@@ -23,6 +23,11 @@ if [[ $command == stop ]]; then
     stop
     exit 0
 fi
+# The daemons must not keep what this process inherited: who started it may wait until all have closed it.
+for file in "/proc/$$/fd"/*; do
+    number=${file##*/}
+    ((number < 3 || number == 255)) || eval "exec $number>&-"
+done
 auth=${3:-none}
 osds=${4:-1}
 mkdir -p "$dir"
@@ -42,6 +47,8 @@ osd crush chooseleaf type = 0
 osd pool default pg autoscale mode = off
 mon allow pool size one = true
 mon warn on pool no redundancy = false
+paxos propose interval = 0.05
+paxos min wait = 0.01
 run dir = $dir
 admin socket = $dir/\$name.asok
 log file = $dir/\$name.log
@@ -60,7 +67,7 @@ ceph-authtool --create-keyring "$dir/keyring" --gen-key -n mon. --cap mon 'allow
 ceph-authtool "$dir/keyring" --gen-key -n client.admin --cap mon 'allow *' --cap osd 'allow *' --cap mgr 'allow *' >/dev/null
 monmaptool --create --add a "127.0.0.1:$port" --fsid "$fsid" "$dir/monmap" >/dev/null
 ceph-mon --mkfs -i a --monmap "$dir/monmap" --keyring "$dir/keyring"
-ceph-mon -i a
+ceph-mon -i a </dev/null >"$dir/mon.out" 2>&1
 wait_for "the start of the monitor" timeout 5 ceph mon stat
 for ((osd = 0; osd < osds; osd++)); do
     ceph osd create >/dev/null
@@ -71,7 +78,7 @@ for ((osd = 0; osd < osds; osd++)); do
     fi
     ceph-osd -i "$osd" --mkfs 2>/dev/null
     ceph osd crush add "osd.$osd" 1.0 root=default host=localhost 2>/dev/null
-    ceph-osd -i "$osd" >/dev/null 2>&1
+    ceph-osd -i "$osd" </dev/null >"$dir/osd.out" 2>&1
 done
 up() { ceph osd stat | grep -q "$osds up"; }
 wait_for "the start of the OSDs" up

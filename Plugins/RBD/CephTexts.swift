@@ -43,7 +43,9 @@ enum MonitorList {
         let host = word.prefix { $0 != ":" && $0 != "/" }
         let rest = word[host.endIndex...]
         // More than one colon: IPv6 without brackets.
-        guard rest.filter({ $0 == ":" }).count <= 1, host.contains(where: { !"0123456789.".contains($0) }) else { return nil }
+        guard rest.filter({ $0 == ":" }).count <= 1, host.contains(where: { !"0123456789.".contains($0) }) else {
+            return nil
+        }
         return (String(host), String(rest))
     }
 }

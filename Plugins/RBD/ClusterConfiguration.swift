@@ -87,7 +87,8 @@ final class ClusterHandle: @unchecked Sendable {
     private func resolveMonitors(_ conf: String) throws(PluginError) {
         monitors = get("mon_host")
         guard !monitors.isEmpty else {
-            throw .invalid("no monitor is named: neither 'mon host' in \(conf.isEmpty ? "a file" : conf) nor option mon-host")
+            throw .invalid(
+                "no monitor is named: neither 'mon host' in \(conf.isEmpty ? "a file" : conf) nor option mon-host")
         }
         var addresses: [String] = []
         for word in MonitorList.words(monitors) {

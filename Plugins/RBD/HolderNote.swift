@@ -31,7 +31,8 @@ final class HolderNote: @unchecked Sendable {
             let code = errno
             close(lock)
             throw code == EWOULDBLOCK
-                ? PluginError(EBUSY, "\(image.text) is served by another process of this host, which has \(path) locked")
+                ? PluginError(
+                    EBUSY, "\(image.text) is served by another process of this host, which has \(path) locked")
                 : PluginError(system: "cannot lock \(path)", code)
         }
         let code = posix_fallocate(writable, 0, off_t(Self.size))

@@ -105,7 +105,8 @@ final class RBDDevice: StorageDisk, @unchecked Sendable {
         host.log(
             .error,
             "the cluster has blocklisted this client of \(name.text): another client broke its lock, or an "
-                + "administrator did (ceph osd blocklist ls); detach and attach the disk when nobody else uses the image")
+                + "administrator did (ceph osd blocklist ls); detach and attach the disk when nobody else uses the image"
+        )
         host.notify(.lost)
     }
 
@@ -117,7 +118,11 @@ final class RBDDevice: StorageDisk, @unchecked Sendable {
         switch -code {
         case 0: break
         case ETIMEDOUT:
-            throw PluginError(ETIMEDOUT, "no monitor answered in time: \(cluster.monitors) (options mon-host, timeout)")
+            // librados gives a key that is refused no other answer.
+            throw PluginError(
+                ETIMEDOUT,
+                "no monitor let \(who) in within the time of option timeout: \(cluster.monitors) cannot be reached, or the key of "
+                    + "\(who) is another one there (ceph auth get \(who))")
         case EACCES, EPERM:
             throw keyRefused
         case EINVAL where cluster.lacksKey, ENOENT where cluster.lacksKey:

@@ -8,7 +8,8 @@ enum RBDOption {
         "conf", default: "/etc/ceph/ceph.conf", help: "Ceph's configuration file; empty: none")
     static let cluster = PluginOption.text("cluster", default: "ceph", help: "name of the cluster")
     static let id = PluginOption.text("id", default: "", help: "client without 'client.', as of rbd --id")
-    static let user = PluginOption.text("user", default: "", help: "the same as id, as QEMU calls it; without both: admin")
+    static let user = PluginOption.text(
+        "user", default: "", help: "the same as id, as QEMU calls it; without both: admin")
     static let keyring = PluginOption.text("keyring", default: "", help: "file with the client's key; else as in conf")
     static let key = PluginOption.secret("key", default: "", help: "the client's key itself")
     static let monitors = PluginOption.text("mon-host", default: "", help: "addresses of monitors; else as in conf")
