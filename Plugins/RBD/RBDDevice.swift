@@ -10,6 +10,8 @@ import Synchronization
 /// `@unchecked Sendable`: what changes is written by start() and close(), before and after there are queues.
 @safe
 final class RBDDevice: StorageDisk, @unchecked Sendable {
+    /// RBD_FEATURE_EXCLUSIVE_LOCK, a macro that Swift does not see.
+    private static let exclusiveLock: UInt64 = 1 << 2
     private let name: ImageName
     private let isReadOnly: Bool
     private let cluster: ClusterHandle
@@ -221,7 +223,7 @@ final class RBDDevice: StorageDisk, @unchecked Sendable {
     /// - Returns: false where the image has no such lock.
     private func freeLock(_ image: rbd_image_t, of before: String?) throws(PluginError) -> Bool {
         var features: UInt64 = 0
-        guard unsafe rbd_get_features(image, &features) == 0, features & 4 /* RBD_FEATURE_EXCLUSIVE_LOCK */ != 0 else {
+        guard unsafe rbd_get_features(image, &features) == 0, features & Self.exclusiveLock != 0 else {
             host.log(
                 .warning,
                 "\(name.text) has no exclusive lock, so nothing keeps other hosts from writing to it: "
