@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-2-Clause
 # A Ceph of one monitor and OSDs in memory, in a folder of its own, with the pool "rbd": for tests and benchmarks.
-# usage: ceph-lab.sh start DIR [none|cephx [OSDS]] | stop DIR
+# usage: ceph-lab.sh start DIR [none|cephx [OSDS [PROCESS]]] | stop DIR     with PROCESS it ends, and DIR goes, when that ends
 set -euo pipefail
 command=${1:?usage: ceph-lab.sh start|stop DIR}
 dir=$(realpath -m "${2:?usage: ceph-lab.sh start|stop DIR}")
@@ -50,9 +50,6 @@ mon warn on pool no redundancy = false
 paxos propose interval = 0.05
 paxos min wait = 0.01
 run dir = $dir
-admin socket = $dir/\$name.asok
-log file = $dir/\$name.log
-pid file = $dir/\$name.pid
 mon data = $dir/mon.\$id
 osd data = $dir/osd.\$id
 osd objectstore = memstore
@@ -62,6 +59,9 @@ ms bind ipv6 = false
 public network = 127.0.0.0/8
 keyring = $dir/keyring
 END
+for daemon in mon osd; do
+    printf '[%s]\nadmin socket = %s\nlog file = %s\npid file = %s\n' "$daemon" "$dir/\$name.asok" "$dir/\$name.log" "$dir/\$name.pid"
+done >>"$conf"
 trap 'stop' ERR
 ceph-authtool --create-keyring "$dir/keyring" --gen-key -n mon. --cap mon 'allow *' >/dev/null
 ceph-authtool "$dir/keyring" --gen-key -n client.admin --cap mon 'allow *' --cap osd 'allow *' --cap mgr 'allow *' >/dev/null
@@ -84,3 +84,6 @@ up() { ceph osd stat | grep -q "$osds up"; }
 wait_for "the start of the OSDs" up
 ceph osd pool create rbd 8 >/dev/null 2>&1
 ceph osd pool application enable rbd rbd >/dev/null 2>&1
+if [[ -n ${5:-} ]]; then
+    { tail --pid="$5" -f /dev/null; stop; rm -rf "$dir"; } </dev/null >/dev/null 2>&1 &
+fi

@@ -6,10 +6,12 @@ import PluginKit
 
 /// A librados handle. rados_create() starts no thread and opens no socket; rados_connect() does, and finds no files then.
 ///
-/// `@unchecked Sendable`: librados bears any thread.
+/// `@unchecked Sendable`: open(), start() and close() alone use it, one after the other.
 @safe
 final class ClusterHandle: @unchecked Sendable {
-    let rados: rados_t
+    private(set) var rados: rados_t
+    /// rados_connect() has failed, and is not called twice.
+    private var isSpent = false
     /// `client.NAME`
     let client: String
     /// The host part of what the configuration names as monitors, for messages.
@@ -17,8 +19,8 @@ final class ClusterHandle: @unchecked Sendable {
     /// The client has no key; the cluster may not want one.
     private(set) var lacksKey = false
 
-    /// Reads configuration and key. With the rights of root.
-    init(_ opening: Opening) throws(PluginError) {
+    /// Reads configuration and key. With the rights of root. `mayCache`: nobody else writes to the image.
+    init(_ opening: Opening, mayCache: Bool) throws(PluginError) {
         let id = try opening[RBDOption.id]
         let user = try opening[RBDOption.user]
         guard id.isEmpty || user.isEmpty || id == user else {
@@ -46,14 +48,32 @@ final class ClusterHandle: @unchecked Sendable {
         for option in ["log_file", "admin_socket", "mon_dns_srv_name"] { try set(option, "") }
         for option in ["log_to_stderr", "err_to_stderr", "log_to_syslog", "err_to_syslog"] { try set(option, "false") }
         // What was completed is with the cluster, not in a cache of this process.
-        try set("rbd_cache", try opening[RBDOption.cache] == .none ? "false" : "true")
+        let cache = try opening[RBDOption.cache]
+        try set("rbd_cache", mayCache && cache == .writethrough ? "true" : "false")
         try set("rbd_cache_policy", "writethrough")
+        try set("rbd_persistent_cache_mode", "disabled")
+        try set("rbd_plugins", "")
         try set("rbd_blocklist_on_break_lock", "true")
         if get("key").isEmpty { try readKey() }
         try resolveMonitors(conf)
     }
 
     deinit { unsafe rados_shutdown(rados) }
+
+    /// Connects to the cluster; for up to the time of option timeout.
+    ///
+    /// - Returns: 0 or a negative errno.
+    func connect() throws(PluginError) -> Int32 {
+        if isSpent {
+            var next: rados_t?
+            let code = unsafe rados_create_with_context(&next, rados_cct(rados))
+            guard code == 0, let next = unsafe next else { throw PluginError(system: "librados does not start", -code) }
+            unsafe rados_shutdown(rados)
+            unsafe rados = unsafe next
+        }
+        isSpent = true
+        return unsafe rados_connect(rados)
+    }
 
     /// A value of the configuration; empty where it has none.
     func get(_ option: String) -> String {

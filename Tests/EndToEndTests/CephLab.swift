@@ -1,19 +1,24 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// A real Ceph on this machine: a monitor, OSDs in memory and the pool "rbd".
+// A real Ceph on this machine: a monitor, an OSD in memory, keys (cephx), and the pool "rbd".
 import Foundation
 
-/// A cluster in a directory of its own. It ends with this object.
-final class CephLab {
+/// The cluster of all tests. It ends with this process, however that ends.
+final class CephLab: Sendable {
     let directory: String
 
-    init(auth: String = "none", osds: Int = 1) throws {
-        directory = try makeTemporaryDirectory("ceph")
-        try LibxlLab.shell("'\(packageDirectory)/scripts/ceph-lab.sh' start '\(directory)' \(auth) \(osds)")
+    private static let cluster = Result { try CephLab() }
+
+    /// The cluster, started by the first test that asks for it.
+    static func shared() throws -> CephLab { try cluster.get() }
+
+    /// scripts/setup.sh installs it where Debian has it.
+    static let isInstalled = ["ceph-mon", "ceph-osd", "rbd"].allSatisfy {
+        FileManager.default.isExecutableFile(atPath: "/usr/bin/\($0)")
     }
 
-    deinit {
-        _ = try? LibxlLab.shell("'\(packageDirectory)/scripts/ceph-lab.sh' stop '\(directory)'")
-        try? FileManager.default.removeItem(atPath: directory)
+    private init() throws {
+        directory = try makeTemporaryDirectory("ceph")
+        try LibxlLab.shell("'\(packageDirectory)/scripts/ceph-lab.sh' start '\(directory)' cephx 1 \(getpid())")
     }
 
     /// Runs a command with this cluster as the one that rbd(8) and ceph(8) mean.
@@ -34,5 +39,30 @@ final class CephLab {
         try run("rm -f export; rbd export --no-progress \(image) export")
         guard let file = FileHandle(forReadingAtPath: "\(directory)/export") else { throw LabError("no export") }
         return Array(try file.read(upToCount: bytes) ?? Data())
+    }
+
+    /// Stops a daemon, "mon.a" or "osd.0", as if its machine hung, while `body` runs.
+    func without<Value>(_ daemon: String, _ body: () throws -> Value) throws -> Value {
+        try run("kill -STOP $(cat \(daemon).pid)")
+        defer { _ = try? run("kill -CONT $(cat \(daemon).pid)") }
+        return try body()
+    }
+
+    /// The clients that the cluster refuses.
+    func blocklist() throws -> Set<String> {
+        Set(
+            try run("ceph osd blocklist ls 2>/dev/null").split(separator: "\n").compactMap {
+                $0.split(separator: " ").first.map(String.init)
+            })
+    }
+
+    /// The client that has the exclusive lock of an image.
+    func lockOwner(of image: String) throws -> String {
+        let list = try run("rbd lock ls --format json \(image)")
+        struct Lock: Decodable { var address: String }
+        guard let lock = try JSONDecoder().decode([Lock].self, from: Data(list.utf8)).first else {
+            throw LabError("no lock of \(image)")
+        }
+        return lock.address
     }
 }
