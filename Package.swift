@@ -47,6 +47,7 @@ let package = Package(
         .library(name: "xbb-rawdisk", type: .dynamic, targets: ["RawDiskPlugin"]),
         .library(name: "xbb-file", type: .dynamic, targets: ["FilePlugin"]),
         .library(name: "xbb-qcow", type: .dynamic, targets: ["QCOWPlugin"]),
+        .library(name: "xbb-rbd", type: .dynamic, targets: ["RBDPlugin"]),
         .library(name: "xbb-null", type: .dynamic, targets: ["NullPlugin"]),
         .library(name: "xbb-error", type: .dynamic, targets: ["ErrorPlugin"]),
         .library(name: "xbb-delay", type: .dynamic, targets: ["DelayPlugin"]),
@@ -232,6 +233,8 @@ let package = Package(
         plugin(
             "QCOWPlugin", path: "Plugins/QCOW",
             ["PluginAPI", "PluginKit", "FileKit", "ImageCore", "QCOW2", "QCOWEngine", "CQCOW", "CLinux"]),
+        .systemLibrary(name: "CRBD", path: "Plugins/CRBD"),
+        plugin("RBDPlugin", path: "Plugins/RBD", ["PluginAPI", "PluginKit", "CRBD"]),
         .target(
             name: "TestingKit", dependencies: ["PluginKit"], path: "Plugins/Testing/Memory", swiftSettings: strict),
         plugin("ErrorPlugin", path: "Plugins/Testing/Error", ["PluginAPI", "PluginKit", "TestingKit"]),

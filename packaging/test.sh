@@ -110,6 +110,12 @@ qcow_comes_and_goes() { # libqcow with it, and the plugin beside the others
         jq -e '.. | objects | select(.name? == "qcow") | .formats == ["qcow2", "qcow"]' /tmp/plugins.json &&
         apt-get purge -y -qq --auto-remove xbb-plugin-qcow && [[ ! -e /usr/lib/xbb/plugins/xbb-qcow.so ]]
 }
+rbd_comes_and_goes() { # librbd with it, and it is found by the format
+    install_packages ./xbb-plugin-rbd_*.deb && dpkg -s librbd1 >/dev/null && plugins_load_together rbd file &&
+        jq -e '.. | objects | select(.name? == "rbd") | .formats == ["rbd"]' /tmp/plugins.json &&
+        [[ -s /usr/lib/xbb/plugins/xbb-rbd.plugin && -s /usr/share/doc/xbb-plugin-rbd/rbd.md.gz ]] && man -w xbb-rbd &&
+        apt-get purge -y -qq --auto-remove xbb-plugin-rbd && [[ ! -e /usr/lib/xbb/plugins/xbb-rbd.so ]] && ! dpkg -s librbd1
+}
 blkback_stays_away() { grep -qx 'blacklist xen-blkback' /lib/modprobe.d/xbb.conf && modprobe -c | grep -q '^blacklist xen_blkback'; }
 
 not_started_without_xen() { [[ $(systemctl show -P ActiveState,ConditionResult xbbd | paste -sd' ') == "inactive no" ]]; }
@@ -159,6 +165,11 @@ another_worker_for_a_plugin() {
     [[ -n $(worker_of xvda) && $worker != "$(worker_of xvda)" ]] || return 1
     apt-get purge -y -qq --auto-remove xbb-plugin-qcow && load xvda
 }
+rbd_is_found_by_its_format() {
+    install_packages ./xbb-plugin-rbd_*.deb || return 1
+    ctl attach 1 xvdc rbd:rbd/a 2>&1 | tee /tmp/attach.log | grep 'cannot read /etc/ceph/ceph.conf' || { cat /tmp/attach.log; return 1; }
+    apt-get purge -y -qq --auto-remove xbb-plugin-rbd && load xvda
+}
 upgrade() { install_packages ./next-xbb_*.deb ./next-xbb-tools_*.deb; }
 kill_supervisor() { kill -KILL "$(supervisor)" && sleep 2; }
 stop_and_start() { systemctl stop xbbd && kill -0 "$(cut -d' ' -f1 /run/xbb/vbd-vbd-1-51712.lock)" && systemctl start xbbd; }
@@ -189,6 +200,7 @@ check "xbbd is not started without Xen" not_started_without_xen
 check "xen-blkback is kept from loading" blkback_stays_away
 check "the plugins load together in one process" plugins_load_together file rawdisk null error delay
 check "xbb-plugin-qcow brings libqcow, and both go" qcow_comes_and_goes
+check "xbb-plugin-rbd brings librbd, is found by its format, and both go" rbd_comes_and_goes
 
 truncate -s 64M /tmp/disk.img
 head -c 16M /dev/urandom >/tmp/content
@@ -204,6 +216,7 @@ check "under load, xbbd is restarted: the worker stays" under_load same systemct
 check "under load, xbbd is stopped and started" under_load same stop_and_start
 check "under load, xbbd is killed" under_load same kill_supervisor
 check "a package brings a plugin: another worker goes on" another_worker_for_a_plugin
+check "a disk of Ceph finds its plugin, and says what it lacks" rbd_is_found_by_its_format
 check "under load, the packages are upgraded: another worker goes on" under_load another upgrade
 check "the new worker is of the new version" runs_what_is_installed
 check "reload" systemctl reload xbbd

@@ -13,7 +13,7 @@
 # must not get. At the end nothing may be lost, mapped, bound or left running.
 # MODE says what guests and workers make use of: `mixed` (four queues for one guest, what else is usual for all), `plain` (one queue,
 # 11 pages a request, copies), `indirect` (128 pages), `persistent` (pages stay mapped), `queues` (four queues and 128 pages for
-# each guest), `all` (all of these).
+# each guest), `all` (all of these). With `rbd` there is one guest alone, on an image of a real Ceph that runs here (ceph-lab.sh).
 # usage: kill-test.sh [KILLS [debug|release|both [MILLISECONDS [MODE]]]]   what was staged; mean time between two kills (250)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -33,6 +33,7 @@ all)
     worker_options=(--max-queues 4 --max-indirect-segments 256 --persistent-grants on)
     guest_options=(--indirect 128 --persistent) queues_of_all=4
     ;;
+rbd) ;;
 *) echo "kill-test: no mode $mode" >&2; exit 64 ;;
 esac
 export PATH=${builds[0]}/bin:$PATH SWIFT_BACKTRACE=enable=no
@@ -65,6 +66,7 @@ cleanup() {
     for domain in "${domains[@]}"; do left=$(worker "$domain") && kill -KILL "$left"; done
     wait 2>/dev/null
     [[ -n $loop ]] && losetup -d "$loop" 2>/dev/null
+    [[ $mode != rbd ]] || scripts/ceph-lab.sh stop "$work/ceph"
     if [[ $result -eq 0 ]]; then rm -rf "$work"; else echo "kill-test: FAILED; logs are in $work"; fi
     exit "$result"
 }
@@ -177,12 +179,17 @@ qemu-img create -q -f qcow2 -b templates/4.img -F raw "$work/4.qcow2" 64M || fai
 template=$(sha256sum <"$work/templates/4.img")
 # By the numbers of the domains.
 images=([1]="raw:$work/1.img" [2]="raw:$work/2.img" [4]="qcow2:$work/4.qcow2" [5]="raw:$work/5.img")
-if [[ $(id -u) -eq 0 ]] && loop=$(losetup --find --show "$work/3.img" 2>/dev/null); then
+if [[ $mode != rbd && $(id -u) -eq 0 ]] && loop=$(losetup --find --show "$work/3.img" 2>/dev/null); then
     images[3]=raw:$loop
 else
     loop=
 fi
-pages=([1]=4 [2]=32 [3]=1 [4]=8 [5]=2)
+if [[ $mode == rbd ]]; then
+    scripts/ceph-lab.sh start "$work/ceph" cephx 1 $$ || fail "no Ceph"
+    rbd --conf "$work/ceph/ceph.conf" create rbd/6 --size 64 || fail "rbd create"
+    images=([6]="rbd,conf=$work/ceph/ceph.conf,run-dir=$work/clients:rbd/6")
+fi
+pages=([1]=4 [2]=32 [3]=1 [4]=8 [5]=2 [6]=8)
 # Connects, writes, reads, reads all back and closes, again and again until told to stop. A good run is a line of JSON.
 load() { # load DOMAIN RING-PAGES
     local seed=$((1000 * $1)) verify=(--bs 4k-128k --verify crc32c) queues=1
@@ -295,6 +302,7 @@ wait_for "the end of all files of disks" clean
 # Clusters without an owner are found by a scan beside the guest's work, which a disk that is detached soon after a kill has not
 # ended: the next worker finds them.
 for ((round = 1; ; round++)); do
+    [[ -n ${images[4]:-} ]] || break
     qemu-img check "$work/4.qcow2" >"$work/check.log" 2>&1 && break
     [[ $? -eq 3 && $round -lt 20 ]] || { cat "$work/check.log"; fail "qemu-img check of the image of guest 4"; }
     ctl attach 4 xvda "${images[4]}" >/dev/null || fail "attach ${images[4]} again"
@@ -303,6 +311,6 @@ for ((round = 1; ; round++)); do
     wait_for "the end of the worker of guest 4" gone 4
 done
 [[ $(sha256sum <"$work/templates/4.img") == "$template" ]] || fail "the template of guest 4 was written to"
-echo "  the image of guest 4: $(grep -m1 -i 'no errors' "$work/check.log")"
+[[ -z ${images[4]:-} ]] || echo "  the image of guest 4: $(grep -m1 -i 'no errors' "$work/check.log")"
 echo "kill-test: ok"
 exit 0

@@ -30,7 +30,8 @@ public struct Opening {
     public var isDirect: Bool { unsafe open.pointee.flags & UInt32(XBB_OPEN_DIRECT) != 0 }
     /// The disk is a lower layer of a chain.
     public var isBacking: Bool { unsafe open.pointee.flags & UInt32(XBB_OPEN_BACKING) != 0 }
-    /// The descriptor is the open file of the process that served the disk before: its locks were held all the time.
+    /// The descriptor is the open file of the process that served the disk before: its locks were held all the time. Without a
+    /// descriptor: a guest has the disk and waits, so ``StorageDisk/start()`` waits for storage that cannot be reached.
     public var isSuccessor: Bool { unsafe open.pointee.flags & UInt32(XBB_OPEN_SUCCESSOR) != 0 }
     /// The format that was configured, one of the plugin's.
     public var format: String { unsafe open.pointee.format.map { unsafe String(cString: $0) } ?? "" }

@@ -216,6 +216,9 @@ static void add_network_calls(struct program *program)
     if_equal(program, AF_INET6, ALLOW);
     close_call(program, call, fail_with(EAFNOSUPPORT));
     for EACH (i, calls) if_equal(program, (uint32_t)calls[i], ALLOW);
+#ifdef SYS_epoll_create
+    if_equal(program, SYS_epoll_create, ALLOW); /* librados; it can no more than epoll_create1 */
+#endif
 }
 
 static size_t append(char *line, size_t at, const char *text)

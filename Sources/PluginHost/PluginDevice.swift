@@ -52,11 +52,11 @@ public final class PluginDevice: @unchecked Sendable {
     /// Loads the plugin for the source's format, opens the image and passes it to the plugin.
     ///
     /// Files that the image names are opened only where `backing` allows it. With `inherited`, the open files of the
-    /// process before are used, and no name is opened. `onNotify` is called on any thread with
-    /// an `XBB_NOTIFY_` number.
+    /// process before are used, and no name is opened. `isAwaited`: a guest has the disk already, and waits for it. `onNotify` is
+    /// called on any thread with an `XBB_NOTIFY_` number.
     package convenience init(
         _ source: DiskSource, directories: [String], backing: BackingPolicy = BackingPolicy(),
-        inherited: KeptStorage? = nil, log: Log,
+        inherited: KeptStorage? = nil, isAwaited: Bool = false, log: Log,
         onNotify: @escaping @Sendable (UInt32) -> Void
     ) throws(OperationError) {
         let library = try PluginLibrary.load(
@@ -107,13 +107,14 @@ public final class PluginDevice: @unchecked Sendable {
             }
         }
         try self.init(
-            library, source, file: file, direct: direct, isBacking: false, chain: chain, log: log, onNotify: onNotify)
+            library, source, file: file, direct: direct, isBacking: false, isAwaited: isAwaited && library.hasNoFile,
+            chain: chain, log: log, onNotify: onNotify)
     }
 
     /// Opens the image at `file` in a plugin. Takes ownership of `file` and closes it even if this throws.
     init(
-        _ library: PluginLibrary, _ source: DiskSource, file: Int32, direct: Bool, isBacking: Bool, chain: ImageChain,
-        log: Log, onNotify: @escaping @Sendable (UInt32) -> Void
+        _ library: PluginLibrary, _ source: DiskSource, file: Int32, direct: Bool, isBacking: Bool,
+        isAwaited: Bool = false, chain: ImageChain, log: Log, onNotify: @escaping @Sendable (UInt32) -> Void
     ) throws(OperationError) {
         self.library = library
         self.source = source
@@ -142,7 +143,8 @@ public final class PluginDevice: @unchecked Sendable {
             }
             let flags =
                 (source.readOnly ? Int(XBB_OPEN_RDONLY) : 0) | (direct ? Int(XBB_OPEN_DIRECT) : 0)
-                | (isBacking ? Int(XBB_OPEN_BACKING) : 0) | (chain.inherited != nil ? Int(XBB_OPEN_SUCCESSOR) : 0)
+                | (isBacking ? Int(XBB_OPEN_BACKING) : 0)
+                | (chain.inherited != nil || isAwaited ? Int(XBB_OPEN_SUCCESSOR) : 0)
             unsafe opened = try unsafe Self.open(
                 library, source, options: options, file: file, flags: flags, host: hostPointer)
             do throws(OperationError) {
@@ -202,6 +204,8 @@ public final class PluginDevice: @unchecked Sendable {
         var failure = xbb_error()
         let result = unsafe start(handle, &failure)
         if result != 0 { throw OperationError(failure, result, "plugin '\(library.name)' cannot start") }
+        // It may have connected only now, and knows the size from there.
+        if library.isNetwork { adopt(try measure()) }
     }
 
     /// Queries the plugin again after it reported a change.

@@ -184,7 +184,9 @@ struct xbb_value {                          /* host parsed and checked it; index
                                                plugin reads it, see child_device() */
 #define XBB_OPEN_SUCCESSOR (1u << 3)        /* since 1.1.  fd is the open file of the process that served the disk before:
                                                locks that belong to the open file (F_OFD_SETLK) have been held all the
-                                               time, so nobody else's lock is a reason to refuse */
+                                               time, so nobody else's lock is a reason to refuse.  Since 1.2 also with
+                                               XBB_PLUGIN_NO_FD: a guest has the disk and waits.  Where the storage
+                                               cannot be reached, start() waits for it: a failure takes the disk away */
 
 struct xbb_open {                           /* borrowed for the call, with format and label */
     uint32_t                struct_size;

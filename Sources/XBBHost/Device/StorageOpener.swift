@@ -94,7 +94,7 @@ final class StorageOpener {
                     log: log)
                 return try PluginDevice(
                     found, directories: options.pluginDirectories, backing: options.backing, inherited: storage,
-                    log: log
+                    isAwaited: patience == .brief, log: log
                 ) {
                     mailbox.post(.notified($0))
                 }
