@@ -137,6 +137,8 @@ class Picture(unittest.TestCase):
     def test_all_benches_are_drawn(self):
         picture = bench_picture.xen_picture(results(), "single", 1)
         self.assertIn("XBB / xen-blkback: 1.10 (0.90 to 1.20)", picture)
+        self.assertIn("median and extremes of 3 rounds<", picture)
+        self.assertEqual([bench_picture.said_rounds(numbers) for numbers in ([1], [2, 5], [])], ["1 round", "2 to 5 rounds", "0 rounds"])
         with tempfile.TemporaryDirectory() as folder:
             drawn = bench_picture.all_xen_pictures(results(), folder)
             self.assertEqual([os.path.basename(name) for name in drawn], ["xen-bench-single-1.svg", "xen-bench-real-4.svg"])

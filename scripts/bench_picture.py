@@ -103,6 +103,12 @@ def draw(title, note, groups):
         f"<title>{escape(title)}</title>", f"<style>{STYLE}</style>", *head, *grid, *body, "</svg>", ""])
 
 
+def said_rounds(numbers):
+    """How often rows were measured, in words; a run that ended early has rows of fewer rounds."""
+    low, high = min(numbers, default=0), max(numbers, default=0)
+    return (f"{low} to {high} rounds" if low != high else f"{low} round{'s' if low != 1 else ''}")
+
+
 def xen_table():
     """lab/bench/table.py, which has the names of storages and peers."""
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../lab/bench/table.py")
@@ -122,10 +128,10 @@ def xen_picture(results, clock, processors):
                   for peer, ratio in sorted(row["ratios"].items(), key=lambda item: list(names.PEERS).index(item[0]))]
         groups.setdefault(names.NAMES[row["storage"]], []).append(
             (f"{row['block']} {row['pattern']}, depth {row['depth']}" + (", mapped" if row["grants"] == "mapped" else ""), points))
-    rounds = min((row["rounds"] for row in rows), default=0)
+    rounds = said_rounds([row["rounds"] for row in rows])
     guest = f"a guest with {processors} processor{'s' if processors > 1 else ''}"
     return draw(f"XBB beside its peers in a real Xen, {clock} clock",
-                f"{guest}; I/O a second of XBB divided by those of the peer, which is the line 1; median and extremes of {rounds} rounds",
+                f"{guest}; I/O a second of XBB divided by those of the peer, which is the line 1; median and extremes of {rounds}",
                 list(groups.items()))
 
 
@@ -140,9 +146,9 @@ def loopback_picture(results):
         label = row["row"].removesuffix(f", {state}")
         rows = groups.setdefault("XBB / " + row["peer"], {})
         rows.setdefault(label, []).append((f"{state} machine" if state else "as it is", middle, low, high))
-    rounds = results.get("repeat", 0)
+    rounds = said_rounds([results.get("repeat", 0)])
     return draw("XBB on the loopback Xen beside its peers",
-                f"rate of XBB divided by that of the peer, which is the line 1; median and extremes of {rounds} rounds",
+                f"rate of XBB divided by that of the peer, which is the line 1; median and extremes of {rounds}",
                 [(heading, list(rows.items())) for heading, rows in groups.items()])
 
 
@@ -155,9 +161,9 @@ def qcow_picture(results):
         if row["cost_ratio"]:
             points.append(("processor time: XBB / qemu-nbd, less is better", *row["cost_ratio"]))
         (writes if "write" in row["row"] else reads).append((row["row"], points))
-    rounds = min((row["rounds"] for row in results["peers"]), default=0)
+    rounds = said_rounds([row["rounds"] for row in results["peers"]])
     return draw(f"qcow2 beside qemu-nbd, {results['state']} machine",
-                f"XBB divided by qemu-nbd, which is the line 1, with fio over NBD; median and extremes of {rounds} rounds",
+                f"XBB divided by qemu-nbd, which is the line 1, with fio over NBD; median and extremes of {rounds}",
                 [("writing", writes), ("reading", reads)])
 
 

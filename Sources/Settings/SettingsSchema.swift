@@ -85,8 +85,8 @@ public enum SettingsSchema {
     public static let persistentGrants = Setting(
         text: "persistent-grants",
         "whether pages of a frontend that reuses them stay mapped: never, from the first use on, or once they have come back",
-        "WHEN", TextRule(choices: ["off", keepsGrants, keepsReturningGrants]), usual: "off", scope: .disk,
-        section: .worker, workerForm: .option)
+        "WHEN", TextRule(choices: ["off", keepsGrants, keepsReturningGrants]), usual: keepsReturningGrants,
+        scope: .disk, section: .worker, workerForm: .option)
     /// A value of ``persistentGrants``: from the first use on.
     public static let keepsGrants = "on"
     /// A value of ``persistentGrants``: from the third use on.

@@ -20,6 +20,16 @@ public struct PersistentGrantCounts: Sendable, Equatable {
     public var errors: UInt64 = 0
 }
 
+/// How many pages stay mapped.
+public enum PersistentGrantLimits {
+    /// Pages of a disk: 32 requests of 32 pages and their lists. xen-blkback has so many for each queue; Xen lets a domain map
+    /// 262,144 pages of others unless told otherwise, which all disks share with whatever else dom0 maps.
+    public static let pagesOfDisk = 1056
+
+    /// The part of ``pagesOfDisk`` that each of `queues` has; never less than a few small requests need.
+    public static func pages(ofEachOf queues: Int) -> Int { max(pagesOfDisk / max(queues, 1), 16) }
+}
+
 /// A grant table that keeps pages mapped for the copies of one domain, in front of one that does all other copies.
 ///
 /// Bounded in pages, and in how many it maps and unmaps: whatever references a guest uses. All is unmapped by
@@ -40,8 +50,6 @@ public final class PersistentGrants<Base: GrantTable>: GrantTable {
     /// References that could not be mapped.
     private var errors: UInt64 = 0
 
-    /// Pages of a queue: xen-blkback's max_persistent_grants, 32 requests of 32 pages and their lists.
-    public static var mostPages: Int { 1056 }
     /// Pages mapped for one batch; the others of it are copied by Xen and mapped later.
     static var mapsPerBatch: Int { 64 }
     /// One page in so many ns makes room for another one: 500 in a second, as xen-blkback's shrinker.
@@ -52,7 +60,7 @@ public final class PersistentGrants<Base: GrantTable>: GrantTable {
     /// For copies of `domain` in batches of at most `batchCapacity`. A page is mapped at its `firstUse`th use, 1 to 255; of at
     /// most `pages`. `report` gets what was done since it was last called, on the thread that copies. `clock` is in ns.
     public init(
-        _ base: Base, of domain: DomainID, batchCapacity: Int, mapAtUse firstUse: UInt8, pages: Int = mostPages,
+        _ base: Base, of domain: DomainID, batchCapacity: Int, mapAtUse firstUse: UInt8, pages: Int,
         clock: @escaping () -> UInt64 = { clinux_monotonic_ns() }, report: @escaping (PersistentGrantCounts) -> Void
     ) {
         self.base = base

@@ -183,7 +183,7 @@ import XBBHost
         #expect(
             options == [
                 "--log-level", "info", "--state-dir", "/var/lib/xbb", "--max-queues", "4", "--max-ring-page-order", "5",
-                "--max-indirect-segments", "256", "--persistent-grants", "off", "--memory-mib", "16", "--poll-us", "0",
+                "--max-indirect-segments", "256", "--persistent-grants", "auto", "--memory-mib", "16", "--poll-us", "0",
                 "--backing-dir",
                 "/srv/xen/templates", "--user", "xbb",
                 "--worker-memory-mib", "512", "--worker-tasks", "1024", "--no-confine", "--stall-time", "10",

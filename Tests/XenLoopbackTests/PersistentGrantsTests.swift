@@ -86,6 +86,13 @@ import XenLoopback
         var mapped: Int { get throws { Int(try lab.report(guest.id)?.mappedGrants ?? 0) } }
     }
 
+    @Test func queuesShareThePagesOfADisk() {
+        let limits = (1...64).map { (queues: $0, pages: PersistentGrantLimits.pages(ofEachOf: $0)) }
+        #expect(limits[0].pages == 1056 && limits[3].pages == 264)
+        #expect(limits.allSatisfy { $0.pages >= 16 && $0.queues * $0.pages <= 1056 })
+        #expect(PersistentGrantLimits.pages(ofEachOf: 0) == 1056)
+    }
+
     @Test func whatIsUsedAgainIsNoHypercall() throws {
         let bench = try Bench()
         let references = try (0..<16).map { try bench.grant($0) }

@@ -32,6 +32,8 @@ package struct QueueConfiguration: Sendable {
     package var blockingThreads: Int
     /// Where ``disk`` says that grants are kept: the use of a page at which it is mapped, 1 to 255; 0: none is.
     package var mapAtUse: UInt8 = 0
+    /// The most pages that it keeps mapped.
+    package var mappedPages = 0
     /// What it begins with of all that can be changed while it runs.
     package var tuning: QueueTuning
     /// The order among the queues of the disk; nil for the only one.
@@ -365,12 +367,13 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         _ queue: consuming PluginQueue, _ grants: Platform.Grants, _ channels: Platform.Events, _ channel: EventPort,
         _ batchCapacity: Int
     ) -> any LoopEffects {
-        guard configuration.disk.keepsGrants, configuration.mapAtUse > 0 else {
+        guard configuration.disk.keepsGrants, configuration.mapAtUse > 0, configuration.mappedPages > 0 else {
             return XenEffects(queue: queue, grants: grants, channels: channels, channel: channel)
         }
         let cells = statistics.cells
         let kept = PersistentGrants(
-            grants, of: configuration.domain, batchCapacity: batchCapacity, mapAtUse: configuration.mapAtUse
+            grants, of: configuration.domain, batchCapacity: batchCapacity, mapAtUse: configuration.mapAtUse,
+            pages: configuration.mappedPages
         ) { counts in
             cells.add(.mapped_copies, counts.copies)
             cells.add(.grants_mapped, counts.maps)

@@ -142,6 +142,7 @@ extension ServedDisk {
             disk: connecting.offered, memoryBytes: options.memoryBytes, blockingThreads: blockingThreads(device, node),
             tuning: tuning)
         configuration.mapAtUse = options.mapAtUse
+        configuration.mappedPages = PersistentGrantLimits.pages(ofEachOf: node.rings.count)
         configuration.journal = journal
         configuration.order = connecting.order
         if !sharedQueues.isEmpty { configuration.sharedQueue = sharedQueues[index % sharedQueues.count] }
