@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-# What an administrator does to a disk while its guest writes and verifies: limits, pauses, another image, snapshots and their way back,
+# What an administrator does to a disk while its guest writes and verifies: settings, pauses, another image, snapshots and their way back,
 # other sizes, each again and again. The guest notices a delay, which is measured in the guest, and nothing else.
 # limit: 5400
 # needs: peers
@@ -12,55 +12,19 @@ base=$images/base.img
 truncate -s 128M "$base"
 sfdisk -q "$base" <<<"$(printf 'label: dos\n2048,131072\n133120,98304\n')"
 mke2fs -q -t ext4 -E offset=$mib "$base" 64M
-truncate -s 128M "$images/limits.img"
 cp /host/bin/read-gaps "$images/program.img"
 truncate -s 1M "$images/program.img"
-guest_create operated "$(disk xvda "raw:$base")" "$(disk xvdb "raw:$images/limits.img")" "$(disk xvdc "raw:$images/program.img" ro)"
+guest_create operated "$(disk xvda "raw:$base")" "$(disk xvdc "raw:$images/program.img" ro)"
 domain=$(domid operated)
 guest operated 'dd if=/dev/xvdc of=/tmp/read-gaps bs=64k 2>/dev/null; chmod 755 /tmp/read-gaps'
 xl block-detach operated xvdc
 log=$consoles/guest-operated.log
 pauses=/tmp/pauses
+# Where the events of this test begin.
+place=$(xbbctl events --json | jq -r '"\(.epoch):\(.next)"')
+xbbctl wait "$domain" xvda connected --timeout 0
+xbbctl wait "$domain" xvda running --timeout 0
 : >"$pauses"
-
-## Limits: what the guest's kernel counts while fio asks for all that it can get, and beside it the limit.
-
-rates() { # seconds: thousandths of requests in a second, bytes in a second
-    guest operated "look() { read -r time _ </proc/uptime; read -r -a s </sys/block/xvdb/stat; time=\${time/./}; requests=\$((s[0] + s[4])) bytes=\$(((s[2] + s[6]) * 512)); }
-        look; t=\$time r=\$requests b=\$bytes; sleep $1; look
-        echo \$(((requests - r) * 100000 / (time - t))) \$(((bytes - b) * 100 / (time - t)))" | tail -n 1
-}
-limited() { # fio's options, which figure (1 or 2), what it is in thousandths of the limit, setting, limit...
-    local options=$1 figure=$2 unit=$3 setting=$4 limit all got part
-    shift 4
-    guest_start operated "load-$setting" "fio --name=load --filename=/dev/xvdb --size=128M --direct=1 --ioengine=libaio $options --time_based \
-        --runtime=3600 --minimal >/dev/null 2>&1; true"
-    await 120 "I/O" completed_more operated xvdb "$(($(completed operated xvdb) + 20))"
-    read -r -a all <<<"$(rates 10)"
-    note "$setting: without a limit ${all[*]} (requests/1000 s, bytes/s)"
-    for limit; do
-        xbbctl set "$domain" xvdb "$setting=$limit"
-        # What the bucket held.
-        guest operated 'sleep 1'
-        read -r -a got <<<"$(rates 10)"
-        part=$((got[figure - 1] * 1000 / unit / limit))
-        note "$setting=$limit: ${got[*]}, $part thousandths of the limit"
-        # The bucket held a second's tenth, which is gone by now.
-        [[ $part -ge 980 && $part -le 1020 ]] || fail "$setting=$limit: $part thousandths of it"
-    done
-    xbbctl set "$domain" xvdb "$setting=0"
-    read -r -a got <<<"$(rates 5)"
-    [[ ${got[figure - 1]} -gt $((all[figure - 1] / 2)) ]] || fail "$setting=0: ${got[*]}"
-    guest operated 'killall fio'
-    guest_wait operated "load-$setting" 60
-    xbbctl stats "$domain" xvdb | grep throttled_requests
-}
-# The guest's disk does more than these in a second, if not much more.
-limited "--rw=randread --bs=4k --iodepth=8" 1 1000 total-iops-sec 1000 200 50
-limited "--rw=randwrite --bs=4k --iodepth=8" 1 1000 write-iops-sec 500 50
-limited "--rw=read --bs=1M --iodepth=2" 2 1 read-bytes-sec $((8 * mib)) $((4 * mib))
-limited "--rw=write --bs=1M --iodepth=2" 2 1 total-bytes-sec $((6 * mib)) $((3 * mib))
-xl block-detach operated xvdb
 
 ## The load, which leaves the emulated processors some time for what is measured: one partition is written and verified by fio, in the file system of the other one files come, are read again and go.
 
@@ -97,11 +61,13 @@ measure() { # name, command...
     after=$(stat -c %s "$log")
     await 120 "the guest's reads after '$name'" more_windows "$after" 2
     windows "$before" | awk -v name="$name" '$3 > longest { longest = $3 } END { print name "\t" longest }' >>"$pauses"
+    note "$(tail -n 1 "$pauses")"
 }
 served() { xbbctl list --json | jq -r '.vbds[] | select(.device == "xvda") | .path'; }
 serves() { [[ $(served) == "$1" ]] || fail "xvda has $(served), not $1"; }
 paused() { # words of pause
-    xbbctl pause "$domain" xvda "$@" && xbbctl resume "$domain" xvda
+    xbbctl pause "$domain" xvda "$@" && xbbctl wait "$domain" xvda paused --timeout 0 &&
+        xbbctl resume "$domain" xvda && xbbctl wait "$domain" xvda running --timeout 30
 }
 again() { # function, the name of what it does
     note "$2"
@@ -141,7 +107,12 @@ snapshots() {
     serves "$base"
     rm "$images"/[ab].qcow2
 }
+look() { measure "list, show, stats, metrics, events" looked; }
+looked() {
+    xbbctl list --json && xbbctl show "$domain" xvda && xbbctl stats "$domain" xvda && xbbctl events && xbbctl metrics >/tmp/metrics
+}
 again nothing "nothing"
+again look "looks"
 again limit "limits"
 xbbctl set "$domain" xvda total-iops-sec=0
 again upgrade "upgrades"
@@ -180,6 +151,33 @@ rm "$images"/backup.*
 
 again grow_qcow2 "growth of a qcow2 image"
 
+note "what was told of it"
+: >/tmp/events
+while :; do
+    xbbctl events --json --since "$place" | tail -n 1 >/tmp/answer
+    jq -e '.gap | not' /tmp/answer >/dev/null || fail "events are missing: $(jq -c 'del(.events)' /tmp/answer)"
+    [[ $(jq '.events | length' /tmp/answer) -gt 0 ]] || break
+    jq -c '.events[]' /tmp/answer >>/tmp/events
+    place=$(jq -r '"\(.epoch):\(.next)"' /tmp/answer)
+done
+jq -es 'map(.seq) | . as $all | [range(1; length) | $all[.] - $all[. - 1]] | all(. == 1)' /tmp/events >/dev/null || fail "numbers of events are not in a row"
+told() { jq -s --arg event "$1" '[.[] | select(.event == $event and .device == "xvda")] | length' /tmp/events; }
+for event in paused resumed resized worker-replaced; do
+    note "$event: $(told "$event") events"
+    [[ $(told "$event") -ge 1 ]] || fail "no event '$event'"
+done
+# Of a device that makes many, not each is told but how many there were: two of each pause, and one of each new worker.
+events=$(jq -s '[.[] | select(.device == "xvda") | 1 + (.suppressed // 0)] | add' /tmp/events)
+[[ $events -ge $((10 * repeats)) ]] || fail "$events events of xvda, with those that were suppressed"
+[[ $(told error) -eq 0 && $(told failed) -eq 0 && $(told disconnected) -eq 0 ]] ||
+    fail "events of xvda: $(jq -c 'select(.event == "error" or .event == "failed" or .event == "disconnected")' /tmp/events)"
+
+note "what is counted of it"
+xbbctl metrics >/tmp/metrics
+disk_metric() { grep -F "$1{domain=\"operated\",vdev=\"xvda\"" /tmp/metrics | sed 's/.* //'; }
+[[ $(disk_metric xbb_size_bytes) -eq $((size * mib)) ]] || fail "xbb_size_bytes: $(grep xbb_size_bytes /tmp/metrics)"
+[[ $(disk_metric xbb_paused) -eq 0 && $(disk_metric xbb_connected) -eq 1 && $(disk_metric xbb_worker_up) -eq 1 ]] || fail "$(grep xvda /tmp/metrics)"
+[[ $(tail -n 1 /tmp/metrics) == "# EOF" ]] || fail "metrics: $(tail -n 3 /tmp/metrics)"
 
 note "the end"
 guest operated 'touch /tmp/stop'
