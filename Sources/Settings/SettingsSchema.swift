@@ -172,15 +172,11 @@ public enum SettingsSchema {
 
     // MARK: What follows from several
 
-    /// Bytes for the data of each queue: `memory-mib`, or as much as eight of the largest requests have.
-    public static func queueMemory(_ values: SettingValues) -> Int {
-        max(values.value(of: memoryMiB) << 20, values.value(of: maxIndirectSegments) * 4096 * 8)
-    }
+    /// Bytes for the data of each queue: `wanted`, or as much as eight of the largest requests have, which have so many segments.
+    public static func queueMemory(wanted: Int, segments: Int) -> Int { max(wanted, segments * 4096 * 8) }
 
     /// Bytes for the lists of pages of a queue's requests: 8 for each page of each of the 1024 requests of the largest ring.
-    public static func queueLists(_ values: SettingValues) -> Int {
-        values.value(of: maxIndirectSegments) * 8 * 1024
-    }
+    public static func queueLists(segments: Int) -> Int { segments * 8 * 1024 }
 
     // MARK: Lists
 

@@ -97,7 +97,8 @@ extension XBBCtl {
         _ = try client.call(.resume(reference, restores: true))
     }
 
-    fileprivate static func progress(_ format: Format) -> [String] { format.json ? [] : ["-p"] }
+    /// What has qemu-img show how far it is: one line that is written over again and again, for people at a terminal.
+    fileprivate static func progress(_ format: Format) -> [String] { format.json || isatty(2) == 0 ? [] : ["-p"] }
 
     fileprivate static func note(_ text: String) {
         let line = "xbbctl: \(TextTable.printable(text))\n"
@@ -168,11 +169,7 @@ extension XBBCtl {
                 for _ in 0..<Self.looks {
                     let rows = try connection.ask(.list).value["vbds"]?.elements ?? []
                     let row = rows.first { row in
-                        guard let found = row["vbd"]?.string.flatMap({ VBDReference(parsing: $0) }) else {
-                            return false
-                        }
-                        return found.domain == reference.domain && found.device == reference.device
-                            && (reference.kind ?? found.kind) == found.kind
+                        row["vbd"]?.string.flatMap { VBDAddress(parsing: $0) }.map { reference.matches($0) } ?? false
                     }
                     guard let row else { break }
                     served = row["exchange"] == .null ? row["path"]?.string : nil

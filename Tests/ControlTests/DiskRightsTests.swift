@@ -52,7 +52,9 @@ struct DiskRightsTests {
     private static let group = "/xbb-test-\(getpid())"
 
     private static func groups() -> DiskGroups? {
-        DiskGroups(group, DiskGroups.Limits(SettingValues()), Log(name: "test", level: .error))
+        DiskGroups(
+            group, DiskGroups.Limits(SettingValues()), note: { "/tmp/xbb-test-\(getpid())-\($0.fileName).group" },
+            Log(name: "test", level: .error))
     }
 
     /// cgroup v2 is there, and a group can be made.
@@ -65,6 +67,7 @@ struct DiskRightsTests {
         let groups = try #require(Self.groups())
         defer { rmdir(groups.parent) }
         let address = try address(51712)
+        defer { unlink("/tmp/xbb-test-\(getpid())-\(address.fileName).group") }
         let worker = try Program(["/bin/sleep", "60"])
         groups.add(worker.process.process, to: address)
         let found = SmallFile.contents("/proc/\(worker.process.process)/cgroup", limit: 65536) ?? []
@@ -77,6 +80,66 @@ struct DiskRightsTests {
             groups.remove(address)
             return access(groups.parent + "/disk-vbd-1-51712", F_OK) != 0
         }
-        #expect(DiskGroups("none", DiskGroups.Limits(SettingValues()), Log(name: "test", level: .error)) == nil)
+        let none = DiskGroups(
+            "none", DiskGroups.Limits(SettingValues()), note: { _ in "" }, Log(name: "test", level: .error))
+        #expect(none == nil)
+    }
+
+    @Test("a group that is there follows the settings, unless an administrator has written it")
+    func groupLimits() throws {
+        let group = "/tmp/xbb-test-\(getpid())-limits"
+        mkdir(group, 0o700)
+        let names = ["pids.max", "memory.max", "note"]
+        defer {
+            for name in names { unlink("\(group)/\(name)") }
+            rmdir(group)
+        }
+        func write(_ text: String, _ name: String) throws {
+            let file = try #require(fopen("\(group)/\(name)", "w"))
+            fputs(text, file)
+            fclose(file)
+        }
+        func value(_ name: String) -> String {
+            let bytes = SmallFile.contents("\(group)/\(name)", limit: 100) ?? []
+            return String(decoding: bytes, as: UTF8.self).filter { $0 != "\n" }
+        }
+        func limit(tasks: Int, mebibytes: Int, isNew: Bool = false) {
+            var values = SettingValues()
+            values[SettingsSchema.workerTasks] = tasks
+            values[SettingsSchema.workerMemoryMiB] = mebibytes
+            values[SettingsSchema.maxQueues] = 1
+            values[SettingsSchema.memoryMiB] = 16
+            values[SettingsSchema.maxIndirectSegments] = 0
+            DiskGroups.limit(group, DiskGroups.Limits(values), isNew: isNew, note: "\(group)/note")
+        }
+        // With the 16 MiB of its queue.
+        func memory(_ mebibytes: Int) -> String { "\((mebibytes + 16) << 20)" }
+        for name in names.prefix(2) { try write("", name) }
+        limit(tasks: 1024, mebibytes: 512, isNew: true)
+        #expect(value("pids.max") == "1024" && value("memory.max") == memory(512))
+        // As the kernel shows it, with a line feed.
+        try write("1024\n", "pids.max")
+        limit(tasks: 2048, mebibytes: 600)
+        #expect(value("pids.max") == "2048" && value("memory.max") == memory(600))
+        limit(tasks: 1024, mebibytes: 512)
+        // The process that serves may use that.
+        #expect(value("pids.max") == "2048" && value("memory.max") == memory(600))
+        try write(memory(100), "memory.max")
+        limit(tasks: 4096, mebibytes: 700)
+        #expect(value("pids.max") == "4096" && value("memory.max") == memory(100), "an administrator's")
+        for text in ["max", "", "-1"] {
+            try write(text, "memory.max")
+            limit(tasks: 4096, mebibytes: 800)
+            #expect(value("memory.max") == text)
+        }
+        // Without the note nobody knows.
+        unlink("\(group)/note")
+        limit(tasks: 8192, mebibytes: 800)
+        #expect(value("pids.max") == "4096")
+        for text in ["pids.max", "pids.max 4096 1\n", "\0\n", "pids.max x\nmemory.max 99999999999999999999\n"] {
+            try write(text, "note")
+            limit(tasks: 8192, mebibytes: 800)
+            #expect(value("pids.max") == "4096", "\(text)")
+        }
     }
 }

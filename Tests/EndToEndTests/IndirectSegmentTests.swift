@@ -79,6 +79,28 @@ extension EndToEnd {
             try lab.finish()
         }
 
+        /// It has as much memory as its queues want, whatever is set by then.
+        @Test func aSuccessorHasRoomForWhatTheGuestWasOffered() throws {
+            let lab = try Lab(pages: 32768)
+            let disk = try lab.attach(
+                arguments: [
+                    "--journal", "\(lab.directory)/journal", "--max-indirect-segments", "4096", "--max-queues", "4",
+                    "--worker-memory-mib", "64",
+                ])
+            let device = try disk.connect { $0.queues = 4 }
+            #expect(try LoadRun(device, plan(256 << 10)).run().isGood)
+            disk.worker.kill()
+            try disk.startWorker([
+                "--predecessor", "killed:signal 9", "--max-indirect-segments", "0", "--max-queues", "1", "--memory-mib",
+                "1",
+            ])
+            let report = try LoadRun(device, plan(256 << 10)).run()
+            #expect(report.isGood, "\(report.text) \(disk.log.suffix(2000))")
+            #expect(device.info.maxIndirectSegments == 4096)
+            try device.close()
+            try lab.finish()
+        }
+
         /// A page of 512 segments of one sector each.
         private func list(_ lab: Lab, _ data: UInt32) throws -> (frame: UInt32, reference: UInt32) {
             let frame = try lab.guest.allocateFrames(1)

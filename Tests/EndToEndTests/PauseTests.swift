@@ -217,6 +217,31 @@ extension EndToEnd {
             try lab.finish()
         }
 
+        /// What an administrator asks for has its time limit, and the disk is as it was before.
+        @Test func aDiskWhosePluginHangsKeepsItsStorage() throws {
+            let lab = try LibxlLab()
+            let guest = try lab.guest()
+            let image = try lab.image("other.img")
+            try lab.administer("attach \(guest.id) xvda delay,size=16M,delay-us=600000000:")
+            let disk = LibxlDisk(guest: guest.id, params: "delay:")
+            let device = try lab.connect(disk, guest)
+            _ = try begin(device, .write)
+            let socket = "--socket \(lab.directory)/run/xbbd.sock"
+            try eventually("the request is taken") {
+                try lab.administer("show \(guest.id) xvda --json").has("\"in_flight\":1")
+            }
+            for command in ["pause", "pause --release", "swap --image raw:\(image) --force"] {
+                let words = command.split(separator: " ", maxSplits: 1).map(String.init)
+                let rest = words.count > 1 ? words[1] : ""
+                let answer = try lab.xbbctl("\(words[0]) \(guest.id) xvda --timeout 1 \(rest) \(socket)")
+                #expect(answer.status == 1 && answer.text.has("goes on"), "\(command): \(answer)")
+                let shown = try lab.administer("show \(guest.id) xvda --json")
+                #expect(shown.has("\"intake\":\"running\"") && shown.has("\"plugin\":\"delay\""), "\(shown)")
+                for key in ["xbb-paused", "xbb-released", "xbb-swap"] { #expect(try lab.key(key, of: disk) == nil) }
+            }
+            lab.stop()
+        }
+
         @Test func aPausedDiskIsHandedOver() throws {
             let lab = try Lab()
             let succession = try Succession(lab, try kept(lab))

@@ -13,7 +13,7 @@ chmod 755 "$image"
 mkdir -p "$image"/{bin,sbin,usr/bin,usr/sbin,dev,proc,sys,run,tmp,host,srv,root,etc,var/{lib,log,run}/xen,var/lib/xenstored,usr/lib/xen-4.17/bin}
 
 xen=usr/lib/xen-4.17/bin
-copy_closure "$image" bin/bash usr/bin/flock sbin/losetup usr/bin/stat usr/bin/logger usr/bin/cmp usr/bin/diff bin/dd usr/bin/timeout usr/bin/strace \
+copy_closure "$image" bin/bash usr/bin/flock usr/bin/setpriv sbin/losetup usr/bin/stat usr/bin/logger usr/bin/cmp usr/bin/diff bin/dd usr/bin/timeout usr/bin/strace \
     usr/bin/jq usr/bin/sort bin/cp usr/bin/truncate sbin/mke2fs sbin/e2fsck sbin/debugfs sbin/sfdisk \
     usr/bin/xenstore "$xen"/{xl,xenstored,xenconsoled,xen-init-dom0,libxl-save-helper,lsevtchn,xenconsole}
 # What our packages depend on.
@@ -30,7 +30,7 @@ cp -a "$tree/etc/xen" "$image/etc/xen"
 install -D -m 644 -t "$image/usr/lib/grub-xen" "$tree/usr/lib/grub-xen/grub-x86_64-xen.bin"
 copy_busybox "$image"
 copy_modules "$image" virtio_pci virtio_blk 9p 9pnet_virtio xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs loop ext4 \
-    crc32c_generic xen-blkback xen-blkfront
+    crc32c_generic xen-blkback xen-blkfront bfq
 cat >"$image/etc/passwd" <<END
 root:x:0:0:root:/root:/bin/bash
 xbb:x:990:990:XBB:/:/bin/false

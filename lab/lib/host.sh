@@ -21,6 +21,7 @@ fill_share() {
     mkdir -p "$share/bin"
     gcc -O2 -static -Wall -Werror -o "$share/bin/hold-lock" "$lab/lib/hold-lock.c" || return 1
     gcc -O2 -Wall -Werror -o "$share/bin/domain-time" "$lab/lib/domain-time.c" -lxenctrl || return 1
+    gcc -O2 -static -Wall -Werror -o "$share/bin/read-gaps" "$lab/lib/read-gaps.c" || return 1
     share_tests
 }
 
@@ -54,16 +55,17 @@ pack_next() {
     "$lab/../scripts/next-deb.sh" "$lab"/../build/deb/xbb_*.deb "$share/debs/next/xbb_next.deb"
 }
 
-# Two disks: vda for RawDisk as it is, vdb with a file system for images.
+# Two disks: vda for RawDisk as it is, vdb with a file system for images. The lean dom0 has a slow one, too, vdc.
 make_disks() {
-    rm -f "$out"/vd[ab].img
+    rm -f "$out"/vd[abc].img
     truncate -s 1G "$out/vda.img"
+    truncate -s 512M "$out/vdc.img"
     truncate -s 8G "$out/vdb.img"
     mke2fs -q -t ext4 -L images -E lazy_itable_init=1,lazy_journal_init=1 "$out/vdb.img"
 }
 
 boot() { # lean | systemd
-    local started=$SECONDS initramfs=$out/dom0.cpio disks=()
+    local started=$SECONDS initramfs=$out/dom0.cpio disks=(-drive file="$out/vdc.img,if=virtio,format=raw,cache=unsafe,throttling.iops-total=60")
     machine=$1
     if [[ $machine == systemd ]]; then
         # What is written to it is forgotten.

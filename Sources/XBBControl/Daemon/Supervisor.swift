@@ -158,7 +158,8 @@ public final class Supervisor {
         }
         try detach()
         eventStore = EventStore(path: directory.events, log: log)
-        groups = DiskGroups(settings.controlGroup, settings.groupLimits, log)
+        let files = directory
+        groups = DiskGroups(settings.controlGroup, settings.groupLimits, note: { files.workerGroup($0) }, log)
         do throws(OperationError) {
             if let identity = ProcessIdentity(running: getpid()) {
                 try ownLock.write(note: identity.note)

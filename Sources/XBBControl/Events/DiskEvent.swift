@@ -30,8 +30,7 @@ extension DiskEvent {
     init?(_ json: JSON) {
         guard let sequence = json["seq"]?.unsigned, sequence > 0, let time = json["time"]?.double,
             (0...1e11).contains(time), let kind = json["event"]?.string.flatMap({ DiskEventKind(rawValue: $0) }),
-            let parts = json["vbd"]?.string?.split(separator: "/"), parts.count == 3,
-            let address = VBDAddress(kind: parts[0], domain: parts[1], device: parts[2])
+            let address = json["vbd"]?.string.flatMap({ VBDAddress(parsing: $0) })
         else { return nil }
         self.init(
             sequence: sequence, time: time, address: address, kind: kind, details: DiskEventDetails(json.members),

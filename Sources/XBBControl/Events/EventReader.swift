@@ -64,10 +64,7 @@ public struct EventReader {
 public enum EventReports {
     private static func isAbout(_ event: JSON, _ vbd: VBDReference?) -> Bool {
         guard let vbd else { return true }
-        guard event["domid"]?.unsigned == UInt64(vbd.domain), event["devid"]?.unsigned == UInt64(vbd.device) else {
-            return false
-        }
-        return vbd.kind.map { event["vbd"]?.string?.hasPrefix("\($0)/") == true } ?? true
+        return event["vbd"]?.string.flatMap { VBDAddress(parsing: $0) }.map { vbd.matches($0) } ?? false
     }
 
     /// An answer with the events of one disk alone; gaps are of all disks.

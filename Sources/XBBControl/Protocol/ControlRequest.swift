@@ -32,14 +32,23 @@ public enum ControlStatus: Int32, Sendable {
     case configuration = 78
 }
 
-/// What a pause does to the storage.
-public enum PauseKind: String, Sendable {
-    /// It stays open.
-    case plain
+/// What a pause does to the storage. Its word stands behind the seconds of a request.
+public enum PauseKind: String, Sendable, CaseIterable {
+    /// It stays open; this one needs no word.
+    case plain = ""
     /// It is closed.
     case releases = "release"
     /// It is closed as long as the client is connected, and the disk is paused after that if it was before.
     case holds = "hold"
+
+    /// Those that are said, as in "release | hold".
+    static var words: String { allCases.map(\.rawValue).filter { !$0.isEmpty }.joined(separator: " | ") }
+
+    /// The kind of the words behind the seconds; nil: they are none.
+    init?(words: ArraySlice<String>) {
+        guard words.count < 2, let kind = Self(rawValue: words.first ?? "") else { return nil }
+        self = kind
+    }
 }
 
 /// A request to xbbd.
@@ -120,10 +129,9 @@ public enum ControlRequest: Equatable, Sendable {
         case ("state", 2): self = .state(try Self.reference(words[1]))
         case ("show", 2): self = .show(try Self.reference(words[1]))
         case ("stats", 2): self = .stats(try Self.reference(words[1]))
-        case ("pause", 3): self = .pause(try Self.reference(words[1]), seconds: words[2], .plain)
-        case ("pause", 4) where words[3] == "release" || words[3] == "hold":
-            self = .pause(
-                try Self.reference(words[1]), seconds: words[2], words[3] == "hold" ? .holds : .releases)
+        case ("pause", 3...):
+            guard let kind = PauseKind(words: words[3...]) else { throw Self.unknown }
+            self = .pause(try Self.reference(words[1]), seconds: words[2], kind)
         case ("swap", 7):
             self = .swap(
                 try Self.reference(words[1]), seconds: words[2], try ExchangeTarget(parsing: Array(words[3...])))
@@ -146,15 +154,19 @@ public enum ControlRequest: Equatable, Sendable {
                 TunableSetting(key: words[$0], value: words[$0 + 1])
             }
             self = .set(try Self.reference(words[1]), changes)
-        default:
-            throw ControlError(
-                "expected one of: ping, list, plugins, top, log [VBD], worker VBD, domain NAME, metrics, "
-                    + "events [[EPOCH:]SEQ [wait]], state VBD, show VBD, stats VBD, pause VBD SECONDS [release | hold], "
-                    + "resume VBD [held], "
-                    + "resize VBD BYTES [force], extents VBD OFFSET, swap VBD SECONDS STORAGE [worker PID | release NAME], "
-                    + "set VBD KEY VALUE [KEY VALUE]..., upgrade [VBD]"
-            )
+        default: throw Self.unknown
         }
+    }
+
+    /// What is no request.
+    private static var unknown: ControlError {
+        ControlError(
+            "expected one of: ping, list, plugins, top, log [VBD], worker VBD, domain NAME, metrics, "
+                + "events [[EPOCH:]SEQ [wait]], state VBD, show VBD, stats VBD, pause VBD SECONDS [\(PauseKind.words)], "
+                + "resume VBD [held], "
+                + "resize VBD BYTES [force], extents VBD OFFSET, swap VBD SECONDS STORAGE [worker PID | release NAME], "
+                + "set VBD KEY VALUE [KEY VALUE]..., upgrade [VBD]"
+        )
     }
 
     private static func cursor(_ text: String) throws(ControlError) -> EventCursor {
@@ -197,7 +209,7 @@ public enum ControlRequest: Equatable, Sendable {
         case .resize(let vbd, let bytes, let force):
             "resize \(vbd) \(bytes.map { "\($0)" } ?? "-")\(force ? " force" : "")"
         case .pause(let vbd, let seconds, let kind):
-            "pause \(vbd) \(seconds)\(kind == .plain ? "" : " \(kind.rawValue)")"
+            "pause \(vbd) \(seconds)" + (kind == .plain ? "" : " \(kind.rawValue)")
         case .swap(let vbd, let seconds, let storage, let condition):
             "swap \(vbd) \(seconds) \(storage.text)\(condition.map { " \($0.text)" } ?? "")"
         case .upgrade(let vbd): vbd.map { "upgrade \($0)" } ?? "upgrade"

@@ -88,6 +88,13 @@ public struct VBDAddress: Hashable, Comparable, Sendable, CustomStringConvertibl
         self.init(kind: String(parts[0]), domain: String(parts[1]), device: String(parts[2]))
     }
 
+    /// Reads a ``description``.
+    public init?(parsing text: some StringProtocol) {
+        let parts = text.split(separator: "/", omittingEmptySubsequences: false)
+        guard parts.count == 3 else { return nil }
+        self.init(kind: parts[0], domain: parts[1], device: parts[2])
+    }
+
     /// Orders by domain, then device, then kind.
     public static func < (left: VBDAddress, right: VBDAddress) -> Bool {
         (left.domain, left.device, left.kind) < (right.domain, right.device, right.kind)

@@ -57,6 +57,9 @@ struct RunDirectory {
     /// The last lines of a worker's log. Workers find the name by that of the journal.
     func workerLog(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).log" }
 
+    /// The limits that a disk's control group was given.
+    func workerGroup(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).group" }
+
     /// The lock of a worker.
     func workerLock(_ address: VBDAddress) -> String { "\(path)/vbd-\(address.fileName).lock" }
 
@@ -64,7 +67,7 @@ struct RunDirectory {
     func files(of address: VBDAddress) -> [String] {
         [
             workerSocket(address), workerJournal(address), workerStatistics(address), workerLog(address),
-            workerStorage(address), workerLock(address),
+            workerStorage(address), workerGroup(address), workerLock(address),
         ]
     }
 

@@ -63,14 +63,14 @@ final class StorageOpener {
     /// Opens what was asked for and lets its plugin start; `completion` gets the disk, or what went wrong, and nothing is
     /// open then.
     ///
-    /// `prepareHandles` opens what the process needs of Xen later; it is called before the process is confined.
+    /// `prepareHandles` opens what the process needs of Xen later; it is called before the process is confined, as `confinement` says.
     ///
     /// `isShared`: others have the storage too. The storage of the process before is used if it was left; otherwise one that is
     /// absent, or locked by somebody else, is waited for with `patience`. `isExchanged`: the guest had other storage before; what was
     /// answered from that, and is below this one now, is made durable.
     func open(
         _ request: DeviceRequest, isShared: Bool, patience: StoragePatience, isExchanged: Bool,
-        prepareHandles: @escaping () throws(OperationError) -> Void,
+        confinement: ConfinementSettings?, prepareHandles: @escaping () throws(OperationError) -> Void,
         _ completion: @escaping (Result<PluginDevice, OperationError>) -> Void
     ) {
         let (options, mailbox, inherited, log) = (options, mailbox, inherited, log)
@@ -112,20 +112,21 @@ final class StorageOpener {
         } _: { [self] result in
             switch result {
             case .failure(let error): completion(.failure(error))
-            case .success(let device): start(device, prepareHandles, completion)
+            case .success(let device): start(device, confinement, prepareHandles, completion)
             }
         }
     }
 
     /// Between open() and start() of the plugin, as its ABI says, the process is confined: all of its threads.
     private func start(
-        _ device: PluginDevice, _ prepareHandles: () throws(OperationError) -> Void,
+        _ device: PluginDevice, _ confinement: ConfinementSettings?,
+        _ prepareHandles: () throws(OperationError) -> Void,
         _ completion: @escaping (Result<PluginDevice, OperationError>) -> Void
     ) {
         inherited.keep(device)
         publishChain(of: device)
         do throws(OperationError) {
-            if let settings = options.confinement {
+            if let settings = confinement {
                 try prepareHandles()
                 isConfined = true
                 try Confinement.enter(settings, network: device.library.isNetwork, log: log)

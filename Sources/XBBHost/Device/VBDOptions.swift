@@ -25,8 +25,6 @@ public struct VBDOptions: Sendable {
     public var maxIndirectSegments: Int
     /// The use of a page at which it is mapped to stay so, where a frontend reuses its grants; 0: it never is.
     public var mapAtUse: UInt8
-    /// Bytes for the lists of requests' pages, of each queue.
-    private let listBytes: Int
     /// Bytes for the data of requests, of each queue; pages that are not used take no memory.
     public var memoryBytes: Int
     /// Threads for each queue of a plugin that may sleep.
@@ -78,11 +76,16 @@ public struct VBDOptions: Sendable {
             tasks: values.value(of: SettingsSchema.workerTasks))
     }
 
-    /// The same with room for queues: for the data of each, and for its threads' stacks, which the C library reserves whole.
-    func withRoom(forQueues count: Int) -> VBDOptions {
-        var options = self
-        options.confinement?.limits?.memoryBytes += count * (memoryBytes + listBytes + (1 + blockingThreads) * 9 << 20)
-        return options
+    /// What the process gives up, with room for so many queues and requests of so many segments, if that is more than is set: for the
+    /// data of each, its lists, and its threads' stacks, which the C library reserves whole.
+    func confinement(forQueues count: Int, segments: Int) -> ConfinementSettings? {
+        let segments = max(maxIndirectSegments, segments)
+        let queue =
+            SettingsSchema.queueMemory(wanted: memoryBytes, segments: segments)
+            + SettingsSchema.queueLists(segments: segments) + (1 + blockingThreads) * 9 << 20
+        var confinement = confinement
+        confinement?.limits?.memoryBytes += count * queue
+        return confinement
     }
 
     /// The options for a node that `values` give; plugins are looked for in `usualPlugins` where they do not say.
@@ -97,8 +100,8 @@ public struct VBDOptions: Sendable {
         case SettingsSchema.keepsReturningGrants: mapAtUse = 3
         default: mapAtUse = 0
         }
-        memoryBytes = SettingsSchema.queueMemory(values)
-        listBytes = SettingsSchema.queueLists(values)
+        memoryBytes = SettingsSchema.queueMemory(
+            wanted: values.value(of: SettingsSchema.memoryMiB) << 20, segments: maxIndirectSegments)
         stallNanoseconds = UInt64(clamping: values.value(of: SettingsSchema.stallTime)) &* 1_000_000_000
         tunables = Tunables(values)
         stateDirectory = values[SettingsSchema.stateDirectory]

@@ -66,7 +66,7 @@ extension VBDWorker {
             return openFailed(error)
         }
         opener.open(
-            request, isShared: isShared, patience: patience, isExchanged: exchange != nil
+            request, isShared: isShared, patience: patience, isExchanged: exchange != nil, confinement: disk.confinement
         ) {
             [self] () throws(OperationError) in
             try prepareHandles()

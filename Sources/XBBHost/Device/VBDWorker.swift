@@ -82,7 +82,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
             platform: self.platform, options: options, mailbox: mailbox, reserve: reserveJournal, log: log)
         inherited = InheritedStorage(channel: options.storage, log: log)
         opener = StorageOpener(
-            options: options.withRoom(forQueues: disk.mostQueues), nodes: nodes, mailbox: mailbox, inherited: inherited,
+            options: options, nodes: nodes, mailbox: mailbox, inherited: inherited,
             calls: disk.calls, log: log)
         loop = WorkerLoop(mailbox: mailbox, signals: -1, output: nil)
         machine = VBDMachine(attachment: VBDMachine.Attachment(state: nil))

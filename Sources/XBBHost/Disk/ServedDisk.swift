@@ -5,6 +5,7 @@
 // queues leave a message in the mailbox, and the control thread hands it to `queueEnded()` or `queuePaused()`.
 import BlockQueue
 import PluginHost
+import ProcessConfinement
 import Base
 import Blkif
 import Settings
@@ -238,6 +239,12 @@ final class ServedDisk<Platform: XenPlatform> {
 
     /// Queues to pre-open Xen handles for.
     var mostQueues: Int { max(options.maxQueues, journal.queueCount, offeredBefore?.maximumQueueCount ?? 1) }
+
+    /// What the process gives up before it serves. What an earlier one offered to a frontend that is connected needs room too.
+    var confinement: ConfinementSettings? {
+        let segments = min(inheritedTransfer.maximumIndirectSegments, BlkifLimits.mostIndirectSegments)
+        return options.confinement(forQueues: mostQueues, segments: Int(segments))
+    }
 
     /// What a frontend may have, whatever the plugin has. One that is connected already keeps what it has, and one that was
     /// made an offer by an earlier process gets that, whatever is offered to new ones now.
