@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-2-Clause
-# How long a guest waits when its worker is killed: one guest reads 4k at a time, and its worker is killed again and again.
-# usage: bench-kill.sh [KILLS [FORMAT:PATH [kill|upgrade]]]     what was staged in build/release; a file by default
+# How long a guest waits when its worker is killed: one guest reads 4k at a time, or writes, and its worker is killed again and again.
+# usage: bench-kill.sh [KILLS [FORMAT:PATH [kill|upgrade [randread|randwrite]]]]     what was staged in build/release; a file by default
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 kills=${1:-60}
 image=${2:-raw:}
 how=${3:-kill}
+load_kind=${4:-randread}
 root=$PWD/build/release
 # shellcheck source-path=SCRIPTDIR
 . scripts/bench-lab.sh
@@ -15,7 +16,7 @@ xbb-loopback domain create --dir "$xen" 1 >/dev/null
 truncate -s 64M "$work/image"
 [[ $image == raw: ]] && image+=$work/image
 ctl attach 1 xvda "$image" >/dev/null || exit 1
-xbb-blkfront load --dir "$xen" --domid 1 --rw randread --bs 4k --depth 1 --pauses 5 --json --time "$((kills * 22 / 10 + 4))" \
+xbb-blkfront load --dir "$xen" --domid 1 --rw "$load_kind" --bs 4k --depth 1 --pauses 5 --json --time "$((kills * 22 / 10 + 4))" \
     >"$work/load.json" &
 load=$!
 sleep 1
