@@ -4,6 +4,7 @@ import Base
 import CLinux
 import Glibc
 import Support
+import Synchronization
 import TestSupport
 import Testing
 
@@ -48,26 +49,28 @@ import Testing
             program = try Program(["/bin/sh", "-c", command], kept: socket)
         }
 
-        func connect() throws -> Descriptor {
-            let file = try Descriptor(socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0), "socket")
-            var address = sockaddr_in()
-            address.sin_family = sa_family_t(AF_INET)
-            address.sin_port = port.bigEndian
-            address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
-            let result = withUnsafePointer(to: &address) { pointer in
-                pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                    Glibc.connect(file.raw, $0, socklen_t(MemoryLayout<sockaddr_in>.size))
-                }
-            }
-            try #require(result == 0)
-            var limit = timeval(tv_sec: 30, tv_usec: 0)
-            setsockopt(file.raw, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
-            return file
-        }
+        func connect() throws -> Descriptor { try ScrapeTests.connect(port) }
 
         func ask(_ text: String = "GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n") throws -> String {
             try ScrapeTests.answer(try connect(), text)
         }
+    }
+
+    private static func connect(_ port: UInt16) throws -> Descriptor {
+        let file = try Descriptor(socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0), "socket")
+        var address = sockaddr_in()
+        address.sin_family = sa_family_t(AF_INET)
+        address.sin_port = port.bigEndian
+        address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
+        let result = withUnsafePointer(to: &address) { pointer in
+            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                Glibc.connect(file.raw, $0, socklen_t(MemoryLayout<sockaddr_in>.size))
+            }
+        }
+        try #require(result == 0)
+        var limit = timeval(tv_sec: 30, tv_usec: 0)
+        setsockopt(file.raw, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
+        return file
     }
 
     private static func answer(_ socket: Descriptor, _ text: String) throws -> String {
@@ -132,6 +135,65 @@ import Testing
         // xbbd was asked a few times, and answers others.
         #expect(try lab.control(["list"]).exit == .clean)
         #expect(server.program.exit == nil)
+    }
+
+    /// A hundred disks, each with all operations counted: some hundred kilobytes of metrics.
+    private static func manyDisks() -> JSON {
+        let counted = JSON.object([
+            (
+                "counters",
+                .object(MetricsFamilies.counterNames.map { JSON.Member($0, .integer(UInt64.max / 2)) })
+            ), ("first_power", .integer(14)),
+            (
+                "latency",
+                .object(
+                    MetricsFamilies.operations.map { operation in
+                        let buckets = JSON.array((0..<20).map { .integer($0 * 1_000_000) })
+                        return (operation.name, .object([("count", .integer(20_000_000)), ("buckets", buckets)]))
+                    })
+            ),
+        ])
+        let rows = (0..<100).map { disk -> JSON in
+            .object([
+                ("vbd", .string("vbd/\(disk)/51712")), ("kind", .string("vbd")), ("domid", .integer(disk)),
+                ("device", .string("xvda")), ("domain", .string("guest-\(disk)")), ("worker", .string("running")),
+                ("starts", .integer(1)), ("counted", counted),
+            ])
+        }
+        return .object([("version", .string("1")), ("vbds", .array(rows)), ("gathering_ns", .integer(1))])
+    }
+
+    @Test("scrapers that ask and do not read hold up nobody, and share one answer") func slow() throws {
+        let (socket, port) = try listeningSocket()
+        let metrics = Self.manyDisks()
+        let size = MetricsReport.text(metrics, .prometheus).count
+        // More than the kernel keeps for a scraper.
+        #expect(size > 512 << 10)
+        let asked = Mutex(0)
+        let server = try MetricsServer(listeners: [socket], idleSeconds: 1) { () throws(ControlError) in
+            asked.withLock { $0 += 1 }
+            return metrics
+        }
+        let began = clinux_monotonic_ns()
+        try withThread(
+            { try? server.run() },
+            whileRunning: {
+                var slow = try (0..<100).map { _ in try Self.connect(port) }
+                for scraper in slow { _ = scraper.sendAvailable(Array("GET /metrics HTTP/1.1\r\n\r\n".utf8)[...]) }
+                // One byte each, which is more than nothing.
+                for scraper in slow {
+                    if case .bytes(let bytes) = scraper.readAvailable(limit: 1) { #expect(bytes == [0x48]) }
+                }
+                let answer = try Self.answer(try Self.connect(port), "GET /metrics HTTP/1.1\r\n\r\n")
+                #expect(answer.hasPrefix("HTTP/1.1 200 OK") && answer.utf8.count > size)
+                // One that reads after all gets all of it, if its time is not over.
+                let late = try Self.answer(slow.removeLast(), "")
+                let seconds = (clinux_monotonic_ns() - began) / 1_000_000_000
+                #expect(
+                    late.utf8.count >= size || seconds >= 9, "\(late.utf8.count) of \(size) bytes after \(seconds) s")
+                let number = asked.withLock { $0 }
+                #expect(number <= Int(seconds) + 2, "asked \(number) times in \(seconds) s")
+            })
     }
 
     @Test("without a socket of the service manager it says who would pass one") func noSocket() throws {

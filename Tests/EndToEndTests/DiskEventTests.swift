@@ -79,6 +79,34 @@ extension EndToEnd {
             lab.stop()
         }
 
+        /// The first cluster of the image is said to be where none can begin.
+        @Test func aDamagedImageIsTold() throws {
+            let lab = try LibxlLab()
+            let guest = try lab.guest()
+            let image = "\(lab.directory)/a.qcow2"
+            try LibxlLab.shell("qemu-img create -q -f qcow2 '\(image)' 16M && qemu-io -c 'write 0 64k' '\(image)'")
+            let content = [UInt8](try Data(contentsOf: URL(fileURLWithPath: image)))
+            func number(_ place: Int) -> Int {
+                // Without the flags in the first byte.
+                content[place + 1..<place + 8].reduce(0) { $0 << 8 | Int($1) }
+            }
+            let table = number(number(40)) & 0x00ff_ffff_ffff_fe00
+            let file = try FileHandle(forUpdating: URL(fileURLWithPath: image))
+            try file.seek(toOffset: UInt64(table))
+            try file.write(contentsOf: Data([0x80, 0, 0, 0, 0, 0x01, 0x02, 0]))
+            try file.close()
+            try lab.administer("attach \(guest.id) xvda qcow2:\(image)")
+            let device = try lab.connect(LibxlDisk(guest: guest.id, params: "qcow2:\(image)"), guest)
+            try device.queues[0].withQueue { (queue) throws in
+                #expect(try queue.read(sector: 0, byteCount: 512).0 != 0)
+            }
+            try eventually("the damage is told: \(try names(lab)) \(lab.log)") {
+                try names(lab).contains("image-damaged")
+            }
+            try device.close()
+            lab.stop()
+        }
+
         @Test func anotherWorkerIsToldAndTheStateIsNotToldAgain() throws {
             let lab = try LibxlLab()
             let guest = try lab.guest()
