@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// When a disk that does nothing is not looked at any more.
+import Testing
+
+@testable import XBBHost
+
+@Suite struct IdleRuleTests {
+    @Test func looksEndAfterTwoThatFoundNothing() {
+        var rule = IdleRule()
+        #expect(rule.look(isIdle: true, taken: 5) && !rule.isQuiet, "queues are told first")
+        #expect(!rule.look(isIdle: true, taken: 5) && rule.isQuiet)
+        #expect(!rule.look(isIdle: true, taken: 5) && rule.isQuiet)
+    }
+
+    @Test func whatAQueueTookWhileItWasToldIsSeen() {
+        var rule = IdleRule()
+        #expect(rule.look(isIdle: true, taken: 5))
+        // It had left its sleep before, and was not told.
+        #expect(!rule.look(isIdle: false, taken: 6) && !rule.isQuiet)
+        // Or it has answered by now.
+        #expect(rule.look(isIdle: true, taken: 6))
+        #expect(rule.look(isIdle: true, taken: 7) && !rule.isQuiet, "it is told once more")
+        #expect(!rule.look(isIdle: true, taken: 7) && rule.isQuiet)
+    }
+
+    @Test func aQueueThatIsAwakeEndsTheRest() {
+        var rule = IdleRule()
+        for _ in 0..<3 {
+            #expect(rule.look(isIdle: true, taken: 0))
+            rule.awoke()
+            #expect(!rule.isQuiet && rule.look(isIdle: true, taken: 0))
+            #expect(!rule.look(isIdle: true, taken: 0) && rule.isQuiet)
+            rule.awoke()
+            #expect(!rule.isQuiet)
+        }
+    }
+}
