@@ -4,16 +4,24 @@ import Testing
 
 @testable import XBBHost
 
+/// #expect cannot change a value.
+private final class Looks {
+    private var rule = IdleRule()
+    var isQuiet: Bool { rule.isQuiet }
+    func look(isIdle: Bool, taken: UInt64) -> Bool { rule.look(isIdle: isIdle, taken: taken) }
+    func awoke() { rule.awoke() }
+}
+
 @Suite struct IdleRuleTests {
     @Test func looksEndAfterTwoThatFoundNothing() {
-        var rule = IdleRule()
+        let rule = Looks()
         #expect(rule.look(isIdle: true, taken: 5) && !rule.isQuiet, "queues are told first")
         #expect(!rule.look(isIdle: true, taken: 5) && rule.isQuiet)
         #expect(!rule.look(isIdle: true, taken: 5) && rule.isQuiet)
     }
 
     @Test func whatAQueueTookWhileItWasToldIsSeen() {
-        var rule = IdleRule()
+        let rule = Looks()
         #expect(rule.look(isIdle: true, taken: 5))
         // It had left its sleep before, and was not told.
         #expect(!rule.look(isIdle: false, taken: 6) && !rule.isQuiet)
@@ -24,7 +32,7 @@ import Testing
     }
 
     @Test func aQueueThatIsAwakeEndsTheRest() {
-        var rule = IdleRule()
+        let rule = Looks()
         for _ in 0..<3 {
             #expect(rule.look(isIdle: true, taken: 0))
             rule.awoke()

@@ -96,7 +96,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private let onStorageError: @Sendable () -> Void
     /// Called on the queue's thread when ``heldRequests`` changed.
     private let onHold: @Sendable () -> Void
-    /// Called on the queue's thread when it has left its sleep for the first time since ``tellWhenAwake()``.
+    /// Called on the queue's thread when it has something to do for the first time since ``tellWhenAwake()``, before it does it.
     private let onAwake: @Sendable () -> Void
     /// Called on the queue's thread, which ends with that.
     private let onEnd: @Sendable () -> Void
@@ -222,7 +222,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     /// Tries again what waits for space, at once.
     package func tryHeldAgain() { change { $0.triesHeld = true } }
 
-    /// `onAwake` is called once, when the thread has slept or looked for work the next time.
+    /// `onAwake` is called once, when there is something to do the next time.
     package func tellWhenAwake() { tellsAwake.store(true, ordering: .releasing) }
 
     /// Requests that wait for space, or are being tried again; a moment old.
@@ -401,7 +401,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         takeControl(&loop)
         while true {
             if controlChanged.load(ordering: .acquiring) { takeControl(&loop) }
-            let worked = loop.turn()
+            // Without a turn nothing is taken that nobody was told of, whatever has woken the thread.
+            let worked = tellsAwake.load(ordering: .relaxed) && !tellWork(&loop) ? false : loop.turn()
             if let fault = loop.takeFault() { report(fault) }
             if let failure = loop.takeStorageFailure() { report(failure.last, failure.count) }
             let holding = loop.heldRequests
@@ -425,10 +426,15 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             if loop.isDrained { return }
             if loop.isAtRest { reportPause() }
             loop.sleep { controlChanged.load(ordering: .acquiring) }
-            if tellsAwake.load(ordering: .relaxed), tellsAwake.exchange(false, ordering: .acquiringAndReleasing) {
-                onAwake()
-            }
         }
+    }
+
+    /// Says that there is something to do, before it is done; false where there is nothing, as after a timer of the plugin.
+    @inline(never)
+    private func tellWork(_ loop: inout QueueLoop) -> Bool {
+        guard loop.mayWork() else { return false }
+        if tellsAwake.exchange(false, ordering: .acquiringAndReleasing) { onAwake() }
+        return true
     }
 
     /// Says once for each pause that nothing is in flight.

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Whether a disk on which nothing happens is to be looked at. Pure.
 
-/// Ends the looks at a disk that does nothing, until one of its queues says that it has left its sleep.
+/// Ends the looks at a disk that does nothing, until one of its queues says that it has something to do.
 ///
-/// A queue may have left it just before it was told to say so, and have a request by now. So the looks end only when another
-/// one, after that, has found nothing either: what a queue took at that moment is seen there.
+/// A queue may take a request at the moment when it is told to say so. So the looks end only when another one, after that, has
+/// found nothing either: what a queue took then is seen there.
 struct IdleRule: Equatable, Sendable {
     /// What the queues had taken when they were told; nil: they were not.
     private var taken: UInt64?
@@ -24,7 +24,7 @@ struct IdleRule: Equatable, Sendable {
         return true
     }
 
-    /// A queue has left its sleep.
+    /// A queue has something to do.
     mutating func awoke() {
         taken = nil
         isQuiet = false
