@@ -5,15 +5,17 @@
 #
 # Guests with a disk each: on files, with rings of 4 and of 32 pages, for root one on a loop device, and a qcow2 image that is
 # written over a template, and has no error and no lost cluster at the end (qemu-img check), and a file on four queues. The
-# requests of the first, the qcow2 and the four queues' guest overlap, and what is read is checked against all that was acknowledged (--verify history). Now and then a
-# disk is handed over to another worker (xbbctl upgrade); with `both` these are of the debug and the release build in turn,
+# requests of the first, the qcow2 and the four queues' guest overlap, and what is read is checked against all that was
+# acknowledged (--verify history). Now and then a disk is handed over to another worker (xbbctl upgrade); with `both` these are of the debug and the release build in turn,
 # so that each goes on where the other one stopped or died. The image of guest 2 is renamed, removed or exchanged for another
 # file before half of its workers end: the open file is what counts. While workers of guests 1 and 2 end, another process has
 # QEMU's lock of a reader on the image (bytes 100 to 299), asks for that of a writer, or is qemu-img or qemu-io; the writer's it
 # must not get. At the end nothing may be lost, mapped, bound or left running.
 # MODE says what guests and workers make use of: `mixed` (four queues for one guest, what else is usual for all), `plain` (one queue,
 # 11 pages a request, copies), `indirect` (128 pages), `persistent` (pages stay mapped), `queues` (four queues and 128 pages for
-# each guest), `all` (all of these). With `rbd` there is one guest alone, on an image of a real Ceph that runs here (ceph-lab.sh).
+# each guest), `all` (all of these). Both ends are asked at the end whether they did: the run fails where a connection had less, or
+# where a worker counted no request of that kind. With `rbd` there is one guest alone, on an image of a real Ceph that runs here
+# (ceph-lab.sh).
 # usage: kill-test.sh [KILLS [debug|release|both [MILLISECONDS [MODE]]]]   what was staged; mean time between two kills (250)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -22,20 +24,22 @@ builds=("$PWD/build/${2:-debug}")
 [[ ${2:-} != both ]] || builds=("$PWD"/build/{release,debug})
 between=${3:-250}
 mode=${4:-mixed}
-worker_options=(--max-queues 4) guest_options=() queues_of_all=
+# Pages of the largest request, and what a read or a write of the overlapping load has at most.
+segments=32 largest=60k queues_of_all='' persistent=false
 case $mode in
 mixed) ;;
-plain) worker_options=(--max-queues 1 --max-indirect-segments 0) guest_options=(--indirect 0) queues_of_all=1 ;;
-indirect) worker_options=(--max-queues 1 --max-indirect-segments 256) guest_options=(--indirect 128) queues_of_all=1 ;;
-persistent) worker_options=(--max-queues 1 --persistent-grants on) guest_options=(--persistent) queues_of_all=1 ;;
-queues) worker_options=(--max-queues 4 --max-indirect-segments 256) guest_options=(--indirect 128) queues_of_all=4 ;;
-all)
-    worker_options=(--max-queues 4 --max-indirect-segments 256 --persistent-grants on)
-    guest_options=(--indirect 128 --persistent) queues_of_all=4
-    ;;
 rbd) ;;
+plain) segments=11 largest=24k queues_of_all=1 ;;
+indirect) segments=128 queues_of_all=1 ;;
+persistent) segments=11 largest=24k queues_of_all=1 persistent=true ;;
+queues) segments=128 queues_of_all=4 ;;
+all) segments=128 queues_of_all=4 persistent=true ;;
 *) echo "kill-test: no mode $mode" >&2; exit 64 ;;
 esac
+worker_options=(--max-queues "${queues_of_all:-4}" --max-indirect-segments "$((segments > 11 ? 2 * segments : 0))"
+    --persistent-grants "$($persistent && echo on || echo off)")
+guest_options=(--indirect "$segments")
+! $persistent || guest_options+=(--persistent)
 export PATH=${builds[0]}/bin:$PATH SWIFT_BACKTRACE=enable=no
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/xbb-kill.XXXXXX") || exit 1
 # The build that workers which start now are of.
@@ -190,17 +194,33 @@ if [[ $mode == rbd ]]; then
     images=([6]="rbd,conf=$work/ceph/ceph.conf,run-dir=$work/clients:rbd/6")
 fi
 pages=([1]=4 [2]=32 [3]=1 [4]=8 [5]=2 [6]=8)
+queues_of() { # queues_of DOMAIN: rings that it asks for
+    local usual=1
+    [[ $1 -ne 5 ]] || usual=4
+    echo "${queues_of_all:-$usual}"
+}
+# What each connection of a guest had by its own account, and what its workers counted.
+negotiated() { # negotiated DOMAIN
+    local counted
+    jq -es --argjson queues "$(queues_of "$1")" --argjson pages "${pages[$1]}" --argjson segments "$segments" --argjson persistent "$persistent" \
+        'all(.[]; .connection == {queues: $queues, ring_pages: $pages, segments: $segments, persistent: $persistent})
+        and all(.[]; (.indirect_requests > 0) == ($segments > 11))' "$work/load-$1.json" >/dev/null ||
+        { jq -c '[.connection, .indirect_requests]' "$work/load-$1.json" | sort | uniq -c; fail "guest $1 did not have what mode $mode has"; }
+    counted=$(ctl stats "$1" xvda --json) || fail "the counters of guest $1"
+    jq -e --argjson queues "$(queues_of "$1")" --argjson segments "$segments" --argjson persistent "$persistent" \
+        '([.queues[] | select(.reqs_received > 0)] | length) == $queues and (.totals.indirect_requests > 0) == ($segments > 11)
+        and (.totals.mapped_copies * 20 > .totals.grant_copy_operations) == $persistent' <<<"$counted" >/dev/null ||
+        { jq -c '[.totals, (.queues | map(.reqs_received))]' <<<"$counted"; fail "the workers of guest $1 did not see what mode $mode has"; }
+    jq -r --arg domain "$1" '.totals | "  guest \($domain): \(.indirect_requests) of \(.reqs_received) requests were indirect, " +
+        "\(.mapped_copies) of \(.grant_copy_operations) copies in mapped pages"' <<<"$counted"
+}
 # Connects, writes, reads, reads all back and closes, again and again until told to stop. A good run is a line of JSON.
 load() { # load DOMAIN RING-PAGES
-    local seed=$((1000 * $1)) verify=(--bs 4k-128k --verify crc32c) queues=1
-    [[ $1 -ne 1 && $1 -lt 4 ]] || verify=(--bs 512-24k --verify history)
-    [[ $1 -ne 5 ]] || queues=4
-    queues=${queues_of_all:-$queues}
-    # Requests as large as the mode has.
-    [[ ${guest_options[*]} != *"--indirect 128"* || ${verify[1]} != 4k-128k ]] || verify[1]=4k-512k
+    local seed=$((1000 * $1)) verify=(--bs "4k-$((segments > 32 ? segments * 4 : 128))k" --verify crc32c)
+    [[ $1 -ne 1 && $1 -lt 4 ]] || verify=(--bs "512-$largest" --verify history)
     while [[ ! -e $work/stop ]]; do
         seed=$((seed + 1))
-        xbb-blkfront load --dir "$xen" --domid "$1" --rw randrw "${verify[@]}" --depth 32 --queues "$queues" "${guest_options[@]}" --ring-pages "$2" --time 6 \
+        xbb-blkfront load --dir "$xen" --domid "$1" --rw randrw "${verify[@]}" --depth 32 --queues "$(queues_of "$1")" "${guest_options[@]}" --ring-pages "$2" --time 6 \
             --flush-every 16 --discard-every 50 --barrier-every 64 --pauses 10 --seed "$seed" \
             --timeout 60000 --json >>"$work/load-$1.json" 2>>"$work/load-$1.log" || return 1
     done
@@ -208,7 +228,8 @@ load() { # load DOMAIN RING-PAGES
 declare -A load
 for domain in "${!images[@]}"; do
     domains+=("$domain")
-    xbb-loopback domain create --dir "$xen" "$domain" >>"$work/loopback.log" || fail "domain $domain"
+    # Room for the pages of all slots; a frontend that has none goes on without indirect requests.
+    xbb-loopback domain create --dir "$xen" --pages 262144 --grant-entries 262144 "$domain" >>"$work/loopback.log" || fail "domain $domain"
     ctl attach "$domain" xvda "${images[domain]}" >/dev/null || fail "attach ${images[domain]}"
     load "$domain" "${pages[domain]}" &
     load[$domain]=$!
@@ -259,6 +280,7 @@ while [[ $done_kills -lt $kills ]]; do
         kill -KILL "$xbbd" "$process" 2>/dev/null
         wait "$xbbd" 2>/dev/null
         start_xbbd
+        wait_for "an answer of xbbd" ctl list
         both=$((both + 1))
         ;;
     killed) kill -KILL "$process" 2>/dev/null || continue ;;
@@ -288,6 +310,7 @@ echo "  $replayed requests were done again; the image of guest 2 had another nam
 echo "  beside workers that ended: $readers times a reader's lock, $writers times one that asked for a writer's, $programs times qemu-img or qemu-io"
 $good || fail "a guest saw an error"
 [[ $done_kills -eq $kills ]] || fail "a load ended early"
+for domain in "${domains[@]}"; do negotiated "$domain"; done
 now=$(find "/proc/$xbbd/fd" | wc -l)
 # For each disk: a process that stands by, with its channel, and the program before an upgrade.
 [[ $now -le $((descriptors + 2 + 3 * ${#domains[@]})) ]] || fail "xbbd had $descriptors descriptors and has $now"

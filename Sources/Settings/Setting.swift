@@ -104,7 +104,7 @@ public enum SettingScope: Sendable {
     case daemon
     /// Every worker has the same.
     case worker
-    /// Could differ from disk to disk.
+    /// Differs from disk to disk where a disk's target says so.
     case disk
     /// Said at one start of a program and nowhere else.
     case invocation

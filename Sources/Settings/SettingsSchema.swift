@@ -198,6 +198,9 @@ public enum SettingsSchema {
         pollPercent.declaration, onNoSpace.declaration,
     ]
 
+    /// What the target of a disk may say of it, by name: all that differs from disk to disk.
+    public static let ofDisk = all.filter { $0.scope == .disk }.sorted { $0.name < $1.name }
+
     /// What `xbbctl set` changes, by name.
     public static let changing = all.filter(\.changesWhileServed).sorted { $0.name < $1.name }
 
@@ -212,9 +215,9 @@ public enum SettingsSchema {
     public static func changing(_ name: String) throws(OperationError) -> SettingDeclaration {
         if let found = changing.named(name) { return found }
         if let fixed = all.named(name) {
+            let places = fixed.scope == .disk ? "the disk's target, or xbb.conf, says" : "xbb.conf says"
             throw OperationError(
-                .option, "'\(fixed.name)' does not change while a disk is served: xbb.conf says what workers begin with"
-            )
+                .option, "'\(fixed.name)' does not change while a disk is served: \(places) what workers begin with")
         }
         throw OperationError(
             .option, "no setting '\(name)' changes while a disk is served; \(changing.hint(for: name))")
@@ -224,7 +227,7 @@ public enum SettingsSchema {
     public static func settings(among options: [String: String]) throws(OperationError) -> SettingValues {
         var values = SettingValues()
         for (name, text) in options.sorted(by: { $0.key < $1.key }) {
-            guard let setting = changing.named(name) else { continue }
+            guard let setting = ofDisk.named(name) else { continue }
             values[setting] = try setting.parse(text)
         }
         return values

@@ -91,6 +91,9 @@ package final class BrokeredStore: XenStore {
     /// See ``XenStore``.
     package var watchFileDescriptor: Int32 { events.raw }
 
+    /// See ``XenStore``: the keeper ends with XenStore.
+    package var endDescriptor: Int32 { events.raw }
+
     /// See ``XenStore``. Its path is the watched one: the keeper joins the events of a watch.
     package func nextWatchEvent() throws(OperationError) -> XenStoreWatchEvent? {
         var buffer = [UInt8](repeating: 0, count: BrokerRequest.capacity)

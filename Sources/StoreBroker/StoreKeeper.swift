@@ -47,12 +47,15 @@ package final class StoreKeeper {
                 pollfd(fd: store.watchFileDescriptor, events: Int16(POLLIN), revents: 0),
                 // Its end is the worker's; room for an event matters only while one waits.
                 pollfd(fd: events.raw, events: fired.isEmpty ? 0 : Int16(POLLOUT), revents: 0),
+                // The worker finds that its sockets have ended.
+                pollfd(fd: store.endDescriptor, events: 0, revents: 0),
             ]
             // The array outlives the call, which writes no more than its elements.
             if unsafe poll(&entries, nfds_t(entries.count), -1) < 0 {
                 if errno == EINTR { continue }
                 return
             }
+            if entries[3].revents != 0 { return }
             do throws(OperationError) {
                 if entries[1].revents != 0 { try takeEvents() }
             } catch {

@@ -8,20 +8,46 @@ import Glibc
 /// A connection of libxenstore (xenstore.h). Its functions set errno, which becomes the code of ``OperationError``.
 ///
 /// Unsafe code here is the C interface: the handle lives as long as this object, and results are copied before they are
-/// freed.
+/// freed; and the address of a socket's peer, which the kernel writes into a structure of the size that it is told.
 @safe
 public final class LibXenStore: XenStore {
     private let handle: OpaquePointer
+    /// A duplicate of the connection's socket; nil for /dev/xen/xenbus.
+    private var end: Descriptor?
 
-    /// Opens a connection: xs_open().
+    /// Opens a connection: xs_open(). No other thread may open descriptors meanwhile, or ``endDescriptor`` may be -1.
     public init() throws(OperationError) {
+        // The library keeps its socket to itself, and closes it as soon as its thread finds that it has ended. The kernel gives
+        // out the lowest free number.
+        let next = fcntl(2, F_DUPFD_CLOEXEC, 3)
+        if next >= 0 { close(next) }
         guard let handle = unsafe xs_open(0) else { throw OperationError(errno, "connect to XenStore") }
         unsafe self.handle = handle
+        if next >= 0, Self.isConnectedByName(next) {
+            let copy = fcntl(next, F_DUPFD_CLOEXEC, 3)
+            if copy >= 0 { end = Descriptor(owning: copy) }
+        }
     }
 
     deinit {
+        end = nil
         unsafe xs_close(handle)
     }
+
+    /// The descriptor is a socket whose peer has a path, as a daemon's has.
+    private static func isConnectedByName(_ descriptor: Int32) -> Bool {
+        var peer = sockaddr_un()
+        var size = socklen_t(MemoryLayout<sockaddr_un>.size)
+        let found = unsafe withUnsafeMutablePointer(to: &peer) { pointer in
+            unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                unsafe getpeername(descriptor, $0, &size)
+            }
+        }
+        return found == 0 && peer.sun_family == sa_family_t(AF_UNIX) && size > MemoryLayout<sa_family_t>.size
+    }
+
+    /// See ``XenStore``.
+    public var endDescriptor: Int32 { end?.raw ?? -1 }
 
     /// See ``XenStore``.
     public func read(_ path: String, in transaction: XenStoreTransaction) throws(OperationError) -> [UInt8] {

@@ -84,6 +84,8 @@ public protocol XenStore: AnyObject {
     func unwatch(_ path: String, token: String) throws(OperationError)
     /// Readable while a watch event is waiting.
     var watchFileDescriptor: Int32 { get }
+    /// Hangs up (POLLHUP, whatever is waited for) when XenStore ends; -1 where nothing says so.
+    var endDescriptor: Int32 { get }
     /// The next watch event; nil if none is waiting. Never blocks.
     func nextWatchEvent() throws(OperationError) -> XenStoreWatchEvent?
     /// The home of a domain, "/local/domain/<domid>".
@@ -93,6 +95,9 @@ public protocol XenStore: AnyObject {
 }
 
 extension XenStore {
+    /// See the requirement: nothing says so.
+    public var endDescriptor: Int32 { -1 }
+
     /// See the requirement: a question for each key.
     public func values(
         of keys: [String], below path: String

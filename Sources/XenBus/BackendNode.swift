@@ -50,6 +50,9 @@ public struct BackendNode: Equatable, Sendable {
     public let physicalDevicePath: String?
     /// From the hotplug script.
     public let format: ImageFormat?
+    /// For the plugin, and settings of the disk: from the hotplug script or the toolstack, or what ``params`` says in front
+    /// of the location while nobody has written them.
+    public let options: [String: String]
     /// From the hotplug script or an earlier backend.
     public let hotplugStatus: String?
     /// The size that an earlier backend published, in sectors of 512 bytes.
@@ -68,7 +71,8 @@ public struct BackendNode: Equatable, Sendable {
         BackendKey.frontendID, BackendKey.frontend, BackendKey.state, BackendKey.online, BackendKey.deviceType,
         BackendKey.removable, BackendKey.discardEnable, BackendKey.mode, BackendKey.params,
         BackendKey.script, BackendKey.dev, BackendKey.type, BackendKey.physicalDevice, BackendKey.physicalDevicePath,
-        BackendKey.format, BackendKey.hotplugStatus, BackendKey.sectors, BackendKey.maxIndirectSegments,
+        BackendKey.format, BackendKey.options, BackendKey.hotplugStatus, BackendKey.sectors,
+        BackendKey.maxIndirectSegments,
         BackendKey.maxRingPageOrder, BackendKey.maxQueues, BackendKey.persistent, BackendKey.paused, BackendKey.swap,
     ]
 
@@ -111,6 +115,7 @@ public struct BackendNode: Equatable, Sendable {
         } else {
             format = nil
         }
+        options = Self.options(parsing: try node.text(BackendKey.options) ?? Self.options(inTarget: params))
         hotplugStatus = try node.text(BackendKey.hotplugStatus)
         publishedSectorCount = try node.number(BackendKey.sectors, maximum: .max)
         publishedTransfer = TransferOffer(
@@ -132,6 +137,22 @@ public struct BackendNode: Equatable, Sendable {
         } catch {
             return nil
         }
+    }
+
+    /// The meaning of ``BackendKey/options``: "name=value,name=value".
+    public static func options(parsing text: String) -> [String: String] {
+        var found: [String: String] = [:]
+        for part in text.split(separator: ",") {
+            let pair = part.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+            found[String(pair[0])] = pair.count == 2 ? String(pair[1]) : "on"
+        }
+        return found
+    }
+
+    /// The same of a target of block-xbb, "FORMAT,name=value:LOCATION"; a path has none.
+    private static func options(inTarget target: String?) -> String {
+        guard let target, !target.hasPrefix("/"), let colon = target.firstIndex(of: ":") else { return "" }
+        return target[..<colon].split(separator: ",", maxSplits: 1).dropFirst().first.map(String.init) ?? ""
     }
 
     /// The meaning of an `online` key, for updates and for nodes that break other rules: only a zero asks for

@@ -23,6 +23,26 @@ import Testing
         }
     }
 
+    @Test("one that has not run since it answered is not woken, and one that has is asked")
+    func asleep() {
+        var watch = AnswerWatch(limit: 10 * Self.second, now: 0)
+        #expect(watch.sleepsOn(runs: 5, now: 10 * Self.second) == false, "it has never answered")
+        watch.ask(now: 10 * Self.second)
+        #expect(watch.sleepsOn(runs: 5, now: 11 * Self.second) == false, "a question is on its way")
+        #expect(watch.answered(now: 12 * Self.second, runs: 7) == nil)
+        for second in stride(from: UInt64(22), to: 60, by: 10) {
+            #expect(watch.sleepsOn(runs: 7, now: second * Self.second) == true)
+            // Those that sleep are looked at together.
+            #expect(watch.deadline == (second / 10 + 1) * 10 * Self.second)
+        }
+        // Whatever it did, it has to answer after that.
+        #expect(watch.sleepsOn(runs: 8, now: 60 * Self.second) == false)
+        watch.ask(now: 60 * Self.second)
+        #expect(watch.sleepsOn(runs: 8, now: 61 * Self.second) == false && watch.isOver(now: 70 * Self.second))
+        #expect(watch.answered(now: 71 * Self.second, runs: nil) == 11)
+        #expect(watch.sleepsOn(runs: nil, now: 90 * Self.second) == false, "nobody counts")
+    }
+
     @Test("it is silent when its time is over, once, until it answers; nobody waits for a second question")
     func silent() {
         var watch = AnswerWatch(limit: 10 * Self.second, now: 0)
@@ -55,10 +75,14 @@ import Testing
     @Test("a process's state is read whatever its name is")
     func states() throws {
         #expect(ProcessState(of: getpid()) != nil)
-        #expect(ProcessState(of: 0x3fff_ffff) == nil)
+        #expect(ProcessState(of: 0x3fff_ffff) == nil && ProcessState.runs(of: 0x3fff_ffff) == nil)
         let program = try Program(["/bin/sleep", "60"])
+        try eventually("it sleeps") { program.process.state == .sleeps }
+        let runs = program.process.runs
         kill(program.process.process, SIGSTOP)
         try eventually("it is stopped") { program.process.state == .stopped }
+        // Where it is counted: whoever is stopped has run for that.
+        if let runs { #expect((program.process.runs ?? 0) > runs) }
         kill(program.process.process, SIGKILL)
     }
 

@@ -70,8 +70,11 @@ import XenBus
         #expect(
             DeviceNodes.hotplug(try request("null:", options: ["size=1G", "sparse=on"])) == [
                 .init("xbb-format", "null"), .init("physical-device-path", "/"),
-                .init("xbb-options", "size=1G,sparse=on"),
             ])
+        // Queues are offered before the storage is known.
+        let nodes = DeviceNodes(try request("null:", options: ["size=1G", "max-queues=2"]), own: 3)
+        #expect(nodes.backend.contains(.init("xbb-options", "size=1G,max-queues=2")))
+        #expect(!(nodes.frontend + nodes.toolstack).contains { $0.key == "xbb-options" })
         #expect(
             DeviceNodes.hotplug(try request("raw:disk.img")) == [
                 .init("xbb-format", "raw"), .init("physical-device-path", "/here/disk.img"),

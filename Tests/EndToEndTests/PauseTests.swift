@@ -3,6 +3,7 @@
 import Blkfront
 import Blkif
 import Foundation
+import TestSupport
 import Testing
 
 extension EndToEnd {
@@ -76,6 +77,36 @@ extension EndToEnd {
             }
             #expect(report.isGood && report.verifiedBlocks > 0, "\(report.text) \(disk.log.suffix(4000))")
             #expect(pauses > 5)
+            try device.close()
+            try lab.finish()
+        }
+
+        /// Parts of one block, written on several queues, wait for each other: a pause waits for them.
+        @Test(arguments: [2, 4])
+        func partsOfLargeBlocksAreWholeAfterPauses(queues: Int) throws {
+            let lab = try Lab()
+            var storage = try kept(lab)
+            storage.options = (storage.options ?? "") + ",block=4096"
+            let disk = try lab.attach(51712, storage, arguments: ["--max-queues", "4"])
+            let device = try disk.connect { $0.queues = queues }
+            var plan = HistoryPlan()
+            plan.sectors = 64
+            plan.mostSectors = 12
+            plan.count = 1200
+            plan.startsUnknown = true
+            plan.seed = testSeed("PauseTests.partsOfLargeBlocksAreWholeAfterPauses")
+            var pauses = 0
+            let run = try runHistory(plan, on: device, of: disk) {
+                usleep(20_000)
+                try pause(disk)
+                let before = try work(disk)
+                usleep(20_000)
+                #expect(try work(disk) == before, "nothing is begun")
+                pauses += 1
+                try resume(disk)
+            }
+            #expect(run.errors == 0 && run.answered >= plan.count && pauses > 3)
+            #expect(try disk.worker.total("plugin_requests") > 0)
             try device.close()
             try lab.finish()
         }

@@ -139,32 +139,35 @@ extension EndToEnd {
             try lab.finish(mostLog: 1 << 20)
         }
 
+        /// On the way of a request, where the first worker dies; of a connection, where its successor dies too; at its end.
         @Test(arguments: [
-            "mapped", "taken", "fetched", "copied", "submitted", "answered", "published", "draining", "drained",
+            "taking", "taken", "fetched", "copied", "submitted", "completed", "answered", "published", "released",
+            "opened", "mapped", "bound", "connected", "started", "replayed", "draining", "drained",
         ])
         func aWorkerMayDieAt(place: String) throws {
             let lab = try Lab(pages: 32768)
             let image = try lab.image("image", bytes: 16 << 20)
-            let late = !["mapped", "draining", "drained"].contains(place)
+            let isOfSuccessor = ["opened", "mapped", "bound", "connected", "started", "replayed"].contains(place)
+            let isAtEnd = ["draining", "drained"].contains(place)
             let disk = try lab.attach(
                 51712, Storage(path: image),
                 arguments: ["--journal", "\(lab.directory)/journal", "--persistent-grants", "on"],
-                environment: late ? ["XBB_KILL_POINT=\(place):30"] : [])
+                environment: ["XBB_KILL_POINT=" + (isOfSuccessor ? "submitted:30" : isAtEnd ? place : "\(place):30")])
             let device = try disk.connect { $0.offersPersistentGrants = true }
             var plan = HistoryPlan()
             plan.count = 600
             plan.seed = testSeed("PersistentGrantTests.aWorkerMayDieAt")
             var deaths = 0
-            if !late { disk.worker.kill() }
-            let run = try runHistory(plan, on: device, of: disk) {
+            func goOn() throws {
                 guard !disk.worker.isRunning, deaths < 3 else { return }
                 deaths += 1
                 try disk.startWorker(
                     ["--predecessor", "killed:signal 9"],
-                    environment: deaths == 1 && place == "mapped" ? ["XBB_KILL_POINT=mapped"] : [])
+                    environment: deaths == 1 && isOfSuccessor ? ["XBB_KILL_POINT=\(place)"] : [])
             }
-            #expect(run.errors == 0 && deaths > (place == "mapped" ? 1 : 0), "\(disk.log.suffix(2000))")
-            try device.close()
+            let run = try runHistory(plan, on: device, of: disk) { try goOn() }
+            try inBackground({ try device.close() }) { try goOn() }
+            #expect(run.errors == 0 && deaths == (isOfSuccessor ? 2 : 1), "\(disk.log.suffix(2000))")
             #expect(device.leakedGrants.isEmpty)
             try lab.finish(mostLog: 1 << 20)
         }
@@ -210,6 +213,37 @@ extension EndToEnd {
             try? device.close()
             for reference in used { #expect(guest.endAccess(reference)) }
             try lab.finish()
+        }
+
+        /// References are numbers of each guest's own.
+        @Test func twoGuestsWithTheSameReferencesHaveTheirOwnPages() throws {
+            let lab = try LibxlLab(options: ["--persistent-grants", "on"])
+            let guests = [try lab.guest(), try lab.guest()]
+            let disks = try guests.enumerated().map { index, guest in
+                LibxlDisk(guest: guest.id, params: "raw:\(try lab.image("disk\(index).img"))")
+            }
+            for disk in disks { #expect(try lab.add(disk).status == 0, "\(lab.log)") }
+            let devices = try zip(disks, guests).map { disk, guest in
+                try lab.connect(disk, guest) { $0.offersPersistentGrants = true }
+            }
+            #expect(
+                devices[0].queues[0].withQueue { $0.ringReferences }
+                    == devices[1].queues[0].withQueue { $0.ringReferences })
+            let plan = plan()
+            var second: LoadReport?
+            let first = try inBackground({ try LoadRun(devices[0], plan).run() }) {
+                if second == nil { second = try LoadRun(devices[1], plan).run() }
+            }
+            let other = try second ?? LoadRun(devices[1], plan).run()
+            #expect(first.isGood && other.isGood, "\(first.text) \(other.text)")
+            for (device, disk) in zip(devices, disks) {
+                let domain = try #require(try lab.control.domains().first { $0.id == disk.guest })
+                #expect(domain.mappedGrants > 100, "\(domain)")
+                try device.close()
+                #expect(device.leakedGrants.isEmpty)
+                try lab.remove(disk)
+            }
+            lab.stop()
         }
 
         @Test func aGuestThatVanishesLeavesNothingMapped() throws {

@@ -243,6 +243,61 @@ extension EndToEnd {
             try served.finish()
         }
 
+        /// rawdisk has a device open twice.
+        @Test(.enabled(if: geteuid() == 0, "loop devices take root"))
+        func theNextXbbdTakesADeviceFromTheWorker() throws {
+            let lab = try LibxlLab()
+            let image = try lab.image()
+            let loop = try LibxlLab.shell("losetup --find --show '\(image)'")
+            defer { _ = try? LibxlLab.shell("losetup -d \(loop)") }
+            let guest = try lab.guest()
+            let disk = LibxlDisk(guest: guest.id, params: "raw:\(loop)")
+            #expect(try lab.add(disk).status == 0, "\(lab.log)")
+            let device = try lab.connect(disk, guest)
+            for _ in 0..<2 {
+                let worker = try lab.worker(disk)
+                lab.killDaemon()
+                try lab.start()
+                try eventually("the worker is adopted; log: \(lab.log)") { try lab.worker() == worker }
+                #expect(kill(worker, SIGKILL) == 0)
+                try eventually("another worker; log: \(lab.log)") {
+                    let now = try lab.worker()
+                    return now != nil && now != worker
+                }
+                try device.queues[0].withQueue { (queue) throws in
+                    #expect(try queue.status(.write, sector: 8, byteCount: 4096, fill: 3) == 0, "\(lab.log)")
+                }
+            }
+            #expect(!lab.log.has("is not what the process before this one had open"), "\(lab.log)")
+            #expect(!lab.log.has("broke the rules"), "\(lab.log)")
+            try device.close()
+            try lab.remove(disk)
+            lab.stop()
+        }
+
+        /// Other storage is configured while no guest has the disk: the next worker opens that, and leaves it for its successor.
+        @Test func aWorkerThatRefusesWhatItIsGivenLeavesItsOwn() throws {
+            let served = try Served(try LibxlLab())
+            try served.write(1)
+            try served.device.close()
+            try served.lab.store.write("\(served.disk.back)/physical-device-path", served.other)
+            try served.end(.killed)
+            let device = try served.lab.connect(served.disk, served.guest)
+            try device.queues[0].withQueue { (queue) throws in
+                #expect(try queue.read(sector: 8, byteCount: 4096).bytes.allSatisfy { $0 == 0xee })
+            }
+            #expect(!served.lab.log.has("broke the rules"), "\(served.lab.log)")
+            // It was left for the one after it: the name leads nowhere.
+            #expect(rename(served.other, "\(served.other).moved") == 0)
+            try served.end(.killed)
+            try device.queues[0].withQueue { (queue) throws in
+                #expect(try queue.read(sector: 8, byteCount: 4096).bytes.allSatisfy { $0 == 0xee }, "\(served.lab.log)")
+            }
+            try device.close()
+            try served.lab.remove(served.disk)
+            served.lab.stop()
+        }
+
         /// A worker that was taken over names no other file: xbbd takes those that it wrote down, or none.
         @Test func whatTheWorkerHasIsNotBelieved() throws {
             let served = try Served(try LibxlLab())

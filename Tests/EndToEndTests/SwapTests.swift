@@ -215,18 +215,18 @@ extension EndToEnd {
             let swap = try SwapLab()
             try swap.mark()
             try swap.lab.store.write(
-                "\(swap.disk.back)/xbb-options", "total-iops-sec=5000,on-enospc=stop,block=512")
+                "\(swap.disk.back)/xbb-options", "total-iops-sec=5000,on-enospc=stop,max-queues=2,block=512")
             try swap.run("cp disk.raw other.raw; cp disk.raw third.raw")
             func swaps(_ image: String) throws -> (status: Int32, text: String) {
                 try swap.control("swap", "--image \(image)")
             }
             #expect(try swaps("raw:\(swap.folder)/other.raw").status == 0, "\(swap.lab.log.suffix(3000))")
-            #expect(try swap.lab.key("xbb-options", of: swap.disk) == "total-iops-sec=5000,on-enospc=stop")
+            #expect(try swap.lab.key("xbb-options", of: swap.disk) == "total-iops-sec=5000,on-enospc=stop,max-queues=2")
             #expect(try swap.control("show").text.has("5000"))
             let refused = try swaps("raw,on-enospc=perhaps:\(swap.folder)/third.raw")
             #expect(refused.status == 64 && refused.text.has("on-enospc"), "\(refused)")
             #expect(try swaps("raw,read-bytes-sec=64M:\(swap.folder)/third.raw").status == 0)
-            #expect(try swap.lab.key("xbb-options", of: swap.disk) == "read-bytes-sec=64M,on-enospc=stop")
+            #expect(try swap.lab.key("xbb-options", of: swap.disk) == "read-bytes-sec=64M,on-enospc=stop,max-queues=2")
             try swap.check()
             try swap.finish()
         }

@@ -140,8 +140,26 @@ import Testing
             said("none").contains(
                 "served; there are disable-flush, flush-interval, no-coalesce-reqs, on-enospc, poll-percent, poll-us, read-bytes-sec,"
             ))
-        #expect(said("max_queues").hasPrefix("'max-queues' does not change while a disk is served"))
+        #expect(
+            said("max_queues")
+                == "'max-queues' does not change while a disk is served: the disk's target, or xbb.conf, says what workers begin with"
+        )
+        #expect(said("user").hasSuffix("is served: xbb.conf says what workers begin with"))
         #expect(said("").hasPrefix("no setting ''"))
+    }
+
+    @Test("a disk's target says what is the disk's, and the rest is its plugin's") func target() throws {
+        let offers = ["max-indirect-segments", "max-queues", "max-ring-page-order", "memory-mib", "persistent-grants"]
+        #expect(
+            SettingsSchema.ofDisk.map(\.name) == (SettingsSchema.changing.map(\.name) + offers).sorted())
+        let values = try SettingsSchema.settings(among: [
+            "max_queues": "2", "persistent-grants": "auto", "poll-us": "5", "size": "1G", "user": "x", "confine": "no",
+        ])
+        #expect(values[SettingsSchema.maxQueues] == 2 && values[SettingsSchema.persistentGrants] == "auto")
+        #expect(values[SettingsSchema.pollMicroseconds] == 5)
+        // Whom a worker becomes, and whether it is confined, no disk says.
+        #expect(values[SettingsSchema.user] == nil && values[SettingsSchema.confine] == nil)
+        #expect(throws: OperationError.self) { try SettingsSchema.settings(among: ["max-queues": "on"]) }
     }
 
     @Test("bytes may be said in K, M, G and T") func suffixes() throws {

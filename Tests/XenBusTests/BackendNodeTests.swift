@@ -45,6 +45,19 @@ import XenBus
         #expect(try Self.request(["physical-device-path": "vg/lv"])?.image.path == "/dev/vg/lv")
     }
 
+    @Test func optionsStandInTheirKeyOrInFrontOfTheLocation() throws {
+        func options(_ change: Node) throws -> [String: String] {
+            try BackendNode(read: reader(Self.libxlPhy.merging(change) { $1 })).options
+        }
+        #expect(try options([:]) == [:])
+        #expect(
+            try options(["params": "qcow2,max-queues=2,sparse:/a,b=c:d"]) == ["max-queues": "2", "sparse": "on"])
+        #expect(try options(["params": "raw,a=1:/disk", "xbb-options": "b=2=3,b=4"]) == ["b": "4"])
+        for params in ["/a,b=c:/d", "raw", "raw,a=1", "nbd://host/a,b=c", ":", ",:", ""] {
+            #expect(try options(["params": params]) == [:], "\(params)")
+        }
+    }
+
     @Test func whatAFormatsLocationIsIsNotJudged() throws {
         for (format, location) in [
             ("nbd", "nbd://[::1]:10809/export"), ("rbd", "pool/image"), ("rbd", "../image"), ("null", "/"),

@@ -133,10 +133,14 @@ public struct HistoryRun {
         report.verifiedBlocks = UInt64(history.comparisons)
         report.pauses = measures.pauses
         for box in device.queues {
-            let (notifications, publications) = box.withQueue { ($0.notifications, $0.publications) }
+            let (notifications, publications, indirect) = box.withQueue {
+                ($0.notifications, $0.publications, $0.indirectRequests)
+            }
             report.notifications += notifications
             report.publications += publications
+            report.indirectRequests += indirect
         }
+        report.connection = ConnectionReport(device)
         let end = measures.end > 0 ? measures.end : clinux_monotonic_ns()
         report.finish(measures.counters, nanoseconds: end &- measures.begin)
         return report

@@ -71,8 +71,37 @@ public struct OperationReport: Sendable, Equatable {
     }
 }
 
+/// What the two ends agreed on.
+public struct ConnectionReport: Sendable, Equatable {
+    /// Rings.
+    public var queues: Int
+    /// Pages of each ring.
+    public var ringPages: Int
+    /// The most pages of a read or a write; more than 11 are indirect.
+    public var segments: Int
+    /// Pages may stay mapped: both ends have said so.
+    public var isPersistent: Bool
+
+    /// What `device`, which is connected, has.
+    init(_ device: FrontDevice) {
+        queues = device.queues.count
+        ringPages = device.ringPages
+        segments = device.bufferSize / 4096
+        isPersistent = device.info.persistent && device.options.offersPersistentGrants
+    }
+
+    fileprivate var json: JSON {
+        .object([
+            ("queues", .integer(Int64(queues))), ("ring_pages", .integer(Int64(ringPages))),
+            ("segments", .integer(Int64(segments))), ("persistent", .bool(isPersistent)),
+        ])
+    }
+}
+
 /// The results of a load run.
 public struct LoadReport: Sendable {
+    /// What was negotiated.
+    public var connection: ConnectionReport?
     /// Kinds of operations that occurred.
     public var operations: [OperationReport] = []
     /// Duration of the load in seconds, without filling and final verification.
@@ -83,6 +112,8 @@ public struct LoadReport: Sendable {
     public var notifications: UInt64 = 0
     /// Publications of the ring.
     public var publications: UInt64 = 0
+    /// Requests whose segments stood in pages of their own.
+    public var indirectRequests: UInt64 = 0
     /// Intervals of ``LoadPlan/pauseThreshold`` or more without any response, in ns, for each queue separately.
     public var pauses: [UInt64] = []
     /// What ended the run early.
@@ -113,7 +144,8 @@ public struct LoadReport: Sendable {
             [
                 ("ok", .bool(isGood)), ("seconds", .decimal(seconds)), ("iops", .decimal(operationsPerSecond)),
                 ("verified_blocks", .integer(verifiedBlocks)), ("notifications", .integer(notifications)),
-                ("publications", .integer(publications)),
+                ("publications", .integer(publications)), ("indirect_requests", .integer(indirectRequests)),
+                ("connection", connection.map(\.json) ?? .null),
                 ("pauses_ms", .array(pauses.map { .decimal((micro($0)).rounded() / 1000) })),
                 ("failure", failure.map { .string($0.description) } ?? .null),
             ] + operations.map { ($0.name, $0.json(seconds: seconds)) })

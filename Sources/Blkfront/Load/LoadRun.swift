@@ -66,6 +66,7 @@ public struct LoadRun {
         watchStore(until: shared)
         for thread in threads { thread.join() }
         return shared.outcome.withLock { outcome in
+            outcome.report.connection = ConnectionReport(device)
             outcome.report.finish(outcome.counters, nanoseconds: shared.stop.elapsed)
             return outcome.report
         }
@@ -76,14 +77,16 @@ public struct LoadRun {
     ) {
         var worker = LoadWorker(
             plan: plan, share: share, slotCount: box.slotCount, bufferSize: box.bufferSize, info: info)
-        let (notifications, publications) = box.withQueue { queue -> (UInt64, UInt64) in
-            let before = (queue.notifications, queue.publications)
+        let (notifications, publications, indirect) = box.withQueue { queue -> (UInt64, UInt64, UInt64) in
+            let before = (queue.notifications, queue.publications, queue.indirectRequests)
             do throws(LoadFailure) {
                 try worker.run(&queue, stop: shared.stop)
             } catch {
                 shared.fail(error)
             }
-            return (queue.notifications - before.0, queue.publications - before.1)
+            return (
+                queue.notifications - before.0, queue.publications - before.1, queue.indirectRequests - before.2
+            )
         }
         shared.outcome.withLock { outcome in
             outcome.counters.add(worker.counters)
@@ -91,6 +94,7 @@ public struct LoadRun {
             outcome.report.pauses += worker.longPauses
             outcome.report.notifications += notifications
             outcome.report.publications += publications
+            outcome.report.indirectRequests += indirect
         }
         shared.end()
     }

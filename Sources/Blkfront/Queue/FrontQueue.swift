@@ -80,6 +80,8 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
     public private(set) var notifications: UInt64 = 0
     /// Number of times that the ring was published.
     public private(set) var publications: UInt64 = 0
+    /// Requests whose segments stood in pages of their own.
+    public private(set) var indirectRequests: UInt64 = 0
 
     private let domain: LoopbackDomain
     private let health: FrontHealth
@@ -226,6 +228,7 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
         _ count: Int, of id: Int, _ operation: BlockOperation, _ sector: UInt64
     ) throws(BlkfrontError) -> SlotBytes {
         var slot = SlotBytes()
+        indirectRequests &+= 1
         encoder.beginIndirect(&slot, operation.rawValue, UInt16(truncatingIfNeeded: count), UInt64(id), sector)
         for page in 0..<(count + BlkifLimits.segmentsPerIndirectPage - 1) / BlkifLimits.segmentsPerIndirectPage {
             encoder.setListPage(&slot, page, try grant(segmentsPerRequest + page, of: id, readOnly: true))
@@ -353,7 +356,7 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
         var used: UInt32?
         for index in 0..<Int(shadows[id].grantCount) {
             let reference = grants[id &* resources.framesPerSlot &+ index]
-            if !domain.endAccess(reference), used == nil { used = reference }
+            if !resources.end(reference), used == nil { used = reference }
         }
         shadows[id].grantCount = 0
         return used
@@ -413,7 +416,7 @@ public struct FrontQueue: ~Copyable, @unchecked Sendable {
         for id in 0..<slotCount {
             for index in 0..<Int(shadows[id].grantCount) {
                 let reference = grants[id &* resources.framesPerSlot &+ index]
-                if !domain.endAccess(reference) { used.append(reference) }
+                if !resources.end(reference) { used.append(reference) }
             }
             shadows[id].grantCount = 0
         }

@@ -77,9 +77,19 @@ struct QueueResources {
     /// allocated.
     func giveBack(keepingFrames: Bool = false) -> [UInt32] {
         var used: [UInt32] = []
-        for reference in ringReferences + pool where !domain.endAccess(reference) { used.append(reference) }
+        for reference in ringReferences + pool where !end(reference) { used.append(reference) }
         if used.isEmpty && !keepingFrames { freeFrames() }
         return used
+    }
+
+    /// Revokes a grant; false where the backend still uses it. A backend that was killed does not.
+    @inline(__always)
+    func end(_ reference: UInt32) -> Bool { domain.endAccess(reference) || endAfterAll(reference) }
+
+    @inline(never)
+    private func endAfterAll(_ reference: UInt32) -> Bool {
+        domain.settle()
+        return domain.endAccess(reference)
     }
 
     /// Frees the frames, none of which is granted any more.

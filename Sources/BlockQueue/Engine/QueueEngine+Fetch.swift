@@ -77,6 +77,8 @@ extension QueueEngine {
         // A list that must be alone and has not begun was taken behind the first of these.
         var alone: Int32 = -1
         if exclusive >= 0, lists[Int(exclusive)].state.phase == .collecting { swap(&alone, &exclusive) }
+        // So was what waits already: the ring is not read any further once something waits.
+        let behind = memoryWaiters.count
         while let index = fetch.waiting.popFirst() {
             listsInFlight -= 1
             if index == fetch.firstBehindExclusive {
@@ -100,6 +102,8 @@ extension QueueEngine {
         closeTail(forced: false)
         data.beginBatch()
         begin(held: &alone)
+        // All that was begun here waits behind them, and was taken before them.
+        for _ in 0..<behind { if let list = memoryWaiters.popFirst() { memoryWaiters.append(list) } }
         startWaitingLists()
     }
 

@@ -109,6 +109,12 @@ struct QueueLoop: ~Copyable {
         poll.percent = tuning.pollPercent
     }
 
+    /// Looks whether a turn may have something to do.
+    mutating func mayWork() -> Bool {
+        engine.now = clinux_monotonic_ns()
+        return drain != nil || !engine.isEmpty || !engine.replays.isEmpty || engine.ring.hasNewRequests
+    }
+
     /// One way around. False if there was nothing to do.
     ///
     /// Never inlined: `make count` counts the instructions of this function and of all that it calls.

@@ -98,12 +98,15 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private let onStorageError: @Sendable () -> Void
     /// Called on the queue's thread when ``heldRequests`` changed.
     private let onHold: @Sendable () -> Void
+    /// Called on the queue's thread when it has something to do for the first time since ``tellWhenAwake()``, before it does it.
+    private let onAwake: @Sendable () -> Void
     /// Called on the queue's thread, which ends with that.
     private let onEnd: @Sendable () -> Void
     private let journal: QueueJournalSource
     private let summary = Mutex<RecoverySummary?>(nil)
     private let control: Mutex<Control>
     private let controlChanged = Atomic<Bool>(false)
+    private let tellsAwake = Atomic<Bool>(false)
     private let ended = Atomic<Bool>(false)
     private let held = Atomic<Int>(0)
     private let left = Atomic<Int>(0)
@@ -120,7 +123,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         onStarted: @escaping @Sendable () -> Void = {}, onReplayed: @escaping @Sendable () -> Void = {},
         onPaused: @escaping @Sendable () -> Void = {},
         onStorageError: @escaping @Sendable () -> Void = {}, onHold: @escaping @Sendable () -> Void = {},
-        onEnd: @escaping @Sendable () -> Void = {}
+        onAwake: @escaping @Sendable () -> Void = {}, onEnd: @escaping @Sendable () -> Void = {}
     ) throws(OperationError) {
         let entries = RingLayout(configuration.abi).entryCount(pages: configuration.ringReferences.count)
         // Unsafe as a C struct with pointers; this member is a number.
@@ -135,7 +138,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         }
         self.init(
             platform, device, configuration, statistics, log, errorLimit, onFailure, onStarted, onReplayed, onPaused,
-            onStorageError, onHold, onEnd, port: port, journal: journal)
+            onStorageError, onHold, onAwake, onEnd, port: port, journal: journal)
     }
 
     /// Cannot fail: where an initialiser of a generic class leaves early with a `Mutex` in place, Swift 6.3.1 crashes in
@@ -146,7 +149,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         _ onFailure: @escaping @Sendable (OperationError) -> Void, _ onStarted: @escaping @Sendable () -> Void,
         _ onReplayed: @escaping @Sendable () -> Void,
         _ onPaused: @escaping @Sendable () -> Void, _ onStorageError: @escaping @Sendable () -> Void,
-        _ onHold: @escaping @Sendable () -> Void, _ onEnd: @escaping @Sendable () -> Void,
+        _ onHold: @escaping @Sendable () -> Void, _ onAwake: @escaping @Sendable () -> Void,
+        _ onEnd: @escaping @Sendable () -> Void,
         port: CompletionPort, journal: QueueJournalSource
     ) {
         self.platform = platform
@@ -161,6 +165,7 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         self.onPaused = onPaused
         self.onStorageError = onStorageError
         self.onHold = onHold
+        self.onAwake = onAwake
         self.onEnd = onEnd
         control = Mutex(Control(tuning: configuration.tuning, offered: configuration.disk))
         self.journal = journal
@@ -218,6 +223,9 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
 
     /// Tries again what waits for space, at once.
     package func tryHeldAgain() { change { $0.triesHeld = true } }
+
+    /// `onAwake` is called once, when there is something to do the next time.
+    package func tellWhenAwake() { tellsAwake.store(true, ordering: .releasing) }
 
     /// Requests that wait for space, or are being tried again; a moment old.
     package var heldRequests: Int { held.load(ordering: .relaxed) }
@@ -396,7 +404,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         takeControl(&loop)
         while true {
             if controlChanged.load(ordering: .acquiring) { takeControl(&loop) }
-            let worked = loop.turn()
+            // Without a turn nothing is taken that nobody was told of, whatever has woken the thread.
+            let worked = tellsAwake.load(ordering: .relaxed) && !tellWork(&loop) ? false : loop.turn()
             if let fault = loop.takeFault() { report(fault) }
             if let failure = loop.takeStorageFailure() { report(failure.last, failure.count) }
             let holding = loop.heldRequests
@@ -421,6 +430,14 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
             if loop.isAtRest { reportPause() }
             loop.sleep { controlChanged.load(ordering: .acquiring) }
         }
+    }
+
+    /// Says that there is something to do, before it is done; false where there is nothing, as after a timer of the plugin.
+    @inline(never)
+    private func tellWork(_ loop: inout QueueLoop) -> Bool {
+        guard loop.mayWork() else { return false }
+        if tellsAwake.exchange(false, ordering: .acquiringAndReleasing) { onAwake() }
+        return true
     }
 
     /// Says once for each pause that nothing is in flight.

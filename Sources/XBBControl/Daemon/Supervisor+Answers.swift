@@ -8,7 +8,7 @@ extension Supervisor {
     /// Asks a worker whether it is there, when that is due, and tells when it does not answer in its time.
     func careForAnswers(_ record: Record, now: UInt64) {
         guard let process = record.process, var watch = record.answers else { return }
-        if watch.askAt <= now {
+        if watch.askAt <= now, !watch.sleepsOn(runs: process.runs, now: now) {
             watch.ask(now: now)
             do throws(ControlError) {
                 try ask(process, record)
@@ -22,7 +22,7 @@ extension Supervisor {
     }
 
     private func ask(_ process: WorkerProcess, _ record: Record) throws(ControlError) {
-        record.question = try call(record.address, "ping", limit: nil) { [unowned self, weak record] _, result in
+        record.question = try call(record.address, "ping last", limit: nil) { [unowned self, weak record] _, result in
             guard let record, record.process === process else { return }
             let now = clinux_monotonic_ns()
             record.question = nil
@@ -30,7 +30,7 @@ extension Supervisor {
                 record.answers?.failed(now: now)
                 return
             }
-            if let seconds = record.answers?.answered(now: now) {
+            if let seconds = record.answers?.answered(now: now, runs: process.runs) {
                 log(record.address).info(
                     "\(record.address): worker \(process.process) answers again, after \(seconds) s")
             }

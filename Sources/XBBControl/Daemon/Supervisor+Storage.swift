@@ -11,7 +11,7 @@ extension Supervisor {
         if let old = record.storageChannel { loop.remove(old.socket.raw) }
         record.storageChannel = channel
         // It need not leave what it was given.
-        record.hasLeftStorage = record.storage != nil
+        record.storageOrigin = record.storage == nil ? .nobody : .earlierWorker
         guard let channel else { return }
         do throws(OperationError) {
             try loop.add(channel.socket.raw) { [unowned self, unowned record] in take(from: channel, record) }
@@ -24,14 +24,15 @@ extension Supervisor {
         guard channel === record.storageChannel else { return }
         switch channel.receive() {
         case .nothing: break
-        case .message(.keep(let storage)) where !record.hasLeftStorage:
-            record.hasLeftStorage = true
+        case .message(.keep(let storage)) where record.storageOrigin == .nobody:
+            record.storageOrigin = .worker
             record.storage = storage
             record.images = storage.images.map { ServedImage(path: $0.path, identity: $0.identity) }
             storageStore?.put(storage, of: record.address)
             log(record.address).debug("\(record.address): \(storage.images.count) open files are kept for a successor")
         case .message(.release):
             letStorageGo(record)
+            if record.storageOrigin == .earlierWorker { record.storageOrigin = .nobody }
             channel.send(.released)
         case .message, .invalid:
             log(record.address).warning("\(record.address): the worker broke the rules of its channel for storage")

@@ -28,8 +28,8 @@ public final class Supervisor {
         var location: Location?
         /// Where the worker leaves them.
         var storageChannel: StorageChannel?
-        /// The worker has left them: each does so once, before it is confined.
-        var hasLeftStorage = false
+        /// Whose the files are that are kept: each worker leaves its own once, before it is confined.
+        var storageOrigin = StorageOrigin.nobody
         /// When a standby is to be started, in ns of CLOCK_MONOTONIC; nil if none is scheduled.
         var standbyDue: UInt64?
         /// When the worker is killed because its node is gone, in ns of CLOCK_MONOTONIC; nil while it is there.
@@ -82,6 +82,16 @@ public final class Supervisor {
         }
     }
 
+    /// Whose open files xbbd has of a disk.
+    enum StorageOrigin {
+        /// None are there.
+        case nobody
+        /// The worker was given them. It may refuse them, where others are configured by now, and leave its own.
+        case earlierWorker
+        /// The worker has left its own.
+        case worker
+    }
+
     /// What a node says of a disk's storage.
     struct Location {
         var format: String?
@@ -116,6 +126,9 @@ public final class Supervisor {
     private var watchPending = false
     private static let storeCheckInterval = 10 * RestartPolicy.second
     private var nextStoreCheck: UInt64 = 0
+    private var sweptAt: UInt64 = 0
+    /// When files of disks that are gone are looked at again.
+    private var nextSweep: UInt64 { leftovers.isEmpty ? .max : sweptAt &+ Self.storeCheckInterval }
     private var nextBeat: UInt64 = .max
     private var status = ""
     var calls: [UInt64: WorkerCall] = [:]
@@ -185,6 +198,12 @@ public final class Supervisor {
         storageStore = StorageStore(manager, directory, log)
         for kind in settings.kinds { try store.watch(kindPath(kind), token: kind) }
         try loop.add(store.watchFileDescriptor) { [unowned self] in watchPending = true }
+        if store.endDescriptor >= 0 {
+            try loop.add(store.endDescriptor, 0) { [unowned self] in
+                loop.remove(store.endDescriptor)
+                nextStoreCheck = 0
+            }
+        }
         try loop.add(signals.raw) { [unowned self] in takeSignal() }
         dirtyKinds = Set(settings.kinds)
         try readChanges()
@@ -262,7 +281,7 @@ public final class Supervisor {
     // MARK: Time
 
     private var nextDeadline: UInt64 {
-        var deadline = min(nextStoreCheck, nextBeat, stopDeadline ?? .max)
+        var deadline = min(nextStoreCheck, nextBeat, stopDeadline ?? .max, nextSweep)
         func consider(_ other: UInt64?) {
             if let other { deadline = min(deadline, other) }
         }
@@ -286,13 +305,16 @@ public final class Supervisor {
         return deadline
     }
 
-    /// libxenstore does not report the end of its connection: nothing becomes readable any more. So make a request now
-    /// and then.
+    /// Asks XenStore whether it lives: when its connection has ended, and now and then where nothing would say that.
     private func checkStore() throws(OperationError) {
-        guard nextStoreCheck <= clinux_monotonic_ns() else { return }
+        let now = clinux_monotonic_ns()
+        if nextSweep <= now {
+            sweptAt = now
+            sweepFiles()
+        }
+        guard nextStoreCheck <= now else { return }
         _ = try store.ownDomain()
-        nextStoreCheck = clinux_monotonic_ns() &+ Self.storeCheckInterval
-        if !leftovers.isEmpty { sweepFiles() }
+        nextStoreCheck = store.endDescriptor >= 0 ? .max : now &+ Self.storeCheckInterval
     }
 
     private func expire() {

@@ -60,10 +60,10 @@ public struct ExchangeTarget: Equatable, Sendable {
     /// The same storage, for a disk whose options are `old` so far: settings of the disk go on where this names no others. Limits
     /// that are named take the place of all.
     func keepingSettings(of old: String?) -> ExchangeTarget {
-        let named = Self.pairs(options).compactMap { SettingsSchema.changing.named($0.name) }
+        let named = Self.pairs(options).compactMap { SettingsSchema.ofDisk.named($0.name) }
         let namesLimits = named.contains(where: SettingsSchema.isLimit)
         let kept = Self.pairs(old ?? "").filter { pair in
-            guard let setting = SettingsSchema.changing.named(pair.name) else { return false }
+            guard let setting = SettingsSchema.ofDisk.named(pair.name) else { return false }
             return SettingsSchema.isLimit(setting) ? !namesLimits : !named.contains { $0.name == setting.name }
         }
         var target = self

@@ -2,6 +2,9 @@
 // Whether a worker answers. Pure.
 //
 // One question is on its way at most, and it is not taken back: a worker that was stopped answers it as soon as it goes on.
+//
+// A worker is not woken for nothing. If its first thread, which answers, has not run since it answered, it sleeps where it slept
+// then. Whatever would make it hang, or stop it, has to let it run.
 
 /// When a worker is asked whether it answers, and since when it does not. Times are in ns of CLOCK_MONOTONIC.
 struct AnswerWatch: Equatable, Sendable {
@@ -18,6 +21,8 @@ struct AnswerWatch: Equatable, Sendable {
     private(set) var unansweredSince: UInt64?
     /// It has not answered within its time.
     private(set) var isSilent = false
+    /// How often its first thread had run when it answered; nil where that is not known.
+    private var runsAtAnswer: UInt64?
 
     /// Of a worker that begins at `now`. With a short limit it is asked more often, so that it is known soon after that.
     init(limit: UInt64, now: UInt64) {
@@ -31,6 +36,16 @@ struct AnswerWatch: Equatable, Sendable {
         return min(askAt, unansweredSince &+ limit)
     }
 
+    /// True where it needs no question, as it has not run since it answered; it is looked at again later. `runs` is how often
+    /// its first thread has run so far; nil: nobody knows.
+    mutating func sleepsOn(runs: UInt64?, now: UInt64) -> Bool {
+        guard let runs, runs == runsAtAnswer, unansweredSince == nil else { return false }
+        // All that sleep are looked at together.
+        let interval = min(limit, Self.interval)
+        askAt = interval == 0 ? now : (now / interval &+ 1) &* interval
+        return true
+    }
+
     /// It is being asked.
     mutating func ask(now: UInt64) {
         askAt = .max
@@ -40,8 +55,9 @@ struct AnswerWatch: Equatable, Sendable {
     /// The question was not taken.
     mutating func failed(now: UInt64) { askAt = now &+ Self.retryInterval }
 
-    /// It has answered. For how many seconds it had not, if that was too long.
-    mutating func answered(now: UInt64) -> UInt64? {
+    /// It has answered; `runs` as for ``sleepsOn(runs:now:)``. For how many seconds it had not, if that was too long.
+    mutating func answered(now: UInt64, runs: UInt64? = nil) -> UInt64? {
+        runsAtAnswer = runs
         let seconds = isSilent ? seconds(now: now) : nil
         unansweredSince = nil
         isSilent = false

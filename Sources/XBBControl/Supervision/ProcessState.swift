@@ -38,6 +38,16 @@ enum ProcessState: Equatable, Sendable {
         self.init(letter: letter)
     }
 
+    /// How often the first thread of a process was put on a processor (sched-stats.rst, /proc/PID/task/TID/schedstat, field 3);
+    /// nil where the kernel does not count that, or there is no such process.
+    static func runs(of process: Int32) -> UInt64? {
+        let bytes = SmallFile.contents("/proc/\(process)/task/\(process)/schedstat", limit: 128) ?? []
+        let fields = String(decoding: bytes, as: UTF8.self).split { $0 == " " || $0 == "\n" }
+        // Where nothing is counted, all three are 0.
+        guard fields.count == 3, let runs = DecimalText.number(fields[2]), runs > 0 else { return nil }
+        return runs
+    }
+
     /// It does nothing until somebody lets it go on.
     var isStopped: Bool { self == .stopped || self == .traced }
 

@@ -74,7 +74,9 @@ final class StorageStore {
             let raw = clinux_pidfd_getfd(worker.pidfd.raw, number)
             if raw >= 0 { files.append(Descriptor(owning: raw)) }
         }
-        return description.storage(files)
+        // A device may be open twice, once only to be read: what requests go to is open for writing where anything is.
+        let isWritable = { (file: Descriptor) in clinux_fcntl_int(file.raw, F_GETFL, 0) & O_ACCMODE != O_RDONLY }
+        return description.storage(files.filter(isWritable) + files.filter { !isWritable($0) })
     }
 
     private func description(_ address: VBDAddress) -> StorageDescription? {

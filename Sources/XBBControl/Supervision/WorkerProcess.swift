@@ -131,6 +131,9 @@ final class WorkerProcess {
     /// What the kernel says that the process is doing; nil if it does not say.
     var state: ProcessState? { ProcessState(of: process) }
 
+    /// How often its first thread has run; nil where the system does not say.
+    var runs: UInt64? { ProcessState.runs(of: process) }
+
     /// Follows a process that is not a child; nil if it no longer exists.
     static func adopt(_ identity: ProcessIdentity) -> WorkerProcess? {
         let raw = clinux_pidfd_open(identity.process)

@@ -94,7 +94,9 @@ struct DeviceNodes: Equatable {
                 Entry(BackendKey.discardEnable, request.isReadOnly ? "0" : "1"),
                 Entry("specification", "xen"),
             ]
-        backend = [Entry(BackendKey.frontend, frontendPath)] + common
+        // At once: queues and rings are offered before the storage is known.
+        let options = request.options.text.isEmpty ? [] : [Entry(BackendKey.options, request.options.text)]
+        backend = [Entry(BackendKey.frontend, frontendPath)] + common + options
         toolstack = [Entry(BackendKey.frontend, frontendPath), Entry("backend", backendPath)] + common
         frontend = [
             Entry("backend", backendPath),
@@ -107,7 +109,7 @@ struct DeviceNodes: Equatable {
     }
 
     /// What a hotplug script writes when its work is done, below the backend's node. Where the toolstack's `params` name
-    /// the image there is no script, and only options are left. `number` is that of a block device, by which Xen's own
+    /// the image there is no script. `number` is that of a block device, by which Xen's own
     /// scripts see who uses it; `sharing` is what stands in ``BackendKey/sharing``.
     static func hotplug(_ request: AttachRequest, number: DeviceNumber? = nil, sharing: String? = nil) -> [Entry] {
         var entries: [Entry] = []
@@ -117,7 +119,6 @@ struct DeviceNodes: Equatable {
             if let number { entries.append(Entry(BackendKey.physicalDevice, number.hexadecimal)) }
             entries.append(Entry(BackendKey.physicalDevicePath, request.disk.path.isEmpty ? "/" : request.disk.path))
         }
-        if !request.options.text.isEmpty { entries.append(Entry(BackendKey.options, request.options.text)) }
         return entries
     }
 

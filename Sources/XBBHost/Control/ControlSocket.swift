@@ -6,6 +6,9 @@ import Glibc
 import Support
 
 /// A listening Unix socket and its clients, served without blocking. One thread at a time.
+///
+/// A line that ends in " last" is its client's last one: the connection ends with the reply, and nobody is woken by the
+/// client's end.
 final class ControlSocket {
     private struct Client {
         /// Tells clients apart that had the same descriptor one after the other.
@@ -14,6 +17,8 @@ final class ControlSocket {
         var lastActive = clinux_monotonic_ns()
         /// Lines that are not answered yet.
         var unanswered = 0
+        /// The connection ends when all are answered.
+        var isLast = false
         var input: [UInt8] = []
     }
     private let path: String
@@ -25,6 +30,7 @@ final class ControlSocket {
     /// How long a client may be silent, in ns.
     private static let idleLimit: UInt64 = 60_000_000_000
     private static let longestLine = 4096
+    private static let lastWord = " last"
 
     /// Listens at `path`, mode 0600. Throws what went wrong.
     init(path: String) throws(OperationError) {
@@ -77,8 +83,12 @@ final class ControlSocket {
         if count <= 0 { return drop(descriptor) }
         clients[descriptor]?.input += buffer.prefix(count)
         clients[descriptor]?.lastActive = clinux_monotonic_ns()
-        while let line = takeLine(descriptor, number) {
+        while var line = takeLine(descriptor, number) {
             clients[descriptor]?.unanswered += 1
+            if line.hasSuffix(Self.lastWord) {
+                line.removeLast(Self.lastWord.count)
+                clients[descriptor]?.isLast = true
+            }
             answer(line) { [weak self] reply in self?.send(reply, to: descriptor, number) }
         }
         if let left = clients[descriptor], left.input.count > Self.longestLine { drop(descriptor) }
@@ -110,7 +120,8 @@ final class ControlSocket {
             unsafe Glibc.send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
         }
         // A client that does not read its replies is dropped rather than waited for.
-        if sent != bytes.count { drop(descriptor) }
+        if sent != bytes.count { return drop(descriptor) }
+        if let client = clients[descriptor], client.isLast, client.unanswered == 0 { drop(descriptor) }
     }
 
     private func drop(_ descriptor: Int32) {

@@ -19,6 +19,8 @@ enum DeviceMessage: Sendable, Equatable {
     case storageFailed
     /// A queue has more or fewer requests that wait for space.
     case holdChanged
+    /// A queue that had nothing to do has something.
+    case queueAwoke
     /// The plugin has said what it counted, or failed to.
     case pluginCounted
     /// A queue's thread has ended.
@@ -33,7 +35,7 @@ enum DeviceMessage: Sendable, Equatable {
         switch self {
         case .notified: true
         case .queueFailed, .replayed, .queueStarted, .callEnded, .queuePaused, .storageFailed, .holdChanged,
-            .pluginCounted, .queueEnded, .storageAwaited:
+            .queueAwoke, .pluginCounted, .queueEnded, .storageAwaited:
             false
         }
     }

@@ -24,6 +24,8 @@ final class NodeStore {
     private(set) var frontendDomain: DomainID = 0
     /// XenStore does not answer any more.
     private(set) var isLost = false
+    /// The connection's end was seen.
+    private var hasHungUp = false
     /// Watches are set.
     private(set) var isWatching = false
     let store: any XenStore
@@ -119,13 +121,7 @@ final class NodeStore {
 
     /// The toolstack's options for the plugin, and settings of the disk: "name=value,name=value".
     func options() throws(OperationError) -> [String: String] {
-        var found: [String: String] = [:]
-        let text = try store.text("\(backendPath)/\(BackendKey.options)") ?? ""
-        for part in text.split(separator: ",") {
-            let pair = part.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
-            found[String(pair[0])] = pair.count == 2 ? String(pair[1]) : "on"
-        }
-        return found
+        BackendNode.options(parsing: try store.text("\(backendPath)/\(BackendKey.options)") ?? "")
     }
 
     /// How the disk's storage is shared: what the toolstack decided, and the mode that the node asks for.
@@ -172,14 +168,23 @@ final class NodeStore {
 
     // MARK: The connection
 
-    /// When ``check()`` is to be called again, in ns of the monotonic clock.
-    var checkDeadline: UInt64 { isLost ? .max : nextCheck }
+    /// Hangs up when XenStore ends; nil where nothing says so, or after it has.
+    var endDescriptor: Int32? { isLost || hasHungUp || store.endDescriptor < 0 ? nil : store.endDescriptor }
 
-    /// libxenstore does not say when its connection ends: nothing is ever readable again. So it is asked now and then.
+    /// When ``check()`` is to be called again, in ns of the monotonic clock.
+    var checkDeadline: UInt64 { isLost || store.endDescriptor >= 0 ? .max : nextCheck }
+
+    /// Where nothing says that XenStore has ended, it is asked now and then.
     func check() throws(OperationError) {
         let now = clinux_monotonic_ns()
-        if isLost || now < nextCheck { return }
+        if now < checkDeadline { return }
         nextCheck = now &+ Self.checkInterval
+        _ = try store.text("domid")
+    }
+
+    /// ``endDescriptor`` has hung up: throws what a question meets now.
+    func hungUp() throws(OperationError) {
+        hasHungUp = true
         _ = try store.text("domid")
     }
 

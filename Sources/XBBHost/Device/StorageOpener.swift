@@ -33,7 +33,7 @@ private final class WaitEnd: Sendable {
 
 /// Opens storage, and gives up the rights that opening needs. Control thread only.
 final class StorageOpener {
-    private let options: VBDOptions
+    var options: VBDOptions
     private let nodes: NodeStore
     private let mailbox: Mailbox
     private let calls: PluginCalls
@@ -246,7 +246,7 @@ final class StorageOpener {
     private func pluginOptions() -> [String: String] {
         do throws(OperationError) {
             // Settings of the disk stand among them.
-            return try nodes.options().filter { SettingsSchema.changing.named($0.key) == nil }
+            return try nodes.options().filter { SettingsSchema.ofDisk.named($0.key) == nil }
         } catch {
             log.error(error.description)
             return [:]

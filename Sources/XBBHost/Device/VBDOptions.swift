@@ -17,16 +17,8 @@ public struct VBDOptions: Sendable {
     public var pluginDirectories: [String]
     /// Who says where the storage is.
     public var storageSource: StorageSource = .hotplug
-    /// The most queues that a frontend may have.
-    public var maxQueues: Int
-    /// Base-2 logarithm of the most pages of a ring.
-    public var maxRingPageOrder: Int
-    /// The most segments of an indirect request; 0: none are offered.
-    public var maxIndirectSegments: Int
-    /// The use of a page at which it is mapped to stay so, where a frontend reuses its grants; 0: it never is.
-    public var mapAtUse: UInt8
-    /// Bytes for the data of requests, of each queue; pages that are not used take no memory.
-    public var memoryBytes: Int
+    /// What was told, and over that what the disk's node says of it.
+    private var values: SettingValues
     /// Threads for each queue of a plugin that may sleep.
     public var blockingThreads = 4
     /// Where it is remembered which format each image was served as; nil: nowhere.
@@ -69,6 +61,32 @@ public struct VBDOptions: Sendable {
     /// Domain and device, "1/51712".
     public var shortName: String { backendPath.split(separator: "/").suffix(2).joined(separator: "/") }
 
+    /// The most queues that a frontend may have.
+    var maxQueues: Int { values.queueLimit() }
+    /// Base-2 logarithm of the most pages of a ring.
+    var maxRingPageOrder: Int { values.value(of: SettingsSchema.maxRingPageOrder) }
+    /// The most segments of an indirect request; 0: none are offered.
+    var maxIndirectSegments: Int { values.value(of: SettingsSchema.maxIndirectSegments) }
+    /// The use of a page at which it is mapped to stay so, where a frontend reuses its grants; 0: it never is.
+    var mapAtUse: UInt8 {
+        switch values.value(of: SettingsSchema.persistentGrants) {
+        case SettingsSchema.keepsGrants: 1
+        case SettingsSchema.keepsReturningGrants: 3
+        default: 0
+        }
+    }
+    /// Bytes for the data of requests, of each queue; pages that are not used take no memory.
+    var memoryBytes: Int {
+        SettingsSchema.queueMemory(wanted: values.value(of: SettingsSchema.memoryMiB) << 20, segments: maxIndirectSegments)
+    }
+
+    /// The same for a disk whose node says `own` of what frontends are offered.
+    func with(_ own: SettingValues) -> VBDOptions {
+        var options = self
+        options.values = own.over(values)
+        return options
+    }
+
     /// What a worker with these settings may use, without its queues.
     public static func limits(_ values: SettingValues) -> ConfinementLimits {
         ConfinementLimits(
@@ -92,16 +110,7 @@ public struct VBDOptions: Sendable {
     public init(backendPath: String, values: SettingValues, usualPlugins: [String]) {
         self.backendPath = backendPath
         pluginDirectories = values[SettingsSchema.pluginDirectories] ?? usualPlugins
-        maxQueues = values.queueLimit()
-        maxRingPageOrder = values.value(of: SettingsSchema.maxRingPageOrder)
-        maxIndirectSegments = values.value(of: SettingsSchema.maxIndirectSegments)
-        switch values.value(of: SettingsSchema.persistentGrants) {
-        case SettingsSchema.keepsGrants: mapAtUse = 1
-        case SettingsSchema.keepsReturningGrants: mapAtUse = 3
-        default: mapAtUse = 0
-        }
-        memoryBytes = SettingsSchema.queueMemory(
-            wanted: values.value(of: SettingsSchema.memoryMiB) << 20, segments: maxIndirectSegments)
+        self.values = values
         stallNanoseconds = UInt64(clamping: values.value(of: SettingsSchema.stallTime)) &* 1_000_000_000
         tunables = Tunables(values)
         stateDirectory = values[SettingsSchema.stateDirectory]

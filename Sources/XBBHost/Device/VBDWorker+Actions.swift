@@ -214,6 +214,7 @@ extension VBDWorker {
         case .queueEnded: disk.queueEnded()
         case .storageFailed: storageFailed()
         case .holdChanged: holdChanged()
+        case .queueAwoke: idleRule.awoke()
         case .storageAwaited(let reason): storageAwaited(reason)
         case .pluginCounted: if disk.finishQuestion() { resize() }
         case .notified(let what): takeNotification(what)

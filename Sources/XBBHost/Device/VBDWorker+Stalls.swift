@@ -8,7 +8,13 @@ import XenBus
 
 extension VBDWorker {
     /// When ``lookForStalls()`` has something to do, in ns of the monotonic clock.
-    var lookDeadline: UInt64 { disk.canStall || !stalls.isEmpty ? nextLook : .max }
+    var lookDeadline: UInt64 {
+        if idleRule.isQuiet, isIdle { return .max }
+        return disk.canStall || !stalls.isEmpty ? nextLook : .max
+    }
+
+    /// Nothing is on its way that could last too long.
+    private var isIdle: Bool { disk.isIdle && stalls.isEmpty && mustEndSince == nil && !machine.mustEnd }
 
     /// Looks now and then for what does not end. A disk that must end and cannot ends with the process.
     func lookForStalls() {
@@ -26,6 +32,9 @@ extension VBDWorker {
             if throttling.begins(with: throttled) { events.emit(.limitReached) }
         }
         if lastWait <= now, let stall = stalls.first { leave(stall, now) }
+        if idleRule.look(isIdle: isIdle, taken: disk.requestsTaken) {
+            for queue in disk.queues { queue.tellWhenAwake() }
+        }
     }
 
     private func tell(_ found: [Stall], _ now: UInt64) {

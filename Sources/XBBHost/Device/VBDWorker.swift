@@ -8,6 +8,7 @@ import PluginHost
 import Base
 import CLinux
 import Glibc
+import Settings
 import Xen
 import XenBus
 import Support
@@ -15,7 +16,7 @@ import Support
 /// Serves one VBD until it is over.
 public final class VBDWorker<Platform: Xen.XenPlatform> {
     let platform: PreparedHandles<Platform>
-    let options: VBDOptions
+    private(set) var options: VBDOptions
     let log: Log
     let mailbox: Mailbox
     let nodes: NodeStore
@@ -40,6 +41,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     var nextLook: UInt64 = 0
     /// Since when the disk must end whatever its guest does, in ns of the monotonic clock.
     var mustEndSince: UInt64?
+    /// Whether looks are worth a wake-up.
+    var idleRule = IdleRule()
     /// What operators are told while the disk is served.
     var trouble = DiskTrouble()
     /// Where xbbd is told what happens to the disk.
@@ -156,6 +159,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         case .success(let node):
             nodes.follow(node)
             disk.offeredBefore = node.offered
+            takeOffers(of: node)
             inherit(node)
             attachment = VBDMachine.Attachment(
                 state: node.state, isOnline: node.isOnline, frontend: try nodes.readFrontendState(),
@@ -181,6 +185,16 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         if case .success = node { resumeStatistics() }
         // What was read is read again when there are watches; a guest whose worker died need not wait for that.
         if case .success(let node) = node { takeStorage(node) }
+    }
+
+    /// What the disk's node says of queues, rings and requests: before anything is offered. What is wrong with it is said when
+    /// the storage is opened, and then nobody is served.
+    private func takeOffers(of node: BackendNode) {
+        do throws(OperationError) {
+            options = options.with(try SettingsSchema.settings(among: node.options))
+        } catch {}  // what is usual, until then
+        disk.options = options
+        opener.options = options
     }
 
     private func hand(_ event: VBDMachine.Event) {
@@ -249,7 +263,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
 
     private func wait() throws(OperationError) {
         let ready = try loop.wait(
-            store: nodes.isWatching ? nodes.watchDescriptor : nil, control: control?.descriptors ?? [],
+            store: nodes.isWatching ? nodes.watchDescriptor : nil, storeEnd: nodes.endDescriptor,
+            control: control?.descriptors ?? [],
             until: min(
                 min(nodes.checkDeadline, nodes.errorDeadline, log.tellingDeadline, lookDeadline, watchDeadline),
                 min(
@@ -266,6 +281,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         for source in ready {
             switch source {
             case .store: try nodes.takeWatchEvents()
+            case .storeEnd: try nodes.hungUp()
             case .mailbox: for message in mailbox.take() { receive(message) }
             case .signals: takeSignal()
             case .output: takeOutput()

@@ -11,6 +11,8 @@ struct WorkerLoop {
     /// A descriptor that can be read.
     enum Ready {
         case store
+        /// XenStore's connection has ended.
+        case storeEnd
         case mailbox
         case signals
         /// What is printed on standard error.
@@ -48,14 +50,21 @@ struct WorkerLoop {
 
     /// Sleeps until something can be read, the timer's time has come, or `deadline` in ns of the monotonic clock.
     ///
-    /// `store` is XenStore's descriptor, nil where it is not to be looked at; `control` those of the control socket.
-    func wait(store: Int32?, control: [Int32], until deadline: UInt64) throws(OperationError) -> [Ready] {
+    /// `store` is XenStore's descriptor, and `storeEnd` one that hangs up with it, nil where it is not to be looked at;
+    /// `control` those of the control socket.
+    func wait(
+        store: Int32?, storeEnd: Int32?, control: [Int32], until deadline: UInt64
+    ) throws(OperationError) -> [Ready] {
         var sources: [(descriptor: Int32, ready: Ready)] = [(mailbox.descriptor, .mailbox), (signals, .signals)]
         if let store { sources.insert((store, .store), at: 0) }
         if let output { sources.append((output.descriptor, .output)) }
         sources += control.map { ($0, .control($0)) }
         sources.removeAll { $0.descriptor < 0 }
         var entries = sources.map { pollfd(fd: $0.descriptor, events: Int16(POLLIN), revents: 0) }
+        if let storeEnd {
+            sources.append((storeEnd, .storeEnd))
+            entries.append(pollfd(fd: storeEnd, events: 0, revents: 0))
+        }
         // The array outlives the call, which writes no more than its elements.
         let count = unsafe poll(&entries, nfds_t(entries.count), timeout(until: deadline))
         if count < 0 && errno != EINTR { throw OperationError(errno, "wait for events") }

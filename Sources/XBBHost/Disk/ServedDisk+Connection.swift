@@ -152,7 +152,8 @@ extension ServedDisk {
             onFailure: { mailbox.post(.queueFailed($0.description)) }, onStarted: { mailbox.post(.queueStarted) },
             onReplayed: { mailbox.post(.replayed(index)) },
             onPaused: { mailbox.post(.queuePaused) }, onStorageError: { mailbox.post(.storageFailed) },
-            onHold: { mailbox.post(.holdChanged) }, onEnd: { mailbox.post(.queueEnded) })
+            onHold: { mailbox.post(.holdChanged) }, onAwake: { mailbox.post(.queueAwoke) },
+            onEnd: { mailbox.post(.queueEnded) })
         try queue.begin()
         return queue
     }

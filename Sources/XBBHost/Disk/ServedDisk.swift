@@ -54,7 +54,7 @@ final class ServedDisk<Platform: XenPlatform> {
     }
 
     let platform: Platform
-    let options: VBDOptions
+    var options: VBDOptions
     let mailbox: Mailbox
     let log: Log
     let errorLimit = StorageErrorLimit()
@@ -280,6 +280,15 @@ final class ServedDisk<Platform: XenPlatform> {
             let taken = queue.value(.reqs_received)
             return sum &+ (taken > answered ? taken - answered : 0)
         }
+    }
+
+    /// Requests that were taken so far.
+    var requestsTaken: UInt64 { statistics.reduce(0) { $0 &+ $1.value(.reqs_received) } }
+
+    /// Queues run, or none do, and nothing is on its way.
+    var isIdle: Bool {
+        calls.running == nil && connecting == nil && startingQueue == nil && drain == nil && queuesToStart.isEmpty
+            && requestsInFlight == 0 && heldRequests == 0 && throttledRequests == 0
     }
 
     /// Looks at the requests on their way; ``stalls(limit:now:)`` says which of them were there all the time.

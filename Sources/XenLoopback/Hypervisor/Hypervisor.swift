@@ -105,6 +105,7 @@ final class Hypervisor {
         case .closePort: try closePort(message.word(1), client)
         case .peer: return try peer(of: message.word(1), client)
         case .restrictEvents: try restrictEvents(to: message.word(1), client)
+        case .settle: break  // the server has done it
         }
         return answer()
     }

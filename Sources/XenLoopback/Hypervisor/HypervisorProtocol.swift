@@ -49,6 +49,8 @@ enum HypervisorOperation: UInt32 {
     case peer
     /// [remote domain]: ports of this domain alone can be bound over this connection from now on.
     case restrictEvents
+    /// Answered when all is released that processes held which had ended before the call.
+    case settle
 }
 
 /// What ends a new domain.

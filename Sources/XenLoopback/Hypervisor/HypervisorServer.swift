@@ -112,6 +112,7 @@ private final class ServerLoop {
             if errno != EAGAIN { drop(descriptor) }
             return
         }
+        if message.word(0) == HypervisorOperation.settle.rawValue { dropEnded(but: descriptor) }
         var answer: HypervisorAnswer
         do throws(OperationError) {
             answer = try hypervisor.serve(message, of: client)
@@ -119,6 +120,14 @@ private final class ServerLoop {
             answer = HypervisorAnswer(words: [UInt32(bitPattern: error.code)], descriptors: [])
         }
         if sendMessage(answer.words, answer.descriptors.map(\.raw), over: socket.raw) < 0 { drop(descriptor) }
+    }
+
+    /// Releases what ended processes held, before their turn comes.
+    private func dropEnded(but caller: Int32) {
+        var entries = connections.keys.filter { $0 != caller }.map { pollfd(fd: $0, events: 0, revents: 0) }
+        // The array outlives the call, which writes no more than its elements.
+        guard unsafe poll(&entries, nfds_t(entries.count), 0) > 0 else { return }
+        for entry in entries where entry.revents & Int16(POLLHUP) != 0 { drop(entry.fd) }
     }
 
     private func drop(_ descriptor: Int32) {

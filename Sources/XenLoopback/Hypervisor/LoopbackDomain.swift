@@ -94,6 +94,14 @@ public final class LoopbackDomain: Sendable {
         try openLoopbackStore(directory: directory, domain: id)
     }
 
+    /// Returns when all is released that processes held which have ended by now. The kernel of a real domain has unmapped
+    /// what a process had mapped before anybody learns of its end; the broker may be busy, and learns of it later.
+    public func settle() {
+        do throws(OperationError) {
+            _ = try connection.call(.settle, for: "settle")
+        } catch {}  // the broker has ended, and with it all that it held
+    }
+
     // MARK: Memory
 
     /// Takes `count` consecutive frames and returns the first; ENOMEM if there are none.

@@ -16,12 +16,15 @@ final class EngineModel {
         let refusal: Int16?
         /// Writes that had reached the disk when it was sent: a flush covers these.
         let writesBefore: UInt64
+        /// Pages with the segments of an indirect request.
+        let lists: [UInt32]
         var copyFailed = false
         var pluginFailed = false
         var isBarrier: Bool { sent.operation == BlockOperation.writeBarrier.rawValue && refusal == nil }
 
-        init(_ sent: Sent, _ sequence: Int, refusal: Int16?, writesBefore: UInt64) {
+        init(_ sent: Sent, _ sequence: Int, lists: [UInt32], refusal: Int16?, writesBefore: UInt64) {
             self.sent = sent
+            self.lists = lists
             self.sequence = sequence
             self.refusal = refusal
             self.writesBefore = writesBefore
@@ -76,11 +79,11 @@ final class EngineModel {
     private func isWriting(_ sent: Sent) -> Bool { sent.operation != BlockOperation.read.rawValue }
     private func range(_ sent: Sent) -> Range<Int> { sent.sector..<(sent.sector + sent.count) }
 
-    func sending(_ sent: Sent, refusal: Int16? = nil) {
-        let entry = Entry(sent, nextSequence, refusal: refusal, writesBefore: rig.disk.writes)
+    func sending(_ sent: Sent, lists: [UInt32] = [], refusal: Int16? = nil) {
+        let entry = Entry(sent, nextSequence, lists: lists, refusal: refusal, writesBefore: rig.disk.writes)
         nextSequence += 1
         entries[sent.id] = entry
-        for segment in sent.segments { owners[segment.reference] = entry }
+        for page in lists + sent.segments.map(\.reference) { owners[page] = entry }
         if refusal == nil { reserve(sent, 1) }
     }
 
@@ -104,7 +107,9 @@ final class EngineModel {
             return
         }
         if entry.refusal != nil { problem("a copy for a request that must be refused: \(entry.sent)") }
-        if toGuest == isWriting(entry.sent) { problem("a copy in the wrong direction: \(entry.sent)") }
+        if toGuest == (isWriting(entry.sent) || entry.lists.contains(reference)) {
+            problem("a copy in the wrong direction: \(entry.sent)")
+        }
     }
 
     private func pluginFailed(_ request: HeldRequest) {
@@ -136,14 +141,18 @@ final class EngineModel {
         } else {
             checkOrder(entry)
             reserve(sent, -1)
-            if sent.segments.contains(where: { rig.guest.revoked.contains($0.reference) }) { entry.copyFailed = true }
+            if (entry.lists + sent.segments.map(\.reference)).contains(where: rig.guest.revoked.contains) {
+                entry.copyFailed = true
+            }
             judge(entry, response.status)
         }
-        for segment in sent.segments {
-            owners[segment.reference] = nil
-            rig.guest.revoked.remove(segment.reference)
+        for page in entry.lists + sent.segments.map(\.reference) {
+            owners[page] = nil
+            rig.guest.revoked.remove(page)
         }
         rig.givePagesBack(sent)
+        let lists = entry.lists.map { BlockSegment(reference: $0, firstSector: 0, lastSector: 0) }
+        rig.givePagesBack(Sent(id: 0, operation: 0, sector: 0, count: 0, segments: lists, tags: []))
         rig.forget(sent)
     }
 

@@ -40,12 +40,15 @@ struct EngineModelTests {
         private(set) var sentCount = 0
         private let offersBarrier: Bool
         private let readOnly: Bool
+        /// Pages of the largest indirect request; 0: there are none.
+        private let mostPages: Int
 
         init(_ seed: UInt64) throws {
             var random = SplitMix64(seed: seed)
             readOnly = random.onceIn(20)
             offersBarrier = !random.onceIn(8)
-            let (readOnly, offersBarrier) = (readOnly, offersBarrier)
+            mostPages = random.pick([0, 40])
+            let (readOnly, offersBarrier, mostPages) = (readOnly, offersBarrier, mostPages)
             rig = try EngineRig { setup in
                 setup.ringPages = random.pick([1, 1, 1, 2])
                 setup.abi = random.pick(RingABI.allCases)
@@ -55,6 +58,10 @@ struct EngineModelTests {
                 setup.pluginRequests = random.pick([1, 2, 5, 16, 64])
                 setup.readOnly = readOnly
                 setup.offersBarrier = offersBarrier
+                if mostPages > 0 {
+                    setup.indirectSegments = UInt32(mostPages)
+                    setup.guestPages = 64 * (mostPages + 2)
+                }
                 setup.info.logical_block = random.pick([512, 512, 512, 1024, 4096, 4096])
                 setup.info.mem_align = random.pick([0, 0, 512, 4096])
                 setup.info.max_transfer = random.pick([0, 0, 4096, 8192, 20480, 65536])
@@ -173,6 +180,9 @@ struct EngineModelTests {
                 let skip = random.onceIn(3) ? random.below(8) : 0
                 var count = random.onceIn(3) ? 1 + random.below(80) : (1 + random.below(5)) * 8
                 if operation == .discard { count = 1 + random.below(200) }
+                if mostPages > 0, operation == .read || operation == .write, random.onceIn(4) {
+                    count = 1 + random.below(mostPages * 8 - 7)
+                }
                 var first = random.below(10) < 6 ? next : random.below(total)
                 if first + count > total { first = random.below(total - count) }
                 let range = first..<(first + count)
@@ -192,9 +202,18 @@ struct EngineModelTests {
 
         private func send(_ operation: BlockOperation, _ sector: Int, _ segments: [BlockSegment]) {
             sentCount += 1
-            let sent = rig.send(operation, sector, segments)
-            if random.onceIn(copyFailures), let segment = segments.first { rig.guest.revoked.insert(segment.reference) }
-            model.sending(sent)
+            var lists: [UInt32] = []
+            let sent: Sent
+            let mayBeIndirect = mostPages > 0 && (operation == .read || operation == .write)
+            if segments.count > 11 || (mayBeIndirect && random.onceIn(3)) {
+                sent = rig.sendIndirect(operation, sector, segments) { lists = $0 }
+            } else {
+                sent = rig.send(operation, sector, segments)
+            }
+            if random.onceIn(copyFailures), let page = random.onceIn(2) ? lists.first : segments.first?.reference {
+                rig.guest.revoked.insert(page)
+            }
+            model.sending(sent, lists: lists)
         }
 
         /// Segments that begin and end anywhere in their pages; nil if it would take too many.
@@ -230,6 +249,12 @@ struct EngineModelTests {
                 rig.guest.put(rig.guest.encoder.slot(operation: wire, id: id, firstSector: 0, segments: []))
                 rig.expectAnswer(id, wire)
                 model.sending(Sent(id: id, operation: wire, sector: 0, count: 0, segments: [], tags: []), refusal: -2)
+            case 1 where mostPages > 0 && !readOnly && random.onceIn(2):
+                // An inner operation that is neither a read nor a write.
+                var lists: [UInt32] = []
+                let inner = random.pick([2, 3, 5, 6, 255] as [UInt8])
+                let sent = rig.sendIndirect(.write, 0, rig.segments(8), inner: inner) { lists = $0 }
+                model.sending(sent, lists: lists, refusal: refusal)
             case 1: model.sending(rig.send(.read, 0, []), refusal: refusal)
             case 2:
                 model.sending(

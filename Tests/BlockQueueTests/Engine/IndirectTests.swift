@@ -163,6 +163,63 @@ struct IndirectTests {
         rig.expectIdle()
     }
 
+    @Test("of two barriers behind them, none passes them or the other one", arguments: [0, 1, 2])
+    func twoBarriers(_ between: Int) throws {
+        let rig = try rig()
+        let first = rig.sendIndirect(.write, 0, rig.segments(96))
+        for place in 0..<between { rig.write(2000 + place * 100, 8) }
+        let barriers = [rig.barrier(500, 8), rig.barrier(0, 8)]
+        let last = rig.write(0, 4)
+        // They were taken at once; the storage does one thing after the other.
+        for _ in 0..<64 {
+            rig.settle()
+            if rig.plugin.held.isEmpty { break }
+            rig.plugin.complete(rig.plugin.held.count - 1)
+        }
+        #expect(rig.statuses([first] + barriers + [last]) == [0, 0, 0, 0])
+        let order = rig.plugin.log.filter { $0.op == Int(XBB_OP_WRITE) && $0.sector < 2000 }.map(\.sector)
+        #expect(order == [0, 500, 0, 0])
+        #expect(rig.disk.tags(0, 8) == Array(last.tags) + Array(barriers[1].tags[4...]))
+        #expect(rig.disk.tags(8, 4) == Array(first.tags[8..<12]))
+        rig.expectIdle()
+    }
+
+    @Test(
+        "what was taken behind a barrier does not begin before it, with segments of its own or without",
+        arguments: [false, true])
+    func behindBarrier(_ isIndirect: Bool) throws {
+        let rig = try rig()
+        let first = rig.sendIndirect(.write, 0, rig.segments(96))
+        let barrier = rig.barrier(500, 8)
+        let second = isIndirect ? rig.sendIndirect(.write, 1000, rig.segments(96)) : rig.write(1000, 8)
+        rig.settle()
+        #expect(rig.plugin.held.map(\.sector) == [0])
+        rig.run()
+        #expect(rig.statuses([first, barrier, second]) == [0, 0, 0])
+        let order = rig.plugin.log.filter { $0.op == Int(XBB_OP_WRITE) }.map(\.sector)
+        #expect(order == [0, 500, 1000])
+        rig.expectIdle()
+    }
+
+    @Test("a barrier that waits for memory passes none of them")
+    func barrierWithoutMemory() throws {
+        let rig = try rig(64) {
+            $0.memoryBytes = 1
+            $0.guestPages = 4096
+        }
+        // They fill the memory.
+        let before = (0..<7).map { rig.sendIndirect(.write, 4096 + $0 * 512, rig.segments(512)) }
+        rig.settle()
+        let first = rig.sendIndirect(.write, 0, rig.segments(512))
+        let large = rig.write(2048, 88)
+        let second = rig.write(3000, 88)
+        let barrier = rig.barrier(0, 8)
+        rig.run()
+        #expect(rig.statuses(before + [first, large, second, barrier]).allSatisfy { $0 == 0 })
+        #expect(rig.isOnDisk(barrier) && rig.disk.tags(8, 4) == Array(first.tags[8..<12]))
+        rig.expectIdle()
+    }
+
     @Test("the guest changes its pages after they were fetched: nothing happens")
     func changedAfterwards() throws {
         let rig = try rig()

@@ -115,6 +115,48 @@ struct LargeSectorsOnSeveralQueuesTests {
         }
     }
 
+    // The engine cannot be copied, which #expect would do.
+    private func isAtRest(_ rig: EngineRig) -> Bool {
+        rig.engine.isHeld && (rig.engine.isEmpty || rig.engine.hasOnlyHeld)
+    }
+
+    @Test("a pause is complete while a part waits for space and another queue's part of the block waits for it")
+    func pause() throws {
+        let rigs = try makeQueues(2, blockBytes: 4096)
+        for rig in rigs { rig.engine.tuning.holdsWithoutSpace = true }
+        let order = try #require(rigs[0].engine.peers.order)
+        let first = rigs[0].write(40, 4)
+        settle(rigs)
+        rigs[0].plugin.completeAll()
+        settle(rigs)
+        rigs[0].plugin.completeAll(-ENOSPC)
+        settle(rigs)
+        let second = rigs[1].write(44, 4)
+        settle(rigs)
+        #expect(rigs.allSatisfy { $0.plugin.held.isEmpty })
+        for rig in rigs { rig.engine.isHeld = true }
+        settle(rigs)
+        // The other one could go on any moment, as far as the second queue knows.
+        #expect(isAtRest(rigs[0]) && !isAtRest(rigs[1]))
+        order.setResting(0, true)
+        settle(rigs)
+        #expect(isAtRest(rigs[1]))
+        order.setResting(1, true)
+        for rig in rigs { rig.engine.now += 10 * SpaceHold.pause }
+        settle(rigs)
+        #expect(rigs.allSatisfy { $0.plugin.held.isEmpty }, "nothing is begun in a pause")
+        for (index, rig) in rigs.enumerated() {
+            order.setResting(index, false)
+            rig.engine.isHeld = false
+        }
+        settle(rigs)
+        run(rigs)
+        for (rig, write) in zip(rigs, [first, second]) {
+            #expect(rig.status(write) == 0 && rig.isOnDisk(write))
+            rig.expectIdle()
+        }
+    }
+
     @Test("locks: whole ranges share, a partial one is alone, and each is let go once")
     func locks() {
         var locks = BlockLocks(listCount: 8)
