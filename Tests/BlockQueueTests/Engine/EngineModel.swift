@@ -18,6 +18,8 @@ final class EngineModel {
         let writesBefore: UInt64
         var copyFailed = false
         var pluginFailed = false
+        /// Something failed before its backend was killed; who follows may not meet it again.
+        var failedBefore = false
         var isBarrier: Bool { sent.operation == BlockOperation.writeBarrier.rawValue && refusal == nil }
 
         init(_ sent: Sent, _ sequence: Int, refusal: Int16?, writesBefore: UInt64) {
@@ -54,7 +56,18 @@ final class EngineModel {
         rig.onAnswer = { [unowned self] in answer($0) }
         rig.onFailedCall = { [unowned self] in owners[$0]?.copyFailed = true }
         rig.guest.onCopy = { [unowned self] in copied($0, toGuest: $1) }
-        rig.plugin.onFailure = { [unowned self] in pluginFailed($0) }
+        watchPlugin()
+    }
+
+    private func watchPlugin() { rig.plugin.onFailure = { [unowned self] in pluginFailed($0) } }
+
+    /// Another process goes on: what has failed is done again, and what it answered and nobody saw is not known.
+    func backendDied() {
+        watchPlugin()
+        for entry in entries.values {
+            entry.failedBefore = entry.failedBefore || entry.copyFailed || entry.pluginFailed
+            (entry.copyFailed, entry.pluginFailed) = (false, false)
+        }
     }
 
     private func problem(_ text: String) {
@@ -81,6 +94,7 @@ final class EngineModel {
         nextSequence += 1
         entries[sent.id] = entry
         for segment in sent.segments { owners[segment.reference] = entry }
+        for list in sent.lists { owners[list] = entry }
         if refusal == nil { reserve(sent, 1) }
     }
 
@@ -104,7 +118,11 @@ final class EngineModel {
             return
         }
         if entry.refusal != nil { problem("a copy for a request that must be refused: \(entry.sent)") }
-        if toGuest == isWriting(entry.sent) { problem("a copy in the wrong direction: \(entry.sent)") }
+        if entry.sent.lists.contains(reference) {
+            if toGuest { problem("a copy into a list of segments: \(entry.sent)") }
+        } else if toGuest == isWriting(entry.sent) {
+            problem("a copy in the wrong direction: \(entry.sent)")
+        }
     }
 
     private func pluginFailed(_ request: HeldRequest) {
@@ -134,14 +152,15 @@ final class EngineModel {
         if let refusal = entry.refusal {
             if response.status != refusal { problem("\(response.status) for a request that breaks a rule: \(sent)") }
         } else {
-            checkOrder(entry)
             reserve(sent, -1)
-            if sent.segments.contains(where: { rig.guest.revoked.contains($0.reference) }) { entry.copyFailed = true }
+            if sent.references.contains(where: rig.guest.revoked.contains) { entry.copyFailed = true }
+            // Where the list of segments cannot be read, an indirect request is refused like one that breaks a rule: at once.
+            if response.status == 0 || !entry.copyFailed || sent.lists.isEmpty { checkOrder(entry) }
             judge(entry, response.status)
         }
-        for segment in sent.segments {
-            owners[segment.reference] = nil
-            rig.guest.revoked.remove(segment.reference)
+        for reference in sent.references {
+            owners[reference] = nil
+            rig.guest.revoked.remove(reference)
         }
         rig.givePagesBack(sent)
         rig.forget(sent)
@@ -163,7 +182,9 @@ final class EngineModel {
         let operation = BlockOperation(rawValue: sent.operation)
         // A flush that fails keeps the data from being copied at all.
         if entry.copyFailed && status == 0 { problem("success, but a page could not be copied: \(sent)") }
-        if status != 0 && !entry.copyFailed && !entry.pluginFailed { problem("\(status) without a reason: \(sent)") }
+        if status != 0 && !entry.copyFailed && !entry.pluginFailed && !entry.failedBefore {
+            problem("\(status) without a reason: \(sent)")
+        }
         switch operation {
         case .read: if status == 0 { read(sent) }
         case .write: wrote(entry, status)
