@@ -33,8 +33,8 @@ func readFiles() -> [String] {
     if LockNote(reading: note.bytes) != note { problems.append("\(note) is another one when it is written") }
     if note.bytes.count != LockNote.size { problems.append("a note of \(note.bytes.count) bytes") }
     if let entries = KeptStorage.readManifest(bytes[...]) {
-        let written = entries.flatMap { Array($0.format.utf8) + [0] + Array($0.path.utf8) + [0] }
-        if written != bytes { problems.append("a manifest that is another one when it is written") }
+        let written = entries.map { Array($0.format.utf8) + [0] + Array($0.path.utf8) + [0] as [UInt8] }.joined()
+        if Array(written) != bytes { problems.append("a manifest that is another one when it is written") }
     }
     _ = PluginDescription(parsing: bytes, name: "qcow")
     let details = DiskEventDetails(((try? JSON(parsing: bytes)) ?? .null).members)

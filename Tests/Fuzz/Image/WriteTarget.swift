@@ -5,7 +5,7 @@ import Foundation
 import TestSupport
 
 /// QEMU makes them once, before the first input: 512-byte and larger clusters, snapshots, deflated clusters, subclusters.
-private nonisolated(unsafe) let images: [MadeImage] = {
+private let images: [MadeImage] = {
     let maker = HostileImages()
     return (0..<24 as Range<UInt64>).compactMap { seed in
         let made = try? maker.image(

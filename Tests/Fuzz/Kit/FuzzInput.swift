@@ -53,6 +53,7 @@ public struct SplitMix64: Sendable {
     private var state: UInt64
     private let isFed: Bool
 
+    /// The generator of a seed, or in a run of the input.
     public init(seed: UInt64) {
         isFed = FuzzInput.feeds
         state = isFed ? 1 : seed
@@ -68,6 +69,7 @@ public struct SplitMix64: Sendable {
 
     private mutating func draw(_ bytes: Int) -> UInt64 { (isFed ? FuzzInput.take(bytes) : nil) ?? generate() }
 
+    /// Any number.
     public mutating func next() -> UInt64 { draw(8) }
 
     /// As few bytes of the input as the bound needs, so that changing one of them changes one decision.
@@ -78,13 +80,17 @@ public struct SplitMix64: Sendable {
         return Int(truncatingIfNeeded: draw(bytes) % UInt64(bound))
     }
 
+    /// A number of the closed range.
     public mutating func from(_ low: UInt64, to high: UInt64) -> UInt64 {
         let width = high &- low
         if width < 1 << 16 { return low &+ UInt64(below(Int(width) + 1)) }
         return width == .max ? next() : low &+ next() % (width + 1)
     }
 
+    /// True once in `times`.
     public mutating func onceIn(_ times: Int) -> Bool { below(times) == 0 }
+    /// True in `percent` of all cases.
     public mutating func chance(_ percent: UInt64) -> Bool { below(100) < Int(percent) }
+    /// One of the elements.
     public mutating func pick<T>(_ elements: [T]) -> T { elements[below(elements.count)] }
 }

@@ -26,8 +26,9 @@ func readJournal() throws -> [String] {
         rig.plugin.complete(random.below(rig.plugin.held.count))
     }
     rig.turn(steps: random.below(8))
-    // The successor's successor meets what the first one left.
-    for _ in 0..<1 + random.below(2) {
+    // The successor's successor meets what the first one left, wherever in a turn that ended.
+    let successors = 1 + random.below(2)
+    for number in 1...successors {
         change(rig, &random)
         do {
             try rig.succeed(random.pick([.killed("signal 9"), .crashed("signal 11"), .handedOver, .left, .unknown]))
@@ -37,7 +38,7 @@ func readJournal() throws -> [String] {
         guard rig.engine.ring.outstanding == rig.engine.replays.count else {
             return ["\(rig.engine.replays.count) requests are done again, and \(rig.engine.ring.outstanding) are taken"]
         }
-        rig.turn(steps: random.below(8))
+        if number < successors { rig.turn(steps: random.below(8)) }
     }
     rig.run()
     return rig.isIdle && rig.use == EngineRig.Use() ? [] : ["in use at the end: \(rig.use)"]

@@ -7,10 +7,6 @@ import Xen
 import XenBus
 
 @testable import StoreBroker
-@testable import Support
-
-private let silent = Log(
-    name: "fuzz", level: .error, sink: LogSink(descriptor: open("/dev/null", O_WRONLY | O_CLOEXEC), journal: nil))
 
 private let back = "/local/domain/0/backend/vbd/7/51712"
 private let front = "/local/domain/7/device/vbd/51712"
@@ -22,7 +18,8 @@ private final class WatchedStore: XenStore {
     private var transactions: Set<UInt32> = []
     private var last: UInt32 = 0
     private var watches = 0
-    private let event = EventDescriptor.make()
+    /// Nothing ever comes.
+    private let event = open("/dev/null", O_WRONLY | O_CLOEXEC)
 
     /// Written apart from `StorePolicy`: names of the toolstack's keys, and the shape of a path.
     private func isOwn(_ path: String) -> Bool {
@@ -127,11 +124,8 @@ private final class WatchedStore: XenStore {
     var watchFileDescriptor: Int32 { event }
     func nextWatchEvent() throws(OperationError) -> XenStoreWatchEvent? { nil }
     func domainPath(_ domain: DomainID) throws(OperationError) -> String { "/local/domain/\(domain)" }
+    func isDomainIntroduced(_ domain: DomainID) throws(OperationError) -> Bool { true }
     deinit { close(event) }
-}
-
-private enum EventDescriptor {
-    static func make() -> Int32 { eventfd(0, Int32(EFD_CLOEXEC)) }
 }
 
 private let paths = [
@@ -163,9 +157,9 @@ func askKeeper() -> [String] {
         problems += checkMessage(bytes)
         _ = bytes.withUnsafeBytes { send(mine.raw, $0.baseAddress, max($0.count, 1), Int32(MSG_DONTWAIT)) }
     }
-    shutdown(mine.raw, Int32(SHUT_WR.rawValue))
+    shutdown(mine.raw, Int32(SHUT_WR))
     let store = WatchedStore()
-    StoreKeeper(store, backendPath: back, calls: calls, events: events, log: silent).run()
+    StoreKeeper(store, backendPath: back, calls: calls, events: events, log: silentLog).run()
     return problems + store.problems
 }
 
