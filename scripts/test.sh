@@ -27,7 +27,7 @@ for target in "${targets[@]}"; do
         case $target in
         authors-test) script=(scripts/authors-test.sh) ;;
         models) script=(scripts/models.py) ;;
-        fuzz) script=(scripts/fuzz.sh check "${XBB_FUZZ_SECONDS:-2}") ;;
+        fuzz) script=(scripts/fuzz.sh check "${XBB_FUZZ_SECONDS:-1}") ;;
         esac
         result=0
         "${script[@]}" >"$log" 2>&1 || result=$?
