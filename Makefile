@@ -3,7 +3,7 @@ SHELL := /bin/bash
 SWIFT ?= swift
 JOBS  ?= $(shell nproc)
 
-.PHONY: help setup build build-release install deb deb-test walk demo test test-long test-quick bench bench-qcow bench-rbd count check models fmt clean
+.PHONY: help setup build build-release install deb deb-test walk demo test test-long test-quick bench bench-qcow bench-rbd count check fuzz models fmt clean
 .PHONY: xen-setup xen-test xen-shell xen-bench
 
 help: ## what can be done here
@@ -35,8 +35,8 @@ walk: deb ## the commands of docs/operating.md, as they stand there, in a Debian
 demo: build-release ## a real disk image through a shared ring, without Xen (needs no root but for a loop device)
 	@scripts/demo.sh
 
-test: build ## all tests
-	@scripts/test.sh
+test: $(if $(SANITIZE),setup,build) ## all tests; with SANITIZE=address, thread or undefined those that can run under it
+	@$(if $(SANITIZE),scripts/sanitize.sh $(SANITIZE),scripts/test.sh)
 
 test-long: build build-release deb ## a thousand kills and upgrades, all kinds of QCOW images and all hostile ones: minutes
 	@scripts/test-long.sh
@@ -65,6 +65,9 @@ xen-bench: xen-setup deb ## figures beside xen-blkback and qdisk there, in build
 
 xen-shell: xen-setup deb ## the same machine, and a prompt in its dom0
 	@lab/xen-lab shell
+
+fuzz: setup ## attack it with inputs that a machine makes: TARGET= (docs/testing.md has their names; all) SECONDS= (60 for each)
+	@scripts/fuzz.sh run $(or $(TARGET),all) $(or $(SECONDS),60)
 
 models: setup ## the models of recovery and sleep, all states (SPIN), and that each planted error is found
 	@scripts/models.py --long

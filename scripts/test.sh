@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # Runs all tests of what `make build` built, one test target after the other, and counts them at the end.
 # A target that does not end within its time has failed.
-# "authors-test" is scripts/authors-test.sh, "models" is scripts/models.py.
+# "authors-test" is scripts/authors-test.sh, "models" is scripts/models.py, "fuzz" is scripts/fuzz.sh.
 # usage: test.sh [TARGET...]
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -14,7 +14,7 @@ targets=("$@")
 [[ ${#targets[@]} -gt 0 ]] ||
     targets=(SettingsTests BlkifTests XenBusTests BlockQueueTests FormatsTests QCOWEngineTests PluginKitTests PluginTests
         XenLoopbackTests BlkfrontTests ControlTests EndToEndTests
-        authors-test models)
+        authors-test models fuzz)
 limit=${XBB_TEST_LIMIT:-1500}
 passed=0
 failed=0
@@ -23,11 +23,14 @@ mkdir -p "$logs"
 for target in "${targets[@]}"; do
     log=$logs/$target.log
     started=$SECONDS
-    if [[ $target == authors-test || $target == models ]]; then
-        script=scripts/authors-test.sh
-        [[ $target == authors-test ]] || script=scripts/models.py
+    if [[ $target == authors-test || $target == models || $target == fuzz ]]; then
+        case $target in
+        authors-test) script=(scripts/authors-test.sh) ;;
+        models) script=(scripts/models.py) ;;
+        fuzz) script=(scripts/fuzz.sh check "${XBB_FUZZ_SECONDS:-1}") ;;
+        esac
         result=0
-        "$script" >"$log" 2>&1 || result=$?
+        "${script[@]}" >"$log" 2>&1 || result=$?
         good=$(grep -c '^ok ' "$log")
         bad=$(grep -c '^FAILED ' "$log")
         [[ $good -gt 0 && ($result -eq 0 || $bad -gt 0) ]] || bad=$((bad + 1))

@@ -81,6 +81,7 @@ final class Lab {
 
     /// Detaches every disk and checks that each worker ends well and nothing of the guest is held or lost.
     func finish(mostLog: Int = 65536) throws {
+        try disks.first?.checkForLeaks()
         for disk in disks {
             try disk.detach()
             #expect(disk.log.utf8.count <= mostLog, "the log of disk \(disk.number) has \(disk.log.utf8.count) bytes")
@@ -227,6 +228,9 @@ final class Disk {
         path = image
         try write("physical-device-path", path)
     }
+
+    /// Its storage is a file that works, and no test interferes with its worker.
+    var isOrdinary: Bool { storage.path == nil && storage.format == nil && environment.isEmpty }
 
     /// Everything that its workers have logged.
     var log: String { (logs + [worker.log]).joined() }

@@ -3,6 +3,7 @@
 import Blkfront
 import CLinux
 import Foundation
+import Synchronization
 import Testing
 import Xen
 
@@ -141,6 +142,63 @@ extension EndToEnd {
             let report = try disk.load(again) { $0.count = 100 }
             #expect(report.isGood, "\(report.text)")
             try again.close()
+            try lab.finish()
+        }
+
+        /// Asks a worker, which may have ended.
+        private static func isAnswered(_ command: String, _ socket: String) -> Bool {
+            let descriptor = clinux_unix_connect(socket, Int32(SOCK_STREAM.rawValue))
+            guard descriptor >= 0 else {
+                usleep(1000)
+                return false
+            }
+            defer { close(descriptor) }
+            let line = Array("\(command)\n".utf8)
+            guard send(descriptor, line, line.count, Int32(MSG_NOSIGNAL)) == line.count else { return false }
+            var byte: UInt8 = 0
+            while read(descriptor, &byte, 1) == 1 { if byte == UInt8(ascii: "\n") { return true } }
+            return false
+        }
+
+        /// Who asks for statistics, and for all else of a disk, meets it in every state between open and gone (CVE-2026-100082).
+        @Test func statisticsAreReadWhileTheDiskIsTakenDown() throws {
+            let lab = try Lab()
+            let disk = try lab.attach()
+            let (worker, socket) = (disk.worker, disk.worker.socketPath)
+            let done = Mutex(false)
+            let answers = Mutex(0)
+            var threads: [Thread] = []
+            for command in ["stats", "stats", "show", "ping"] {
+                let thread = Thread {
+                    while !done.withLock({ $0 }) {
+                        if Self.isAnswered(command, socket) { answers.withLock { $0 += 1 } }
+                    }
+                }
+                thread.start()
+                threads.append(thread)
+            }
+            defer { done.withLock { $0 = true } }
+            for round in 0..<12 {
+                let before = answers.withLock { $0 }
+                let device = try disk.connect { $0.queues = 1 }
+                try device.queues[0].withQueue { (queue) throws in
+                    for _ in 0..<8 { try queue.submit(try queue.slot(), .read, sector: 0, byteCount: 45056) }
+                    try queue.publish()
+                }
+                if round % 2 == 0 { try eventually("an answer") { answers.withLock { $0 } > before } }
+                try device.setState(.closing)
+                try device.setState(.closed)
+                try disk.awaitState(6)
+                device.dismantle()
+                #expect(device.leakedGrants.isEmpty)
+            }
+            let last = try disk.connect()
+            try disk.requestDetach()
+            try last.close()
+            #expect(try worker.awaitExit() == .exited(0), "\(worker.log.suffix(2000))")
+            done.withLock { $0 = true }
+            try eventually("the end of those who ask") { threads.allSatisfy(\.isFinished) }
+            #expect(answers.withLock { $0 } > 12)
             try lab.finish()
         }
 

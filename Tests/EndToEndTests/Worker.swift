@@ -15,7 +15,7 @@ final class Worker {
     let generation: Int
     private let loopback: String
     let logPath: String
-    private let socketPath: String
+    let socketPath: String
     private(set) var process: pid_t = 0
     private var status: ExitStatus?
 

@@ -4,24 +4,13 @@ import Testing
 import XenBus
 
 @Suite struct BackendDescriptionTests {
-    static func keys(_ entries: [StoreUpdate.Entry]) -> Node {
-        var node: Node = [:]
-        for entry in entries {
-            switch entry {
-            case .write(let key, let value): node[key] = value
-            case .remove(let key): node[key] = "(removed)"
-            }
-        }
-        return node
-    }
-
     static func describe(
         _ request: DeviceRequest = goodRequest, _ facts: DeviceFacts = goodFacts,
         _ change: (inout OfferedFeatures) -> Void = { _ in }
     ) -> Node {
         var offered = OfferedFeatures(request: request, device: facts)
         change(&offered)
-        return keys(
+        return StoreUpdate.node(
             BackendDescription(
                 offered, physicalSectorSize: facts.physicalSectorSize, deviceType: request.deviceType,
                 isRemovable: request.isRemovable
@@ -108,7 +97,7 @@ import XenBus
     @Test func theOfferSpeaksBothSchemes() {
         let offer = BackendOffer(limits: FrontendLimits(maximumRingPageOrder: 3, maximumQueueCount: 2))
         #expect(
-            Self.keys(offer.entries) == [
+            StoreUpdate.node(offer.entries) == [
                 "max-ring-page-order": "3", "max-ring-pages": "8", "multi-queue-max-queues": "2",
             ])
     }

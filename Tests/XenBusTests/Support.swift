@@ -36,6 +36,20 @@ func resized(_ sectorCount: UInt64) -> VBDMachine.Event {
     .deviceResized(sectorCount: sectorCount, offered: offered(sectorCount: sectorCount))
 }
 
+extension StoreUpdate {
+    /// What entries leave in a node.
+    static func node(_ entries: [StoreUpdate.Entry]) -> Node {
+        var node: Node = [:]
+        for entry in entries {
+            switch entry {
+            case .write(let key, let value): node[key] = value
+            case .remove(let key): node[key] = "(removed)"
+            }
+        }
+        return node
+    }
+}
+
 extension VBDMachine.Action {
     /// One word or two, for tables.
     var brief: String {

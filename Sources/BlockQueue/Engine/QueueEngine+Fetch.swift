@@ -10,8 +10,9 @@ import Memory
 struct FetchStage: ~Copyable {
     /// Requests that wait for their pages, in the order in which they were taken.
     fileprivate var waiting: IndexQueue
-    /// The first of them that was taken behind a list that must be alone; -1 for none. The ring is not read after it.
-    fileprivate var firstBehindExclusive: Int32 = -1
+    /// The one that was taken behind a list that must be alone or that waits for memory; -1 for none. The ring is not read
+    /// after it.
+    fileprivate var lastBehindOthers: Int32 = -1
     /// What the slot of each request said.
     fileprivate var headers: FixedArray<IndirectRequest>
 
@@ -41,7 +42,7 @@ extension QueueEngine {
         case .success(let header):
             // What was taken before it is begun before it.
             closeTail(forced: true)
-            if exclusive >= 0 { fetch.firstBehindExclusive = index }
+            if exclusive >= 0 || !memoryWaiters.isEmpty { fetch.lastBehindOthers = index }
             fetch.headers[Int(index)] = header
             fetch.waiting.append(index)
             fetch.isPending = true
@@ -74,17 +75,16 @@ extension QueueEngine {
         stats.add(.indirect_requests, UInt64(fetch.waiting.count))
         stats.add(.indirect_pages, UInt64(data.copies.count))
         fetch.isPending = false
-        // A list that must be alone and has not begun was taken behind the first of these.
+        // What was taken behind the first of these and has not begun: a list that must be alone, then those that wait.
         var alone: Int32 = -1
         if exclusive >= 0, lists[Int(exclusive)].state.phase == .collecting { swap(&alone, &exclusive) }
-        // So was what waits already: the ring is not read any further once something waits.
-        let behind = memoryWaiters.count
+        var behind = memoryWaiters.count
         while let index = fetch.waiting.popFirst() {
             listsInFlight -= 1
-            if index == fetch.firstBehindExclusive {
+            if index == fetch.lastBehindOthers {
                 closeTail(forced: true)
-                begin(held: &alone)
-                fetch.firstBehindExclusive = -1
+                begin(held: &alone, before: &behind)
+                fetch.lastBehindOthers = -1
             }
             var isCopied = succeeded
             for _ in 0..<fetch.headers[Int(index)].pageCount where !data.takeResult() { isCopied = false }
@@ -101,15 +101,20 @@ extension QueueEngine {
         fetch.isOfReplay = false
         closeTail(forced: false)
         data.beginBatch()
-        begin(held: &alone)
-        // All that was begun here waits behind them, and was taken before them.
-        for _ in 0..<behind { if let list = memoryWaiters.popFirst() { memoryWaiters.append(list) } }
+        begin(held: &alone, before: &behind)
         startWaitingLists()
     }
 
-    private mutating func begin(held list: inout Int32) {
+    /// Begins a list behind those that were fetched, then puts the first `waiting` of those that wait behind it: in the order in
+    /// which they were taken, as what must be alone waits for what was taken before it and for nothing else.
+    private mutating func begin(held list: inout Int32, before waiting: inout Int) {
         if list >= 0 { begin(list) }
         list = -1
+        for _ in 0..<waiting {
+            guard let first = memoryWaiters.popFirst() else { break }
+            memoryWaiters.append(first)
+        }
+        waiting = 0
     }
 
     private mutating func checkFetched(_ request: Int) -> RequestError? {

@@ -16,15 +16,14 @@ final class EngineModel {
         let refusal: Int16?
         /// Writes that had reached the disk when it was sent: a flush covers these.
         let writesBefore: UInt64
-        /// Pages with the segments of an indirect request.
-        let lists: [UInt32]
         var copyFailed = false
         var pluginFailed = false
+        /// Something failed before its backend was killed; who follows may not meet it again.
+        var failedBefore = false
         var isBarrier: Bool { sent.operation == BlockOperation.writeBarrier.rawValue && refusal == nil }
 
-        init(_ sent: Sent, _ sequence: Int, lists: [UInt32], refusal: Int16?, writesBefore: UInt64) {
+        init(_ sent: Sent, _ sequence: Int, refusal: Int16?, writesBefore: UInt64) {
             self.sent = sent
-            self.lists = lists
             self.sequence = sequence
             self.refusal = refusal
             self.writesBefore = writesBefore
@@ -57,7 +56,18 @@ final class EngineModel {
         rig.onAnswer = { [unowned self] in answer($0) }
         rig.onFailedCall = { [unowned self] in owners[$0]?.copyFailed = true }
         rig.guest.onCopy = { [unowned self] in copied($0, toGuest: $1) }
-        rig.plugin.onFailure = { [unowned self] in pluginFailed($0) }
+        watchPlugin()
+    }
+
+    private func watchPlugin() { rig.plugin.onFailure = { [unowned self] in pluginFailed($0) } }
+
+    /// Another process goes on: what has failed is done again, and what it answered and nobody saw is not known.
+    func backendDied() {
+        watchPlugin()
+        for entry in entries.values {
+            entry.failedBefore = entry.failedBefore || entry.copyFailed || entry.pluginFailed
+            (entry.copyFailed, entry.pluginFailed) = (false, false)
+        }
     }
 
     private func problem(_ text: String) {
@@ -79,11 +89,12 @@ final class EngineModel {
     private func isWriting(_ sent: Sent) -> Bool { sent.operation != BlockOperation.read.rawValue }
     private func range(_ sent: Sent) -> Range<Int> { sent.sector..<(sent.sector + sent.count) }
 
-    func sending(_ sent: Sent, lists: [UInt32] = [], refusal: Int16? = nil) {
-        let entry = Entry(sent, nextSequence, lists: lists, refusal: refusal, writesBefore: rig.disk.writes)
+    func sending(_ sent: Sent, refusal: Int16? = nil) {
+        let entry = Entry(sent, nextSequence, refusal: refusal, writesBefore: rig.disk.writes)
         nextSequence += 1
         entries[sent.id] = entry
-        for page in lists + sent.segments.map(\.reference) { owners[page] = entry }
+        for segment in sent.segments { owners[segment.reference] = entry }
+        for list in sent.lists { owners[list] = entry }
         if refusal == nil { reserve(sent, 1) }
     }
 
@@ -107,7 +118,9 @@ final class EngineModel {
             return
         }
         if entry.refusal != nil { problem("a copy for a request that must be refused: \(entry.sent)") }
-        if toGuest == (isWriting(entry.sent) || entry.lists.contains(reference)) {
+        if entry.sent.lists.contains(reference) {
+            if toGuest { problem("a copy into a list of segments: \(entry.sent)") }
+        } else if toGuest == isWriting(entry.sent) {
             problem("a copy in the wrong direction: \(entry.sent)")
         }
     }
@@ -139,20 +152,17 @@ final class EngineModel {
         if let refusal = entry.refusal {
             if response.status != refusal { problem("\(response.status) for a request that breaks a rule: \(sent)") }
         } else {
-            checkOrder(entry)
             reserve(sent, -1)
-            if (entry.lists + sent.segments.map(\.reference)).contains(where: rig.guest.revoked.contains) {
-                entry.copyFailed = true
-            }
+            if sent.references.contains(where: rig.guest.revoked.contains) { entry.copyFailed = true }
+            // Where the list of segments cannot be read, an indirect request is refused like one that breaks a rule: at once.
+            if response.status == 0 || !entry.copyFailed || sent.lists.isEmpty { checkOrder(entry) }
             judge(entry, response.status)
         }
-        for page in entry.lists + sent.segments.map(\.reference) {
-            owners[page] = nil
-            rig.guest.revoked.remove(page)
+        for reference in sent.references {
+            owners[reference] = nil
+            rig.guest.revoked.remove(reference)
         }
         rig.givePagesBack(sent)
-        let lists = entry.lists.map { BlockSegment(reference: $0, firstSector: 0, lastSector: 0) }
-        rig.givePagesBack(Sent(id: 0, operation: 0, sector: 0, count: 0, segments: lists, tags: []))
         rig.forget(sent)
     }
 
@@ -172,7 +182,9 @@ final class EngineModel {
         let operation = BlockOperation(rawValue: sent.operation)
         // A flush that fails keeps the data from being copied at all.
         if entry.copyFailed && status == 0 { problem("success, but a page could not be copied: \(sent)") }
-        if status != 0 && !entry.copyFailed && !entry.pluginFailed { problem("\(status) without a reason: \(sent)") }
+        if status != 0 && !entry.copyFailed && !entry.pluginFailed && !entry.failedBefore {
+            problem("\(status) without a reason: \(sent)")
+        }
         switch operation {
         case .read: if status == 0 { read(sent) }
         case .write: wrote(entry, status)

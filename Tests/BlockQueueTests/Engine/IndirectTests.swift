@@ -220,6 +220,61 @@ struct IndirectTests {
         rig.expectIdle()
     }
 
+    @Test("what is taken behind a barrier begins after it, whatever kind it is", arguments: [false, true])
+    func behindBarrierOfAKilledBackend(_ dies: Bool) throws {
+        let rig = try rig()
+        let first = rig.sendIndirect(.write, 0, rig.segments(96))
+        let barrier = rig.barrier(500, 8)
+        // Not indirect: it waits already when the first one's segments are there.
+        let second = rig.write(1000, 8)
+        if dies {
+            rig.turn(steps: 2)
+            try rig.succeed()
+        }
+        rig.settle()
+        #expect(rig.plugin.held.map(\.sector) == [0])
+        rig.run()
+        #expect(rig.statuses([first, barrier, second]) == [0, 0, 0])
+        let order = rig.plugin.log.map { $0.op == Int(XBB_OP_FLUSH) ? -1 : $0.sector }
+        #expect(order.first == 0 && order.last == 1000 && order.contains(500), "\(order)")
+        #expect(rig.isIdle && rig.use == EngineRig.Use() && rig.problems == [])
+    }
+
+    @Test("a barrier waits for what was taken before it, also where that waits for memory", arguments: 0..<6)
+    func barrierBehindWhatWaitsForMemory(_ left: Int) throws {
+        let rig = try rig(32) {
+            $0.ringPages = 4
+            $0.memoryBytes = 128 << 10
+            $0.guestPages = 2000
+        }
+        rig.engine.tuning.noCoalesce = true
+        let pages = rig.memory.byteCount / 4096
+        var sector = 2000
+        while pages - rig.use.pages > left {
+            let count = min(11, pages - rig.use.pages - left)
+            rig.read(sector, count * 8)
+            sector += count * 8
+            rig.settle()
+        }
+        rig.turn()
+        let first = rig.sendIndirect(.write, 0, rig.segments(16))
+        let second = rig.write(200, 16)
+        let barrier = rig.barrier(500, 8)
+        let third = rig.write(1000, 8)
+        rig.settle()
+        while rig.unanswered > 0, rig.problems.isEmpty {
+            let isBarrier = rig.plugin.held.contains { $0.sector == 500 && $0.op != Int(XBB_OP_READ) }
+            if isBarrier { #expect(rig.statuses([first, second]) == [0, 0] && rig.status(third) == nil) }
+            if rig.plugin.held.contains(where: { $0.sector == 1000 }) { #expect(rig.status(barrier) == 0) }
+            guard !rig.plugin.held.isEmpty else { break }
+            rig.plugin.complete(rig.plugin.held.count - 1)
+            rig.settle()
+        }
+        rig.run()
+        #expect(rig.statuses([first, second, barrier, third]) == [0, 0, 0, 0])
+        rig.expectIdle()
+    }
+
     @Test("the guest changes its pages after they were fetched: nothing happens")
     func changedAfterwards() throws {
         let rig = try rig()

@@ -46,6 +46,11 @@ final class FakeGuest {
         return (0..<count).map { _ in front.take() }
     }
 
+    /// A reference that the guest has granted once.
+    func hasPage(_ reference: UInt32) -> Bool {
+        reference >= Self.firstReference && reference < Self.firstReference + UInt32(pageCount)
+    }
+
     /// The address of a sector of the page behind a reference.
     func sector(_ reference: UInt32, _ number: Int) -> UnsafeMutableRawPointer {
         let page = Int(reference) - Int(Self.firstReference)
@@ -67,9 +72,7 @@ final class FakeGuest {
         let offset = Int(cxen_copy_offset(&operation))
         let length = Int(operation.len)
         if let status = failCopy?(reference, toGuest) { return status }
-        guard reference >= Self.firstReference, reference < Self.firstReference + UInt32(pageCount),
-            !revoked.contains(reference)
-        else { return Int16(GNTST_bad_gntref) }
+        guard hasPage(reference), !revoked.contains(reference) else { return Int16(GNTST_bad_gntref) }
         guard length > 0, offset + length <= 4096 else { return Int16(GNTST_bad_copy_arg) }
         let guest = pages.base + (Int(reference) - Int(Self.firstReference)) * 4096 + offset
         if toGuest {

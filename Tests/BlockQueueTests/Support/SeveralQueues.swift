@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Several queues of one fake disk, each with a fake guest's ring.
 import Glibc
-import Testing
 
 @testable import BlockQueue
 @testable import PluginPort

@@ -1,0 +1,1 @@
+../../QCOWEngineTests/ImageLayout.swift

@@ -1,0 +1,1 @@
+../../QCOWEngineTests/SimulatedStorage.swift

@@ -1,0 +1,1 @@
+../../BlockQueueTests/Engine/EngineModel.swift

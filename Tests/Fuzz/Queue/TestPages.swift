@@ -1,0 +1,1 @@
+../../BlockQueueTests/Support/TestPages.swift

@@ -1,0 +1,1 @@
+../../BlkifTests/Support/RingSides.swift

@@ -1,0 +1,1 @@
+../../BlkifTests/Support/RingWorld.swift

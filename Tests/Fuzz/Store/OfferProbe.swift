@@ -1,0 +1,1 @@
+../../XenBusTests/OfferProbe.swift

@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-2-Clause
+# Coverage-guided fuzzing of the product's own modules by libFuzzer, with AddressSanitizer: Tests/Fuzz, docs/testing.md.
+#
+#   fuzz.sh run TARGET|all SECONDS    fuzz; what is new goes to build/fuzz/corpus, inputs with a fault to build/fuzz/faults
+#   fuzz.sh replay [TARGET...]        every input of the tree once
+#   fuzz.sh check SECONDS             replay, then fuzz each target for so long; for scripts/test.sh
+#   fuzz.sh keep TARGET|all           the smallest inputs that reach all that build/fuzz/corpus reaches, into the tree
+#   fuzz.sh coverage                  lines of the product's modules that the inputs of build/fuzz/corpus and the tree reach
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+package=$root/Tests/Fuzz
+scratch=${XBB_FUZZ_SCRATCH:-$root/build/fuzz/package}
+grown=$root/build/fuzz/corpus
+faults=$root/build/fuzz/faults
+# The program of each target, and the longest input that is made for it.
+declare -A program=(
+    [slot]=fuzz-ring [ring]=fuzz-ring
+    [engine]=fuzz-queue [session]=fuzz-queue [journal]=fuzz-queue
+    [keys]=fuzz-store [offer]=fuzz-store [negotiation]=fuzz-store [broker]=fuzz-store
+    [qcow-read]=fuzz-image [qcow-write]=fuzz-image
+    [json]=fuzz-control [request]=fuzz-control [settings]=fuzz-control [files]=fuzz-control [metrics]=fuzz-control
+)
+declare -A longest=(
+    [slot]=400 [ring]=1024 [engine]=2048 [session]=2048 [journal]=512 [keys]=1024 [offer]=256 [negotiation]=256
+    [broker]=2048 [qcow-read]=16384 [qcow-write]=512 [json]=1024 [request]=512 [settings]=2048 [files]=2048 [metrics]=4096
+)
+targets=(slot ring engine session journal keys offer negotiation broker qcow-read qcow-write json request settings files metrics)
+
+# A crash must end the program, not wait for a debugger.
+export SWIFT_BACKTRACE=enable=no
+
+build() {
+    local runtime
+    runtime=$(dirname "$(dirname "$(readlink -f "$(command -v swift)")")")/lib/clang
+    runtime=$(find "$runtime" -name "libclang_rt.fuzzer_no_main-$(uname -m).a" | head -n 1)
+    [[ -n $runtime ]] || { echo "fuzz: this Swift has no libFuzzer" >&2; exit 1; }
+    export XBB_FUZZ_RUNTIME=$runtime
+    local words=(swift build --package-path "$package" --scratch-path "$scratch" -c release -j "$(nproc)" "$@")
+    "${words[@]}" >"$root/build/fuzz/build.log" 2>&1 || { tail -n 40 "$root/build/fuzz/build.log"; exit 1; }
+}
+
+# Runs libFuzzer on a target; further words are its options and directories.
+fuzz() {
+    local target=$1 dictionary=$package/Dictionaries/$1
+    shift
+    local options=(-max_len="${longest[$target]}" -timeout=60 -rss_limit_mb=3000 -malloc_limit_mb=1024
+        -artifact_prefix="$faults/$target-" -print_final_stats=1)
+    [[ -e $dictionary ]] && options+=(-dict="$dictionary")
+    XBB_FUZZ_TARGET=$target "$scratch/release/${program[$target]}" "${options[@]}" "$@"
+}
+
+names() {
+    if [[ $# -eq 0 || $1 == all ]]; then printf '%s\n' "${targets[@]}"; else printf '%s\n' "$@"; fi
+}
+
+corpus() { echo "$package/Corpus/$1"; }
+
+# The end of a run's log: what failed, or the figures.
+report() {
+    local log=$1 name=$2 result=$3
+    if [[ $result -ne 0 ]]; then
+        echo "FAILED fuzz $name"
+        tail -n 40 "$log" | cut -c1-300
+        return 1
+    fi
+    echo "ok fuzz $name: $(grep -aoE 'number_of_executed_units: *[0-9]+' "$log" | grep -oE '[0-9]+$' || echo 0) executions," \
+        "$(grep -aoE 'cov: [0-9]+' "$log" | tail -n 1 || true)"
+}
+
+one() {
+    local target=$1 log=$root/build/fuzz/$1.log result=0
+    shift
+    fuzz "$target" "$@" >"$log" 2>&1 || result=$?
+    report "$log" "$target" "$result"
+}
+
+mkdir -p build/fuzz "$faults"
+mode=${1:-}
+shift || true
+status=0
+case $mode in
+run)
+    build
+    for target in $(names "${1:-all}"); do
+        mkdir -p "$grown/$target"
+        one "$target" -max_total_time="${2:-60}" -reload=0 "$grown/$target" "$(corpus "$target")" || status=1
+    done
+    ;;
+replay | check)
+    build
+    for target in $(names "${targets[@]}"); do
+        one "$target" -runs=0 "$(corpus "$target")" || status=1
+        [[ $mode == check ]] || continue
+        work=$(mktemp -d)
+        one "$target" -max_total_time="${1:-2}" -reload=0 "$work" "$(corpus "$target")" || status=1
+        rm -r "$work"
+    done
+    ;;
+keep)
+    build
+    for target in $(names "${1:-all}"); do
+        [[ -d $grown/$target ]] || continue
+        new=$(mktemp -d)
+        fuzz "$target" -merge=1 "$new" "$(corpus "$target")" "$grown/$target" >"build/fuzz/$target.log" 2>&1
+        # Faults that were found stay, whatever they reach.
+        find "$(corpus "$target")" -type f ! -name 'fault-*' -delete
+        # Small ones first, as many as there is room for.
+        find "$new" -type f -printf '%s %p\n' | sort -n | awk -v room=60000 '{ room -= $1; if (room > 0) print $2 }' |
+            xargs -r mv -t "$(corpus "$target")"
+        rm -r "$new"
+        echo "$target: $(find "$(corpus "$target")" -type f | wc -l) inputs, $(du -sb "$(corpus "$target")" | cut -f1) bytes"
+    done
+    ;;
+coverage)
+    scratch=$root/build/fuzz/coverage
+    build -Xswiftc -profile-generate -Xswiftc -profile-coverage-mapping
+    rm -f build/fuzz/*.profraw
+    for target in $(names "${1:-all}"); do
+        mkdir -p "$grown/$target"
+        LLVM_PROFILE_FILE=$root/build/fuzz/$target.profraw one "$target" -runs=0 "$grown/$target" "$(corpus "$target")" || status=1
+    done
+    tools=$(dirname "$(readlink -f "$(command -v swift)")")
+    "$tools/llvm-profdata" merge -o build/fuzz/all.profdata build/fuzz/*.profraw
+    objects=()
+    for name in fuzz-ring fuzz-queue fuzz-store fuzz-image fuzz-control; do objects+=(-object "$scratch/release/$name"); done
+    "$tools/llvm-cov" report "${objects[@]}" -instr-profile build/fuzz/all.profdata \
+        -ignore-filename-regex='Tests/|Kit/|Driver/' >build/fuzz/coverage.txt
+    # Lines by module: the fifth to the third last columns are those of lines.
+    awk '$1 ~ /\.swift$/ { split($1, part, "/"); n = length(part); name = ""; for (i = 1; i < n; i++) if (part[i] == "Modules" || part[i] == "Sources" || part[i] == "Formats") name = part[i + 1];
+        total[name] += $8; missed[name] += $9 }
+        END { for (name in total) printf "%s: %d of %d lines, %.1f %%\n", name, total[name] - missed[name], total[name], 100 * (total[name] - missed[name]) / total[name] }' \
+        build/fuzz/coverage.txt | sort
+    ;;
+*)
+    sed -n '5,10p' "$0" >&2
+    exit 64
+    ;;
+esac
+exit "$status"
