@@ -3,7 +3,7 @@ SHELL := /bin/bash
 SWIFT ?= swift
 JOBS  ?= $(shell nproc)
 
-.PHONY: help setup build build-release install deb deb-test walk demo test test-long test-quick bench bench-qcow count check models fmt clean
+.PHONY: help setup build build-release install deb deb-test walk demo test test-long test-quick bench bench-qcow bench-vhd count check models fmt clean
 .PHONY: xen-setup xen-test xen-shell xen-bench
 
 help: ## what can be done here
@@ -43,6 +43,9 @@ test-long: build build-release deb ## a thousand kills and upgrades, all kinds o
 
 bench-qcow: build-release ## figures of QCOW images beside libqcow and qemu-nbd
 	@scripts/bench-qcow.sh
+
+bench-vhd: build-release ## figures of VHD images beside qemu-nbd
+	@scripts/bench-qcow.sh --format vhd
 
 bench: build-release ## figures beside the peers, as a table and as JSON in build/bench.json
 	@scripts/bench.sh

@@ -110,6 +110,11 @@ qcow_comes_and_goes() { # libqcow with it, and the plugin beside the others
         jq -e '.. | objects | select(.name? == "qcow") | .formats == ["qcow2", "qcow"]' /tmp/plugins.json &&
         apt-get purge -y -qq --auto-remove xbb-plugin-qcow && [[ ! -e /usr/lib/xbb/plugins/xbb-qcow.so ]]
 }
+vhd_comes_and_goes() { # beside the others
+    install_packages ./xbb-plugin-vhd_*.deb && plugins_load_together vhd file &&
+        jq -e '.. | objects | select(.name? == "vhd") | .formats == ["vhd"]' /tmp/plugins.json &&
+        apt-get purge -y -qq --auto-remove xbb-plugin-vhd && [[ ! -e /usr/lib/xbb/plugins/xbb-vhd.so ]]
+}
 blkback_stays_away() { grep -qx 'blacklist xen-blkback' /lib/modprobe.d/xbb.conf && modprobe -c | grep -q '^blacklist xen_blkback'; }
 
 not_started_without_xen() { [[ $(systemctl show -P ActiveState,ConditionResult xbbd | paste -sd' ') == "inactive no" ]]; }
@@ -189,6 +194,7 @@ check "xbbd is not started without Xen" not_started_without_xen
 check "xen-blkback is kept from loading" blkback_stays_away
 check "the plugins load together in one process" plugins_load_together file rawdisk null error delay
 check "xbb-plugin-qcow brings libqcow, and both go" qcow_comes_and_goes
+check "xbb-plugin-vhd comes and goes" vhd_comes_and_goes
 
 truncate -s 64M /tmp/disk.img
 head -c 16M /dev/urandom >/tmp/content

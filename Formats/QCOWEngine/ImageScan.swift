@@ -5,6 +5,7 @@
 // would be made worse by writing. Before it is over, clusters are only taken behind the end of the file.
 import Glibc
 import ImageCore
+import ImageWriting
 import QCOW2
 
 /// How far a scan is.
