@@ -106,7 +106,6 @@ extension EndToEnd {
             lab.xen.stopStore()
             try eventually("it is told", seconds: 10) { try disk.worker.show("xenstore") == "lost" }
             #expect(disk.log.has("the disk is served on and cannot be detached any more"))
-            disk.killWorkers()
             device.dismantle()
             lab.stop()
         }
