@@ -17,7 +17,7 @@ set_mode() { # mode
     mode_memory=384
     # Four jobs, as a queue is one processor's; small requests and some as large as there may be. No more of them than leave the emulated
     # processors time for dom0.
-    mode_load="--numjobs=4 --offset_increment=8M --bssplit=4k/70:64k/20:1M/10 --rate_iops=20 --group_reporting"
+    mode_load="--numjobs=4 --offset_increment=8M --size=2M --bssplit=4k/70:64k/20:1M/10 --rate_iops=20 --group_reporting"
     local segments=0 grants=off
     case $1 in
     usual) mode_processors=1 mode_queues=1 mode_memory=256 mode_load="" ;;
