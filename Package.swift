@@ -311,7 +311,7 @@ let package = Package(
                 "Base", "Blkfront", "Blkif", "Memory", "PluginHost", "XenLoopback", "Xen", "CLinux", "CXLConfig",
                 "TestSupport",
                 "xbb-vbd",
-                "xbbd", "xbbctl", "xbb-dm", "confine-probe", "StoreBroker", "Support",
+                "xbbd", "xbbctl", "xbb-dm", "confine-probe", "StoreBroker", "Support", "XBBControl",
             ]),
     ],
     swiftLanguageModes: [.v6]

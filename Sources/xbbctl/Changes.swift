@@ -113,7 +113,7 @@ extension XBBCtl {
                 ("backend_path", .string(address.backendPath(own: toolstack.own))),
                 ("frontend_path", .string(address.frontendPath)),
             ])
-            return print(value.serialized)
+            return print(JSONForm.line(value))
         }
         if result == "torn" {
             print("\(address): taken away; its backend has not said that it is closed")

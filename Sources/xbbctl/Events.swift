@@ -45,7 +45,7 @@ extension XBBCtl {
                 repeat {
                     let answer = try reader.next(waits: follow && reader.cursor != nil)
                     if format.json && !follow {
-                        print(EventReports.filtered(answer, of: vbd).serialized)
+                        print(JSONForm.line(EventReports.filtered(answer, of: vbd)))
                     } else {
                         for line in EventReports.lines(answer, of: vbd, json: format.json) { print(line) }
                     }
@@ -83,7 +83,7 @@ extension XBBCtl {
                 while true {
                     let answer = try reader.ask(.state(vbd))
                     if state.holds(answer.value) {
-                        if format.json { print(answer.text) }
+                        if format.json { print(JSONForm.line(answer.text)) }
                         return
                     }
                     guard clinux_monotonic_ns() < end else {

@@ -41,7 +41,7 @@ extension XBBCtl {
                 }
                 if follow { throw ControlError("--follow needs the journal, and there is none here") }
                 let answer = try connection.ask(.log(vbd))
-                if format.json { return print(answer.text) }
+                if format.json { return print(JSONForm.line(answer.text)) }
                 for line in Reports.log(answer.value).suffix(lines) { print(line) }
             }
         }

@@ -104,6 +104,8 @@ extension XBBCtl {
         @OptionGroup var device: Device
         @Flag(help: "Show them again and again, with what each counter grows by in a second.")
         var watch = false
+        @Flag(help: "Draw the latencies of each operation.")
+        var histogram = false
         @OptionGroup var pace: Pace
         @OptionGroup var connection: Connection
         @OptionGroup var format: Format
@@ -119,7 +121,12 @@ extension XBBCtl {
                     let answer = try client.call(request)
                     let now = clinux_monotonic_ns()
                     let seconds = Double(now - before) / 1e9
-                    format.print(answer) { Reports.stats($0, earlier: earlier, seconds: seconds) }
+                    format.print(answer) { answer in
+                        histogram
+                            ? Reports.histogram(
+                                answer, earlier: earlier, TerminalSession.barStyle, columns: TerminalSession.columns)
+                            : Reports.stats(answer, earlier: earlier, seconds: seconds)
+                    }
                     before = now
                     guard watch else { break }
                     if !format.json { print("") }

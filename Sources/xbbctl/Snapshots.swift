@@ -105,7 +105,7 @@ extension XBBCtl {
     }
 
     fileprivate static func tell(_ members: [(String, JSON)], _ format: Format) {
-        if format.json { print(JSON.object(members).serialized) }
+        if format.json { print(JSONForm.line(.object(members))) }
     }
 
     struct Snapshot: ParsableCommand {
@@ -324,7 +324,7 @@ extension XBBCtl {
                             ("zero", .bool(range.isZero)),
                         ])
                     }
-                    return print(JSON.object([("ranges", .array(list))]).serialized)
+                    return print(JSONForm.line(.object([("ranges", .array(list))])))
                 }
                 for range in ranges { print("\(range.offset) \(range.length)\(range.isZero ? " zero" : "")") }
             }

@@ -17,7 +17,8 @@ struct XBBCtl: ParsableCommand {
         version: "xbbctl \(xbbVersion)",
         subcommands: [
             List.self, Show.self, Stats.self, Top.self, Metrics.self, Events.self, Wait.self, LogCommand.self, Set.self,
-            Pause.self, Resume.self, Swap.self, Snapshot.self, Commit.self, Rebase.self, Changed.self, Resize.self,
+            Pause.self, Resume.self, Swap.self, Snapshot.self, Commit.self, Rebase.self,
+            Changed.self, Resize.self,
             Upgrade.self, Plugins.self,
             Probe.self,
             Inspect.self, Attach.self, Detach.self, Hotplug.self,
@@ -58,7 +59,7 @@ struct XBBCtl: ParsableCommand {
         }
         if isJSON {
             if let hint { message += "; \(hint)" }
-            print(JSON.object([("error", .string(message)), ("status", .integer(code.rawValue))]).serialized)
+            print(JSONForm.line(.object([("error", .string(message)), ("status", .integer(code.rawValue))])))
         } else {
             let text = fullMessage(for: error) + (hint.map { "\n\($0)" } ?? "") + "\n"
             _ = unsafe text.withCString { unsafe write(2, $0, strlen($0)) }
@@ -118,8 +119,8 @@ struct Connection: ParsableArguments {
         return ControlClient.defaultSocket
     }
 
-    func client() throws(ControlError) -> ControlClient {
-        try ControlClient(path: socketPath)
+    func client(seconds: Int = 20) throws(ControlError) -> ControlClient {
+        try ControlClient(path: socketPath, timeoutSeconds: seconds)
     }
 
     /// Throws at once where there is no xbbd that could take a disk.
@@ -241,7 +242,9 @@ struct OptionalDevice: ParsableArguments {
 
 /// The interval between repetitions.
 struct Pace: ParsableArguments {
-    @Option(help: ArgumentHelp("Seconds between two looks, 0.1 to 3600.", valueName: "seconds"))
+    @Option(
+        name: [.long, .customShort("d")],
+        help: ArgumentHelp("Seconds between two looks, 0.1 to 3600.", valueName: "seconds"))
     var interval = 1.0
 
     func validate() throws {
@@ -262,7 +265,7 @@ struct Format: ParsableArguments {
     /// Prints an answer as it arrived, or as text.
     func print(_ answer: ControlAnswer, _ text: (JSON) -> [String]) {
         if json {
-            Swift.print(answer.text)
+            Swift.print(JSONForm.line(answer.text))
         } else {
             for line in text(answer.value) { Swift.print(line) }
         }
@@ -278,7 +281,7 @@ func perform(_ body: () throws(ControlError) -> Void) throws {
             let value = JSON.object([
                 ("error", .string(error.description)), ("status", .integer(error.status.rawValue)),
             ])
-            print(value.serialized)
+            print(JSONForm.line(value))
         } else if !error.description.isEmpty {
             let line = "xbbctl: \(TextTable.printable(error.description))\n"
             _ = unsafe line.withCString { unsafe write(2, $0, strlen($0)) }

@@ -63,7 +63,8 @@ import Testing
     private static let commands: [String] = [
         "list", "show", "stats", "top", "metrics", "events", "wait", "log", "set", "plugins", "probe", "inspect",
         "attach",
-        "detach", "pause", "resume", "swap", "snapshot", "commit", "rebase", "changed", "resize", "upgrade",
+        "detach", "pause", "resume", "swap", "snapshot", "commit", "rebase", "changed", "resize",
+        "upgrade",
     ]
 
     @Test(

@@ -34,8 +34,8 @@ import Testing
         let now = try sample(
             "vbd/1/51712", second: 3,
             stats(reads: 3000, writes: 30, received: 3042, "[[1000,900],[200000,2000],[9000000,100]]"))
-        let report = TopReport.json(before: [before], now: [now])
-        let disk = try #require(report["vbds"]?.elements.first)
+        let rows = TopRow.rows(before: [before], now: [now])
+        let disk = try #require(TopRow.json(rows)["vbds"]?.elements.first)
         #expect(disk["read_iops"] == .number("1000.0") && disk["write_iops"] == .number("10.0"))
         #expect(disk["other_iops"] == .number("0.0"))
         #expect(disk["read_bytes_per_second"] == .number("4096000.0"))
@@ -44,10 +44,11 @@ import Testing
         #expect(disk["write_p50_ns"] == .null)
         #expect(disk["queue_depth"]?.unsigned == 12)
         #expect(
-            TopReport.lines(report) == [
-                "DOMID  DEVICE  WORKER    R/s  W/s  R MB/s  W MB/s    R p50    R p99  W p50  W p99  QD  ERR/s",
-                "    1  xvda    running  1000   10     4.1     0.0  200.0us  200.0us      -      -  12      0",
+            TopTable.lines(rows) == [
+                "DOMID  DOMAIN  DEVICE  WORKER    R/s  W/s  R MB/s  W MB/s    R p50    R p99  W p50  W p99  QD  ERR/s",
+                "    1  -       xvda    running  1000   10     4.1     0.0  200.0us  200.0us      -      -  12      0",
             ])
+        #expect(disk["latency_histogram"] == .array([.array([.integer(200_000), .integer(2000)])]))
     }
 
     @Test("a new disk, a silent worker and a new worker have their lines") func unusual() throws {
@@ -60,39 +61,9 @@ import Testing
             try sample("vbd/2/51712", second: 2, nil),
             try sample("vbd/3/51712", second: 2, stats(reads: 1, writes: 0, received: 1, "[]")),
         ]
-        let disks = TopReport.json(before: before, now: now)["vbds"]?.elements ?? []
+        let disks = TopRow.json(TopRow.rows(before: before, now: now))["vbds"]?.elements ?? []
         #expect(disks.map { $0["read_iops"] } == [.number("40.0"), .null, .null])
         #expect(disks.map { $0["queue_depth"] } == [.number("0"), .null, .number("0")])
-    }
-
-    @Test("the busiest disks come first, and what the screen has no room for is counted") func order() throws {
-        func look(_ second: Double, _ factor: Int) throws -> [DiskSample] {
-            try (1...40).map { disk in
-                let busy = disk == 7 ? 900 : disk == 31 ? 400 : 0
-                return try sample(
-                    "vbd/\(disk)/51712", second: second,
-                    stats(reads: busy * factor, writes: 0, received: busy * factor, "[]"))
-            }
-        }
-        let report = TopReport.json(before: try look(1, 0), now: try look(2, 1))
-        let order = (report["vbds"]?.elements ?? []).compactMap { $0["domid"]?.unsigned }
-        #expect(order.prefix(4) == [7, 31, 1, 2] && order.count == 40)
-        let lines = TopReport.lines(report, rows: 10, columns: 30)
-        #expect(lines.count == 10 && lines.last == "... and 32 more" && lines.allSatisfy { $0.count <= 30 })
-        #expect(TopReport.lines(report, rows: 41).count == 41)
-    }
-
-    @Test("xbbctl top --once --json") func once() throws {
-        let lab = try DaemonLab()
-        _ = try lab.makeNode(1, 51712)
-        try lab.startDaemon()
-        try eventually("it is taken") { try lab.row("vbd/1/51712")?["state"]?.string == "initWait" }
-        let (text, exit) = try lab.control(["top", "--once", "--json", "--interval", "0.1"])
-        #expect(exit == .clean)
-        let disk = try #require(try JSON(parsing: text)["vbds"]?.elements.first)
-        #expect(disk["vbd"]?.string == "vbd/1/51712" && disk["worker"]?.string == "running")
-        let (table, _) = try lab.control(["top", "--once", "--interval", "0.1"])
-        #expect(table.hasPrefix("DOMID  DEVICE  WORKER "))
     }
 
     @Test("xbbd remembers its log, and that of each disk") func log() throws {

@@ -3,6 +3,7 @@
 import Base
 import CLinux
 import Support
+import Xen
 
 /// Answers that are complete when all workers have said something, or their time is over.
 struct Gathering {
@@ -55,17 +56,34 @@ extension Supervisor {
         }
     }
 
-    /// The rows of `list`, with counters where a worker has said some.
+    /// The rows of `list` with the names of their domains, and counters where a worker has said some.
     func top(for client: ControlServer.ClientID) throws(ControlError) {
         let rows = try list()
+        let names: [DomainID: JSON]
+        do throws(OperationError) { names = try domainNames() } catch { throw ControlError("\(error)") }
         ask("stats", of: records.values) { [unowned self] stats in
             var named: [String: JSON] = [:]
             for (address, counters) in Self.parsed(stats) { named["\(address)"] = counters }
             let vbds = rows.map { row -> JSON in
-                .object(row.members + [("stats", row["vbd"]?.string.flatMap { named[$0] } ?? .null)])
+                let domain = row["domid"]?.unsigned.flatMap { DomainID(exactly: $0) }
+                return .object(
+                    row.members + [
+                        ("domain", domain.flatMap { names[$0] } ?? .null),
+                        ("stats", row["vbd"]?.string.flatMap { named[$0] } ?? .null),
+                    ])
             }
             answer(.object([("vbds", .array(vbds))]), to: client)
         }
+    }
+
+    /// The names of all domains that have disks, or null; XenStore is asked once for each.
+    func domainNames() throws(OperationError) -> [DomainID: JSON] {
+        var names: [DomainID: JSON] = [:]
+        for domain in Set(records.keys.map(\.domain)) {
+            let name = try store.valueIfReadable("/local/domain/\(domain)/name")
+            names[domain] = .text(name.map { String(decoding: $0, as: UTF8.self) })
+        }
+        return names
     }
 
     /// The remembered lines of the log with those of workers. A worker is asked that had no room for its file.

@@ -32,13 +32,9 @@ extension Supervisor {
     }
 
     private func metricsRows() throws(OperationError) -> [(address: VBDAddress, text: String)] {
-        var names: [DomainID: JSON] = [:]
+        let names = try domainNames()
         var rows: [(address: VBDAddress, text: String)] = []
         for (address, record) in records.sorted(by: { $0.key < $1.key }) {
-            if names[address.domain] == nil {
-                let name = try store.valueIfReadable("/local/domain/\(address.domain)/name")
-                names[address.domain] = .text(name.map { String(decoding: $0, as: UTF8.self) })
-            }
             if record.location == nil { record.location = try location(of: address) }
             let location = record.location
             let row = JSON.object([

@@ -85,10 +85,11 @@ public enum EventReports {
         if answer["gap"] == .bool(true) {
             if json {
                 lines.append(
-                    JSON.object([
-                        ("epoch", answer["epoch"] ?? .null), ("event", .string("gap")),
-                        ("dropped", answer["dropped"] ?? .null),
-                    ]).serialized)
+                    JSONForm.line(
+                        .object([
+                            ("epoch", answer["epoch"] ?? .null), ("event", .string("gap")),
+                            ("dropped", answer["dropped"] ?? .null),
+                        ])))
             } else if let dropped = answer["dropped"]?.unsigned {
                 lines.append("-- \(dropped) events are not kept any more --")
             } else {
@@ -96,7 +97,7 @@ public enum EventReports {
             }
         }
         for event in answer["events"]?.elements ?? [] where isAbout(event, vbd) {
-            lines.append(json ? event.serialized : text(event))
+            lines.append(json ? JSONForm.line(event) : text(event))
         }
         return lines
     }
