@@ -75,8 +75,9 @@ private final class ShellTerminal {
         return frames[frames.count - 2].split(separator: "\r\n", omittingEmptySubsequences: false).map { line in
             // What follows the escapes, which end with a letter.
             let parts = line.split(separator: "\u{1b}", omittingEmptySubsequences: false)
-            return parts[0] + parts.dropFirst().map { $0.drop { !$0.isLetter }.dropFirst() }.joined()
-        }.map { String($0) }
+            let rest = parts.dropFirst().map { String($0.drop { !$0.isLetter }.dropFirst()) }
+            return String(parts[0]) + rest.joined()
+        }
     }
 }
 
