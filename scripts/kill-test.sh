@@ -22,7 +22,7 @@ builds=("$PWD/build/${2:-debug}")
 [[ ${2:-} != both ]] || builds=("$PWD"/build/{release,debug})
 between=${3:-250}
 mode=${4:-mixed}
-worker_options=(--max-queues 4) guest_options=() queues_of_all=
+worker_options=(--max-queues 4) guest_options=() seconds_of_run=6 queues_of_all=
 case $mode in
 mixed) ;;
 plain) worker_options=(--max-queues 1 --max-indirect-segments 0) guest_options=(--indirect 0) queues_of_all=1 ;;
@@ -33,7 +33,7 @@ all)
     worker_options=(--max-queues 4 --max-indirect-segments 256 --persistent-grants on)
     guest_options=(--indirect 128 --persistent) queues_of_all=4
     ;;
-rbd) ;;
+rbd) seconds_of_run=30 ;;
 *) echo "kill-test: no mode $mode" >&2; exit 64 ;;
 esac
 export PATH=${builds[0]}/bin:$PATH SWIFT_BACKTRACE=enable=no
@@ -200,7 +200,7 @@ load() { # load DOMAIN RING-PAGES
     [[ ${guest_options[*]} != *"--indirect 128"* || ${verify[1]} != 4k-128k ]] || verify[1]=4k-512k
     while [[ ! -e $work/stop ]]; do
         seed=$((seed + 1))
-        xbb-blkfront load --dir "$xen" --domid "$1" --rw randrw "${verify[@]}" --depth 32 --queues "$queues" "${guest_options[@]}" --ring-pages "$2" --time 6 \
+        xbb-blkfront load --dir "$xen" --domid "$1" --rw randrw "${verify[@]}" --depth 32 --queues "$queues" "${guest_options[@]}" --ring-pages "$2" --time "$seconds_of_run" \
             --flush-every 16 --discard-every 50 --barrier-every 64 --pauses 10 --seed "$seed" \
             --timeout 60000 --json >>"$work/load-$1.json" 2>>"$work/load-$1.log" || return 1
     done
