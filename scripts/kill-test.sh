@@ -26,10 +26,10 @@ builds=("$PWD/build/${2:-debug}")
 between=${3:-250}
 mode=${4:-mixed}
 # Pages of the largest request, and what a read or a write of the overlapping load has at most.
-segments=32 largest=60k queues_of_all='' persistent=false
+segments=32 largest=60k queues_of_all='' persistent=false seconds_of_run=6
 case $mode in
 mixed) ;;
-rbd) ;;
+rbd) seconds_of_run=30 ;;
 plain) segments=11 largest=24k queues_of_all=1 ;;
 indirect) segments=128 queues_of_all=1 ;;
 persistent) segments=11 largest=24k queues_of_all=1 persistent=true ;;
@@ -225,7 +225,7 @@ load() { # load DOMAIN RING-PAGES
     [[ $1 -ne 1 && $1 -lt 4 ]] || verify=(--bs "512-$largest" --verify history)
     while [[ ! -e $work/stop ]]; do
         seed=$((seed + 1))
-        xbb-blkfront load --dir "$xen" --domid "$1" --rw randrw "${verify[@]}" --depth 32 --queues "$(queues_of "$1")" "${guest_options[@]}" --ring-pages "$2" --time 6 \
+        xbb-blkfront load --dir "$xen" --domid "$1" --rw randrw "${verify[@]}" --depth 32 --queues "$(queues_of "$1")" "${guest_options[@]}" --ring-pages "$2" --time "$seconds_of_run" \
             --flush-every 16 --discard-every 50 --barrier-every 64 --pauses 10 --seed "$seed" \
             --timeout 60000 --json >>"$work/load-$1.json" 2>>"$work/load-$1.log" || return 1
     done

@@ -24,7 +24,7 @@ final class HolderNote: @unchecked Sendable {
         guard unsafe mkdir(directory, 0o700) == 0 || errno == EEXIST else {
             throw PluginError(system: "cannot make \(directory) (option run-dir)")
         }
-        let name = Self.fileName("\(cluster)/\(image.text)") + (isReader ? "@read" : "")
+        let name = Self.fileName("\(cluster)/\(image.location)") + (isReader ? "@read" : "")
         let path = "\(directory)/\(name)"
         let writable = unsafe open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
         guard writable >= 0 else { throw PluginError(system: "cannot open \(path)") }
@@ -64,8 +64,10 @@ final class HolderNote: @unchecked Sendable {
     /// Notes the client that will write to the image from now on; nil: none.
     func set(client: String?) { set(client, at: Self.address) }
 
-    /// Notes what the image is.
-    func set(image: String) { set(image, at: Self.identity) }
+    /// Notes what the image is. Others that read it, and have the same note, never find it empty.
+    func set(image: String) {
+        if self.image != image { set(image, at: Self.identity) }
+    }
 
     private func text(at start: Int) -> String? {
         var bytes: [UInt8] = []
@@ -90,7 +92,7 @@ final class HolderNote: @unchecked Sendable {
     /// Of an address, [2001:db8::1]:0/123, or of the name of an image's objects.
     private static func isKnown(_ byte: UInt8) -> Bool {
         switch UnicodeScalar(byte) {
-        case "0"..."9", "a"..."z", "A"..."Z", ".", ":", "[", "]", "/", "_", "-", "%": true
+        case "0"..."9", "a"..."z", "A"..."Z", ".", ":", "[", "]", "/", "_", "-", "%", "@": true
         default: false
         }
     }

@@ -27,6 +27,9 @@ struct ImageName: Equatable, Sendable {
         self.snapshot = snapshot
     }
 
+    /// As rbd(8) writes it.
+    var location: String { snapshot.map { "\(text)@\($0)" } ?? text }
+
     /// As rbd(8) writes it, without the snapshot.
     var text: String { ([pool] + (namespace.isEmpty ? [] : [namespace]) + [image]).joined(separator: "/") }
 }

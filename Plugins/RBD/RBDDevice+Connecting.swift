@@ -83,8 +83,7 @@ extension RBDDevice {
         switch -code {
         case 0: unsafe openImage = unsafe image
         case ENOENT:
-            let snapshot = name.snapshot.map { "@\($0)" } ?? ""
-            throw PluginError(ENOENT, "there is no image \(name.text)\(snapshot) in the cluster")
+            throw PluginError(ENOENT, "there is no image \(name.location) in the cluster")
         case EPERM, EACCES:
             throw PluginError(
                 EACCES,
@@ -99,13 +98,18 @@ extension RBDDevice {
         }
     }
 
-    /// What an image is beside its name: pool, and what the names of its objects begin with.
+    /// What an image is beside its name: pool, what the names of its objects begin with, and the number of its snapshot.
     func identity(of image: rbd_image_t) throws(PluginError) -> String {
         var room = [CChar](repeating: 0, count: 96)
         let code = unsafe rbd_get_block_name_prefix(image, &room, room.count)
         guard code == 0 else { throw PluginError(system: "cannot ask what \(name.text) is", -code) }
         let prefix = String(decoding: room.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
-        return "\(unsafe rados_ioctx_get_id(pool))/\(prefix)"
+        let identity = "\(unsafe rados_ioctx_get_id(pool))/\(prefix)"
+        guard let snapshot = name.snapshot else { return identity }
+        var number: UInt64 = 0
+        let found = unsafe rbd_snap_get_id(image, snapshot, &number)
+        guard found == 0 else { throw PluginError(system: "cannot ask what \(name.location) is", -found) }
+        return "\(identity)@\(number)"
     }
 
     /// Metadata of image and pool overrule the configuration, and can bring a cache whose completed writes a kill would lose.

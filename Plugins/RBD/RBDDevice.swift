@@ -7,7 +7,8 @@ import Synchronization
 
 /// An image of a Ceph cluster.
 ///
-/// `@unchecked Sendable`: what changes is written by start() and close(), before and after there are queues.
+/// `@unchecked Sendable`: what queues read is written by start() and close(), before and after there are queues; the rest is that of
+/// control calls.
 @safe
 final class RBDDevice: StorageDisk, @unchecked Sendable {
     let name: ImageName
@@ -21,6 +22,8 @@ final class RBDDevice: StorageDisk, @unchecked Sendable {
     var pool: rados_ioctx_t?
     /// The image, for the queues; nil before start().
     var openImage: rbd_image_t?
+    /// Bytes of the image, and of one of its objects, as last known.
+    private var (size, objectBytes): (UInt64, UInt32) = (512, 4 << 20)
     private var watch: UInt64?
     /// This process has written its address into the note.
     private var isNoted = false
@@ -43,17 +46,22 @@ final class RBDDevice: StorageDisk, @unchecked Sendable {
 
     /// Before start() the size is that of one block: nobody has asked the cluster yet.
     var info: DiskInfo {
-        var info = DiskInfo(size: 512, capabilities: [.write, .flush, .discard, .writeZeroes, .stableBuffers])
+        if let image = unsafe openImage, unsafe measure(image) == -ESHUTDOWN { clientWasBlocked() }
+        var info = DiskInfo(size: size, capabilities: [.write, .flush, .discard, .writeZeroes, .stableBuffers])
         info.maxQueues = 16
-        info.optimalTransfer = 4 << 20
+        info.optimalTransfer = objectBytes
         info.discardGranularity = 65536
-        guard let image = unsafe openImage else { return info }
-        var facts = rbd_image_info_t()
-        if unsafe rbd_stat(image, &facts, MemoryLayout<rbd_image_info_t>.size) == 0 {
-            info.size = max(512, facts.size & ~511)
-            info.optimalTransfer = UInt32(clamping: facts.obj_size)
-        }
         return info
+    }
+
+    /// Asks how large the image is. Where there is no answer, what was known before stays.
+    ///
+    /// - Returns: 0 or a negative errno.
+    private func measure(_ image: rbd_image_t) -> Int32 {
+        var facts = rbd_image_info_t()
+        let code = unsafe rbd_stat(image, &facts, MemoryLayout<rbd_image_info_t>.size)
+        if code == 0 { (size, objectBytes) = (max(512, facts.size & ~511), UInt32(clamping: facts.obj_size)) }
+        return code
     }
 
     /// Where a guest waits, what may pass is waited for: it would lose the disk.
@@ -89,6 +97,8 @@ final class RBDDevice: StorageDisk, @unchecked Sendable {
         guard let image = unsafe openImage else { throw PluginError(EIO, "librbd opened nothing") }
         try unsafe compare(image)
         try unsafe refuseCaches(image)
+        let measured = unsafe measure(image)
+        guard measured == 0 else { throw PluginError(system: "cannot ask how large \(name.text) is", -measured) }
         if !isReadOnly {
             let canLock = try unsafe freeLock(image, of: before)
             // From here on a successor has to fence this client.
@@ -106,9 +116,9 @@ final class RBDDevice: StorageDisk, @unchecked Sendable {
             throw PluginError(
                 ESTALE,
                 note.image.map {
-                    "\(name.text) is another image now (objects \(found)) than the one that the guest has (objects \($0))"
+                    "\(name.location) is another image now (objects \(found)) than the one that the guest has (objects \($0))"
                 }
-                    ?? "nothing says which image was served as \(name.text): the cluster, or option run-dir, is another one"
+                    ?? "nothing says which image was served as \(name.location): the cluster, or option run-dir, is another one"
             )
         }
         note.set(image: found)

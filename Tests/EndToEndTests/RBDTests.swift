@@ -302,6 +302,8 @@ extension EndToEnd {
             try eventually("it is told: \(disk.log)") {
                 disk.log.has("the cluster has blocklisted this client of rbd/blocked")
             }
+            // A client that learns nothing more takes the disk for no smaller one.
+            #expect(try disk.key("sectors") == "32768")
             try device.close()
             try disk.requestDetach()
             _ = try disk.worker.awaitExit()
