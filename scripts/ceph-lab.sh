@@ -85,5 +85,7 @@ wait_for "the start of the OSDs" up
 ceph osd pool create rbd 8 >/dev/null 2>&1
 ceph osd pool application enable rbd rbd >/dev/null 2>&1
 if [[ -n ${5:-} ]]; then
-    { tail --pid="$5" -f /dev/null; stop; rm -rf "$dir"; } </dev/null >/dev/null 2>&1 &
+    # That process may remove the folder itself, at its end: the numbers are taken now.
+    mapfile -t daemons < <(cat "$dir"/*.pid)
+    { tail --pid="$5" -f /dev/null; kill -KILL "${daemons[@]}"; rm -rf "$dir"; } </dev/null >/dev/null 2>&1 &
 fi
