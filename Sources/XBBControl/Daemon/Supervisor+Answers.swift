@@ -8,7 +8,8 @@ extension Supervisor {
     /// Asks a worker whether it is there, when that is due, and tells when it does not answer in its time.
     func careForAnswers(_ record: Record, now: UInt64) {
         guard let process = record.process, var watch = record.answers else { return }
-        if watch.askAt <= now, !watch.sleepsOn(runs: process.runs, now: now) {
+        // With an answer it is tried again to write down who serves.
+        if watch.askAt <= now, record.isUnnoted || !watch.sleepsOn(runs: process.runs, now: now) {
             watch.ask(now: now)
             do throws(ControlError) {
                 try ask(process, record)
