@@ -167,11 +167,7 @@ extension XBBCtl {
             do throws(ControlError) {
                 var served: String?
                 for _ in 0..<Self.looks {
-                    let rows = try connection.ask(.list).value["vbds"]?.elements ?? []
-                    let row = rows.first { row in
-                        row["vbd"]?.string.flatMap { VBDAddress(parsing: $0) }.map { reference.matches($0) } ?? false
-                    }
-                    guard let row else { break }
+                    guard let row = try connection.row(of: reference) else { break }
                     served = row["exchange"] == .null ? row["path"]?.string : nil
                     if served != nil { break }
                     usleep(100_000)

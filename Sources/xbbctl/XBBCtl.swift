@@ -152,6 +152,13 @@ struct Connection: ParsableArguments {
         try ControlClient(path: socketPath, timeoutSeconds: seconds).call(request)
     }
 
+    /// What `list` says of a device; nil: there is none.
+    func row(of reference: VBDReference) throws(ControlError) -> JSON? {
+        try ask(.list).value["vbds"]?.elements.first { row in
+            row["vbd"]?.string.flatMap { VBDAddress(parsing: $0) }.map { reference.matches($0) } ?? false
+        }
+    }
+
     /// What the plugins' descriptions say of locations. Without an answer all are paths: who serves the disk will say what
     /// is wrong.
     func locationKinds() -> LocationKinds {

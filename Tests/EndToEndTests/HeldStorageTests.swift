@@ -128,6 +128,22 @@ extension EndToEnd {
             try swap.finish()
         }
 
+        /// The image is moved to another place while the guest waits.
+        @Test func aReleasedDiskGetsAnotherImage() throws {
+            let swap = try SwapLab()
+            try swap.mark()
+            #expect(try swap.control("pause", "--timeout 600 --release").status == 0, "\(swap.lab.log)")
+            try swap.run("mv disk.raw moved.raw")
+            let result = try swap.control("swap", "--image raw:\(swap.folder)/moved.raw")
+            #expect(result.status == 0, "\(result) \(swap.lab.log.suffix(3000))")
+            #expect(try member(swap, "intake") == "paused")
+            #expect(try swap.control("resume").status == 0)
+            try swap.awaitQuiet()
+            #expect(try swap.served() == "\(swap.folder)/moved.raw")
+            try swap.goesOn()
+            try swap.finish()
+        }
+
         @Test func waitSaysWhatHoldsNow() throws {
             let swap = try SwapLab()
             for _ in 0..<5 {

@@ -113,6 +113,20 @@ final class SwapLab {
         try check()
     }
 
+    /// The guest writes and verifies until `isDone`, in runs of a second; `meanwhile` is called again and again beside them.
+    func load(
+        _ change: (inout LoadPlan) -> Void = { _ in }, until isDone: () -> Bool, meanwhile: () throws -> Void
+    ) throws {
+        let plan = mixedPlan {
+            $0.duration = 1_000_000_000
+            change(&$0)
+        }
+        repeat {
+            let report = try inBackground({ [device] in try LoadRun(device, plan).run() }, meanwhile: meanwhile)
+            #expect(report.isGood && report.verifiedBlocks > 0, "\(report.text) \(lab.log.suffix(4000))")
+        } while !isDone()
+    }
+
     /// Starts xbbctl with a qemu-img that does not end by itself, to be killed; returns when that runs.
     func beginStuck(_ command: String, _ rest: String = "") throws -> Process {
         let path = try program("qemu-img", "touch \(folder)/busy; exec sleep 60")
@@ -162,12 +176,10 @@ extension EndToEnd {
         func aGuestGetsAnotherImageWhileItWorks(_ kind: String) throws {
             let swap = try SwapLab(kind: kind)
             try swap.mark()
-            let plan = mixedPlan {
-                $0.duration = 3_000_000_000
-                $0.offset = 8 << 20
-            }
             var names: [String] = []
-            func exchange() throws {
+            try swap.load({ $0.offset = 8 << 20 }, until: { names.count == 4 }) {
+                usleep(100_000)
+                guard names.count < 4 else { return }
                 let below: String = names.last ?? "disk.raw"
                 let name = "over\(names.count).qcow2"
                 let format = names.isEmpty ? "raw" : "qcow2"
@@ -176,13 +188,6 @@ extension EndToEnd {
                 #expect(result.status == 0, "\(result.text) \(swap.lab.log.suffix(4000))")
                 names.append(name)
             }
-            let report = try inBackground({ try LoadRun(swap.device, plan).run() }) {
-                usleep(100_000)
-                if names.count < 4 { try exchange() }
-            }
-            #expect(report.isGood && report.verifiedBlocks > 0, "\(report.text) \(swap.lab.log.suffix(4000))")
-            // Those that a busy machine has left.
-            while names.count < 4 { try exchange() }
             try swap.check()
             #expect(try swap.served() == "\(swap.folder)/over3.qcow2")
             let target = "qcow2:\(swap.folder)/over3.qcow2"

@@ -13,7 +13,7 @@ chmod 755 "$image"
 mkdir -p "$image"/{bin,sbin,usr/bin,usr/sbin,dev,proc,sys,run,tmp,host,srv,root,etc,var/{lib,log,run}/xen,var/lib/xenstored,usr/lib/xen-4.17/bin}
 
 xen=usr/lib/xen-4.17/bin
-copy_closure "$image" bin/bash usr/bin/flock usr/bin/setpriv sbin/losetup usr/bin/stat usr/bin/logger usr/bin/cmp usr/bin/diff bin/dd usr/bin/timeout usr/bin/strace \
+copy_closure "$image" bin/bash usr/bin/flock usr/bin/setpriv usr/bin/env sbin/losetup usr/bin/stat usr/bin/logger usr/bin/cmp usr/bin/diff bin/dd usr/bin/timeout usr/bin/strace \
     usr/bin/jq usr/bin/sort bin/cp usr/bin/truncate sbin/mke2fs sbin/e2fsck sbin/debugfs sbin/sfdisk \
     usr/bin/xenstore "$xen"/{xl,xenstored,xenconsoled,xen-init-dom0,libxl-save-helper,lsevtchn,xenconsole}
 # What our packages depend on.

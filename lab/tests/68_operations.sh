@@ -66,8 +66,7 @@ measure() { # name, command...
 served() { xbbctl list --json | jq -r '.vbds[] | select(.device == "xvda") | .path'; }
 serves() { [[ $(served) == "$1" ]] || fail "xvda has $(served), not $1"; }
 paused() { # words of pause
-    xbbctl pause "$domain" xvda "$@" && xbbctl wait "$domain" xvda paused --timeout 0 &&
-        xbbctl resume "$domain" xvda && xbbctl wait "$domain" xvda running --timeout 30
+    xbbctl pause "$domain" xvda "$@" && xbbctl resume "$domain" xvda
 }
 again() { # function, the name of what it does
     note "$2"
@@ -117,6 +116,10 @@ again limit "limits"
 xbbctl set "$domain" xvda total-iops-sec=0
 again upgrade "upgrades"
 again pause "pauses"
+xbbctl pause "$domain" xvda
+xbbctl wait "$domain" xvda paused --timeout 0
+xbbctl resume "$domain" xvda
+xbbctl wait "$domain" xvda running
 again release "pauses with release"
 again grow_raw "growth"
 again swap "swaps and commits"
