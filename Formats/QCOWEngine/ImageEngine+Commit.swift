@@ -2,12 +2,21 @@
 // The committer: one sync makes durable what many operations wait for. One thread at a time.
 import Glibc
 import ImageCore
-import ImageWriting
 import QCOW2
 
-extension ImageEngine: CommittingEngine {
+extension ImageEngine {
+    /// What there is to do for the committer.
+    public enum Pending: Sendable, Comparable {
+        /// Nothing.
+        case nothing
+        /// Clusters are on their way to be free, or tables are read ahead, which has time.
+        case later
+        /// Somebody waits, or will soon.
+        case now
+    }
+
     /// What there is to do. Any thread.
-    public var pending: CommitNeed {
+    public var pending: Pending {
         let (isWaited, isFreeing) = listLock.locked {
             (!commits.isEmpty || !scanWaiters.isEmpty, !unmapped.isEmpty)
         }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Looking at an image without opening what it names, and the names in it on their way to the host.
 import ImageCore
-import ImageKit
 import PluginKit
 import QCOW2
 

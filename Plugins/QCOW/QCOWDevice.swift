@@ -3,8 +3,6 @@
 import FileKit
 import Glibc
 import ImageCore
-import ImageKit
-import ImageWriting
 import PluginAPI
 import PluginKit
 import QCOW2
@@ -14,7 +12,7 @@ import Synchronization
 /// An image that is served.
 ///
 /// `@unchecked Sendable`: what changes is atomic, or belongs to control calls.
-final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, LowerLayer, @unchecked Sendable {
+final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @unchecked Sendable {
     private let host: HostDisk
     let file: ImageFile
     /// Where the guest's data are: the same file, or the external data file.
@@ -24,7 +22,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, L
     let map: ClusterMap
     /// nil: the disk is read-only.
     let engine: ImageEngine?
-    let backing: BackingFile<QCOWDevice>?
+    let backing: BackingFile?
     let decryption: LibqcowFile?
     private let clusters: InflatedClusters
     private let label: String
@@ -63,11 +61,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, L
                         + "configured")
             }
             if let name = try Self.backingName(image.header, opening) {
-                guard let below = try BackingFile<QCOWDevice>(name, opening: opening, lock: isLocked) else {
-                    throw PluginError(
-                        EOPNOTSUPP, "the backing file is neither raw nor an image of QEMU's formats qcow2 and qcow")
-                }
-                backing = below
+                backing = try BackingFile(name, opening: opening, lock: isLocked)
             } else {
                 backing = nil
             }
@@ -329,9 +323,9 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, L
             accepted.complete(Outcome(status: status))
             return
         }
-        let operation = SlowOperation(accepted, pool: pool)
+        let operation = SlowOperation(accepted, device: self)
         guard let engine else {
-            operation.finish(operation.kind == .read ? operation.read { read(into: &$0, at: $1) } : -EROFS)
+            operation.finish(operation.kind == .read ? operation.read(from: self) : -EROFS)
             return
         }
         let token = engine.begin()

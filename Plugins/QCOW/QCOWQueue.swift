@@ -2,8 +2,6 @@
 // A queue: what stands at one place of the file goes there as it is; the rest is done by helper threads.
 import FileKit
 import Glibc
-import ImageCore
-import ImageKit
 import PluginAPI
 import PluginKit
 import QCOW2
@@ -78,7 +76,7 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
             switch route(request) {
             case .file(let place, let token):
                 let taken = unsafe request.release()
-                unsafe RequestTag.set(taken, token.number, place: place)
+                unsafe RequestTag.set(taken, token, place: place)
                 unsafe self.batch[direct] = unsafe taken
                 direct += 1
                 if direct == depth { send(&direct) }
@@ -212,7 +210,7 @@ struct QueueState {
         guard let queue = unsafe queue, let request = unsafe request else { return }
         let state = unsafe UnsafePointer<QueueState>(queue)
         if let token = unsafe RequestTag.take(request) {
-            unsafe state.pointee.engine?._withUnsafeGuaranteedRef { $0.end(EngineToken(number: token)) }
+            unsafe state.pointee.engine?._withUnsafeGuaranteedRef { $0.end(token) }
         } else if status != 0, unsafe Int(request.pointee.op) == XBB_OP_FLUSH {
             // R9: nobody knows what of the data is durable.
             unsafe state.pointee.engine?._withUnsafeGuaranteedRef { $0.fail(status) }

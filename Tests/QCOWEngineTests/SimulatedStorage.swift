@@ -2,7 +2,6 @@
 // A file in memory that logs each effect, and fails where a test wants it to.
 import Foundation
 import ImageCore
-import ImageWriting
 import QCOWEngine
 
 /// What goes wrong at one effect.
