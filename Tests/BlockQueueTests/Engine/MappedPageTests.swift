@@ -16,7 +16,7 @@ struct MappedPageTests {
         let rig = try EngineRig { $0.indirectSegments = 32 }
         let table = GuestGrants(rig.guest)
         rig.grants = PersistentGrants(
-            table, of: FakeGuest.domain, batchCapacity: 512, mapAtUse: 1, report: { _ in })
+            table, of: FakeGuest.domain, batchCapacity: 512, mapAtUse: 1, pages: 1056, report: { _ in })
         return (rig, table)
     }
 
