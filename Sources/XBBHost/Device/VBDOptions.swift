@@ -77,7 +77,8 @@ public struct VBDOptions: Sendable {
     }
     /// Bytes for the data of requests, of each queue; pages that are not used take no memory.
     var memoryBytes: Int {
-        SettingsSchema.queueMemory(wanted: values.value(of: SettingsSchema.memoryMiB) << 20, segments: maxIndirectSegments)
+        SettingsSchema.queueMemory(
+            wanted: values.value(of: SettingsSchema.memoryMiB) << 20, segments: maxIndirectSegments)
     }
 
     /// The same for a disk whose node says `own` of what frontends are offered.
