@@ -49,7 +49,7 @@ extension EndToEnd {
         }
 
         @Test func anotherDiskHasWhatAllHave() throws {
-            let lab = try Lab(pages: 32768)
+            let lab = try Lab(pages: 65536)
             let disk = try lab.attach(arguments: Self.usual)
             let device = try device(disk)
             #expect(device.queues.count == 4 && device.ringPages == 16 && device.bufferSize == 256 * 4096)

@@ -152,7 +152,7 @@ extension EndToEnd {
                 let (_, text) = try lab.xbbctl(
                     "\(command) --json --socket '\(lab.directory)/run/xbbd.sock' 2>/dev/null")
                 let line = text.split(separator: "\n").first.map(String.init) ?? ""
-                let answer = try JSON(parsing: line)
+                let answer = try #require(try? JSON(parsing: line), "\(command): \(text)")
                 let documented = try #require(forms[name], "\(name) is not in xbb-json(7)")
                 #expect(documented.differences(answer) == [], "\(command): \(line)")
                 return answer
@@ -181,7 +181,10 @@ extension EndToEnd {
             for command in ["list", "show \(disk)", "stats \(disk)", "events", "log", "wait \(disk) connected"] {
                 try look(command)
             }
-            try look("events --since 1 --follow & sleep 2; kill $!; true", as: "events --follow")
+            // What look() appends goes to true(1), which takes it.
+            let socket = "'\(lab.directory)/run/xbbd.sock'"
+            try look(
+                "events --since 1 --follow --json --socket \(socket) & sleep 2; kill $!; true", as: "events --follow")
             try look("top --iterations 1 --interval 0.1")
             try look("set \(disk) poll-us=0 total-iops-sec=100000")
             try look("show \(disk)")

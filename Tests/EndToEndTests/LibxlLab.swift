@@ -154,8 +154,9 @@ final class LibxlLab {
     /// The worker of the only disk; nil while there is none.
     func worker() throws -> Int32? {
         struct Row: Decodable { var pid: Int32? }
-        let list = try JSONDecoder().decode([String: [Row]].self, from: Data(try administer("list --json").utf8))
-        return list["vbds"]?.first?.pid
+        struct List: Decodable { var vbds: [Row] }
+        let list = try JSONDecoder().decode(List.self, from: Data(try administer("list --json").utf8))
+        return list.vbds.first?.pid
     }
 
     /// Ends everything; workers end with xbbd.

@@ -88,7 +88,9 @@ extension Supervisor {
             record.replacement = program.map { .onTrial($0, since: now) } ?? .none
             return false
         case .draining(let program):
-            if record.standby != nil {
+            if let standby = record.standby {
+                // The old one opened its storage after the standby was called, which then finds it locked by xbbd's own copy.
+                if record.storage != nil, standby.storage != nil, !standby.hasStorage { dismiss(record) }
                 record.replacement = program.map { .onTrial($0, since: now) } ?? .none
                 return true
             }

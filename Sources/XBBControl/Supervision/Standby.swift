@@ -15,6 +15,8 @@ final class Standby {
     private(set) var deadline: UInt64?
     /// It was told to take over.
     private(set) var isCalled = false
+    /// It was given the storage of the worker before.
+    private(set) var hasStorage = false
     /// nil when nothing more is expected from it.
     private(set) var channel: Descriptor?
     /// Where it gets the storage of the worker before, and leaves its own; nil for a program of an earlier version.
@@ -67,7 +69,10 @@ final class Standby {
         // Before the word: from here on it is known where to look for the process that serves.
         try FileLock.write(
             end == nil ? LockNote(holder: serving, next: identity) : LockNote(holder: identity), to: lockPath)
-        if let kept, let storage, !storage.send(.keep(kept)) { return false }
+        if let kept, let storage {
+            guard storage.send(.keep(kept)) else { return false }
+            hasStorage = true
+        }
         let word = "go \(identity.process) \(identity.startTicks)\(end.map { " \($0.asPredecessor)" } ?? "")\n"
         let bytes = [UInt8](word.utf8)
         guard channel.sendAvailable(bytes[...]) == bytes.count else { return false }

@@ -26,14 +26,14 @@ final class EngineModelRun {
     private let offersBarrier: Bool
     private let readOnly: Bool
 
-    /// `dies`: the backend is killed now and then and has a successor; some requests are indirect, and pages may stay mapped.
+    /// `dies`: the backend is killed now and then and has a successor, and pages may stay mapped.
     init(_ source: SplitMix64, requestCount: Int, dies: Bool = false) throws {
         self.requestCount = requestCount
         self.dies = dies
         var random = source
         readOnly = random.onceIn(20)
         offersBarrier = !random.onceIn(8)
-        indirectSegments = dies ? random.pick([0, 8, 20, 32]) : 0
+        indirectSegments = random.pick([0, 8, 20, 32])
         let (readOnly, offersBarrier, indirectSegments) = (readOnly, offersBarrier, indirectSegments)
         rig = try EngineRig { setup in
             setup.ringPages = random.pick([1, 1, 1, 2])
@@ -243,7 +243,8 @@ final class EngineModelRun {
         switch random.below(8) {
         case 0:
             let id = random.next()
-            let wire = random.pick([4, 6, 7, 200, 255] as [UInt8])
+            // 6 is an indirect request where these are offered.
+            let wire = random.pick(indirectSegments > 0 ? [4, 7, 200, 255] : [4, 6, 7, 200, 255] as [UInt8])
             rig.guest.put(rig.guest.encoder.slot(operation: wire, id: id, firstSector: 0, segments: []))
             rig.expectAnswer(id, wire)
             model.sending(Sent(id: id, operation: wire, sector: 0, count: 0, segments: [], tags: []), refusal: -2)

@@ -20,16 +20,4 @@ struct EngineModelTests {
         #expect(run.rig.counter(.reqs_completed_with_error) == UInt64(run.model.failed), "XBB_TEST_SEED=\(seed)")
         run.rig.expectIdle()
     }
-
-    @Test(
-        "the same with indirect requests, whose backend is killed again and again",
-        arguments: testSeeds("engine model with kills", count: 100))
-    func modelWithKills(_ seed: UInt64) throws {
-        let run = try EngineModelRun(SplitMix64(seed: seed), requestCount: 1500, dies: true)
-        try run.go()
-        #expect(run.model.problems == [], "XBB_TEST_SEED=\(seed)")
-        #expect(run.rig.problems == [], "XBB_TEST_SEED=\(seed)")
-        #expect(run.model.answered == run.sentCount && run.deaths > 0, "XBB_TEST_SEED=\(seed)")
-        #expect(run.rig.isIdle && run.rig.use == EngineRig.Use(), "XBB_TEST_SEED=\(seed)")
-    }
 }
