@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # The tests that take minutes, on what `make build build-release` built: a thousand kills with upgrades between the two builds, 300 of
 # workers on an image of Ceph, 200 rounds of attach and detach, 300 disks, a million lines of a guest's noise, all kinds of QCOW images
-# and all hostile ones, the qcow2 engine under power cuts, kills and faults, a minute of each fuzz target, and the sanitizers; as root,
-# the commands of docs/operating.md on the packages of `make deb`. Their
+# and all hostile ones, the qcow2 engine under power cuts, kills and faults, and a minute of each fuzz target; as root, the commands
+# of docs/operating.md on the packages of `make deb`. Their
 # time is in docs/benchmarks.md. One of them, as root, sets the sysctl fs.aio-max-nr to 64 for some seconds.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -23,7 +23,6 @@ grep -qE '^✔ Test run with [1-9]' "$log" || result=1
 [[ $kills -eq 0 ]] || result=1
 scripts/fuzz.sh check "${XBB_FUZZ_SECONDS:-60}" >build/test-logs/fuzz.log 2>&1 || result=1
 grep -E '^(ok|FAILED) ' build/test-logs/fuzz.log
-for sanitizer in address thread undefined; do scripts/sanitize.sh "$sanitizer" || result=1; done
 if [[ $(id -u) -eq 0 ]]; then
     scripts/deb-test.sh walk >build/test-logs/walk.log 2>&1 || { cat build/test-logs/walk.log; result=1; }
     tail -n 1 build/test-logs/walk.log

@@ -14,7 +14,7 @@ targets=("$@")
 [[ ${#targets[@]} -gt 0 ]] ||
     targets=(SettingsTests BlkifTests XenBusTests BlockQueueTests FormatsTests QCOWEngineTests PluginKitTests PluginTests
         XenLoopbackTests BlkfrontTests ControlTests EndToEndTests
-        authors-test models fuzz)
+        authors-test models)
 limit=${XBB_TEST_LIMIT:-1500}
 passed=0
 failed=0

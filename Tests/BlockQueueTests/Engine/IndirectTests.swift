@@ -250,7 +250,7 @@ struct IndirectTests {
         rig.engine.tuning.noCoalesce = true
         let pages = rig.memory.byteCount / 4096
         var sector = 2000
-        while pages - rig.use.pages > left {
+        for _ in 0..<100 where pages - rig.use.pages > left {
             let count = min(11, pages - rig.use.pages - left)
             rig.read(sector, count * 8)
             sector += count * 8
