@@ -49,10 +49,10 @@ extension EndToEnd {
         }
 
         @Test func anotherDiskHasWhatAllHave() throws {
-            let lab = try Lab(pages: 65536)
+            let lab = try Lab(pages: 32768)
             let disk = try lab.attach(arguments: Self.usual)
             let device = try device(disk)
-            #expect(device.queues.count == 4 && device.ringPages == 16 && device.bufferSize == 256 * 4096)
+            #expect(device.queues.count == 4 && device.ringPages == 16 && device.info.maxIndirectSegments == 256)
             #expect(!device.info.persistent)
             try device.close()
             try lab.finish()
