@@ -184,7 +184,7 @@ extension EndToEnd {
             // What look() appends goes to true(1), which takes it.
             let socket = "'\(lab.directory)/run/xbbd.sock'"
             try look(
-                "events --since 1 --follow --json --socket \(socket) & sleep 2; kill $!; true", as: "events --follow")
+                "events --since 1 --follow --json --socket \(socket) & sleep 2; kill -KILL $!; true", as: "events --follow")
             try look("top --iterations 1 --interval 0.1")
             try look("set \(disk) poll-us=0 total-iops-sec=100000")
             try look("show \(disk)")
