@@ -151,7 +151,8 @@ extension EndToEnd {
                 seen.insert(name)
                 let (_, text) = try lab.xbbctl(
                     "\(command) --json --socket '\(lab.directory)/run/xbbd.sock' 2>/dev/null")
-                let line = text.split(separator: "\n").first.map(String.init) ?? ""
+                // What was said on standard error may stand before it.
+                let line = text.split(separator: "\n").first { $0.hasPrefix("{") }.map(String.init) ?? ""
                 let answer = try #require(try? JSON(parsing: line), "\(command): \(text)")
                 let documented = try #require(forms[name], "\(name) is not in xbb-json(7)")
                 #expect(documented.differences(answer) == [], "\(command): \(line)")
@@ -184,7 +185,8 @@ extension EndToEnd {
             // What look() appends goes to true(1), which takes it.
             let socket = "'\(lab.directory)/run/xbbd.sock'"
             try look(
-                "events --since 1 --follow --json --socket \(socket) & sleep 2; kill -KILL $!; true", as: "events --follow")
+                "events --since 1 --follow --json --socket \(socket) & sleep 2; kill -KILL $!; true",
+                as: "events --follow")
             try look("top --iterations 1 --interval 0.1")
             try look("set \(disk) poll-us=0 total-iops-sec=100000")
             try look("show \(disk)")

@@ -115,7 +115,13 @@ private final class KillLab {
             client.waitUntilExit()
             let isDone = client.terminationStatus == 0
             if isDone, command.hasPrefix("pause") { try expectPaused(what, isReleased: command != "pause") }
-            _ = try swap.control("resume")
+            // An xbbd that has just been started may not know the worker yet.
+            var answer = ""
+            try eventually("\(what): it goes on: \(answer)") {
+                let resumed = try swap.control("resume")
+                answer = resumed.text
+                return resumed.status == 0
+            }
             try swap.awaitQuiet()
             trial = (client, try chain())
         }
