@@ -80,7 +80,7 @@ extension EndToEnd {
             let plugins = try JSON(parsing: dump).elements
             let broken = try #require(plugins.first { $0["name"]?.string == "broken" })
             #expect(broken["error"]?.string?.has("was ended by signal") == true, "\(broken.serialized)")
-            #expect(plugins.count { $0["error"] == nil } == 7, "\(dump)")
+            #expect(plugins.count { $0["error"] == nil } == 8, "\(dump)")
             // No file is left of a description that failed.
             let library = "\(lab.plugins)/xbb-broken"
             _ = try? LibxlLab.shell(
@@ -128,7 +128,7 @@ extension EndToEnd {
             }
             let dump = try LibxlLab.shell("\(buildDirectory)/xbb-vbd --dump-plugins --plugin-dir \(lab.plugins)")
             let names = try JSON(parsing: dump).elements.compactMap { $0["name"]?.string }
-            #expect(names == ["delay", "error", "evil", "file", "null", "qcow", "rawdisk"])
+            #expect(names == ["delay", "error", "evil", "file", "null", "qcow", "rawdisk", "rbd"])
             #expect(!dump.has("\"error\":"))
             try lab.attach(51712, .plugin("error", "size=16M")).connect().close()
             try lab.finish()

@@ -80,8 +80,8 @@ extension EndToEnd {
             #expect(log.components(separatedBy: "ended with signal 6").count == 5, "\(log)")
             #expect(!log.has("given up"))
             let list = try LibxlLab.shell("'\(buildDirectory)/xbbctl' list --json \(control)")
-            let rows = try JSONDecoder().decode([String: [Row]].self, from: Data(list.utf8))
-            let row = try #require(rows["vbds"]?.first)
+            struct List: Decodable { var vbds: [Row] }
+            let row = try #require(try JSONDecoder().decode(List.self, from: Data(list.utf8)).vbds.first)
             #expect(row.worker == "running" && row.state == "connected" && row.starts == 5, "\(list)")
             #expect(row.last_failure == "signal 6 (SIGABRT)")
 
