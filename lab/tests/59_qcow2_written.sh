@@ -56,7 +56,9 @@ kill_workers() { # guest, number
     local domain number pid
     domain=$(domid "$1")
     for ((number = 1; number <= $2; number++)); do
-        pid=$(pid_of "$domain" 51712) || fail "no worker before kill $number"
+        # What names the worker is written anew while another one takes over.
+        await 60 "a worker before kill $number" pid_of "$domain" 51712
+        pid=$(pid_of "$domain" 51712) || { sleep 0.5; pid=$(pid_of "$domain" 51712); } || fail "no worker before kill $number"
         kill -KILL "$pid"
         await 60 "another worker after kill $number" another_worker "$domain" "$pid"
         # A few requests, and none: the next kill may come while those before are done again.
