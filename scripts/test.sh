@@ -15,7 +15,7 @@ targets=("$@")
     targets=(SettingsTests BlkifTests XenBusTests BlockQueueTests FormatsTests QCOWEngineTests PluginKitTests PluginTests
         XenLoopbackTests BlkfrontTests ControlTests EndToEndTests
         authors-test models)
-limit=${XBB_TEST_LIMIT:-1500}
+limit=${XBB_TEST_LIMIT:-2100}
 passed=0
 failed=0
 logs=build/test-logs
