@@ -15,7 +15,7 @@ struct QCOWLab {
         lab = try Lab()
         templates = "\(lab.directory)/templates"
         try FileManager.default.createDirectory(atPath: templates, withIntermediateDirectories: false)
-        try LibxlLab.shell("\(packageDirectory)/scripts/describe-plugins.sh \(buildDirectory)/xbb-vbd \(lab.plugins)")
+        try Lab.describePlugins(in: lab.plugins)
     }
 
     /// A shell command in the folder of templates.
@@ -230,8 +230,7 @@ extension EndToEnd {
             try lab.lab.compilePlugin(
                 "layer", from: "\(packageDirectory)/Tests/LayerPlugin/layer.c",
                 options: ["-DNAME=\"layer\"", "-DFLAGS=0", "-Wl,-z,defs"])
-            try LibxlLab.shell(
-                "\(packageDirectory)/scripts/describe-plugins.sh \(buildDirectory)/xbb-vbd \(lab.lab.plugins)")
+            try Lab.describePlugins(in: lab.lab.plugins)
             // Both names have five letters.
             try lab.run(
                 """

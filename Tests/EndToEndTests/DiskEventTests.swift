@@ -84,8 +84,7 @@ extension EndToEnd {
             let lab = try LibxlLab()
             let guest = try lab.guest()
             let image = "\(lab.directory)/a.qcow2"
-            try LibxlLab.shell(
-                "\(packageDirectory)/scripts/describe-plugins.sh \(buildDirectory)/xbb-vbd \(lab.plugins)")
+            try Lab.describePlugins(in: lab.plugins)
             try LibxlLab.shell("qemu-img create -q -f qcow2 '\(image)' 16M && qemu-io -c 'write 0 64k' '\(image)'")
             let content = [UInt8](try Data(contentsOf: URL(fileURLWithPath: image)))
             func number(_ place: Int) -> Int {

@@ -12,8 +12,7 @@ extension EndToEnd {
         private func lab() throws -> Lab {
             let lab = try Lab()
             try lab.compilePlugin("toy", from: "\(packageDirectory)/Tests/ToyPlugin/toy.c")
-            try LibxlLab.shell(
-                "\(packageDirectory)/scripts/describe-plugins.sh \(buildDirectory)/xbb-vbd \(lab.plugins)")
+            try Lab.describePlugins(in: lab.plugins)
             try FileManager.default.createDirectory(
                 atPath: "\(lab.directory)/state", withIntermediateDirectories: false)
             return lab

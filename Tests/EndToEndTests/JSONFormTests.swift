@@ -140,8 +140,7 @@ extension EndToEnd {
             let forms = try DocumentedForm.all()
             let folder = try makeTemporaryDirectory("json")
             let lab = try LibxlLab(options: ["--backing-dir", folder])
-            try LibxlLab.shell(
-                "\(packageDirectory)/scripts/describe-plugins.sh \(buildDirectory)/xbb-vbd \(lab.plugins)")
+            try Lab.describePlugins(in: lab.plugins)
             let guest = try lab.guest()
             try lab.store.write("/local/domain/\(guest.id)/name", "web")
             var seen: Swift.Set<String> = []

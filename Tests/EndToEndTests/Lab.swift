@@ -37,6 +37,11 @@ final class Lab {
         plugins = try Self.stagePlugins(in: "\(directory)/plugins")
     }
 
+    /// Writes the description of each plugin in a folder beside it, as the packages have them: formats are known by these.
+    static func describePlugins(in folder: String) throws {
+        try LibxlLab.shell("\(packageDirectory)/scripts/describe-plugins.sh \(buildDirectory)/xbb-vbd \(folder)")
+    }
+
     /// Copies the plugins of the build under the names and modes of an installation.
     static func stagePlugins(in folder: String) throws -> String {
         try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: false)

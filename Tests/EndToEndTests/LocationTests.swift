@@ -118,7 +118,7 @@ extension LibxlLab {
     func addNamedPlugin() throws {
         try Lab.compilePlugin(
             "named", from: "\(packageDirectory)/Tests/NamedPlugin/named.c", below: directory, to: plugins)
-        try Self.shell("\(packageDirectory)/scripts/describe-plugins.sh \(buildDirectory)/xbb-vbd \(plugins)")
+        try Lab.describePlugins(in: plugins)
     }
 
     /// The text that a disk begins with, as a guest reads it.

@@ -23,7 +23,7 @@ final class SwapLab {
     init(bytes: Int = 16 << 20, kind: String = "vbd", format: String = "raw", mode: String = "w") throws {
         let folder = try makeTemporaryDirectory("swap")
         lab = try LibxlLab(kinds: [kind], options: ["--backing-dir", folder, "--stall-time", "2"])
-        try LibxlLab.shell("\(packageDirectory)/scripts/describe-plugins.sh \(buildDirectory)/xbb-vbd \(lab.plugins)")
+        try Lab.describePlugins(in: lab.plugins)
         guest = try lab.guest()
         image = "\(folder)/disk.\(format)"
         try LibxlLab.shell("qemu-img create -q -f \(format) \(image) \(bytes)")

@@ -148,23 +148,6 @@ private struct SerialModel {
             TwoFiles.File(files, isData: false), data: TwoFiles.File(files, isData: true), below: nil, options: options)
     }
 
-    private func perform(
-        _ kind: EngineOperationKind, _ sectors: Range<Int>, _ generation: UInt32, _ engine: ImageEngine
-    )
-        -> SimulatedOperation
-    {
-        let operation = SimulatedOperation(
-            kind, sectors: sectors, generation: generation, number: 0, onFinish: { _ in }, onResume: { _ in })
-        operation.run {
-            let token = engine.begin()
-            _ = engine.perform($0)
-            engine.end(token)
-        } commit: {
-            _ = engine.commit()
-        }
-        return operation
-    }
-
     /// Plays a history by the short way where there is one.
     private func play(_ files: TwoFiles, _ engine: ImageEngine, _ random: inout SplitMix64, _ count: Int) throws
         -> SerialModel
@@ -198,7 +181,7 @@ private struct SerialModel {
                     first: sectors.lowerBound, count: sectors.count, generation: generation)
                 #expect(data.writeData(content.span.bytes, at: place) == 0)
             } else {
-                let operation = perform(kind, sectors, generation, engine)
+                let operation = perform(kind, sectors, generation: generation, engine)
                 try #require(operation.status == 0, "\(kind) \(sectors): \(operation.status)")
             }
             model.steps.append(.init(sectors: sectors, generation: generation, begin: begin, end: files.position))
@@ -209,7 +192,7 @@ private struct SerialModel {
     private func faults(_ state: [ByteImage], _ allowed: [Set<UInt32>]) throws -> [String] {
         let files = TwoFiles(image: state[0], data: state[1])
         let engine = try open(files)
-        let read = perform(.read, 0..<Self.sectors, 0, engine)
+        let read = perform(.read, 0..<Self.sectors, generation: 0, engine)
         guard read.status == 0 else { return ["cannot be read: \(read.status)"] }
         var found: [String] = []
         read.data.withUnsafeBytes { bytes in
@@ -270,7 +253,7 @@ private struct SerialModel {
         image.put64(2 | 1 << 40, at: 88)
         let files = TwoFiles(image: image, data: data)
         let engine = try open(files)
-        #expect(perform(.write, 0..<3, 1, engine).status == 0)
+        #expect(perform(.write, 0..<3, generation: 1, engine).status == 0)
         #expect(engine.flush() == 0)
         let syncs = files.log.suffix(2)
         #expect(syncs.allSatisfy { $0.effect.isSync } && syncs.map(\.isData) == [true, false])
@@ -287,10 +270,10 @@ private struct SerialModel {
         image.put64(L2Entry.copied | 4096 * 7, at: table + 8 * 5)
         let files = TwoFiles(image: image, data: data)
         let engine = try open(files)
-        #expect(perform(.read, 40..<48, 0, engine).status == -EIO)
-        #expect(perform(.write, 40..<48, 1, engine).status != 0)
+        #expect(perform(.read, 40..<48, generation: 0, engine).status == -EIO)
+        #expect(perform(.write, 40..<48, generation: 1, engine).status != 0)
         #expect(engine.failure != 0 && files.image(false).u64(72) & QCOWHeader.Incompatible.corrupt != 0)
-        #expect(perform(.read, 0..<8, 0, engine).status == 0)
+        #expect(perform(.read, 0..<8, generation: 0, engine).status == 0)
         #expect(files.image(true).isEqual(to: data, 0, data.count), "the data file was written to")
     }
 

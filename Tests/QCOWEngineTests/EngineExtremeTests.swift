@@ -74,13 +74,7 @@ import Testing
     }
 
     private func perform(_ operation: SimulatedOperation, _ engine: any WritingEngine) throws {
-        operation.run {
-            let end = engine.begin()
-            _ = engine.perform($0)
-            end()
-        } commit: {
-            _ = engine.commit()
-        }
+        operation.run(in: engine)
         try #require(operation.finishes == 1 && operation.status == 0, "\(operation.kind): \(operation.status)")
     }
 }

@@ -28,10 +28,10 @@ import Testing
         let storage = SimulatedStorage(image)
         let engine = try ImageEngine(storage, below: nil, options: EngineOptions())
         engine.observe { event in said.withLock { $0.append(event) } }
-        #expect(perform(.read, 0..<2048, engine) == 0 && storage.position == 0)
+        #expect(perform(.read, 0..<2048, engine).status == 0 && storage.position == 0)
         // As the guest's first write: 4 KiB in the middle of what is there.
-        #expect(perform(.write, 16..<24, engine) == 0)
-        #expect(perform(.discard, 2048..<4096, engine) == 0)
+        #expect(perform(.write, 16..<24, engine).status == 0)
+        #expect(perform(.discard, 2048..<4096, engine).status == 0)
         engine.close()
         #expect(engine.failure == 0)
         guard case .rebuilt(let changes)? = said.withLock({ $0.first }) else {
@@ -129,25 +129,12 @@ import Testing
             image.put64(UInt64(place) | L2Entry.copied, at: try #require(layout.entryOffset(3)))
             let storage = SimulatedStorage(image)
             let engine = try ImageEngine(storage, below: nil, options: EngineOptions())
-            #expect(perform(.write, 0..<8, engine) == -EIO && engine.failure != 0)
+            #expect(perform(.write, 0..<8, engine).status == -EIO && engine.failure != 0)
             let end = storage.snapshot
             #expect(end.u64(72) == 3, "dirty still, and corrupt")
             end.put64(1, at: 72)
             #expect(end.isEqual(to: image, 0, image.count) && end.count == image.count)
         }
-    }
-
-    private func perform(_ kind: EngineOperationKind, _ sectors: Range<Int>, _ engine: ImageEngine) -> Int32 {
-        let operation = SimulatedOperation(
-            kind, sectors: sectors, generation: 1, number: 0, onFinish: { _ in }, onResume: { _ in })
-        operation.run {
-            let token = engine.begin()
-            _ = engine.perform($0)
-            engine.end(token)
-        } commit: {
-            _ = engine.commit()
-        }
-        return operation.status
     }
 
     private func play(

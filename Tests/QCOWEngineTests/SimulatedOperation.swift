@@ -77,15 +77,27 @@ final class SimulatedOperation: EngineOperation, @unchecked Sendable {
     }
 
     /// Does it and all that it waits for, in one thread, by the engine's two functions.
-    func run(_ perform: (SimulatedOperation) -> Void, commit: () -> Void) {
+    func run(in engine: any WritingEngine) {
         var calls = 0
         for _ in 0..<100_000 where finishes == 0 {
             if calls <= resumes {
                 calls += 1
-                perform(self)
+                let end = engine.begin()
+                _ = engine.perform(self)
+                end()
             } else {
-                commit()
+                _ = engine.commit()
             }
         }
     }
+}
+
+/// An operation that `engine` has done, with all that it waited for, in this thread.
+func perform(
+    _ kind: EngineOperationKind, _ sectors: Range<Int>, generation: UInt32 = 1, _ engine: ImageEngine
+) -> SimulatedOperation {
+    let operation = SimulatedOperation(
+        kind, sectors: sectors, generation: generation, number: 0, onFinish: { _ in }, onResume: { _ in })
+    operation.run(in: ProductEngine(engine))
+    return operation
 }

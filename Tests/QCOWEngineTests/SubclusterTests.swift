@@ -246,13 +246,7 @@ private final class Table {
     }
 
     func perform(_ operation: SimulatedOperation) throws {
-        operation.run {
-            let end = engine.begin()
-            _ = engine.perform($0)
-            end()
-        } commit: {
-            _ = engine.commit()
-        }
+        operation.run(in: engine)
         guard operation.finishes == 1, operation.status == 0 else {
             throw SimulationError("\(operation.kind): \(operation.status)")
         }
