@@ -33,14 +33,14 @@ struct Allocator: ~Copyable {
     /// All that is in use is known.
     mutating func learned() {
         knowsFree = true
-        // The end of a device says nothing about what is in use.
-        if !storage.isGrowable { end = used.highest.map { $0 + 1 } ?? 1 }
+        learnEnd()
     }
 
     // MARK: Refcounts that are written anew
 
     /// All that is in use is known, and where it ends.
     mutating func learnEnd() {
+        // The end of a device says nothing about what is in use.
         if !storage.isGrowable { end = used.highest.map { $0 + 1 } ?? 1 }
     }
 

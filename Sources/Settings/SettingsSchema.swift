@@ -172,11 +172,16 @@ public enum SettingsSchema {
 
     // MARK: What follows from several
 
-    /// Bytes for the data of each queue: `wanted`, or as much as eight of the largest requests have, which have so many segments.
-    public static func queueMemory(wanted: Int, segments: Int) -> Int { max(wanted, segments * 4096 * 8) }
+    /// Bytes for the data of each queue: `memory-mib`, or as much as eight of the largest requests have. Those have `segments`, if that
+    /// is more than is set.
+    public static func queueMemory(_ values: SettingValues, segments: Int = 0) -> Int {
+        max(values.value(of: memoryMiB) << 20, max(values.value(of: maxIndirectSegments), segments) * 4096 * 8)
+    }
 
-    /// Bytes for the lists of pages of a queue's requests: 8 for each page of each of the 1024 requests of the largest ring.
-    public static func queueLists(segments: Int) -> Int { segments * 8 * 1024 }
+    /// The same with the lists of pages of its requests: 8 bytes for each page of each of the 1024 requests of the largest ring.
+    public static func queueBytes(_ values: SettingValues, segments: Int = 0) -> Int {
+        queueMemory(values, segments: segments) + max(values.value(of: maxIndirectSegments), segments) * 8 * 1024
+    }
 
     // MARK: Lists
 

@@ -27,12 +27,9 @@ public final class DiskGroups {
         /// What workers with these settings need.
         public init(_ values: SettingValues) {
             tasks = values.value(of: SettingsSchema.workerTasks)
-            let segments = values.value(of: SettingsSchema.maxIndirectSegments)
-            let queue =
-                SettingsSchema.queueMemory(
-                    wanted: values.value(of: SettingsSchema.memoryMiB) << 20, segments: segments)
-                + SettingsSchema.queueLists(segments: segments)
-            memoryBytes = values.value(of: SettingsSchema.workerMemoryMiB) << 20 + values.queueLimit() * queue
+            memoryBytes =
+                values.value(of: SettingsSchema.workerMemoryMiB) << 20
+                + values.queueLimit() * SettingsSchema.queueBytes(values)
         }
 
         /// Files of a group and what they get.

@@ -33,7 +33,7 @@ private final class WaitEnd: Sendable {
 
 /// Opens storage, and gives up the rights that opening needs. Control thread only.
 final class StorageOpener {
-    var options: VBDOptions
+    private let options: VBDOptions
     private let nodes: NodeStore
     private let mailbox: Mailbox
     private let calls: PluginCalls

@@ -76,10 +76,7 @@ public struct VBDOptions: Sendable {
         }
     }
     /// Bytes for the data of requests, of each queue; pages that are not used take no memory.
-    var memoryBytes: Int {
-        SettingsSchema.queueMemory(
-            wanted: values.value(of: SettingsSchema.memoryMiB) << 20, segments: maxIndirectSegments)
-    }
+    var memoryBytes: Int { SettingsSchema.queueMemory(values) }
 
     /// The same for a disk whose node says `own` of what frontends are offered.
     func with(_ own: SettingValues) -> VBDOptions {
@@ -98,10 +95,7 @@ public struct VBDOptions: Sendable {
     /// What the process gives up, with room for so many queues and requests of so many segments, if that is more than is set: for the
     /// data of each, its lists, and its threads' stacks, which the C library reserves whole.
     func confinement(forQueues count: Int, segments: Int) -> ConfinementSettings? {
-        let segments = max(maxIndirectSegments, segments)
-        let queue =
-            SettingsSchema.queueMemory(wanted: memoryBytes, segments: segments)
-            + SettingsSchema.queueLists(segments: segments) + (1 + blockingThreads) * 9 << 20
+        let queue = SettingsSchema.queueBytes(values, segments: segments) + (1 + blockingThreads) * 9 << 20
         var confinement = confinement
         confinement?.limits?.memoryBytes += count * queue
         return confinement

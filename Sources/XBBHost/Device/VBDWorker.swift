@@ -16,11 +16,11 @@ import Support
 /// Serves one VBD until it is over.
 public final class VBDWorker<Platform: Xen.XenPlatform> {
     let platform: PreparedHandles<Platform>
-    private(set) var options: VBDOptions
     let log: Log
     let mailbox: Mailbox
     let nodes: NodeStore
     let disk: ServedDisk<PreparedHandles<Platform>>
+    var options: VBDOptions { disk.options }
     let opener: StorageOpener
     let succession: Succession
     let inherited: InheritedStorage
@@ -67,7 +67,6 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         options: VBDOptions
     ) throws(OperationError) {
         self.platform = PreparedHandles(platform)
-        self.options = options
         let numbers = options.backendPath.split(separator: "/").suffix(2)
         var log = Log(name: "xbb-vbd \(options.shortName)", level: options.logLevel).about(
             domain: numbers.first.flatMap { DomainID($0) } ?? 0, device: numbers.last.flatMap { UInt32($0) } ?? 0,
@@ -191,10 +190,8 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     /// the storage is opened, and then nobody is served.
     private func takeOffers(of node: BackendNode) {
         do throws(OperationError) {
-            options = options.with(try SettingsSchema.settings(among: node.options))
+            disk.options = options.with(try SettingsSchema.settings(among: node.options))
         } catch {}  // what is usual, until then
-        disk.options = options
-        opener.options = options
     }
 
     private func hand(_ event: VBDMachine.Event) {
