@@ -102,9 +102,12 @@ final class DaemonLab {
 
     /// Says how the worker of a VBD behaves: "vbd-1-51712".
     func behave(_ name: String, _ word: String) {
-        let file = clinux_open("\(workers)/\(name)", O_WRONLY | O_CREAT | O_TRUNC, 0o600)
+        // Renamed into place, as a worker that starts meanwhile would take an empty file for "serve".
+        let next = "\(workers)/next-\(name)"
+        let file = clinux_open(next, O_WRONLY | O_CREAT | O_TRUNC, 0o600)
         _ = word.withCString { write(file, $0, strlen($0)) }
         close(file)
+        rename(next, "\(workers)/\(name)")
     }
 
     /// Writes a file of the lab's directory.

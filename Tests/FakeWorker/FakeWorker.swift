@@ -63,10 +63,11 @@ struct FakeWorker {
         }
         guard let path = argument("--backend-path") else { exit(2) }
         let name = path.split(separator: "/").suffix(3).joined(separator: "-")
+        // Before the start is logged: a test that sees the start may change the word for the next one.
+        let word = contents("\(directory)/\(name)")?.split(separator: "\n").first.map(String.init) ?? "serve"
         let log = clinux_open("\(directory)/log", O_WRONLY | O_CREAT | O_APPEND, 0o600)
         say("\(getpid()) \(name)\n", to: log)
         close(log)
-        let word = contents("\(directory)/\(name)")?.split(separator: "\n").first.map(String.init) ?? "serve"
         switch word {
         case "crash": abort()
         case "orphan":
