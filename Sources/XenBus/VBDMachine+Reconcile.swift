@@ -33,7 +33,7 @@ extension VBDMachine {
     var isFrontendReady: Bool { phase == .ready }
 
     /// The toolstack or the host wants the device removed.
-    var isDetaching: Bool { !isOnline || purpose == .close }
+    public var isDetaching: Bool { !isOnline || purpose == .close }
 
     /// The node is no longer ours.
     var isLost: Bool {

@@ -293,6 +293,7 @@ extension EndToEnd {
             try device.queues[0].withQueue { (queue) throws in
                 #expect(try queue.read(sector: 8, byteCount: 4096).bytes.allSatisfy { $0 == 0xee }, "\(served.lab.log)")
             }
+            #expect(served.lab.log.has("tried again for 10 s"))
             try device.close()
             try served.lab.remove(served.disk)
             served.lab.stop()
@@ -349,6 +350,36 @@ extension EndToEnd {
             #expect(rename("\(served.name).moved", served.name) == 0)
             #expect(try served.read() == 1)
             try served.finish()
+        }
+
+        /// A guest that is between two drivers has its disk afterwards, though somebody looked at the image when the worker and xbbd died.
+        @Test func aLockedImageIsWaitedForByWhomHadIt() throws {
+            let served = try Served(try LibxlLab())
+            try served.write(1)
+            try served.device.close()
+            served.lab.killDaemon()
+            let worker = try #require(try pid(served))
+            let reader = try readersLock(served.kept)
+            kill(worker, SIGKILL)
+            try served.lab.start()
+            // Nothing is opened before the guest is back, which waits until it is connected.
+            let log = "\(served.lab.directory)/log"
+            Thread {
+                for _ in 0..<3000 {
+                    if (try? String(contentsOfFile: log, encoding: .utf8))?.has("tried again for 10 s") == true {
+                        break
+                    }
+                    usleep(10_000)
+                }
+                close(reader)
+            }.start()
+            let device = try served.lab.connect(served.disk, served.guest)
+            try device.queues[0].withQueue { (queue) throws in
+                #expect(try queue.read(sector: 8, byteCount: 4096).bytes.allSatisfy { $0 == 1 })
+            }
+            try device.close()
+            try served.lab.remove(served.disk)
+            served.lab.stop()
         }
 
         // MARK: xbbd's own end

@@ -18,7 +18,7 @@ import XenBus
 enum StoragePatience {
     /// Nobody waits for it, or there is other storage to go back to.
     case never
-    /// 10 s: a guest waits.
+    /// 10 s: the guest has had it, from a process that died.
     case brief
     /// Until it is there: an administrator has had it, and the guest has nothing else.
     case endless
@@ -67,9 +67,9 @@ final class StorageOpener {
     ///
     /// `isShared`: others have the storage too. The storage of the process before is used if it was left; otherwise one that is
     /// absent, or locked by somebody else, is waited for with `patience`. `isExchanged`: the guest had other storage before; what was
-    /// answered from that, and is below this one now, is made durable.
+    /// answered from that, and is below this one now, is made durable. `isAwaited`: a guest is connected, and has had this storage.
     func open(
-        _ request: DeviceRequest, isShared: Bool, patience: StoragePatience, isExchanged: Bool,
+        _ request: DeviceRequest, isShared: Bool, patience: StoragePatience, isExchanged: Bool, isAwaited: Bool,
         confinement: ConfinementSettings?, prepareHandles: @escaping () throws(OperationError) -> Void,
         _ completion: @escaping (Result<PluginDevice, OperationError>) -> Void
     ) {
@@ -94,7 +94,7 @@ final class StorageOpener {
                     log: log)
                 return try PluginDevice(
                     found, directories: options.pluginDirectories, backing: options.backing, inherited: storage,
-                    isAwaited: patience == .brief, log: log
+                    isAwaited: isAwaited, log: log
                 ) {
                     mailbox.post(.notified($0))
                 }
@@ -156,7 +156,7 @@ final class StorageOpener {
         }
     }
 
-    /// Fails to open what is waited for, if anything is: the guest has left, or the disk is to end.
+    /// Fails to open what is waited for, if anything is: nobody needs it any more.
     func stopWaiting() { waitEnd.set() }
 
     /// Tries again what fails because the storage is absent or locked.

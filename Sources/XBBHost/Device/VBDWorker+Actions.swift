@@ -66,7 +66,8 @@ extension VBDWorker {
             return openFailed(error)
         }
         opener.open(
-            request, isShared: isShared, patience: patience, isExchanged: exchange != nil, confinement: disk.confinement
+            request, isShared: isShared, patience: patience, isExchanged: exchange != nil,
+            isAwaited: machine.ownsInheritedRings && exchange == nil, confinement: disk.confinement
         ) {
             [self] () throws(OperationError) in
             try prepareHandles()
@@ -87,9 +88,13 @@ extension VBDWorker {
     }
 
     /// For how long storage that is absent or locked is waited for.
-    private var patience: StoragePatience {
-        guard machine.ownsInheritedRings, !mayGoBack else { return .never }
-        return exchange == nil ? .brief : .endless
+    ///
+    /// Storage that a process before this one has served is waited for also where its guest is not connected just now: a guest that
+    /// starts would find the disk refused because somebody looked at the image when the worker died, and nobody would try it again.
+    var patience: StoragePatience {
+        if mayGoBack || machine.mustEnd { return .never }
+        if machine.ownsInheritedRings { return exchange == nil ? .brief : .endless }
+        return exchange == nil && publishedSectorCount != nil && !machine.isDetaching ? .brief : .never
     }
 
     private func openFailed(_ error: OperationError) {

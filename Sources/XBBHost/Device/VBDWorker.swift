@@ -198,8 +198,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
         log.debug("event \(event)")
         if case .stopRequested(let kind) = event { disk.willEnd(handsOver: kind == .handOver) }
         perform(machine.handle(event))
-        // Storage is waited for on behalf of the guest whose rings were inherited.
-        if !machine.ownsInheritedRings || machine.mustEnd { opener.stopWaiting() }
+        if patience == .never { opener.stopWaiting() }
     }
 
     /// True where XenStore has died and rings are connected: they need it no more, and their guest is not to suffer.
