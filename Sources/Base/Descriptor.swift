@@ -46,10 +46,18 @@ public final class Descriptor: Sendable {
 
     /// Reads what is there, at most `limit` bytes. An error is an end.
     public func readAvailable(limit: Int = 65536) -> ReadResult {
-        var buffer = [UInt8](repeating: 0, count: limit)
-        let count = unsafe buffer.withUnsafeMutableBytes { unsafe read(raw, $0.baseAddress, $0.count) }
-        if count < 0 { return errno == EAGAIN || errno == EINTR ? .wouldBlock : .ended }
-        return count == 0 ? .ended : .bytes(Array(buffer[..<count]))
+        var code: Int32 = 0
+        // The kernel fills as many bytes as it says, and the rest is never looked at.
+        let bytes = unsafe [UInt8](unsafeUninitializedCapacity: max(limit, 0)) { buffer, count in
+            let result = unsafe read(raw, buffer.baseAddress, buffer.count)
+            if result < 0 { code = errno }
+            count = max(result, 0)
+        }
+        if code != 0 {
+            errno = code
+            return code == EAGAIN || code == EINTR ? .wouldBlock : .ended
+        }
+        return bytes.isEmpty ? .ended : .bytes(bytes)
     }
 
     /// Sends as much as the socket takes and gives the number of bytes, or nil where the other end is gone.

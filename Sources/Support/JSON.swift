@@ -98,6 +98,12 @@ public enum JSON: Sendable {
 
     private static func quote(_ text: String, _ output: inout String) {
         output += "\""
+        // Nearly all texts stand for themselves.
+        if text.utf8.allSatisfy({ $0 >= 0x20 && $0 != 0x7f && $0 != UInt8(ascii: "\"") && $0 != UInt8(ascii: "\\") }) {
+            output += text
+            output += "\""
+            return
+        }
         for scalar in text.unicodeScalars {
             switch scalar {
             case "\"": output += "\\\""

@@ -115,13 +115,7 @@ private final class KillLab {
             client.waitUntilExit()
             let isDone = client.terminationStatus == 0
             if isDone, command.hasPrefix("pause") { try expectPaused(what, isReleased: command != "pause") }
-            // An xbbd that has just been started may not know the worker yet.
-            var answer = ""
-            try eventually("\(what): it goes on: \(answer)") {
-                let resumed = try swap.control("resume")
-                answer = resumed.text
-                return resumed.status == 0
-            }
+            try untilDone("resume")
             try swap.awaitQuiet()
             trial = (client, try chain())
         }
@@ -154,11 +148,21 @@ private final class KillLab {
         while chain.count < least { chain = try run("snapshot", "\(swap.folder)/\(count)-\(chain.count).qcow2") }
         while chain.count > 4 { chain = try run("commit", "") }
         if command == "resume" {
-            // The worker that xbbd knows may just have been killed.
-            try eventually("a pause") { try swap.control("pause", "--timeout 600 --release").status == 0 }
+            try untilDone("pause", "--timeout 600 --release")
         }
         expected = chain
         return chain
+    }
+
+    /// Gives a command again as long as that is what its exit status says: workers, and an xbbd, have just been killed.
+    private func untilDone(_ command: String, _ words: String = "") throws {
+        try eventually("\(command) is done") {
+            let result = try swap.control(command, words)
+            guard [0, 69, 75].contains(result.status) else {
+                throw LabError("\(command): \(result) \(swap.lab.log.suffix(3000))")
+            }
+            return result.status == 0
+        }
     }
 
     @discardableResult

@@ -8,8 +8,10 @@
 //   deaf       as serve, but does nothing on SIGTERM
 //   stubborn   as serve, but never closes
 //   mute       takes the node and never answers on its socket
+//   absent     takes the node and does not listen, as one that has not come to it
 //   garbage    answers with text that is no JSON
 //   endless    answers without an end
+//   trickle    answers byte for byte, without an end
 //   exit N     ends with status N at once
 //   crash      dies of SIGABRT at once
 //   orphan     leaves a child that holds descriptor 3 for 2 seconds, and ends with status 1
@@ -124,7 +126,7 @@ struct FakeWorker {
         store = try LibXenStore()
         let socket = argument("--control") ?? ""
         unlink(socket)
-        listener = clinux_unix_listen(socket, Int32(SOCK_STREAM.rawValue), 8)
+        listener = word == "absent" ? -1 : clinux_unix_listen(socket, Int32(SOCK_STREAM.rawValue), 8)
         var set = sigset_t()
         sigemptyset(&set)
         sigaddset(&set, SIGTERM)
@@ -179,6 +181,7 @@ struct FakeWorker {
         let line = String(decoding: buffer[..<count], as: UTF8.self).split(separator: "\n").first ?? ""
         switch word {
         case "garbage": say("{\"pid\": 1,,}\n", to: client)
+        case "trickle": while write(client, "[", 1) == 1 { usleep(500) }
         case "endless":
             let block = String(repeating: "x", count: 65536)
             for _ in 0..<64 { say(block, to: client) }

@@ -25,7 +25,7 @@ extension Supervisor {
             case .metrics: try metrics(for: client)
             case .events(let cursor, let waits): try tellEvents(cursor, waits: waits, to: client)
             case .state(let vbd): answer(state(of: vbd), to: client)
-            case .log(let vbd): tellLog(of: vbd, to: client)
+            case .log(let vbd): try tellLog(of: vbd, to: client)
             case .upgrade(let vbd): answer(.object([("vbds", .array(try upgrade(vbd)))]), to: client)
             case .show(let vbd):
                 _ = try record(vbd)
@@ -117,16 +117,24 @@ extension Supervisor {
     ) throws(ControlError) {
         let address = record.address
         if let silence = silence(of: record) { throw ControlError("\(address): \(silence)", status: .timedOut) }
-        guard record.process != nil || isForeign(record) else {
-            let reason = lastError(of: address).map { "; its last error: \($0)" } ?? ""
-            throw ControlError("\(address) has no worker: \(describe(record))\(reason)")
-        }
+        guard record.process != nil || isForeign(record) else { throw missingWorker(of: record) }
         do throws(ControlError) {
             _ = try call(address, line, limit: limit) { _, result in
                 completion(result.mapError { ControlError("\(address): \($0)", status: $0.status) })
             }
         } catch {
-            throw ControlError("\(address): \(error)")
+            throw ControlError("\(address): \(error)", status: error.status)
+        }
+    }
+
+    /// A disk has no worker that could be asked: a temporary failure where one is about to begin, whatever was to be asked.
+    func missingWorker(of record: Record) -> ControlError {
+        let reason = lastError(of: record.address).map { "; its last error: \($0)" } ?? ""
+        let text = "\(record.address) has no worker: \(describe(record))\(reason)"
+        switch record.supervision.phase {
+        case .idle, .starting, .running: return ControlError("\(text); try again", status: .timedOut)
+        case .waiting: return ControlError(text, status: .timedOut)
+        case .foreign, .released, .failed, .over: return ControlError(text)
         }
     }
 

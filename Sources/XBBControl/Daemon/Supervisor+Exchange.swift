@@ -55,11 +55,12 @@ extension Supervisor {
         if case .released = record.supervision.phase { isReleased = true }
         let isFree = record.exchange == nil && (isReleased || record.supervision.node?.exchange == nil)
         guard isFree || record.awaitsStorage, !record.isReleasing else {
-            throw ControlError("\(record.address) is being paused, or gets other storage already")
+            throw Self.isBusy(record)
         }
         try check(condition, of: record, isReleased: isReleased)
         switch record.replacement {
-        case .preparing, .draining: throw ControlError("\(record.address) is being upgraded; try again")
+        case .preparing, .draining:
+            throw ControlError("\(record.address) is being upgraded; try again", status: .timedOut)
         case .none, .onTrial, .rolledBack: break
         }
         let name = String(UInt64.random(in: 1...UInt64.max), radix: 16)
@@ -72,7 +73,7 @@ extension Supervisor {
         }
         if record.awaitsStorage {
             // Its worker serves nobody, so that there is nothing to pause.
-            guard let process = record.process else { throw ControlError("\(record.address) has no worker: try again") }
+            guard let process = record.process else { throw missingWorker(of: record) }
             exchange.step = .ending
             record.exchange = exchange
             return process.send(SIGTERM)
@@ -82,9 +83,7 @@ extension Supervisor {
             guard let record, record.exchange?.step == .pausing else { return }
             do throws(ControlError) {
                 _ = try ControlAnswer(line: try result.get())
-                guard let process = record.process else {
-                    throw ControlError("\(record.address) has no worker any more")
-                }
+                guard let process = record.process else { throw missingWorker(of: record) }
                 record.exchange?.step = .ending
                 record.exchange?.since = clinux_monotonic_ns()
                 process.send(SIGTERM)
@@ -96,6 +95,11 @@ extension Supervisor {
             }
         }
         record.exchange = exchange
+    }
+
+    /// Something is done to the disk already, which ends soon.
+    static func isBusy(_ record: Record) -> ControlError {
+        ControlError("\(record.address) is being paused, or gets other storage; try again", status: .timedOut)
     }
 
     /// Throws if the disk may have had other storage, or a guest that wrote, since `condition` was taken.
@@ -133,7 +137,7 @@ extension Supervisor {
         case .pausing: return false  // its answer does not come, which ends the exchange
         case .ending:
             guard [.handedOver, .leftRequests].contains(exit) else {
-                endExchange(record, refusing: "the worker ended with \(exit) and not as it was told")
+                endExchange(record, refusing: "the worker ended with \(exit) and not as it was told", .timedOut)
                 return false
             }
             _ = beginTrying(record)
@@ -270,11 +274,13 @@ extension Supervisor {
     }
 
     /// Nothing was changed.
-    private func endExchange(_ record: Record, refusing problem: String) {
+    private func endExchange(_ record: Record, refusing problem: String, _ status: ControlStatus = .failed) {
         let client = record.exchange?.client
         record.exchange = nil
         log(record.address).error("\(record.address): keeps its storage: \(problem)")
-        if let client { refuse(ControlError("\(record.address) keeps its storage: \(problem)"), to: client) }
+        if let client {
+            refuse(ControlError("\(record.address) keeps its storage: \(problem)", status: status), to: client)
+        }
     }
 
     // MARK: What happens meanwhile

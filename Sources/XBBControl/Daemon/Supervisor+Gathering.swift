@@ -1,56 +1,61 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// One question to many workers: all are asked at the same time, and one that does not answer holds up nobody.
+// What many workers are asked at once (``WorkerGathering``), and what is made of their answers.
 import Base
 import CLinux
 import Support
 import Xen
 
-/// Answers that are complete when all workers have said something, or their time is over.
-struct Gathering {
-    /// Calls without an answer.
-    var waiting: Set<UInt64> = []
-    /// Each is one line of JSON.
-    var answers: [VBDAddress: [UInt8]] = [:]
-    let completion: ([VBDAddress: [UInt8]]) -> Void
+/// Who waits for the answers of workers.
+struct GatheringWait {
+    let client: ControlServer.ClientID
+    let completion: (WorkerGathering.Answers) -> Void
 }
 
 extension Supervisor {
-    /// How long workers have, in ns: somebody looks at the screen.
-    private static let gatheringLimit: UInt64 = 500 * RestartPolicy.millisecond
-
-    /// Asks the workers of `records`; `completion` gets the answers of those that have answered in time.
+    /// Asks the workers of `records` for a client; `completion` gets the answers of those that have answered in time. It is
+    /// called later, from the loop, unless the client goes before that.
     func ask(
         _ line: String, of records: some Sequence<Record>, answerLimit: Int = WorkerCall.answerLimit,
-        _ completion: @escaping ([VBDAddress: [UInt8]]) -> Void
-    ) {
-        lastGathering += 1
-        let number = lastGathering
-        gatherings[number] = Gathering(completion: completion)
+        for client: ControlServer.ClientID, _ completion: @escaping (WorkerGathering.Answers) -> Void
+    ) throws(ControlError) {
         // One that is known not to answer is not waited for.
-        for record in records where record.process != nil && silence(of: record) == nil {
-            let address = record.address
-            do throws(ControlError) {
-                let id = try call(address, line, limit: Self.gatheringLimit, answerLimit: answerLimit) {
-                    [unowned self] id, result in
-                    gatherings[number]?.waiting.remove(id)
-                    if case .success(let text) = result { gatherings[number]?.answers[address] = text }
-                    finishGathering(number)
-                }
-                gatherings[number]?.waiting.insert(id)
-            } catch {
-                // It says nothing, as one that does not answer.
-            }
+        let workers = records.compactMap { record -> WorkerGathering.Worker? in
+            guard let process = record.process, record.answers?.isSilent != true else { return nil }
+            let socket = directory.workerSocket(record.address)
+            return WorkerGathering.Worker(address: record.address, socket: socket, process: process.process)
         }
-        finishGathering(number)
+        do throws(OperationError) {
+            // The connection ends with the answer, so that no worker is woken once more.
+            let question = WorkerGathering.Question(line: "\(line) last", answerLimit: answerLimit, workers: workers)
+            gatherings[try gathering().begin(question)] = GatheringWait(client: client, completion: completion)
+        } catch {
+            throw ControlError("cannot ask the workers: \(error)")
+        }
     }
 
-    private func finishGathering(_ number: UInt64) {
-        guard let gathering = gatherings[number], gathering.waiting.isEmpty else { return }
-        gatherings[number] = nil
-        gathering.completion(gathering.answers)
+    private func gathering() throws(OperationError) -> WorkerGathering {
+        if let workerGathering { return workerGathering }
+        let made = try WorkerGathering()
+        try loop.add(made.descriptor) { [unowned self] in takeGatherings() }
+        workerGathering = made
+        return made
     }
 
-    private static func parsed(_ answers: [VBDAddress: [UInt8]]) -> [VBDAddress: JSON] {
+    private func takeGatherings() {
+        for answered in workerGathering?.take() ?? [] {
+            gatherings.removeValue(forKey: answered.number)?.completion(answered.answers)
+        }
+    }
+
+    /// A client has gone: nobody is asked for it any more.
+    func endGatherings(of client: ControlServer.ClientID) {
+        for (number, wait) in gatherings where wait.client == client {
+            gatherings[number] = nil
+            workerGathering?.forget(number)
+        }
+    }
+
+    private static func parsed(_ answers: WorkerGathering.Answers) -> [VBDAddress: JSON] {
         answers.compactMapValues { text in
             do throws(JSONError) { return try JSON(parsing: text) } catch { return nil }
         }
@@ -61,7 +66,7 @@ extension Supervisor {
         let rows = try list()
         let names: [DomainID: JSON]
         do throws(OperationError) { names = try domainNames() } catch { throw ControlError("\(error)") }
-        ask("stats", of: records.values) { [unowned self] stats in
+        try ask("stats", of: records.values, for: client) { [unowned self] stats in
             var named: [String: JSON] = [:]
             for (address, counters) in Self.parsed(stats) { named["\(address)"] = counters }
             let vbds = rows.map { row -> JSON in
@@ -87,11 +92,11 @@ extension Supervisor {
     }
 
     /// The remembered lines of the log with those of workers. A worker is asked that had no room for its file.
-    func tellLog(of vbd: VBDReference?, to client: ControlServer.ClientID) {
+    func tellLog(of vbd: VBDReference?, to client: ControlServer.ClientID) throws(ControlError) {
         let fileless = records.values.filter { record in
             (vbd?.matches(record.address) ?? true) && workerLines(record.address, limit: LogFile.mostBytes).isEmpty
         }
-        ask("log", of: fileless) { [unowned self] answers in
+        try ask("log", of: fileless, for: client) { [unowned self] answers in
             var lines = log.history?.lines ?? []
             for address in records.keys where vbd?.matches(address) ?? true {
                 lines += workerLines(address, limit: vbd == nil ? 8 << 10 : LogFile.mostBytes)

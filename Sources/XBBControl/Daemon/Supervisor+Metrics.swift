@@ -10,25 +10,35 @@ extension Supervisor {
     /// theirs; XenStore is asked once for each domain, and for a disk's storage once after each change of its node.
     func metrics(for client: ControlServer.ClientID) throws(ControlError) {
         let began = clinux_monotonic_ns()
-        let rows: [(address: VBDAddress, text: String)]
+        // Completed while the workers make their answers.
+        var rows: [(address: VBDAddress, text: String)] = []
+        try ask("metrics", of: records.values, answerLimit: WorkerCall.shortAnswerLimit, for: client) {
+            [unowned self] answers in
+            answer(Self.line(rows, answers, nanoseconds: clinux_monotonic_ns() &- began), to: client)
+        }
         do throws(OperationError) {
             rows = try metricsRows()
         } catch {
+            endGatherings(of: client)
             throw ControlError("\(error)")
         }
-        ask("metrics", of: records.values, answerLimit: WorkerCall.shortAnswerLimit) { [unowned self] answers in
-            // A worker's answer is JSON, which was looked at when it came, and is not written anew.
-            var line = [UInt8]("{\"version\":\(JSON.string(xbbVersion).serialized),\"vbds\":[".utf8)
-            for (index, row) in rows.enumerated() {
-                if index > 0 { line.append(UInt8(ascii: ",")) }
-                line += row.text.utf8.dropLast()
-                line += ",\"counted\":".utf8
-                line += answers[row.address] ?? Array("null".utf8)
-                line.append(UInt8(ascii: "}"))
-            }
-            line += "],\"gathering_ns\":\(clinux_monotonic_ns() &- began)}".utf8
-            answer(line, to: client)
+    }
+
+    /// A worker's answer is JSON, which was looked at when it came, and is not written anew.
+    private static func line(
+        _ rows: [(address: VBDAddress, text: String)], _ answers: WorkerGathering.Answers, nanoseconds: UInt64
+    ) -> [UInt8] {
+        var line = [UInt8]("{\"version\":\(JSON.string(xbbVersion).serialized),\"vbds\":[".utf8)
+        line.reserveCapacity(rows.reduce(256) { $0 + $1.text.utf8.count + 16 + (answers[$1.address]?.count ?? 4) })
+        for (index, row) in rows.enumerated() {
+            if index > 0 { line.append(UInt8(ascii: ",")) }
+            line += row.text.utf8.dropLast()
+            line += ",\"counted\":".utf8
+            line += answers[row.address] ?? Array("null".utf8)
+            line.append(UInt8(ascii: "}"))
         }
+        line += "],\"gathering_ns\":\(nanoseconds)}".utf8
+        return line
     }
 
     private func metricsRows() throws(OperationError) -> [(address: VBDAddress, text: String)] {
@@ -41,8 +51,8 @@ extension Supervisor {
                 ("vbd", .string("\(address)")), ("kind", .string(address.kind)), ("domid", .integer(address.domain)),
                 ("devid", .integer(address.device)), ("device", .string(VirtualDevice.name(of: address.device))),
                 ("domain", names[address.domain] ?? .null), ("worker", .string(word(record))),
-                ("starts", .integer(record.startCount)), ("silent", .bool(silence(of: record) != nil)),
-                ("format", .text(location?.format)), ("path", .text(location?.path)),
+                ("starts", .integer(record.startCount)), ("format", .text(location?.format)),
+                ("path", .text(location?.path)),
             ])
             rows.append((address, row.serialized))
         }

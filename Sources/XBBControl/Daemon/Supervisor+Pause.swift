@@ -25,7 +25,7 @@ extension Supervisor {
         let end = try Self.end(of: seconds)
         if case .released = record.supervision.phase { return try renewRelease(record, until: end, kind, for: client) }
         guard record.exchange == nil || record.awaitsStorage, !record.isReleasing else {
-            throw ControlError("\(record.address) is being paused, or gets other storage")
+            throw Self.isBusy(record)
         }
         // A brief one leaves a pause of the administrator's as it is.
         let line = kind == .holds ? "pause \(Self.holdSeconds) brief" : "pause \(seconds)"
@@ -69,7 +69,7 @@ extension Supervisor {
     private func release(
         _ record: Record, until end: UInt64, _ kind: PauseKind, for client: ControlServer.ClientID
     ) throws(ControlError) {
-        guard let process = record.process else { throw ControlError("\(record.address) has no worker any more") }
+        guard let process = record.process else { throw missingWorker(of: record) }
         try change(record, "release the storage of") { (path, transaction) throws(OperationError) in
             let before = try store.text("\(path)/\(BackendKey.paused)", in: transaction)
             if kind == .holds {
@@ -161,6 +161,7 @@ extension Supervisor {
 
     /// A client has gone: what it held goes on at once.
     func clientEnded(_ client: ControlServer.ClientID) {
+        endGatherings(of: client)
         for record in records.values where record.holder == client && !record.isReleasing { endHold(record) }
     }
 
@@ -212,7 +213,10 @@ extension Supervisor {
         guard let client = record.releaseClient else { return }
         record.releaseClient = nil
         if [.handedOver, .leftRequests].contains(exit) { return answerReleased(record, client) }
-        refuse(ControlError("\(record.address): the worker ended with \(exit); its storage is released"), to: client)
+        refuse(
+            ControlError(
+                "\(record.address): the worker ended with \(exit); its storage is released", status: .timedOut),
+            to: client)
     }
 
     /// The disk is gone: nobody waits for it any more.

@@ -133,8 +133,10 @@ public final class Supervisor {
     private var status = ""
     var calls: [UInt64: WorkerCall] = [:]
     var lastCall: UInt64 = 0
-    var gatherings: [UInt64: Gathering] = [:]
-    var lastGathering: UInt64 = 0
+    /// Made when workers are asked first.
+    var workerGathering: WorkerGathering?
+    /// Those who wait, by the number of their question.
+    var gatherings: [UInt64: GatheringWait] = [:]
     var images: ImageLook?
     var imageWaits: [ImageWait] = []
     /// What the last look at the images of disks found.

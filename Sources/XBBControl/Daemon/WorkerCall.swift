@@ -30,15 +30,21 @@ final class WorkerCall {
         completion: @escaping (Result<[UInt8], ControlError>) -> Void
     ) throws(ControlError) {
         let raw = unsafe clinux_unix_connect(path, Int32(SOCK_STREAM.rawValue | SOCK_NONBLOCK.rawValue))
-        guard raw >= 0 else { throw ControlError("the worker does not listen at \(path): \(errnoText(errno))") }
+        guard raw >= 0 else {
+            // It is about to begin, or has ended.
+            throw ControlError("the worker does not listen at \(path): \(errnoText(errno))", status: .timedOut)
+        }
         socket = Descriptor(owning: raw)
         self.loop = loop
         input = LineBuffer(limit: answerLimit)
         output = [UInt8]((line + "\n").utf8)[...]
         deadline = limit.map { now &+ $0 } ?? .max
         self.completion = completion
+        // A line is less than what the kernel takes at once.
+        try send()
         do throws(OperationError) {
-            try loop.add(raw, EventLoop.readable | EventLoop.writable) { [unowned self] in ready() }
+            let events = EventLoop.readable | (output.isEmpty ? 0 : EventLoop.writable)
+            try loop.add(raw, events) { [unowned self] in ready() }
         } catch {
             throw ControlError("call the worker: \(error)")
         }
@@ -54,8 +60,7 @@ final class WorkerCall {
 
     private func ready() {
         if !output.isEmpty {
-            guard let count = socket.sendAvailable(output) else { return hungUp() }
-            output = output.dropFirst(count)
+            do throws(ControlError) { try send() } catch { return finish(.failure(error)) }
             if output.isEmpty { loop.change(socket.raw, EventLoop.readable) }
         }
         switch socket.readAvailable() {
@@ -67,9 +72,15 @@ final class WorkerCall {
         if input.isOverlong { finish(.failure(ControlError("the worker's answer is too long"))) }
     }
 
-    private func hungUp() {
-        finish(.failure(ControlError("the worker closed the connection")))
+    private func send() throws(ControlError) {
+        guard let count = socket.sendAvailable(output) else { throw Self.closed }
+        output = output.dropFirst(count)
     }
+
+    private func hungUp() { finish(.failure(Self.closed)) }
+
+    /// It has ended, and another one can be asked soon.
+    private static var closed: ControlError { ControlError("the worker closed the connection", status: .timedOut) }
 
     private func finish(_ result: Result<[UInt8], ControlError>) {
         guard let completion else { return }

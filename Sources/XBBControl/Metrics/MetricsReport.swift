@@ -60,12 +60,15 @@ public enum MetricsReport {
         Array(labels.map { MetricsText.label($0.0, $0.1) }.joined(separator: [UInt8(ascii: ",")]))
     }
 
+    /// About as much text as a disk has, in bytes.
+    private static let bytesForDisk = 20 << 10
+
     /// The text, ending with a line feed.
     public static func text(_ answer: JSON, _ format: MetricsFormat) -> [UInt8] {
         let rows = answer["vbds"]?.elements ?? []
         let names = domainNames(rows)
         let disks = zip(rows, names).map { Disk($0.0, domain: $0.1) }
-        var text = MetricsText(format)
+        var text = MetricsText(format, capacity: (disks.count + 1) * bytesForDisk)
         text.begin(MetricsFamilies.build)
         text.sample([], MetricsText.label("version", answer["version"]?.string ?? ""), one)
         text.begin(MetricsFamilies.disks)
@@ -210,14 +213,15 @@ public enum MetricsReport {
                 if !hasBegun { text.begin(MetricsFamilies.latency) }
                 hasBegun = true
                 let said = latency["buckets"]?.elements ?? []
+                let head = text.bucketHead(disk.labels)
                 // Cumulative, whatever the worker says.
                 var last: UInt64 = 0
                 for (index, bound) in labels.finite.enumerated() {
                     let value = index < said.count ? said[index].unsigned ?? 0 : last
                     last = min(max(last, value), count)
-                    text.sample(disk.labels, bound, number: last, part: MetricsText.bucket)
+                    text.bucket(head, bound, last)
                 }
-                text.sample(disk.labels, labels.infinite, number: count, part: MetricsText.bucket)
+                text.bucket(head, labels.infinite, count)
                 text.sample(disk.labels, operation.label, MetricsText.seconds(nanoseconds: sum), part: MetricsText.sum)
                 text.sample(disk.labels, operation.label, number: count, part: MetricsText.count)
             }

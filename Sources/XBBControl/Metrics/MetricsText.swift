@@ -57,8 +57,10 @@ struct MetricsText {
     private(set) var bytes: [UInt8] = []
     private var name: [UInt8] = []
 
-    init(_ format: MetricsFormat) {
+    /// Text of about `capacity` bytes.
+    init(_ format: MetricsFormat, capacity: Int = 0) {
         self.format = format
+        bytes.reserveCapacity(capacity)
     }
 
     /// Begins a family; its samples follow.
@@ -72,7 +74,7 @@ struct MetricsText {
     }
 
     /// A sample; `labels` and `more` are what ``label(_:_:)`` makes, or empty; `part` is
-    /// one of ``bucket``, ``sum`` and ``count``, of a histogram.
+    /// ``sum`` or ``count``, of a histogram.
     mutating func sample(_ labels: [UInt8], _ more: [UInt8], _ value: [UInt8], part: [UInt8] = []) {
         beginSample(labels, more, part)
         bytes += value
@@ -82,14 +84,39 @@ struct MetricsText {
     /// The same with a whole number: there are tens of thousands of them, and nothing is allocated for one.
     mutating func sample(_ labels: [UInt8], _ more: [UInt8], number: UInt64, part: [UInt8] = []) {
         beginSample(labels, more, part)
-        let start = bytes.count
+        end(with: number)
+    }
+
+    /// What samples of a histogram's buckets begin with; only "le" and the value differ.
+    func bucketHead(_ labels: [UInt8]) -> [UInt8] {
+        name + Self.bucket + [UInt8(ascii: "{")] + labels + [UInt8(ascii: ",")]
+    }
+
+    /// A bucket, with a head from ``bucketHead(_:)``.
+    mutating func bucket(_ head: [UInt8], _ bound: [UInt8], _ count: UInt64) {
+        bytes += head
+        bytes += bound
+        bytes.append(UInt8(ascii: "}"))
+        bytes.append(UInt8(ascii: " "))
+        end(with: count)
+    }
+
+    private mutating func end(with number: UInt64) {
+        var digits = 1
         var left = number
+        while left >= 10 {
+            left /= 10
+            digits += 1
+        }
+        // The line feed stands behind the digits, which are written from the last one on.
+        bytes.append(contentsOf: repeatElement(UInt8(ascii: "\n"), count: digits + 1))
+        var place = bytes.count - 1
+        left = number
         repeat {
-            bytes.append(UInt8(ascii: "0") + UInt8(truncatingIfNeeded: left % 10))
+            place -= 1
+            bytes[place] = UInt8(ascii: "0") + UInt8(truncatingIfNeeded: left % 10)
             left /= 10
         } while left > 0
-        bytes[start...].reverse()
-        bytes.append(UInt8(ascii: "\n"))
     }
 
     private mutating func beginSample(_ labels: [UInt8], _ more: [UInt8], _ part: [UInt8]) {
@@ -105,7 +132,7 @@ struct MetricsText {
         bytes.append(UInt8(ascii: " "))
     }
 
-    static let bucket = Array("_bucket".utf8)
+    private static let bucket = Array("_bucket".utf8)
     static let sum = Array("_sum".utf8)
     static let count = Array("_count".utf8)
 

@@ -14,7 +14,7 @@ extension ControlService {
     func metrics(_ machine: VBDMachine) -> JSON {
         let statistics = disk.statistics
         let counters = QueueCounter.allCases.map { counter -> JSON.Member in
-            ("\(counter)", .integer(statistics.reduce(0) { $0 &+ $1.value(counter) }))
+            (counter.name, .integer(statistics.reduce(0) { $0 &+ $1.value(counter) }))
         }
         let latencies = LatencyClass.allCases.map { latency -> JSON.Member in
             var all = LatencyHistogram()
@@ -22,7 +22,7 @@ extension ControlService {
             let count = all.total
             let buckets = count == 0 ? [] : all.counts(below: Self.powers)
             return (
-                "\(latency)",
+                latency.name,
                 .object([("count", .integer(count)), ("buckets", .array(buckets.map { .integer($0) }))])
             )
         }
@@ -48,4 +48,18 @@ extension ControlService {
             setting.name.hasSuffix("_sec") && setting.value.unsigned.map { $0 > 0 } ?? false
         }
     }
+}
+
+// The names of cases, made once: the runtime looks each of them up whenever it is to print one.
+
+extension QueueCounter {
+    private static let names = allCases.map { "\($0)" }
+    /// As it is told.
+    var name: String { Self.names[rawValue] }
+}
+
+extension LatencyClass {
+    private static let names = allCases.map { "\($0)" }
+    /// As it is told.
+    var name: String { Self.names[rawValue] }
 }

@@ -196,16 +196,16 @@ struct ControlService<Platform: XenPlatform> {
     private func stats(plugin: JSON) -> JSON {
         let statistics = disk.statistics
         let counters = QueueCounter.allCases.map { counter -> (String, JSON) in
-            ("\(counter)", .integer(statistics.reduce(0) { $0 &+ $1.value(counter) }))
+            (counter.name, .integer(statistics.reduce(0) { $0 &+ $1.value(counter) }))
         }
         let perQueue = statistics.map { queue -> JSON in
-            .object(QueueCounter.allCases.map { ("\($0)", .integer(queue.value($0))) })
+            .object(QueueCounter.allCases.map { ($0.name, .integer(queue.value($0))) })
         }
         let latencies = LatencyClass.allCases.map { latency -> (String, JSON) in
             var all = LatencyHistogram()
             for queue in statistics { all.merge(queue.histogram(latency)) }
             return (
-                "\(latency)",
+                latency.name,
                 .object([
                     ("count", .integer(all.total)), ("p50", .integer(all.percentile(0.5))),
                     ("p90", .integer(all.percentile(0.9))), ("p99", .integer(all.percentile(0.99))),

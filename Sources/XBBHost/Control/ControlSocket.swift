@@ -74,7 +74,11 @@ final class ControlSocket {
     /// `answer` gets each line, and a function that sends the one reply to it: at once, or later from the thread that serves
     /// the socket then. A reply to a client that has gone meanwhile is dropped.
     func serve(_ descriptor: Int32, _ answer: (_ line: String, _ reply: @escaping (JSON) -> Void) -> Void) {
-        if descriptor == listener { return accept() }
+        if descriptor == listener {
+            // Whoever connects sends its line at once: it is answered without another turn of the loop.
+            if let client = accept() { serve(client, answer) }
+            return
+        }
         guard let number = clients[descriptor]?.number else { return }
         var buffer = [UInt8](repeating: 0, count: 4096)
         // Within the closure the buffer is valid, and its size is passed on.
@@ -94,12 +98,13 @@ final class ControlSocket {
         if let left = clients[descriptor], left.input.count > Self.longestLine { drop(descriptor) }
     }
 
-    private func accept() {
+    private func accept() -> Int32? {
         let client = clinux_accept(listener)
-        if client < 0 { return }
+        if client < 0 { return nil }
         if clients.count >= Self.mostClients, let idle = longestIdle ?? clients.min(by: Self.isOlder) { drop(idle.key) }
         clientsAccepted += 1
         clients[client] = Client(number: clientsAccepted)
+        return client
     }
 
     /// The next whole line of a client; nil where there is none, or the client was dropped.
