@@ -138,6 +138,13 @@ extension Supervisor {
             dismiss(record)
             return nil
         }
+        if standby.isCalled, !standby.canServe(with: record.storage) {
+            log(record.address).info(
+                "\(record.address): process \(standby.process.process) was called before the storage was open, and gives way"
+            )
+            dismiss(record)
+            return nil
+        }
         do throws(OperationError) {
             if standby.isCalled {
                 try FileLock.write(

@@ -48,7 +48,7 @@ extension Supervisor {
             case .none, .onTrial, .rolledBack: begin(record, process)
             }
         }
-        if told.isEmpty, let vbd { throw ControlError("\(vbd) has no worker that could hand over") }
+        if told.isEmpty, vbd != nil, let record = chosen.first { throw missingWorker(of: record) }
         return told
     }
 
@@ -88,9 +88,7 @@ extension Supervisor {
             record.replacement = program.map { .onTrial($0, since: now) } ?? .none
             return false
         case .draining(let program):
-            if let standby = record.standby {
-                // The old one opened its storage after the standby was called, which then finds it locked by xbbd's own copy.
-                if record.storage != nil, standby.storage != nil, !standby.hasStorage { dismiss(record) }
+            if record.standby != nil {
                 record.replacement = program.map { .onTrial($0, since: now) } ?? .none
                 return true
             }

@@ -15,8 +15,8 @@ final class Standby {
     private(set) var deadline: UInt64?
     /// It was told to take over.
     private(set) var isCalled = false
-    /// It was given the storage of the worker before.
-    private(set) var hasStorage = false
+    /// The storage of the worker before that it was given.
+    private var given: KeptStorage?
     /// nil when nothing more is expected from it.
     private(set) var channel: Descriptor?
     /// Where it gets the storage of the worker before, and leaves its own; nil for a program of an earlier version.
@@ -71,7 +71,7 @@ final class Standby {
             end == nil ? LockNote(holder: serving, next: identity) : LockNote(holder: identity), to: lockPath)
         if let kept, let storage {
             guard storage.send(.keep(kept)) else { return false }
-            hasStorage = true
+            given = kept
         }
         let word = "go \(identity.process) \(identity.startTicks)\(end.map { " \($0.asPredecessor)" } ?? "")\n"
         let bytes = [UInt8](word.utf8)
@@ -81,9 +81,23 @@ final class Standby {
         return true
     }
 
+    /// Whether one that was called can serve the disk, of which these files are kept now. It was called while its predecessor
+    /// served: had that opened its storage after that, or other storage, it would find the images locked by what is kept.
+    func canServe(with kept: KeptStorage?) -> Bool {
+        guard let kept, storage != nil else { return true }
+        return given?.hasFiles(of: kept) == true
+    }
+
     /// Stops reading from the channel.
     func closeChannel(_ loop: EventLoop) {
         if let channel { loop.remove(channel.raw) }
         channel = nil
+    }
+}
+
+extension KeptStorage {
+    /// The very same open files, not only the same images.
+    fileprivate func hasFiles(of other: KeptStorage) -> Bool {
+        images.elementsEqual(other.images) { $0.file === $1.file }
     }
 }
