@@ -151,12 +151,33 @@ final class LibxlLab {
                 + "--socket '\(directory)/run/xbbd.sock' 2>&1")
     }
 
-    /// The worker of the only disk; nil while there is none.
-    func worker() throws -> Int32? {
-        struct Row: Decodable { var pid: Int32? }
+    /// A disk in `xbbctl list --json`, with the members that tests look at (xbb-json(7)).
+    struct Row: Decodable {
+        var vbd: String
+        var pid: Int32?
+        var worker: String
+        var state: String?
+        var starts: Int
+        var trouble: String?
+        var last_failure: String?
+    }
+
+    /// The disks.
+    func rows() throws -> [Row] {
         struct List: Decodable { var vbds: [Row] }
-        let list = try JSONDecoder().decode(List.self, from: Data(try administer("list --json").utf8))
-        return list.vbds.first?.pid
+        return try JSONDecoder().decode(List.self, from: Data(try administer("list --json").utf8)).vbds
+    }
+
+    /// The worker of the only disk; nil while there is none.
+    func worker() throws -> Int32? { try rows().first?.pid }
+
+    /// The process that serves a disk.
+    func worker(_ disk: LibxlDisk) throws -> Int32 {
+        let rows = try rows()
+        guard let process = rows.first(where: { $0.vbd == "\(disk.kind)/\(disk.guest)/\(disk.number)" })?.pid else {
+            throw LabError("no worker of \(disk.back): \(rows)")
+        }
+        return process
     }
 
     /// Ends everything; workers end with xbbd.
@@ -334,17 +355,6 @@ final class LibxlLab {
         let output = pipe.fileHandleForReading.readDataToEndOfFile()
         process.waitUntilExit()
         return (process.terminationStatus, String(decoding: output, as: UTF8.self))
-    }
-
-    /// The process that serves a disk.
-    func worker(_ disk: LibxlDisk) throws -> Int32 {
-        let (status, text) = try xbbctl("list --json")
-        guard status == 0, let value = try JSONSerialization.jsonObject(with: Data(text.utf8)) as? [String: Any],
-            let row = (value["vbds"] as? [[String: Any]])?.first(where: {
-                $0["vbd"] as? String == "\(disk.kind)/\(disk.guest)/\(disk.number)"
-            }), let process = row["pid"] as? Int
-        else { throw LabError("no worker of \(disk.back): \(text)") }
-        return Int32(process)
     }
 
     // MARK: Device model

@@ -42,13 +42,6 @@ extension EndToEnd {
             return statuses
         }
 
-        private struct Row: Decodable {
-            var worker: String
-            var state: String
-            var starts: Int
-            var last_failure: String?
-        }
-
         @Test func xbbdServesOnAfterARequestThatKills() throws {
             // Four crashes are what it may cost (docs/recovery.md); with a fifth xbbd would give the disk up.
             let lab = try LibxlLab(options: ["--restart-limit", "5"])
@@ -79,10 +72,8 @@ extension EndToEnd {
             let log = try LibxlLab.shell("'\(buildDirectory)/xbbctl' log \(guest.id) xvda \(control)")
             #expect(log.components(separatedBy: "ended with signal 6").count == 5, "\(log)")
             #expect(!log.has("given up"))
-            let list = try LibxlLab.shell("'\(buildDirectory)/xbbctl' list --json \(control)")
-            struct List: Decodable { var vbds: [Row] }
-            let row = try #require(try JSONDecoder().decode(List.self, from: Data(list.utf8)).vbds.first)
-            #expect(row.worker == "running" && row.state == "connected" && row.starts == 5, "\(list)")
+            let row = try #require(try lab.rows().first)
+            #expect(row.worker == "running" && row.state == "connected" && row.starts == 5, "\(row)")
             #expect(row.last_failure == "signal 6 (SIGABRT)")
 
             try device.close()

@@ -12,21 +12,15 @@ extension EndToEnd {
                     + "--socket '\(lab.directory)/run/xbbd.sock' 2>&1 || true")
         }
 
-        private func row(_ lab: LibxlLab) throws -> [String: Any] {
-            let text = try control(lab, "list --json")
-            let answer = try JSONSerialization.jsonObject(with: Data(text.utf8)) as? [String: Any]
-            return try #require((answer?["vbds"] as? [[String: Any]])?.first, "\(text)")
-        }
-
         @Test func theReasonIsWhereverOneLooks() throws {
             let lab = try LibxlLab()
             let guest = try lab.guest()
             let reason = "cannot open /nowhere/missing.img: No such file or directory"
             _ = try control(lab, "attach \(guest.id) xvda raw:/nowhere/missing.img --no-wait")
             try eventually("a line of list: \(try control(lab, "list"))") { try control(lab, "list").has(reason) }
-            let row = try row(lab)
-            #expect((row["trouble"] as? String)?.has(reason) == true, "\(row)")
-            #expect((row["last_failure"] as? String)?.has(reason) == true, "\(row)")
+            let row = try #require(try lab.rows().first)
+            #expect(row.trouble?.has(reason) == true, "\(row)")
+            #expect(row.last_failure?.has(reason) == true, "\(row)")
             #expect(try control(lab, "show \(guest.id) xvda").has(reason))
             // The worker's own line, not xbbd's.
             let line = "error: vbd/\(guest.id)/51712: \(reason)"
@@ -48,8 +42,8 @@ extension EndToEnd {
             let guest = try lab.guest()
             let image = try lab.image()
             #expect(try control(lab, "attach \(guest.id) xvda raw:\(image)").isEmpty)
-            kill(pid_t(try #require(try row(lab)["pid"] as? Int)), end.signal)
-            try eventually("a successor") { try row(lab)["last_failure"] as? String == end.text }
+            kill(try #require(try lab.worker()), end.signal)
+            try eventually("a successor") { try lab.rows().first?.last_failure == end.text }
             let log = try control(lab, "log \(guest.id) xvda")
             #expect(log.has("ended with \(end.text)") && !log.has("confinement forbids"), "\(log)")
             // Its lines are there though it is not.
