@@ -48,6 +48,7 @@ let package = Package(
         .library(name: "xbb-file", type: .dynamic, targets: ["FilePlugin"]),
         .library(name: "xbb-qcow", type: .dynamic, targets: ["QCOWPlugin"]),
         .library(name: "xbb-rbd", type: .dynamic, targets: ["RBDPlugin"]),
+        .library(name: "xbb-empty", type: .dynamic, targets: ["EmptyPlugin"]),
         .library(name: "xbb-null", type: .dynamic, targets: ["NullPlugin"]),
         .library(name: "xbb-error", type: .dynamic, targets: ["ErrorPlugin"]),
         .library(name: "xbb-delay", type: .dynamic, targets: ["DelayPlugin"]),
@@ -239,6 +240,9 @@ let package = Package(
             name: "TestingKit", dependencies: ["PluginKit"], path: "Plugins/Testing/Memory", swiftSettings: strict),
         plugin("ErrorPlugin", path: "Plugins/Testing/Error", ["PluginAPI", "PluginKit", "TestingKit"]),
         plugin("DelayPlugin", path: "Plugins/Testing/Delay", ["PluginKit", "TestingKit", "CLinux"]),
+        .target(
+            name: "EmptyPlugin", dependencies: ["PluginAPI"], path: "Plugins/Empty",
+            cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])], linkerSettings: onlyEntryPoint()),
         .target(
             name: "NullPlugin", dependencies: ["PluginAPI"], path: "Plugins/Testing/Null",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])], linkerSettings: onlyEntryPoint()),

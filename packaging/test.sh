@@ -71,7 +71,7 @@ files_are_there() {
         /usr/sbin/{xbbd,xbb-vbd,xbbctl} /usr/lib/xbb/xbb-dm /usr/bin/{xbb-loopback,xbb-blkfront,xbb-plugin-check} /usr/include/xbb/{xbb_plugin.h,module.modulemap} \
         /usr/share/xbb/PluginKit/{Package.swift,plugin.map,PluginAPI/module.modulemap,Sources/PluginKit/Plugin.swift} \
         /usr/share/doc/xbb-plugin-dev/examples/{c-memory,c-aio,rust-nbd,swift-ramdisk,swift-embedded}/README.md \
-        /usr/lib/xbb/plugins/xbb-{file,rawdisk,null,error,delay}.so /usr/share/bash-completion/completions/xbbctl \
+        /usr/lib/xbb/plugins/xbb-{file,rawdisk,empty,null,error,delay}.so /usr/share/bash-completion/completions/xbbctl \
         /usr/share/doc/xbb/{README.Debian,copyright,changelog.gz}; do
         [[ -s $file ]] || { echo "$file is missing"; return 1; }
     done
@@ -198,7 +198,7 @@ check "the unit is enabled" unit_is_enabled
 check "metrics are not enabled" metrics_are_off
 check "xbbd is not started without Xen" not_started_without_xen
 check "xen-blkback is kept from loading" blkback_stays_away
-check "the plugins load together in one process" plugins_load_together file rawdisk null error delay
+check "the plugins load together in one process" plugins_load_together file rawdisk empty null error delay
 check "xbb-plugin-qcow brings libqcow, and both go" qcow_comes_and_goes
 check "xbb-plugin-rbd brings librbd, is found by its format, and both go" rbd_comes_and_goes
 

@@ -183,7 +183,8 @@ public struct BackendNode: Equatable, Sendable {
             }
         case .params:
             guard let params else { return nil }
-            image = try ImageLocation(parsing: params)
+            let isEmpty = (deviceType == .cdrom || isRemovable) && ImageLocation.isEmptyDrive(params)
+            image = isEmpty ? .emptyDrive : try ImageLocation(parsing: params)
         }
         guard let isReadOnly else { throw NegotiationError(.missing, key: BackendKey.mode) }
         return DeviceRequest(

@@ -9,6 +9,8 @@ public struct ImageFormat: Hashable, Sendable, CustomStringConvertible {
 
     /// Plain sectors, on a block device or in a file.
     public static let raw = ImageFormat(known: "raw")
+    /// A drive without a medium.
+    public static let empty = ImageFormat(known: "empty")
     /// QEMU's versions 2 and 3.
     public static let qcow2 = ImageFormat(known: "qcow2")
 
@@ -44,6 +46,15 @@ public struct ImageLocation: Equatable, Sendable {
     public init(path: String, format: ImageFormat) {
         self.path = path
         self.format = format
+    }
+
+    /// What an empty drive is served from: the plugin for it opens nothing.
+    public static let emptyDrive = ImageLocation(path: "/", format: .empty)
+
+    /// Whether `params` of a drive name no medium: nothing at all, as libxl_cdrom_insert writes it, or nothing behind the format,
+    /// as device_disk_add does (libxl_disk.c).
+    static func isEmptyDrive(_ params: String) -> Bool {
+        params.isEmpty || params.last == ":" && !params.hasPrefix("/") && params.count { $0 == ":" } == 1
     }
 
     /// Other words for raw, which toolstacks write.
@@ -163,6 +174,8 @@ public struct DeviceRequest: Equatable, Sendable {
     public var isRemovable: Bool
     /// Discard may be offered where the storage can.
     public var mayDiscard: Bool
+    /// The guest expects other media, of any size, or none.
+    public var isDrive: Bool { deviceType == .cdrom || isRemovable }
 
     /// The image to open.
     public init(

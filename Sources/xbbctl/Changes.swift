@@ -26,6 +26,10 @@ extension XBBCtl {
         var readonly = false
         @Flag(help: "The guest writes beside others who write: mode w!. Nothing makes sure that this goes well.")
         var shared = false
+        @Flag(help: "A CD drive: read-only, and its medium can be changed; 'empty:' in place of the image is none.")
+        var cdrom = false
+        @Flag(help: "A disk whose medium can be changed as that of a CD drive, for guests that see no CD drives.")
+        var removable = false
         @Flag(help: "Attach it whoever uses the image or device. Says, and logs, what is overridden.")
         var force = false
         @Option(
@@ -39,6 +43,7 @@ extension XBBCtl {
 
         func validate() throws {
             try DeviceWords.check(domain: domid, device: vdev, kind: kind)
+            if cdrom && shared { throw ValidationError("--cdrom and --shared: a CD drive is read-only") }
             if readonly && shared {
                 throw ValidationError("--readonly and --shared: a disk that is only read is shared anyway")
             }
@@ -60,7 +65,8 @@ extension XBBCtl {
                         kind: reference.kind ?? "vbd", domain: reference.domain, device: reference.device)
                 else { throw ControlError("'\(vdev)' is no virtual device") }
                 let request = AttachRequest(
-                    address: address, deviceName: vdev, disk: disk, isReadOnly: readonly, isShared: shared,
+                    address: address, deviceName: vdev, disk: disk, isReadOnly: readonly || cdrom,
+                    isShared: shared, kind: cdrom ? .cdrom : removable ? .removable : .disk,
                     options: try PluginOptions(disk.options + options))
                 let toolstack = try connection.toolstack()
                 let sharing = AttachSharing(

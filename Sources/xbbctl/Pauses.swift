@@ -68,28 +68,33 @@ extension XBBCtl {
         func run() throws {
             try perform { () throws(ControlError) in
                 let connection = connection.over(parent.connection)
-                let kinds = connection.locationKinds()
-                let disk = try DiskSpecification(
-                    parsing: image, workingDirectory: DiskSpecification.currentDirectory, isOpaque: kinds.isOpaque)
-                let reference = try device.reference(connection)
-                let target = try ExchangeTarget(disk)
-                if !force {
-                    // An administrator has the storage of a released disk, and what was below it is theirs to know.
-                    if try connection.row(of: reference)?["worker"]?.string != "released" {
-                        try target.check(against: try connection.ask(.show(reference)).value)
-                    }
-                    let toolstack = try connection.toolstack()
-                    if let conflict = try toolstack.conflict(
-                        try toolstack.find(reference), disk, opaqueFormats: kinds.opaqueFormats)
-                    {
-                        throw ControlError("\(conflict); --force uses it all the same")
-                    }
-                }
-                let seconds = limit.timeout ?? 10
-                let answer = try connection.ask(
-                    .swap(reference, seconds: "\(seconds)", target), seconds: Int(seconds) + 60)
+                let answer = try XBBCtl.exchange(
+                    try device.reference(connection), image, seconds: limit.timeout ?? 10, force: force, connection)
                 format.print(answer) { _ in [] }
             }
         }
+    }
+
+    /// Gives a device another image, unless somebody uses that.
+    static func exchange(
+        _ reference: VBDReference, _ image: String, seconds: Double, force: Bool, _ connection: Connection
+    ) throws(ControlError) -> ControlAnswer {
+        let kinds = connection.locationKinds()
+        let disk = try DiskSpecification(
+            parsing: image, workingDirectory: DiskSpecification.currentDirectory, isOpaque: kinds.isOpaque)
+        let target = try ExchangeTarget(disk)
+        if !force {
+            // An administrator has the storage of a released disk, and what was below it is theirs to know.
+            if try connection.row(of: reference)?["worker"]?.string != "released" {
+                try target.check(against: try connection.ask(.show(reference)).value)
+            }
+            let toolstack = try connection.toolstack()
+            if let conflict = try toolstack.conflict(
+                try toolstack.find(reference), disk, opaqueFormats: kinds.opaqueFormats)
+            {
+                throw ControlError("\(conflict); --force uses it all the same")
+            }
+        }
+        return try connection.ask(.swap(reference, seconds: "\(seconds)", target), seconds: Int(seconds) + 60)
     }
 }

@@ -17,7 +17,8 @@ struct XBBCtl: ParsableCommand {
         version: "xbbctl \(xbbVersion)",
         subcommands: [
             List.self, Show.self, Stats.self, Top.self, Metrics.self, Events.self, Wait.self, LogCommand.self, Set.self,
-            Pause.self, Resume.self, Swap.self, Snapshot.self, Commit.self, Rebase.self, Changed.self, Resize.self,
+            Pause.self, Resume.self, Swap.self, Insert.self, Eject.self, Snapshot.self, Commit.self, Rebase.self,
+            Changed.self, Resize.self,
             Upgrade.self, Plugins.self,
             Probe.self,
             Inspect.self, Attach.self, Detach.self, Hotplug.self,

@@ -63,7 +63,7 @@ import Testing
     private static let commands: [String] = [
         "list", "show", "stats", "top", "metrics", "events", "wait", "log", "set", "plugins", "probe", "inspect",
         "attach",
-        "detach", "pause", "resume", "swap", "snapshot", "commit", "rebase", "changed", "resize",
+        "detach", "pause", "resume", "swap", "insert", "eject", "snapshot", "commit", "rebase", "changed", "resize",
         "upgrade",
     ]
 

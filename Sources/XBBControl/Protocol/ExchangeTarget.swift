@@ -22,12 +22,13 @@ public struct ExchangeTarget: Equatable, Sendable {
 
     /// The storage that a user named.
     public init(_ disk: DiskSpecification) throws(ControlError) {
-        guard !disk.path.isEmpty else {
+        let isEmptyDrive = disk.format == .empty
+        guard !disk.path.isEmpty || isEmptyDrive else {
             throw ControlError(
                 "a device gets other storage by its path, and '\(disk.format.name)' has none", status: .usage)
         }
         format = disk.format.name
-        location = disk.path
+        location = isEmptyDrive ? ImageLocation.emptyDrive.path : disk.path
         options = try PluginOptions(disk.options).text
         var status = stat()
         // The call reads the path as C text, which Swift keeps for it, and fills the structure.
@@ -36,6 +37,9 @@ public struct ExchangeTarget: Equatable, Sendable {
             isDevice
             ? DeviceNumber(major: gnu_dev_major(status.st_rdev), minor: gnu_dev_minor(status.st_rdev)) : nil
     }
+
+    /// No medium.
+    private var isEmptyDrive: Bool { format == ImageFormat.empty.name }
 
     /// Reads the words of ``text``.
     init(parsing words: [String]) throws(ControlError) {
@@ -90,6 +94,7 @@ public struct ExchangeTarget: Equatable, Sendable {
 
     /// Which file or device the name leads to; nil where it leads to none. For xbbctl: may block.
     var identity: StorageIdentity? {
+        if isEmptyDrive { return nil }
         var status = stat()
         // As in init.
         guard location.hasPrefix("/"), unsafe stat(location, &status) == 0 else { return nil }
@@ -98,7 +103,9 @@ public struct ExchangeTarget: Equatable, Sendable {
 
     /// The keys of a backend's node that name it; nil for a key that there is not to be.
     func keys(for source: StorageSource) -> [(key: String, value: String?)] {
-        let target = location.hasPrefix("\(format):") ? location : "\(format):\(location)"
+        // libxl takes what has nothing behind the format for an empty drive.
+        let target =
+            isEmptyDrive ? "\(format):" : location.hasPrefix("\(format):") ? location : "\(format):\(location)"
         let optional = options.isEmpty ? nil : options
         switch source {
         case .params: return [(BackendKey.params, target), (BackendKey.options, optional)]

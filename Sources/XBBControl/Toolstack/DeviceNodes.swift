@@ -17,14 +17,25 @@ public struct AttachRequest: Equatable, Sendable {
     public var isReadOnly: Bool
     /// It is written beside others who write: `w!`.
     public var isShared: Bool
+    /// What the guest sees.
+    public var kind: Kind
+
+    /// A disk, or a drive whose medium can be changed.
+    public enum Kind: Sendable {
+        case disk
+        /// A disk that says that it is removable.
+        case removable
+        case cdrom
+    }
     /// Options for the plugin.
     public var options: PluginOptions
 
     /// A disk for a guest.
     public init(
         address: VBDAddress, deviceName: String, disk: DiskSpecification, isReadOnly: Bool, isShared: Bool = false,
-        options: PluginOptions
+        kind: Kind = .disk, options: PluginOptions
     ) {
+        self.kind = kind
         self.isShared = isShared
         self.address = address
         self.deviceName = deviceName
@@ -76,6 +87,7 @@ struct DeviceNodes: Equatable {
         ]
         let script =
             StorageSource(kind: address.kind) == .hotplug ? [Entry(BackendKey.script, DiskClaim.scriptPath)] : []
+        let deviceType = request.kind == .cdrom ? "cdrom" : "disk"
         // Nothing behind the format is an empty drive in `params`.
         let target = request.disk.target
         let isEmpty = StorageSource(kind: address.kind) == .params && request.disk.path.isEmpty
@@ -83,14 +95,14 @@ struct DeviceNodes: Equatable {
             [Entry(BackendKey.params, isEmpty ? target + "/" : target)] + script + [
                 Entry(BackendKey.frontendID, String(address.domain)),
                 Entry(BackendKey.online, "1"),
-                Entry(BackendKey.removable, "0"),
+                Entry(BackendKey.removable, request.kind == .disk ? "0" : "1"),
                 Entry("bootable", "1"),
                 Entry(BackendKey.state, XenbusState.initialising.text),
                 Entry(BackendKey.dev, request.deviceName),
                 // What libxl calls the kind "vbd".
                 Entry(BackendKey.type, address.kind == "vbd" ? "phy" : address.kind),
                 Entry(BackendKey.mode, request.isReadOnly ? "r" : request.isShared ? "w!" : "w"),
-                Entry(BackendKey.deviceType, "disk"),
+                Entry(BackendKey.deviceType, deviceType),
                 Entry(BackendKey.discardEnable, request.isReadOnly ? "0" : "1"),
                 Entry("specification", "xen"),
             ]
@@ -103,7 +115,7 @@ struct DeviceNodes: Equatable {
             Entry("backend-id", String(own)),
             Entry(FrontendKey.state, XenbusState.initialising.text),
             Entry("virtual-device", String(address.device)),
-            Entry(BackendKey.deviceType, "disk"),
+            Entry(BackendKey.deviceType, deviceType),
             Entry(FrontendKey.trusted, "1"),
         ]
     }

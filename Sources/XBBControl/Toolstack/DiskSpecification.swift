@@ -54,6 +54,9 @@ public struct DiskSpecification: Equatable, Sendable {
         target = "\(format):\(path)"
     }
 
+    /// The format of a drive without a medium.
+    public static let emptyDrive = ImageFormat.empty.name
+
     /// True for what can be the name of a format, whether or not a plugin serves it.
     public static func isFormat(_ name: String) -> Bool {
         do throws(NegotiationError) {

@@ -42,6 +42,15 @@ public final class Toolstack {
         own = try asControlError { () throws(OperationError) in try store.ownDomain() }
     }
 
+    /// True for a drive whose medium can be changed.
+    public func isDrive(_ reference: VBDReference) throws(ControlError) -> Bool {
+        let path = try find(reference).backendPath(own: own)
+        return try asControlError { () throws(OperationError) in
+            if try store.text("\(path)/\(BackendKey.deviceType)") == "cdrom" { return true }
+            return try store.text("\(path)/\(BackendKey.removable)") == "1"
+        }
+    }
+
     // MARK: Attach
 
     /// Makes the nodes of a disk and, unless told otherwise, waits until its storage is open.

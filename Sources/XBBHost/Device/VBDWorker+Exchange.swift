@@ -36,7 +36,9 @@ extension VBDWorker {
 
     /// Throws why the guest cannot go on with the storage that was opened for it.
     func checkExchange(_ device: PluginDevice) throws(OperationError) {
-        guard mayGoBack, machine.ownsInheritedRings, let before = publishedSectorCount else { return }
+        // A medium may have any size: whoever changes it expects that.
+        guard mayGoBack, machine.ownsInheritedRings, configured?.isDrive != true, let before = publishedSectorCount
+        else { return }
         let now = device.info.sectorCount
         if now < before {
             throw OperationError(

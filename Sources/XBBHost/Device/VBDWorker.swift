@@ -30,7 +30,7 @@ public final class VBDWorker<Platform: Xen.XenPlatform> {
     /// Events that the machine has not had yet.
     var pending: [VBDMachine.Event] = []
     /// The storage that the machine was told of, and why another one is none.
-    private var configured: DeviceRequest?
+    private(set) var configured: DeviceRequest?
     private var rejected: String?
     /// What does not end; looked at again at ``nextLook``, in ns of the monotonic clock.
     var stalls: [Stall] = []
