@@ -37,7 +37,7 @@ build() {
     runtime=$(find "$runtime" -name "libclang_rt.fuzzer_no_main-$(uname -m).a" | head -n 1)
     [[ -n $runtime ]] || { echo "fuzz: this Swift has no libFuzzer" >&2; exit 1; }
     export XBB_FUZZ_RUNTIME=$runtime
-    local words=(swift build --package-path "$package" --scratch-path "$scratch" -c release -j "$(nproc)" "$@")
+    local words=(swift build --package-path "$package" --scratch-path "$scratch" -c release -j "${JOBS:-$(nproc)}" "$@")
     "${words[@]}" >"$root/build/fuzz/build.log" 2>&1 || { tail -n 40 "$root/build/fuzz/build.log"; exit 1; }
 }
 

@@ -154,7 +154,8 @@ struct VBDWorld {
         switch work {
         case .open:
             isOpen = random.chance(storageWorks)
-            hand(isOpen ? .deviceOpened(DeviceFacts(sectorCount: random.below(9))) : .deviceOpenFailed("no"))
+            let facts = DeviceFacts(sectorCount: UInt64(random.below(9 as Int)))
+            hand(isOpen ? .deviceOpened(facts) : .deviceOpenFailed("no"))
         case .close:
             isOpen = false
             hand(.deviceClosed)
@@ -202,7 +203,7 @@ struct VBDWorld {
         case 60..<68: fireTimer()
         case 68..<78: hand(.storageConfigured(goodRequest))
         case 78..<80: hand(.storageRejected(random.pick(["a", "b"])))
-        case 80..<83: hand(resized(random.below(9)))
+        case 80..<83: hand(resized(UInt64(random.below(9 as Int))))
         case 83..<84: if isOpen { hand(.deviceLost("lost")) }
         case 84..<94: readBackend()
         case 94:

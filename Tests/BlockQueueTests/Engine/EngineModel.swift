@@ -61,12 +61,16 @@ final class EngineModel {
 
     private func watchPlugin() { rig.plugin.onFailure = { [unowned self] in pluginFailed($0) } }
 
-    /// Another process goes on: what has failed is done again, and what it answered and nobody saw is not known.
+    /// Another process goes on: what has failed is done again, and what it answered and nobody saw is not known. What has
+    /// reached the disk stays there, also where the request fails now.
     func backendDied() {
         watchPlugin()
-        for entry in entries.values {
+        for entry in entries.values where entry.refusal == nil {
             entry.failedBefore = entry.failedBefore || entry.copyFailed || entry.pluginFailed
             (entry.copyFailed, entry.pluginFailed) = (false, false)
+            for (index, tag) in entry.sent.tags.enumerated() where rig.disk.tag(entry.sent.sector + index) == tag {
+                maybe[entry.sent.sector + index, default: []].insert(tag)
+            }
         }
     }
 
@@ -155,7 +159,8 @@ final class EngineModel {
             reserve(sent, -1)
             if sent.references.contains(where: rig.guest.revoked.contains) { entry.copyFailed = true }
             // Where the list of segments cannot be read, an indirect request is refused like one that breaks a rule: at once.
-            if response.status == 0 || !entry.copyFailed || sent.lists.isEmpty { checkOrder(entry) }
+            let mayBeRefused = !sent.lists.isEmpty && (entry.copyFailed || entry.failedBefore)
+            if response.status == 0 || !mayBeRefused { checkOrder(entry) }
             judge(entry, response.status)
         }
         for reference in sent.references {

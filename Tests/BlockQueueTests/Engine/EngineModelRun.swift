@@ -21,14 +21,30 @@ final class EngineModelRun {
     private let requestCount: Int
     private let dies: Bool
     private let indirectSegments: UInt32
+    /// An error of recovery that is planted, which the model must find.
+    enum PlantedFault: CaseIterable {
+        /// A request in flight is not done again
+        case leftOut
+        /// They are done again in the wrong order
+        case backwards
+        /// One is done again in another place of the disk
+        case elsewhere
+        /// Writes of the dead process reach the disk after those of its successor
+        case landsLate
+    }
+
+    private let fault: PlantedFault?
+    /// Writes that a dead process had in flight: offset and bytes.
+    private var late: [(offset: UInt64, bytes: [UInt8])] = []
     private(set) var deaths = 0
     private(set) var sentCount = 0
     private let offersBarrier: Bool
     private let readOnly: Bool
 
-    /// `dies`: the backend is killed now and then and has a successor, and pages may stay mapped.
-    init(_ source: SplitMix64, requestCount: Int, dies: Bool = false) throws {
+    /// `dies`: the backend is killed now and then and has a successor.
+    init(_ source: SplitMix64, requestCount: Int, dies: Bool = false, fault: PlantedFault? = nil) throws {
         self.requestCount = requestCount
+        self.fault = fault
         self.dies = dies
         var random = source
         readOnly = random.onceIn(20)
@@ -85,6 +101,7 @@ final class EngineModelRun {
             }
             if random.onceIn(100) { disturb() }
             if dies, random.onceIn(50) { try die() }
+            if fault == .landsLate, random.onceIn(20) { landLate() }
             if model.problems.count + rig.problems.count > 0 { return }
             rig.forgetAnswers()
         }
@@ -124,12 +141,43 @@ final class EngineModelRun {
         deaths += 1
         rig.turn(steps: random.below(8))
         let kept = rig.plugin.takes
+        if fault == .landsLate { late += writesInFlight }
         try rig.succeed(random.onceIn(3) ? .handedOver : .killed("signal 9"))
         rig.plugin.keepsLog = false
         rig.plugin.takes = kept
+        if let fault { plant(fault) }
         model.backendDied()
         // What was shown last is seen now at the latest.
         rig.settleAnswers()
+    }
+
+    private func plant(_ fault: PlantedFault) {
+        switch fault {
+        case .leftOut: _ = rig.engine.replays.popFirst()
+        case .backwards:
+            var all: [Int32] = []
+            while let index = rig.engine.replays.popFirst() { all.append(index) }
+            for index in all.reversed() { rig.engine.replays.append(index) }
+        case .elsewhere:
+            if let index = rig.engine.replays.popFirst() {
+                rig.engine.replays.prepend(index)
+                rig.moveTakenRequest(index, bySectors: 8)
+            }
+        case .landsLate: break
+        }
+    }
+
+    private var writesInFlight: [(offset: UInt64, bytes: [UInt8])] {
+        rig.plugin.held.filter { $0.op == Int(XBB_OP_WRITE) }.map { ($0.offset, $0.vectors.flatMap { Array($0) }) }
+    }
+
+    private func landLate() {
+        for (offset, bytes) in late {
+            bytes.withUnsafeBytes { all in
+                if let base = all.baseAddress { rig.disk.write(offset, UInt64(all.count), base, durable: false) }
+            }
+        }
+        late = []
     }
 
     private func refuseAll() {

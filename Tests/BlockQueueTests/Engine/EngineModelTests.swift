@@ -20,4 +20,26 @@ struct EngineModelTests {
         #expect(run.rig.counter(.reqs_completed_with_error) == UInt64(run.model.failed), "XBB_TEST_SEED=\(seed)")
         run.rig.expectIdle()
     }
+
+    @Test(
+        "the same of a backend that is killed again and again",
+        arguments: testSeeds("engine model with kills", count: 100))
+    func modelWithKills(_ seed: UInt64) throws {
+        let run = try EngineModelRun(SplitMix64(seed: seed), requestCount: 1500, dies: true)
+        try run.go()
+        #expect(run.model.problems == [], "XBB_TEST_SEED=\(seed)")
+        #expect(run.rig.problems == [], "XBB_TEST_SEED=\(seed)")
+        #expect(run.model.answered == run.sentCount && run.deaths > 0, "XBB_TEST_SEED=\(seed)")
+        #expect(run.rig.isIdle && run.rig.use == EngineRig.Use(), "XBB_TEST_SEED=\(seed)")
+    }
+
+    @Test("an error of recovery is found", arguments: EngineModelRun.PlantedFault.allCases)
+    func plantedFaults(_ fault: EngineModelRun.PlantedFault) throws {
+        for seed in 0..<60 as Range<UInt64> {
+            let run = try EngineModelRun(SplitMix64(seed: seed), requestCount: 1500, dies: true, fault: fault)
+            try run.go()
+            if !run.model.problems.isEmpty || !run.rig.problems.isEmpty || run.model.answered < run.sentCount { return }
+        }
+        Issue.record("\(fault) is not found")
+    }
 }

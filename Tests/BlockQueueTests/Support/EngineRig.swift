@@ -181,6 +181,14 @@ final class EngineRig {
             memory, port, statistics)
     }
 
+    /// Changes the first sector of a request that was taken, where it stands in the journal.
+    func moveTakenRequest(_ index: Int32, bySectors count: UInt32) {
+        // struct blkif_request: the sector's number stands behind the id, which 32-bit x86 aligns to 4 bytes.
+        let place = JournalLayout.slot(index) + JournalLayout.bytesOffset + (setup.abi == .x86_32 ? 12 : 16)
+        let pages = journal.queue(0)
+        pages.store(pages.load(at: place) &+ count, at: place)
+    }
+
     /// The first `steps` of a turn, 0 to 7: completions, ring, copies, plugin, responses shown, seen, known.
     func turn(steps: Int) {
         _ = guest.publish()
