@@ -23,7 +23,7 @@ struct EngineModelTests {
 
     @Test(
         "the same of a backend that is killed again and again",
-        arguments: testSeeds("engine model with kills", count: 100))
+        arguments: testSeeds("engine model with kills", count: 50))
     func modelWithKills(_ seed: UInt64) throws {
         let run = try EngineModelRun(SplitMix64(seed: seed), requestCount: 1500, dies: true)
         try run.go()
