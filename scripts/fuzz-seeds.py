@@ -16,10 +16,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OUT = sys.argv[1]
 
 
-def put(target, data):
+def put(target, data, kind=""):
     folder = os.path.join(OUT, target)
     os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, hashlib.sha1(data).hexdigest()), "wb") as file:
+    with open(os.path.join(folder, kind + hashlib.sha1(data).hexdigest()), "wb") as file:
         file.write(data)
 
 
@@ -107,15 +107,15 @@ def images():
             path = os.path.join(folder, name)
             shell(f"qemu-img create -q -f qcow2 -o {options} {name} 16k")
             shell(f"qemu-io -f qcow2 -c 'write -P 1 0 1k' -c 'write -z 2k 1k' -c 'write -P 2 5k 512' {name}")
-            put("qcow-read", b"\x10" + open(path, "rb").read()[:16000])
+            put("qcow-read", b"\x10" + open(path, "rb").read()[:16000], "image-")
             if name in ("v3", "v2"):
                 shell(f"qemu-img snapshot -c one {name} && qemu-io -f qcow2 -c 'write -P 3 0 512' {name}")
                 shell(f"qemu-img bitmap --add {name} b || true")
-                put("qcow-read", b"\x10" + open(path, "rb").read()[:16000])
+                put("qcow-read", b"\x10" + open(path, "rb").read()[:16000], "image-")
         shell("qemu-img create -q -f raw below 16k && qemu-img create -q -f qcow2 -b below -F raw -o cluster_size=512 over 16k")
-        put("qcow-read", b"\x10" + open(os.path.join(folder, "over"), "rb").read()[:16000])
+        put("qcow-read", b"\x10" + open(os.path.join(folder, "over"), "rb").read()[:16000], "image-")
         shell("qemu-img create -q -f qcow old 16k && qemu-io -f qcow -c 'write -P 1 0 512' old")
-        put("qcow-read", b"\x00" + open(os.path.join(folder, "old"), "rb").read()[:16000])
+        put("qcow-read", b"\x00" + open(os.path.join(folder, "old"), "rb").read()[:16000], "image-")
 
 
 def dice():

@@ -104,8 +104,8 @@ keep)
         [[ -d $grown/$target ]] || continue
         new=$(mktemp -d)
         fuzz "$target" -merge=1 "$new" "$(corpus "$target")" "$grown/$target" >"build/fuzz/$target.log" 2>&1
-        # Faults that were found stay, whatever they reach.
-        find "$(corpus "$target")" -type f ! -name 'fault-*' -delete
+        # Faults that were found stay, whatever they reach, and images of QEMU, which others read, too.
+        find "$(corpus "$target")" -type f ! -name 'fault-*' ! -name 'image-*' -delete
         # Small ones first, as many as there is room for.
         find "$new" -type f -printf '%s %p\n' | sort -n | awk -v room=60000 '{ room -= $1; if (room > 0) print $2 }' |
             xargs -r mv -t "$(corpus "$target")"

@@ -169,6 +169,8 @@ final class EngineRig {
     func succeed(_ predecessor: Predecessor = .killed("signal 9")) throws {
         rules += plugin.problems
         oldPorts.append(port)
+        // A life has hundreds of deaths, and a process may have 1024 descriptors.
+        if oldPorts.count > 16 { CompletionPorts.giveBack(oldPorts.removeFirst()) }
         port = try Self.take(CompletionPorts.take(requestCount: setup.pluginRequests, contextSize: 0))
         port.adoptThread()
         memory = try Self.take(HostMemory(byteCount: setup.wholeMemory))
