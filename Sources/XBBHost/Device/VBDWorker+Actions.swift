@@ -240,14 +240,25 @@ extension VBDWorker {
         case Int(XBB_NOTIFY_INFO): resize()
         case Int(XBB_NOTIFY_LOST):
             let text = "the storage is gone; requests fail until it is back"
-            log.error(text)
+            tellTrouble(text)
             events.emit(.error, [("text", .string(text))])
-        case Int(XBB_NOTIFY_FOUND): log.info("the storage is back")
+        case Int(XBB_NOTIFY_FOUND):
+            log.info("the storage is back")
+            trouble.told = nil
+            publishTrouble()
         case Int(XBB_NOTIFY_CORRUPT):
-            log.error("the plugin found the image damaged")
+            tellTrouble("the image is damaged: the plugin's line in the log says how")
             events.emit(.imageDamaged)
         default: log.warning("the plugin reported \(what), which this host does not know")
         }
+    }
+
+    /// Says what the plugin found, wherever an operator looks.
+    private func tellTrouble(_ text: String) {
+        log.error(text)
+        trouble.told = text
+        report(text)
+        publishTrouble()
     }
 
     private func resize() {

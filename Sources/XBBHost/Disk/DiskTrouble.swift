@@ -14,6 +14,8 @@ struct DiskTrouble {
     private(set) var heldRequests = 0
     /// Which storage a guest waits for, and why; nil: it is open, or no guest waits.
     var awaited: String?
+    /// What the plugin has told of the storage, and is not over; nil: nothing.
+    var told: String?
     /// When to look for errors that were not logged, and when to publish, in ns of the monotonic clock.
     var summaryAt: UInt64 = .max
     var publishAt: UInt64 = .max
@@ -37,7 +39,7 @@ struct DiskTrouble {
 
     /// For people: what is wrong now; nil: nothing.
     func text<Platform: XenPlatform>(of disk: ServedDisk<Platform>) -> String? {
-        let troubles = [awaited, storage(of: disk), disk.journalTrouble].compactMap { $0 }
+        let troubles = [awaited, told, storage(of: disk), disk.journalTrouble].compactMap { $0 }
         return troubles.isEmpty ? nil : troubles.joined(separator: "; ")
     }
 
