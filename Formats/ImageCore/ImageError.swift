@@ -30,7 +30,13 @@ public struct ImageError: Error, Equatable {
     }
 
     /// The refusal of a damaged image: `what` follows "the image is damaged: ".
-    public static func damaged(_ what: String) -> ImageError { ImageError(.invalid, "the image is damaged: \(what)") }
+    public static func damaged(_ what: String) -> ImageError { ImageError(.invalid, damagePrefix + what) }
+    private static let damagePrefix = "the image is damaged: "
+
+    /// The message without those words, for a sentence that has them.
+    public var damage: String {
+        message.hasPrefix(Self.damagePrefix) ? String(message.dropFirst(Self.damagePrefix.count)) : message
+    }
 
     /// A positive errno value for those who must answer with one.
     public var code: Int32 {

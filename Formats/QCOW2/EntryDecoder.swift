@@ -10,6 +10,8 @@ public struct ReadFault: Error, Equatable {
     public let cause: StaticString
     /// The place in the file that shows it.
     public let place: UInt64
+    /// The image is damaged; false: the storage below it fails, or the image has what cannot be read here.
+    public let isDamage: Bool
 
     /// The same fault.
     public static func == (one: ReadFault, other: ReadFault) -> Bool {
@@ -17,10 +19,11 @@ public struct ReadFault: Error, Equatable {
     }
 
     /// A fault.
-    public init(code: Int32, cause: StaticString, place: UInt64) {
+    public init(code: Int32, cause: StaticString, place: UInt64, isDamage: Bool = true) {
         self.code = code
         self.cause = cause
         self.place = place
+        self.isDamage = isDamage && code == EIO
     }
 }
 

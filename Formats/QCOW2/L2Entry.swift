@@ -52,6 +52,17 @@ public struct L2Entry: Sendable, Equatable {
     @inline(__always)
     public var isZero: Bool { !isCompressed && raw & Self.zero != 0 }
 
+    /// Bits that mean nothing in an entry, as QEMU has them in L2_STD_RESERVED_MASK; the zero flag is none of an extended one.
+    public func hasReservedBits(_ geometry: QCOWGeometry) -> Bool {
+        !isCompressed && raw & (0x3f00_0000_0000_01fe | (geometry.isExtended ? Self.zero : 0)) != 0
+    }
+
+    /// What is wrong with an entry of an L1 table, as words that follow "the entry"; nil: nothing.
+    public static func fault(ofL1Entry entry: UInt64) -> String? {
+        if entry & ~(offsetMask | copied) != 0 { return "has bits that mean nothing" }
+        return entry == copied ? "claims a table and names none" : nil
+    }
+
     /// The place and the length in bytes of deflated data; the length counts whole sectors.
     @inline(__always)
     public func compressedRange(clusterBits: UInt64) -> (offset: UInt64, length: UInt64) {

@@ -25,7 +25,7 @@ public struct QCOWCheck: Sendable {
     }
 
     /// Reads the header alone and judges it. Of an image with unknown features nothing but their names is certain, so its
-    /// sizes are not looked at.
+    /// sizes are not looked at, and of one that is marked as damaged nothing is.
     public init(examining image: some ImageReader) throws(ImageError) {
         guard image.size > 0 else { throw ImageError(.invalid, "the image is empty") }
         let head = try image.bytes(at: 0, count: QCOWHeader.headBytes)
@@ -33,7 +33,7 @@ public struct QCOWCheck: Sendable {
             throw ImageError(.invalid, "this is \(other.name), no QCOW image: \(other.remedy)")
         }
         self.init(header: try QCOWHeader(head), fileSize: image.size)
-        if (try? features()) != nil { try structure() }
+        if !isCorrupt, (try? features()) != nil { try structure() }
     }
 
     /// Entries of the L1 table that the disk needs.
@@ -128,14 +128,16 @@ public struct QCOWCheck: Sendable {
             && !overlaps(offset, length, header.refcountOffset, refcountBytes)
     }
 
+    /// Refuses an image that says that it is damaged.
+    public func integrity() throws(ImageError) {
+        guard isCorrupt else { return }
+        throw ImageError(.corrupt, "the image is marked as corrupt: repair a copy of it with qemu-img check -r all")
+    }
+
     /// Refuses, by name, what an intact image may have and this plugin cannot read.
     public func features() throws(ImageError) {
         let convert = "convert the image: qemu-img convert -O qcow2 OLD NEW"
         let bits = header.incompatible
-        if bits & QCOWHeader.Incompatible.corrupt != 0 {
-            throw ImageError(
-                .corrupt, "the image is marked as corrupt: repair a copy of it with qemu-img check -r all")
-        }
         if header.hasDataFile { try dataFile(convert) }
         if header.hasExtendedL2, header.encryption == 1 {
             throw ImageError(

@@ -12,29 +12,42 @@ public final class QCOWImage: Sendable {
     public let size: UInt64
     /// Bytes of the file when it was opened.
     public let fileSize: UInt64
+    /// What is strange about the L1 table, though it can be read; nil: nothing.
+    public let l1Fault: String?
+
+    /// The image is marked as damaged.
+    public var isCorrupt: Bool { header.incompatible & QCOWHeader.Incompatible.corrupt != 0 }
 
     /// The disk is encrypted with AES.
     public var isEncrypted: Bool { header.encryption == 1 }
 
-    /// Reads header and L1 table, and refuses what is damaged or has features that are not read here.
-    public init(_ image: some ImageReader) throws(ImageError) {
+    /// Reads header and L1 table, and refuses what is damaged or has features that are not read here. `isServed`: a process before this
+    /// one has served the disk to its guest and found the damage that the image is marked with.
+    public init(_ image: some ImageReader, isServed: Bool = false) throws(ImageError) {
         let check = try QCOWCheck(examining: image)
+        if isServed, check.isCorrupt { try check.structure() } else { try check.integrity() }
         try check.features()
         header = check.header
         size = check.header.size & ~511
         fileSize = check.fileSize
-        l1 = try Self.readL1(image, check)
+        (l1, l1Fault) = try Self.readL1(image, check)
     }
 
     /// The entries that the disk needs.
-    private static func readL1(_ image: some ImageReader, _ check: QCOWCheck) throws(ImageError) -> [UInt64] {
+    private static func readL1(
+        _ image: some ImageReader, _ check: QCOWCheck
+    ) throws(ImageError) -> (table: [UInt64], fault: String?) {
         let count = Int(check.neededL1)
         var table = [UInt64](repeating: 0, count: count)
+        var fault: String?
         try image.forEachNonZeroWord(at: check.header.l1Offset, count: count) { (index, word) throws(ImageError) in
             let place = try place(word, index, check)
+            if fault == nil, check.header.version >= 2, let words = L2Entry.fault(ofL1Entry: word) {
+                fault = "entry \(index) of its L1 table \(words)"
+            }
             table[index] = place == 0 || check.header.version == 1 ? place : place | word & L2Entry.copied
         }
-        return table
+        return (table, fault)
     }
 
     /// The place of the L2 table that an entry points to.

@@ -16,7 +16,7 @@ public enum QCOWProbe {
     /// Bytes of memory that an open image takes at most, with a cache of `cache` bytes for L2 tables: docs/qcow.md, "Memory". 0 of
     /// an image that is refused for its features: the sizes in such a header may be anything.
     public static func memory(_ check: QCOWCheck, cache: UInt64) -> UInt64 {
-        guard (try? check.features()) != nil else { return 0 }
+        guard (try? check.features()) != nil, !check.isCorrupt || (try? check.structure()) != nil else { return 0 }
         let clusterSize = check.header.clusterSize
         // The table as it was opened, and the one that is changed.
         let l1 = 2 * 8 * check.neededL1

@@ -106,6 +106,10 @@ struct Allocator: ~Copyable {
         cursor = start
         let runs = found.takeAll()
         do throws(ImageError) {
+            // A file may end within its last cluster.
+            if storage.isGrowable, runs.last?.upperBound == end, storage.size < end << geometry.clusterBits {
+                try check(storage.setSize(end << geometry.clusterBits), "cannot make the file longer")
+            }
             for run in runs {
                 try zero(run)
                 for cluster in run { try refcounts.set(cluster, to: 1) }

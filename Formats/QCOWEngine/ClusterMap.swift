@@ -207,7 +207,7 @@ public final class ClusterMap: @unchecked Sendable {
         let code = tables.read(into: &memory, at: found.offset)
         guard code == 0 else {
             locks.unlock(place)
-            throw ReadFault(code: -code, cause: "its L2 table cannot be read", place: found.offset)
+            throw ReadFault(code: -code, cause: "its L2 table cannot be read", place: found.offset, isDamage: false)
         }
         for index in 0..<words { unsafe found.base[index] = unsafe UInt64(bigEndian: found.base[index]) }
         // Entries of a data file have no refcounts.

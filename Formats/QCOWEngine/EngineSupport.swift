@@ -16,6 +16,10 @@ public struct EngineOptions: Sendable {
     public var isVouched = false
     /// Called once all tables were looked through, from the thread that commits.
     public var whenVouched: (@Sendable () -> Void)?
+    /// A process before this one could not make writes durable, or found damage, and the guest has not left since: nothing is written.
+    public var hasFailed = false
+    /// Called once nothing is written any more, from any thread.
+    public var whenFailed: (@Sendable () -> Void)?
     /// Clusters that are reserved ahead, at first and at most.
     public var reserve: ClosedRange<Int> = 16...1024
 
@@ -55,8 +59,10 @@ public enum EngineEvent: Sendable, Equatable {
     case unreadable(ReadFault, at: UInt64)
     /// The refcounts of an image that was not closed were written anew; so many counts and flags were wrong.
     case rebuilt(changes: UInt64)
-    /// So many clusters that an unclean end had left without an owner were given back.
+    /// So many clusters that had no owner, as after an unclean end, were given back.
     case reclaimed(clusters: UInt64, bytes: UInt64)
+    /// So many dirty bitmaps are not kept up, and count no more.
+    case bitmapsEnded(UInt32)
 }
 
 /// What the engine did.

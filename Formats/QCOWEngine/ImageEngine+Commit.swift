@@ -54,9 +54,9 @@ extension ImageEngine {
         let owned = needsReserve ? reserve() : []
         let synced = released
         if !records.isEmpty || !owned.isEmpty || !synced.isEmpty || !waiting.isEmpty && !waitingIsDurable {
-            let code = failure == 0 ? sync() : failure
+            if failure == 0, sync() == 0 { examineEnd() }
             counters.commits.wrappingAdd(1, ordering: .relaxed)
-            guard code == 0 else {
+            guard failure == 0 else {
                 abandon(records)
                 return false
             }
@@ -113,7 +113,7 @@ extension ImageEngine {
             } catch {
                 allocator.refcounts.forgetChanges()
                 if case .unreadable = error.kind { return }
-                damage = error.message
+                damage = error.damage
             }
         }
         waiting = []

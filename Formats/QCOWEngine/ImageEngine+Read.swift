@@ -80,9 +80,10 @@ extension Extent {
     /// What was to be read there could not be, for this negative errno.
     fileprivate func fault(_ code: Int32) -> ReadFault {
         switch self {
-        case .hole, .zeroes: ReadFault(code: -code, cause: "what lies below the image cannot be read", place: 0)
+        case .hole, .zeroes:
+            ReadFault(code: -code, cause: "what lies below the image cannot be read", place: 0, isDamage: false)
         case .data(let place), .encrypted(let place):
-            ReadFault(code: -code, cause: "its data cannot be read", place: place)
+            ReadFault(code: -code, cause: "its data cannot be read", place: place, isDamage: false)
         case .compressed(let place, _): ReadFault(code: -code, cause: "its cluster cannot be inflated", place: place)
         }
     }

@@ -88,7 +88,7 @@ public final class ImageEngine: @unchecked Sendable {
     var disowned = ClusterSet()
     let isPrepared: Atomic<Bool>
     /// What every change and flush ends with; 0: none.
-    let failureCode = Atomic<Int32>(0)
+    let failureCode: Atomic<Int32>
     let byteCount: Atomic<UInt64>
     private let observer = Mutex<Observer?>(nil)
     private let waker = Mutex<Waker?>(nil)
@@ -146,6 +146,7 @@ public final class ImageEngine: @unchecked Sendable {
             image.header.autoclear & ~image.keptFeatures == 0 && !Self.endsWithinCluster(storage, geometry))
         isDirty = Atomic(image.isDirty)
         reserveSize = Atomic(options.reserve.lowerBound)
+        failureCode = Atomic(options.hasFailed ? -EIO : 0)
         byteCount = Atomic(image.size)
         (l1Offset, l1Capacity) = (image.header.l1Offset, image.header.l1Count)
         unsafe map.judge = { [unowned self] in judge($0) }
@@ -183,16 +184,34 @@ public final class ImageEngine: @unchecked Sendable {
 
     // MARK: Failures
 
-    /// A flush of the caller failed: nobody knows what of the data is durable, so nothing is written any more (R9).
+    /// A sync failed: nobody knows what of the data is durable, so nothing is written any more (R9).
     public func fail(_ code: Int32) {
         let (isFirst, _) = failureCode.compareExchange(expected: 0, desired: -EIO, ordering: .sequentiallyConsistent)
-        if isFirst { tell(.failed(code < 0 ? -code : code)) }
+        guard isFirst else { return }
+        options.whenFailed?()
+        tell(.failed(code < 0 ? -code : code))
+    }
+
+    /// A flush of the caller has ended with this status: what the guest gets.
+    public func flushed(_ status: Int32) -> Int32 {
+        if status != 0 { fail(status) } else { examineEnd() }
+        return status != 0 ? status : failure
+    }
+
+    /// Damage, where somebody has cut the file off: what was behind would come back as zeroes when it is written to. Any thread; one
+    /// system call.
+    public func examineEnd() {
+        for file in geometry.hasDataFile ? [storage, data] : [storage] {
+            guard file.isGrowable, let now = file.currentSize, now < file.size else { continue }
+            damaged("the file has \(now) bytes and had \(file.size): somebody has cut it off")
+        }
     }
 
     /// Damage was seen: the image is marked, where its version can be, and nothing else is written any more.
     func damaged(_ what: String) {
         let (isFirst, _) = failureCode.compareExchange(expected: 0, desired: -EIO, ordering: .sequentiallyConsistent)
         guard isFirst else { return }
+        options.whenFailed?()
         if geometry.version >= 3 {
             let known = image.header.incompatible & ~QCOWHeader.Incompatible.dirty
             let dirty = isDirty.load(ordering: .acquiring) ? QCOWHeader.Incompatible.dirty : 0
@@ -206,7 +225,10 @@ public final class ImageEngine: @unchecked Sendable {
     /// R9: everything that was answered is in the file or files, so a sync of them is all; after a failure nothing can be promised.
     ///
     /// - Returns: 0 or a negative errno.
-    public func flush() -> Int32 { failure == 0 ? sync() : failure }
+    public func flush() -> Int32 {
+        if failure == 0, sync() == 0 { examineEnd() }
+        return failure
+    }
 
     /// A sync of the engine itself: data before what refers to them.
     func sync() -> Int32 {
@@ -234,6 +256,7 @@ public final class ImageEngine: @unchecked Sendable {
                     storage.write(number: image.header.autoclear & image.keptFeatures, at: 88),
                     "cannot write the header")
                 try check(sync(), "cannot make the header durable")
+                if image.header.autoclear & 1 != 0, let bitmaps = image.header.bitmaps { tell(.bitmapsEnded(bitmaps)) }
             }
             if Self.endsWithinCluster(storage, geometry) {
                 let whole = geometry.clusters(of: storage.size) << geometry.clusterBits
@@ -288,6 +311,7 @@ public final class ImageEngine: @unchecked Sendable {
 extension QCOWImage {
     /// Refuses to write what can only be read.
     func judgeForWriting() throws(ImageError) {
+        if let l1Fault { throw .damaged(l1Fault) }
         guard header.version >= 2 else {
             throw ImageError(
                 .unsupported,

@@ -144,7 +144,7 @@ extension ImageEngine {
                 // An error of the storage is not damage.
                 stopScanning(error.code, error.message)
             } else {
-                damaged(error.message)
+                damaged(error.damage)
             }
         }
     }
@@ -230,6 +230,7 @@ extension ImageEngine {
             scan?.phase = .snapshot(number + 1, from: 0)
             return
         }
+        if let fault = L2Entry.fault(ofL1Entry: table[index]) { throw .damaged("an entry of an L1 table \(fault)") }
         let place = table[index] & L2Entry.offsetMask
         if place != 0 {
             let cluster = place >> geometry.clusterBits
@@ -253,6 +254,9 @@ extension ImageEngine {
         for (index, entry) in try storage.entries(ofTable: place, geometry) {
             if geometry.isExtended, let fault = entry.bitmapFault {
                 throw .damaged("\(fault) (in the L2 table at offset \(place) of the file)")
+            }
+            guard !entry.hasReservedBits(geometry) else {
+                throw .damaged("entry \(index) of the L2 table at offset \(place) has bits that mean nothing")
             }
             if geometry.hasDataFile {
                 // Nothing in this file: a data file has no refcounts.
@@ -344,7 +348,9 @@ extension ImageEngine {
                 throw .damaged("the refcount block at offset \(own << geometry.clusterBits) has the refcount 0")
             }
             let first = UInt64(block) << geometry.blockBits
-            for cluster in first..<min(first + geometry.refcountsPerBlock, max(scan?.bound ?? 0, first)) {
+            // Also behind the end of the file: a loss of power may leave the counts of clusters and not the length that was to have
+            // room for them, and the file may grow there.
+            for cluster in first..<first + geometry.refcountsPerBlock {
                 let count = try allocator.refcounts.count(of: cluster)
                 if count > 0, let right = try rightCount(cluster, count) {
                     if changes { try allocator.refcounts.set(cluster, to: right) } else { scan?.excess += 1 }
@@ -360,7 +366,7 @@ extension ImageEngine {
     private func rightCount(_ cluster: UInt64, _ count: UInt64) throws(ImageError) -> UInt64? {
         guard allocator.used.contains(cluster) else {
             if scan?.mayReclaim == true { return 0 }
-            allocator.used.insert(cluster)
+            if cluster < scan?.bound ?? 0 { allocator.used.insert(cluster) }
             return nil
         }
         guard count > 1, let (found, isFromDisk) = scan?.referenceCount(cluster) else { return nil }

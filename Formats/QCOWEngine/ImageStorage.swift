@@ -8,6 +8,8 @@ import ImageCore
 public protocol ImageStorage: ImageReader {
     /// A file that grows; false: a device, whose size stays.
     var isGrowable: Bool { get }
+    /// Bytes that the file has now, whoever has changed that; nil: not known, or a device.
+    var currentSize: UInt64? { get }
     /// Puts all of `bytes` at `offset`: metadata, or a part of a sector. They survive the end of the process, and a loss of power only after ``sync()``.
     func write(_ bytes: RawSpan, at offset: UInt64) -> Int32
     /// The same for data of the guest: whole sectors of 512 bytes, from memory that is aligned to 512 bytes.
@@ -23,6 +25,8 @@ public protocol ImageStorage: ImageReader {
 }
 
 extension ImageStorage {
+    /// Not known.
+    public var currentSize: UInt64? { nil }
     /// As metadata.
     public func writeData(_ bytes: RawSpan, at offset: UInt64) -> Int32 { write(bytes, at: offset) }
     /// As metadata.

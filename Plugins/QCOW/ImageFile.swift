@@ -35,7 +35,7 @@ final class ImageFile: ImageStorage {
 
     /// The open file at `fd`, which stays the caller's and open as long as this object.
     init(fd: Int32, access: Access = .cached) throws(PluginError) {
-        // The position is nobody's but VouchedImage's, and stays.
+        // The position is nobody's but ImageMark's, and stays.
         let position = lseek(fd, 0, SEEK_CUR)
         let end = fd < 0 ? -1 : lseek(fd, 0, SEEK_END)
         if position >= 0 { _ = lseek(fd, position, SEEK_SET) }
@@ -131,6 +131,12 @@ final class ImageFile: ImageStorage {
         }
     }
 
+    var currentSize: UInt64? {
+        var status = stat()
+        guard isGrowable, unsafe fstat(metadataFD, &status) == 0 else { return nil }
+        return UInt64(clamping: status.st_size)
+    }
+
     func sync() -> Int32 { BlockingIO.sync(fd: metadataFD) }
 
     func zero(_ offset: UInt64, _ length: UInt64) -> Int32 {
@@ -146,9 +152,14 @@ final class ImageFile: ImageStorage {
 
     func setSize(_ size: UInt64) -> Int32 {
         guard isGrowable, size <= UInt64(off_t.max) else { return -EFBIG }
+        // The size is never above that of the file: who compares them finds a file that somebody has cut off.
+        let before = self.size
+        if size < before { byteCount.store(size, ordering: .releasing) }
         while ftruncate(metadataFD, off_t(size)) != 0 {
             let code = errno
-            if code != EINTR { return -code }
+            if code == EINTR { continue }
+            byteCount.store(before, ordering: .releasing)
+            return -code
         }
         byteCount.store(size, ordering: .releasing)
         return 0

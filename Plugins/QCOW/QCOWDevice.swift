@@ -53,7 +53,11 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
             let (isReadOnly, isSuccessor) = (opening.isReadOnly, opening.isSuccessor)
             if isLocked { try ImageLock.take(fd: file.fd, isReadOnly: isReadOnly, isSuccessor: isSuccessor) }
             let found = file
-            let image = try examining { () throws(ImageError) in try QCOWImage(found) }
+            // Without the lock anybody may write.
+            let mark = isSuccessor && isLocked && !isReadOnly ? ImageMark(fd: file.fd) : nil
+            let image = try examining { () throws(ImageError) in
+                try QCOWImage(found, isServed: mark == .failed)
+            }
             // The configured format is believed, so the image must be of it.
             guard opening.format == image.header.format else {
                 throw PluginError.invalid(
@@ -87,11 +91,12 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
                 options.cacheBytes = cacheBytes
                 options.discards = discards
                 options.followsUncleanEnd = opening.isSuccessor
-                // Without the lock anybody may write.
+                options.isVouched = mark == .vouched
+                options.hasFailed = mark == .failed
                 if isLocked {
                     let fd = opening.fd
-                    options.isVouched = opening.isSuccessor && VouchedImage.isMarked(fd: fd)
-                    options.whenVouched = { VouchedImage.mark(fd: fd) }
+                    options.whenVouched = { ImageMark.vouched.leave(fd: fd) }
+                    options.whenFailed = { ImageMark.failed.leave(fd: fd) }
                 }
                 let settled = options
                 let engine = try examining { () throws(ImageError) in
@@ -216,8 +221,13 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
             case .reclaimed(let count, let bytes):
                 host.log(
                     .info,
-                    "\(label): gave back \(count) clusters (\(bytes) bytes) that were reserved when the image was last not "
-                        + "closed")
+                    "\(label): gave back \(count) clusters (\(bytes) bytes) of the image that nothing referred to, as a writer "
+                        + "leaves them that does not close it")
+            case .bitmapsEnded(let count):
+                host.log(
+                    .warning,
+                    "\(label): \(count) dirty bitmaps of the image are not kept up and count no more: the next backup by them has "
+                        + "to be a full one")
             }
         }
     }
@@ -232,6 +242,13 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
         if isLower { return }
         try pool.start(threadCount, for: self)
         guard let engine else { return }
+        if engine.failure != 0 {
+            host.log(
+                .error,
+                "\(label): the process before this one found the image damaged, or could not make writes durable: nothing is "
+                    + "written to it until the disk is attached again, reading goes on")
+            if image.isCorrupt { host.notify(.corrupt) }
+        }
         engine.readTablesAhead()
         committer = try Committer(engine)
     }
@@ -359,7 +376,8 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
         host.log(
             .error,
             PluginError(system: "\(label): cannot read at offset \(offset) of the disk: \(place)", fault.code).message)
-        if count == 1, fault.code == EIO { host.notify(.corrupt) }
+        if count == 1, fault.isDamage { host.notify(.corrupt) }
+        if !fault.isDamage { engine?.examineEnd() }
     }
 
     var statistics: [(StaticString, UInt64)] {

@@ -208,12 +208,15 @@ struct QueueState {
     /// A request has ended: its token does, and the host learns it.
     static let completed: HostComplete = { queue, request, status in
         guard let queue = unsafe queue, let request = unsafe request else { return }
+        var status = status
         let state = unsafe UnsafePointer<QueueState>(queue)
         if let token = unsafe RequestTag.take(request) {
-            unsafe state.pointee.engine?._withUnsafeGuaranteedRef { $0.end(token) }
-        } else if status != 0, unsafe Int(request.pointee.op) == XBB_OP_FLUSH {
-            // R9: nobody knows what of the data is durable.
-            unsafe state.pointee.engine?._withUnsafeGuaranteedRef { $0.fail(status) }
+            unsafe state.pointee.engine?._withUnsafeGuaranteedRef {
+                $0.end(token)
+                if status != 0 { $0.examineEnd() }
+            }
+        } else if unsafe Int(request.pointee.op) == XBB_OP_FLUSH {
+            unsafe state.pointee.engine?._withUnsafeGuaranteedRef { status = $0.flushed(status) }
         }
         unsafe state.pointee.complete(state.pointee.host, request, status)
     }

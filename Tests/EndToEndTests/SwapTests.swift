@@ -20,13 +20,16 @@ final class SwapLab {
     /// How many blocks of 4096 bytes the guest has marked.
     private var marks = 0
 
-    init(bytes: Int = 16 << 20, kind: String = "vbd", format: String = "raw", mode: String = "w") throws {
+    /// `prepare`: commands of the shell in the folder of the images, before the disk is attached.
+    init(
+        bytes: Int = 16 << 20, kind: String = "vbd", format: String = "raw", mode: String = "w", prepare: String = ":"
+    ) throws {
         let folder = try makeTemporaryDirectory("swap")
         lab = try LibxlLab(kinds: [kind], options: ["--backing-dir", folder, "--stall-time", "2"])
         try Lab.describePlugins(in: lab.plugins)
         guest = try lab.guest()
         image = "\(folder)/disk.\(format)"
-        try LibxlLab.shell("qemu-img create -q -f \(format) \(image) \(bytes)")
+        try LibxlLab.shell("qemu-img create -q -f \(format) \(image) \(bytes) && cd \(folder) && \(prepare)")
         var disk = LibxlDisk(kind: kind, guest: guest.id, params: "\(format):\(image)")
         disk.mode = mode
         self.disk = disk

@@ -116,6 +116,9 @@ final class ByteImage: @unchecked Sendable {
         offset >= 0 && offset < count ? memory.load(fromByteOffset: offset, as: UInt8.self) : 0
     }
 
+    /// Puts one byte.
+    func put8(_ value: UInt8, at offset: Int) { withUnsafeBytes(of: value) { write($0, at: offset) } }
+
     /// Puts a big-endian number of 8 bytes.
     func put64(_ value: UInt64, at offset: Int) {
         withUnsafeBytes(of: value.bigEndian) { write($0, at: offset) }

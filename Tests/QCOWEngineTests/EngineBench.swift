@@ -13,12 +13,13 @@ final class EngineBench {
     init(
         _ recipe: ImageRecipe, seed: UInt64 = 1, setup: EngineSetup = EngineSetup(),
         shape: HistoryShape = HistoryShape(),
-        isGrowable: Bool = true, size: Int? = nil
+        isGrowable: Bool = true, size: Int? = nil, change: (ByteImage) throws -> Void = { _ in }
     ) throws {
         var maker = try ImageMaker(recipe, seed: seed)
         made = try maker.make()
         let image = made.image.copy()
         if let size { image.resize(size) }
+        try change(image)
         storage = SimulatedStorage(image, isGrowable: isGrowable)
         engine = try ProductEngine.open(storage, made.reader, setup)
         driver = HistoryDriver(

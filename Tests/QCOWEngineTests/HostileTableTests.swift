@@ -17,6 +17,8 @@ enum TableOverlap: String, CaseIterable, Sendable {
     case deflatedInTable, deflatedInData, deflatedInSnapshotData
     case l1InData, l1InSnapshotData, snapshotL1InData, snapshotTableInData, snapshotDataInTable, snapshotDataInL1
     case dataBehindEnd
+    /// No overlap: bits that mean nothing, and an L1 entry that claims a table and names none.
+    case bitsOfTable, bitsOfL1, claimOfNothing, bitsOfSnapshotTable, bitsOfSnapshotL1
 }
 
 @Suite(.serialized) struct HostileTableTests {
@@ -71,6 +73,9 @@ enum TableOverlap: String, CaseIterable, Sendable {
         case .dataTwice: point(data)
         case .deflatedInTable: deflated(last)
         case .deflatedInData: deflated(data)
+        case .bitsOfTable: image.put64(image.u64(entry) | 2, at: entry)
+        case .bitsOfL1: image.put64(image.u64(l1) | 1 << 62, at: l1)
+        case .claimOfNothing: image.put64(copied, at: l1 + 8)
         case .dataBehindEnd: point(layout.fileClusters * layout.clusterSize + layout.clusterSize)
         case .l1InData:
             image.write([UInt8](image.part(l1, layout.clusterSize)), at: data)
@@ -93,6 +98,8 @@ enum TableOverlap: String, CaseIterable, Sendable {
             case .snapshotTableInData:
                 image.write([UInt8](image.part(layout.snapshotOffset, layout.clusterSize)), at: data)
                 image.put64(UInt64(data), at: 64)
+            case .bitsOfSnapshotTable: image.put64(image.u64(old) | 1 << 59, at: old)
+            case .bitsOfSnapshotL1: image.put64(image.u64(snapshot.l1Offset) | 1, at: snapshot.l1Offset)
             case .snapshotDataInTable: image.put64(UInt64(last), at: old)
             case .snapshotDataInL1: image.put64(UInt64(l1), at: old)
             default: return false

@@ -182,6 +182,27 @@ import Testing
         }
     }
 
+    /// A loss of power may leave the counts of reserved clusters and take the length of the file: the file grows over them later, and
+    /// nothing may be left of them then.
+    @Test(arguments: [false, true]) func countsBehindTheEndAreTakenBack(_ isVouched: Bool) throws {
+        var setup = EngineSetup()
+        (setup.followsUncleanEnd, setup.isVouched, setup.reserve) = (true, isVouched, 8...64)
+        let bench = try EngineBench(recipe(12, 4 << 20), setup: setup) { image in
+            let layout = try #require(ImageLayout(image))
+            let block = try #require(layout.refcountBlocks.first)
+            // A block of 4096 bytes counts 2048 clusters in 16 bits each.
+            let clusters = image.count / 4096
+            for cluster in clusters + 3..<clusters + 40 { image.put8(1, at: block + cluster * 2 + 1) }
+        }
+        #expect(StructureCheck.report(bench.storage.snapshot).behindEnd == 37)
+        for first in stride(from: 0, to: 8192, by: 256) {
+            bench.driver.submit(.write, first..<first + 256)
+            bench.driver.run(3)
+        }
+        #expect(bench.close() == [])
+        #expect(try bench.qemuFaults() == [])
+    }
+
     /// A device is full: writes that need a cluster fail, all others go on, and discards make room.
     @Test func aFullDeviceGoesOn() throws {
         var setup = EngineSetup()

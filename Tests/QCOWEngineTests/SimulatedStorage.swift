@@ -116,9 +116,8 @@ final class SimulatedStorage: ImageStorage, @unchecked Sendable {
         let copy = bytes.withUnsafeBytes { [UInt8]($0) }
         return locked {
             let end = Int(offset) + copy.count
-            if end > image.count {
-                if !isGrowable || end > limit ?? .max { return hide(-ENOSPC) }
-            }
+            // As of the product's file: the engine makes it longer first.
+            if end > image.count { return hide(isGrowable ? -EIO : -ENOSPC) }
             return attempt(.write(offset: Int(offset), bytes: copy))
         }
     }
