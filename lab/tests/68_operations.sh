@@ -22,6 +22,17 @@ log=$consoles/guest-operated.log
 pauses=/tmp/pauses
 # Where the events of this test begin.
 place=$(xbbctl events --json | jq -r '"\(.epoch):\(.next)"')
+: >/tmp/events
+# Puts the events since the last call into /tmp/events. xbbd keeps the last 256 of a disk, and this test makes more.
+take_events() {
+    while :; do
+        xbbctl events --json --since "$place" | tail -n 1 >/tmp/answer
+        jq -e '.gap | not' /tmp/answer >/dev/null || fail "events are missing: $(jq -c 'del(.events)' /tmp/answer)"
+        [[ $(jq '.events | length' /tmp/answer) -gt 0 ]] || break
+        jq -c '.events[]' /tmp/answer >>/tmp/events
+        place=$(jq -r '"\(.epoch):\(.next)"' /tmp/answer)
+    done
+}
 xbbctl wait "$domain" xvda connected --timeout 0
 xbbctl wait "$domain" xvda running --timeout 0
 : >"$pauses"
@@ -74,6 +85,7 @@ again() { # function, the name of what it does
     for ((number = 1; number <= repeats; number++)); do
         "$1" "$number"
     done
+    take_events
 }
 
 nothing() { measure "nothing" sleep 1; }
@@ -155,14 +167,7 @@ rm "$images"/backup.*
 again grow_qcow2 "growth of a qcow2 image"
 
 note "what was told of it"
-: >/tmp/events
-while :; do
-    xbbctl events --json --since "$place" | tail -n 1 >/tmp/answer
-    jq -e '.gap | not' /tmp/answer >/dev/null || fail "events are missing: $(jq -c 'del(.events)' /tmp/answer)"
-    [[ $(jq '.events | length' /tmp/answer) -gt 0 ]] || break
-    jq -c '.events[]' /tmp/answer >>/tmp/events
-    place=$(jq -r '"\(.epoch):\(.next)"' /tmp/answer)
-done
+take_events
 jq -es 'map(.seq) | . as $all | [range(1; length) | $all[.] - $all[. - 1]] | all(. == 1)' /tmp/events >/dev/null || fail "numbers of events are not in a row"
 told() { jq -s --arg event "$1" '[.[] | select(.event == $event and .device == "xvda")] | length' /tmp/events; }
 for event in paused resumed resized worker-replaced; do
