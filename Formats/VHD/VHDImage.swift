@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A VHD as a value: all that is needed to find its data, checked so that nothing in it overlaps.
+import ImageCore
+
+/// An image that was opened.
+public struct VHDImage: Sendable {
+    /// What the disk is.
+    public let footer: VHDFooter
+    /// nil: a fixed disk.
+    public let header: VHDHeader?
+    /// The sector of the file where each block's bitmap begins; ``noBlock`` where there is none. Empty for a fixed disk.
+    public let table: [UInt32]
+    /// Bytes of the disk.
+    public let size: UInt64
+    /// Where the last of the image's structures and blocks ends, bytes of the file: behind it is nothing but the footer.
+    public let end: UInt64
+    /// The footer that ends the file is intact; else its copy was used.
+    public let hasWholeFooter: Bool
+    /// Blocks of which all sectors are the image's own, by the batmap of XenServer; nil: it has none that is intact.
+    public let fullBlocks: [UInt8]?
+
+    /// An entry of the table that points nowhere.
+    public static let noBlock: UInt32 = .max
+
+    /// Reads footer, header and block table; throws where the image is damaged. The reader's file may be hostile.
+    public init(_ reader: some ImageReader) throws(ImageError) {
+        let (footer, hasWholeFooter) = try Self.footer(reader)
+        (self.footer, self.hasWholeFooter) = (footer, hasWholeFooter)
+        size = footer.diskSize
+        guard size > 0 else { throw .damaged("the disk has no sectors") }
+        guard size <= VHDFooter.largestDisk else {
+            throw ImageError(.tooLarge, "the disk has \(size) bytes, and a VHD at most \(VHDFooter.largestDisk)")
+        }
+        guard footer.kind != .fixed else {
+            guard reader.size >= VHDFooter.byteCount, size <= reader.size - VHDFooter.byteCount else {
+                throw .damaged("the disk has \(size) bytes, and the file \(reader.size) with the footer")
+            }
+            (header, table, fullBlocks) = (nil, [], nil)
+            end = size
+            return
+        }
+        guard footer.dataOffset & 511 == 0 else { throw .damaged("its header begins within a sector") }
+        let header = try VHDHeader(
+            try reader.bytes(at: footer.dataOffset, count: Int(VHDHeader.byteCount)))
+        self.header = header
+        guard header.entryCount >= (size + header.blockSize - 1) / header.blockSize else {
+            throw .damaged("its block table is too short for a disk of \(size) bytes")
+        }
+        var places = PlaceList(fileSize: reader.size)
+        try places.add("copy of the footer", 0, VHDFooter.byteCount)
+        try places.add("header", footer.dataOffset, VHDHeader.byteCount)
+        try places.add("block table", header.tableOffset, header.tableSize)
+        for locator in header.locators where locator.length > 0 {
+            try places.add("name of a parent", locator.offset, max(locator.length, locator.room))
+        }
+        let batmap = Batmap(reader, header)
+        if let batmap {
+            try places.add("header of the batmap", header.tableOffset + header.tableSize, 512)
+            try places.add("batmap", batmap.offset, (UInt64(batmap.bits.count) + 511) & ~511)
+        }
+        fullBlocks = batmap?.bits
+        let bytes = try reader.bytes(at: header.tableOffset, count: Int(header.entryCount) * 4)
+        guard bytes.count == Int(header.entryCount) * 4 else { throw .damaged("its block table is cut off") }
+        table = (0..<Int(header.entryCount)).map { index in
+            let word = bytes[(index * 4)..<(index * 4 + 4)]
+            return word.reduce(0) { $0 << 8 | UInt32($1) }
+        }
+        end = try places.addBlocks(table, header)
+    }
+
+    /// The footer at the end, or else its copy at the beginning, which a writer that was cut off leaves whole.
+    private static func footer(_ reader: some ImageReader) throws(ImageError) -> (VHDFooter, Bool) {
+        let head = try reader.bytes(at: 0, count: Int(VHDFooter.byteCount))
+        let copy = Result { () throws(ImageError) in try VHDFooter(head) }
+        let start = reader.size > VHDFooter.byteCount ? reader.size - VHDFooter.byteCount : 0
+        let tail = try reader.bytes(at: start, count: Int(VHDFooter.byteCount))
+        let last = Result { () throws(ImageError) in try VHDFooter(tail) }
+        switch (copy, last) {
+        // Data of a fixed disk may look like a copy: its footer says what it is.
+        case (_, .success(let footer)) where footer.kind == .fixed: return (footer, true)
+        case (.success(let copy), .success(let last)): return (copy, copy == last)
+        case (.success(let copy), .failure) where copy.kind != .fixed: return (copy, false)
+        case (_, .success(let last)): return (last, false)
+        case (_, .failure(let error)): throw error
+        }
+    }
+}
+
+/// Where things are in the file: none may overlap another one, or lie outside of it.
+private struct PlaceList {
+    let fileSize: UInt64
+    private var found: [(range: Range<UInt64>, what: String)] = []
+
+    init(fileSize: UInt64) { self.fileSize = fileSize }
+
+    mutating func add(_ what: String, _ offset: UInt64, _ length: UInt64) throws(ImageError) {
+        guard offset <= fileSize, length <= fileSize - offset else {
+            throw .damaged("its \(what) is not all in the file")
+        }
+        let range = offset..<offset + length
+        if let other = found.first(where: { $0.range.overlaps(range) }) {
+            throw .damaged("its \(what) overlaps its \(other.what)")
+        }
+        found.append((range, what))
+    }
+
+    /// Compares all blocks with what was added and with each other.
+    ///
+    /// - Returns: where the last of everything ends.
+    func addBlocks(_ table: [UInt32], _ header: VHDHeader) throws(ImageError) -> UInt64 {
+        let length = header.bitmapSize + header.blockSize
+        var end = found.map(\.range.upperBound).max() ?? 0
+        var previous: UInt64 = 0
+        for sector in table.filter({ $0 != VHDImage.noBlock }).sorted() {
+            let start = UInt64(sector) * 512
+            guard start <= fileSize, length <= fileSize - start else {
+                throw .damaged("the block at offset \(start) is not all in the file")
+            }
+            guard start >= previous else { throw .damaged("two blocks overlap at offset \(start) of the file") }
+            if let other = found.first(where: { $0.range.overlaps(start..<start + length) }) {
+                throw .damaged("the block at offset \(start) overlaps its \(other.what)")
+            }
+            previous = start + length
+            end = max(end, previous)
+        }
+        return end
+    }
+}
+
+/// The batmap that XenServer keeps behind the block table: which blocks are full. It says nothing that the bitmaps do not say.
+private struct Batmap {
+    let offset: UInt64
+    let bits: [UInt8]
+
+    /// nil: there is none, or it is damaged, and then the bitmaps are read.
+    init?(_ reader: some ImageReader, _ header: VHDHeader) {
+        let start = header.tableOffset + header.tableSize
+        guard let head = try? reader.bytes(at: start, count: 512), head.count == 512,
+            head.starts(with: Array("tdbatmap".utf8))
+        else { return nil }
+        let fields = ByteReader(head)
+        let needed = (header.entryCount + 7) / 8
+        guard let offset = try? fields.u64(8), let sectors = try? fields.u32(16), let checksum = try? fields.u32(24),
+            UInt64(sectors) * 512 >= needed, offset & 511 == 0,
+            let all = try? reader.bytes(at: offset, count: Int((needed + 511) & ~511)), all.count >= Int(needed)
+        else { return nil }
+        // The checksum is that of the map, over all its sectors; unused ones are not counted where they are zeroes.
+        var sum: UInt32 = 0
+        for byte in all { sum &+= UInt32(byte) }
+        guard ~sum == checksum else { return nil }
+        self.offset = offset
+        bits = all
+    }
+}
