@@ -3,7 +3,7 @@ SHELL := /bin/bash
 SWIFT ?= swift
 JOBS  ?= $(shell nproc)
 
-.PHONY: help setup build build-release install deb deb-test walk demo test test-long test-quick bench bench-qcow bench-rbd count check fuzz models fmt clean
+.PHONY: help setup build build-release install deb deb-test walk demo test test-long test-quick bench bench-qcow bench-rbd bench-vhd count check fuzz models fmt clean
 .PHONY: xen-setup xen-test xen-shell xen-bench
 
 help: ## what can be done here
@@ -46,6 +46,9 @@ bench-qcow: build-release ## figures of QCOW images beside libqcow and qemu-nbd
 
 bench-rbd: build-release ## figures of images of Ceph beside fio's rbd engine, on a Ceph of this machine
 	@scripts/bench-rbd.sh
+
+bench-vhd: build-release ## figures of VHD images beside qemu-nbd
+	@scripts/bench-qcow.sh --format vhd
 
 bench: build-release ## figures beside the peers, as a table and as JSON in build/bench.json
 	@scripts/bench.sh

@@ -49,6 +49,7 @@ let package = Package(
         .library(name: "xbb-qcow", type: .dynamic, targets: ["QCOWPlugin"]),
         .library(name: "xbb-rbd", type: .dynamic, targets: ["RBDPlugin"]),
         .library(name: "xbb-empty", type: .dynamic, targets: ["EmptyPlugin"]),
+        .library(name: "xbb-vhd", type: .dynamic, targets: ["VHDPlugin"]),
         .library(name: "xbb-null", type: .dynamic, targets: ["NullPlugin"]),
         .library(name: "xbb-error", type: .dynamic, targets: ["ErrorPlugin"]),
         .library(name: "xbb-delay", type: .dynamic, targets: ["DelayPlugin"]),
@@ -214,10 +215,18 @@ let package = Package(
 
         // Formats of images, pure: no files, threads or plugins. ImageCore is what they have in common.
         .target(name: "ImageCore", path: "Formats/ImageCore", swiftSettings: inlined),
+        // What engines that write images have in common, over files that are real or simulated.
+        .target(
+            name: "ImageWriting", dependencies: ["ImageCore"], path: "Formats/ImageWriting", swiftSettings: inlined),
         .target(name: "QCOW2", dependencies: ["ImageCore"], path: "Formats/QCOW2", swiftSettings: inlined),
         // An image that is written: what changes when, over storage that is real or simulated.
         .target(
-            name: "QCOWEngine", dependencies: ["ImageCore", "QCOW2"], path: "Formats/QCOWEngine",
+            name: "QCOWEngine", dependencies: ["ImageCore", "ImageWriting", "QCOW2"], path: "Formats/QCOWEngine",
+            swiftSettings: inlined),
+        // The same of Microsoft's and XenServer's VHD.
+        .target(name: "VHD", dependencies: ["ImageCore"], path: "Formats/VHD", swiftSettings: inlined),
+        .target(
+            name: "VHDEngine", dependencies: ["ImageCore", "ImageWriting", "VHD"], path: "Formats/VHDEngine",
             swiftSettings: inlined),
 
         // Plugins.
@@ -228,14 +237,27 @@ let package = Package(
         .target(
             name: "FileKit", dependencies: ["PluginKit", "PluginAPI", "CAIO", "CLinux"], path: "Plugins/FileKit",
             swiftSettings: inlined),
+        // For plugins over an image with tables: its file, its committer, its requests on the long way, what lies below it.
+        .target(
+            name: "ImageKit",
+            dependencies: ["FileKit", "ImageCore", "ImageWriting", "PluginKit", "PluginAPI", "CLinux"],
+            path: "Plugins/ImageKit", swiftSettings: inlined),
         plugin("RawDiskPlugin", path: "Plugins/RawDisk", ["PluginKit", "FileKit", "CLinux"]),
         plugin("FilePlugin", path: "Plugins/File", ["PluginKit", "FileKit", "CLinux"]),
         .systemLibrary(name: "CQCOW", path: "Plugins/CQCOW"),
         plugin(
             "QCOWPlugin", path: "Plugins/QCOW",
-            ["PluginAPI", "PluginKit", "FileKit", "ImageCore", "QCOW2", "QCOWEngine", "CQCOW", "CLinux"]),
+            [
+                "PluginAPI", "PluginKit", "FileKit", "ImageCore", "ImageKit", "ImageWriting", "QCOW2", "QCOWEngine",
+                "CQCOW", "CLinux",
+            ]),
         .systemLibrary(name: "CRBD", path: "Plugins/CRBD"),
         plugin("RBDPlugin", path: "Plugins/RBD", ["PluginAPI", "PluginKit", "CRBD"]),
+        plugin(
+            "VHDPlugin", path: "Plugins/VHD",
+            [
+                "PluginAPI", "PluginKit", "FileKit", "ImageCore", "ImageKit", "ImageWriting", "VHD", "VHDEngine",
+            ]),
         .target(
             name: "TestingKit", dependencies: ["PluginKit"], path: "Plugins/Testing/Memory", swiftSettings: strict),
         plugin("ErrorPlugin", path: "Plugins/Testing/Error", ["PluginAPI", "PluginKit", "TestingKit"]),
@@ -284,8 +306,12 @@ let package = Package(
         .executableTarget(
             name: "qcow-read", dependencies: ["CPluginHarness"], path: "Tests/QCOWRead",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])]),
-        .testTarget(name: "FormatsTests", dependencies: ["ImageCore", "QCOW2", "QCOWEngine", "TestSupport"]),
-        .testTarget(name: "QCOWEngineTests", dependencies: ["ImageCore", "QCOW2", "QCOWEngine", "TestSupport"]),
+        .testTarget(
+            name: "FormatsTests",
+            dependencies: ["ImageCore", "ImageWriting", "QCOW2", "QCOWEngine", "VHD", "TestSupport"]),
+        .testTarget(
+            name: "QCOWEngineTests",
+            dependencies: ["ImageCore", "ImageWriting", "QCOW2", "QCOWEngine", "VHD", "VHDEngine", "TestSupport"]),
         .testTarget(name: "PluginKitTests", dependencies: ["PluginKit", "PluginAPI"]),
         .testTarget(
             name: "PluginTests",

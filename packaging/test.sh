@@ -116,6 +116,11 @@ rbd_comes_and_goes() { # librbd with it, and it is found by the format
         [[ -s /usr/lib/xbb/plugins/xbb-rbd.plugin && -s /usr/share/doc/xbb-plugin-rbd/rbd.md.gz ]] && man -w xbb-rbd &&
         apt-get purge -y -qq --auto-remove xbb-plugin-rbd && [[ ! -e /usr/lib/xbb/plugins/xbb-rbd.so ]] && ! dpkg -s librbd1
 }
+vhd_comes_and_goes() { # beside the others
+    install_packages ./xbb-plugin-vhd_*.deb && plugins_load_together vhd file &&
+        jq -e '.. | objects | select(.name? == "vhd") | .formats == ["vhd"]' /tmp/plugins.json &&
+        apt-get purge -y -qq --auto-remove xbb-plugin-vhd && [[ ! -e /usr/lib/xbb/plugins/xbb-vhd.so ]]
+}
 blkback_stays_away() { grep -qx 'blacklist xen-blkback' /lib/modprobe.d/xbb.conf && modprobe -c | grep -q '^blacklist xen_blkback'; }
 
 not_started_without_xen() { [[ $(systemctl show -P ActiveState,ConditionResult xbbd | paste -sd' ') == "inactive no" ]]; }
@@ -201,6 +206,7 @@ check "xen-blkback is kept from loading" blkback_stays_away
 check "the plugins load together in one process" plugins_load_together file rawdisk empty null error delay
 check "xbb-plugin-qcow brings libqcow, and both go" qcow_comes_and_goes
 check "xbb-plugin-rbd brings librbd, is found by its format, and both go" rbd_comes_and_goes
+check "xbb-plugin-vhd comes and goes" vhd_comes_and_goes
 
 truncate -s 64M /tmp/disk.img
 head -c 16M /dev/urandom >/tmp/content

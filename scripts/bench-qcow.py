@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
-"""Measures QCOW images beside qemu-nbd with the same client (fio over NBD), and reading beside libqcow alone.
+"""Measures images with tables, QCOW or VHD, beside qemu-nbd with the same client (fio over NBD), and reading beside libqcow alone.
 
 fio talks to qemu-nbd, or to nbdkit with our plugin, which passes its requests through the ring to the disk's worker. Both
 servers take turns, each on an image of its own that was made in the same way, and each row gives the medians, the median of the
 rounds' ratios with their spread, and the processor time of a request: of the worker, which has a process for the NBD
 protocol beside it, and of qemu-nbd, which has the protocol inside. Nothing here passes or fails.
 usage: bench-qcow.py [--seconds S] [--rounds N] [--mebibytes M] [--only write|read|libqcow] [--row WORDS] [--directory DIR]
-                     [--state awake|idle]    (see bench.py; ROUNDS, RUNTIME and STATE in the environment are --rounds, --seconds, --state)
+                     [--state awake|idle] [--format qcow2|vhd]    (see bench.py; ROUNDS, RUNTIME and STATE in the environment are --rounds, --seconds, --state)
 """
 import argparse, json, os, shutil, statistics, subprocess, tempfile, time
 
@@ -17,6 +17,8 @@ ROOT = bench.ROOT
 TICK = os.sysconf("SC_CLK_TCK")
 PLUGIN = bench.BUILD + "/lib/nbdkit/nbdkit-xbb-plugin.so"
 DISK = "xvdq"
+# What XBB, QEMU and qemu-img call a format, and how an image is made.
+FORMATS = {"qcow2": ("qcow2", []), "vhd": ("vpc", ["-o", "subformat=dynamic,force_size=on"])}
 # Name, kind of image, options of fio, and how many writes of a new image (None: as many as the time allows).
 ROWS = {
     "write": [
@@ -63,8 +65,9 @@ def is_direct(pid, path):
 class Images:
     """Images of each kind, one for each server; what is written into for the first time is made anew each time."""
 
-    def __init__(self, work, mebibytes):
+    def __init__(self, work, mebibytes, format):
         self.work, self.mebibytes = work, mebibytes
+        self.qemu, self.options = FORMATS[format]
         os.makedirs(work + "/templates")
         self.template = work + "/templates/template.raw"
         # Halves of each 64 KiB can be deflated.
@@ -77,11 +80,11 @@ class Images:
         if kind in ("filled", "deflated"):
             if not os.path.exists(path):
                 compress = ["-c"] if kind == "deflated" else []
-                bench.run("qemu-img", "convert", *compress, "-O", "qcow2", self.template, path)
+                bench.run("qemu-img", "convert", *compress, "-O", self.qemu, *self.options, self.template, path)
                 os.sync()
             return path
         if kind == "empty":
-            bench.run("qemu-img", "create", "-f", "qcow2", path, "8G")
+            bench.run("qemu-img", "create", "-f", self.qemu, *self.options, path, "8G")
         else:
             bench.run("qemu-img", "create", "-f", "qcow2", "-b", self.template, "-F", "raw", path)
         os.sync()
@@ -93,9 +96,9 @@ class Ours:
 
     name = "xbb"
 
-    def __init__(self, lab, path):
+    def __init__(self, lab, path, format):
         self.lab = lab
-        lab.attach(DISK, "qcow2:" + path)
+        lab.attach(DISK, format + ":" + path)
         self.uri = "nbd+unix:///?socket=" + lab.work + "/xbb.nbd"
         self.gate = subprocess.Popen(
             ["nbdkit", "--foreground", "--unix", lab.work + "/xbb.nbd", PLUGIN, "dir=" + lab.xen, "domid=1", "vdev=" + DISK],
@@ -115,11 +118,11 @@ class Peer:
 
     name = "qemu-nbd"
 
-    def __init__(self, lab, path):
+    def __init__(self, lab, path, format):
         self.socket = lab.work + "/peer.nbd"
         self.uri = "nbd+unix:///?socket=" + self.socket
         self.process = subprocess.Popen(
-            ["qemu-nbd", "-f", "qcow2", "-t", "-e", "4", "-k", self.socket, "--cache=none", "--aio=native",
+            ["qemu-nbd", "-f", FORMATS[format][0], "-t", "-e", "4", "-k", self.socket, "--cache=none", "--aio=native",
              "--discard=unmap", path], stderr=subprocess.DEVNULL)
         self.pid = self.process.pid
         lab.wait(lambda: subprocess.run(["nbdinfo", "--size", self.uri], capture_output=True).returncode == 0)
@@ -150,14 +153,15 @@ def peers_row(lab, images, row, given):
     for round_ in range(given.rounds):
         for kind_of_server in ([Ours, Peer] if round_ % 2 == 0 else [Peer, Ours]):
             path = images.make(kind, kind_of_server.name)
-            server = kind_of_server(lab, path)
+            server = kind_of_server(lab, path, given.format)
             try:
                 access[kind_of_server.name] = "O_DIRECT" if is_direct(server.pid, path) else "page cache"
                 figures[kind_of_server].append(measure(server, options, count, given.seconds, 100 + round_))
             finally:
                 server.stop()
             if kind in ("empty", "overlay"):
-                bench.run("qemu-img", "check", "-q", path)
+                if given.format == "qcow2":
+                    bench.run("qemu-img", "check", "-q", path)
                 os.unlink(path)
     ratios = [ours[0] / theirs[0] for ours, theirs in zip(figures[Ours], figures[Peer])]
     costs = [ours[1] / theirs[1] for ours, theirs in zip(figures[Ours], figures[Peer]) if theirs[1]]
@@ -211,20 +215,23 @@ def main():
     parser.add_argument("--only", choices=["write", "read", "libqcow"])
     parser.add_argument("--row", help="rows whose names have these words")
     parser.add_argument("--directory", default="/var/tmp", help="where images are made")
+    parser.add_argument("--format", choices=sorted(FORMATS), default="qcow2")
     given = parser.parse_args()
+    # A VHD over another one, or a deflated one, is nothing that QEMU has.
+    kinds = ("filled", "empty") if given.format == "vhd" else ("filled", "empty", "overlay", "deflated")
     work = tempfile.mkdtemp(prefix="xbb-qcow-", dir=given.directory)
     lab, results = None, {"state": given.state, "peers": [], "libqcow": []}
     try:
         bench.say(f"bench: images of {given.mebibytes} MiB")
-        images = Images(work, given.mebibytes)
+        images = Images(work, given.mebibytes, given.format)
         lab = bench.Lab(work, "--backing-dir", work + "/templates")
         for part, rows in ROWS.items():
             for row in rows:
-                if given.only in (None, part) and (given.row or "") in row[0]:
+                if row[1] in kinds and given.only in (None, part) and (given.row or "") in row[0]:
                     bench.say("bench: " + row[0])
                     with bench.state_of_machine(given.state):
                         results["peers"].append(peers_row(lab, images, row, given))
-        if given.only in (None, "libqcow") and not given.row:
+        if given.only in (None, "libqcow") and not given.row and given.format == "qcow2":
             with bench.state_of_machine(given.state):
                 results["libqcow"] = libqcow_rows(lab, images, given)
     finally:
@@ -236,7 +243,7 @@ def main():
     if results["libqcow"]:
         bench.print_table({"rows": results["libqcow"], "facts": {}})
     os.makedirs(os.path.join(ROOT, "build"), exist_ok=True)
-    with open(os.path.join(ROOT, "build/bench-qcow.json"), "w") as file:
+    with open(os.path.join(ROOT, f"build/bench-{'qcow' if given.format == 'qcow2' else given.format}.json"), "w") as file:
         json.dump(results, file, indent=1)
 
 

@@ -13,7 +13,7 @@ base="base"
 include=systemd,man-db,nbdkit,libnbd-bin,gcc,libc6-dev,pkg-config,binutils,jq
 # What apt finds on its own disk when it is told to install it.
 fetched=()
-ours=(xbb xbb-tools xbb-plugin-dev xbb-plugin-qcow xbb-plugin-rbd)
+ours=(xbb xbb-tools xbb-plugin-dev xbb-plugin-qcow xbb-plugin-rbd xbb-plugin-vhd)
 namespaces=()
 if [[ ${1:-} == walk ]]; then
     shift
@@ -21,7 +21,7 @@ if [[ ${1:-} == walk ]]; then
     base="walk"
     include=systemd,procps
     fetched=(qemu-utils jq curl prometheus prometheus-node-exporter)
-    ours=(xbb xbb-tools xbb-plugin-qcow)
+    ours=(xbb xbb-tools xbb-plugin-qcow xbb-plugin-vhd)
     # Its Prometheus listens where another one of this machine may.
     namespaces=(--net)
 fi
@@ -52,7 +52,7 @@ if [[ $(cat "$kept/$base.list" 2>/dev/null) != "$include ${fetched[*]}" ]]; then
     ln -s /dev/null "$root/etc/systemd/system/apt-daily-upgrade.timer"
     # Debian's own settings throw what was fetched away only where there is a file for it; xbb needs some of it too.
     if [[ ${#fetched[@]} -gt 0 ]]; then
-        cp "$packages"/xbb{,-tools,-plugin-qcow}_*.deb "$root/tmp/"
+        cp "$packages"/xbb{,-tools,-plugin-qcow,-plugin-vhd}_*.deb "$root/tmp/"
         chroot "$root" sh -c 'rm -f /etc/apt/apt.conf.d/docker-clean; apt-get -q -y --download-only install "$@" /tmp/xbb*.deb' - "${fetched[@]}" \
             >>"$kept/debootstrap.log" 2>&1 || { tail -5 "$kept/debootstrap.log" >&2; exit 1; }
         rm "$root"/tmp/xbb*.deb

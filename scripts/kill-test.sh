@@ -16,6 +16,7 @@
 # each guest), `all` (all of these). Both ends are asked at the end whether they did: the run fails where a connection had less, or
 # where a worker counted no request of that kind. With `rbd` there is one guest alone, on an image of a real Ceph that runs here
 # (ceph-lab.sh).
+# A VHD in blocks is written by guest 7 in the same way. XBB_KILL_GUESTS ("7", "4 7") leaves the other guests out.
 # usage: kill-test.sh [KILLS [debug|release|both [MILLISECONDS [MODE]]]]   what was staged; mean time between two kills (250)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -180,9 +181,10 @@ printf 'another file' | dd of="$work/other" conv=notrunc status=none
 head -c 24M /dev/urandom >"$work/templates/4.img"
 truncate -s 48M "$work/templates/4.img"
 qemu-img create -q -f qcow2 -b templates/4.img -F raw "$work/4.qcow2" 64M || fail "qemu-img create"
+qemu-img create -q -f vpc -o force_size=on "$work/7.vhd" 64M || fail "qemu-img create of a VHD"
 template=$(sha256sum <"$work/templates/4.img")
 # By the numbers of the domains.
-images=([1]="raw:$work/1.img" [2]="raw:$work/2.img" [4]="qcow2:$work/4.qcow2" [5]="raw:$work/5.img")
+images=([1]="raw:$work/1.img" [2]="raw:$work/2.img" [4]="qcow2:$work/4.qcow2" [5]="raw:$work/5.img" [7]="vhd:$work/7.vhd")
 if [[ $mode != rbd && $(id -u) -eq 0 ]] && loop=$(losetup --find --show "$work/3.img" 2>/dev/null); then
     images[3]=raw:$loop
 else
@@ -193,7 +195,10 @@ if [[ $mode == rbd ]]; then
     rbd --conf "$work/ceph/ceph.conf" create rbd/6 --size 64 || fail "rbd create"
     images=([6]="rbd,conf=$work/ceph/ceph.conf,run-dir=$work/clients:rbd/6")
 fi
-pages=([1]=4 [2]=32 [3]=1 [4]=8 [5]=2 [6]=8)
+for domain in "${!images[@]}"; do
+    [[ -z ${XBB_KILL_GUESTS:-} || " $XBB_KILL_GUESTS " == *" $domain "* ]] || unset "images[$domain]"
+done
+pages=([1]=4 [2]=32 [3]=1 [4]=8 [5]=2 [6]=8 [7]=8)
 queues_of() { # queues_of DOMAIN: rings that it asks for
     local usual=1
     [[ $1 -ne 5 ]] || usual=4
@@ -335,5 +340,11 @@ for ((round = 1; ; round++)); do
 done
 [[ $(sha256sum <"$work/templates/4.img") == "$template" ]] || fail "the template of guest 4 was written to"
 [[ -z ${images[4]:-} ]] || echo "  the image of guest 4: $(grep -m1 -i 'no errors' "$work/check.log")"
+if [[ -n ${images[7]:-} ]]; then
+    # Two readers that share nothing.
+    Tests/VHDTools/vhd.py read "$work/7.libvhdi" "$work/7.vhd" || fail "libvhdi cannot read the image of guest 7"
+    qemu-img convert -f vpc -O raw "$work/7.vhd" "$work/7.qemu" || fail "qemu-img cannot read the image of guest 7"
+    cmp "$work/7.libvhdi" "$work/7.qemu" || fail "the image of guest 7 is read in two ways"
+fi
 echo "kill-test: ok"
 exit 0

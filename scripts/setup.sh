@@ -8,7 +8,7 @@ set -euo pipefail
 wanted="install Swift 6.2 or later for Debian 12 (https://www.swift.org/install/linux/) and put its usr/bin on the PATH"
 command -v swift >/dev/null || { echo "setup: swift is not on the PATH: $wanted" >&2; exit 1; }
 
-packages=(build-essential pkg-config libxen-dev libaio-dev libqcow-dev zlib1g-dev libzstd-dev libqcow-utils xenstore-utils nbdkit nbdkit-plugin-dev libnbd-bin
+packages=(build-essential pkg-config libxen-dev libaio-dev libqcow-dev zlib1g-dev libzstd-dev libqcow-utils libvhdi-utils python3-libvhdi xenstore-utils nbdkit nbdkit-plugin-dev libnbd-bin
     ceph-mon ceph-osd ceph-common librbd-dev
     qemu-utils fio e2fsprogs jq strace util-linux python3 shellcheck abigail-tools procps spin
     prometheus python3-prometheus-client

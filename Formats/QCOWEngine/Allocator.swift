@@ -2,6 +2,7 @@
 // Which clusters of the file are free, and the order in which one becomes the image's and ceases to be.
 import Glibc
 import ImageCore
+import ImageWriting
 import QCOW2
 
 /// The refcounts of an image and what is known of its free clusters, for one thread at a time.

@@ -27,26 +27,6 @@ public struct EngineOptions: Sendable {
     public init() {}
 }
 
-/// Where data stand.
-public enum Place: Sendable, Equatable {
-    /// All of them, from this offset of the file on.
-    case file(UInt64)
-    /// They read as zeroes.
-    case zeroes
-    /// The engine has to do it: ``ImageEngine/perform(_:)``.
-    case engine
-}
-
-/// How far an operation is.
-public enum Progress: Sendable, Equatable {
-    /// `finish` was called.
-    case finished
-    /// It meets another one, and `resume` is called when that is done.
-    case waiting
-    /// `finish` is called by a later ``ImageEngine/commit()``.
-    case committing
-}
-
 /// What the operator should know.
 public enum EngineEvent: Sendable, Equatable {
     /// Damage was seen: what. Nothing is written any more.

@@ -2,21 +2,12 @@
 // The committer: one sync makes durable what many operations wait for. One thread at a time.
 import Glibc
 import ImageCore
+import ImageWriting
 import QCOW2
 
-extension ImageEngine {
-    /// What there is to do for the committer.
-    public enum Pending: Sendable, Comparable {
-        /// Nothing.
-        case nothing
-        /// Clusters are on their way to be free, or tables are read ahead, which has time.
-        case later
-        /// Somebody waits, or will soon.
-        case now
-    }
-
+extension ImageEngine: CommittingEngine {
     /// What there is to do. Any thread.
-    public var pending: Pending {
+    public var pending: CommitNeed {
         let (isWaited, isFreeing) = listLock.locked {
             (!commits.isEmpty || !scanWaiters.isEmpty, !unmapped.isEmpty)
         }

@@ -2,6 +2,7 @@
 // A disk that becomes larger while it is in use: first a table that is long enough, then the size.
 import Glibc
 import ImageCore
+import ImageWriting
 import QCOW2
 import Synchronization
 

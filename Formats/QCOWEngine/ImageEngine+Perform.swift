@@ -2,6 +2,7 @@
 // The long way of an operation: tables that are not in memory, copies, zeroes, discards. For helper threads, which may sleep.
 import Glibc
 import ImageCore
+import ImageWriting
 import QCOW2
 
 /// Entries that are published when what they point to is durable.

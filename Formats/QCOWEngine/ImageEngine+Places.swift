@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The short way: a queue learns where data stand, without sleeping for a disk and without an allocation.
+import ImageCore
+import ImageWriting
 import QCOW2
 
 extension ClusterMap {

@@ -2,6 +2,7 @@
 // Reading through all layers, where the data are not at one place of the file.
 import Glibc
 import ImageCore
+import ImageWriting
 import QCOW2
 
 extension ImageEngine {

@@ -2,6 +2,7 @@
 // Changes in images with extended L2 entries, where each of the 32 subclusters of a cluster has data, reads as zeroes, or shows what
 // lies below.
 import ImageCore
+import ImageWriting
 import QCOW2
 
 extension ImageEngine {

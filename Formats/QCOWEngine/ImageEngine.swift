@@ -12,6 +12,7 @@
 // Order of locks: a range of the disk, a piece of a table, the metadata, one of the small ones (pool, lists).
 import Glibc
 import ImageCore
+import ImageWriting
 import QCOW2
 import Synchronization
 

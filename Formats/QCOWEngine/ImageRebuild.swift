@@ -5,6 +5,7 @@
 // The image says that it is "dirty" until counts and flags are durable, so an end at any moment before leaves the same work to do. No
 // reference is changed, and nothing is written but counts and flags in tables that overlap nothing.
 import ImageCore
+import ImageWriting
 import QCOW2
 
 extension ImageScan {

@@ -6,6 +6,7 @@
 // only taken behind the end of the file before.
 import Glibc
 import ImageCore
+import ImageWriting
 import QCOW2
 
 /// How far a scan is.

@@ -2,6 +2,7 @@
 // The refcounts of an image: the table in memory, the blocks as they are needed, and what of them was changed.
 import Glibc
 import ImageCore
+import ImageWriting
 import QCOW2
 
 /// Refcounts of an image, for one thread at a time: the owner's lock is around it.

@@ -8,6 +8,8 @@ public struct VHDFooter: Sendable, Equatable {
     public static let byteCount: UInt64 = 512
     /// What it begins with.
     public static let magic = Array("conectix".utf8)
+    /// What XenServer puts there while it changes the size of a disk.
+    static let poison = Array("v_poison".utf8)
 
     /// How the data stand in the file.
     public enum Kind: UInt32, Sendable {
@@ -71,10 +73,10 @@ public struct VHDFooter: Sendable, Equatable {
         hasSavedState = try reader.u8(84) != 0
     }
 
-    /// Bytes of the disk as the program sees it that made the image. Virtual PC and old versions of QEMU go by the geometry, which
+    /// Bytes of the disk as the program sees it that made the image. Virtual PC, Virtual Server and old versions of QEMU go by the geometry, which
     /// is a little less than the size that was asked for; all others by the size.
     public var diskSize: UInt64 {
-        let goesByGeometry = creator == Array("vpc ".utf8) || creator == Array("qemu".utf8)
+        let goesByGeometry = [Array("vpc ".utf8), Array("vs  ".utf8), Array("qemu".utf8)].contains(creator)
         let isKnown = geometrySectors > 0 && geometrySectors < Self.largestGeometry
         return goesByGeometry && isKnown ? geometrySectors * 512 : currentSize & ~511
     }

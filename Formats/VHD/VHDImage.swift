@@ -16,8 +16,11 @@ public struct VHDImage: Sendable {
     public let end: UInt64
     /// The footer that ends the file is intact; else its copy was used.
     public let hasWholeFooter: Bool
-    /// Blocks of which all sectors are the image's own, by the batmap of XenServer; nil: it has none that is intact.
-    public let fullBlocks: [UInt8]?
+    /// It has the batmap of XenServer behind its block table: which blocks are full. It says nothing that the bitmaps do not say, and
+    /// stays true when it is left alone, as no block ever becomes less full.
+    public let hasBatmap: Bool
+    /// The names of the parent; empty but for differencing disks.
+    public let parents: [ImageReference]
 
     /// An entry of the table that points nowhere.
     public static let noBlock: UInt32 = .max
@@ -25,7 +28,7 @@ public struct VHDImage: Sendable {
     /// Reads footer, header and block table; throws where the image is damaged. The reader's file may be hostile.
     public init(_ reader: some ImageReader) throws(ImageError) {
         let (footer, hasWholeFooter) = try Self.footer(reader)
-        (self.footer, self.hasWholeFooter) = (footer, hasWholeFooter)
+        self.footer = footer
         size = footer.diskSize
         guard size > 0 else { throw .damaged("the disk has no sectors") }
         guard size <= VHDFooter.largestDisk else {
@@ -35,8 +38,8 @@ public struct VHDImage: Sendable {
             guard reader.size >= VHDFooter.byteCount, size <= reader.size - VHDFooter.byteCount else {
                 throw .damaged("the disk has \(size) bytes, and the file \(reader.size) with the footer")
             }
-            (header, table, fullBlocks) = (nil, [], nil)
-            end = size
+            (header, table, hasBatmap, parents) = (nil, [], false, [])
+            (end, self.hasWholeFooter) = (size, hasWholeFooter)
             return
         }
         guard footer.dataOffset & 511 == 0 else { throw .damaged("its header begins within a sector") }
@@ -56,16 +59,27 @@ public struct VHDImage: Sendable {
         let batmap = Batmap(reader, header)
         if let batmap {
             try places.add("header of the batmap", header.tableOffset + header.tableSize, 512)
-            try places.add("batmap", batmap.offset, (UInt64(batmap.bits.count) + 511) & ~511)
+            try places.add("batmap", batmap.offset, batmap.length)
         }
-        fullBlocks = batmap?.bits
-        let bytes = try reader.bytes(at: header.tableOffset, count: Int(header.entryCount) * 4)
-        guard bytes.count == Int(header.entryCount) * 4 else { throw .damaged("its block table is cut off") }
-        table = (0..<Int(header.entryCount)).map { index in
-            let word = bytes[(index * 4)..<(index * 4 + 4)]
-            return word.reduce(0) { $0 << 8 | UInt32($1) }
+        hasBatmap = batmap != nil
+        parents = footer.kind == .differencing ? try header.parents(reader) : []
+        guard footer.kind == .dynamic || !parents.isEmpty else {
+            throw ImageError(.unsupported, "the image has a parent, and no name of it that can be read")
         }
+        table = try Self.table(reader, header)
         end = try places.addBlocks(table, header)
+        // What a guest has in the last sector of its disk may look like a footer.
+        self.hasWholeFooter = hasWholeFooter && end <= reader.size - VHDFooter.byteCount
+    }
+
+    private static func table(_ reader: some ImageReader, _ header: VHDHeader) throws(ImageError) -> [UInt32] {
+        let count = Int(header.entryCount)
+        let bytes = try reader.bytes(at: header.tableOffset, count: count * 4)
+        guard bytes.count == count * 4 else { throw ImageError(.corrupt, "the image was cut off while it was opened") }
+        return unsafe bytes.withUnsafeBytes { raw in
+            // All loads lie within `raw`, whose length was compared above.
+            (0..<count).map { unsafe UInt32(bigEndian: raw.loadUnaligned(fromByteOffset: $0 * 4, as: UInt32.self)) }
+        }
     }
 
     /// The footer at the end, or else its copy at the beginning, which a writer that was cut off leaves whole.
@@ -81,7 +95,15 @@ public struct VHDImage: Sendable {
         case (.success(let copy), .success(let last)): return (copy, copy == last)
         case (.success(let copy), .failure) where copy.kind != .fixed: return (copy, false)
         case (_, .success(let last)): return (last, false)
-        case (_, .failure(let error)): throw error
+        case (_, .failure(let error)):
+            if tail.starts(with: VHDFooter.poison) || head.starts(with: VHDFooter.poison) {
+                throw ImageError(
+                    .unsupported,
+                    "the image was left in the middle of a resize: vhd-util revert puts it back by its journal")
+            }
+            // Of a file with neither, the one that is no footer at all tells less than one that is damaged.
+            if case .failure(let first) = copy, head.starts(with: VHDFooter.magic) { throw first }
+            throw error
         }
     }
 }
@@ -127,28 +149,32 @@ private struct PlaceList {
     }
 }
 
-/// The batmap that XenServer keeps behind the block table: which blocks are full. It says nothing that the bitmaps do not say.
+/// The batmap that XenServer keeps behind the block table.
 private struct Batmap {
     let offset: UInt64
-    let bits: [UInt8]
+    let length: UInt64
 
-    /// nil: there is none, or it is damaged, and then the bitmaps are read.
+    /// nil: there is none that could be one.
     init?(_ reader: some ImageReader, _ header: VHDHeader) {
         let start = header.tableOffset + header.tableSize
         guard let head = try? reader.bytes(at: start, count: 512), head.count == 512,
             head.starts(with: Array("tdbatmap".utf8))
         else { return nil }
         let fields = ByteReader(head)
-        let needed = (header.entryCount + 7) / 8
-        guard let offset = try? fields.u64(8), let sectors = try? fields.u32(16), let checksum = try? fields.u32(24),
-            UInt64(sectors) * 512 >= needed, offset & 511 == 0,
-            let all = try? reader.bytes(at: offset, count: Int((needed + 511) & ~511)), all.count >= Int(needed)
+        guard let offset = try? fields.u64(8), let sectors = try? fields.u32(16), offset & 511 == 0, sectors > 0,
+            UInt64(sectors) * 512 >= (header.entryCount + 7) / 8
         else { return nil }
-        // The checksum is that of the map, over all its sectors; unused ones are not counted where they are zeroes.
-        var sum: UInt32 = 0
-        for byte in all { sum &+= UInt32(byte) }
-        guard ~sum == checksum else { return nil }
-        self.offset = offset
-        bits = all
+        (self.offset, length) = (offset, UInt64(sectors) * 512)
+    }
+}
+
+extension VHDImage {
+    /// 0 (no) to 100 (certain): is a file with these first and last 512 bytes a VHD? A fixed disk has its data first, and may begin with
+    /// anything.
+    public static func score(head: [UInt8], tail: [UInt8]) -> Int {
+        if (try? VHDFooter(tail)) != nil { return 100 }
+        if let copy = try? VHDFooter(head), copy.kind != .fixed { return 90 }
+        // A damaged one, which is refused with its damage.
+        return head.starts(with: VHDFooter.magic) || tail.starts(with: VHDFooter.magic) ? 30 : 0
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Looking at an image without opening what it names, and the names in it on their way to the host.
 import ImageCore
+import ImageKit
 import PluginKit
 import QCOW2
 

@@ -2,6 +2,8 @@
 // The inflated clusters that a disk used last: small reads one after the other inflate their cluster once, whoever does them.
 import Glibc
 import ImageCore
+import ImageKit
+import ImageWriting
 import PluginKit
 import QCOW2
 import Synchronization

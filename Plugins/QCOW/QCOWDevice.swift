@@ -3,6 +3,8 @@
 import FileKit
 import Glibc
 import ImageCore
+import ImageKit
+import ImageWriting
 import PluginAPI
 import PluginKit
 import QCOW2
@@ -12,7 +14,7 @@ import Synchronization
 /// An image that is served.
 ///
 /// `@unchecked Sendable`: what changes is atomic, or belongs to control calls.
-final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @unchecked Sendable {
+final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, LowerLayer, @unchecked Sendable {
     private let host: HostDisk
     let file: ImageFile
     /// Where the guest's data are: the same file, or the external data file.
@@ -22,7 +24,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
     let map: ClusterMap
     /// nil: the disk is read-only.
     let engine: ImageEngine?
-    let backing: BackingFile?
+    let backing: BackingFile<QCOWDevice>?
     let decryption: LibqcowFile?
     private let clusters: InflatedClusters
     private let label: String
@@ -65,7 +67,11 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
                         + "configured")
             }
             if let name = try Self.backingName(image.header, opening) {
-                backing = try BackingFile(name, opening: opening, lock: isLocked)
+                guard let below = try BackingFile<QCOWDevice>(name, opening: opening, lock: isLocked) else {
+                    throw PluginError(
+                        EOPNOTSUPP, "the backing file is neither raw nor an image of QEMU's formats qcow2 and qcow")
+                }
+                backing = below
             } else {
                 backing = nil
             }
@@ -340,9 +346,9 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, @
             accepted.complete(Outcome(status: status))
             return
         }
-        let operation = SlowOperation(accepted, device: self)
+        let operation = SlowOperation(accepted, pool: pool)
         guard let engine else {
-            operation.finish(operation.kind == .read ? operation.read(from: self) : -EROFS)
+            operation.finish(operation.kind == .read ? operation.read { read(into: &$0, at: $1) } : -EROFS)
             return
         }
         let token = engine.begin()

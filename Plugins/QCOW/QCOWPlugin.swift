@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // xbb-qcow: images of QEMU: qcow2 for reading and writing, qcow for reading.  The entry point and the option schema.
+import ImageKit
 import PluginKit
 
 /// What can be configured.

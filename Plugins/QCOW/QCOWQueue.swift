@@ -2,6 +2,8 @@
 // A queue: what stands at one place of the file goes there as it is; the rest is done by helper threads.
 import FileKit
 import Glibc
+import ImageCore
+import ImageKit
 import PluginAPI
 import PluginKit
 import QCOW2
@@ -76,7 +78,7 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
             switch route(request) {
             case .file(let place, let token):
                 let taken = unsafe request.release()
-                unsafe RequestTag.set(taken, token, place: place)
+                unsafe RequestTag.set(taken, token.number, place: place)
                 unsafe self.batch[direct] = unsafe taken
                 direct += 1
                 if direct == depth { send(&direct) }
@@ -212,7 +214,7 @@ struct QueueState {
         let state = unsafe UnsafePointer<QueueState>(queue)
         if let token = unsafe RequestTag.take(request) {
             unsafe state.pointee.engine?._withUnsafeGuaranteedRef {
-                $0.end(token)
+                $0.end(EngineToken(number: token))
                 if status != 0 { $0.examineEnd() }
             }
         } else if unsafe Int(request.pointee.op) == XBB_OP_FLUSH {

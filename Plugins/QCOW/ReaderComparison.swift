@@ -2,6 +2,7 @@
 // An image through both readers: the plugin's own, which finds and inflates clusters itself, and libqcow.
 import Glibc
 import ImageCore
+import ImageKit
 import PluginKit
 import QCOW2
 import QCOWEngine

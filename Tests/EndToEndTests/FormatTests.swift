@@ -71,10 +71,10 @@ extension EndToEnd {
             let nothing = try attach(lab, 51728, image(lab, "plain.img", "plain"), "auto")
             try nothing.awaitError("looks like no format that a plugin knows; if it is a raw image, say so: raw:")
             // Another format's image is named, and never called raw.
-            let foreign = try attach(lab, 51760, image(lab, "vhd.img", "conectix"), "auto")
-            try foreign.awaitError("is a VHD image, which no plugin serves: convert it (qemu-img convert -O raw")
+            let foreign = try attach(lab, 51760, image(lab, "vhdx.img", "vhdxfile"), "auto")
+            try foreign.awaitError("is a VHDX image, which no plugin serves: convert it (qemu-img convert -O raw")
             let probe = try ask(lab, "probe", foreign.path)
-            #expect(probe["looks_like"]?.string == "a VHD image" && probe["auto"]?.string == nil)
+            #expect(probe["looks_like"]?.string == "a VHDX image" && probe["auto"]?.string == nil)
             #expect(probe["reason"]?.string?.has("raw:") == false, "\(probe)")
             let both = try attach(lab, 51744, image(lab, "both.img", "TOYIMAGE", second: "TOYSECND"), "auto")
             try both.awaitError("looks like more than one format: toy (90), toy-two (20)")
@@ -147,7 +147,7 @@ extension EndToEnd {
             #expect(try ask(lab, "inspect", unnamed)["warnings"]?.elements.first?.string?.has("not its format") == true)
             #expect(problem(lab, "inspect", "/nonexistent").has("cannot open /nonexistent: No such file"))
             #expect(problem(lab, "inspect", lab.directory).has("is a directory"))
-            #expect(problem(lab, "inspect --format vhd", path).has("no plugin serves format 'vhd'"))
+            #expect(problem(lab, "inspect --format vhdx", path).has("no plugin serves format 'vhdx'"))
             #expect(problem(lab, "inspect", try image(lab, "plain.img", "plain")).has("looks like no format"))
             lab.stop()
         }

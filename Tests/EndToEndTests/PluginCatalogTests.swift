@@ -128,7 +128,7 @@ extension EndToEnd {
             }
             let dump = try LibxlLab.shell("\(buildDirectory)/xbb-vbd --dump-plugins --plugin-dir \(lab.plugins)")
             let names = try JSON(parsing: dump).elements.compactMap { $0["name"]?.string }
-            #expect(names == ["delay", "empty", "error", "evil", "file", "null", "qcow", "rawdisk", "rbd"])
+            #expect(names == ["delay", "empty", "error", "evil", "file", "null", "qcow", "rawdisk", "rbd", "vhd"])
             #expect(!dump.has("\"error\":"))
             try lab.attach(51712, .plugin("error", "size=16M")).connect().close()
             try lab.finish()

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The values that the engine is made of: refcounts, sets, runs, locks and plans.
+import ImageCore
+import ImageWriting
 import QCOW2
 import TestSupport
 import Testing

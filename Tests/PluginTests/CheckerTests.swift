@@ -100,6 +100,16 @@ private struct Checker {
         #expect(result.status == 0 && result.failures.isEmpty, "\(result.failures)")
     }
 
+    @Test(arguments: ["dynamic", "fixed"])
+    func theVHDPluginPasses(kind: String) {
+        let checker = Checker()
+        let image = "\(checker.folder.path)/image"
+        let made = shell("qemu-img create -q -f vpc -o subformat=\(kind),force_size=on \(image) 17M")
+        #expect(made.status == 0, "\(made.output)")
+        let result = checker.run("--quick --image \(image) \(checker.plugin("vhd"))")
+        #expect(result.status == 0 && result.failures.isEmpty, "\(result.failures)")
+    }
+
     private let faulty = "\(buildFolder)/libfaulty-test-plugin.so"
 
     static let faults: [(fault: String, check: String, words: String)] = [

@@ -8,7 +8,7 @@ import PluginCheck
 import Testing
 
 @Suite struct TableTests {
-    static let names = ["file", "rawdisk", "qcow", "null", "error", "delay"]
+    static let names = ["file", "rawdisk", "qcow", "vhd", "null", "error", "delay"]
 
     @Test(arguments: names)
     func exportsOneSymbol(name: String) {
@@ -33,7 +33,7 @@ import Testing
         #expect(table.struct_size == UInt32(MemoryLayout<xbb_plugin>.size))
         #expect(table.abi_minor == UInt16(XBB_ABI_MINOR))
         #expect(table.formats[0] != nil)
-        #expect((table.probe == nil) == (name != "qcow"), "raw has no probe")
+        #expect((table.probe == nil) == !["qcow", "vhd"].contains(name), "raw has no probe")
         for index in 0..<Int(table.option_count) {
             let option = table.options[index]
             let name = String(cString: option.name)

@@ -2,6 +2,7 @@
 // Images whose data are in a file of their own: two files, each with its own syncs, and what a kill or a loss of power leaves of both.
 import Foundation
 import ImageCore
+import ImageWriting
 import QCOW2
 import TestSupport
 import Testing

@@ -2,6 +2,7 @@
 // A guest with several queues, whose requests are in flight together; what it may find is kept in a model.
 import Foundation
 import ImageCore
+import ImageWriting
 import QCOWEngine
 import TestSupport
 

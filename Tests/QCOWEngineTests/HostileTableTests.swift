@@ -2,6 +2,7 @@
 // What may stand in each other in an image that somebody made on purpose: a case for each pair, with refcounts and flags that say that all
 // is well. Nothing of such an image is changed but its mark.
 import Foundation
+import ImageWriting
 import QCOW2
 import Synchronization
 import TestSupport

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Images whose last writer did not close them (lazy_refcounts): their refcounts are written anew before the first change.
 import Foundation
+import ImageWriting
 import QCOW2
 import Synchronization
 import TestSupport

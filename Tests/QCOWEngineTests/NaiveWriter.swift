@@ -2,6 +2,7 @@
 // A small slow writer of qcow2 that keeps the rules, and forgets one of them on demand: the judges are judged by it.
 import Foundation
 import ImageCore
+import ImageWriting
 import QCOWEngine
 
 /// A rule of order.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What went wrong in other engines where queues meet, and where a guest stands still: a case for each.
 import Foundation
+import ImageWriting
 import TestSupport
 import Testing
 

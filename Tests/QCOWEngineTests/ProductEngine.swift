@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The engine of the product, as the tests drive it.
 import ImageCore
+import ImageWriting
 import QCOWEngine
 
 /// `ImageEngine` behind the tests' protocol.

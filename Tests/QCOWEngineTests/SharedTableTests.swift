@@ -2,6 +2,7 @@
 // L1 tables that are stranger than a header's check can see: entries behind the end of the disk, tables with two names.
 import Foundation
 import ImageCore
+import ImageWriting
 import QCOW2
 import Synchronization
 import Testing

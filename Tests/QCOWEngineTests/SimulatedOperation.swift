@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A request of the simulated guest.
 import Foundation
+import ImageCore
+import ImageWriting
 import QCOWEngine
 
 /// An operation with its data, and with what the engine said about it.

@@ -2,6 +2,7 @@
 // A file in memory that logs each effect, and fails where a test wants it to.
 import Foundation
 import ImageCore
+import ImageWriting
 import QCOWEngine
 
 /// What goes wrong at one effect.

@@ -2,6 +2,8 @@
 // Images with extended L2 entries: the same losses of power, kills, errors and turns, on images of that kind only, and the mistakes
 // that only subclusters have.
 import Foundation
+import ImageCore
+import ImageWriting
 import QCOWEngine
 import TestSupport
 import Testing

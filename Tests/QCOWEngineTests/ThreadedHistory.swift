@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Queues as threads: each owns some sectors, all share clusters.
 import Foundation
+import ImageCore
+import ImageWriting
 import QCOWEngine
 import TestSupport
 

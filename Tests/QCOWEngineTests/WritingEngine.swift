@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What the tests need of an engine: the product's and the tests' own have it.
 import ImageCore
+import ImageWriting
 import QCOWEngine
 
 /// Where a range can be read or written at once.

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The thread that makes durable what many requests wait for. It sleeps while nothing is under way.
 import CLinux
+import ImageCore
+import ImageWriting
 import PluginKit
-import QCOWEngine
 import Synchronization
 
 /// The committer of an engine.
 ///
 /// `@unchecked Sendable`: what changes is under the monitor.
-final class Committer: ThreadBody, @unchecked Sendable {
-    private let engine: ImageEngine
+package final class Committer: ThreadBody, @unchecked Sendable {
+    private let engine: any CommittingEngine
     private let monitor = Monitor()
     /// Set while a wake-up is on its way: who needs the committer often signals once.
     private let isCalled = Atomic<Bool>(false)
@@ -21,7 +22,7 @@ final class Committer: ThreadBody, @unchecked Sendable {
     private static let patience: UInt64 = 100_000_000
 
     /// Starts the thread.
-    init(_ engine: ImageEngine) throws(PluginError) {
+    package init(_ engine: any CommittingEngine) throws(PluginError) {
         self.engine = engine
         thread = try PluginThread(self)
         engine.wakeCommitter { [unowned self] in call() }
@@ -34,7 +35,7 @@ final class Committer: ThreadBody, @unchecked Sendable {
         monitor.signal()
     }
 
-    func run() {
+    package func run() {
         while true {
             // Whoever calls from here on is seen by the next look.
             isCalled.store(false, ordering: .sequentiallyConsistent)
@@ -73,7 +74,7 @@ final class Committer: ThreadBody, @unchecked Sendable {
     }
 
     /// Ends the thread.
-    func stop() {
+    package func stop() {
         monitor.locked { isStopping = true }
         monitor.broadcast()
         thread?.join()

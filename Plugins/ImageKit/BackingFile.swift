@@ -3,40 +3,43 @@
 import FileKit
 import Glibc
 import ImageCore
+import ImageWriting
 import PluginKit
-import QCOWEngine
 
 /// What the host opened: a raw file, or an image of this plugin's own formats. Any thread.
-final class BackingFile: LowerLayer {
+package final class BackingFile<Disk: StorageDisk & LowerLayer>: LowerLayer {
     /// Bytes; behind them the image sees zeroes.
-    let size: UInt64
+    package let size: UInt64
     private let source: Source
 
     private enum Source {
         case raw(ImageFile)
-        case image(QCOWDevice)
+        case image(Disk)
     }
 
     /// Asks the host for the file that an image names.
     ///
     /// With `lock` nobody may write to a raw one; an image locks its own file.
-    init(_ name: ImageFileName, opening: Opening, lock: Bool) throws(PluginError) {
+    /// nil: it is of a format that is not the plugin's.
+    package init?(_ name: ImageFileName, opening: Opening, lock: Bool) throws(PluginError) {
         let child = try opening.child(name)
         if let fd = child.descriptor {
             let file = try ImageFile(fd: fd)
             if lock { try ImageLock.take(fd: fd, isReadOnly: true, isSuccessor: opening.isSuccessor) }
             (source, size) = (.raw(file), file.size)
-        } else if let device = child.device(as: QCOWDevice.self) {
+        } else if let device = child.device(as: Disk.self) {
             (source, size) = (.image(device), device.size)
         } else {
-            throw PluginError(
-                EOPNOTSUPP, "the backing file is neither raw nor an image of QEMU's formats qcow2 and qcow")
+            return nil
         }
     }
 
-    func finish() { if case .raw(let file) = source { file.finish() } }
+    /// The disk, if it is an image.
+    package var disk: Disk? { if case .image(let disk) = source { disk } else { nil } }
 
-    func read(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32 {
+    package func finish() { if case .raw(let file) = source { file.finish() } }
+
+    package func read(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32 {
         let there = offset < size ? Int(min(UInt64(buffer.byteCount), size - offset)) : 0
         return unsafe buffer.withUnsafeMutableBytes { bytes in
             let tail = unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[there...])

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What the engine changes: the file of an image, and what lies below the image. Real files and simulated disks stand behind it.
+// What an engine changes: the file of an image, and what lies below the image. Real files and simulated disks stand behind it.
 import ImageCore
 
 /// The file or device of an image that is written. Any thread, several at once.
@@ -22,6 +22,8 @@ public protocol ImageStorage: ImageReader {
     func zero(_ offset: UInt64, _ length: UInt64) -> Int32
     /// Makes the file so many bytes long; what is new reads as zeroes.
     func setSize(_ size: UInt64) -> Int32
+    /// Puts `bytes` at `offset`, at or behind the end, where the file ends with them then; what lies between reads as zeroes.
+    func extend(_ bytes: RawSpan, at offset: UInt64) -> Int32
 }
 
 extension ImageStorage {
@@ -32,6 +34,11 @@ extension ImageStorage {
     /// As metadata.
     public func readData(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32 {
         read(into: &buffer, at: offset)
+    }
+    /// In two steps.
+    public func extend(_ bytes: RawSpan, at offset: UInt64) -> Int32 {
+        let code = setSize(offset + UInt64(bytes.byteCount))
+        return code == 0 ? write(bytes, at: offset) : code
     }
 }
 

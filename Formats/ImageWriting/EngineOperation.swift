@@ -31,3 +31,46 @@ public enum EngineOperationKind: Sendable, Equatable {
     /// The guest needs the range no more. Whole clusters read as zeroes then.
     case discard
 }
+
+/// Where data stand.
+public enum Place: Sendable, Equatable {
+    /// All of them, from this offset of the file on.
+    case file(UInt64)
+    /// They read as zeroes.
+    case zeroes
+    /// The engine has to do it.
+    case engine
+}
+
+/// How far an operation is.
+public enum Progress: Sendable, Equatable {
+    /// `finish` was called.
+    case finished
+    /// It meets another one, and `resume` is called when that is done.
+    case waiting
+    /// `finish` is called when the engine has committed it.
+    case committing
+}
+
+/// What there is to do for the committer of an engine.
+public enum CommitNeed: Sendable, Comparable {
+    /// Nothing.
+    case nothing
+    /// What has time: more of its kind may come.
+    case later
+    /// Somebody waits, or will soon.
+    case now
+}
+
+/// An engine with work that many operations wait for together, for one thread at a time.
+public protocol CommittingEngine: AnyObject, Sendable {
+    /// What there is to do. Any thread.
+    var pending: CommitNeed { get }
+    /// One cycle.
+    ///
+    /// - Returns: true if there is more to do at once.
+    @discardableResult
+    func commit() -> Bool
+    /// Who is told that ``commit()`` has something to do. Any thread; the engine may hold locks then.
+    func wakeCommitter(by body: @escaping @Sendable () -> Void)
+}

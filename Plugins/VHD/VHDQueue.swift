@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A queue: what stands at one place of the file goes there as it is; the rest is done by helper threads.
+import FileKit
+import Glibc
+import ImageCore
+import ImageKit
+import ImageWriting
+import PluginAPI
+import PluginKit
+import Synchronization
+import VHDEngine
+
+/// The short way of requests.
+///
+/// `@unchecked Sendable`: all of it is for the queue's thread, but for what completions of helper threads look at, which never
+/// changes.
+@safe
+final class VHDQueue: StorageQueue, @unchecked Sendable {
+    private let state: UnsafeMutablePointer<QueueState>
+    private let io: UnsafeMutablePointer<IOQueue>
+    private let batch: UnsafeMutablePointer<UnsafeMutablePointer<xbb_req>?>
+    private let depth: Int
+    private let cells: QueueCells
+    private let device: VHDDevice
+    private let pool: HelperPool
+    private let engine: VHDEngine
+    private let size: UInt64
+    private let isReadOnly: Bool
+    private var watch: Watch?
+
+    init(_ device: VHDDevice, _ parameters: QueueParameters) throws(PluginError) {
+        guard parameters.depth > 0, parameters.depth <= 65536 else {
+            throw .invalid("a queue depth of \(parameters.depth)")
+        }
+        self.device = device
+        (pool, engine, size, isReadOnly) = (device.pool, device.engine, device.size, device.isReadOnly)
+        depth = parameters.depth
+        let cells = unsafe QueueCells(
+            QueueState(
+                host: parameters.queue.handle, complete: parameters.queue.complete,
+                engine: Unmanaged.passUnretained(device.engine)))
+        let queue = unsafe try IOQueue(
+            handle: OpaquePointer(cells.state), complete: QueueState.completed, fd: device.file.fd, pool: device.pool,
+            depth: depth, isAsynchronous: device.file.isDirect, size: cells.limit, counters: cells.counters
+        ) { code in device.servesByThreads(after: code) }
+        self.cells = cells
+        unsafe state = cells.state
+        unsafe io = .allocate(capacity: 1)
+        unsafe io.initialize(to: queue)
+        unsafe batch = .allocate(capacity: depth)
+        unsafe batch.initialize(repeating: nil, count: depth)
+        if let fd = unsafe io.pointee.watchedFD {
+            let io = unsafe io
+            watch = try parameters.queue.watch(fd) { _ in unsafe io.pointee.completionsAreReady() }
+        }
+    }
+
+    deinit {
+        unsafe io.deinitialize(count: 1)
+        unsafe io.deallocate()
+        unsafe batch.deallocate()
+    }
+
+    /// The completion ring of the kernel is looked at without a system call.
+    static var isPolled: Bool { true }
+
+    func poll() -> Int { unsafe io.pointee.reap() }
+
+    func queueClosed() { watch?.remove() }
+
+    func submit(_ batch: inout RequestBatch) {
+        var direct = 0
+        var others = JobList()
+        while let request = batch.next() {
+            switch route(request) {
+            case .file(let place):
+                let taken = unsafe request.release()
+                unsafe RequestTag.set(taken, 0, place: place)
+                unsafe self.batch[direct] = unsafe taken
+                direct += 1
+                if direct == depth { send(&direct) }
+            case .kernel:
+                let taken = unsafe request.release()
+                unsafe RequestTag.clear(taken)
+                unsafe self.batch[direct] = unsafe taken
+                direct += 1
+                if direct == depth { send(&direct) }
+            case .zeroes:
+                request.fillWithZeroes()
+                request.complete()
+            case .done(let status):
+                request.complete(Outcome(status: status))
+            case .helper:
+                let taken = unsafe request.release()
+                unsafe RequestTag.clear(taken)
+                unsafe append(taken, to: &others)
+            }
+        }
+        send(&direct)
+        if others.count > 0 {
+            device.helped.wrappingAdd(UInt64(others.count), ordering: .relaxed)
+            pool.push(others)
+        }
+    }
+
+    /// Where a request goes.
+    private enum Route {
+        /// To this place of the file.
+        case file(UInt64)
+        /// To the kernel as it is: a flush.
+        case kernel
+        case zeroes
+        case done(Int32)
+        case helper
+    }
+
+    @inline(__always)
+    private func route(_ request: borrowing Request) -> Route {
+        let (offset, length) = (request.offset, request.length)
+        switch request.operation {
+        case .read:
+            guard isInside(offset, length) else { return .done(-EIO) }
+            return route(engine.placeOfRead(offset, length))
+        case .write:
+            guard !isReadOnly else { return .done(-EROFS) }
+            guard isInside(offset, length) else { return .done(-EIO) }
+            return route(engine.placeOfWrite(offset, length))
+        case .flush:
+            guard !isReadOnly else { return .done(0) }
+            return engine.failure == 0 ? .kernel : .done(engine.failure)
+        case .discard, .writeZeroes:
+            return isReadOnly ? .done(-EROFS) : .helper
+        }
+    }
+
+    @inline(__always)
+    private func route(_ place: Place) -> Route {
+        switch place {
+        case .file(let start): .file(start)
+        case .zeroes: .zeroes
+        case .engine: .helper
+        }
+    }
+
+    @inline(__always)
+    private func isInside(_ offset: UInt64, _ length: UInt64) -> Bool {
+        length > 0 && offset <= size && length <= size - offset
+    }
+
+    /// Gives requests to the kernel; what it has no room for is done by the helpers.
+    private func send(_ count: inout Int) {
+        guard count > 0 else { return }
+        let accepted = unsafe io.pointee.submit(UnsafePointer(batch), count)
+        var rest = JobList()
+        for index in accepted..<count {
+            if let request = unsafe batch[index] { unsafe append(request, to: &rest) }
+        }
+        if rest.count > 0 { pool.push(rest) }
+        count = 0
+    }
+
+    private func append(_ request: UnsafeMutablePointer<xbb_req>, to jobs: inout JobList) {
+        let queue = unsafe OpaquePointer(state)
+        guard let memory = unsafe request.pointee.ctx else {
+            return unsafe QueueState.completed(queue, request, -EINVAL)
+        }
+        let job = unsafe memory.assumingMemoryBound(to: Job.self)
+        unsafe job.initialize(to: Job(request, queue: queue, complete: QueueState.completed))
+        unsafe jobs.append(job)
+    }
+}
+
+/// What a queue's kernel side reaches by pointers, which outlives it.
+@safe
+private final class QueueCells {
+    let state: UnsafeMutablePointer<QueueState>
+    let counters: UnsafeMutablePointer<QueueCounters>
+    /// The engine has looked at the places; the file may have any size.
+    let limit: UnsafeMutablePointer<Atomic<UInt64>>
+
+    init(_ content: QueueState) {
+        unsafe state = .allocate(capacity: 1)
+        unsafe state.initialize(to: content)
+        unsafe counters = .allocate(capacity: 1)
+        unsafe counters.initialize(to: QueueCounters())
+        unsafe limit = .allocate(capacity: 1)
+        unsafe limit.initialize(to: Atomic(.max))
+    }
+
+    deinit {
+        unsafe state.deinitialize(count: 1)
+        unsafe state.deallocate()
+        unsafe counters.deallocate()
+        unsafe limit.deallocate()
+    }
+}
+
+/// What a completion needs, at a place of its own: it comes from the kernel's ring and from helper threads.
+@safe
+struct QueueState {
+    let host: OpaquePointer
+    let complete: HostComplete
+    let engine: Unmanaged<VHDEngine>
+
+    /// A request has ended: it begins where it did, and the host learns it.
+    static let completed: HostComplete = { queue, request, status in
+        guard let queue = unsafe queue, let request = unsafe request else { return }
+        let state = unsafe UnsafePointer<QueueState>(queue)
+        if unsafe RequestTag.take(request) == nil, status != 0, unsafe Int(request.pointee.op) == XBB_OP_FLUSH {
+            // Nobody knows what of the data is durable.
+            unsafe state.pointee.engine._withUnsafeGuaranteedRef { $0.fail(status) }
+        }
+        unsafe state.pointee.complete(state.pointee.host, request, status)
+    }
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Writable VHDs through the ring: workers that die under load, parents by the host's rules, and what inspection says.
+import Blkfront
+import Blkif
+import CLinux
+import Foundation
+import TestSupport
+import Testing
+
+/// A run on another thread.
+private final class HistoryBox: @unchecked Sendable {
+    private var run: HistoryRun
+    init(_ run: HistoryRun) { self.run = run }
+    func report() -> LoadReport { run.report() }
+}
+
+extension EndToEnd {
+    @Suite struct VHDWriteTests {
+        private static let tool = "\(packageDirectory)/Tests/VHDTools/vhd.py"
+        static let images = [
+            "qemu-img create -q -f vpc -o subformat=dynamic,force_size=on image 20M",
+            "qemu-img create -q -f vpc -o subformat=fixed,force_size=on image 20M",
+            """
+            qemu-img create -q -f vpc -o subformat=dynamic,force_size=on base.vhd 20M &&
+            qemu-io -f vpc -c 'write -P 5 0 3M' -c 'write -P 6 9M 1M' base.vhd >/dev/null && \(tool) child base.vhd image
+            """,
+        ]
+
+        private func attach(_ lab: QCOWLab, options: String? = nil, mode: String = "w") throws -> Disk {
+            try lab.lab.attach(
+                51712, Storage(path: "\(lab.templates)/image", mode: mode, format: "vhd", options: options),
+                arguments: [
+                    "--backing-dir", lab.templates, "--journal", "\(lab.lab.directory)/journal", "--max-queues", "2",
+                ])
+        }
+
+        /// What was answered is there after every kill, and in the end other readers find the same.
+        @Test(arguments: 0..<images.count)
+        func workersDieUnderLoad(index: Int) throws {
+            let isLong = ProcessInfo.processInfo.environment["XBB_LONG"] == "1"
+            var random = SplitMix64(seed: testSeed("VHDWriteTests.workersDieUnderLoad"))
+            let lab = try QCOWLab()
+            try lab.run(Self.images[index])
+            let hasBase = index == 2
+            let base = hasBase ? try lab.run("sha256sum base.vhd") : ""
+            let disk = try attach(lab, options: index % 2 == 0 ? "direct=on" : "direct=off")
+            let device = try disk.connect {
+                $0.ringPages = 2
+                $0.queues = 2
+            }
+            var plan = HistoryPlan()
+            plan.sectors = 20_480
+            plan.duration = isLong ? 60_000_000_000 : 2_500_000_000
+            plan.count = .max - 1
+            plan.barrierEvery = 0
+            plan.startsUnknown = true
+            plan.seed = random.next()
+            let run = HistoryBox(try HistoryRun(device, plan))
+            var (kills, handOvers) = (0, 0)
+            var next = clinux_monotonic_ns() + 100_000_000
+            let report = try inBackground({ run.report() }) {
+                guard clinux_monotonic_ns() >= next, disk.worker.isRunning else { return }
+                if random.onceIn(4) {
+                    disk.worker.signal(SIGTERM)
+                    _ = try disk.worker.awaitExit()
+                    handOvers += 1
+                    try disk.startWorker(["--predecessor", "handed-over"])
+                } else {
+                    disk.worker.kill()
+                    kills += 1
+                    try disk.startWorker(["--predecessor", "killed:signal 9"])
+                }
+                // Sometimes before the successor has come to anything.
+                let pause = random.onceIn(5) ? random.below(10) : 30 + random.below(150)
+                next = clinux_monotonic_ns() + UInt64(pause) * 1_000_000
+            }
+            #expect(report.isGood, "\(report.text) \(disk.log.suffix(4000))")
+            #expect(kills > 2 && disk.log.has("requests in flight"))
+            print("vhd written, image \(index): \(kills) kills, \(handOvers) hand-overs")
+            try device.close()
+            let contents = try lab.contents(disk)
+            try disk.detach()
+            if hasBase {
+                try lab.run("\(Self.tool) read copy image base.vhd")
+                #expect(try contents == [UInt8](Data(contentsOf: URL(fileURLWithPath: "\(lab.templates)/copy"))))
+                #expect(try lab.run("sha256sum base.vhd") == base, "the parent was written to")
+            } else {
+                #expect(try contents == lab.expected("image", "vpc"))
+            }
+            try lab.lab.finish(mostLog: 1 << 20)
+        }
+
+        static let parents: [(name: String, words: String)] = [
+            ("..\\\\base.vhd", "a name with '..' is not followed"),
+            ("C:\\\\etc\\\\passwd", "must be below a backing-dir"),
+            (".\\\\image", "is in the chain already"), (".\\\\nothing.vhd", "cannot open the backing file"),
+        ]
+
+        /// A parent is opened by the host's rules alone.
+        @Test(arguments: 0..<parents.count)
+        func aParentIsOpenedByTheHostsRules(index: Int) throws {
+            let (name, words) = Self.parents[index]
+            let lab = try QCOWLab()
+            try lab.run(
+                "qemu-img create -q -f vpc -o force_size=on base.vhd 20M && \(Self.tool) child base.vhd image \"\(name)\""
+            )
+            let disk = try attach(lab, mode: "r")
+            try disk.awaitError(words)
+            try lab.lab.finish(mostLog: 1 << 20)
+        }
+    }
+}
