@@ -9,6 +9,7 @@ public struct ImageSignature: Sendable, Equatable {
     public let remedy: String
 
     private static let convert = "convert it (qemu-img convert -O raw OLD NEW)"
+    private static let vhd = "attach it as vhd, for which there is the package xbb-plugin-vhd"
     private static let unpack = "unpack it first"
     private static let outside =
         "open it with cryptsetup and attach the device, or attach it as raw if the guest opens it"
@@ -21,7 +22,7 @@ public struct ImageSignature: Sendable, Equatable {
     /// What begins with a text at an offset.
     private static let heads: [(offset: Int, magic: [UInt8], name: String, remedy: String)] = [
         (0, Array("QFI".utf8) + [0xfb], "a QCOW image", "attach it as qcow2, or qcow"),
-        (0, Array("conectix".utf8), "a VHD image", convert),
+        (0, Array("conectix".utf8), "a VHD image", vhd),
         (0, Array("vhdxfile".utf8), "a VHDX image", convert),
         (0, Array("KDMV".utf8), "a VMDK image", convert),
         (0, Array("COWD".utf8), "a VMDK image", convert),
@@ -48,7 +49,7 @@ public struct ImageSignature: Sendable, Equatable {
 
     /// What ends with a block that begins with a text; VHD's block had 511 bytes once.
     private static let tails: [(length: Int, magic: [UInt8], name: String, remedy: String)] = [
-        (512, Array("conectix".utf8), "a VHD image", convert), (511, Array("conectix".utf8), "a VHD image", convert),
+        (512, Array("conectix".utf8), "a VHD image", vhd), (511, Array("conectix".utf8), "a VHD image", vhd),
         (512, Array("koly".utf8), "a DMG image", convert),
     ]
 

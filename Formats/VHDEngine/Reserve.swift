@@ -18,8 +18,6 @@ struct Growth {
     var ownFrom: UInt64?
     /// Blocks that an unclean end left were looked for.
     var hasLooked = false
-    /// The file ends with a footer.
-    var hasFooter: Bool
 }
 
 /// The blocks that are reserved, and the block table as it stands in the file.
@@ -145,8 +143,11 @@ extension VHDEngine {
         guard failure == 0 else { throw ImageError(.unreadable(EIO), "the disk has failed") }
         var found: [UInt64] = []
         if !growth.hasLooked, storage.isGrowable {
-            found = leftBehind(growth)
-            if let last = found.last, last + bitmapSize + blockSize == storage.size - VHDFooter.byteCount {
+            found = leftBehind()
+            if let first = found.first, let last = found.last,
+                last + bitmapSize + blockSize == storage.size - VHDFooter.byteCount,
+                isUnused(from: image.end, to: first)
+            {
                 growth.ownFrom = image.end
             }
         }
@@ -183,25 +184,44 @@ extension VHDEngine {
         let places = self.places(from: first, count, before: UInt64(UInt32.max) << 9)
         guard let last = places.last else { throw full() }
         let footer = last + bitmapSize + blockSize
-        let code = image.footer.bytes.withUnsafeSector { storage.extend($0, at: footer) }
-        try check(code, "cannot make the file longer")
-        let hadFooter = growth.hasFooter
-        growth.hasFooter = true
-        // What stood behind the end of everything that counts is the old footer, or nobody's.
-        if growth.ownFrom == nil { growth.ownFrom = hadFooter ? end - VHDFooter.byteCount : end }
+        try lengthen(to: footer)
+        // V7: the old footer ended the file.
+        if growth.ownFrom == nil { growth.ownFrom = end - VHDFooter.byteCount }
         return places
     }
 
+    private func lengthen(to footer: UInt64) throws(ImageError) {
+        let code = image.footer.bytes.withUnsafeSector { storage.extend($0, at: footer) }
+        try check(code, "cannot make the file longer")
+    }
+
+    /// V7: gives a file its footer that has lost it. Its last sector could be the guest's else, who would make it a footer of another
+    /// kind of disk.
+    func endFile() throws(ImageError) {
+        if isEnded.load(ordering: .acquiring) { return }
+        try growth.withLock { growth throws(ImageError) in
+            if isEnded.load(ordering: .acquiring) { return }
+            if storage.isGrowable {
+                let end = (storage.size + 511) & ~511
+                try lengthen(to: end)
+                growth.ownFrom = end
+            } else {
+                guard image.end <= deviceFooter else { throw full() }
+                try check(storage.write(image.footer.bytes, at: deviceFooter), "cannot write the footer")
+            }
+            try check(sync(), "cannot make the footer durable")
+            isEnded.store(true, ordering: .releasing)
+        }
+    }
+
+    /// Where the footer of a device is.
+    private var deviceFooter: UInt64 { (storage.size & ~511) - VHDFooter.byteCount }
+
     /// A device has its footer at its end; what is in front of it and in no block is unused, and may have anything.
     private func extendOnDevice(_ growth: inout Growth, by count: Int) throws(ImageError) -> [UInt64] {
-        let footer = storage.size & ~511 - 512
         let first = aligned(max(image.end, growth.ownFrom ?? 0))
-        let places = self.places(from: first, count, before: min(footer, UInt64(UInt32.max) << 9))
+        let places = self.places(from: first, count, before: min(deviceFooter, UInt64(UInt32.max) << 9))
         guard let last = places.last else { throw full() }
-        if !growth.hasFooter {
-            try check(storage.write(image.footer.bytes, at: footer), "cannot write the footer")
-            growth.hasFooter = true
-        }
         for place in places {
             let bitmap = [UInt8](repeating: 0, count: Int(bitmapSize))
             try check(storage.write(bitmap, at: place), "cannot write the bitmap of a block")
@@ -222,18 +242,29 @@ extension VHDEngine {
 
     /// Blocks that an engine reserved before the process ended: behind the last block of the table, all zeroes, with a bitmap as it is
     /// made. Anything else is left alone.
-    private func leftBehind(_ growth: Growth) -> [UInt64] {
-        guard growth.hasFooter, storage.size >= VHDFooter.byteCount else { return [] }
-        let footer = storage.size - VHDFooter.byteCount
-        var found: [UInt64] = []
-        var place = aligned(image.end + VHDFooter.byteCount)
-        let limit = min(footer, UInt64(UInt32.max) << 9)
-        guard let bounce = Bounce(Int(Self.bounceBytes)) else { return [] }
-        while found.count < 2 * mostReserved, place + bitmapSize + blockSize <= limit, isUnused(place, bounce) {
-            found.append(place)
-            place += stride
+    private func leftBehind() -> [UInt64] {
+        guard storage.size >= VHDFooter.byteCount, let bounce = Bounce(Int(Self.bounceBytes)) else { return [] }
+        let limit = min(storage.size - VHDFooter.byteCount, UInt64(UInt32.max) << 9)
+        // The first one stands behind the footer that there was, or behind the last block that was taken.
+        for first in [aligned(image.end), aligned(image.end + VHDFooter.byteCount)] {
+            var found: [UInt64] = []
+            var place = first
+            while found.count < 2 * mostReserved, place + bitmapSize + blockSize <= limit, isUnused(place, bounce) {
+                found.append(place)
+                place += stride
+            }
+            if !found.isEmpty { return found }
         }
-        return found
+        return []
+    }
+
+    /// Nothing but zeroes, or a footer and zeroes, stands there.
+    private func isUnused(from start: UInt64, to end: UInt64) -> Bool {
+        guard start <= end, end - start <= 1 << 20, let bytes = try? storage.bytes(at: start, count: Int(end - start)),
+            bytes.count == Int(end - start)
+        else { return false }
+        let footer = image.footer.bytes
+        return bytes.dropFirst(bytes.starts(with: footer) ? footer.count : 0).allSatisfy { $0 == 0 }
     }
 
     private func isUnused(_ place: UInt64, _ bounce: Bounce) -> Bool {

@@ -29,6 +29,12 @@ extension VHDEngine {
             operation.finish(failure)
             return .finished
         }
+        do throws(ImageError) {
+            try endFile()
+        } catch {
+            operation.finish(-error.code)
+            return .finished
+        }
         // Somebody else has given it its place meanwhile.
         if operation.kind == .write, case .file(let place) = placeOfWrite(offset, length) {
             var change = Change(operation)

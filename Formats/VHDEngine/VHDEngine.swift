@@ -8,6 +8,7 @@
 //   V4  what an operation changed is in the file before it finishes: it survives the end of the process
 //   V5  nothing outside of the blocks of the table is written but entries, bitmaps, and what stands behind the last block
 //   V6  no block is ever given back, and no bit taken back: a place that was looked up stays right
+//   V7  the file ends with a footer, durable, before anything of the guest is changed: its last sector is never the guest's         endFile
 //
 // Order of locks: a range of the disk, the end of the file, the metadata, a place of the bitmaps.
 import Glibc
@@ -48,6 +49,10 @@ public final class VHDEngine: CommittingEngine, LowerLayer, @unchecked Sendable 
     /// Around the ranges that are being changed.
     let ranges = Mutex(RangeLocks<any EngineOperation>())
     let commits = Mutex<[CommitRecord]>([])
+    /// V7: the file ends with a footer; else all changes take the long way.
+    let isEnded: Atomic<Bool>
+    /// One sync at a time: of two at once only one would learn of an error.
+    private let syncing = Mutex(())
     /// The last attempt to reserve failed; only an operation that needs a block tries again.
     let reserveFailed = Atomic<Bool>(false)
     /// That no block can be added was told.
@@ -90,7 +95,8 @@ public final class VHDEngine: CommittingEngine, LowerLayer, @unchecked Sendable 
         bitmapSize = image.header?.bitmapSize ?? 0
         blockBits = UInt64(blockSize.trailingZeroBitCount)
         metadata = Mutex(try Reserve(storage, image, options))
-        growth = Mutex(Growth(nextCount: options.reserve.lowerBound, hasFooter: image.hasWholeFooter))
+        growth = Mutex(Growth(nextCount: options.reserve.lowerBound))
+        isEnded = Atomic(image.hasWholeFooter || image.header == nil)
         lowMark = Atomic(max(1, options.reserve.lowerBound / 2))
     }
 
@@ -121,6 +127,7 @@ public final class VHDEngine: CommittingEngine, LowerLayer, @unchecked Sendable 
     public func placeOfWrite(_ offset: UInt64, _ length: UInt64) -> Place {
         guard failure == 0, !options.isReadOnly else { return .engine }
         guard let bitmaps else { return .file(offset) }
+        guard isEnded.load(ordering: .relaxed) else { return .engine }
         let block = offset >> blockBits
         guard (offset &+ length &- 1) >> blockBits == block else { return .engine }
         let entry = map[Int(block)]
@@ -151,14 +158,19 @@ public final class VHDEngine: CommittingEngine, LowerLayer, @unchecked Sendable 
         if isFirst { tell(.failed(code < 0 ? -code : code)) }
     }
 
-    /// Everything that was answered is in the file, so a sync of it is all: 0 or a negative errno.
-    public func flush() -> Int32 { failure == 0 ? sync() : failure }
+    /// Everything that was answered is in the file, so a sync of it is all: 0 or a negative errno. May sleep.
+    ///
+    /// The kernel tells an error of what it wrote to one sync of an open file, and not to another one that ends at the same time:
+    /// so flushes of the guest and syncs of the engine come here, and none of them ends well after one that failed.
+    public func flush() -> Int32 { sync() }
 
-    /// A sync of the engine itself.
     func sync() -> Int32 {
-        let code = storage.sync()
-        if code != 0 { fail(code) }
-        return code
+        syncing.withLock { _ in
+            if failure != 0 { return failure }
+            let code = storage.sync()
+            if code != 0 { fail(code) }
+            return code
+        }
     }
 
     /// Who is told what the operator should know. Any thread; the engine may hold locks then.

@@ -120,7 +120,7 @@ final class VHDDevice: CountingDisk, MappedDisk, JobPerformer, LowerLayer, @unch
             host.log(
                 .warning,
                 "\(label): the footer at the end of the image is damaged or missing; its copy at the beginning is used"
-                    + (isReadOnly ? "" : ", and one is written with the next new block"))
+                    + (isReadOnly ? "" : ", and one is written before the first change"))
         }
         if image.footer.hasSavedState {
             host.log(.warning, "\(label): a virtual machine was suspended on this disk: it will find it changed")

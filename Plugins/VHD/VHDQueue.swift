@@ -36,9 +36,7 @@ final class VHDQueue: StorageQueue, @unchecked Sendable {
         (pool, engine, size, isReadOnly) = (device.pool, device.engine, device.size, device.isReadOnly)
         depth = parameters.depth
         let cells = unsafe QueueCells(
-            QueueState(
-                host: parameters.queue.handle, complete: parameters.queue.complete,
-                engine: Unmanaged.passUnretained(device.engine)))
+            QueueState(host: parameters.queue.handle, complete: parameters.queue.complete))
         let queue = unsafe try IOQueue(
             handle: OpaquePointer(cells.state), complete: QueueState.completed, fd: device.file.fd, pool: device.pool,
             depth: depth, isAsynchronous: device.file.isDirect, size: cells.limit, counters: cells.counters
@@ -79,12 +77,6 @@ final class VHDQueue: StorageQueue, @unchecked Sendable {
                 unsafe self.batch[direct] = unsafe taken
                 direct += 1
                 if direct == depth { send(&direct) }
-            case .kernel:
-                let taken = unsafe request.release()
-                unsafe RequestTag.clear(taken)
-                unsafe self.batch[direct] = unsafe taken
-                direct += 1
-                if direct == depth { send(&direct) }
             case .zeroes:
                 request.fillWithZeroes()
                 request.complete()
@@ -107,8 +99,6 @@ final class VHDQueue: StorageQueue, @unchecked Sendable {
     private enum Route {
         /// To this place of the file.
         case file(UInt64)
-        /// To the kernel as it is: a flush.
-        case kernel
         case zeroes
         case done(Int32)
         case helper
@@ -126,8 +116,8 @@ final class VHDQueue: StorageQueue, @unchecked Sendable {
             guard isInside(offset, length) else { return .done(-EIO) }
             return route(engine.placeOfWrite(offset, length))
         case .flush:
-            guard !isReadOnly else { return .done(0) }
-            return engine.failure == 0 ? .kernel : .done(engine.failure)
+            // By the engine, which lets no two syncs end at once.
+            return isReadOnly ? .done(0) : .helper
         case .discard, .writeZeroes:
             return isReadOnly ? .done(-EROFS) : .helper
         }
@@ -200,16 +190,12 @@ private final class QueueCells {
 struct QueueState {
     let host: OpaquePointer
     let complete: HostComplete
-    let engine: Unmanaged<VHDEngine>
 
     /// A request has ended: it begins where it did, and the host learns it.
     static let completed: HostComplete = { queue, request, status in
         guard let queue = unsafe queue, let request = unsafe request else { return }
         let state = unsafe UnsafePointer<QueueState>(queue)
-        if unsafe RequestTag.take(request) == nil, status != 0, unsafe Int(request.pointee.op) == XBB_OP_FLUSH {
-            // Nobody knows what of the data is durable.
-            unsafe state.pointee.engine._withUnsafeGuaranteedRef { $0.fail(status) }
-        }
+        unsafe _ = RequestTag.take(request)
         unsafe state.pointee.complete(state.pointee.host, request, status)
     }
 }

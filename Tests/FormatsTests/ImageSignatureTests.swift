@@ -48,6 +48,16 @@ import Testing
         }
     }
 
+    /// What a package of XBB serves need not be converted.
+    @Test func aVHDNamesItsPackage() throws {
+        let magic = Array("conectix".utf8)
+        let (end, zeroes) = ([UInt8](repeating: 0, count: 504), [UInt8](repeating: 0, count: 512))
+        for (head, tail) in [(magic + end, zeroes), (zeroes, magic + end), (zeroes, [0] + magic + end.dropLast())] {
+            let signature = try #require(ImageSignature(head: head, tail: tail))
+            #expect(signature.remedy == "attach it as vhd, for which there is the package xbb-plugin-vhd")
+        }
+    }
+
     @Test func whatTellsNothingIsNothing() throws {
         #expect(ImageSignature(head: [UInt8](), tail: [UInt8]()) == nil)
         #expect(ImageSignature(head: [0x1f], tail: [0x1f]) == nil)

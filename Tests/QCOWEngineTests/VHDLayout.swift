@@ -101,9 +101,18 @@ struct VHDLayout {
         add(layout.tableOffset, layout.entries.count * 4)
         for entry in layout.entries where entry != .max { add(Int(entry) * 512, layout.stride) }
         if isDevice, let last = own.lastIndex(of: true) { add(last * sectorSize, before.count - last * sectorSize) }
+        let full = ByteImage(count: sectorSize)
+        full.write([UInt8](repeating: 0xff, count: sectorSize), at: 0)
+        // A disk that is closed is cut off behind its last block: bitmaps of reserved blocks and the footer behind them go.
+        func isCutOff(_ offset: Int) -> Bool {
+            guard offset >= after.count - sectorSize else { return false }
+            let bytes = before.part(offset, sectorSize)
+            return bytes.elementsEqual(full.all) || bytes.elementsEqual(before.part(0, sectorSize))
+        }
         return (0..<before.count / sectorSize).filter { sector in
             let offset = sector * sectorSize
             return !own[sector] && !before.isEqual(to: after, offset, sectorSize) && !before.isZero(offset, sectorSize)
+                && !isCutOff(offset)
         }.prefix(4).map { "sector \($0) of the file was changed" }
     }
 }
