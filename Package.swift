@@ -249,7 +249,7 @@ let package = Package(
             "QCOWPlugin", path: "Plugins/QCOW",
             [
                 "PluginAPI", "PluginKit", "FileKit", "ImageCore", "ImageKit", "ImageWriting", "QCOW2", "QCOWEngine",
-                "CQCOW", "CLinux",
+                "CQCOW",
             ]),
         .systemLibrary(name: "CRBD", path: "Plugins/CRBD"),
         plugin("RBDPlugin", path: "Plugins/RBD", ["PluginAPI", "PluginKit", "CRBD"]),

@@ -3,7 +3,7 @@
 """What tests need of VHDs that no tool of Debian does: differencing images, and libvhdi's view of a chain.
 
 usage: vhd.py child PARENT IMAGE [NAME]     an empty image above PARENT, as XenServer makes one; NAME as it stands in the image
-       vhd.py read OUTPUT IMAGE [PARENT]    all of the disk, read by libvhdi (python3-libvhdi)
+       vhd.py read OUTPUT IMAGE [PARENT]    all of the disk, read by libvhdi (python3-libvhdi), but for what it reads wrong (see mixed)
 """
 import struct, sys
 
@@ -41,6 +41,26 @@ def child(parent, image, name=".\\base.vhd"):
         file.write(end + sealed(header, 36) + b"\xff" * table + text.ljust(512, b"\0") + end)
 
 
+def mixed(path):
+    """Of a differencing image: where eight sectors have bits of both kinds, and for each sector the place of its data, or None.
+
+    libvhdi 20210425 takes the sectors behind a run of set bits for set, up to the next eighth."""
+    with open(path, "rb") as file:
+        image = file.read()
+    table, entries, size = struct.unpack(">Q4xII", image[528:548])
+    for number in range(entries):
+        first = struct.unpack(">I", image[table + number * 4:table + number * 4 + 4])[0]
+        if first == 0xFFFFFFFF:
+            continue
+        sectors = size // 512
+        data = first * 512 + (sectors // 8 + 511 & ~511)
+        for index in range(sectors // 8):
+            byte = image[first * 512 + index]
+            if byte not in (0, 255):
+                places = [data + (index * 8 + bit) * 512 if byte >> (7 - bit) & 1 else None for bit in range(8)]
+                yield number * size + index * 4096, [image[place:place + 512] if place else None for place in places]
+
+
 def read(output, image, parent=None):
     import pyvhdi
 
@@ -54,6 +74,10 @@ def read(output, image, parent=None):
     with open(output, "wb") as out:
         for offset in range(0, size, 1 << 20):
             out.write(disk.read_buffer_at_offset(min(1 << 20, size - offset), offset))
+        for start, sectors in mixed(image) if parent else []:
+            for offset, sector in zip(range(start, size, 512), sectors):
+                out.seek(offset)
+                out.write(sector or below.read_buffer_at_offset(512, offset))
 
 
 if __name__ == "__main__":
