@@ -80,7 +80,7 @@ extension EndToEnd {
             let plugins = try JSON(parsing: dump).elements
             let broken = try #require(plugins.first { $0["name"]?.string == "broken" })
             #expect(broken["error"]?.string?.has("was ended by signal") == true, "\(broken.serialized)")
-            #expect(plugins.count { $0["error"] == nil } == 9, "\(dump)")
+            #expect(plugins.count { $0["error"] == nil } == 10, "\(dump)")
             // No file is left of a description that failed.
             let library = "\(lab.plugins)/xbb-broken"
             _ = try? LibxlLab.shell(
