@@ -119,15 +119,16 @@ public final class ImageEngine: @unchecked Sendable {
         let image = if let opened { opened } else { try QCOWImage(storage) }
         try image.judgeForWriting()
         if image.header.hasDataFile { try image.judge(data) }
-        self.storage = storage
-        self.data = data ?? storage
+        let synced = SyncedStorage(storage)
+        let dataSynced = data.map { SyncedStorage($0) } ?? synced
+        (self.storage, self.data) = (synced, dataSynced)
         self.below = below
         self.options = options
         self.image = image
         self.expand = expand
         geometry = QCOWGeometry(image.header)
         map = try ClusterMap(
-            image, reading: storage, cacheBytes: options.cacheBytes, canGrow: true,
+            image, reading: synced, cacheBytes: options.cacheBytes, canGrow: true,
             dataBytes: data?.size ?? 0)
         // What the L1 table claims is believed when it was compared with the refcounts: ensureTable.
         for (index, entry) in image.l1.enumerated() where entry & L2Entry.copied != 0 {
@@ -135,7 +136,7 @@ public final class ImageEngine: @unchecked Sendable {
         }
         let (metadata, snapshots, isKnown) = try image.metadataClusters(storage)
         waitsForScan = !options.isVouched || image.isDirty || !storage.isGrowable || !isKnown
-        allocator = try Allocator(storage, image.header, metadata: metadata)
+        allocator = try Allocator(synced, image.header, metadata: metadata)
         for (index, place) in allocator.refcounts.table.enumerated() where place != 0 {
             guard allocator.metadata.insert(place >> geometry.clusterBits) else {
                 throw .damaged("refcount block \(index) overlaps another table")
@@ -151,6 +152,8 @@ public final class ImageEngine: @unchecked Sendable {
         byteCount = Atomic(image.size)
         (l1Offset, l1Capacity) = (image.header.l1Offset, image.header.l1Count)
         unsafe map.judge = { [unowned self] in judge($0) }
+        unsafe synced.whenFailed = { [unowned self] in fail($0) }
+        unsafe dataSynced.whenFailed = { [unowned self] in fail($0) }
     }
 
     /// Bytes of the disk.
@@ -193,12 +196,6 @@ public final class ImageEngine: @unchecked Sendable {
         tell(.failed(code < 0 ? -code : code))
     }
 
-    /// A flush of the caller has ended with this status: what the guest gets.
-    public func flushed(_ status: Int32) -> Int32 {
-        if status != 0 { fail(status) } else { examineEnd() }
-        return status != 0 ? status : failure
-    }
-
     /// Damage, where somebody has cut the file off: what was behind would come back as zeroes when it is written to. Any thread; one
     /// system call.
     public func examineEnd() {
@@ -235,7 +232,6 @@ public final class ImageEngine: @unchecked Sendable {
     func sync() -> Int32 {
         var code = geometry.hasDataFile ? data.sync() : 0
         if code == 0 { code = storage.sync() }
-        if code != 0 { fail(code) }
         return code
     }
 

@@ -82,12 +82,6 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
                 unsafe self.batch[direct] = unsafe taken
                 direct += 1
                 if direct == depth { send(&direct) }
-            case .kernel:
-                let taken = unsafe request.release()
-                unsafe RequestTag.clear(taken)
-                unsafe self.batch[direct] = unsafe taken
-                direct += 1
-                if direct == depth { send(&direct) }
             case .zeroes:
                 request.fillWithZeroes()
                 request.complete()
@@ -110,8 +104,6 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
     private enum Route {
         /// To this place of the file.
         case file(UInt64, EngineToken)
-        /// To the kernel as it is: a flush.
-        case kernel
         case zeroes
         case done(Int32)
         case helper
@@ -137,9 +129,8 @@ final class QCOWQueue: StorageQueue, @unchecked Sendable {
             return .helper
         case .flush:
             guard let engine else { return .done(0) }
-            // Two files take two syncs, one after the other.
-            if device.data !== device.file { return .helper }
-            return engine.failure == 0 ? .kernel : .done(engine.failure)
+            // No two syncs run at once: of an error only one would learn.
+            return engine.failure == 0 ? .helper : .done(engine.failure)
         case .discard, .writeZeroes:
             return engine == nil ? .done(-EROFS) : .helper
         }
@@ -210,15 +201,12 @@ struct QueueState {
     /// A request has ended: its token does, and the host learns it.
     static let completed: HostComplete = { queue, request, status in
         guard let queue = unsafe queue, let request = unsafe request else { return }
-        var status = status
         let state = unsafe UnsafePointer<QueueState>(queue)
         if let token = unsafe RequestTag.take(request) {
             unsafe state.pointee.engine?._withUnsafeGuaranteedRef {
                 $0.end(EngineToken(number: token))
                 if status != 0 { $0.examineEnd() }
             }
-        } else if unsafe Int(request.pointee.op) == XBB_OP_FLUSH {
-            unsafe state.pointee.engine?._withUnsafeGuaranteedRef { status = $0.flushed(status) }
         }
         unsafe state.pointee.complete(state.pointee.host, request, status)
     }

@@ -66,6 +66,7 @@ struct FaultCampaign {
         let what = failsReads ? "read" : "effect"
         let name = "seed \(seed): \(made.recipe), reserve \(setup.reserve): \(kind) at \(what) \(number)"
         var found = driver.faults + storage.complaints
+        if storage.failedSyncs > 0, !engine.hasFailed { found.append("a sync failed, and writing goes on") }
         storage.heal()
         // What a process sees, and what a loss of power leaves.
         let judge = Judge(reader: made.reader, model: driver.model)

@@ -42,6 +42,7 @@ final class SimulatedStorage: ImageStorage, @unchecked Sendable {
     private var limit: Int?
     private var reads = 0
     private var failedRead: Int?
+    private var failures = 0
     private var guestSync = false
     private var wrongs: [String] = []
     let isGrowable: Bool
@@ -140,7 +141,16 @@ final class SimulatedStorage: ImageStorage, @unchecked Sendable {
         locked { if wrongs.count < 4 { wrongs.append("data of \(count) bytes at \(offset) are not aligned") } }
     }
 
-    func sync() -> Int32 { locked { attempt(.sync(isGuest: guestSync)) } }
+    func sync() -> Int32 {
+        locked {
+            let code = attempt(.sync(isGuest: guestSync))
+            if code != 0 { failures += 1 }
+            return code
+        }
+    }
+
+    /// Syncs that ended with an error.
+    var failedSyncs: Int { locked { failures } }
 
     func zero(_ offset: UInt64, _ length: UInt64) -> Int32 {
         locked {
