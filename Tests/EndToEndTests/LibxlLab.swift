@@ -413,6 +413,18 @@ final class LibxlLab {
         }
     }
 
+    /// The positions of a process's open files of `image`: what a plugin leaves there for the worker that follows.
+    static func positions(of image: String, in process: Int32) throws -> Set<String> {
+        let script = """
+            wanted=$(stat -Lc %d:%i \(image))
+            for file in /proc/\(process)/fd/*; do
+                [ "$(stat -Lc %d:%i $file 2>/dev/null)" = "$wanted" ] || continue
+                sed -n 's/^pos:[[:space:]]*//p' /proc/\(process)/fdinfo/${file##*/}
+            done; true
+            """
+        return Set(try shell(script).split(separator: "\n").map(String.init))
+    }
+
     /// Runs a command line of the shell and gives what it printed.
     @discardableResult
     static func shell(_ command: String, environment: [String: String] = [:]) throws -> String {

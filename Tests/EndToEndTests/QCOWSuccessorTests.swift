@@ -6,18 +6,6 @@ import Testing
 
 extension EndToEnd {
     @Suite struct QCOWSuccessorTests {
-        /// The positions of a process's open files of the image.
-        private func positions(_ swap: SwapLab, _ process: Int32) throws -> Set<String> {
-            let script = """
-                wanted=$(stat -Lc %d:%i \(swap.image))
-                for file in /proc/\(process)/fd/*; do
-                    [ "$(stat -Lc %d:%i $file 2>/dev/null)" = "$wanted" ] || continue
-                    sed -n 's/^pos:[[:space:]]*//p' /proc/\(process)/fdinfo/${file##*/}
-                done; true
-                """
-            return Set(try LibxlLab.shell(script).split(separator: "\n").map(String.init))
-        }
-
         /// Ends the worker with SIGKILL; the one that serves then.
         private func killWorker(_ swap: SwapLab) throws -> Int32 {
             let worker = try #require(try swap.lab.worker())
@@ -57,7 +45,7 @@ extension EndToEnd {
             #expect(try swap.control("upgrade").status == 0, "\(swap.lab.log)")
             try eventually("another worker") { try swap.lab.worker().map { $0 != killed } ?? false }
             try look("after an upgrade")
-            #expect(try positions(swap, swap.lab.daemonProcess).contains("7"))
+            #expect(try LibxlLab.positions(of: swap.image, in: swap.lab.daemonProcess).contains("7"))
             try swap.device.close()
             try swap.lab.remove(swap.disk)
             #expect(try swap.lab.add(swap.disk).status != 0)
@@ -74,10 +62,12 @@ extension EndToEnd {
         /// The mark comes with the first change, and xbbd has it with the open file that a successor gets.
         @Test func theMarkOfAPredecessorGoesOnWithTheOpenFile() throws {
             let swap = try SwapLab(format: "qcow2")
-            #expect(!(try positions(swap, swap.lab.daemonProcess)).contains("3"), "nothing was read to the end yet")
+            #expect(
+                !(try LibxlLab.positions(of: swap.image, in: swap.lab.daemonProcess)).contains("3"),
+                "nothing was read to the end yet")
             try swap.mark()
-            #expect(try positions(swap, swap.lab.daemonProcess).contains("3"))
-            #expect(try positions(swap, try killWorker(swap)).contains("3"))
+            #expect(try LibxlLab.positions(of: swap.image, in: swap.lab.daemonProcess).contains("3"))
+            #expect(try LibxlLab.positions(of: swap.image, in: try killWorker(swap)).contains("3"))
             try swap.mark()
             try swap.check()
             // Who has the image for himself may write to it.

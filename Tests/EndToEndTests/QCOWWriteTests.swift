@@ -154,6 +154,8 @@ extension EndToEnd {
             }
             #expect(
                 disk.log.has("could not be made durable; nothing is written any more until the disk is attached again"))
+            // The worker that follows is told, and writes nothing either: QCOWSuccessorTests.aDamagedImageIsReadOn.
+            #expect(try LibxlLab.positions(of: "\(lab.templates)/image", in: disk.worker.process).contains("7"))
             try device.close()
             try disk.detach()
             let (status, words) = try lab.check()
