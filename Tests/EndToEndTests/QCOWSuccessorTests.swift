@@ -24,6 +24,7 @@ extension EndToEnd {
             let damage = "printf '\\0\\0' | dd of=disk.qcow2 bs=1 seek=\(0x20006) conv=notrunc status=none"
             let swap = try SwapLab(
                 format: "qcow2", prepare: "qemu-io -f qcow2 -c 'write -P 5 0 1M' disk.qcow2 && \(damage)")
+            // The mark may be there already: tables are read from the start on.
             let before = try Data(contentsOf: URL(fileURLWithPath: swap.image))
             func look(_ moment: String) throws {
                 try swap.device.queues[0].withQueue { (queue) throws in
@@ -54,8 +55,8 @@ extension EndToEnd {
             // The mark at byte 79 is all that has changed.
             let after = try Data(contentsOf: URL(fileURLWithPath: swap.image))
             let changed = before.indices.filter { $0 >= after.count || before[$0] != after[$0] }
-            #expect(changed == [79], "\(changed.prefix(20)) changed")
-            #expect(after.count == before.count)
+            #expect(changed.allSatisfy { $0 == 79 }, "\(changed.prefix(20)) changed")
+            #expect(after.count == before.count && after[79] & 2 != 0)
             try FileManager.default.removeItem(atPath: swap.folder)
         }
 
