@@ -151,8 +151,17 @@ extension EndToEnd {
         }
 
         @Test func aFlushThatDoesNothingIsFoundSo() throws {
-            let (run, left) = try losePower(fault: "forgets-flushed", after: 200)
-            #expect { try run.checkImageAfterPowerLoss(left) } throws: { ($0 as? HistoryFault)?.kind == .lost }
+            // What was flushed may have been written again since, so one history may not show it.
+            let isFound = try [200, 230, 260, 290, 320].contains { count in
+                let (run, left) = try losePower(fault: "forgets-flushed", after: count)
+                do {
+                    try run.checkImageAfterPowerLoss(left)
+                    return false
+                } catch let fault as HistoryFault {
+                    return fault.kind == .lost
+                }
+            }
+            #expect(isFound)
         }
     }
 }

@@ -167,8 +167,7 @@ private final class KillLab {
 
     @discardableResult
     private func run(_ command: String, _ words: String) throws -> [String] {
-        let result = try swap.control(command, words)
-        #expect(result.status == 0, "\(result) \(swap.lab.log.suffix(3000))")
+        try untilDone(command, words)
         return command == "pause" ? [] : try chain()
     }
 
