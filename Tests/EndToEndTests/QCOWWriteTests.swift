@@ -2,7 +2,6 @@
 // Writable qcow2 images through the ring: workers that die under load, storage that fails, and what is left in the file.
 import Blkfront
 import Blkif
-import CLinux
 import Foundation
 import TestSupport
 import Testing
@@ -24,13 +23,6 @@ extension QCOWLab {
         let words = try run("qemu-img check -f qcow2 \(name) 2>&1; echo \"; $?\"")
         return (Int(words.split(separator: " ").last ?? "") ?? -1, words)
     }
-}
-
-/// A run on another thread.
-private final class HistoryBox: @unchecked Sendable {
-    private var run: HistoryRun
-    init(_ run: HistoryRun) { self.run = run }
-    func report() -> LoadReport { run.report() }
 }
 
 extension EndToEnd {
@@ -55,8 +47,6 @@ extension EndToEnd {
         /// none.
         @Test(arguments: 0..<images.count)
         func workersDieUnderLoad(index: Int) throws {
-            let isLong = ProcessInfo.processInfo.environment["XBB_LONG"] == "1"
-            var random = SplitMix64(seed: testSeed("QCOWWriteTests.workersDieUnderLoad"))
             let lab = try QCOWLab()
             try lab.run(Self.images[index])
             let hasDataFile = index >= 4
@@ -69,49 +59,21 @@ extension EndToEnd {
                 $0.ringPages = 2
                 $0.queues = 2
             }
-            var plan = HistoryPlan()
-            plan.sectors = 8192
-            plan.duration = isLong ? 60_000_000_000 : nil
-            plan.count = isLong ? .max - 1 : 12_000
-            plan.barrierEvery = 0
-            plan.startsUnknown = true
-            plan.seed = random.next()
-            let run = HistoryBox(try HistoryRun(device, plan))
-            var (kills, leaks, handOvers) = (0, 0, 0)
-            var next = clinux_monotonic_ns() + 100_000_000
-            // Requests are sent only where others were answered, so that this says whether a worker has come to anything.
-            let sent = { device.queues.reduce(UInt64(0)) { $0 + $1.withQueue { $0.publications } } }
-            var (before, isEarly) = (sent(), false)
-            let report = try inBackground({ run.report() }) {
-                guard clinux_monotonic_ns() >= next, disk.worker.isRunning, isLong || kills < 15 else { return }
-                guard isEarly || sent() > before else { return }
-                if random.onceIn(4) {
-                    disk.worker.signal(SIGTERM)
-                    _ = try disk.worker.awaitExit()
-                    handOvers += 1
-                    try disk.startWorker(["--predecessor", "handed-over"])
-                } else {
-                    disk.worker.kill()
-                    kills += 1
-                    if kills % 3 == 1 {
-                        try lab.run("cp --sparse=always image dead")
-                        let (status, words) = try lab.check("dead")
-                        #expect(status == 0 || status == 3, "\(words)")
-                        if status == 3 { leaks += 1 }
-                    }
-                    try disk.startWorker(["--predecessor", "killed:signal 9"])
-                }
-                // Sometimes before the successor has come to anything, but not always: a start takes long on a busy machine.
-                isEarly = !isEarly && random.onceIn(5)
-                before = sent()
-                let pause = isEarly ? random.below(10) : 30 + random.below(150)
-                next = clinux_monotonic_ns() + UInt64(pause) * 1_000_000
+            var leaks = 0
+            let run = try KillsUnderLoad(
+                disk, device, sectors: 8192, seed: testSeed("QCOWWriteTests.workersDieUnderLoad")
+            ) { kills in
+                guard kills % 3 == 1 else { return }
+                try lab.run("cp --sparse=always image dead")
+                let (status, words) = try lab.check("dead")
+                #expect(status == 0 || status == 3, "\(words)")
+                if status == 3 { leaks += 1 }
             }
-            #expect(report.isGood, "\(report.text) \(disk.log.suffix(4000))")
-            #expect(kills > 2 && disk.log.has("requests in flight"))
+            #expect(run.report.isGood, "\(run.report.text) \(disk.log.suffix(4000))")
+            #expect(run.kills > 2 && disk.log.has("requests in flight"))
             #expect(!disk.log.has("damaged"), "\(disk.log.suffix(2000))")
             print(
-                "qcow2 written, image \(index): \(kills) kills, \(handOvers) hand-overs, \(leaks) dead images with leaks"
+                "qcow2 written, image \(index): \(run.kills) kills, \(run.handOvers) hand-overs, \(leaks) dead images with leaks"
             )
             // The first cluster that is taken lets the leaks be looked for; here no keeper says that somebody died.
             try device.queues[0].withQueue { (queue) throws in

@@ -2,17 +2,9 @@
 // Writable VHDs through the ring: workers that die under load, parents by the host's rules, and what inspection says.
 import Blkfront
 import Blkif
-import CLinux
 import Foundation
 import TestSupport
 import Testing
-
-/// A run on another thread.
-private final class HistoryBox: @unchecked Sendable {
-    private var run: HistoryRun
-    init(_ run: HistoryRun) { self.run = run }
-    func report() -> LoadReport { run.report() }
-}
 
 extension EndToEnd {
     @Suite struct VHDWriteTests {
@@ -37,8 +29,6 @@ extension EndToEnd {
         /// What was answered is there after every kill, and in the end other readers find the same.
         @Test(arguments: 0..<images.count)
         func workersDieUnderLoad(index: Int) throws {
-            let isLong = ProcessInfo.processInfo.environment["XBB_LONG"] == "1"
-            var random = SplitMix64(seed: testSeed("VHDWriteTests.workersDieUnderLoad"))
             let lab = try QCOWLab()
             try lab.run(Self.images[index])
             let hasBase = index == 2
@@ -48,41 +38,11 @@ extension EndToEnd {
                 $0.ringPages = 2
                 $0.queues = 2
             }
-            var plan = HistoryPlan()
-            plan.sectors = 20_480
-            plan.duration = isLong ? 60_000_000_000 : nil
-            plan.count = isLong ? .max - 1 : 12_000
-            plan.barrierEvery = 0
-            plan.startsUnknown = true
-            plan.seed = random.next()
-            let run = HistoryBox(try HistoryRun(device, plan))
-            var (kills, handOvers) = (0, 0)
-            var next = clinux_monotonic_ns() + 100_000_000
-            // Requests are sent only where others were answered, so that this says whether a worker has come to anything.
-            let sent = { device.queues.reduce(UInt64(0)) { $0 + $1.withQueue { $0.publications } } }
-            var (before, isEarly) = (sent(), false)
-            let report = try inBackground({ run.report() }) {
-                guard clinux_monotonic_ns() >= next, disk.worker.isRunning, isLong || kills < 15 else { return }
-                guard isEarly || sent() > before else { return }
-                if random.onceIn(4) {
-                    disk.worker.signal(SIGTERM)
-                    _ = try disk.worker.awaitExit()
-                    handOvers += 1
-                    try disk.startWorker(["--predecessor", "handed-over"])
-                } else {
-                    disk.worker.kill()
-                    kills += 1
-                    try disk.startWorker(["--predecessor", "killed:signal 9"])
-                }
-                // Sometimes before the successor has come to anything, but not always: a start takes long on a busy machine.
-                isEarly = !isEarly && random.onceIn(5)
-                before = sent()
-                let pause = isEarly ? random.below(10) : 30 + random.below(150)
-                next = clinux_monotonic_ns() + UInt64(pause) * 1_000_000
-            }
-            #expect(report.isGood, "\(report.text) \(disk.log.suffix(4000))")
-            #expect(kills > 2 && disk.log.has("requests in flight"))
-            print("vhd written, image \(index): \(kills) kills, \(handOvers) hand-overs")
+            let run = try KillsUnderLoad(
+                disk, device, sectors: 20_480, seed: testSeed("VHDWriteTests.workersDieUnderLoad"))
+            #expect(run.report.isGood, "\(run.report.text) \(disk.log.suffix(4000))")
+            #expect(run.kills > 2 && disk.log.has("requests in flight"))
+            print("vhd written, image \(index): \(run.kills) kills, \(run.handOvers) hand-overs")
             try device.close()
             let contents = try lab.contents(disk)
             try disk.detach()
