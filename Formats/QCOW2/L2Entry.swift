@@ -53,8 +53,8 @@ public struct L2Entry: Sendable, Equatable {
     public var isZero: Bool { !isCompressed && raw & Self.zero != 0 }
 
     /// Bits that mean nothing in an entry, as QEMU has them in L2_STD_RESERVED_MASK; the zero flag is none of an extended one.
-    public func hasReservedBits(_ geometry: QCOWGeometry) -> Bool {
-        !isCompressed && raw & (0x3f00_0000_0000_01fe | (geometry.isExtended ? Self.zero : 0)) != 0
+    public func hasReservedBits(isExtended: Bool) -> Bool {
+        !isCompressed && raw & (0x3f00_0000_0000_01fe | (isExtended ? Self.zero : 0)) != 0
     }
 
     /// What is wrong with an entry of an L1 table, as words that follow "the entry"; nil: nothing.

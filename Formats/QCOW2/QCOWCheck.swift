@@ -185,5 +185,5 @@ public struct QCOWCheck: Sendable {
     /// The last writer did not close the image.
     public var isDirty: Bool { header.incompatible & QCOWHeader.Incompatible.dirty != 0 }
     /// The image says that it is damaged.
-    public var isCorrupt: Bool { header.incompatible & QCOWHeader.Incompatible.corrupt != 0 }
+    public var isCorrupt: Bool { header.isCorrupt }
 }

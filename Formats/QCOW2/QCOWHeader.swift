@@ -76,6 +76,8 @@ public struct QCOWHeader: Sendable {
     /// The name of an external data file.
     public private(set) var dataFileName: [UInt8]?
 
+    /// The image says that it is damaged.
+    public var isCorrupt: Bool { incompatible & Incompatible.corrupt != 0 }
     /// The guest's data are in a file of their own.
     public var hasDataFile: Bool { incompatible & Incompatible.dataFile != 0 }
     /// The bit of ``autoclear`` that says that the data file alone shows what the disk shows.

@@ -15,9 +15,6 @@ public final class QCOWImage: Sendable {
     /// What is strange about the L1 table, though it can be read; nil: nothing.
     public let l1Fault: String?
 
-    /// The image is marked as damaged.
-    public var isCorrupt: Bool { header.incompatible & QCOWHeader.Incompatible.corrupt != 0 }
-
     /// The disk is encrypted with AES.
     public var isEncrypted: Bool { header.encryption == 1 }
 

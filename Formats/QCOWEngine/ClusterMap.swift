@@ -259,8 +259,7 @@ public final class ClusterMap: @unchecked Sendable {
     public func hasReservedBits(_ cluster: UInt64) -> Bool {
         guard image.header.version >= 2, let piece = try? lockPiece(of: cluster) else { return false }
         defer { unlock(piece) }
-        let entry = piece[index(cluster)]
-        return !entry.isCompressed && entry.raw & ~(L2Entry.offsetMask | L2Entry.copied | L2Entry.zero) != 0
+        return piece[index(cluster)].hasReservedBits(isExtended: false)
     }
 
     /// What a standard entry says to a reader.

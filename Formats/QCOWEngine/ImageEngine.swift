@@ -199,10 +199,13 @@ public final class ImageEngine: @unchecked Sendable {
     /// Damage, where somebody has cut the file off: what was behind would come back as zeroes when it is written to. Any thread; one
     /// system call.
     public func examineEnd() {
-        for file in geometry.hasDataFile ? [storage, data] : [storage] {
-            guard file.isGrowable, let now = file.currentSize, now < file.size else { continue }
-            damaged("the file has \(now) bytes and had \(file.size): somebody has cut it off")
-        }
+        examineEnd(storage)
+        if geometry.hasDataFile { examineEnd(data) }
+    }
+
+    private func examineEnd(_ file: any ImageStorage) {
+        guard file.isGrowable, let now = file.currentSize, now < file.size else { return }
+        damaged("the file has \(now) bytes and had \(file.size): somebody has cut it off")
     }
 
     /// Damage was seen: the image is marked, where its version can be, and nothing else is written any more.

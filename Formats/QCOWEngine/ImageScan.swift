@@ -256,7 +256,7 @@ extension ImageEngine {
             if geometry.isExtended, let fault = entry.bitmapFault {
                 throw .damaged("\(fault) (in the L2 table at offset \(place) of the file)")
             }
-            guard !entry.hasReservedBits(geometry) else {
+            guard !entry.hasReservedBits(isExtended: geometry.isExtended) else {
                 throw .damaged("entry \(index) of the L2 table at offset \(place) has bits that mean nothing")
             }
             if geometry.hasDataFile {

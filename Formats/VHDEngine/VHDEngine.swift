@@ -51,8 +51,6 @@ public final class VHDEngine: CommittingEngine, LowerLayer, @unchecked Sendable 
     let commits = Mutex<[CommitRecord]>([])
     /// V7: the file ends with a footer; else all changes take the long way.
     let isEnded: Atomic<Bool>
-    /// One sync at a time: of two at once only one would learn of an error.
-    private let syncing = Mutex(())
     /// The last attempt to reserve failed; only an operation that needs a block tries again.
     let reserveFailed = Atomic<Bool>(false)
     /// That no block can be added was told.
@@ -83,7 +81,8 @@ public final class VHDEngine: CommittingEngine, LowerLayer, @unchecked Sendable 
         guard (image.footer.kind == .differencing) == (below != nil) else {
             throw ImageError(.invalid, "the parent of the image was not opened")
         }
-        self.storage = storage
+        let synced = SyncedStorage(storage)
+        self.storage = synced
         self.below = below
         lowerSize = below?.size ?? 0
         self.options = options
@@ -94,10 +93,11 @@ public final class VHDEngine: CommittingEngine, LowerLayer, @unchecked Sendable 
         blockSize = image.header?.blockSize ?? 0
         bitmapSize = image.header?.bitmapSize ?? 0
         blockBits = UInt64(blockSize.trailingZeroBitCount)
-        metadata = Mutex(try Reserve(storage, image, options))
+        metadata = Mutex(try Reserve(synced, image, options))
         growth = Mutex(Growth(nextCount: options.reserve.lowerBound))
         isEnded = Atomic(image.hasWholeFooter || image.header == nil)
         lowMark = Atomic(max(1, options.reserve.lowerBound / 2))
+        unsafe synced.whenFailed = { [unowned self] in fail($0) }
     }
 
     // MARK: Places
@@ -159,19 +159,9 @@ public final class VHDEngine: CommittingEngine, LowerLayer, @unchecked Sendable 
     }
 
     /// Everything that was answered is in the file, so a sync of it is all: 0 or a negative errno. May sleep.
-    ///
-    /// The kernel tells an error of what it wrote to one sync of an open file, and not to another one that ends at the same time:
-    /// so flushes of the guest and syncs of the engine come here, and none of them ends well after one that failed.
     public func flush() -> Int32 { sync() }
 
-    func sync() -> Int32 {
-        syncing.withLock { _ in
-            if failure != 0 { return failure }
-            let code = storage.sync()
-            if code != 0 { fail(code) }
-            return code
-        }
-    }
+    func sync() -> Int32 { failure != 0 ? failure : storage.sync() }
 
     /// Who is told what the operator should know. Any thread; the engine may hold locks then.
     public func observe(_ body: @escaping @Sendable (VHDEvent) -> Void) { observer.withLock { $0 = Observer(body) } }

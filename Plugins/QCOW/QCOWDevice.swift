@@ -253,7 +253,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, L
                 .error,
                 "\(label): the process before this one found the image damaged, or could not make writes durable: nothing is "
                     + "written to it until the disk is attached again, reading goes on")
-            if image.isCorrupt { host.notify(.corrupt) }
+            if image.header.isCorrupt { host.notify(.corrupt) }
         }
         engine.readTablesAhead()
         committer = try Committer(engine)

@@ -20,7 +20,7 @@ final class VHDQueue: StorageQueue, @unchecked Sendable {
     private let io: UnsafeMutablePointer<IOQueue>
     private let batch: UnsafeMutablePointer<UnsafeMutablePointer<xbb_req>?>
     private let depth: Int
-    private let cells: QueueCells
+    private let cells: QueueCells<QueueState>
     private let device: VHDDevice
     private let pool: HelperPool
     private let engine: VHDEngine
@@ -157,31 +157,6 @@ final class VHDQueue: StorageQueue, @unchecked Sendable {
         let job = unsafe memory.assumingMemoryBound(to: Job.self)
         unsafe job.initialize(to: Job(request, queue: queue, complete: QueueState.completed))
         unsafe jobs.append(job)
-    }
-}
-
-/// What a queue's kernel side reaches by pointers, which outlives it.
-@safe
-private final class QueueCells {
-    let state: UnsafeMutablePointer<QueueState>
-    let counters: UnsafeMutablePointer<QueueCounters>
-    /// The engine has looked at the places; the file may have any size.
-    let limit: UnsafeMutablePointer<Atomic<UInt64>>
-
-    init(_ content: QueueState) {
-        unsafe state = .allocate(capacity: 1)
-        unsafe state.initialize(to: content)
-        unsafe counters = .allocate(capacity: 1)
-        unsafe counters.initialize(to: QueueCounters())
-        unsafe limit = .allocate(capacity: 1)
-        unsafe limit.initialize(to: Atomic(.max))
-    }
-
-    deinit {
-        unsafe state.deinitialize(count: 1)
-        unsafe state.deallocate()
-        unsafe counters.deallocate()
-        unsafe limit.deallocate()
     }
 }
 
