@@ -311,7 +311,9 @@ let package = Package(
             dependencies: ["ImageCore", "ImageWriting", "QCOW2", "QCOWEngine", "VHD", "TestSupport"]),
         .testTarget(
             name: "QCOWEngineTests",
-            dependencies: ["ImageCore", "ImageWriting", "QCOW2", "QCOWEngine", "VHD", "VHDEngine", "TestSupport"]),
+            dependencies: [
+                "ImageCore", "ImageKit", "ImageWriting", "QCOW2", "QCOWEngine", "VHD", "VHDEngine", "TestSupport",
+            ]),
         .testTarget(name: "PluginKitTests", dependencies: ["PluginKit", "PluginAPI"]),
         .testTarget(
             name: "PluginTests",

@@ -8,8 +8,9 @@ import ImageCore
 public protocol ImageStorage: ImageReader {
     /// A file that grows; false: a device, whose size stays.
     var isGrowable: Bool { get }
-    /// Bytes that the file has now, whoever has changed that; nil: not known, or a device.
-    var currentSize: UInt64? { get }
+    /// Bytes that the file has, where those are fewer than ``size``: somebody has cut it off. nil: it has them all, or its size is
+    /// being changed by this process at the moment, or it is a device.
+    var cutOffSize: UInt64? { get }
     /// Puts all of `bytes` at `offset`: metadata, or a part of a sector. They survive the end of the process, and a loss of power only after ``sync()``.
     func write(_ bytes: RawSpan, at offset: UInt64) -> Int32
     /// The same for data of the guest: whole sectors of 512 bytes, from memory that is aligned to 512 bytes.
@@ -20,7 +21,7 @@ public protocol ImageStorage: ImageReader {
     func sync() -> Int32
     /// Makes a range read as zeroes, and gives its space back where the file system can.
     func zero(_ offset: UInt64, _ length: UInt64) -> Int32
-    /// Makes the file so many bytes long; what is new reads as zeroes.
+    /// Makes the file so many bytes long; what is new reads as zeroes. One thread at a time, as `extend`.
     func setSize(_ size: UInt64) -> Int32
     /// Puts `bytes` at `offset`, at or behind the end, where the file ends with them then; what lies between reads as zeroes.
     func extend(_ bytes: RawSpan, at offset: UInt64) -> Int32
@@ -28,7 +29,7 @@ public protocol ImageStorage: ImageReader {
 
 extension ImageStorage {
     /// Not known.
-    public var currentSize: UInt64? { nil }
+    public var cutOffSize: UInt64? { nil }
     /// As metadata.
     public func writeData(_ bytes: RawSpan, at offset: UInt64) -> Int32 { write(bytes, at: offset) }
     /// As metadata.

@@ -26,7 +26,7 @@ package final class SyncedStorage: ImageStorage, @unchecked Sendable {
 
     package var size: UInt64 { base.size }
     package var isGrowable: Bool { base.isGrowable }
-    package var currentSize: UInt64? { base.currentSize }
+    package var cutOffSize: UInt64? { base.cutOffSize }
     package func read(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32 {
         base.read(into: &buffer, at: offset)
     }

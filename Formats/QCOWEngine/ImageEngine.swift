@@ -204,7 +204,7 @@ public final class ImageEngine: @unchecked Sendable {
     }
 
     private func examineEnd(_ file: any ImageStorage) {
-        guard file.isGrowable, let now = file.currentSize, now < file.size else { return }
+        guard let now = file.cutOffSize else { return }
         damaged("the file has \(now) bytes and had \(file.size): somebody has cut it off")
     }
 

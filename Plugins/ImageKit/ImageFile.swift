@@ -25,6 +25,8 @@ package final class ImageFile: ImageStorage {
     /// A device, whose size stays.
     package let isGrowable: Bool
     private let byteCount: Atomic<UInt64>
+    /// Counted at the begin and at the end of each change of the size, so odd within one.
+    private let sizeChanges = Atomic<UInt64>(0)
     private let wasDirect: Bool
 
     /// How data reach the file.
@@ -192,20 +194,33 @@ package final class ImageFile: ImageStorage {
         return bounce.reading(0..<bounce.count, body)
     }
 
-    package var currentSize: UInt64? {
+    package var cutOffSize: UInt64? {
+        // The size of the file and what is known of it cannot be read in one step, so a change in between shows in the count.
+        let changes = sizeChanges.load(ordering: .sequentiallyConsistent)
+        let known = size
         var status = stat()
-        guard isGrowable, unsafe fstat(metadataFD, &status) == 0 else { return nil }
-        return UInt64(clamping: status.st_size)
+        guard isGrowable, changes & 1 == 0, unsafe fstat(metadataFD, &status) == 0 else { return nil }
+        let now = UInt64(clamping: status.st_size)
+        return now < known && sizeChanges.load(ordering: .sequentiallyConsistent) == changes ? now : nil
+    }
+
+    /// Changes the size, which nobody takes for that of a file that was cut off meanwhile.
+    private func changingSize(_ body: () -> Int32) -> Int32 {
+        sizeChanges.wrappingAdd(1, ordering: .sequentiallyConsistent)
+        defer { sizeChanges.wrappingAdd(1, ordering: .sequentiallyConsistent) }
+        return body()
     }
 
     /// In one step, so that no process finds the file without its last bytes.
     package func extend(_ bytes: RawSpan, at offset: UInt64) -> Int32 {
         guard isGrowable, offset >= size, offset < UInt64(off_t.max) - UInt64(bytes.byteCount) else { return -EFBIG }
         let before = size
-        byteCount.store(offset + UInt64(bytes.byteCount), ordering: .releasing)
-        let code = write(bytes, at: offset)
-        if code != 0 { _ = setSize(before) }
-        return code
+        return changingSize {
+            byteCount.store(offset + UInt64(bytes.byteCount), ordering: .releasing)
+            let code = write(bytes, at: offset)
+            if code != 0 { _ = resize(to: before) }
+            return code
+        }
     }
 
     package func sync() -> Int32 { BlockingIO.sync(fd: metadataFD) }
@@ -223,7 +238,11 @@ package final class ImageFile: ImageStorage {
 
     package func setSize(_ size: UInt64) -> Int32 {
         guard isGrowable, size <= UInt64(off_t.max) else { return -EFBIG }
-        // The size is never above that of the file: who compares them finds a file that somebody has cut off.
+        return changingSize { resize(to: size) }
+    }
+
+    private func resize(to size: UInt64) -> Int32 {
+        // What the size promises is there.
         let before = self.size
         if size < before { byteCount.store(size, ordering: .releasing) }
         while ftruncate(metadataFD, off_t(size)) != 0 {
