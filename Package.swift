@@ -311,9 +311,7 @@ let package = Package(
             dependencies: ["ImageCore", "ImageWriting", "QCOW2", "QCOWEngine", "VHD", "TestSupport"]),
         .testTarget(
             name: "QCOWEngineTests",
-            dependencies: [
-                "ImageCore", "ImageKit", "ImageWriting", "QCOW2", "QCOWEngine", "VHD", "VHDEngine", "TestSupport",
-            ]),
+            dependencies: ["ImageCore", "ImageWriting", "QCOW2", "QCOWEngine", "VHD", "VHDEngine", "TestSupport"]),
         .testTarget(name: "PluginKitTests", dependencies: ["PluginKit", "PluginAPI"]),
         .testTarget(
             name: "PluginTests",

@@ -25,8 +25,9 @@ public struct VHDImage: Sendable {
     /// An entry of the table that points nowhere.
     public static let noBlock: UInt32 = .max
 
-    /// Reads footer, header and block table; throws where the image is damaged. The reader's file may be hostile.
-    public init(_ reader: some ImageReader) throws(ImageError) {
+    /// Reads footer, header and block table; throws where the image is damaged. The reader's file may be hostile. `isServed`: a process
+    /// before this one has found it cut off, so that blocks may lie behind its end.
+    public init(_ reader: some ImageReader, isServed: Bool = false) throws(ImageError) {
         let (footer, hasWholeFooter) = try Self.footer(reader)
         self.footer = footer
         size = footer.diskSize
@@ -67,7 +68,7 @@ public struct VHDImage: Sendable {
             throw ImageError(.unsupported, "the image has a parent, and no name of it that can be read")
         }
         table = try Self.table(reader, header)
-        end = try places.addBlocks(table, header)
+        end = try places.addBlocks(table, header, mayLackBlocks: isServed)
         // What a guest has in the last sector of its disk may look like a footer.
         self.hasWholeFooter = hasWholeFooter && end <= reader.size - VHDFooter.byteCount
     }
@@ -126,16 +127,18 @@ private struct PlaceList {
         found.append((range, what))
     }
 
-    /// Compares all blocks with what was added and with each other.
+    /// Compares all blocks with what was added and with each other. `mayLackBlocks`: they may lie behind the end of the file.
     ///
     /// - Returns: where the last of everything ends.
-    func addBlocks(_ table: [UInt32], _ header: VHDHeader) throws(ImageError) -> UInt64 {
+    func addBlocks(
+        _ table: [UInt32], _ header: VHDHeader, mayLackBlocks: Bool
+    ) throws(ImageError) -> UInt64 {
         let length = header.bitmapSize + header.blockSize
         var end = found.map(\.range.upperBound).max() ?? 0
         var previous: UInt64 = 0
         for sector in table.filter({ $0 != VHDImage.noBlock }).sorted() {
             let start = UInt64(sector) * 512
-            guard start <= fileSize, length <= fileSize - start else {
+            guard mayLackBlocks || start <= fileSize && length <= fileSize - start else {
                 throw .damaged("the block at offset \(start) is not all in the file")
             }
             guard start >= previous else { throw .damaged("two blocks overlap at offset \(start) of the file") }

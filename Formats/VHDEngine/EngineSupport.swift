@@ -16,6 +16,11 @@ public struct VHDOptions: Sendable {
     public var reserve: ClosedRange<Int> = 2...64
     /// Bytes of all blocks that are reserved ahead; one block is always possible.
     public var reserveBytes: UInt64 = 128 << 20
+    /// A process before this one could not make writes durable, or found the file cut off, and the guest has not left since: nothing is
+    /// written.
+    public var hasFailed = false
+    /// Called once nothing is written any more, from any thread.
+    public var whenFailed: (@Sendable () -> Void)?
 
     /// The defaults.
     public init() {}
@@ -25,6 +30,8 @@ public struct VHDOptions: Sendable {
 public enum VHDEvent: Sendable, Equatable {
     /// A sync failed with this errno: what was written may be lost. Nothing is written any more.
     case failed(Int32)
+    /// Somebody has cut the file off to so many bytes. Nothing is written any more.
+    case cutOff(UInt64)
     /// Data cannot be read: the errno, the offset of the disk in bytes, and words.
     case unreadable(Int32, at: UInt64, String)
     /// The file has reached the largest size that a VHD can have, or the end of its device: no block can be added.

@@ -57,7 +57,7 @@ public final class VHDEngine: CommittingEngine, LowerLayer, @unchecked Sendable 
     let isFullTold = Atomic<Bool>(false)
 
     /// What every change and flush ends with; 0: the disk is well.
-    private let failureCode = Atomic<Int32>(0)
+    private let failureCode: Atomic<Int32>
     private let observer = Mutex<Observer?>(nil)
     private let waker = Mutex<Waker?>(nil)
 
@@ -86,6 +86,7 @@ public final class VHDEngine: CommittingEngine, LowerLayer, @unchecked Sendable 
         self.below = below
         lowerSize = below?.size ?? 0
         self.options = options
+        failureCode = Atomic(options.hasFailed ? -EIO : 0)
         self.image = image
         size = image.size
         map = BlockMap(image.table)
@@ -153,15 +154,26 @@ public final class VHDEngine: CommittingEngine, LowerLayer, @unchecked Sendable 
     public var failure: Int32 { failureCode.load(ordering: .acquiring) }
 
     /// A sync failed: nobody knows what of the data is durable, so nothing is written any more.
-    public func fail(_ code: Int32) {
+    public func fail(_ code: Int32) { end(.failed(code < 0 ? -code : code)) }
+
+    /// The end of all writing where somebody has cut the file off: what was behind would come back as zeroes around what is written.
+    /// Any thread; one system call.
+    public func examineEnd() { if let now = storage.cutOffSize { end(.cutOff(now)) } }
+
+    private func end(_ event: VHDEvent) {
         let (isFirst, _) = failureCode.compareExchange(expected: 0, desired: -EIO, ordering: .sequentiallyConsistent)
-        if isFirst { tell(.failed(code < 0 ? -code : code)) }
+        guard isFirst else { return }
+        options.whenFailed?()
+        tell(event)
     }
 
     /// Everything that was answered is in the file, so a sync of it is all: 0 or a negative errno. May sleep.
     public func flush() -> Int32 { sync() }
 
-    func sync() -> Int32 { failure != 0 ? failure : storage.sync() }
+    func sync() -> Int32 {
+        if failure == 0, storage.sync() == 0 { examineEnd() }
+        return failure
+    }
 
     /// Who is told what the operator should know. Any thread; the engine may hold locks then.
     public func observe(_ body: @escaping @Sendable (VHDEvent) -> Void) { observer.withLock { $0 = Observer(body) } }

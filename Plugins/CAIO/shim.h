@@ -34,17 +34,6 @@ static inline void caio_prepare(struct iocb *iocb, bool write, int fd, const str
     }
 }
 
-/* fdatasync(2) as an iocb: Linux 4.18 and newer, -EINVAL from io_submit before. */
-static inline void caio_prepare_sync(struct iocb *iocb, int fd, int eventfd, void *data)
-{
-    memset(iocb, 0, sizeof *iocb);
-    iocb->data = data;
-    iocb->aio_lio_opcode = IO_CMD_FDSYNC;
-    iocb->aio_fildes = fd;
-    iocb->u.c.flags = 1u << 0; /* IOCB_FLAG_RESFD */
-    iocb->u.c.resfd = (unsigned)eventfd;
-}
-
 /* Takes what an eventfd counts.  read(3) is a point of cancellation, which costs two locked instructions in a process with
  * threads; this is not. */
 static inline void caio_drain(int eventfd)

@@ -24,6 +24,7 @@ open class DescriptorDisk: CountingDisk, JobPerformer, @unchecked Sendable {
     /// The unit in which a partial transfer can be continued, a power of two.
     public let blockSize: UInt64
     let pool: HelperPool
+    private let flushes = FlushGate()
     private let threadCount: Int
     private let isThreaded = Atomic<Bool>(false)
     /// The size; outside the object, so that queues read it without counting references.
@@ -62,6 +63,7 @@ open class DescriptorDisk: CountingDisk, JobPerformer, @unchecked Sendable {
     open func describe(_ info: inout DiskInfo) {}
 
     package func perform(_ job: UnsafeMutablePointer<Job>) {
+        if unsafe job.pointee.isFlush { return unsafe flushes.perform(job) { BlockingIO.sync(fd: fd) } }
         let accepted = unsafe job.pointee.accepted
         let done = unsafe job.pointee.done
         let status = perform(accepted, done: done)

@@ -36,6 +36,8 @@ package struct Job {
         (self.done, self.index, self.status) = (done, index, status)
     }
 
+    var isFlush: Bool { unsafe Int(request.pointee.op) == XBB_OP_FLUSH }
+
     /// The request, which is the caller's to complete.
     package var accepted: Request { unsafe Request(request, queue: queue, complete: complete) }
 }

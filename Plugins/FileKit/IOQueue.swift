@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A submission queue over Linux AIO: one io_submit per batch, completions read from the mapped ring.
 //
-// Everything here runs on the queue's thread.  Nothing on the way of a read, write or flush allocates, locks or counts
+// Everything here runs on the queue's thread.  Nothing on the way of a read or write allocates, locks or counts
 // references: the iocb lies in the request's scratch memory, and the queue is reached by pointer.
 import CAIO
 import CLinux
@@ -32,8 +32,6 @@ package struct IOQueue: ~Copyable {
     private let capacity: Int
     /// Bytes of the disk now; a request behind it fails here, so that a write cannot make a shrunken file grow again.
     private let size: UnsafeMutablePointer<Atomic<UInt64>>
-    /// The kernel refused IOCB_CMD_FDSYNC (before Linux 4.18).
-    private var flushesInPool = false
     package let counters: UnsafeMutablePointer<QueueCounters>
 
     private static let eventRoom = 128
@@ -119,7 +117,7 @@ package struct IOQueue: ~Copyable {
                 unsafe others.append(job(in: scratch, request, index: index, status: refusal))
             }
         }
-        if prepared > 0, let held = unsafe send(prepared, &others) {
+        if prepared > 0, let held = unsafe send(prepared) {
             for index in 0..<accepted where unsafe requests[index] == held {
                 accepted = index
                 break
@@ -189,8 +187,6 @@ package struct IOQueue: ~Copyable {
             unsafe caio_prepare(
                 block, true, fd, request.pointee.iov, request.pointee.iovcnt, request.pointee.offset,
                 isForced ? clinux_RWF_DSYNC : 0, completionFD, request)
-        case XBB_OP_FLUSH where !flushesInPool:
-            unsafe caio_prepare_sync(block, fd, completionFD, request)
         default:
             return false
         }
@@ -203,7 +199,7 @@ package struct IOQueue: ~Copyable {
     /// except for EAGAIN: the request then stays with the host.
     ///
     /// - Returns: the first request that the kernel has no room for, or nil.
-    private mutating func send(_ prepared: Int, _ others: inout JobList) -> UnsafeMutablePointer<xbb_req>? {
+    private mutating func send(_ prepared: Int) -> UnsafeMutablePointer<xbb_req>? {
         var sent = 0
         while sent < prepared {
             let result = unsafe Int(io_submit(context, prepared - sent, batch + sent))
@@ -218,14 +214,7 @@ package struct IOQueue: ~Copyable {
             else { return nil }
             if result == 0 || result == -Int(EAGAIN) { return unsafe request }
             sent += 1
-            if result == -Int(EINVAL), unsafe Int(request.pointee.op) == XBB_OP_FLUSH, !flushesInPool {
-                flushesInPool = true
-            }
-            if flushesInPool, unsafe Int(request.pointee.op) == XBB_OP_FLUSH {
-                unsafe others.append(job(in: UnsafeMutableRawPointer(block), request, index: 0, status: 0))
-            } else {
-                unsafe complete(handle, request, Int32(truncatingIfNeeded: result))
-            }
+            unsafe complete(handle, request, Int32(truncatingIfNeeded: result))
         }
         return nil
     }
@@ -266,8 +255,7 @@ package struct IOQueue: ~Copyable {
     private func finish(_ event: io_event) {
         guard let request = unsafe event.data?.assumingMemoryBound(to: xbb_req.self) else { return }
         let result = unsafe Int(bitPattern: event.res)
-        let isFlush = unsafe Int(request.pointee.op) == XBB_OP_FLUSH
-        if unsafe result >= 0 && !isFlush && UInt64(result) != request.pointee.length {
+        if unsafe result >= 0 && UInt64(result) != request.pointee.length {
             // A read at the end of a file that shrank: there is nothing to read again.
             guard unsafe result > 0 || Int(request.pointee.op) == XBB_OP_WRITE, let scratch = unsafe request.pointee.ctx
             else { return unsafe complete(handle, request, -EIO) }

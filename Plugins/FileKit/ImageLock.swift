@@ -40,7 +40,10 @@ public enum ImageLock {
         for byte in contrary where try isHeldElsewhere(fd, byte) {
             release(fd)
             throw PluginError(
-                EBUSY, isReadOnly ? "someone writes to the image" : "the image is in use by someone else")
+                EBUSY,
+                isReadOnly
+                    ? "another process has it open for writing (fuser -v shows which)"
+                    : "another process has it open (fuser -v shows which)")
         }
     }
 
@@ -57,7 +60,9 @@ public enum ImageLock {
         var lock = range(Int(F_RDLCK), byte)
         guard unsafe clinux_fcntl_pointer(fd, clinux_F_OFD_SETLK, &lock) == 0 else {
             let code = errno
-            if code == EAGAIN || code == EACCES { throw PluginError(EBUSY, "the image is locked by someone else") }
+            if code == EAGAIN || code == EACCES {
+                throw PluginError(EBUSY, "another process has it locked (fuser -v shows which)")
+            }
             throw PluginError(system: "the image cannot be locked (lock=off goes without)", code)
         }
     }

@@ -25,7 +25,13 @@ package final class BackingFile<Disk: StorageDisk & LowerLayer>: LowerLayer {
         let child = try opening.child(name)
         if let fd = child.descriptor {
             let file = try ImageFile(fd: fd)
-            if lock { try ImageLock.take(fd: fd, isReadOnly: true, isSuccessor: opening.isSuccessor) }
+            do throws(PluginError) {
+                if lock { try ImageLock.take(fd: fd, isReadOnly: true, isSuccessor: opening.isSuccessor) }
+            } catch {
+                file.finish()
+                throw PluginError(
+                    error.code, "the backing file '\(String(decoding: name.name, as: UTF8.self))': \(error.message)")
+            }
             (source, size) = (.raw(file), file.size)
         } else if let device = child.device(as: Disk.self) {
             (source, size) = (.image(device), device.size)

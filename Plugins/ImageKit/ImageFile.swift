@@ -24,9 +24,7 @@ package final class ImageFile: ImageStorage {
     package let isDirect: Bool
     /// A device, whose size stays.
     package let isGrowable: Bool
-    private let byteCount: Atomic<UInt64>
-    /// Counted at the begin and at the end of each change of the size, so odd within one.
-    private let sizeChanges = Atomic<UInt64>(0)
+    private let knownSize: KnownSize
     private let wasDirect: Bool
 
     /// How data reach the file.
@@ -51,7 +49,7 @@ package final class ImageFile: ImageStorage {
         var status = stat()
         guard unsafe fstat(fd, &status) == 0 else { throw PluginError(system: "cannot examine the image") }
         self.fd = fd
-        byteCount = Atomic(UInt64(end))
+        knownSize = KnownSize(UInt64(end))
         isGrowable = status.st_mode & S_IFMT == S_IFREG
         wasDirect = DirectIO.isOn(fd: fd)
         if access != .cached, DirectIO.set(fd: fd, on: true), let alignment = DirectIO.alignment(fd: fd),
@@ -89,7 +87,7 @@ package final class ImageFile: ImageStorage {
     // MARK: ImageReader
 
     /// Bytes.
-    package var size: UInt64 { byteCount.load(ordering: .acquiring) }
+    package var size: UInt64 { knownSize.bytes }
 
     package func read(into buffer: inout MutableRawSpan, at offset: UInt64) -> Int32 {
         unsafe buffer.withUnsafeMutableBytes { bytes in unsafe read(bytes, at: offset) }
@@ -195,30 +193,21 @@ package final class ImageFile: ImageStorage {
     }
 
     package var cutOffSize: UInt64? {
-        // The size of the file and what is known of it cannot be read in one step, so a change in between shows in the count.
-        let changes = sizeChanges.load(ordering: .sequentiallyConsistent)
-        let known = size
-        var status = stat()
-        guard isGrowable, changes & 1 == 0, unsafe fstat(metadataFD, &status) == 0 else { return nil }
-        let now = UInt64(clamping: status.st_size)
-        return now < known && sizeChanges.load(ordering: .sequentiallyConsistent) == changes ? now : nil
-    }
-
-    /// Changes the size, which nobody takes for that of a file that was cut off meanwhile.
-    private func changingSize(_ body: () -> Int32) -> Int32 {
-        sizeChanges.wrappingAdd(1, ordering: .sequentiallyConsistent)
-        defer { sizeChanges.wrappingAdd(1, ordering: .sequentiallyConsistent) }
-        return body()
+        guard isGrowable else { return nil }
+        return knownSize.cutOff {
+            var status = stat()
+            return unsafe fstat(metadataFD, &status) == 0 ? UInt64(clamping: status.st_size) : nil
+        }
     }
 
     /// In one step, so that no process finds the file without its last bytes.
     package func extend(_ bytes: RawSpan, at offset: UInt64) -> Int32 {
         guard isGrowable, offset >= size, offset < UInt64(off_t.max) - UInt64(bytes.byteCount) else { return -EFBIG }
         let before = size
-        return changingSize {
-            byteCount.store(offset + UInt64(bytes.byteCount), ordering: .releasing)
+        return knownSize.change { set in
+            set(offset + UInt64(bytes.byteCount))
             let code = write(bytes, at: offset)
-            if code != 0 { _ = resize(to: before) }
+            if code != 0 { _ = resize(to: before, set) }
             return code
         }
     }
@@ -238,20 +227,20 @@ package final class ImageFile: ImageStorage {
 
     package func setSize(_ size: UInt64) -> Int32 {
         guard isGrowable, size <= UInt64(off_t.max) else { return -EFBIG }
-        return changingSize { resize(to: size) }
+        return knownSize.change { set in resize(to: size, set) }
     }
 
-    private func resize(to size: UInt64) -> Int32 {
+    private func resize(to size: UInt64, _ set: (UInt64) -> Void) -> Int32 {
         // What the size promises is there.
         let before = self.size
-        if size < before { byteCount.store(size, ordering: .releasing) }
+        if size < before { set(size) }
         while ftruncate(metadataFD, off_t(size)) != 0 {
             let code = errno
             if code == EINTR { continue }
-            byteCount.store(before, ordering: .releasing)
+            set(before)
             return -code
         }
-        byteCount.store(size, ordering: .releasing)
+        set(size)
         return 0
     }
 }

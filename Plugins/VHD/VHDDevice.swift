@@ -47,8 +47,13 @@ final class VHDDevice: CountingDisk, MappedDisk, JobPerformer, LowerLayer, @unch
         options.discards = discards
         options.isReadOnly = opening.isReadOnly
         if isLocked {
-            try ImageLock.take(
-                fd: opening.fd, isReadOnly: opening.isReadOnly, isSuccessor: opening.isSuccessor)
+            let fd = opening.fd
+            try ImageLock.take(fd: fd, isReadOnly: opening.isReadOnly, isSuccessor: opening.isSuccessor)
+            if !opening.isReadOnly {
+                // Without the lock anybody may write.
+                options.hasFailed = opening.isSuccessor && ImageMark(fd: fd) == .failed
+                options.whenFailed = { ImageMark.failed.leave(fd: fd) }
+            }
         }
         let isDirect = !opening.isBacking && (wanted == .on || wanted == .auto && opening.isDirect)
         let file = try ImageFile(fd: opening.fd, access: isDirect ? .directSectors : .cached)
@@ -56,7 +61,8 @@ final class VHDDevice: CountingDisk, MappedDisk, JobPerformer, LowerLayer, @unch
             if wanted == .on, !opening.isBacking, !file.isDirect {
                 throw PluginError(EINVAL, "direct I/O is not possible here; use direct=auto")
             }
-            let image = try examining { () throws(ImageError) in try VHDImage(file) }
+            let isServed = options.hasFailed
+            let image = try examining { () throws(ImageError) in try VHDImage(file, isServed: isServed) }
             let below = try Self.parent(of: image, opening, lock: isLocked)
             let settled = options
             engine = try examining { () throws(ImageError) in
@@ -140,6 +146,12 @@ final class VHDDevice: CountingDisk, MappedDisk, JobPerformer, LowerLayer, @unch
                             "\(label): what was written could not be made durable; nothing is written any more until "
                             + "the disk is attached again", code
                     ).message)
+            case .cutOff(let bytes):
+                host.log(
+                    .error,
+                    "\(label): somebody has cut the image off: it has \(bytes) bytes. Nothing is written to it any more, reading "
+                        + "goes on; restore it from a backup")
+                host.notify(.corrupt)
             case .unreadable(let code, let offset, let words):
                 let count = faults.wrappingAdd(1, ordering: .relaxed).newValue
                 host.log(
@@ -164,6 +176,12 @@ final class VHDDevice: CountingDisk, MappedDisk, JobPerformer, LowerLayer, @unch
         // A chain of images needs no more threads than its top: a process may have few.
         if isLower { return }
         try pool.start(threadCount, for: self)
+        if engine.failure != 0 {
+            host.log(
+                .error,
+                "\(label): the process before this one could not make writes durable, or found the image cut off: nothing is "
+                    + "written to it until the disk is attached again, reading goes on")
+        }
         if !isReadOnly { committer = try Committer(engine) }
     }
 

@@ -36,7 +36,9 @@ final class VHDQueue: StorageQueue, @unchecked Sendable {
         (pool, engine, size, isReadOnly) = (device.pool, device.engine, device.size, device.isReadOnly)
         depth = parameters.depth
         let cells = unsafe QueueCells(
-            QueueState(host: parameters.queue.handle, complete: parameters.queue.complete))
+            QueueState(
+                host: parameters.queue.handle, complete: parameters.queue.complete,
+                engine: .passUnretained(device.engine)))
         let queue = unsafe try IOQueue(
             handle: OpaquePointer(cells.state), complete: QueueState.completed, fd: device.file.fd, pool: device.pool,
             depth: depth, isAsynchronous: device.file.isDirect, size: cells.limit, counters: cells.counters
@@ -165,12 +167,14 @@ final class VHDQueue: StorageQueue, @unchecked Sendable {
 struct QueueState {
     let host: OpaquePointer
     let complete: HostComplete
+    let engine: Unmanaged<VHDEngine>
 
     /// A request has ended: it begins where it did, and the host learns it.
     static let completed: HostComplete = { queue, request, status in
         guard let queue = unsafe queue, let request = unsafe request else { return }
         let state = unsafe UnsafePointer<QueueState>(queue)
         unsafe _ = RequestTag.take(request)
+        if status != 0 { unsafe state.pointee.engine._withUnsafeGuaranteedRef { $0.examineEnd() } }
         unsafe state.pointee.complete(state.pointee.host, request, status)
     }
 }

@@ -22,11 +22,14 @@ private struct ServedChain {
             guard let format = image["format"]?.string, let path = image["path"]?.string else { return nil }
             return (format, path)
         }
+        // Between two workers nobody says what the device is served from.
+        guard let worker = shown["pid"]?.unsigned, shown["images"]?.elements != nil else {
+            throw ControlError("\(device) has no worker at the moment", status: .timedOut)
+        }
         let (bytes, overflows) = (shown["sectors"]?.unsigned ?? 0).multipliedReportingOverflow(by: 512)
         guard let top = images.first, top.path.hasPrefix("/"), !overflows, bytes > 0 else {
             throw ControlError("\(device) is not served from a file or device that can be below another image")
         }
-        guard let worker = shown["pid"]?.unsigned else { throw ControlError("\(device) has no worker") }
         self.bytes = bytes
         self.worker = worker
         isReadOnly = shown["read_only"] == .bool(true)

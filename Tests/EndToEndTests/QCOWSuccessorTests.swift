@@ -6,18 +6,6 @@ import Testing
 
 extension EndToEnd {
     @Suite struct QCOWSuccessorTests {
-        /// Ends the worker with SIGKILL; the one that serves then.
-        private func killWorker(_ swap: SwapLab) throws -> Int32 {
-            let worker = try #require(try swap.lab.worker())
-            #expect(kill(worker, SIGKILL) == 0)
-            try eventually("another worker; log: \(swap.lab.log)") {
-                let now = try swap.lab.worker()
-                return now != nil && now != worker
-            }
-            try swap.check()
-            return try #require(try swap.lab.worker())
-        }
-
         /// An image that was found damaged is read on, whatever happens to its workers, and nothing is written to it.
         @Test func aDamagedImageIsReadOn() throws {
             // The L1 table stands in a cluster with the refcount 0.
@@ -39,7 +27,7 @@ extension EndToEnd {
             try eventually("it is told: \(try swap.control("show").text)") {
                 try swap.control("show").text.contains("the image is damaged")
             }
-            _ = try killWorker(swap)
+            _ = try swap.killWorker()
             try look("after a kill")
             #expect(swap.lab.log.has("nothing is written to it until the disk is attached again"))
             let killed = try #require(try swap.lab.worker())
@@ -68,7 +56,7 @@ extension EndToEnd {
                 "nothing was read to the end yet")
             try swap.mark()
             #expect(try LibxlLab.positions(of: swap.image, in: swap.lab.daemonProcess).contains("3"))
-            #expect(try LibxlLab.positions(of: swap.image, in: try killWorker(swap)).contains("3"))
+            #expect(try LibxlLab.positions(of: swap.image, in: try swap.killWorker()).contains("3"))
             try swap.mark()
             try swap.check()
             // Who has the image for himself may write to it.

@@ -94,21 +94,20 @@ extension EndToEnd {
         @Test(arguments: ["off", "on"])
         func aFailedSyncStaysFailed(direct: String) throws {
             let lab = try QCOWLab()
-            try lab.run("qemu-img create -q -f qcow2 image 8M && head -c 8 /dev/zero > cell")
-            try Self.shim.write(toFile: "\(lab.templates)/shim.c", atomically: true, encoding: .utf8)
-            try lab.run("gcc -O1 -shared -fPIC -o shim.so shim.c")
+            try lab.run("qemu-img create -q -f qcow2 image 8M")
+            let sync = try FailingSync(in: lab.templates)
             let disk = try lab.attachForWriting(
                 options: "direct=\(direct)",
-                environment: ["LD_PRELOAD=\(lab.templates)/shim.so", "XBB_SYNC_FAULT=\(lab.templates)/cell"])
+                environment: sync.environment)
             let device = try disk.connect()
             try device.queues[0].withQueue { (queue) throws in
                 #expect(try queue.status(.write, sector: 0, byteCount: 4096, fill: 1) == 0)
                 #expect(try queue.status(.flush, sector: 0, byteCount: 0) == 0)
-                try lab.run("printf 1 | dd of=cell conv=notrunc status=none")
+                try sync.set(.fails)
                 #expect(try queue.status(.write, sector: 8, byteCount: 4096, fill: 2) == 0)
                 #expect(try queue.status(.flush, sector: 0, byteCount: 0) != 0)
                 // Also when the storage is well again: what it has lost it has lost.
-                try lab.run("printf '\\0' | dd of=cell conv=notrunc status=none")
+                try sync.set(.works)
                 #expect(try queue.status(.flush, sector: 0, byteCount: 0) != 0)
                 #expect(try queue.status(.write, sector: 8, byteCount: 4096, fill: 3) != 0)
                 #expect(try queue.status(.write, sector: 8192, byteCount: 4096, fill: 3) != 0)
@@ -133,40 +132,6 @@ extension EndToEnd {
             try again.detach()
             try lab.lab.finish()
         }
-
-        /// fdatasync(2) and IOCB_CMD_FDSYNC fail while the file that XBB_SYNC_FAULT names does not begin with a zero.
-        private static let shim = """
-            #define _GNU_SOURCE
-            #include <errno.h>
-            #include <fcntl.h>
-            #include <libaio.h>
-            #include <stdlib.h>
-            #include <sys/mman.h>
-            #include <sys/syscall.h>
-            #include <unistd.h>
-            static volatile char *cell;
-            __attribute__((constructor)) static void begin(void) {
-                const char *name = getenv("XBB_SYNC_FAULT");
-                int file = name ? open(name, O_RDWR | O_CLOEXEC) : -1;
-                void *memory = file < 0 ? MAP_FAILED : mmap(NULL, 8, PROT_READ, MAP_SHARED, file, 0);
-                if (memory != MAP_FAILED) cell = memory;
-                if (file >= 0) close(file);
-            }
-            static int fails(void) { return cell && *cell; }
-            int fdatasync(int file) {
-                if (fails()) { errno = EIO; return -1; }
-                return (int)syscall(SYS_fdatasync, file);
-            }
-            int io_submit(io_context_t context, long count, struct iocb **blocks) {
-                for (long i = 0; fails() && i < count; i++)
-                    if (blocks[i]->aio_lio_opcode == IO_CMD_FDSYNC) {
-                        if (i == 0) return -EINVAL;
-                        count = i;
-                    }
-                long done = syscall(SYS_io_submit, context, count, blocks);
-                return done < 0 ? -errno : (int)done;
-            }
-            """
 
         /// With on-enospc=stop a guest sees nothing of a full file system but a delay, and a kill in between changes nothing.
         @Test(.enabled(if: geteuid() == 0, "mounting takes root"))

@@ -40,6 +40,49 @@ extension EndToEnd {
             }
         }
 
+        /// The kernel tells an error of writing back to one sync alone, and what it says of may be the data of every flush that is there.
+        @Test(arguments: ["off", "on"])
+        func allFlushesFailWithOne(direct: String) throws {
+            let lab = try Lab()
+            let sync = try FailingSync(in: lab.directory)
+            let image = try lab.image("disk", bytes: 4 << 20)
+            let disk = try lab.attach(
+                51712, Storage(path: image, format: "raw", options: "direct=\(direct)"),
+                arguments: ["--max-queues", "4"], environment: sync.environment)
+            let device = try disk.connect { $0.queues = 4 }
+            #expect(device.queues.count == 4)
+            func flush(_ index: Int) throws -> Int {
+                try device.queues[index].withQueue { (queue) throws in
+                    let id = try queue.slot()
+                    try queue.submit(id, .flush, sector: 0, byteCount: 0)
+                    try queue.publish()
+                    return id
+                }
+            }
+            func finish(_ index: Int, _ id: Int) throws -> Int16 {
+                try device.queues[index].withQueue { (queue) throws in try queue.finish(id) }
+            }
+            for index in 0..<4 { #expect(try finish(index, flush(index)) == 0) }
+            try sync.set(.failsOnce)
+            let first = try flush(0)
+            try eventually("the first flush is at it") { try sync.mode() == .isFailing }
+            let before = try disk.worker.total("reqs_received")
+            let others = try (1..<4).map { ($0, try flush($0)) }
+            try eventually("the others were taken") {
+                try disk.worker.total("reqs_received") == before + others.count
+            }
+            // From there it is not far to the threads that do them.
+            usleep(200_000)
+            try sync.set(.works)
+            #expect(try finish(0, first) != 0)
+            for (index, id) in others { #expect(try finish(index, id) != 0) }
+            // It was told to all who could have lost something.
+            for index in 0..<4 { #expect(try finish(index, flush(index)) == 0) }
+            try device.close()
+            try disk.detach()
+            try lab.finish()
+        }
+
         @Test func anErrorOfTheStorageIsTold() throws {
             let lab = try Lab()
             let disk = try lab.attach(51712, .plugin("error", "size=16M,op=write,error=enospc"))

@@ -29,7 +29,8 @@ final class SwapLab {
         try Lab.describePlugins(in: lab.plugins)
         guest = try lab.guest()
         image = "\(folder)/disk.\(format)"
-        try LibxlLab.shell("qemu-img create -q -f \(format) \(image) \(bytes) && cd \(folder) && \(prepare)")
+        let name = format == "vhd" ? "vpc" : format
+        try LibxlLab.shell("qemu-img create -q -f \(name) \(image) \(bytes) && cd \(folder) && \(prepare)")
         var disk = LibxlDisk(kind: kind, guest: guest.id, params: "\(format):\(image)")
         disk.mode = mode
         self.disk = disk
@@ -43,6 +44,18 @@ final class SwapLab {
         device = try lab.connect(disk, guest)
         let copy = "/libxl/\(guest.id)/device/vbd/\(disk.number)/params"
         try lab.store.write(copy, disk.params)
+    }
+
+    /// Ends the worker with SIGKILL; the one that serves then.
+    func killWorker() throws -> Int32 {
+        let worker = try #require(try lab.worker())
+        #expect(kill(worker, SIGKILL) == 0)
+        try eventually("another worker; log: \(lab.log)") {
+            let now = try lab.worker()
+            return now != nil && now != worker
+        }
+        try check()
+        return try #require(try lab.worker())
     }
 
     /// The folder of the images.

@@ -74,5 +74,34 @@ extension EndToEnd {
             try disk.awaitError(words)
             try lab.lab.finish(mostLog: 1 << 20)
         }
+
+        /// What somebody has cut off does not come back as zeroes around what is written: writing ends, also for successors.
+        @Test func anImageThatIsCutOffIsReadOn() throws {
+            let swap = try SwapLab(format: "vhd", prepare: "qemu-io -f vpc -c 'write -P 5 0 8M' disk.vhd")
+            func look(_ moment: String) throws {
+                try swap.device.queues[0].withQueue { (queue) throws in
+                    #expect(try queue.status(.flush, sector: 0, byteCount: 0) != 0, "\(moment)")
+                    #expect(try queue.status(.write, sector: 8, byteCount: 4096, fill: 9) != 0, "\(moment)")
+                    #expect(try queue.status(.write, sector: 20_480, byteCount: 4096, fill: 9) != 0, "\(moment)")
+                    #expect(
+                        try queue.read(sector: 8, byteCount: 4096) == (0, [UInt8](repeating: 5, count: 4096)),
+                        "\(moment)")
+                }
+            }
+            try swap.run("truncate -s 5M disk.vhd")
+            let before = try Data(contentsOf: URL(fileURLWithPath: swap.image))
+            try look("at first")
+            try eventually("it is told: \(try swap.control("show").text)") {
+                try swap.control("show").text.contains("the image is damaged")
+            }
+            _ = try swap.killWorker()
+            try look("after a kill")
+            #expect(swap.lab.log.has("nothing is written to it until the disk is attached again"))
+            try swap.device.close()
+            try swap.lab.remove(swap.disk)
+            swap.lab.stop()
+            #expect(try Data(contentsOf: URL(fileURLWithPath: swap.image)) == before)
+            try FileManager.default.removeItem(atPath: swap.folder)
+        }
     }
 }

@@ -16,8 +16,6 @@ struct FaultyKernel {
         var most: Int32 = 0
         /// Each n-th call of io_submit gives EAGAIN; 0: none.
         var busyEvery: Int32 = 0
-        /// IOCB_CMD_FDSYNC gives EINVAL.
-        var noSync: Int32 = 0
         /// The ring's magic is spoilt after io_setup.
         var noRing: Int32 = 0
         /// io_setup gives EAGAIN for more than so many requests; 0: never.
@@ -65,7 +63,7 @@ struct FaultyKernel {
         #include <sys/syscall.h>
         #include <unistd.h>
 
-        struct aio_shim { int most, busy_every, no_sync, no_ring, most_room, submit_calls, getevents_calls; };
+        struct aio_shim { int most, busy_every, no_ring, most_room, submit_calls, getevents_calls; };
         static __thread struct aio_shim mine;
         struct aio_shim *aio_shim(void) { return &mine; }
 
@@ -84,11 +82,6 @@ struct FaultyKernel {
             mine.submit_calls++;
             if (mine.busy_every && mine.submit_calls % mine.busy_every == 0) return -EAGAIN;
             if (mine.most && count > mine.most) count = mine.most;
-            for (long i = 0; mine.no_sync && i < count; i++)
-                if (blocks[i]->aio_lio_opcode == IO_CMD_FDSYNC) {
-                    if (i == 0) return -EINVAL;
-                    count = i;
-                }
             return done(syscall(SYS_io_submit, context, count, blocks));
         }
         int io_getevents(io_context_t context, long least, long most, struct io_event *events, struct timespec *wait)
@@ -104,7 +97,7 @@ struct FaultyKernel {
 
     static let days: [FaultyKernel.Settings] = [
         .init(), .init(most: 1), .init(most: 3), .init(busyEvery: 2), .init(most: 2, busyEvery: 3),
-        .init(noSync: 1), .init(noRing: 1), .init(most: 3, busyEvery: 4, noSync: 1, noRing: 1),
+        .init(noRing: 1), .init(most: 3, busyEvery: 4, noRing: 1),
     ]
 
     @Test(arguments: 0..<days.count)

@@ -31,7 +31,10 @@ public struct ByteSize: Equatable, Sendable {
         }
         guard let value = DecimalText.number(digits) else { throw problem }
         let (bytes, overflows) = value.multipliedReportingOverflow(by: factor)
-        guard !overflows, bytes > 0, bytes <= UInt64(Int64.max) else { throw problem }
+        guard bytes > 0 || overflows else { throw problem }
+        guard !overflows, bytes <= UInt64(Int64.max) else {
+            throw ControlError("'\(text)' is more than a file can have: the limit is 8E less one byte", status: .usage)
+        }
         self.bytes = bytes
     }
 

@@ -265,19 +265,21 @@ extension VBDWorker {
         disk.resize { [self] result in
             switch result {
             case .success(let event):
-                tellSize()
-                log.info("the disk has \(disk.device?.info.sectorCount ?? 0) sectors now")
+                // A resize that was asked for was told when it was done.
+                if tellSize() { log.info("the disk has \(disk.device?.info.sectorCount ?? 0) sectors now") }
                 pending.append(event)
             case .failure(let error): log.error(error.description)
             }
         }
     }
 
-    /// Tells a new size once, whoever noticed it.
-    func tellSize() {
-        guard let now = disk.device?.info.sectorCount, let before = toldSectors, now != before else { return }
+    /// Tells a new size once, whoever noticed it: true if it is new.
+    @discardableResult
+    func tellSize() -> Bool {
+        guard let now = disk.device?.info.sectorCount, let before = toldSectors, now != before else { return false }
         toldSectors = now
         events.emit(
             .resized, [("size_bytes", .integer(now &* 512)), ("old_size_bytes", .integer(before &* 512))])
+        return true
     }
 }

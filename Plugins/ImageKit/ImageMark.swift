@@ -7,17 +7,17 @@
 import Glibc
 
 /// The mark at an open file. Its values are places that nobody comes to by reading or asking for the size: no image has 7 bytes.
-enum ImageMark: off_t {
+package enum ImageMark: off_t {
     /// All tables were looked through.
     case vouched = 3
     /// Damage was found, or a sync has failed: nothing is written any more.
     case failed = 7
 
     /// What a process before this one has left at the open file.
-    init?(fd: Int32) { self.init(rawValue: lseek(fd, 0, SEEK_CUR)) }
+    package init?(fd: Int32) { self.init(rawValue: lseek(fd, 0, SEEK_CUR)) }
 
     /// Leaves it for the next process. The end of all writing stays.
-    func leave(fd: Int32) {
+    package func leave(fd: Int32) {
         if self == .vouched, ImageMark(fd: fd) == .failed { return }
         _ = lseek(fd, rawValue, SEEK_SET)
     }
