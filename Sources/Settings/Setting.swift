@@ -160,7 +160,9 @@ public struct SettingDeclaration: Sendable {
     public let daemonOption: String
 
     /// The name as programs of the seed spelled it, which is still taken, and spoken between programs: "poll_us".
-    public var oldName: String { name.replacing("-", with: "_") }
+    public var oldName: String {
+        String(decoding: name.utf8.map { $0 == UInt8(ascii: "-") ? UInt8(ascii: "_") : $0 }, as: UTF8.self)
+    }
 }
 
 /// A type of Swift that is the value of a setting.

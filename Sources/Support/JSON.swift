@@ -67,6 +67,7 @@ public enum JSON: Sendable {
     /// The text on one line.
     public var serialized: String {
         var output = ""
+        output.reserveCapacity(1024)
         append(to: &output)
         return output
     }

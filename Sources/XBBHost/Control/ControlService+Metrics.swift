@@ -38,15 +38,9 @@ extension ControlService {
             ("queues", .integer(disk.queues.count)), ("connected", .bool(disk.isConnected)),
             ("paused", .bool(disk.isPauseWanted)), ("stalled", .bool(!stalls.isEmpty)),
             ("sectors", info.map { .integer($0.sectorCount) } ?? .null),
-            ("read_only", disk.device.map { .bool($0.isReadOnly) } ?? .null), ("limits", .object(limits)),
+            ("read_only", disk.device.map { .bool($0.isReadOnly) } ?? .null),
+            ("limits", .object(disk.limitRates.map { ($0.name, .integer($0.perSecond)) })),
         ])
-    }
-
-    /// The limits that are set, of all that can be: bytes and requests in a second.
-    private var limits: [JSON.Member] {
-        disk.tunables.json.members.filter { setting in
-            setting.name.hasSuffix("_sec") && setting.value.unsigned.map { $0 > 0 } ?? false
-        }
     }
 }
 

@@ -193,6 +193,15 @@ public struct Tunables: Sendable, Equatable {
         return tuning
     }
 
+    /// The limits that are set, of all that can be, with the names by which they are told: bytes and requests in a second.
+    var limitRates: [(name: String, perSecond: Int)] {
+        let values = values
+        return SettingsSchema.changing.compactMap { setting in
+            guard setting.name.hasSuffix("-sec"), let limit = values[setting]?.number, limit > 0 else { return nil }
+            return (setting.oldName, limit)
+        }
+    }
+
     var json: JSON {
         let values = values
         return .object(

@@ -120,10 +120,14 @@ final class ServedDisk<Platform: XenPlatform> {
     var tunables: Tunables {
         didSet {
             // Every process has its limits before a frontend is there.
+            limitRates = tunables.limitRates
             if tunables.limits != oldValue.limits { renewLimiter(full: startsThrottled && !hasServed) }
             for queue in queues { tune(queue) }
         }
     }
+
+    /// The limits that are set, of all that can be: bytes and requests in a second. Kept, as monitoring asks for them often.
+    private(set) var limitRates: [(name: String, perSecond: Int)] = []
 
     /// A disk that is not open yet. `reserve` sizes its journal's file for a confined process.
     init(
@@ -137,6 +141,7 @@ final class ServedDisk<Platform: XenPlatform> {
         journal = DiskJournal(path: options.journal, reserve: reserve, log: log)
         area = Self.openArea(options.statistics, log)
         tunables = options.tunables
+        limitRates = tunables.limitRates
         renewLimiter(full: false)
     }
 
