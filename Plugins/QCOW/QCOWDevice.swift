@@ -288,8 +288,10 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, L
         return info
     }
 
-    func openQueue(_ parameters: QueueParameters) throws(PluginError) -> QCOWQueue {
-        try QCOWQueue(self, parameters)
+    func openQueue(_ parameters: QueueParameters) throws(PluginError) -> ImageQueue<QCOWRouter> {
+        try ImageQueue(
+            QCOWRouter(self, queue: parameters.index), parameters, fd: data.fd, isDirect: data.isDirect, pool: pool
+        ) { servesByThreads(after: $0) }
     }
 
     /// A queue gets no room in the kernel: threads serve it, and more of them.

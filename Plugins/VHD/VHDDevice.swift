@@ -212,7 +212,11 @@ final class VHDDevice: CountingDisk, MappedDisk, JobPerformer, LowerLayer, @unch
         return info
     }
 
-    func openQueue(_ parameters: QueueParameters) throws(PluginError) -> VHDQueue { try VHDQueue(self, parameters) }
+    func openQueue(_ parameters: QueueParameters) throws(PluginError) -> ImageQueue<VHDRouter> {
+        try ImageQueue(VHDRouter(self), parameters, fd: file.fd, isDirect: file.isDirect, pool: pool) {
+            servesByThreads(after: $0)
+        }
+    }
 
     /// A queue gets no room in the kernel: threads serve it, and more of them.
     func servesByThreads(after code: Int32) {

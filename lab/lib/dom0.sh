@@ -55,7 +55,10 @@ pid_of() { # domain, device
     local pid
     read -r pid _ 2>/dev/null <"/run/xbb/vbd-vbd-$1-$2.lock" && [[ -e /proc/$pid/exe ]] && echo "$pid"
 }
-another_worker() { [[ -n $(pid_of "$1" "$2") && $(pid_of "$1" "$2") != "$3" ]]; } # domain, device, the one before
+another_worker() { # domain, device, the one before, which may end between two looks
+    local pid
+    pid=$(pid_of "$1" "$2") && [[ $pid != "$3" ]]
+}
 
 ## Guests
 
