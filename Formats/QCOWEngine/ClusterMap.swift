@@ -183,7 +183,7 @@ public final class ClusterMap: @unchecked Sendable {
         let number = cluster >> pieceBits
         let place = Int(number % UInt64(places))
         guard locks.tryLock(place) else { return nil }
-        guard unsafe tags[place] == number + 1 else {
+        guard unsafe tags[place] == Self.tag(number, table) else {
             locks.unlock(place)
             return nil
         }
@@ -200,7 +200,8 @@ public final class ClusterMap: @unchecked Sendable {
         // Under the lock: an entry is changed in the cache and in the file under it too. The table may be another one by now.
         let current = l1Entry(Int(cluster >> l2Bits))
         let found = piece(place, number, current)
-        if unsafe tags[place] == number + 1 { return found }
+        let tag = Self.tag(number, current)
+        if unsafe tags[place] == tag { return found }
         unsafe tags[place] = 0
         let words = found.count << Int(wordBits)
         var memory = unsafe UnsafeMutableRawBufferPointer(start: found.base, count: words * 8).mutableBytes
@@ -216,9 +217,14 @@ public final class ClusterMap: @unchecked Sendable {
             if !isOwn { for index in 0..<found.count { found.disown(index) } }
             if isOwn { judge(found) }
         }
-        unsafe tags[place] = number + 1
+        unsafe tags[place] = tag
         return found
     }
+
+    /// What stands for a piece in the cache, never 0. One of a table that was not the disk's alone lacks flags, so it is none of the
+    /// same table once that is.
+    @inline(__always)
+    private static func tag(_ number: UInt64, _ table: UInt64) -> UInt64 { (number &+ 1) << 1 | table >> 63 }
 
     /// Gives a piece back.
     @inline(__always)
@@ -234,7 +240,7 @@ public final class ClusterMap: @unchecked Sendable {
             let number = UInt64(l1Index) << (l2Bits - pieceBits) + step
             let place = Int(number % UInt64(places))
             locks.lock(place)
-            if unsafe tags[place] == number + 1 { unsafe tags[place] = 0 }
+            if unsafe tags[place] >> 1 == number + 1 { unsafe tags[place] = 0 }
             locks.unlock(place)
         }
     }

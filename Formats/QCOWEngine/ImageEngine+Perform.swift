@@ -371,11 +371,7 @@ extension ImageEngine {
     /// Makes the L2 table of an L1 entry one that may be changed: one that is the disk's alone, a new one, or a copy of one that
     /// a snapshot has too.
     private func ensureTable(_ l1Index: Int) throws(ImageError) {
-        if try claimTable(l1Index) {
-            // Its pieces in the cache lack the flags that count now.
-            map.forgetTable(l1Index)
-            return
-        }
+        if try claimTable(l1Index) { return }
         while true {
             if map.l1Entry(l1Index) & L2Entry.copied != 0 { return }
             if poolIsEmpty { try refill() }

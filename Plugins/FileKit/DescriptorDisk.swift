@@ -24,7 +24,7 @@ open class DescriptorDisk: CountingDisk, JobPerformer, @unchecked Sendable {
     /// The unit in which a partial transfer can be continued, a power of two.
     public let blockSize: UInt64
     let pool: HelperPool
-    private let flushes = FlushGate()
+    private let flushes: FlushGate
     private let threadCount: Int
     private let isThreaded = Atomic<Bool>(false)
     /// The size; outside the object, so that queues read it without counting references.
@@ -38,6 +38,7 @@ open class DescriptorDisk: CountingDisk, JobPerformer, @unchecked Sendable {
     ) {
         host = opening.hostDisk
         fd = opening.fd
+        flushes = FlushGate(hasUntoldError: opening.hasLostWrites)
         isReadOnly = opening.isReadOnly
         let hasRoom = isAsynchronous && AsynchronousRoom.reserve(for: opening.hostDisk)
         self.isAsynchronous = hasRoom

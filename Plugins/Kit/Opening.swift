@@ -33,6 +33,9 @@ public struct Opening {
     /// The descriptor is the open file of the process that served the disk before: its locks were held all the time. Without a
     /// descriptor: a guest has the disk and waits, so ``StorageDisk/start()`` waits for storage that cannot be reached.
     public var isSuccessor: Bool { unsafe open.pointee.flags & UInt32(XBB_OPEN_SUCCESSOR) != 0 }
+    /// What that process wrote may be lost, and nobody may have been told: the next flush fails, and so does each write to an image whose
+    /// tables may be among it.
+    public var hasLostWrites: Bool { unsafe open.pointee.flags & UInt32(XBB_OPEN_WRITES_LOST) != 0 }
     /// The format that was configured, one of the plugin's.
     public var format: String { unsafe open.pointee.format.map { unsafe String(cString: $0) } ?? "" }
     /// The image's name in messages; not necessarily a path.

@@ -56,6 +56,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, L
             if isLocked { try ImageLock.take(fd: file.fd, isReadOnly: isReadOnly, isSuccessor: isSuccessor) }
             let found = file
             // Without the lock anybody may write.
+            if opening.hasLostWrites, isLocked, !isReadOnly { ImageMark.failed.leave(fd: file.fd) }
             let mark = isSuccessor && isLocked && !isReadOnly ? ImageMark(fd: file.fd) : nil
             let image = try examining { () throws(ImageError) in
                 try QCOWImage(found, isServed: mark == .failed)
@@ -98,7 +99,7 @@ final class QCOWDevice: CountingDisk, ResizableDisk, MappedDisk, JobPerformer, L
                 options.discards = discards
                 options.followsUncleanEnd = opening.isSuccessor
                 options.isVouched = mark == .vouched
-                options.hasFailed = mark == .failed
+                options.hasFailed = mark == .failed || opening.hasLostWrites
                 if isLocked {
                     let fd = opening.fd
                     options.whenVouched = { ImageMark.vouched.leave(fd: fd) }

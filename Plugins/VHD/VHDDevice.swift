@@ -51,10 +51,12 @@ final class VHDDevice: CountingDisk, MappedDisk, JobPerformer, LowerLayer, @unch
             try ImageLock.take(fd: fd, isReadOnly: opening.isReadOnly, isSuccessor: opening.isSuccessor)
             if !opening.isReadOnly {
                 // Without the lock anybody may write.
+                if opening.hasLostWrites { ImageMark.failed.leave(fd: fd) }
                 options.hasFailed = opening.isSuccessor && ImageMark(fd: fd) == .failed
                 options.whenFailed = { ImageMark.failed.leave(fd: fd) }
             }
         }
+        if opening.hasLostWrites { options.hasFailed = true }
         let isDirect = !opening.isBacking && (wanted == .on || wanted == .auto && opening.isDirect)
         let file = try ImageFile(fd: opening.fd, access: isDirect ? .directSectors : .cached)
         do throws(PluginError) {

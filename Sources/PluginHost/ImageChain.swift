@@ -10,12 +10,15 @@ import Support
 /// The images of a disk, from the attached one down. Any thread.
 package final class ImageChain: Sendable {
     /// One image.
-    struct Image: Sendable, Equatable {
+    struct Image: Sendable {
         let path: String
         let format: String
         let identity: StorageIdentity
         /// Open as long as the disk is.
         let file: Int32
+        /// The same file, opened a second time: what is synced by it takes no error of writing back away from the plugin, to which the
+        /// kernel tells it once. nil where the file is only read, or cannot be opened so.
+        let witness: Descriptor?
     }
 
     private struct State {
@@ -48,6 +51,7 @@ package final class ImageChain: Sendable {
         guard let identity = StorageIdentity(file: file) else {
             throw OperationError(.open, "cannot examine \(path)", .errno(errno))
         }
+        let witness = inherited?.images.first { $0.identity == identity }?.witness ?? Self.openAgain(file)
         let most = policy.mostImages
         let problem: String? = state.withLock { state in
             if !state.seen.insert(identity).inserted {
@@ -58,9 +62,17 @@ package final class ImageChain: Sendable {
                     "\(state.images.first?.path ?? path) has a chain of more than \(most) images; merge some of them "
                     + "(qemu-img commit, qemu-img convert)"
             }
-            state.images.append(Image(path: path, format: format, identity: identity, file: file))
+            state.images.append(
+                Image(path: path, format: format, identity: identity, file: file, witness: witness))
             return nil
         }
         if let problem { throw OperationError(.open, problem) }
+    }
+
+    /// Another open file of a file that may be written to.
+    private static func openAgain(_ file: Int32) -> Descriptor? {
+        guard clinux_fcntl_int(file, F_GETFL, 0) & O_ACCMODE != O_RDONLY else { return nil }
+        let again = unsafe clinux_open("/proc/self/fd/\(file)", O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0)
+        return again < 0 ? nil : Descriptor(owning: again)
     }
 }

@@ -52,11 +52,12 @@ public final class PluginDevice: @unchecked Sendable {
     /// Loads the plugin for the source's format, opens the image and passes it to the plugin.
     ///
     /// Files that the image names are opened only where `backing` allows it. With `inherited`, the open files of the
-    /// process before are used, and no name is opened. `isAwaited`: a guest has the disk already, and waits for it. `onNotify` is
-    /// called on any thread with an `XBB_NOTIFY_` number.
+    /// process before are used, and no name is opened; `hasLostWrites`: it died, and ``KeptStorage/hasLostWrites`` says that writes may
+    /// be lost. `isAwaited`: a guest has the disk already, and waits for it. `onNotify` is called on any thread with an `XBB_NOTIFY_`
+    /// number.
     package convenience init(
         _ source: DiskSource, directories: [String], backing: BackingPolicy = BackingPolicy(),
-        inherited: KeptStorage? = nil, isAwaited: Bool = false, log: Log,
+        inherited: KeptStorage? = nil, hasLostWrites: Bool = false, isAwaited: Bool = false, log: Log,
         onNotify: @escaping @Sendable (UInt32) -> Void
     ) throws(OperationError) {
         let library = try PluginLibrary.load(
@@ -107,14 +108,16 @@ public final class PluginDevice: @unchecked Sendable {
             }
         }
         try self.init(
-            library, source, file: file, direct: direct, isBacking: false, isAwaited: isAwaited && library.hasNoFile,
+            library, source, file: file, direct: direct, isBacking: false, hasLostWrites: hasLostWrites,
+            isAwaited: isAwaited && library.hasNoFile,
             chain: chain, log: log, onNotify: onNotify)
     }
 
     /// Opens the image at `file` in a plugin. Takes ownership of `file` and closes it even if this throws.
     init(
         _ library: PluginLibrary, _ source: DiskSource, file: Int32, direct: Bool, isBacking: Bool,
-        isAwaited: Bool = false, chain: ImageChain, log: Log, onNotify: @escaping @Sendable (UInt32) -> Void
+        hasLostWrites: Bool = false, isAwaited: Bool = false, chain: ImageChain, log: Log,
+        onNotify: @escaping @Sendable (UInt32) -> Void
     ) throws(OperationError) {
         self.library = library
         self.source = source
@@ -145,6 +148,7 @@ public final class PluginDevice: @unchecked Sendable {
                 (source.readOnly ? Int(XBB_OPEN_RDONLY) : 0) | (direct ? Int(XBB_OPEN_DIRECT) : 0)
                 | (isBacking ? Int(XBB_OPEN_BACKING) : 0)
                 | (chain.inherited != nil || isAwaited ? Int(XBB_OPEN_SUCCESSOR) : 0)
+                | (hasLostWrites ? Int(XBB_OPEN_WRITES_LOST) : 0)
             unsafe opened = try unsafe Self.open(
                 library, source, options: options, file: file, flags: flags, host: hostPointer)
             do throws(OperationError) {
@@ -256,11 +260,18 @@ public final class PluginDevice: @unchecked Sendable {
     }
 
     /// Makes everything that was answered durable, of the attached image and of those below it: with fsync(2), so of disks
-    /// without a file nothing. Blocks; any thread, while the disk is open.
+    /// without a file nothing. The plugin's next sync finds an error, too. Blocks; any thread, while the disk is open.
     package func sync() throws(OperationError) {
-        for image in chain.images where fsync(image.file) != 0 && errno != EINVAL && errno != EROFS {
+        for image in chain.images
+        where fsync(image.witness?.raw ?? image.file) != 0 && errno != EINVAL && errno != EROFS {
             throw OperationError(errno, "fsync \(image.path)")
         }
+    }
+
+    /// The guest was told that a flush has failed: ``sync()`` and a successor need not find the same error again. Any thread, while
+    /// the disk is open.
+    package func forgetToldError() {
+        chain.images.compactMap(\.witness).forEach { _ = KeptStorage.Image.takeError(of: $0) }
     }
 
     /// The most queues of the host that can be open at once.
@@ -280,7 +291,10 @@ public final class PluginDevice: @unchecked Sendable {
         var images: [KeptStorage.Image] = []
         for image in chain.images {
             let file = Descriptor(owning: try duplicate(image.file))
-            guard let kept = KeptStorage.Image(path: image.path, format: image.format, file: file) else {
+            guard
+                let kept = KeptStorage.Image(
+                    path: image.path, format: image.format, file: file, witness: image.witness)
+            else {
                 throw OperationError(.open, "cannot examine \(image.path)", .errno(errno))
             }
             images.append(kept)

@@ -23,9 +23,11 @@ package struct KeptStorage: Sendable {
         package let deviceNumber: DeviceNumber?
         /// It is open here.
         package let file: Descriptor
+        /// The same file, opened a second time; nil where it is not written, or could not be.
+        package private(set) var witness: Descriptor?
 
         /// Describes an open file; nil if it is neither a regular file nor a block device.
-        package init?(path: String, format: String, file: Descriptor) {
+        package init?(path: String, format: String, file: Descriptor, witness: Descriptor? = nil) {
             var status = stat()
             guard unsafe fstat(file.raw, &status) == 0, let identity = StorageIdentity(file: file.raw) else {
                 return nil
@@ -42,6 +44,21 @@ package struct KeptStorage: Sendable {
             self.format = format
             self.identity = identity
             self.file = file
+            self.witness = witness
+        }
+
+        /// Whether writing back has failed since this open file was asked for the last time. Neither writes nor
+        /// waits: where nothing can be there is nothing to wait for, and the error is told for all of the file.
+        package static func takeError(of witness: Descriptor) -> Bool {
+            sync_file_range(witness.raw, 1 << 62, 1, UInt32(SYNC_FILE_RANGE_WAIT_BEFORE)) != 0
+                && [EIO, ENOSPC, EDQUOT].contains(errno)
+        }
+
+        /// Takes a second open file on, if it is of this image.
+        mutating func take(_ witness: Descriptor) -> Bool {
+            guard self.witness == nil, !isReadOnly, StorageIdentity(file: witness.raw) == identity else { return false }
+            self.witness = witness
+            return true
         }
     }
 
@@ -59,6 +76,17 @@ package struct KeptStorage: Sendable {
 
     /// The identities, as a worker publishes them.
     package var identities: [StorageIdentity] { images.map(\.identity) }
+
+    /// All open files, as they are sent: those of ``images``, and the second ones of those that have one.
+    var files: [Descriptor] { images.map(\.file) + images.compactMap(\.witness) }
+
+    /// What was written to one of the files may be lost, and nobody may have been told: the kernel tells an error of writing back once
+    /// to each open file, and whoever it told with ``Image/file`` may be dead.
+    package var hasLostWrites: Bool {
+        images.contains { image in
+            image.witness.map(Image.takeError) ?? false
+        }
+    }
 
     /// The open image at `path`, if it is one of these.
     package func image(at path: String) -> Image? { images.first { $0.path == path } }
@@ -105,9 +133,12 @@ package struct KeptStorage: Sendable {
 
     /// The images of a manifest and their open files, in the same order; nil if they do not fit together.
     package init?(manifest: ArraySlice<UInt8>, files: [Descriptor]) {
-        guard let entries = Self.readManifest(manifest), entries.count == files.count else { return nil }
-        let images = zip(entries, files).compactMap { Image(path: $0.path, format: $0.format, file: $1) }
-        guard images.count == files.count else { return nil }
+        guard let entries = Self.readManifest(manifest), entries.count <= files.count else { return nil }
+        var images = zip(entries, files).compactMap { Image(path: $0.path, format: $0.format, file: $1) }
+        guard images.count == entries.count else { return nil }
+        for witness in files[entries.count...] {
+            guard images.indices.contains(where: { images[$0].take(witness) }) else { return nil }
+        }
         self.init(images)
     }
 }

@@ -28,7 +28,7 @@ package enum StorageMessage: Sendable {
     }
 
     var files: [Descriptor] {
-        if case .keep(let storage) = self { storage.images.map(\.file) } else { [] }
+        if case .keep(let storage) = self { storage.files } else { [] }
     }
 
     /// Reads a message of the other end, which may be hostile.

@@ -27,6 +27,53 @@ extension EndToEnd {
             return file
         }
 
+        /// Whatever keeps the image from being opened when an administrator gives it back: the guest waits until it can be.
+        @Test(arguments: [
+            ("an empty file", "mv disk.raw kept && touch disk.raw", "mv kept disk.raw"),
+            ("a copy that is not complete", "mv disk.raw kept && head -c 5M kept > disk.raw", "mv kept disk.raw"),
+            ("a link to nothing", "mv disk.raw kept && ln -s disk.raw disk.raw", "mv kept disk.raw"),
+            ("a directory", "mv disk.raw kept && mkdir disk.raw", "rmdir disk.raw && mv kept disk.raw"),
+        ])
+        func anImageThatCannotBeOpenedIsWaitedFor(_ name: String, _ spoil: String, _ mend: String) throws {
+            let swap = try SwapLab()
+            try swap.mark()
+            #expect(try swap.control("pause", "--timeout 600 --release").status == 0, "\(swap.lab.log)")
+            try swap.run(spoil)
+            #expect(try swap.control("resume").status == 0)
+            try eventually("it is told") {
+                try swap.lab.xbbctl("list --json --socket \(swap.lab.directory)/run/xbbd.sock").text
+                    .has("the guest waits until it can be opened")
+            }
+            #expect(try swap.lab.key("state", of: swap.disk) == "4", "the guest sees nothing of it: \(name)")
+            try swap.run(mend)
+            try swap.goesOn()
+            try swap.device.close()
+            try swap.lab.remove(swap.disk)
+            swap.lab.stop()
+            try FileManager.default.removeItem(atPath: swap.folder)
+        }
+
+        /// The same of an image below.
+        @Test func aMissingBackingFileIsWaitedFor() throws {
+            let swap = try SwapLab(
+                format: "qcow2",
+                prepare: "mv disk.qcow2 base && qemu-img create -q -f qcow2 -b base -F qcow2 disk.qcow2")
+            try swap.mark()
+            #expect(try swap.control("pause", "--timeout 600 --release").status == 0, "\(swap.lab.log)")
+            try swap.run("mv base kept")
+            #expect(try swap.control("resume").status == 0)
+            try eventually("it is told") {
+                try swap.lab.xbbctl("list --json --socket \(swap.lab.directory)/run/xbbd.sock").text
+                    .has("the guest waits until it can be opened")
+            }
+            try swap.run("mv kept base")
+            try swap.goesOn()
+            try swap.device.close()
+            try swap.lab.remove(swap.disk)
+            swap.lab.stop()
+            try FileManager.default.removeItem(atPath: swap.folder)
+        }
+
         /// What ends the wait for an image that somebody has locked.
         @Test(arguments: ["the lock goes", "another image", "another pause", "a kill", "a detach"])
         func aLockedImageIsWaitedForAfterAPause(_ end: String) throws {

@@ -20,18 +20,21 @@ final class SwapLab {
     /// How many blocks of 4096 bytes the guest has marked.
     private var marks = 0
 
-    /// `prepare`: commands of the shell in the folder of the images, before the disk is attached.
+    /// `prepare`: commands of the shell in the folder of the images, before the disk is attached; `mount`: before the image is made, in
+    /// its `subfolder`.
     init(
-        bytes: Int = 16 << 20, kind: String = "vbd", format: String = "raw", mode: String = "w", prepare: String = ":"
+        bytes: Int = 16 << 20, kind: String = "vbd", format: String = "raw", options: String = "", mode: String = "w",
+        mount: String = ":", subfolder: String = "", prepare: String = ":"
     ) throws {
         let folder = try makeTemporaryDirectory("swap")
         lab = try LibxlLab(kinds: [kind], options: ["--backing-dir", folder, "--stall-time", "2"])
         try Lab.describePlugins(in: lab.plugins)
         guest = try lab.guest()
-        image = "\(folder)/disk.\(format)"
+        image = "\(folder)/\(subfolder)disk.\(format)"
+        try LibxlLab.shell("cd \(folder) && \(mount)")
         let name = format == "vhd" ? "vpc" : format
         try LibxlLab.shell("qemu-img create -q -f \(name) \(image) \(bytes) && cd \(folder) && \(prepare)")
-        var disk = LibxlDisk(kind: kind, guest: guest.id, params: "\(format):\(image)")
+        var disk = LibxlDisk(kind: kind, guest: guest.id, params: "\(format)\(options):\(image)")
         disk.mode = mode
         self.disk = disk
         if kind == "qdisk" {

@@ -56,6 +56,25 @@ import Testing
         engine.close()
     }
 
+    /// What was read of a table before it was known to be the disk's alone lacks flags, and nobody gets it once that is known: who found
+    /// it in the cache would write entries without them.
+    @Test func flagsOfATableThatIsClaimedAreReadAgain() throws {
+        let folder = try TestFolder()
+        let storage = SimulatedStorage(try image(folder))
+        let engine = try open(storage, Said())
+        defer { engine.close() }
+        let map = engine.map
+        func flags() throws -> (table: UInt64, entry: UInt64) {
+            let piece = try #require(try map.lockPiece(of: 0))
+            defer { map.unlock(piece) }
+            return (piece.table & L2Entry.copied, piece[0].raw & L2Entry.copied)
+        }
+        #expect(try flags() == (0, 0), "nothing is believed yet")
+        map.setL1(0, map.l1Entry(0) | L2Entry.copied)
+        #expect(map.tryPiece(of: 0) == nil)
+        #expect(try flags() == (L2Entry.copied, L2Entry.copied))
+    }
+
     /// What stands behind the end of the disk is the image's: its clusters are no leaks, and it is no damage.
     @Test func aTableBehindTheEndIsKept() throws {
         let folder = try TestFolder()

@@ -187,6 +187,9 @@ struct xbb_value {                          /* host parsed and checked it; index
                                                time, so nobody else's lock is a reason to refuse.  Since 1.2 also with
                                                XBB_PLUGIN_NO_FD: a guest has the disk and waits.  Where the storage
                                                cannot be reached, start() waits for it: a failure takes the disk away */
+#define XBB_OPEN_WRITES_LOST (1u << 4)      /* since 1.2, with SUCCESSOR.  Writing back has failed while that process died, and
+                                               the kernel may have told nobody who lives: the next flush fails, and so does
+                                               each write to an image whose tables may be among what is lost */
 
 struct xbb_open {                           /* borrowed for the call, with format and label */
     uint32_t                struct_size;

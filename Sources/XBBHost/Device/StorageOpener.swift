@@ -66,10 +66,12 @@ final class StorageOpener {
     /// `prepareHandles` opens what the process needs of Xen later; it is called before the process is confined, as `confinement` says.
     ///
     /// `isShared`: others have the storage too. The storage of the process before is used if it was left; otherwise one that is
-    /// absent, or locked by somebody else, is waited for with `patience`. `isExchanged`: the guest had other storage before; what was
+    /// absent, locked by somebody else, cannot be opened for another reason or is smaller than `leastSectors` of 512 bytes is waited for
+    /// with `patience`. `afterDeath`: the process before did not end by itself. `isExchanged`: the guest had other storage before; what was
     /// answered from that, and is below this one now, is made durable. `isAwaited`: a guest is connected, and has had this storage.
     func open(
-        _ request: DeviceRequest, isShared: Bool, patience: StoragePatience, isExchanged: Bool, isAwaited: Bool,
+        _ request: DeviceRequest, isShared: Bool, patience: StoragePatience, leastSectors: UInt64, afterDeath: Bool,
+        isExchanged: Bool, isAwaited: Bool,
         confinement: ConfinementSettings?, prepareHandles: @escaping () throws(OperationError) -> Void,
         _ completion: @escaping (Result<PluginDevice, OperationError>) -> Void
     ) {
@@ -88,16 +90,31 @@ final class StorageOpener {
             let storage = inherited.take(for: request, source)
             var source = source
             if let format = storage?.images.first?.format { source.format = format }
+            let hasLostWrites = afterDeath && storage?.hasLostWrites == true
+            if hasLostWrites {
+                log.error(
+                    "\(BackingName.shown(source.path)): writing back failed while the process before died: what was written and not "
+                        + "flushed may be lost, and the guest's next flush fails")
+            }
             let device = try Self.patiently(patience, waitEnd, mailbox, log) { () throws(OperationError) in
                 let found = try FormatDetection.resolve(
                     source, pluginDirectories: options.pluginDirectories, stateDirectory: options.stateDirectory,
                     log: log)
-                return try PluginDevice(
+                let device = try PluginDevice(
                     found, directories: options.pluginDirectories, backing: options.backing, inherited: storage,
-                    isAwaited: isAwaited, log: log
+                    hasLostWrites: hasLostWrites, isAwaited: isAwaited, log: log
                 ) {
                     mailbox.post(.notified($0))
                 }
+                let sectors = device.info.sectorCount
+                guard device.library.isNetwork || sectors >= leastSectors else {
+                    device.close()
+                    throw OperationError(
+                        .open,
+                        "\(BackingName.shown(source.path)) has \(sectors) sectors of 512 bytes, and the guest's disk \(leastSectors)"
+                    )
+                }
+                return device
             }
             if isExchanged {
                 do throws(OperationError) {
@@ -170,9 +187,10 @@ final class StorageOpener {
             do throws(OperationError) {
                 return try open()
             } catch {
-                let mayPass = [ENOENT, ENOTDIR, EBUSY, EAGAIN, EACCES].contains(error.code)
+                // What is wrong today may be right tomorrow: a file system that is mounted read-only, an image that is being copied,
+                // one below it that is gone. A guest that lost its disk would not get it back.
                 let waited = clinux_monotonic_ns() &- began
-                guard mayPass, !end.isOver else { throw error }
+                guard !end.isOver else { throw error }
                 switch patience {
                 case .never: throw error
                 case .brief:

@@ -66,7 +66,11 @@ extension VBDWorker {
             return openFailed(error)
         }
         opener.open(
-            request, isShared: isShared, patience: patience, isExchanged: exchange != nil,
+            request, isShared: isShared, patience: patience,
+            // A copy that is not complete, or another image, where an administrator had it.
+            leastSectors: patience == .endless ? publishedSectorCount ?? 0 : 0,
+            afterDeath: succession.predecessor != .handedOver,
+            isExchanged: exchange != nil,
             isAwaited: machine.ownsInheritedRings && exchange == nil, confinement: disk.confinement
         ) {
             [self] () throws(OperationError) in

@@ -26,6 +26,7 @@ extension VBDWorker {
     /// A queue has logged an error of the storage: not more often than the limit of such lines allows.
     func storageFailed() {
         guard let last = disk.lastStorageError else { return }
+        if last.operation == .flush { disk.device?.forgetToldError() }
         report("the storage failed: \(last.text)")
         events.emit(
             .error,
