@@ -21,6 +21,24 @@ private final class ScanWaiter: EngineOperation {
     func resume() { finish(0) }
 }
 
+/// Makes a part of the disk read as zeroes.
+private final class TailZeroes: EngineOperation {
+    private let engine: ImageEngine
+    private let range: Range<UInt64>
+    private let result = Atomic<Int32>(1)
+    var kind: EngineOperationKind { .zeroes(mayFree: false) }
+    var offset: UInt64 { range.lowerBound }
+    var length: UInt64 { range.upperBound - range.lowerBound }
+    /// 0 or a negative errno, once it is done.
+    var status: Int32 { result.load(ordering: .acquiring) }
+    var isDone: Bool { status <= 0 }
+    init(_ engine: ImageEngine, _ range: Range<UInt64>) { (self.engine, self.range) = (engine, range) }
+    func copyData(to target: inout MutableRawSpan, from position: UInt64) {}
+    func takeData(_ source: RawSpan, at position: UInt64) {}
+    func finish(_ status: Int32) { result.store(status, ordering: .releasing) }
+    func resume() { _ = engine.perform(self) }
+}
+
 extension ImageEngine {
     /// Makes the disk `newSize` bytes long, a multiple of 512; what is new reads as zeroes. Control thread; may sleep.
     public func grow(to newSize: UInt64) throws(ImageError) {
@@ -45,6 +63,8 @@ extension ImageEngine {
         }
         try lookThrough()
         try prepare()
+        try checkBehindEnd(entries)
+        try zeroTail(upTo: newSize)
         if geometry.hasDataFile, data.size < newSize {
             try check(data.setSize(newSize), "cannot make the data file longer")
             map.setDataBytes(newSize)
@@ -56,6 +76,36 @@ extension ImageEngine {
             try check(sync(), "cannot make the header durable")
         }
         byteCount.store(newSize, ordering: .releasing)
+    }
+
+    /// Refuses an image with tables behind the end of its disk, whose data would come into sight.
+    private func checkBehindEnd(_ entries: UInt64) throws(ImageError) {
+        try metadataLock.locked { () throws(ImageError) in
+            let known = UInt64(map.l1Count)
+            guard entries > known, l1Capacity > known else { return }
+            let rest = try storage.bytes(at: l1Offset + known * 8, count: Int(l1Capacity - known) * 8)
+            guard rest.allSatisfy({ $0 == 0 }) else {
+                throw ImageError(
+                    .unsupported,
+                    "the image has data behind the end of the disk, which would come into sight; convert it: qemu-img convert "
+                        + "-O qcow2 OLD NEW")
+            }
+        }
+    }
+
+    /// The rest of the last cluster may have what was there before the disk was made smaller. Nobody knows the new size yet.
+    private func zeroTail(upTo newSize: UInt64) throws(ImageError) {
+        let old = size
+        let end = min(newSize, (old + geometry.clusterSize - 1) & ~(geometry.clusterSize - 1))
+        guard old < end, !geometry.hasDataFile else { return }
+        byteCount.store(end, ordering: .releasing)
+        let zeroes = TailZeroes(self, old..<end)
+        _ = perform(zeroes)
+        while !zeroes.isDone { if hasCommitter { usleep(1000) } else { commit() } }
+        guard zeroes.status == 0 else {
+            byteCount.store(old, ordering: .releasing)
+            throw ImageError(.unreadable(-zeroes.status), "cannot zero the rest of the last cluster")
+        }
     }
 
     /// A larger disk is a change too: it waits for the scan, and does it where nobody else does.

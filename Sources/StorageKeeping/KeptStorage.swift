@@ -66,7 +66,7 @@ package struct KeptStorage: Sendable {
     static var mostImages: Int { Int(CLINUX_MOST_DESCRIPTORS) }
 
     /// From the attached image down; one at least.
-    package let images: [Image]
+    package private(set) var images: [Image]
 
     /// These images; nil where there are none, or too many.
     package init?(_ images: [Image]) {
@@ -78,7 +78,14 @@ package struct KeptStorage: Sendable {
     package var identities: [StorageIdentity] { images.map(\.identity) }
 
     /// All open files, as they are sent: those of ``images``, and the second ones of those that have one.
-    var files: [Descriptor] { images.map(\.file) + images.compactMap(\.witness) }
+    package var files: [Descriptor] { images.map(\.file) + images.compactMap(\.witness) }
+
+    /// The same, with those of `files` that are second open files of its images.
+    package func witnessed(by files: [Descriptor]) -> KeptStorage {
+        var storage = self
+        for file in files { _ = storage.images.indices.contains { storage.images[$0].take(file) } }
+        return storage
+    }
 
     /// What was written to one of the files may be lost, and nobody may have been told: the kernel tells an error of writing back once
     /// to each open file, and whoever it told with ``Image/file`` may be dead.

@@ -96,6 +96,33 @@ import Testing
             """)
     }
 
+    /// A disk that grows does not show what is behind its end: not by tables, which QEMU would show, nor in its last cluster.
+    @Test func whatIsBehindTheEndDoesNotComeIntoSight() throws {
+        let folder = try TestFolder()
+        let image = try image(folder)
+        image.put64(2 << 20, at: 24)
+        let engine = try open(SimulatedStorage(image), Said())
+        #expect { try engine.grow(to: 4 << 20) } throws: { "\($0)".contains("data behind the end of the disk") }
+        #expect(engine.size == 2 << 20)
+        engine.close()
+        try Shell.run(
+            """
+            cd \(folder.path) && qemu-img create -q -f qcow2 cut 4M && qemu-io -f qcow2 -c 'write -P 3 0 128k' cut
+            qemu-img resize -q -f qcow2 --shrink cut 33280
+            """)
+        let storage = SimulatedStorage(try ByteImage(contentsOf: folder.file("cut")))
+        let grown = try open(storage, Said())
+        try grown.grow(to: 1 << 20)
+        grown.close()
+        try storage.snapshot.save(folder.file("cut"))
+        try Shell.run(
+            """
+            cd \(folder.path) && qemu-img check -q -f qcow2 cut
+            qemu-io -f qcow2 -c 'read -P 3 0 33280' -c 'read -P 0 33280 1015296' cut | grep -v failed
+            ! qemu-io -f qcow2 -c 'read -P 3 0 33280' -c 'read -P 0 33280 1015296' cut | grep failed
+            """)
+    }
+
     /// The operator is told where on the disk, and not only where in the file.
     @Test func whatCannotBeReadHasItsPlaceOnTheDisk() throws {
         let folder = try TestFolder()

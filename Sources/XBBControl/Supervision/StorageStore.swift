@@ -38,7 +38,7 @@ final class StorageStore {
         }
         guard manager.isPresent else { return }
         manager.removeStored(name(address))
-        manager.store(storage.images.map(\.file), as: name(address))
+        manager.store(storage.files, as: name(address))
     }
 
     /// Forgets the files of a disk.
@@ -52,7 +52,7 @@ final class StorageStore {
     func take(_ address: VBDAddress) -> KeptStorage? {
         guard let files = restored.removeValue(forKey: name(address)) else { return nil }
         if let description = description(address), let storage = description.storage(files),
-            storage.images.count == files.count
+            storage.files.count == files.count
         {
             return storage
         }
@@ -74,9 +74,7 @@ final class StorageStore {
             let raw = clinux_pidfd_getfd(worker.pidfd.raw, number)
             if raw >= 0 { files.append(Descriptor(owning: raw)) }
         }
-        // A device may be open twice, once only to be read: what requests go to is open for writing where anything is.
-        let isWritable = { (file: Descriptor) in clinux_fcntl_int(file.raw, F_GETFL, 0) & O_ACCMODE != O_RDONLY }
-        return description.storage(files.filter(isWritable) + files.filter { !isWritable($0) })
+        return description.storage(files)
     }
 
     private func description(_ address: VBDAddress) -> StorageDescription? {
@@ -115,12 +113,16 @@ private struct StorageDescription {
         }
     }
 
-    /// The storage, if all of it is among `files`, in any order.
-    func storage(_ files: [Descriptor]) -> KeptStorage? {
+    /// The storage, if all of it is among `files`, in any order. A file may be open twice, once only to be read: what requests go to is
+    /// open for writing where anything is, and the other one is its witness.
+    func storage(_ found: [Descriptor]) -> KeptStorage? {
+        let isWritable = { (file: Descriptor) in clinux_fcntl_int(file.raw, F_GETFL, 0) & O_ACCMODE != O_RDONLY }
+        let (writable, readable) = (found.filter(isWritable), found.filter { !isWritable($0) })
+        let files = writable + readable
         let names = files.map { file in StorageIdentity(file: file.raw).map { StorageIdentity.text([$0]) } }
         let ordered = identities.compactMap { identity in
             names.firstIndex { $0.map { $0 == identity } ?? false }.map { files[$0] }
         }
-        return KeptStorage(manifest: manifest, files: ordered)
+        return KeptStorage(manifest: manifest, files: ordered)?.witnessed(by: readable)
     }
 }
