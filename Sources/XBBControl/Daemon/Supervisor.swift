@@ -160,7 +160,7 @@ public final class Supervisor {
         directory = try RunDirectory(settings.runDirectory)
         do throws(OperationError) {
             own = try store.ownDomain()
-            switch try FileLock.attempt(directory.lock) {
+            switch try FileLock.attemptPatiently(directory.lock) {
             case .taken(let lock): ownLock = lock
             case .held(let note):
                 let process = LockNote(reading: note).holder.map { ", process \($0.process)" } ?? ""

@@ -124,6 +124,15 @@ struct FileLock {
         return isTaken ? .taken(FileLock(file: file, note: note, path: path)) : .held(note: note)
     }
 
+    /// The same for half a second: a process that one which died was about to start has its descriptors until it begins.
+    static func attemptPatiently(_ path: String) throws(OperationError) -> Attempt {
+        for _ in 0..<50 {
+            if case .taken(let lock) = try attempt(path) { return .taken(lock) }
+            usleep(10_000)
+        }
+        return try attempt(path)
+    }
+
     /// True while any process holds the lock of `path`. Does not create the file.
     static func isHeld(_ path: String) -> Bool {
         let raw = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0)

@@ -71,13 +71,10 @@ public struct StoreOwner: Equatable, Sendable {
 
     /// Somebody who looks holds the lock for a moment: it is tried for half a second.
     private static func claim(_ path: String, own: DomainID) throws(OperationError) -> FileLock {
-        var note = ""
-        for _ in 0..<50 {
-            switch try FileLock.attempt(path) {
-            case .taken(let lock): return lock
-            case .held(let text): note = text
-            }
-            usleep(10_000)
+        let note: String
+        switch try FileLock.attemptPatiently(path) {
+        case .taken(let lock): return lock
+        case .held(let text): note = text
         }
         let owner = StoreOwner(note: note)
         let who = owner.process.map { "xbbd, process \($0)" } ?? "another xbbd"
