@@ -5,7 +5,7 @@
 #   fuzz.sh run TARGET|all SECONDS    fuzz; what is new goes to build/fuzz/corpus, inputs with a fault to build/fuzz/faults
 #   fuzz.sh replay [TARGET...]        every input of the tree once; the last line counts them, and the status is 0 if none has a fault
 #   fuzz.sh check SECONDS             replay, then fuzz each target for so long; for scripts/test.sh
-#   fuzz.sh keep TARGET|all           the smallest inputs that reach all that build/fuzz/corpus reaches, into the tree
+#   fuzz.sh keep TARGET|all           the smallest inputs that reach all edges that build/fuzz/corpus reaches, into the tree
 #   fuzz.sh coverage [TARGET]         lines of the product's modules that the inputs of build/fuzz/corpus and the tree reach
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -158,7 +158,7 @@ keep)
     for target in $(names "${1:-all}"); do
         [[ -d $grown/$target ]] || continue
         new=$(mktemp -d)
-        fuzz "$target" -merge=1 "$new" "$(corpus "$target")" "$grown/$target" >"build/fuzz/$target.log" 2>&1
+        fuzz "$target" -merge=1 -use_counters=0 "$new" "$(corpus "$target")" "$grown/$target" >"build/fuzz/$target.log" 2>&1
         # Faults that were found stay, whatever they reach, and images of QEMU, which others read, too.
         find "$(corpus "$target")" -type f ! -name 'fault-*' ! -name 'image-*' -delete
         # Small ones first, as many as there is room for.
