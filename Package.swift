@@ -76,10 +76,10 @@ let package = Package(
         .target(name: "Settings", dependencies: ["Base"], swiftSettings: strict),
 
         // What every program says and writes: version, log, JSON.
-        .target(name: "Support", dependencies: ["CLinux"], swiftSettings: strict),
+        .target(name: "Support", dependencies: ["Base", "CLinux"], swiftSettings: strict),
 
         // What happens to a disk, and how a worker tells it.
-        .target(name: "DiskEvents", dependencies: ["Support"], swiftSettings: strict),
+        .target(name: "DiskEvents", dependencies: ["Base", "Support"], swiftSettings: strict),
 
         // The open files of a disk and how they go from one process to the next.
         .target(name: "StorageKeeping", dependencies: ["Base", "CLinux"], swiftSettings: strict),

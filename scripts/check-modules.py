@@ -3,7 +3,8 @@
 """Compares the module table of docs/architecture.md with Package.swift: every module of the product has a row, a row names
 exactly what the module depends on, and all of it stands in rows below. Tests and C libraries of the system have no rows.
 
-Also: a module imports what it depends on, and depends on what it imports; nothing comes along by way of others.
+Also: a module imports what it depends on, and depends on what it imports; nothing comes along by way of others. The package of
+the fuzz targets, which no other check builds, says of the product's modules what Package.swift says.
 
 usage: check-modules.py            compare; exit status 1 where they differ
        check-modules.py --print    rows as they should be, in an order in which all arrows point down
@@ -16,14 +17,15 @@ import sys
 import tempfile
 
 DOCUMENT = "docs/architecture.md"
+IMPORTING = r"^(?:@\w+ |public |package )*import (?:struct |enum |class |func )?(\w+)(?:\.\w+)?$"
+FUZZ = "Tests/Fuzz"
 
 
-def package():
-    """Package.swift as SwiftPM understands it."""
+def package(folder="."):
+    """The Package.swift of a folder as SwiftPM understands it."""
     with tempfile.TemporaryDirectory() as scratch:
-        text = subprocess.run(
-            ["swift", "package", "--scratch-path", scratch, "dump-package"], check=True, capture_output=True, text=True
-        ).stdout
+        words = ["swift", "package", "--package-path", folder, "--scratch-path", scratch, "dump-package"]
+        text = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     return json.loads(text)
 
 
@@ -47,6 +49,24 @@ def targets(package):
     return {name: [d for d in names if d in found] for name, names in found.items()}
 
 
+def fuzzed(product, fuzz):
+    """Where the fuzz targets' package says something else of a module than the product's."""
+    known = {target["name"]: set(dependencies(target)) for target in product["targets"]}
+    problems = []
+    for target in fuzz["targets"]:
+        name, path = target["name"], f"{FUZZ}/{target.get('path')}"
+        if "/Modules/" in path:
+            problems += [f"{name} depends on {d} in Package.swift" for d in known[name] - set(dependencies(target))]
+            problems += [f"{name} depends on {d} here only" for d in set(dependencies(target)) - known[name]]
+            continue
+        imported = set()
+        for file in glob.glob(path + "/*.swift"):
+            imported |= set(re.findall(IMPORTING, open(file, encoding="utf-8").read(), re.M))
+        missing = (imported & set(known)) - set(dependencies(target))
+        problems += [f"{name} imports {d} and does not depend on it" for d in sorted(missing)]
+    return problems
+
+
 def unused(package):
     """What modules in Swift say that they depend on and no file imports, and what they import and do not say.
 
@@ -63,8 +83,7 @@ def unused(package):
         imported = set()
         for file in files:
             text = open(file, encoding="utf-8").read()
-            importing = r"^(?:@\w+ |public |package )*import (?:struct |enum |class |func )?(\w+)(?:\.\w+)?$"
-            imported |= set(re.findall(importing, text, re.M))
+            imported |= set(re.findall(IMPORTING, text, re.M))
         told = set(dependencies(target)) - programs
         told = {name for name in told if name not in ("PluginAPI", "CLinux") or kind != "executable"} | (told & imported)
         problems += [f"{target['name']} depends on {n} and does not import it" for n in sorted(told - imported)]
@@ -118,6 +137,7 @@ def main():
         problems += [f"{name} depends on {d}, which stands above it" for d in told if d in names[: position + 1]]
     problems = [f"{DOCUMENT}: {problem}" for problem in problems]
     problems += [f"Package.swift: {problem}" for problem in unused(described)]
+    problems += [f"{FUZZ}/Package.swift: {problem}" for problem in fuzzed(described, package(FUZZ))]
     for problem in problems:
         print(f"check: {problem}", file=sys.stderr)
     return 1 if problems else 0

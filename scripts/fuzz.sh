@@ -3,10 +3,10 @@
 # Coverage-guided fuzzing of the product's own modules by libFuzzer, with AddressSanitizer: Tests/Fuzz, docs/testing.md.
 #
 #   fuzz.sh run TARGET|all SECONDS    fuzz; what is new goes to build/fuzz/corpus, inputs with a fault to build/fuzz/faults
-#   fuzz.sh replay [TARGET...]        every input of the tree once
+#   fuzz.sh replay [TARGET...]        every input of the tree once; the last line counts them, and the status is 0 if none has a fault
 #   fuzz.sh check SECONDS             replay, then fuzz each target for so long; for scripts/test.sh
-#   fuzz.sh keep TARGET|all           the smallest inputs that reach all that build/fuzz/corpus reaches, into the tree
-#   fuzz.sh coverage                  lines of the product's modules that the inputs of build/fuzz/corpus and the tree reach
+#   fuzz.sh keep TARGET|all           the smallest inputs that reach all edges that build/fuzz/corpus reaches, into the tree
+#   fuzz.sh coverage [TARGET]         lines of the product's modules that the inputs of build/fuzz/corpus and the tree reach
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -31,15 +31,26 @@ targets=(slot ring engine session journal keys offer negotiation broker qcow-rea
 # A crash must end the program, not wait for a debugger.
 export SWIFT_BACKTRACE=enable=no
 
+# Builds the programs of targets, "all" or some, into the directory `scratch`, with the compiler's options `build_options`.
+build_options=()
 build() {
-    local runtime
+    local runtime name
     runtime=$(dirname "$(dirname "$(readlink -f "$(command -v swift)")")")/lib/clang
     runtime=$(find "$runtime" -name "libclang_rt.fuzzer_no_main-$(uname -m).a" | head -n 1)
     [[ -n $runtime ]] || { echo "fuzz: this Swift has no libFuzzer" >&2; exit 1; }
     export XBB_FUZZ_RUNTIME=$runtime
-    local words=(swift build --package-path "$package" --scratch-path "$scratch" -c release -j "${JOBS:-$(nproc)}" "$@")
-    "${words[@]}" >"$root/build/fuzz/build.log" 2>&1 || { tail -n 40 "$root/build/fuzz/build.log"; exit 1; }
+    local words=(swift build --package-path "$package" --scratch-path "$scratch" -c release -j "${JOBS:-$(nproc)}" "${build_options[@]}")
+    for name in $(programs "$@"); do
+        "${words[@]}" --product "$name" >"$root/build/fuzz/build.log" 2>&1 || {
+            echo "FAILED fuzz: $name does not build"
+            tail -n 40 "$root/build/fuzz/build.log"
+            exit 1
+        }
+    done
 }
+
+# The programs of targets, each once.
+programs() { for target in $(names "$@"); do echo "${program[$target]}"; done | sort -u; }
 
 # Runs libFuzzer on a target; further words are its options and directories.
 fuzz() {
@@ -53,6 +64,13 @@ fuzz() {
 
 names() {
     if [[ $# -eq 0 || $1 == all ]]; then printf '%s\n' "${targets[@]}"; else printf '%s\n' "$@"; fi
+}
+
+check_names() {
+    local target
+    for target in $(names "$@"); do
+        [[ -n ${program[$target]:-} ]] || { echo "fuzz: no target $target; there are ${targets[*]}" >&2; exit 64; }
+    done
 }
 
 corpus() { echo "$package/Corpus/$1"; }
@@ -76,34 +94,71 @@ one() {
     report "$log" "$target" "$result"
 }
 
+# Runs each kept input of a target, whole and whatever the others do, and adds to `inputs` and `broken`.
+inputs=0
+broken=0
+replay() {
+    local target=$1 log=$root/build/fuzz/$1-replay.log result seen failed=0 files
+    mapfile -t files < <(find "$(corpus "$target")" -type f | sort)
+    local all=${#files[@]}
+    while [[ ${#files[@]} -gt 0 ]]; do
+        result=0
+        fuzz "$target" "${files[@]}" >"$log" 2>&1 || result=$?
+        # libFuzzer names an input before and after it runs it, and ends at the first fault.
+        seen=$(grep -ac '^Running: ' "$log") || true
+        if [[ $result -eq 0 && $seen -eq ${#files[@]} ]]; then break; fi
+        failed=$((failed + 1))
+        [[ $seen -gt 0 ]] || seen=1
+        echo "FAILED fuzz $target ${files[seen - 1]#"$root/"}"
+        awk '/^Running: / { text = ""; next } { text = text $0 "\n" } END { printf "%s", text }' "$log" | head -n 30 | cut -c1-300
+        files=("${files[@]:seen}")
+    done
+    inputs=$((inputs + all))
+    broken=$((broken + failed))
+    if [[ $all -eq 0 ]]; then
+        echo "FAILED fuzz $target: no kept inputs"
+        return 1
+    fi
+    [[ $failed -eq 0 ]] || return 1
+    echo "ok fuzz $target: $all kept inputs"
+}
+
 mkdir -p build/fuzz "$faults"
 mode=${1:-}
 shift || true
 status=0
 case $mode in
 run)
-    build
+    check_names "${1:-all}"
+    build "${1:-all}"
     for target in $(names "${1:-all}"); do
         mkdir -p "$grown/$target"
         one "$target" -max_total_time="${2:-60}" -reload=0 "$grown/$target" "$(corpus "$target")" || status=1
     done
     ;;
-replay | check)
+replay)
+    check_names "$@"
+    build "$@"
+    for target in $(names "$@"); do replay "$target" || status=1; done
+    echo "replay: $inputs inputs, $broken with a fault"
+    ;;
+check)
     build
-    for target in $(names "${targets[@]}"); do
-        one "$target" -runs=0 "$(corpus "$target")" || status=1
-        [[ $mode == check ]] || continue
+    for target in "${targets[@]}"; do replay "$target" || status=1; done
+    echo "replay: $inputs inputs, $broken with a fault"
+    for target in "${targets[@]}"; do
         work=$(mktemp -d)
         one "$target" -max_total_time="${1:-2}" -reload=0 "$work" "$(corpus "$target")" || status=1
         rm -r "$work"
     done
     ;;
 keep)
-    build
+    check_names "${1:-all}"
+    build "${1:-all}"
     for target in $(names "${1:-all}"); do
         [[ -d $grown/$target ]] || continue
         new=$(mktemp -d)
-        fuzz "$target" -merge=1 "$new" "$(corpus "$target")" "$grown/$target" >"build/fuzz/$target.log" 2>&1
+        fuzz "$target" -merge=1 -use_counters=0 "$new" "$(corpus "$target")" "$grown/$target" >"build/fuzz/$target.log" 2>&1
         # Faults that were found stay, whatever they reach, and images of QEMU, which others read, too.
         find "$(corpus "$target")" -type f ! -name 'fault-*' ! -name 'image-*' -delete
         # Small ones first, as many as there is room for.
@@ -114,8 +169,10 @@ keep)
     done
     ;;
 coverage)
+    check_names "${1:-all}"
     scratch=$root/build/fuzz/coverage
-    build -Xswiftc -profile-generate -Xswiftc -profile-coverage-mapping
+    build_options=(-Xswiftc -profile-generate -Xswiftc -profile-coverage-mapping)
+    build "${1:-all}"
     rm -f build/fuzz/*.profraw
     for target in $(names "${1:-all}"); do
         mkdir -p "$grown/$target"
@@ -124,7 +181,7 @@ coverage)
     tools=$(dirname "$(readlink -f "$(command -v swift)")")
     "$tools/llvm-profdata" merge -o build/fuzz/all.profdata build/fuzz/*.profraw
     objects=()
-    for name in fuzz-ring fuzz-queue fuzz-store fuzz-image fuzz-control; do objects+=(-object "$scratch/release/$name"); done
+    for name in $(programs "${1:-all}"); do objects+=(-object "$scratch/release/$name"); done
     "$tools/llvm-cov" report "${objects[@]}" -instr-profile build/fuzz/all.profdata \
         -ignore-filename-regex='Tests/|Kit/|Driver/' >build/fuzz/coverage.txt
     # Lines by module: the fifth to the third last columns are those of lines.

@@ -22,7 +22,7 @@ grep -E '^(qcow corpus|qcow2 written.*|hostile.*|rounds|noise|many disks|kills|p
 grep -qE '^✔ Test run with [1-9]' "$log" || result=1
 [[ $kills -eq 0 ]] || result=1
 scripts/fuzz.sh check "${XBB_FUZZ_SECONDS:-60}" >build/test-logs/fuzz.log 2>&1 || result=1
-grep -E '^(ok|FAILED) ' build/test-logs/fuzz.log
+grep -E '^(ok|FAILED|replay:) ' build/test-logs/fuzz.log
 if [[ $(id -u) -eq 0 ]]; then
     scripts/deb-test.sh walk >build/test-logs/walk.log 2>&1 || { cat build/test-logs/walk.log; result=1; }
     tail -n 1 build/test-logs/walk.log

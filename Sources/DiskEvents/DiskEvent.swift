@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What happens to a disk, in the words of `xbbctl events`. Pure.
+import Base
 public import Support
 
 /// What happened.
@@ -52,7 +53,7 @@ public struct DiskEventDetails: Equatable, Sendable {
             }
             guard Self.texts.contains(member.name), let text = member.value.string else { return nil }
             let scalars = text.unicodeScalars.prefix(Self.longestText).map { scalar in
-                scalar.value < 0x20 || (0x7f..<0xa0).contains(scalar.value) ? "?" : scalar
+                String(scalar).hasControlCharacters ? "?" : scalar
             }
             return (member.name, .string(String(String.UnicodeScalarView(scalars))))
         }

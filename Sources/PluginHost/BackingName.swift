@@ -96,7 +96,7 @@ package struct BackingName {
 
     /// A name with everything removed that could disturb a terminal or a log.
     package static func shown(_ name: String) -> String {
-        String(name.unicodeScalars.prefix(200).map { $0.value < 0x20 || $0.value == 0x7f ? "?" : Character($0) })
+        String(name.unicodeScalars.prefix(200).map { String($0).hasControlCharacters ? "?" : Character($0) })
     }
 
     private static func folder(of path: String) -> String {

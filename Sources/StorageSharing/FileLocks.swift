@@ -99,7 +99,8 @@ struct FileLocks {
 
     private static func name(_ process: Int32) -> String {
         let comm = SmallFile.contents("/proc/\(process)/comm", limit: 64) ?? []
-        let name = String(decoding: comm.filter { $0 >= 0x20 && $0 != 0x7f }, as: UTF8.self)
+        let text = String(decoding: comm, as: UTF8.self).unicodeScalars.filter { !String($0).hasControlCharacters }
+        let name = String(String.UnicodeScalarView(text))
         return name.isEmpty ? "process \(process)" : "\(name), process \(process)"
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A JSON value and its text. Objects keep their order and numbers their digits, so a value that was read can be passed
 // on unchanged.
+import Base
 
 /// A JSON value (RFC 8259).
 public enum JSON: Sendable {
@@ -100,7 +101,10 @@ public enum JSON: Sendable {
     private static func quote(_ text: String, _ output: inout String) {
         output += "\""
         // Nearly all texts stand for themselves.
-        if text.utf8.allSatisfy({ $0 >= 0x20 && $0 != 0x7f && $0 != UInt8(ascii: "\"") && $0 != UInt8(ascii: "\\") }) {
+        let isPlain = text.utf8.allSatisfy {
+            $0 >= 0x20 && $0 < 0x7f && $0 != UInt8(ascii: "\"") && $0 != UInt8(ascii: "\\")
+        }
+        if isPlain {
             output += text
             output += "\""
             return
@@ -112,7 +116,7 @@ public enum JSON: Sendable {
             case "\n": output += "\\n"
             case "\t": output += "\\t"
             case "\r": output += "\\r"
-            case _ where scalar.value < 0x20 || scalar.value == 0x7f:
+            case _ where String(scalar).hasControlCharacters:
                 let digits = String(scalar.value, radix: 16)
                 output += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
             default: output.unicodeScalars.append(scalar)

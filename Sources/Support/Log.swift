@@ -97,9 +97,7 @@ public struct Log: Sendable {
     public var tellingDeadline: UInt64 { limit?.deadline ?? .max }
 
     private func put(_ level: LogLevel, _ text: String, _ suffix: String = "") {
-        let parts = Array(text.utf8.prefix(1000)) + Array(suffix.utf8)
-        let bytes = parts.map { $0 < 0x20 || $0 == 0x7f ? UInt8(ascii: "?") : $0 }
-        let message = String(decoding: bytes, as: UTF8.self)
+        let message = String(decoding: text.utf8.prefix(1000), as: UTF8.self).withoutControlCharacters + suffix
         history?.add(level, message, vbd)
         file?.add(level, message)
         sink.write(

@@ -84,8 +84,8 @@ public final class LogFile: @unchecked Sendable {
     }
 
     private static func line(_ bytes: ArraySlice<UInt8>, _ vbd: (domain: UInt16, device: UInt32)) -> LogHistory.Line? {
-        let clean = bytes.prefix(1100).map { $0 < 0x20 || $0 == 0x7f ? UInt8(ascii: "?") : $0 }
-        let parts = String(decoding: clean, as: UTF8.self).split(separator: " ", maxSplits: 2)
+        let text = String(decoding: bytes.prefix(1100), as: UTF8.self).withoutControlCharacters
+        let parts = text.split(separator: " ", maxSplits: 2)
         guard parts.count == 3, let level = LogLevel(word: String(parts[1])) else { return nil }
         let time = parts[0].split(separator: ".")
         guard time.count == 2, let seconds = UInt64(time[0]), let part = UInt64(time[1]), seconds < 100_000_000_000,

@@ -134,6 +134,10 @@ import Testing
             ("[worker]\nuser = a b", "xbb.conf:2: user 'a b': expected a name as in /etc/passwd or /etc/group"),
             ("[worker]\nuser = \"xbb", "xbb.conf:2: the value of 'user' begins with '\"' and does not end with"),
             ("[worker]\nuser = a\u{1}b", "xbb.conf:2: the value of 'user' has control characters"),
+            ("[worker]\nuser = a\u{9b}2J", "xbb.conf:2: the value of 'user' has control characters"),
+            ("[work\u{7f}\u{1b}er", "xbb.conf:1: '[work\\u{7f}\\u{1b}er' is no section"),
+            ("a\u{9b}2J", "xbb.conf:1: 'a\\u{9b}2J': expected 'key = value'"),
+            ("a\u{2028}b = c", "xbb.conf:1: 'a\\u{2028}b' is no key"),
             (
                 "[tunables]\nflush-interval = -1",
                 "xbb.conf:2: flush-interval '-1': expected a number from 0 to 1000000000"

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
+import Base
 import PluginHost
 import Support
 import TestSupport
@@ -21,6 +22,15 @@ import Testing
     @Test("white space and escapes") func escapes() throws {
         #expect(try JSON(parsing: " \t\r\n[ 1 , 2 ]\n").serialized == "[1,2]")
         #expect(try JSON(parsing: "\"\\u00e9\\ud83d\\ude00\\/\\b\\f\"") == .string("\u{e9}\u{1f600}/\u{8}\u{c}"))
+    }
+
+    @Test("no text is written with a character that moves a cursor or ends a line") func control() throws {
+        for code in Array(UInt32(0)..<0x20) + Array(0x7f..<0xa0) + [0x2028, 0x2029] {
+            let text = "é" + String(try #require(Unicode.Scalar(code)))
+            let written = JSON.object([(text, .string(text))]).serialized
+            #expect(!written.hasControlCharacters, "\(code)")
+            #expect(try JSON(parsing: written) == .object([(text, .string(text))]))
+        }
     }
 
     @Test(

@@ -182,7 +182,7 @@ import Testing
     @Test("labels: quotes, lines, control characters, and no more than 256 bytes") func labels() {
         func label(_ value: String) -> String { String(decoding: MetricsText.label("a", value), as: UTF8.self) }
         #expect(label("x") == #"a="x""#)
-        #expect(label("a\"b\\c\nd\u{1b}\u{7f}é") == #"a="a\"b\\c\nd??é""#)
+        #expect(label("a\"b\\c\nd\u{1b}\u{7f}\u{9b}\u{2028}é") == #"a="a\"b\\c\nd????é""#)
         #expect(label(String(repeating: "é", count: 1000)).utf8.count == 4 + 256)
     }
 

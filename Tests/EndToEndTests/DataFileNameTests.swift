@@ -70,7 +70,7 @@ extension EndToEnd {
             let device = try disk.connect()
             let twin = try lab.attachForWriting("twin", number: 51728, options: grant)
             try eventually("a refusal") { try twin.key("hotplug-error") != nil }
-            #expect(try twin.key("hotplug-error")?.contains("in use") == true)
+            #expect(try twin.key("hotplug-error")?.contains("another process has it open") == true)
             #expect(try lab.run("qemu-io -f raw -c 'write 0 512' data 2>&1 || true").contains("lock"))
             try device.close()
             try twin.detach()

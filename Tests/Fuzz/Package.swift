@@ -41,7 +41,7 @@ let package = Package(
         .systemLibrary(name: "CXen", path: "Modules/CXen"),
         module("Memory", ["CRing", "CLinux"]),
         module("Base", ["CLinux"]),
-        module("Support", ["CLinux"]),
+        module("Support", ["Base", "CLinux"]),
         module("Blkif", ["Memory"]),
         module("StorageKeeping", ["Base", "CLinux"]),
         module("Xen", ["Base", "CXen", "CLinux", "Memory"]),
@@ -56,9 +56,10 @@ let package = Package(
         module("StoreBroker", ["Base", "CLinux", "Support", "Xen", "XenBus"]),
         module("ImageCore"),
         module("QCOW2", ["ImageCore"]),
-        module("QCOWEngine", ["ImageCore", "QCOW2"]),
+        module("ImageWriting", ["ImageCore"]),
+        module("QCOWEngine", ["ImageCore", "ImageWriting", "QCOW2"]),
         module("Settings", ["Base"]),
-        module("DiskEvents", ["Support"]),
+        module("DiskEvents", ["Base", "Support"]),
         module("StorageSharing", ["Base", "CLinux", "Xen", "XenBus"]),
         module(
             "XBBControl",
@@ -74,10 +75,10 @@ let package = Package(
                 "Base", "BlockQueue", "Blkif", "Memory", "Xen", "CXen", "PluginAPI", "PluginHost", "PluginPort",
             ]),
         program("fuzz-store", path: "Store", ["Base", "Blkif", "Memory", "StoreBroker", "Support", "Xen", "XenBus"]),
-        program("fuzz-image", path: "Image", ["ImageCore", "QCOW2", "QCOWEngine"]),
+        program("fuzz-image", path: "Image", ["ImageCore", "ImageWriting", "QCOW2", "QCOWEngine"]),
         program(
             "fuzz-control", path: "Control",
-            ["DiskEvents", "PluginHost", "Settings", "StorageKeeping", "Support", "XBBControl", "XenBus"]),
+            ["Base", "DiskEvents", "PluginHost", "Settings", "StorageKeeping", "Support", "XBBControl", "XenBus"]),
     ],
     swiftLanguageModes: [.v6]
 )

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The syntax of xbb.conf: sections, "key = value", comments. Pure.
+import Base
 
 /// One "key = value" of a configuration file.
 struct ConfigurationEntry: Equatable {
@@ -42,7 +43,7 @@ enum ConfigurationText {
         let lines = text.split(omittingEmptySubsequences: false) { $0 == "\n" || $0 == "\r\n" }
         for (index, raw) in lines.enumerated() {
             func problem(_ text: String) {
-                problems.append(ConfigurationProblem(file: file, line: index + 1, text: text))
+                problems.append(ConfigurationProblem(file: file, line: index + 1, text: TextTable.printable(text)))
             }
             let line = trimmed(raw)
             guard let first = line.first, first != "#", first != ";" else { continue }
@@ -75,7 +76,7 @@ enum ConfigurationText {
                 }
                 value = value.dropFirst().dropLast()
             }
-            guard value.unicodeScalars.allSatisfy({ $0.value >= 0x20 && $0.value != 0x7f }) else {
+            guard !String(value).hasControlCharacters else {
                 problem("the value of '\(key)' has control characters")
                 continue
             }

@@ -7,18 +7,31 @@ import Support
 struct DiskEvent: Equatable {
     /// Its place among all events of an epoch, from 1.
     let sequence: UInt64
-    /// When it happened, in seconds since 1970, or when xbbd learned of it.
+    /// When it happened, in seconds since 1970, or when xbbd learned of it: whole milliseconds, as it is written and told.
     let time: Double
     let address: VBDAddress
     let kind: DiskEventKind
     let details: DiskEventDetails
     /// Events of this disk that came too often before it, and are told nowhere.
-    var suppressed: UInt64 = 0
+    var suppressed: UInt64
+
+    /// An event; `time` is rounded to milliseconds.
+    init(
+        sequence: UInt64, time: Double, address: VBDAddress, kind: DiskEventKind, details: DiskEventDetails,
+        suppressed: UInt64 = 0
+    ) {
+        self.sequence = sequence
+        self.time = (time * 1000).rounded() / 1000
+        self.address = address
+        self.kind = kind
+        self.details = details
+        self.suppressed = suppressed
+    }
 
     /// A line of `xbbctl events --json`, but for the epoch.
     var members: [JSON.Member] {
         [
-            ("seq", .integer(sequence)), ("time", .decimal((time * 1000).rounded() / 1000)),
+            ("seq", .integer(sequence)), ("time", .decimal(time)),
             ("event", .string(kind.rawValue)), ("vbd", .string("\(address)")), ("domid", .integer(address.domain)),
             ("devid", .integer(address.device)), ("device", .string(VirtualDevice.name(of: address.device))),
         ] + (suppressed > 0 ? [("suppressed", .integer(suppressed))] : []) + details.members

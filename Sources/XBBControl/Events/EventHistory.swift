@@ -161,7 +161,7 @@ struct EventHistory {
     static func line(_ event: DiskEvent) -> [UInt8] { Array((JSON.object(event.members).serialized + "\n").utf8) }
 
     /// Reads ``text`` and what was added to it by ``line(_:)``; nil where it is nothing of the kind. A line that was not written
-    /// to its end is left out.
+    /// to its end is left out, and so is one whose number is not above all before it.
     init?(text: [UInt8]) {
         var lines = text.split(separator: UInt8(ascii: "\n"), omittingEmptySubsequences: false)[...]
         // Behind the last line feed stands nothing, or a part of a line.
@@ -180,7 +180,11 @@ struct EventHistory {
                 isConnected: words.contains("connected"), isPaused: words.contains("paused"),
                 hasFailed: words.contains("failed"))
         }
-        let found = lines.compactMap { Self.json($0).flatMap { DiskEvent($0) } }
+        var last: UInt64 = 0
+        let found = lines.compactMap { Self.json($0).flatMap { DiskEvent($0) } }.filter { event in
+            defer { last = max(last, event.sequence) }
+            return event.sequence > last
+        }
         // Events before the header's number are in its states; they are kept to be told.
         self.init(epoch: epoch, next: next, states: states)
         events = found.filter { $0.sequence < next }.suffix(Self.limit)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The two text formats of Prometheus. Pure.
+import Base
 
 /// A format of metrics.
 public enum MetricsFormat: String, CaseIterable, Sendable {
@@ -146,15 +147,15 @@ struct MetricsText {
         var bytes = Array(name.utf8) + [UInt8(ascii: "="), UInt8(ascii: "\"")]
         var taken = 0
         for scalar in value.unicodeScalars {
-            let text = String(scalar).utf8
-            taken += text.count
+            let text = String(scalar)
+            taken += text.utf8.count
             if taken > 256 { break }
             switch scalar {
             case "\\": bytes += "\\\\".utf8
             case "\"": bytes += "\\\"".utf8
             case "\n": bytes += "\\n".utf8
-            case _ where scalar.value < 0x20 || scalar.value == 0x7f: bytes.append(UInt8(ascii: "?"))
-            default: bytes += text
+            case _ where text.hasControlCharacters: bytes.append(UInt8(ascii: "?"))
+            default: bytes += text.utf8
             }
         }
         bytes.append(UInt8(ascii: "\""))

@@ -45,7 +45,7 @@ public struct ExchangeTarget: Equatable, Sendable {
     init(parsing words: [String]) throws(ControlError) {
         guard words.count == 4, DiskSpecification.isFormat(words[0]),
             let options = Self.decoded(words[2]), let location = Self.decoded(words[3]), !location.isEmpty,
-            location.utf8.count <= 4096, !location.utf8.contains(0)
+            location.utf8.count <= 4096, !location.hasControlCharacters
         else { throw ControlError("expected STORAGE as FORMAT NUMBER OPTIONS LOCATION") }
         format = words[0]
         self.options = try PluginOptions(options.split(separator: ",").map(String.init)).text

@@ -89,7 +89,7 @@ public struct PluginOptions: Equatable, Sendable {
         for option in options {
             let parts = option.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
             guard parts.count == 2, !parts[0].isEmpty, parts[0].utf8.allSatisfy(Self.isKeyByte),
-                parts[1].utf8.allSatisfy({ $0 >= 0x20 && $0 != 0x7f && $0 != UInt8(ascii: ",") })
+                !String(parts[1]).hasControlCharacters, !parts[1].utf8.contains(UInt8(ascii: ","))
             else { throw ControlError("'\(option)' is no option: expected KEY=VALUE without ','", status: .usage) }
         }
         text = options.joined(separator: ",")

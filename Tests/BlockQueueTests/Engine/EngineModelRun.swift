@@ -290,7 +290,7 @@ final class EngineModelRun {
         let refusal: Int16 = -1
         switch random.below(8) {
         case 0:
-            let id = random.next()
+            let id = rig.unusedID(random.next())
             // 6 is an indirect request where these are offered.
             let wire = random.pick(indirectSegments > 0 ? [4, 7, 200, 255] : [4, 6, 7, 200, 255] as [UInt8])
             rig.guest.put(rig.guest.encoder.slot(operation: wire, id: id, firstSector: 0, segments: []))
@@ -304,7 +304,7 @@ final class EngineModelRun {
         case 4: model.sending(rig.send(.read, -1 - random.below(100), rig.segments(8)), refusal: refusal)
         case 5:
             let bad = BlockSegment(reference: rig.newPage(), firstSector: 5, lastSector: 5)
-            let id = random.next()
+            let id = rig.unusedID(random.next())
             var slot = rig.guest.encoder.slot(operation: 0, id: id, firstSector: 0, segments: [bad])
             let last = random.pick([4, 8, 255] as [UInt8])
             rig.guest.encoder.setSegment(

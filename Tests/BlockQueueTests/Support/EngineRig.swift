@@ -432,6 +432,13 @@ final class EngineRig {
 
     func forget(_ sent: Sent) { statuses[sent.id] = nil }
     func forgetAnswers() { answers.removeAll(keepingCapacity: true) }
+    /// `id`, or the next one that no request on the ring has: answers are told apart by it. An input of a fuzzer may be all zeroes.
+    func unusedID(_ id: UInt64) -> UInt64 {
+        var id = id
+        while pending[id] != nil { id &+= 1 }
+        return id
+    }
+
     /// A request of the test's own making, with an answer to come.
     func expectAnswer(_ id: UInt64, _ operation: UInt8) { pending[id] = operation }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Files of the run directory, as a worker that was taken over or a full file system leaves them.
+import Base
 import DiskEvents
 import StorageKeeping
 import Support
@@ -40,7 +41,7 @@ func readFiles() -> [String] {
     let details = DiskEventDetails(((try? JSON(parsing: bytes)) ?? .null).members)
     for member in details.members {
         let text = member.value.string ?? ""
-        if text.unicodeScalars.contains(where: { $0.value < 0x20 }) || text.unicodeScalars.count > 300 {
+        if text.hasControlCharacters || text.unicodeScalars.count > 300 {
             problems.append("details \(text.debugDescription)")
         }
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // JSON of a worker, a plugin or a client of QMP.
+import Base
 import Support
 import TestSupport
 
@@ -15,8 +16,7 @@ func readJSON() -> [String] {
     let text = value.serialized
     guard let again = try? JSON(parsing: text), again == value else { return ["\(text) is not what was read"] }
     // What a worker says goes to terminals.
-    let isClean = text.utf8.allSatisfy { $0 >= 0x20 && $0 != 0x7f }
-    return isClean ? [] : ["control characters in \(text.debugDescription)"]
+    return !text.hasControlCharacters ? [] : ["control characters in \(text.debugDescription)"]
 }
 
 /// The answers of workers as metrics.
@@ -37,7 +37,9 @@ func readMetrics() -> [String] {
     ])
     let text = MetricsReport.text(flags & 2 == 0 ? answer : value, format)
     let lines = text.split(separator: UInt8(ascii: "\n"))
-    for line in lines where line.contains(where: { $0 < 0x20 }) { return ["a line with control characters"] }
+    for line in lines where String(decoding: line, as: UTF8.self).hasControlCharacters {
+        return ["a line with control characters"]
+    }
     // A worker makes no series: the families of one disk, and some storage errors.
     return flags & 2 == 0 && lines.count > 1000 ? ["\(lines.count) lines for one disk"] : []
 }

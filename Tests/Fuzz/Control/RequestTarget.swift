@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // What clients send to xbbd and to the port of metrics, and what a user says to xbbctl.
+import Base
 import Settings
 import Support
 import TestSupport
@@ -30,7 +31,7 @@ func readRequest() -> [String] {
         problems.append("a size of \(new)")
     }
     if let disk = try? DiskSpecification(parsing: text, workingDirectory: "/work", isOpaque: { $0 == "nbd" }) {
-        if disk.target.unicodeScalars.contains(where: { $0.value < 0x20 }) {
+        if disk.target.hasControlCharacters {
             problems.append("target \(disk.target.debugDescription)")
         }
         _ = try? PluginOptions(disk.options)

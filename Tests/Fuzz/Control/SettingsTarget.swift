@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // xbb.conf and the options of a disk.
+import Base
 import Settings
 import TestSupport
 
@@ -20,8 +21,10 @@ func readSettings() -> [String] {
         }
         _ = SettingsSchema.queueMemory(read.values)
     } catch {
-        let isClean = "\(error)".unicodeScalars.allSatisfy { $0.value >= 0x20 || $0 == "\n" || $0 == "\t" }
-        if !isClean { problems.append("an error that cannot be shown: \("\(error)".debugDescription)") }
+        // Lines are logged one by one.
+        if "\(error)".split(separator: "\n").contains(where: { String($0).hasControlCharacters }) {
+            problems.append("an error that cannot be shown: \("\(error)".debugDescription)")
+        }
     }
     var options: [String: String] = [:]
     for line in text.split(separator: "\n") {
