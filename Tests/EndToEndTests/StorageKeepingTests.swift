@@ -426,7 +426,8 @@ extension EndToEnd {
             var stored: [Stored] = []
             try eventually("the files to be stored") {
                 takeStored(socket, &stored)
-                return stored.first?.files.count == 1
+                // The image, and the second open file of it.
+                return stored.first?.files.count == 2
             }
             #expect(stored.first?.name == "storage-vbd-\(served.guest.id)-51712")
             let worker = try #require(try lab.worker())

@@ -156,9 +156,16 @@ final class SwapLab {
 
     /// What the disk is served from.
     func served() throws -> String {
-        let answer = try control("show", "--json")
-        let value = try JSONSerialization.jsonObject(with: Data(answer.text.utf8)) as? [String: Any]
-        return value?["path"] as? String ?? "nothing: \(answer.text)"
+        var path: String?
+        // Between two workers there is no answer.
+        try eventually("an answer of a worker; log: \(lab.log.suffix(3000))") {
+            let answer = try control("show", "--json")
+            guard answer.status == 0 else { return false }
+            let value = try JSONSerialization.jsonObject(with: Data(answer.text.utf8)) as? [String: Any]
+            path = value?["path"] as? String ?? "nothing: \(answer.text)"
+            return true
+        }
+        return path ?? ""
     }
 
     /// Waits until a worker serves the guest; and nothing is left of an exchange or a pause.
