@@ -221,7 +221,7 @@ extension XBBCtl {
                     // -d: the image above stays as it is, so that it can be served until the one below is.
                     try ImageTool().run(
                         ["commit", "-d"] + XBBCtl.progress(format) + ["-f", "qcow2", "--", top.path], meanwhile: renew)
-                    ImageTool.sync(below.path)
+                    try ImageTool.makeDurable(below.path)
                     try renew()
                     _ = try XBBCtl.swap(
                         reference, to: below, plugin.option, if: .release(release), connection)
@@ -277,7 +277,7 @@ extension XBBCtl {
                         ["rebase"] + XBBCtl.progress(format)
                             + ["-f", "qcow2", "-b", disk.path, "-F", disk.format.name, "--", top.path],
                         meanwhile: renew)
-                    ImageTool.sync(top.path)
+                    try ImageTool.makeDurable(top.path)
                 }
                 XBBCtl.tell(
                     [("result", .string("rebased")), ("image", .string(top.path)), ("below", .string(disk.path))],

@@ -88,6 +88,14 @@ public struct ImageTool: Sendable {
         }
     }
 
+    /// Makes an image durable that qemu-img has written. Throws where that fails: some of it may be lost.
+    public static func makeDurable(_ path: String) throws(ControlError) {
+        let raw = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0)
+        guard raw >= 0 else { throw ControlError("cannot make \(path) durable: \(errnoText(errno))") }
+        let file = Descriptor(owning: raw)
+        if fsync(file.raw) != 0 { throw ControlError("cannot make \(path) durable: \(errnoText(errno))") }
+    }
+
     /// Writes what is cached of a file or folder; it is no error where that cannot be.
     public static func sync(_ path: String) {
         let raw = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0)
