@@ -16,9 +16,11 @@ package final class ImageChain: Sendable {
         let identity: StorageIdentity
         /// Open as long as the disk is.
         let file: Int32
-        /// The same file, opened a second time: what is synced by it takes no error of writing back away from the plugin, to which the
-        /// kernel tells it once. nil where the file is only read, or cannot be opened so.
+        /// The same file, opened a second time, for successors alone: the kernel tells an error of writing back once to each open file, and
+        /// this one is asked when a process has died. nil where the file is only read, or cannot be opened so.
         let witness: Descriptor?
+        /// Opened a third time: what is synced by it takes no error away from the plugin, nor from a successor.
+        let synced: Descriptor?
     }
 
     private struct State {
@@ -52,6 +54,7 @@ package final class ImageChain: Sendable {
             throw OperationError(.open, "cannot examine \(path)", .errno(errno))
         }
         let witness = inherited?.images.first { $0.identity == identity }?.witness ?? Self.openAgain(file)
+        let synced = Self.openAgain(file)
         let most = policy.mostImages
         let problem: String? = state.withLock { state in
             if !state.seen.insert(identity).inserted {
@@ -63,7 +66,7 @@ package final class ImageChain: Sendable {
                     + "(qemu-img commit, qemu-img convert)"
             }
             state.images.append(
-                Image(path: path, format: format, identity: identity, file: file, witness: witness))
+                Image(path: path, format: format, identity: identity, file: file, witness: witness, synced: synced))
             return nil
         }
         if let problem { throw OperationError(.open, problem) }

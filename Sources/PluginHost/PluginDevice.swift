@@ -263,7 +263,7 @@ public final class PluginDevice: @unchecked Sendable {
     /// without a file nothing. The plugin's next sync finds an error, too. Blocks; any thread, while the disk is open.
     package func sync() throws(OperationError) {
         for image in chain.images
-        where fsync(image.witness?.raw ?? image.file) != 0 && errno != EINVAL && errno != EROFS {
+        where fsync(image.synced?.raw ?? image.file) != 0 && errno != EINVAL && errno != EROFS {
             throw OperationError(errno, "fsync \(image.path)")
         }
     }
@@ -271,7 +271,7 @@ public final class PluginDevice: @unchecked Sendable {
     /// The guest was told that a flush has failed: ``sync()`` and a successor need not find the same error again. Any thread, while
     /// the disk is open.
     package func forgetToldError() {
-        chain.images.compactMap(\.witness).forEach { _ = KeptStorage.Image.takeError(of: $0) }
+        chain.images.flatMap { [$0.witness, $0.synced] }.compactMap(\.self).forEach(KeptStorage.Image.forgetError)
     }
 
     /// The most queues of the host that can be open at once.

@@ -47,11 +47,23 @@ package struct KeptStorage: Sendable {
             self.witness = witness
         }
 
-        /// Whether writing back has failed since this open file was asked for the last time. Neither writes nor
-        /// waits: where nothing can be there is nothing to wait for, and the error is told for all of the file.
-        package static func takeError(of witness: Descriptor) -> Bool {
-            sync_file_range(witness.raw, 1 << 62, 1, UInt32(SYNC_FILE_RANGE_WAIT_BEFORE)) != 0
+        /// Whether writing back has failed since this open file was asked for the last time, or that was found and nobody was told:
+        /// the finding stands in the position of the open file, which goes with it to each successor, until ``forgetError(of:)``.
+        /// Neither writes nor waits: where nothing can be there is nothing to wait for, and the error is told for all of the file.
+        package static func hasError(_ witness: Descriptor) -> Bool {
+            let isNew =
+                sync_file_range(witness.raw, 1 << 62, 1, UInt32(SYNC_FILE_RANGE_WAIT_BEFORE)) != 0
                 && [EIO, ENOSPC, EDQUOT].contains(errno)
+            if isNew { _ = lseek(witness.raw, untold, SEEK_SET) }
+            return isNew || lseek(witness.raw, 0, SEEK_CUR) == untold
+        }
+        /// A place that nobody else makes the position of a witness.
+        private static let untold: off_t = 7
+
+        /// The guest was told of all errors so far.
+        package static func forgetError(of witness: Descriptor) {
+            _ = hasError(witness)
+            _ = lseek(witness.raw, 0, SEEK_SET)
         }
 
         /// Takes a second open file on, if it is of this image.
@@ -91,7 +103,7 @@ package struct KeptStorage: Sendable {
     /// to each open file, and whoever it told with ``Image/file`` may be dead.
     package var hasLostWrites: Bool {
         images.contains { image in
-            image.witness.map(Image.takeError) ?? false
+            image.witness.map(Image.hasError) ?? false
         }
     }
 

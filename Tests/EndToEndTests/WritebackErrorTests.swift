@@ -91,8 +91,12 @@ extension EndToEnd {
             let full = try FullDevice(format: format)
             try full.write()
             let worker = try #require(try full.swap.lab.worker())
+            // What a command has found is not what a successor has to go by.
+            #expect(try full.swap.control("pause", "--timeout 60").status != 0)
             // As a flush does whose process is killed before it returns: by the very open file that the worker has.
             #expect(try full.syncByFile(of: worker) != 0)
+            _ = try full.swap.killWorker()
+            // Nor is it forgotten by a second death before the guest was told.
             _ = try full.swap.killWorker()
             #expect(full.swap.lab.log.has("writing back failed while the process before died"), "\(full.swap.lab.log)")
             #expect(try full.flush() != 0, "\(full.swap.lab.log)")
