@@ -80,17 +80,39 @@ extension ImageEngine {
 
     /// Refuses an image with tables behind the end of its disk, whose data would come into sight.
     private func checkBehindEnd(_ entries: UInt64) throws(ImageError) {
-        try metadataLock.locked { () throws(ImageError) in
+        let isClean = try metadataLock.locked { () throws(ImageError) -> Bool in
             let known = UInt64(map.l1Count)
-            guard entries > known, l1Capacity > known else { return }
+            guard entries > known, l1Capacity > known else { return true }
             let rest = try storage.bytes(at: l1Offset + known * 8, count: Int(l1Capacity - known) * 8)
-            guard rest.allSatisfy({ $0 == 0 }) else {
-                throw ImageError(
-                    .unsupported,
-                    "the image has data behind the end of the disk, which would come into sight; convert it: qemu-img convert "
-                        + "-O qcow2 OLD NEW")
-            }
+            return rest.allSatisfy { $0 == 0 }
         }
+        let hasMore = try lastTableHasMore()
+        guard isClean, !hasMore else {
+            throw ImageError(
+                .unsupported,
+                "the image has data behind the end of the disk, which would come into sight; convert it: qemu-img convert "
+                    + "-O qcow2 OLD NEW")
+        }
+    }
+
+    /// The table of the disk's last cluster has entries behind that one.
+    private func lastTableHasMore() throws(ImageError) -> Bool {
+        var cluster = (size + geometry.clusterSize - 1) >> geometry.clusterBits
+        // Where the next cluster has another table, the L1 entry tells.
+        while cluster & (1 << geometry.l2Bits - 1) != 0 {
+            let piece: ClusterMap.Piece?
+            do throws(ReadFault) { piece = try map.lockPiece(of: cluster) } catch {
+                throw ImageError(.unreadable(error.code), "\(error.cause)")
+            }
+            guard let piece else { return false }
+            defer { map.unlock(piece) }
+            let first = map.index(cluster)
+            for index in first..<piece.count where piece[index].raw & ~L2Entry.copied != 0 || piece[index].bitmap != 0 {
+                return true
+            }
+            cluster += UInt64(piece.count - first)
+        }
+        return false
     }
 
     /// The rest of the last cluster may have what was there before the disk was made smaller. Nobody knows the new size yet.

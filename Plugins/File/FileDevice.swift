@@ -116,7 +116,8 @@ final class FileDevice: DescriptorDisk, ResizableDisk, MappedDisk, @unchecked Se
     }
 
     override func describe(_ info: inout DiskInfo) {
-        info.capabilities = [.write, .flush, .force, .writeZeroes]
+        // Without FUA: a write that is a sync of its own would be told an error of writing back that is another's.
+        info.capabilities = [.write, .flush, .writeZeroes]
         if canPunch { info.capabilities.formUnion([.discard, .discardZeroes]) }
         info.logicalBlock = UInt32(logicalBlock)
         info.physicalBlock = 4096
