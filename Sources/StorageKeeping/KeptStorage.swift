@@ -55,8 +55,10 @@ package struct KeptStorage: Sendable {
                 sync_file_range(witness.raw, 1 << 62, 1, UInt32(SYNC_FILE_RANGE_WAIT_BEFORE)) != 0
                 && [EIO, ENOSPC, EDQUOT].contains(errno)
             if isNew { _ = lseek(witness.raw, untold, SEEK_SET) }
-            return isNew || lseek(witness.raw, 0, SEEK_CUR) == untold
+            return isNew || hasUntoldError(witness)
         }
+        /// Whether an error was found by a process before and nobody was told.
+        static func hasUntoldError(_ witness: Descriptor) -> Bool { lseek(witness.raw, 0, SEEK_CUR) == untold }
         /// A place that nobody else makes the position of a witness.
         private static let untold: off_t = 7
 
@@ -106,6 +108,9 @@ package struct KeptStorage: Sendable {
             image.witness.map(Image.hasError) ?? false
         }
     }
+
+    /// The same, where the process before has not died: what one before that has left, and nobody was told.
+    package var hasUntoldLoss: Bool { images.compactMap(\.witness).contains(where: Image.hasUntoldError) }
 
     /// The open image at `path`, if it is one of these.
     package func image(at path: String) -> Image? { images.first { $0.path == path } }

@@ -90,10 +90,10 @@ final class StorageOpener {
             let storage = inherited.take(for: request, source)
             var source = source
             if let format = storage?.images.first?.format { source.format = format }
-            let hasLostWrites = afterDeath && storage?.hasLostWrites == true
+            let hasLostWrites = storage.map { afterDeath ? $0.hasLostWrites : $0.hasUntoldLoss } ?? false
             if hasLostWrites {
                 log.error(
-                    "\(BackingName.shown(source.path)): writing back failed while the process before died: what was written and not "
+                    "\(BackingName.shown(source.path)): writing back failed while a process before died: what was written and not "
                         + "flushed may be lost, and the guest's next flush fails")
             }
             let device = try Self.patiently(patience, waitEnd, mailbox, log) { () throws(OperationError) in
