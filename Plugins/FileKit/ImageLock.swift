@@ -42,8 +42,8 @@ public enum ImageLock {
             throw PluginError(
                 EBUSY,
                 isReadOnly
-                    ? "another process has it open for writing (fuser -v shows which)"
-                    : "another process has it open (fuser -v shows which)")
+                    ? "the image is in use: another process has it open for writing (fuser -v shows which)"
+                    : "the image is in use: another process has it open (fuser -v shows which)")
         }
     }
 
@@ -61,7 +61,7 @@ public enum ImageLock {
         guard unsafe clinux_fcntl_pointer(fd, clinux_F_OFD_SETLK, &lock) == 0 else {
             let code = errno
             if code == EAGAIN || code == EACCES {
-                throw PluginError(EBUSY, "another process has it locked (fuser -v shows which)")
+                throw PluginError(EBUSY, "the image is in use: another process has it locked (fuser -v shows which)")
             }
             throw PluginError(system: "the image cannot be locked (lock=off goes without)", code)
         }
