@@ -97,12 +97,7 @@ public struct ImageTool: Sendable {
     }
 
     /// Writes what is cached of a file or folder; it is no error where that cannot be.
-    public static func sync(_ path: String) {
-        let raw = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0)
-        guard raw >= 0 else { return }
-        let file = Descriptor(owning: raw)
-        fsync(file.raw)
-    }
+    public static func sync(_ path: String) { try? makeDurable(path) }
 }
 
 /// A file that this process has made, to be removed by nobody else and only while it is that file.
