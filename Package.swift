@@ -229,6 +229,9 @@ let package = Package(
             name: "VHDEngine", dependencies: ["ImageCore", "ImageWriting", "VHD"], path: "Formats/VHDEngine",
             swiftSettings: inlined),
 
+        // The client's side of the NBD protocol, pure: URIs, handshake, requests and replies, answers in a dead client's bytes.
+        .target(name: "NBD", path: "Formats/NBD", swiftSettings: inlined),
+
         // Plugins.
         .systemLibrary(name: "CAIO", path: "Plugins/CAIO"),
         // For every author of a plugin in Swift; it is shipped as sources (packaging/PluginKit) and needs the header alone.
@@ -309,6 +312,7 @@ let package = Package(
         .testTarget(
             name: "FormatsTests",
             dependencies: ["ImageCore", "ImageWriting", "QCOW2", "QCOWEngine", "VHD", "TestSupport"]),
+        .testTarget(name: "NBDTests", dependencies: ["NBD", "TestSupport"]),
         .testTarget(
             name: "QCOWEngineTests",
             dependencies: ["ImageCore", "ImageWriting", "QCOW2", "QCOWEngine", "VHD", "VHDEngine", "TestSupport"]),

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.." || exit 1
 kind=${1:-}
 shift || true
 declare -A suites=(
-    [address]="BlkifTests XenBusTests SettingsTests FormatsTests QCOWEngineTests PluginKitTests BlockQueueTests XenLoopbackTests BlkfrontTests"
+    [address]="BlkifTests XenBusTests SettingsTests FormatsTests NBDTests QCOWEngineTests PluginKitTests BlockQueueTests XenLoopbackTests BlkfrontTests"
     [thread]="BlkifTests BlockQueueTests QCOWEngineTests PluginKitTests XenLoopbackTests BlkfrontTests"
     [undefined]="BlkifTests BlockQueueTests PluginKitTests XenLoopbackTests BlkfrontTests"
 )
