@@ -48,6 +48,7 @@ let package = Package(
         .library(name: "xbb-file", type: .dynamic, targets: ["FilePlugin"]),
         .library(name: "xbb-qcow", type: .dynamic, targets: ["QCOWPlugin"]),
         .library(name: "xbb-rbd", type: .dynamic, targets: ["RBDPlugin"]),
+        .library(name: "xbb-nbd", type: .dynamic, targets: ["NBDPlugin"]),
         .library(name: "xbb-empty", type: .dynamic, targets: ["EmptyPlugin"]),
         .library(name: "xbb-vhd", type: .dynamic, targets: ["VHDPlugin"]),
         .library(name: "xbb-null", type: .dynamic, targets: ["NullPlugin"]),
@@ -254,6 +255,8 @@ let package = Package(
                 "PluginAPI", "PluginKit", "FileKit", "ImageCore", "ImageKit", "ImageWriting", "QCOW2", "QCOWEngine",
                 "CQCOW",
             ]),
+        .systemLibrary(name: "CGnuTLS", path: "Plugins/CGnuTLS", pkgConfig: "gnutls"),
+        plugin("NBDPlugin", path: "Plugins/NBD", ["PluginAPI", "PluginKit", "NBD", "CGnuTLS"]),
         .systemLibrary(name: "CRBD", path: "Plugins/CRBD"),
         plugin("RBDPlugin", path: "Plugins/RBD", ["PluginAPI", "PluginKit", "CRBD"]),
         plugin(

@@ -16,6 +16,8 @@
 # each guest), `all` (all of these). Both ends are asked at the end whether they did: the run fails where a connection had less, or
 # where a worker counted no request of that kind. With `rbd` there is one guest alone, on an image of a real Ceph that runs here
 # (ceph-lab.sh).
+# With `nbd` there are three guests, on exports of nbdkit over a Unix socket, of qemu-nbd over TCP and of nbdkit in TLS; now and then
+# a server is killed and started again.
 # A VHD in blocks is written by guest 7 in the same way. XBB_KILL_GUESTS ("7", "4 7") leaves the other guests out.
 # usage: kill-test.sh [KILLS [debug|release|both [MILLISECONDS [MODE]]]]   what was staged; mean time between two kills (250)
 set -uo pipefail
@@ -29,7 +31,7 @@ mode=${4:-mixed}
 segments=32 largest=60k queues_of_all='' persistent=false seconds_of_run=6
 case $mode in
 mixed) ;;
-rbd) seconds_of_run=30 ;;
+rbd | nbd) seconds_of_run=30 ;;
 plain) segments=11 largest=24k queues_of_all=1 ;;
 indirect) segments=128 queues_of_all=1 ;;
 persistent) segments=11 largest=24k queues_of_all=1 persistent=true ;;
@@ -81,6 +83,23 @@ fail() { echo "kill-test: $*" >&2; exit 1; }
 wait_for() { # wait_for WHAT COMMAND...
     for _ in $(seq 600); do "${@:2}" >/dev/null 2>&1 && return 0; sleep 0.05; done
     fail "$1 did not happen within 30 s"
+}
+# The server of a guest of mode `nbd`.
+serve() { # serve GUEST
+    case $1 in
+    8) nbdkit -f -U "$work/8.sock" file "$work/8.img" & ;;
+    9) qemu-nbd -t -e 8 -f raw -b 127.0.0.1 -p "$nbd_port" "$work/9.img" & ;;
+    10) nbdkit -f -U "$work/10.sock" --tls=require --tls-psk="$work/psk" file "$work/10.img" & ;;
+    esac
+    server[$1]=$!
+}
+# A server ends, at once or in order, and comes back.
+restart_server() { # restart_server GUEST
+    kill "-$((RANDOM % 2 ? 9 : 15))" "${server[$1]}" 2>/dev/null
+    wait "${server[$1]}" 2>/dev/null
+    rm -f "$work/$1.sock"
+    sleep "0.$((RANDOM % 10))"
+    serve "$1" >>"$work/servers.log" 2>&1
 }
 start_xbbd() {
     xbbd --loopback "$xen" --run-dir "$run" --plugin-dir "$current/lib/xbb/plugins" --worker "$current/bin/xbb-vbd" \
@@ -185,25 +204,35 @@ qemu-img create -q -f vpc -o force_size=on "$work/7.vhd" 64M || fail "qemu-img c
 template=$(sha256sum <"$work/templates/4.img")
 # By the numbers of the domains.
 images=([1]="raw:$work/1.img" [2]="raw:$work/2.img" [4]="qcow2:$work/4.qcow2" [5]="raw:$work/5.img" [7]="vhd:$work/7.vhd")
-if [[ $mode != rbd && $(id -u) -eq 0 ]] && loop=$(losetup --find --show "$work/3.img" 2>/dev/null); then
+if [[ $mode != rbd && $mode != nbd && $(id -u) -eq 0 ]] && loop=$(losetup --find --show "$work/3.img" 2>/dev/null); then
     images[3]=raw:$loop
 else
     loop=
 fi
+pages=([1]=4 [2]=32 [3]=1 [4]=8 [5]=2 [6]=8 [7]=8)
 if [[ $mode == rbd ]]; then
     scripts/ceph-lab.sh start "$work/ceph" cephx 1 $$ || fail "no Ceph"
     rbd --conf "$work/ceph/ceph.conf" create rbd/6 --size 64 || fail "rbd create"
     images=([6]="rbd,conf=$work/ceph/ceph.conf,run-dir=$work/clients:rbd/6")
 fi
+if [[ $mode == nbd ]]; then
+    nbd_port=$((20000 + $$ % 20000))
+    truncate -s 64M "$work"/{8,9,10}.img
+    psktool -u xen -p "$work/psk" >/dev/null 2>&1 || fail "psktool"
+    # Where xbbd is killed with a worker, and no service manager has the connections, nobody can prove what a server still does.
+    images=([8]="nbd,fence-timeout=1:nbd+unix:///?socket=$work/8.sock" [9]="nbd,fence-timeout=1:nbd://127.0.0.1:$nbd_port"
+        [10]="nbd,fence-timeout=1:nbds+unix://xen@/?socket=$work/10.sock&tls-psk-file=$work/psk")
+    pages[8]=8 pages[9]=4 pages[10]=2
+fi
 for domain in "${!images[@]}"; do
     [[ -z ${XBB_KILL_GUESTS:-} || " $XBB_KILL_GUESTS " == *" $domain "* ]] || unset "images[$domain]"
 done
-pages=([1]=4 [2]=32 [3]=1 [4]=8 [5]=2 [6]=8 [7]=8)
 queues_of() { # queues_of DOMAIN: rings that it asks for
     local usual=1
-    [[ $1 -ne 5 ]] || usual=4
+    [[ $1 -ne 5 && $1 -ne 8 ]] || usual=4
     echo "${queues_of_all:-$usual}"
 }
+declare -A server
 # What each connection of a guest had by its own account, and what its workers counted.
 negotiated() { # negotiated DOMAIN
     local counted
@@ -233,6 +262,10 @@ load() { # load DOMAIN RING-PAGES
 declare -A load
 for domain in "${!images[@]}"; do
     domains+=("$domain")
+    if [[ $mode == nbd ]]; then
+        serve "$domain" >>"$work/servers.log" 2>&1
+        sleep 0.5
+    fi
     # Room for the pages of all slots; a frontend that has none goes on without indirect requests.
     xbb-loopback domain create --dir "$xen" --pages 262144 --grant-entries 262144 "$domain" >>"$work/loopback.log" || fail "domain $domain"
     ctl attach "$domain" xvda "${images[domain]}" >/dev/null || fail "attach ${images[domain]}"
@@ -251,6 +284,7 @@ programs=0
 kept=([1]=1 [2]=1)
 both=0
 upgrades=0
+servers=0
 asking=
 coproc locker { locks; }
 RANDOM=${XBB_TEST_SEED:-$$}
@@ -265,6 +299,7 @@ while [[ $done_kills -lt $kills ]]; do
     end=killed
     [[ $((RANDOM % 25)) -ne 0 ]] || end=both
     [[ $((RANDOM % 12)) -ne 0 ]] || end=upgraded
+    [[ $mode != nbd || $((RANDOM % 6)) -ne 0 ]] || end=server
     if [[ $domain -eq 2 ]]; then
         mend
         [[ ${kept[2]} -eq 0 || $end == both || $((RANDOM % 2)) -eq 0 ]] || mislead
@@ -278,6 +313,10 @@ while [[ $done_kills -lt $kills ]]; do
         ctl upgrade "$domain" xvda >>"$work/upgrade.log" 2>&1 || { tail -3 "$work/upgrade.log"; fail "upgrade of guest $domain"; }
         upgrades=$((upgrades + 1))
         ;;
+    server)
+        restart_server "$domain"
+        servers=$((servers + 1))
+        ;;
     both)
         # Without a service manager nobody has the open files then, and the names count.
         mend
@@ -290,7 +329,7 @@ while [[ $done_kills -lt $kills ]]; do
         ;;
     killed) kill -KILL "$process" 2>/dev/null || continue ;;
     esac
-    [[ $end == upgraded ]] || done_kills=$((done_kills + 1))
+    [[ $end == upgraded || $end == server ]] || done_kills=$((done_kills + 1))
 done
 leave
 seconds=$((SECONDS - started))
@@ -300,7 +339,7 @@ good=true
 for domain in "${domains[@]}"; do
     wait "${load[$domain]}" || { good=false; cat "$work/load-$domain.log"; }
 done
-echo "kill-test: mode $mode: $done_kills kills of workers in $seconds s, $both of them together with xbbd; $upgrades upgrades between them${builds[1]:+, from one build to the other}"
+echo "kill-test: mode $mode: $done_kills kills of workers in $seconds s, $both of them together with xbbd; $upgrades upgrades, $servers ends of servers between them${builds[1]:+, from one build to the other}"
 for domain in "${domains[@]}"; do
     jq -rs --arg domain "$domain" 'def all(f): [.[] | .read, .write, .flush, .barrier, .discard | f // 0] | add;
         "  guest \($domain): \(length) runs, \([.[] | select(.ok)] | length) of them good, \(all(.count)) operations, \(all(.errors)) errors, "

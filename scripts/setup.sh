@@ -9,7 +9,7 @@ wanted="install Swift 6.2 or later for Debian 12 (https://www.swift.org/install/
 command -v swift >/dev/null || { echo "setup: swift is not on the PATH: $wanted" >&2; exit 1; }
 
 packages=(build-essential pkg-config libxen-dev libaio-dev libqcow-dev zlib1g-dev libzstd-dev libqcow-utils libvhdi-utils python3-libvhdi xenstore-utils nbdkit nbdkit-plugin-dev libnbd-bin
-    ceph-mon ceph-osd ceph-common librbd-dev libnbd-dev gnutls-bin qemu-system-data
+    ceph-mon ceph-osd ceph-common librbd-dev libgnutls28-dev gnutls-bin
     qemu-utils fio e2fsprogs jq strace util-linux python3 shellcheck abigail-tools procps spin
     prometheus python3-prometheus-client
     git ca-certificates libcurl4 libncurses6 libsqlite3-0 libxml2 tzdata "$@")

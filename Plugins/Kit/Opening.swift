@@ -54,6 +54,28 @@ public struct Opening {
         }
     }
 
+    /// Leaves a socket or memory (memfd_create(2)) for the process that serves the disk after this one, however this one ends. For plugins
+    /// without a file. `key`: 0 to 31. The descriptor stays the caller's.
+    ///
+    /// - Returns: false where nobody would get it: the host is older than ABI 1.3, or keeps nothing.
+    @discardableResult
+    public func keep(_ descriptor: Int32, as key: UInt32) throws(PluginError) -> Bool {
+        guard let keep = unsafe PluginHost.current?.keepFunction else { return false }
+        let code = unsafe keep(disk, key, descriptor)
+        guard code == 0 || code == -EOPNOTSUPP else { throw PluginError(system: "the host does not keep a descriptor", -code) }
+        return code == 0
+    }
+
+    /// What the process before has left with ``keep(_:as:)``: a descriptor of the caller's own; nil: nothing. What is in it may be
+    /// anything.
+    public func kept(as key: UInt32) -> Int32? {
+        guard let kept = unsafe PluginHost.current?.keptFunction else { return nil }
+        let descriptor = unsafe kept(disk, key)
+        guard descriptor >= 0 else { return nil }
+        let own = fcntl(descriptor, F_DUPFD_CLOEXEC, 0)
+        return own >= 0 ? own : nil
+    }
+
     /// The value of an option, which the host parsed and checked.
     public subscript<Value>(option: PluginOption<Value>) -> Value {
         get throws(PluginError) {

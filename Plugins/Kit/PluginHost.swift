@@ -26,6 +26,19 @@ public struct PluginHost: @unchecked Sendable {
     /// `xbb_host.complete`, to be kept by those who call it often.
     let complete: HostComplete
 
+    /// `xbb_host.keep` and `kept`; nil in a host that is older than ABI 1.3.
+    var keepFunction: (@convention(c) (OpaquePointer?, UInt32, Int32) -> Int32)? {
+        unsafe has(\.keep) ? table.pointee.keep : nil
+    }
+    var keptFunction: (@convention(c) (OpaquePointer?, UInt32) -> Int32)? {
+        unsafe has(\.kept) ? table.pointee.kept : nil
+    }
+
+    private func has(_ field: PartialKeyPath<xbb_host>) -> Bool {
+        guard let offset = MemoryLayout<xbb_host>.offset(of: field) else { return false }
+        return unsafe Int(table.pointee.struct_size) > offset
+    }
+
     /// Checks that the table is of this major version and has every function that the kit calls.
     init?(_ table: UnsafePointer<xbb_host>?) {
         guard let table = unsafe table,
@@ -81,6 +94,9 @@ public struct HostDisk: @unchecked Sendable {
         case found = 3
         /// Damage was seen.
         case corrupt = 4
+        /// The storage cannot be reached from this process any more: the host ends it at once, and its successor opens the disk anew
+        /// and gets the requests that are not completed. Say why with ``HostDisk/log(_:_:)`` before. Since ABI 1.3.
+        case reopen = 5
     }
 
     /// One line for the operator, rate-limited by the host. Nothing that a guest wrote.

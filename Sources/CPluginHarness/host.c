@@ -183,7 +183,7 @@ static void host_post(struct xbb_hqueue *hq, xbb_fn fn, void *arg)
 static void host_notify(struct xbb_hdev *hdev, uint32_t what)
 {
     if (is_closed(hdev, "notify")) return;
-    if (what == 0 || what > XBB_NOTIFY_CORRUPT) harness_breach(hdev, "called host->notify() with %u", what);
+    if (what == 0 || what > XBB_NOTIFY_REOPEN) harness_breach(hdev, "called host->notify() with %u", what);
     pthread_mutex_lock(&hdev->lock);
     if (what < 8) hdev->notified[what]++;
     pthread_mutex_unlock(&hdev->lock);
@@ -226,6 +226,19 @@ static int host_child_submit(struct xbb_hqueue *h, struct xbb_child *c, struct x
 
 static void *host_child_device(struct xbb_child *c) { return c->dev; }
 
+/* Nobody follows this process. */
+static int host_keep(struct xbb_hdev *d, uint32_t key, int fd)
+{
+    (void)d, (void)key, (void)fd;
+    return -EOPNOTSUPP;
+}
+
+static int host_kept(struct xbb_hdev *d, uint32_t key)
+{
+    (void)d, (void)key;
+    return -ENOENT;
+}
+
 static const struct xbb_host host = {
     .struct_size = sizeof host, .abi_major = XBB_ABI_MAJOR, .abi_minor = XBB_ABI_MINOR,
     .log = host_log, .complete = host_complete,
@@ -234,6 +247,7 @@ static const struct xbb_host host = {
     .post = host_post, .notify = host_notify, .extension = host_extension,
     .child_open = host_child_open, .child_fd = host_child_fd, .child_info = host_child_info,
     .child_submit = host_child_submit, .child_device = host_child_device,
+    .keep = host_keep, .kept = host_kept,
 };
 
 const struct xbb_host *harness_host(void) { return &host; }

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The host's side of `struct xbb_hdev`: an open disk, its plugin's messages and its children.
 import Base
+import CLinux
+import Glibc
 import PluginAPI
+internal import StorageKeeping
 import Support
 import Synchronization
 
@@ -10,6 +13,7 @@ final class HostDevice: Sendable {
     let log: Log
     private let onNotify: @Sendable (UInt32) -> Void
     private let childState = Mutex(ChildState())
+    private let handleState = Mutex(HandleState())
 
     /// Opens a file that an image names.
     typealias ChildOpener = @Sendable (xbb_ref) throws(OperationError) -> HostChild
@@ -18,6 +22,14 @@ final class HostDevice: Sendable {
         var opener: ChildOpener?
         var children: [HostChild] = []
         var failure: OperationError?
+    }
+
+    /// What a plugin without a file leaves for a successor, and what its predecessor has left.
+    private struct HandleState {
+        /// Only during open(), for a plugin without a file: what the disk is.
+        var disk: (format: String, location: String)?
+        var inherited: [KeptStorage.Handle] = []
+        var kept: [UInt32: KeptStorage.Handle] = [:]
     }
 
     /// `onNotify` is called on any thread with an `XBB_NOTIFY_` number.
@@ -44,6 +56,46 @@ final class HostDevice: Sendable {
 
     /// Allows child_open(), which then uses `opener`; nil forbids it again. It is allowed only during open().
     func allowChildren(_ opener: ChildOpener?) { childState.withLock { $0.opener = opener } }
+
+    /// Allows keep() and kept(), which then finds `inherited`, for a disk; nil forbids both again. They are allowed only during
+    /// open().
+    func allowHandles(of disk: (format: String, location: String)?, inherited: [KeptStorage.Handle] = []) {
+        handleState.withLock { state in
+            state.disk = disk
+            state.inherited = inherited
+        }
+    }
+
+    /// Serves `keep()`: 0 or a negative errno.
+    func keep(_ key: UInt32, _ file: Int32) -> Int32 {
+        handleState.withLock { state in
+            guard let disk = state.disk else { return -EOPNOTSUPP }
+            let copy = clinux_fcntl_int(file, F_DUPFD_CLOEXEC, 0)
+            guard copy >= 0 else { return -errno }
+            guard
+                let handle = KeptStorage.Handle(
+                    key: key, format: disk.format, location: disk.location, file: Descriptor(owning: copy))
+            else { return -EINVAL }
+            state.kept[key] = handle
+            return 0
+        }
+    }
+
+    /// Serves `kept()`: a descriptor or a negative errno.
+    func kept(_ key: UInt32) -> Int32 {
+        handleState.withLock { state in
+            guard state.disk != nil else { return -EOPNOTSUPP }
+            return state.inherited.first { $0.key == key }?.file.raw ?? -ENOENT
+        }
+    }
+
+    /// What the plugin has asked to keep; once, as this process would hold it open otherwise.
+    func takeHandles() -> [KeptStorage.Handle] {
+        handleState.withLock { state in
+            defer { state.kept = [:] }
+            return state.kept.values.sorted { $0.key < $1.key }
+        }
+    }
 
     /// The children that were opened for the disk, until it closes.
     var children: [HostChild] { childState.withLock { $0.children } }

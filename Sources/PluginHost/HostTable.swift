@@ -116,6 +116,8 @@ enum HostTable {
             return -EOPNOTSUPP
         }
         unsafe host.child_device = { child in unsafe HostChild.from(child)?.handleOfOwnPlugin }
+        unsafe host.keep = { hdev, key, file in unsafe HostDevice.from(hdev)?.keep(key, file) ?? -EINVAL }
+        unsafe host.kept = { hdev, key in unsafe HostDevice.from(hdev)?.kept(key) ?? -EINVAL }
         unsafe table.initialize(to: host)
         return unsafe UnsafePointer(table)
     }()

@@ -140,8 +140,12 @@ public final class PluginDevice: @unchecked Sendable {
                     reference, in: source.path, of: library, chain: chain, options: source.options,
                     isReadOnly: source.readOnly || isBacking, log: log, onNotify: onNotify)
             }
+            if library.hasNoFile {
+                host.allowHandles(of: (source.format, source.path), inherited: chain.inherited?.handles ?? [])
+            }
             defer {
                 host.allowChildren(nil)
+                host.allowHandles(of: nil)
                 if !isBacking { chain.finish() }
             }
             let flags =
@@ -286,7 +290,8 @@ public final class PluginDevice: @unchecked Sendable {
     /// The files and devices of the disk, in the order of ``images``.
     package var storage: [StorageIdentity] { chain.images.map(\.identity) }
 
-    /// The open files and devices of the disk, for a successor; nil if the plugin opens no file. While the disk is open.
+    /// The open files and devices of the disk, and what its plugin keeps, for a successor; nil if there are none. While the disk is
+    /// open, once.
     package func keptStorage() throws(OperationError) -> KeptStorage? {
         var images: [KeptStorage.Image] = []
         for image in chain.images {
@@ -299,7 +304,7 @@ public final class PluginDevice: @unchecked Sendable {
             }
             images.append(kept)
         }
-        return KeptStorage(images)
+        return KeptStorage(images, handles: host.takeHandles())
     }
 
     /// True if the guest may not write: read-only was asked for, or the plugin cannot write.

@@ -4,7 +4,8 @@ package import Base
 import CLinux
 import Glibc
 
-/// The files and devices of a disk, open: the attached image and all below it.
+/// The files and devices of a disk, open: the attached image and all below it; of a disk without a file what its plugin keeps
+/// beyond its process, such as connections.
 ///
 /// A successor that gets them serves the same storage whatever their names lead to by now, and the locks that belong to the
 /// open files (fcntl(2), F_OFD_SETLK) have no gap.
@@ -76,23 +77,63 @@ package struct KeptStorage: Sendable {
         }
     }
 
-    /// The most images of a message.
-    static var mostImages: Int { Int(CLINUX_MOST_DESCRIPTORS) }
+    /// A socket or memory that the plugin of a disk without a file leaves for its successor (`xbb_host.keep`).
+    package struct Handle: Sendable {
+        /// The plugin's number for it.
+        package let key: UInt32
+        /// The disk's format.
+        package let format: String
+        /// What the disk's configuration names.
+        package let location: String
+        /// It is open here.
+        package let file: Descriptor
+        let identity: StorageIdentity
 
-    /// From the attached image down; one at least.
-    package private(set) var images: [Image]
+        /// The most of a disk.
+        package static var mostKeys: UInt32 { 32 }
 
-    /// These images; nil where there are none, or too many.
-    package init?(_ images: [Image]) {
-        guard (1...Self.mostImages).contains(images.count) else { return nil }
-        self.images = images
+        /// Describes an open file; nil if it is neither a socket nor memory, or the key is too large.
+        package init?(key: UInt32, format: String, location: String, file: Descriptor) {
+            var status = stat()
+            guard key < Self.mostKeys, unsafe fstat(file.raw, &status) == 0 else { return nil }
+            let kind = status.st_mode & S_IFMT
+            // Memory has seals, or could have them; files of a file system outside of memory have none.
+            guard kind == S_IFSOCK || (kind == S_IFREG && clinux_fcntl_int(file.raw, clinux_F_GET_SEALS, 0) >= 0) else {
+                return nil
+            }
+            (self.key, self.format, self.location, self.file) = (key, format, location, file)
+            identity = StorageIdentity(status)
+        }
+
+        /// Format and place of a manifest's pair: "=FORMAT" and "KEY:LOCATION". No format begins like that.
+        var pair: (String, String) { ("=\(format)", "\(key):\(location)") }
+
+        init?(format: Substring, place: String, file: Descriptor) {
+            guard let colon = place.firstIndex(of: ":"), let key = UInt32(place[..<colon]) else { return nil }
+            self.init(key: key, format: String(format), location: String(place[place.index(after: colon)...]), file: file)
+        }
     }
 
-    /// The identities, as a worker publishes them.
-    package var identities: [StorageIdentity] { images.map(\.identity) }
+    /// The most files of a message.
+    static var mostImages: Int { Int(CLINUX_MOST_DESCRIPTORS) }
 
-    /// All open files, as they are sent: those of ``images``, and the second ones of those that have one.
-    package var files: [Descriptor] { images.map(\.file) + images.compactMap(\.witness) }
+    /// From the attached image down; none for a disk without a file.
+    package private(set) var images: [Image]
+    /// What the plugin keeps of a disk without a file.
+    package let handles: [Handle]
+
+    /// These images or handles; nil where there are none, or too many.
+    package init?(_ images: [Image], handles: [Handle] = []) {
+        guard (1...Self.mostImages).contains(images.count + handles.count) else { return nil }
+        self.images = images
+        self.handles = handles
+    }
+
+    /// The identities of all that is open, in the order of ``manifest``.
+    package var identities: [StorageIdentity] { images.map(\.identity) + handles.map(\.identity) }
+
+    /// All open files, as they are sent: those of ``images`` and ``handles``, and the second ones of images that have one.
+    package var files: [Descriptor] { images.map(\.file) + handles.map(\.file) + images.compactMap(\.witness) }
 
     /// The same, with those of `files` that are second open files of its images.
     package func witnessed(by files: [Descriptor]) -> KeptStorage {
@@ -135,9 +176,10 @@ package struct KeptStorage: Sendable {
 
     // MARK: Text
 
-    /// Format and path of each image, each ended by a NUL, which neither can contain.
+    /// Format and path of each image, each ended by a NUL, which neither can contain; then the same of ``handles``.
     package var manifest: [UInt8] {
-        images.flatMap { [UInt8]($0.format.utf8) + [0] + [UInt8]($0.path.utf8) + [0] }
+        (images.map { ($0.format, $0.path) } + handles.map(\.pair))
+            .flatMap { [UInt8]($0.0.utf8) + [0] + [UInt8]($0.1.utf8) + [0] }
     }
 
     /// Reads a ``manifest``: formats and paths; nil if it is none.
@@ -158,11 +200,21 @@ package struct KeptStorage: Sendable {
     /// The images of a manifest and their open files, in the same order; nil if they do not fit together.
     package init?(manifest: ArraySlice<UInt8>, files: [Descriptor]) {
         guard let entries = Self.readManifest(manifest), entries.count <= files.count else { return nil }
-        var images = zip(entries, files).compactMap { Image(path: $0.path, format: $0.format, file: $1) }
-        guard images.count == entries.count else { return nil }
+        var (images, handles): ([Image], [Handle]) = ([], [])
+        for (entry, file) in zip(entries, files) {
+            if entry.format.hasPrefix("=") {
+                guard let handle = Handle(format: entry.format.dropFirst(), place: entry.path, file: file) else { return nil }
+                handles.append(handle)
+            } else {
+                guard let image = Image(path: entry.path, format: entry.format, file: file) else { return nil }
+                images.append(image)
+            }
+        }
+        // What is sent for the second time belongs to images, which come first.
+        guard handles.isEmpty || entries.suffix(handles.count).allSatisfy({ $0.format.hasPrefix("=") }) else { return nil }
         for witness in files[entries.count...] {
             guard images.indices.contains(where: { images[$0].take(witness) }) else { return nil }
         }
-        self.init(images)
+        self.init(images, handles: handles)
     }
 }

@@ -87,7 +87,7 @@ enum Arguments {
         Serves one virtual block device until it is detached.
 
         \(options.usage(otherwise: [SettingsSchema.stateDirectory.declaration.name: "nowhere"]))
-        Exit status: 0 the device is over, 1 a failure, 2 wrong usage.
+        Exit status: 0 the device is over, 1 a failure, 2 wrong usage, 75 the connection to the storage is gone.
         SIGTERM hands the device over to a successor; SIGINT closes it.
 
         """

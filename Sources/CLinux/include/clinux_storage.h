@@ -11,6 +11,7 @@ static const int clinux_O_DIRECT = O_DIRECT;
 static const int clinux_RWF_DSYNC = RWF_DSYNC;
 static const int clinux_F_OFD_SETLK = F_OFD_SETLK;
 static const int clinux_F_OFD_GETLK = F_OFD_GETLK;
+static const int clinux_F_GET_SEALS = F_GET_SEALS;
 static const int clinux_SEEK_DATA = SEEK_DATA;
 static const int clinux_SEEK_HOLE = SEEK_HOLE;
 

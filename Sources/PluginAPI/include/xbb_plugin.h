@@ -43,7 +43,7 @@ extern "C" {
 #endif
 
 #define XBB_ABI_MAJOR 1u
-#define XBB_ABI_MINOR 2u
+#define XBB_ABI_MINOR 3u
 
 /* True if `field` exists in the version of *p that its producer was compiled with. */
 #define XBB_HAS(p, field) \
@@ -273,6 +273,10 @@ enum {                                      /* host->notify() */
     XBB_NOTIFY_FOUND   = 3,
     XBB_NOTIFY_CORRUPT = 4,                 /* image damage seen: the plugin itself fails what would add to
                                                it (-EIO); the host tells the operator and may stop writes */
+    XBB_NOTIFY_REOPEN  = 5,                 /* since 1.3: this process cannot reach the storage any more, such as over a
+                                               connection that broke; the plugin has logged why.  The host ends this
+                                               process at once; its successor gets the requests that are not completed,
+                                               and opens the storage anew with the rights of open().  The guest waits */
 };
 
 typedef void (*xbb_fd_fn)(void *arg, int fd, uint32_t events);
@@ -339,6 +343,16 @@ struct xbb_host {
      * A plugin that is not XBB_PLUGIN_BLOCKING has children that are raw or of its own formats, no others (before 1.2:
      * none at all), and reads them by child_fd() and child_device(). */
     void *(*child_device)(struct xbb_child *c);
+
+    /* Since 1.3.  Only inside open(), for XBB_PLUGIN_NO_FD.  Leaves an open file for the process that serves the disk after
+     * this one, however this one ends: a socket, or memory (memfd_create) in which both find what was under way.  key: 0 to
+     * 31; a key that is used again replaces the file.  What is not kept anew is gone for the one after that.  The plugin
+     * keeps its own descriptor, and closes it.  The host never reads or writes such a file, and passes none on when the disk
+     * was closed in order.  -EINVAL for another kind of file or key, -EOPNOTSUPP where nobody would get it. */
+    int  (*keep)(struct xbb_hdev *hdev, uint32_t key, int fd);
+    /* Since 1.3.  Only inside open().  What the process before has kept, borrowed until open() returns: dup() it to use it
+     * longer.  -ENOENT: nothing.  A file that another process has used may contain anything. */
+    int  (*kept)(struct xbb_hdev *hdev, uint32_t key);
 };
 
 /* ---------------------------------------------------------------- the plugin */

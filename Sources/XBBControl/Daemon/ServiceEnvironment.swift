@@ -68,11 +68,12 @@ public final class ServiceManager: Sendable {
         }
     }
 
-    /// Stores open files beyond the end of this process (FDSTORE). `name` has no ':' and at most 255 bytes.
+    /// Stores open files beyond the end of this process (FDSTORE). `name` has no ':' and at most 255 bytes. Connections whose other end
+    /// is gone stay, too (FDPOLL).
     func store(_ files: [Descriptor], as name: String) {
         guard let path else { return }
         let raw = files.map(\.raw)
-        _ = unsafe clinux_notify(path, "FDSTORE=1\nFDNAME=\(name)", raw, raw.count)
+        _ = unsafe clinux_notify(path, "FDSTORE=1\nFDPOLL=0\nFDNAME=\(name)", raw, raw.count)
     }
 
     /// Closes what is stored with that name.

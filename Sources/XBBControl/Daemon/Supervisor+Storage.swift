@@ -24,12 +24,12 @@ extension Supervisor {
         guard channel === record.storageChannel else { return }
         switch channel.receive() {
         case .nothing: break
-        case .message(.keep(let storage)) where record.storageOrigin == .nobody:
+        case .message(.keep(let storage)) where mayKeep(storage, record):
             record.storageOrigin = .worker
             record.storage = storage
             record.images = storage.images.map { ServedImage(path: $0.path, identity: $0.identity) }
             storageStore?.put(storage, of: record.address)
-            log(record.address).debug("\(record.address): \(storage.images.count) open files are kept for a successor")
+            log(record.address).debug("\(record.address): \(storage.identities.count) open files are kept for a successor")
         case .message(.release):
             letStorageGo(record)
             if record.storageOrigin == .earlierWorker { record.storageOrigin = .nobody }
@@ -41,12 +41,22 @@ extension Supervisor {
         }
     }
 
+    /// Once from each worker, which sends before it is confined. Files of images stay those of the first worker; what a plugin keeps
+    /// of a disk without a file is new with each.
+    private func mayKeep(_ storage: KeptStorage, _ record: Record) -> Bool {
+        switch record.storageOrigin {
+        case .nobody: true
+        case .earlierWorker: storage.images.isEmpty && record.storage?.images.isEmpty != false
+        case .worker: false
+        }
+    }
+
     /// Gets the files of a worker that an earlier xbbd has started, if the service manager did not have them.
     func takeStorage(from process: WorkerProcess, _ record: Record) {
         guard record.storage == nil, let storage = storageStore?.take(record.address, from: process) else { return }
         record.storage = storage
         storageStore?.put(storage, of: record.address)
-        log(record.address).debug("\(record.address): \(storage.images.count) open files were taken from the worker")
+        log(record.address).debug("\(record.address): \(storage.identities.count) open files were taken from the worker")
     }
 
     private func stopListening(_ record: Record) {

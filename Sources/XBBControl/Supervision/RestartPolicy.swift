@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // When a worker that ended is restarted.
+import DiskEvents
 import Glibc
 import Settings
 import Support
@@ -14,6 +15,8 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
     case handedOver
     /// The same, and requests without an answer stand in its journal: they wait for space.
     case leftRequests
+    /// Its storage could not be reached from it any more, and it wants a successor that opens it anew.
+    case storageGone
     /// Another status.
     case failed(Int32)
     /// Status 2: the worker does not understand its options.
@@ -28,6 +31,7 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
         switch (signal, code) {
         case (0, 0): self = .clean
         case (0, 2): self = .usage
+        case (0, WorkerStatus.storageGone): self = .storageGone
         case (0, _): self = .failed(code)
         default: self = .signalled(signal)
         }
@@ -37,7 +41,7 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
     var isFromOutside: Bool {
         switch self {
         case .signalled(SIGKILL), .signalled(SIGTERM), .signalled(SIGINT), .signalled(SIGHUP): true
-        case .clean, .deserted, .handedOver, .leftRequests, .failed, .usage, .signalled, .unknown: false
+        case .clean, .deserted, .handedOver, .leftRequests, .storageGone, .failed, .usage, .signalled, .unknown: false
         }
     }
 
@@ -46,7 +50,7 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
         switch self {
         case .deserted, .failed, .usage: true
         case .signalled: !isFromOutside
-        case .clean, .handedOver, .leftRequests, .unknown: false
+        case .clean, .handedOver, .leftRequests, .storageGone, .unknown: false
         }
     }
 
@@ -56,7 +60,7 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
         case .handedOver: "handed-over"
         case .deserted: "crashed:\(self)"
         case .signalled where !isFromOutside: "crashed:\(self)"
-        case .clean, .failed, .usage, .signalled: "killed:\(self)"
+        case .clean, .storageGone, .failed, .usage, .signalled: "killed:\(self)"
         case .leftRequests, .unknown: "unknown"
         }
     }
@@ -66,6 +70,7 @@ public enum WorkerExit: Equatable, Sendable, CustomStringConvertible {
         switch self {
         case .clean, .handedOver, .leftRequests: "exit status 0"
         case .deserted: "exit status 0 without having handed its disk over: its plugin or a library called exit()"
+        case .storageGone: "exit status \(WorkerStatus.storageGone): it lost the connection to its storage"
         case .failed(let code): "exit status \(code)"
         case .usage: "exit status 2: it does not understand its options"
         case .signalled(SIGSYS): "\(SignalName.text(SIGSYS)): it made a system call that its confinement forbids"

@@ -99,5 +99,6 @@ extension KeptStorage {
     /// The very same open files, not only the same images.
     fileprivate func hasFiles(of other: KeptStorage) -> Bool {
         images.elementsEqual(other.images) { $0.file === $1.file }
+            && handles.elementsEqual(other.handles) { $0.file === $1.file }
     }
 }

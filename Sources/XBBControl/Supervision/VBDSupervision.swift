@@ -227,7 +227,7 @@ public struct VBDSupervision: Sendable {
         }
         if now &- since >= policy.steadySeconds * RestartPolicy.second { failures = [] }
         switch exit {
-        case .handedOver, .leftRequests: return handedOver(now: now)
+        case .handedOver, .leftRequests, .storageGone: return handedOver(now: now)
         case .clean where facts.state == .initialising && failures.isEmpty:
             // It may have left an earlier node, if nobody read the node in between.
             failures = [now]

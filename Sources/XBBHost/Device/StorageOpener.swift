@@ -39,12 +39,16 @@ final class StorageOpener {
     private let calls: PluginCalls
     private let log: Log
     private let inherited: InheritedStorage
+    /// The longest pause between two attempts to open storage in the network, in us.
+    private static var longestPause: UInt32 { 1_000_000 }
     /// How long a brief wait for storage lasts, in ns.
     private static var briefWait: UInt64 { 10_000_000_000 }
     /// When an endless one is told, in ns: who only looks at an image is done by then.
     private static var quietWait: UInt64 { 1_000_000_000 }
     /// Ends the wait of the call that runs.
     private var waitEnd = WaitEnd()
+    /// start() of a plugin whose guest waits has said that its connection broke (ENOTCONN): another process is to try.
+    private(set) var hasLostConnection = false
     /// The process has given up what it does not need to serve its open storage (docs/confinement.md).
     private(set) var isConfined = false
 
@@ -96,7 +100,9 @@ final class StorageOpener {
                     "\(BackingName.shown(source.path)): writing back failed while a process before died: what was written and not "
                         + "flushed may be lost, and the guest's next flush fails")
             }
-            let device = try Self.patiently(patience, waitEnd, mailbox, log) { () throws(OperationError) in
+            // A server comes back when its administrator says so, and a guest that has the disk has nothing else.
+            let isNetwork = patience == .brief && Self.isInNetwork(source, options)
+            let device = try Self.patiently(isNetwork ? .endless : patience, waitEnd, mailbox, log, isNetwork: isNetwork) { () throws(OperationError) in
                 let found = try FormatDetection.resolve(
                     source, pluginDirectories: options.pluginDirectories, stateDirectory: options.stateDirectory,
                     log: log)
@@ -129,14 +135,14 @@ final class StorageOpener {
         } _: { [self] result in
             switch result {
             case .failure(let error): completion(.failure(error))
-            case .success(let device): start(device, confinement, prepareHandles, completion)
+            case .success(let device): start(device, confinement, isAwaited: isAwaited, prepareHandles, completion)
             }
         }
     }
 
     /// Between open() and start() of the plugin, as its ABI says, the process is confined: all of its threads.
     private func start(
-        _ device: PluginDevice, _ confinement: ConfinementSettings?,
+        _ device: PluginDevice, _ confinement: ConfinementSettings?, isAwaited: Bool,
         _ prepareHandles: () throws(OperationError) -> Void,
         _ completion: @escaping (Result<PluginDevice, OperationError>) -> Void
     ) {
@@ -154,7 +160,10 @@ final class StorageOpener {
         calls.make("start()") { () throws(OperationError) in
             try device.start()
         } _: { [self] result in
-            if case .failure(let error) = result { return abandon(device, error, completion) }
+            if case .failure(let error) = result {
+                hasLostConnection = isAwaited && device.library.isNetwork && error.code == ENOTCONN
+                return abandon(device, error, completion)
+            }
             log.info(
                 "opened \(device.source.path) as \(device.source.format) with plugin '\(device.library.name)': "
                     + "\(device.info.sectorCount) sectors\(device.isReadOnly ? ", read-only" : "")")
@@ -176,13 +185,25 @@ final class StorageOpener {
     /// Fails to open what is waited for, if anything is: nobody needs it any more.
     func stopWaiting() { waitEnd.set() }
 
+    /// The plugin reaches its storage over a network.
+    private static func isInNetwork(_ source: DiskSource, _ options: VBDOptions) -> Bool {
+        do throws(OperationError) {
+            let name = try PluginDevice.pluginName(for: source, directories: options.pluginDirectories)
+            let library = try PluginLibrary.load(name: name, directories: options.pluginDirectories)
+            return library.isNetwork && library.hasNoFile
+        } catch {
+            return false
+        }
+    }
+
     /// Tries again what fails because the storage is absent or locked.
     private static func patiently(
-        _ patience: StoragePatience, _ end: WaitEnd, _ mailbox: Mailbox, _ log: Log,
+        _ patience: StoragePatience, _ end: WaitEnd, _ mailbox: Mailbox, _ log: Log, isNetwork: Bool,
         _ open: () throws(OperationError) -> PluginDevice
     ) throws(OperationError) -> PluginDevice {
         let began = clinux_monotonic_ns()
         var isSaid = false
+        var pause: UInt32 = 50_000
         while true {
             do throws(OperationError) {
                 return try open()
@@ -203,7 +224,8 @@ final class StorageOpener {
                         isSaid = true
                     }
                 }
-                usleep(50_000)
+                usleep(pause)
+                if isNetwork { pause = min(pause + pause / 2, longestPause) }
             }
         }
     }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Carrying out what the negotiation decides, and taking what queues and plugins say.
+import DiskEvents
 import StorageKeeping
 import BlockQueue
 import PluginHost
 import Base
+import Glibc
 import PluginAPI
 import Support
 import Xen
@@ -78,7 +80,9 @@ extension VBDWorker {
         } _: { [self] result in
             endStorageWait()
             switch result {
-            case .failure(let error): openFailed(explained(error, request))
+            case .failure(let error):
+                if opener.hasLostConnection { endForStorage() }
+                openFailed(explained(error, request))
             case .success(let device):
                 disk.open(device, for: request)
                 KillPoint.reach(.opened)
@@ -253,8 +257,19 @@ extension VBDWorker {
         case Int(XBB_NOTIFY_CORRUPT):
             tellTrouble("the image is damaged: the plugin's line in the log says how")
             events.emit(.imageDamaged)
+        case Int(XBB_NOTIFY_REOPEN): endForStorage()
         default: log.warning("the plugin reported \(what), which this host does not know")
         }
+    }
+
+    /// Ends this process as a kill would: the storage cannot be reached from it any more. What is in flight stands in the journal, and the
+    /// next process, which has the rights to open the storage anew, does it again.
+    func endForStorage() -> Never {
+        let text = "the connection to the storage is gone: the next process opens it anew; the guest waits"
+        log.warning(text)
+        events.emit(.error, [("text", .string(text))])
+        takeOutput(isLast: true)
+        _exit(WorkerStatus.storageGone)
     }
 
     /// Says what the plugin found, wherever an operator looks.

@@ -52,11 +52,7 @@ final class InheritedStorage {
         guard let storage else { return nil }
         self.storage = nil
         isKept = true
-        guard let top = storage.images.first, [source.path, try? source.filePath()].contains(top.path),
-            source.format == FormatDetection.word || source.format == top.format,
-            source.readOnly == top.isReadOnly,
-            request.deviceNumber == nil || request.deviceNumber == top.deviceNumber
-        else {
+        guard Self.isOf(storage, request, source) else {
             log.info("\(source.path) is not what the process before this one had open")
             release()
             return nil
@@ -64,12 +60,23 @@ final class InheritedStorage {
         return storage
     }
 
-    /// Leaves the open files of `device` for a successor.
+    private static func isOf(_ storage: KeptStorage, _ request: DeviceRequest, _ source: DiskSource) -> Bool {
+        guard let top = storage.images.first else {
+            return storage.handles.allSatisfy { $0.format == source.format && $0.location == source.path }
+        }
+        return [source.path, try? source.filePath()].contains(top.path)
+            && (source.format == FormatDetection.word || source.format == top.format)
+            && source.readOnly == top.isReadOnly
+            && (request.deviceNumber == nil || request.deviceNumber == top.deviceNumber)
+    }
+
+    /// Leaves the open files of `device` for a successor. Files stay those that were inherited; what a plugin keeps by itself is
+    /// new with each process.
     func keep(_ device: PluginDevice) {
-        guard let channel, !isKept else { return }
+        guard let channel, !isKept || device.library.hasNoFile else { return }
         do throws(OperationError) {
             guard let storage = try device.keptStorage() else { return }
-            isKept = channel.send(.keep(storage))
+            isKept = channel.send(.keep(storage)) || isKept
         } catch {
             log.warning("\(error); a successor has to open the disk by its name")
         }

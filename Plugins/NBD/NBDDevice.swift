@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// An export: names, keys and sockets in open(), handshakes in start().
+import Glibc
+import NBD
+import PluginKit
+
+/// An export of an NBD server.
+///
+/// A connection that breaks ends the process (`XBB_NOTIFY_REOPEN`): its successor has the rights to resolve names, read keys and
+/// connect to Unix sockets, and finds in the journal what the guest waits for. So there is one way back to the server, whether a worker
+/// was killed or a server restarted, and it is fenced.
+///
+/// `@unchecked Sendable`: what queues read is written by start(), before there are queues; the rest is that of control calls.
+final class NBDDevice: StorageDisk, @unchecked Sendable {
+    let host: HostDisk
+    /// For messages.
+    let server: String
+    private let isReadOnly: Bool
+    /// A guest has the disk already.
+    private let isAwaited: Bool
+    private let wishes: Handshake.Wishes
+    private let credentials: Credentials?
+    private let fence: Fence
+    /// Processes before this one whose writes the server may still do.
+    private var before: [Generation] = []
+    /// Nobody knows what they were.
+    private let isUnfenced: Bool
+    private let own: Generation
+    /// The connections that serve queues.
+    private var links: [Link] = []
+    /// One beside them, for questions; nil: the server allows only one, or does not know what is allocated.
+    private(set) var inquiry: Inquiry?
+    /// What the server said; nil before start().
+    private(set) var facts: ExportFacts?
+
+    init(_ opening: Opening) throws(PluginError) {
+        let location = try opening.location
+        let uri: ExportURI
+        do throws(ExportURIError) { uri = try ExportURI(location) } catch { throw .invalid(error.message) }
+        host = opening.hostDisk
+        server = "\(uri)"
+        isReadOnly = opening.isReadOnly
+        isAwaited = opening.isSuccessor
+        wishes = Handshake.Wishes(uri)
+        credentials = try Credentials.of(uri, opening)
+        fence = Fence(host: host, server: server, timeout: try opening[NBDOption.fenceTimeout])
+        var (found, before): (Int, [Generation]) = (0, [])
+        for base in Generation.bases {
+            guard let process = try Generation.inherited(opening, base: base) else { continue }
+            found += 1
+            if !process.log.isClear { before.append(process) }
+        }
+        let free = Generation.bases.first { base in before.allSatisfy { $0.base != base } }
+        guard let free else { throw PluginError(EPROTO, "two processes before have left writes that nobody waited for") }
+        own = Generation(try FlightLog(), try Self.connect(uri, opening), base: free)
+        // Both, until this one has waited.
+        for process in before { _ = try process.keep(opening) }
+        self.before = before
+        let isKept = try own.keep(opening)
+        isUnfenced = isAwaited && found == 0 && isKept
+    }
+
+    /// One connection at least; more where the server takes them, of which it says only later whether they may be used.
+    private static func connect(_ uri: ExportURI, _ opening: Opening) throws(PluginError) -> [(Int, Int32)] {
+        let seconds = try opening[NBDOption.connectTimeout]
+        // One more, for questions.
+        let most = min(Int(clamping: try opening[NBDOption.connections]) + 1, FlightLog.mostConnections)
+        let endpoints = try Endpoint.resolve(uri.transport)
+        var sockets: [(Int, Int32)] = []
+        for index in 0..<most {
+            do throws(PluginError) {
+                sockets.append((index, try Endpoint.connect(endpoints, seconds: index == 0 ? seconds : 1)))
+            } catch {
+                if index == 0 { throw PluginError(error.code, "cannot connect to \(uri): \(error.message)") }
+                break
+            }
+        }
+        return sockets
+    }
+
+    func start() throws(PluginError) {
+        do throws(PluginError) {
+            for process in before { fence.wait(for: process) }
+            before = []
+            if isUnfenced { fence.waitWithoutConnections() }
+            try negotiate()
+        } catch {
+            guard isAwaited else { throw PluginError(error.code, "\(server): \(error.message)") }
+            // The guest would lose its disk. Another process tries again, not at once where the server is there and refuses.
+            host.log(.error, "\(server): \(error.message); the guest waits until that is over")
+            if ![ECONNRESET, EPIPE, ESHUTDOWN].contains(error.code) { sleep(2) }
+            throw PluginError(ENOTCONN, error.message)
+        }
+    }
+
+    private func negotiate() throws(PluginError) {
+        for entry in own.sockets {
+            let copy = fcntl(entry.socket, F_DUPFD_CLOEXEC, 0)
+            guard copy >= 0 else { throw PluginError(system: "no descriptor") }
+            let link = Link(copy)
+            guard let first = facts else {
+                facts = try accept(try link.negotiate(wishes, credentials))
+                note(link, entry.index)
+                continue
+            }
+            guard first.flags.contains(.severalConnections) else {
+                link.disconnect()
+                continue
+            }
+            do throws(PluginError) {
+                // A server with a limit lets one more wait.
+                link.patience = 2000
+                guard try link.negotiate(wishes, credentials).isSameExport(as: first) else {
+                    throw PluginError(ESTALE, "another connection leads to another export")
+                }
+                note(link, entry.index)
+            } catch {
+                host.log(.warning, "\(server): \(links.count) connections are used: \(error.message)")
+                link.disconnect()
+                break
+            }
+        }
+        if let facts, facts.allocationContext != nil, links.count > 1, let last = links.popLast() {
+            inquiry = Inquiry(last, facts)
+        }
+    }
+
+    private func note(_ link: Link, _ index: Int) {
+        links.append(link)
+        if link.isEncrypted { own.log.noteEncryption(of: index) }
+    }
+
+    private func accept(_ facts: ExportFacts) throws(PluginError) -> ExportFacts {
+        guard facts.usableSize > 0 else { throw PluginError(EINVAL, "the export has \(facts.size) bytes, less than a sector") }
+        guard isReadOnly || !facts.isReadOnly else {
+            throw PluginError(EROFS, "the export is read-only: attach the disk read-only (mode r)")
+        }
+        if !isReadOnly, !facts.flags.contains(.flush) {
+            host.log(
+                .warning,
+                "\(server) knows no flush: what was written counts as durable, and a guest cannot have it otherwise")
+        }
+        return facts
+    }
+
+    /// Before start() the size is that of one block: nobody has asked the server yet.
+    var info: DiskInfo {
+        guard let facts else { return DiskInfo(size: 512) }
+        var info = DiskInfo(size: facts.usableSize, capabilities: .write)
+        for (flag, capability) in [
+            (.flush, .flush), (.forcedAccess, .force), (.trim, .discard), (.writeZeroes, .writeZeroes),
+            (.rotational, .rotational),
+        ] as [(TransmissionFlags, Capabilities)] where facts.flags.contains(flag) {
+            info.capabilities.insert(capability)
+        }
+        // TLS reads what it encrypts more than once.
+        if credentials != nil { info.capabilities.insert(.stableBuffers) }
+        info.logicalBlock = max(512, facts.blocks.minimum)
+        info.physicalBlock = min(max(info.logicalBlock, facts.blocks.preferred), 1 << 20)
+        info.optimalTransfer = min(max(info.logicalBlock, facts.blocks.preferred), 1 << 25)
+        info.maxTransfer = UInt64(facts.largestTransfer)
+        info.maxDiscard = 1 << 30
+        info.maxWriteZeroes = 1 << 30
+        info.maxQueues = UInt32(max(1, links.count))
+        info.queueDepth = UInt32(FlightLog.slots)
+        info.maxBuffers = UInt32(NBDQueue.mostBuffers)
+        return info
+    }
+
+    func openQueue(_ parameters: QueueParameters) throws(PluginError) -> NBDQueue {
+        guard let facts, links.indices.contains(parameters.index), own.sockets.indices.contains(parameters.index) else {
+            throw PluginError(EINVAL, "there is no connection for queue \(parameters.index)")
+        }
+        return try NBDQueue(
+            self, links[parameters.index], facts, own.log, own.sockets[parameters.index].index, parameters)
+    }
+
+    func close() {
+        for link in links { link.disconnect() }
+        inquiry?.link.disconnect()
+        links = []
+        inquiry = nil
+    }
+}
+
+extension Credentials {
+    /// What a URI and options say of TLS; nil: there is none.
+    static func of(_ uri: ExportURI, _ opening: Opening) throws(PluginError) -> Credentials? {
+        guard let tls = uri.tls else { return nil }
+        let certificates = try value(tls.certificates, opening, NBDOption.certificates)
+        let keys = try value(tls.sharedKeyFile, opening, NBDOption.presharedKeys)
+        switch tls.authentication ?? (keys.isEmpty ? .certificates : .sharedKey) {
+        case .anonymous: throw .invalid("anonymous TLS is not supported: nobody would know who the server is")
+        case .sharedKey:
+            guard !keys.isEmpty else { throw .invalid("no file with the key is named (tls-psk-file)") }
+            let user = try value(tls.userName, opening, NBDOption.user)
+            return try Credentials(presharedKeys: keys, user: user.isEmpty ? "root" : user)
+        case .certificates:
+            var name = try value(tls.hostName, opening, NBDOption.hostName)
+            if name.isEmpty, case .tcp(let host, _) = uri.transport { name = host }
+            let isWanted = try opening[NBDOption.verifies]
+            let verifies = tls.verifiesPeer && isWanted
+            guard !name.isEmpty || !verifies else {
+                throw .invalid("the name that the server's certificate must have is not known (tls-hostname)")
+            }
+            return try Credentials(certificates: certificates, hostName: name, verifies: verifies)
+        }
+    }
+
+    /// What the URI says, or the option where it says nothing.
+    private static func value(
+        _ said: String?, _ opening: Opening, _ option: PluginOption<String>
+    ) throws(PluginError) -> String {
+        if let said { return said }
+        return try opening[option]
+    }
+}

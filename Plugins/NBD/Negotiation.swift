@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The handshake on a connected socket.
+import CGnuTLS
+import Glibc
+import NBD
+import PluginKit
+
+extension Link {
+    /// Agrees with the server on an export. `credentials` are there where TLS is wanted.
+    func negotiate(_ wishes: Handshake.Wishes, _ credentials: Credentials?) throws(PluginError) -> ExportFacts {
+        var handshake = Handshake(wishes)
+        var room = [UInt8](repeating: 0, count: 4096)
+        while true {
+            let count = try receive(into: &room)
+            guard count > 0 else { throw PluginError(handshake.endOfStream, isEnd: true) }
+            var steps = try told { () throws(HandshakeError) in try handshake.receive(Array(room[..<count])) }[...]
+            while let step = steps.popFirst() {
+                switch step {
+                case .send(let bytes): try write(bytes)
+                case .startTLS:
+                    guard let credentials else { throw .invalid("TLS was agreed on without credentials") }
+                    try beginTLS(credentials)
+                    steps += try told { () throws(HandshakeError) in try handshake.tlsStarted() }
+                case .done(let facts): return facts
+                }
+            }
+        }
+    }
+
+    /// Takes leave, without waiting for anything: nothing is under way.
+    func disconnect() {
+        var command = [UInt8](repeating: 0, count: Command.byteCount)
+        var span = command.mutableSpan
+        var bytes = unsafe span.mutableBytes
+        Command(.disconnect, cookie: 0).encode(into: &bytes)
+        patience = 0
+        do throws(PluginError) { try write(command) } catch {}
+        // A process that has a copy of the socket does not keep the connection.
+        shutdown(socket, Int32(SHUT_RDWR))
+    }
+
+    /// Waits for bytes, and takes what there is room for.
+    func receive(into room: inout [UInt8]) throws(PluginError) -> Int {
+        var result: Result<Int, PluginError> = .success(0)
+        unsafe room.withUnsafeMutableBytes { bytes in
+            do throws(PluginError) { result = .success(unsafe try read(into: bytes)) } catch { result = .failure(error) }
+        }
+        return try result.get()
+    }
+
+    private func told<Value>(_ body: () throws(HandshakeError) -> Value) throws(PluginError) -> Value {
+        do throws(HandshakeError) { return try body() } catch { throw PluginError(error, isEnd: false) }
+    }
+}
+
+extension PluginError {
+    /// A handshake that failed; `isEnd`: because the server closed the connection.
+    init(_ error: HandshakeError, isEnd: Bool) {
+        let code: Int32 =
+            switch error.kind {
+            case .shutdown: ESHUTDOWN
+            case .noSuchExport: ENOENT
+            case .withoutTLS, .wantsTLS: EACCES
+            case .broken, .unsupported, .refused: isEnd ? ECONNRESET : EPROTO
+            }
+        self.init(code, error.message)
+    }
+}
