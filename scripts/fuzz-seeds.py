@@ -7,6 +7,7 @@ usage: fuzz-seeds.py DIRECTORY (scripts/fuzz.sh begins with build/fuzz/corpus)
 import hashlib
 import os
 import random
+import socket
 import struct
 import subprocess
 import sys
@@ -118,6 +119,79 @@ def images():
         put("qcow-read", b"\x00" + open(os.path.join(folder, "old"), "rb").read()[:16000], "image-")
 
 
+def nbd_servers():
+    """What nbdkit and qemu-nbd send, whom the requests are sent that ServerTarget.swift waits for."""
+    with tempfile.TemporaryDirectory() as folder:
+        place, number = os.path.join(folder, "socket"), os.path.join(folder, "pid")
+        subprocess.run(["truncate", "-s", "1M", os.path.join(folder, "file")], check=True)
+        servers = [
+            "nbdkit -U $S -P $P memory 1M", "nbdkit -U $S -P $P --no-sr memory 1M", "nbdkit -U $S -P $P --oldstyle memory 1M",
+            "nbdkit -U $S -P $P --mask-handshake=0 memory 1M", "nbdkit -U $S -P $P --mask-handshake=1 memory 1M",
+            "nbdkit -U $S -P $P eval get_size='echo 1048576' pread='echo EIO broken >&2; exit 1'",
+            "nbdkit -U $S -P $P eval get_size='echo 1000' block_size='echo 4096 65536 1M' pread='exit 1'",
+            "nbdkit -U $S -P $P --tls=require --tls-psk=/dev/null memory 1M",
+            "qemu-nbd --fork -t --pid-file=$P -k $S -f raw --discard=unmap file", "qemu-nbd --fork -t --pid-file=$P -k $S -f raw -x other file",
+        ]
+        for command in servers:
+            for options in (True, False):
+                subprocess.run(command, shell=True, cwd=folder, check=True, env=os.environ | {"S": place, "P": number},
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                greeting, replies = nbd_session(place, options)
+                put("nbd", (b"\x02" if options else b"\x12") + greeting + replies)
+                put("nbd", b"\x06" + greeting + replies)
+                put("nbd", b"\x07" + replies)
+                put("nbd", b"\x01" + replies)
+                put("nbd-scan", b"\x07\x20\x07" + replies[-560:].replace(b"\0" * 7, b"A" * 7))
+                subprocess.run(["kill", open(number).read().strip()], check=True)
+                if os.path.exists(place):
+                    os.unlink(place)
+    for uri in (
+        "nbd://example.com:10809/disk", "nbds://alice@[fe80::1%25eth0]:1/a%20b?tls-psk-file=/etc/psk&tls-hostname=h",
+        "nbd+unix:///disk?socket=/run/nbd.sock", "nbds+unix:///?socket=%00/a&tls-certificates=/c&tls-verify-peer=0",
+        "nbd+vsock://2:5/", "nbds+vsock:///x?tls-type=anon", "nbd://alice:secret@h", "nbd://[::1", "nbd://h/%zz?x=1&x=2#f",
+    ):
+        put("nbd-uri", uri.encode())
+
+
+def nbd_session(place, options):
+    """The bytes of a server: of the handshake, and of the answers to its requests."""
+    with socket.socket(socket.AF_UNIX) as line:
+        line.settimeout(0.3)
+        line.connect(place)
+        got = [b"", b""]
+
+        def talk(data, phase=0):
+            try:
+                line.sendall(data)
+                while True:
+                    more = line.recv(65536)
+                    if not more:
+                        return
+                    got[phase] += more
+            except (TimeoutError, BrokenPipeError, ConnectionResetError):
+                return
+
+        def option(number, data=b""):
+            talk(b"IHAVEOPT" + struct.pack(">II", number, len(data)) + data)
+
+        talk(b"")
+        if got[0][8:16] == b"IHAVEOPT":
+            flags = struct.unpack(">H", got[0][16:18])[0]
+            talk(struct.pack(">I", flags & 3))
+            if options and flags & 1:
+                option(8)
+                option(10, struct.pack(">III", 0, 1, 15) + b"base:allocation")
+                option(7, struct.pack(">IHH", 0, 1, 3))
+            else:
+                option(1)
+        for kind, cookie, offset, length, data in (
+            (0, 1, 0, 512, b""), (1, 3, 4096, 512, b"A" * 512), (0, 2, 65536, 1024, b""), (3, 4, 0, 0, b""), (4, 5, 0, 4096, b""),
+            (7, 6, 0, 1 << 20, b""),
+        ):
+            talk(struct.pack(">IHHQQI", 0x25609513, 0, kind, cookie, offset, length) + data, 1)
+        return got
+
+
 def dice():
     """Targets whose input is a row of decisions: any bytes are a session."""
     source = random.Random(1)
@@ -130,4 +204,5 @@ slots()
 key_nodes()
 texts()
 images()
+nbd_servers()
 dice()

@@ -20,13 +20,14 @@ declare -A program=(
     [engine]=fuzz-queue [session]=fuzz-queue [journal]=fuzz-queue
     [keys]=fuzz-store [offer]=fuzz-store [negotiation]=fuzz-store [broker]=fuzz-store
     [qcow-read]=fuzz-image [qcow-write]=fuzz-image
+    [nbd]=fuzz-nbd [nbd-scan]=fuzz-nbd [nbd-uri]=fuzz-nbd
     [json]=fuzz-control [request]=fuzz-control [settings]=fuzz-control [files]=fuzz-control [metrics]=fuzz-control
 )
 declare -A longest=(
     [slot]=400 [ring]=1024 [engine]=2048 [session]=2048 [journal]=512 [keys]=1024 [offer]=256 [negotiation]=256
-    [broker]=2048 [qcow-read]=16384 [qcow-write]=512 [json]=1024 [request]=512 [settings]=2048 [files]=2048 [metrics]=4096
+    [broker]=2048 [qcow-read]=16384 [qcow-write]=512 [nbd]=6000 [nbd-scan]=600 [nbd-uri]=300 [json]=1024 [request]=512 [settings]=2048 [files]=2048 [metrics]=4096
 )
-targets=(slot ring engine session journal keys offer negotiation broker qcow-read qcow-write json request settings files metrics)
+targets=(slot ring engine session journal keys offer negotiation broker qcow-read qcow-write nbd nbd-scan nbd-uri json request settings files metrics)
 
 # A crash must end the program, not wait for a debugger.
 export SWIFT_BACKTRACE=enable=no

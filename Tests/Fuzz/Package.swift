@@ -55,6 +55,7 @@ let package = Package(
         module("XenBus", ["Base", "Blkif"]),
         module("StoreBroker", ["Base", "CLinux", "Support", "Xen", "XenBus"]),
         module("ImageCore"),
+        module("NBD"),
         module("QCOW2", ["ImageCore"]),
         module("ImageWriting", ["ImageCore"]),
         module("QCOWEngine", ["ImageCore", "ImageWriting", "QCOW2"]),
@@ -76,6 +77,7 @@ let package = Package(
             ]),
         program("fuzz-store", path: "Store", ["Base", "Blkif", "Memory", "StoreBroker", "Support", "Xen", "XenBus"]),
         program("fuzz-image", path: "Image", ["ImageCore", "ImageWriting", "QCOW2", "QCOWEngine"]),
+        program("fuzz-nbd", path: "NBD", ["NBD"]),
         program(
             "fuzz-control", path: "Control",
             ["Base", "DiskEvents", "PluginHost", "Settings", "StorageKeeping", "Support", "XBBControl", "XenBus"]),

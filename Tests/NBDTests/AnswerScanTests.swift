@@ -65,6 +65,27 @@ private func unanswered(_ cookies: [UInt64], buffer: [UInt8], stream: [UInt8], p
         }
     }
 
+    /// Cookies and headers that are much alike, in parts that fit each other in many ways: what is found is what trying everything finds.
+    @Test func itFindsWhatTryingEverythingFinds() {
+        for seed in testSeeds("AnswerScanTests", count: 400) {
+            var random = SplitMix64(seed: seed)
+            let all =
+                (0..<8).map { 0x6744_6698_4141_4100 | UInt64($0) } + (0..<8).map { 0x4141_4141_4141_4100 | UInt64($0) }
+            var parts: [[UInt8]] = []
+            for _ in 0..<8 {
+                let header = random.pick(headers(random.pick(all)))
+                let start = random.onceIn(2) ? 0 : random.below(16)
+                parts.append(Array(header[start..<16].prefix(random.onceIn(2) ? 16 : random.below(16))))
+            }
+            let bytes = parts.flatMap { $0 }
+            let split = random.below(bytes.count + 1)
+            let (buffer, stream) = (Array(bytes.prefix(split)), Array(bytes.dropFirst(split)))
+            let found = unanswered(all, buffer: buffer, stream: stream, piece: 1 + random.below(20))
+            let expected = Set(all).subtracting(AnswerOracle.answered(all, buffer: buffer, stream: stream))
+            #expect(found == expected, "seed \(seed)")
+        }
+    }
+
     /// A chunk that is not the last, data, extents, another magic number, and a cookie alone are no answers.
     @Test func whatIsNoEndOfAReplyIsNoAnswer() {
         let cookie = cookies.cookie(of: 1)

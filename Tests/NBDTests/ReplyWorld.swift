@@ -63,14 +63,14 @@ struct ReplyWorld {
     mutating func take(_ stream: [UInt8], _ random: inout SplitMix64) -> ProtocolError? {
         var (start, end, idle) = (0, 0, 0)
         while true {
-            let window = Array(stream[start..<end])
+            let window = stream.span.bytes.extracting(start..<end)
             let step: ReplyStep
             do throws(ProtocolError) {
-                step = try reader.next(in: window.span.bytes, &sent)
+                step = try reader.next(in: window, &sent)
             } catch {
                 return error
             }
-            if step.consumed > window.count { return fault("more consumed than there is") }
+            if step.consumed > window.byteCount { return fault("more consumed than there is") }
             start += step.consumed
             idle = step.consumed > 0 ? 0 : idle + 1
             if idle > 4 { return fault("no progress") }

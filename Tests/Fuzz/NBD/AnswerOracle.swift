@@ -1,0 +1,1 @@
+../../NBDTests/AnswerOracle.swift
