@@ -3,7 +3,7 @@ SHELL := /bin/bash
 SWIFT ?= swift
 JOBS  ?= $(shell nproc)
 
-.PHONY: help setup build build-release install deb deb-test walk demo test test-long test-quick bench bench-qcow bench-rbd bench-vhd count check fuzz models fmt clean
+.PHONY: help setup build build-release install deb deb-test walk demo test test-long test-quick bench bench-qcow bench-nbd bench-rbd bench-vhd count check fuzz models fmt clean
 .PHONY: xen-setup xen-test xen-shell xen-bench
 
 help: ## what can be done here
@@ -43,6 +43,9 @@ test-long: build build-release deb ## a thousand kills and upgrades, all kinds o
 
 bench-qcow: build-release ## figures of QCOW images beside libqcow and qemu-nbd
 	@scripts/bench-qcow.sh
+
+bench-nbd: build-release ## figures of NBD exports beside fio's nbd engine
+	@scripts/bench-nbd.sh
 
 bench-rbd: build-release ## figures of images of Ceph beside fio's rbd engine, on a Ceph of this machine
 	@scripts/bench-rbd.sh

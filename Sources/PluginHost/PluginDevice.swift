@@ -248,6 +248,26 @@ public final class PluginDevice: @unchecked Sendable {
     /// Takes on what ``measure()`` returned.
     public func adopt(_ info: DeviceInfo) { reported.withLock { $0 = info } }
 
+    /// The plugin wants to know when nothing is submitted: it has drain_begin() or drain_end().
+    package var drains: Bool { unsafe library.table.drain_begin != nil || library.table.drain_end != nil }
+
+    /// Nothing is in flight, and nothing is submitted until ``endDrain()``: the plugin stops what it does by itself. A control call.
+    package func beginDrain() throws(OperationError) {
+        guard let begin = unsafe library.table.drain_begin else { return }
+        exclusion?.lock()
+        let result = unsafe begin(handle)
+        exclusion?.unlock()
+        if result != 0 { throw OperationError(.system, "plugin '\(library.name)': drain_begin()", .errno(-result)) }
+    }
+
+    /// Requests come again. A control call.
+    package func endDrain() {
+        guard let end = unsafe library.table.drain_end else { return }
+        exclusion?.lock()
+        unsafe end(handle)
+        exclusion?.unlock()
+    }
+
     /// The plugin counts by itself: it has stats().
     public var counts: Bool { unsafe library.table.stats != nil }
 

@@ -17,7 +17,7 @@ copy_closure "$image" bin/bash usr/bin/flock usr/bin/setpriv usr/bin/env sbin/lo
     usr/bin/jq usr/bin/sort bin/cp usr/bin/truncate sbin/mke2fs sbin/e2fsck sbin/debugfs sbin/sfdisk \
     usr/bin/xenstore "$xen"/{xl,xenstored,xenconsoled,xen-init-dom0,libxl-save-helper,lsevtchn,xenconsole}
 # What our packages depend on.
-copy_closure "$image" usr/lib/x86_64-linux-gnu/{libstdc++.so.6,libaio.so.1,libxenstore.so.4,libxengnttab.so.1,libxenevtchn.so.1,libqcow.so.1}
+copy_closure "$image" usr/lib/x86_64-linux-gnu/{libstdc++.so.6,libaio.so.1,libxenstore.so.4,libxengnttab.so.1,libxenevtchn.so.1,libqcow.so.1,libgnutls.so.30}
 for name in exists list ls read rm watch write chmod; do
     copy_closure "$image" "usr/bin/xenstore-$name"
 done

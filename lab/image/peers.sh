@@ -10,6 +10,6 @@ output=$1
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 chmod 755 "$root"
-copy_closure "$root" usr/libexec/xen-qemu-system-i386 usr/bin/qemu-img
+copy_closure "$root" usr/libexec/xen-qemu-system-i386 usr/bin/{qemu-img,qemu-nbd}
 copy_file "$root" usr/share/qemu/keymaps/en-us
 tar -C "$root" -cf "$output" .

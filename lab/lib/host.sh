@@ -37,7 +37,7 @@ pack_programs() {
         DESTDIR=$root PREFIX=/usr "$lab/../scripts/install-tree.sh" || return 1
         find "$root/usr/sbin" "$root/usr/bin" "$root/usr/lib" -type f -exec strip --strip-unneeded {} + 2>/dev/null
     else
-        for deb in "$lab"/../build/deb/xbb{,-tools,-plugin-qcow,-plugin-vhd}_*.deb; do
+        for deb in "$lab"/../build/deb/xbb{,-tools,-plugin-nbd,-plugin-qcow,-plugin-vhd}_*.deb; do
             [[ -e $deb ]] || { echo "lab: $deb is missing: run 'make deb', or set XEN_LAB_PROGRAMS=build" >&2; return 1; }
             dpkg-deb -x "$deb" "$root" || return 1
         done

@@ -129,6 +129,15 @@ struct PluginQueue: ~Copyable {
         return submission
     }
 
+    /// Asks the plugin to finish all that it has in hand at once, with errors if need be: nobody waits for the data any more. Not a plugin
+    /// that sleeps in submit(), nor a queue that other rings use, too.
+    func cancel() {
+        guard threads == nil, shared == nil, let cancel = unsafe device.library.table.cancel else { return }
+        exclusion?.lock()
+        unsafe cancel(handle, nil)
+        exclusion?.unlock()
+    }
+
     /// Lets the plugin reap its completions without sleeping; true if there were any.
     func poll() -> Bool {
         guard canPoll, let pollFunction = unsafe pollFunction else { return false }

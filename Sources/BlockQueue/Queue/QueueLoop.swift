@@ -18,6 +18,8 @@ protocol LoopEffects: QueueEffects {
     func takeEvent() -> Bool
     /// Lets events come again.
     func unmask()
+    /// Asks the plugin to finish what it has in hand.
+    func cancel()
 }
 
 /// The loop of a queue's thread, one turn at a time.
@@ -108,6 +110,9 @@ struct QueueLoop: ~Copyable {
         poll.longest = tuning.pollNanoseconds
         poll.percent = tuning.pollPercent
     }
+
+    /// Asks the plugin to hurry.
+    func cancel() { effects.cancel() }
 
     /// Looks whether a turn may have something to do.
     mutating func mayWork() -> Bool {

@@ -78,6 +78,8 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
         var drain: DrainRule?
         /// Requests that wait for space are to be tried again.
         var triesHeld = false
+        /// The plugin is to finish what it has in hand.
+        var cancels = false
     }
 
     package let statistics: QueueStatistics
@@ -226,6 +228,9 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
 
     /// `onAwake` is called once, when there is something to do the next time.
     package func tellWhenAwake() { tellsAwake.store(true, ordering: .releasing) }
+
+    /// Asks the plugin to finish what it has in hand, with errors if need be: the disk is over, and nobody waits for its data.
+    package func cancel() { change { $0.cancels = true } }
 
     /// Requests that wait for space, or are being tried again; a moment old.
     package var heldRequests: Int { held.load(ordering: .relaxed) }
@@ -458,9 +463,10 @@ package final class QueueThread<Platform: XenPlatform>: @unchecked Sendable {
     private func takeControl(_ loop: inout QueueLoop) {
         controlChanged.store(false, ordering: .releasing)
         let current = control.withLock { control in
-            defer { control.triesHeld = false }
+            defer { (control.triesHeld, control.cancels) = (false, false) }
             return control
         }
+        if current.cancels { loop.cancel() }
         // One that ends its requests is at rest for nobody: what waits behind them may begin.
         if !current.isPaused || current.drain != nil { configuration.order?.setResting(configuration.index, false) }
         loop.apply(

@@ -46,6 +46,8 @@ final class XenEffects<Grants: GrantTable, Events: EventChannels>: LoopEffects {
 
     func submit(_ side: inout PluginSide) -> Submission { queue.submit(&side) }
 
+    func cancel() { queue.cancel() }
+
     func poll() -> Bool { queue.canPoll && queue.poll() }
 
     func notify() {

@@ -3,7 +3,20 @@
 import Base
 import BlockQueue
 import CLinux
+import PluginHost
 import Xen
+
+/// What a plugin that drains was told of a pause.
+enum PluginDrain {
+    /// Nothing.
+    case none
+    /// drain_begin() is being called.
+    case beginning
+    /// Nothing is submitted.
+    case begun
+    /// drain_end() is being called; requests go on then.
+    case ending
+}
 
 extension ServedDisk {
     /// How long requests may take that were in flight when a pause began, in ns.
@@ -41,8 +54,37 @@ extension ServedDisk {
         isPauseWanted = false
         pauseNumber &+= 1
         (pauseEnd, restLimit) = (.max, .max)
-        for queue in queues { queue.resume() }
         completePause(false)
+        endDrain()
+    }
+
+    /// Lets requests go on, once the plugin knows.
+    private func endDrain() {
+        switch drained {
+        case .none: for queue in queues { queue.resume() }
+        case .beginning, .ending: break
+        case .begun:
+            guard let device else { return }
+            drained = .ending
+            calls.make("drain_end()") { () throws(OperationError) in
+                device.endDrain()
+            } _: { [self] _ in
+                guard self.device === device else { return }
+                drained = .none
+                if isPauseWanted { reportPause() } else { endDrain() }
+            }
+        }
+    }
+
+    /// Tells the plugin that nothing is submitted, before anybody is told that the disk is paused.
+    private func beginDrain(_ device: PluginDevice) {
+        drained = .beginning
+        calls.make("drain_begin()", { () throws(OperationError) in try device.beginDrain() }) { [self] result in
+            guard self.device === device else { return }
+            drained = .begun
+            if case .failure(let error) = result { log.warning("\(error)") }
+            if isPauseWanted { reportPause() } else { endDrain() }
+        }
     }
 
     /// When ``expirePause(now:)`` has something to do, in ns of the monotonic clock.
@@ -83,10 +125,13 @@ extension ServedDisk {
 
     /// Tells those who wait if the disk has come to rest.
     func reportPause() {
-        if intake == .paused {
-            restLimit = .max
-            completePause(true)
+        guard intake == .paused else { return }
+        restLimit = .max
+        if let device, device.drains, drained != .begun {
+            if drained == .none { beginDrain(device) }
+            return
         }
+        completePause(true)
     }
 
     private func completePause(_ isPaused: Bool) {

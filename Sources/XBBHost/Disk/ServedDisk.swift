@@ -109,6 +109,8 @@ final class ServedDisk<Platform: XenPlatform> {
     /// Requests without an answer that are left to a successor.
     var leftRequests = 0
     var pauseCompletions: [(_ isPaused: Bool) -> Void] = []
+    /// What the plugin knows of a pause.
+    var drained = PluginDrain.none
 
     /// The plugin is asked what it counted.
     var question: PluginQuestion?
@@ -157,6 +159,7 @@ final class ServedDisk<Platform: XenPlatform> {
     func close(_ completion: @escaping () -> Void) {
         guard let device else { return completion() }
         self.device = nil
+        drained = .none
         let question = question
         self.question = nil
         question?.abandon()
