@@ -15,6 +15,8 @@ final class DiskBox {
     let resize: ((UInt64) throws(PluginError) -> Void)?
     let map: ((UInt64, UInt64, (MappedRange) -> Bool) throws(PluginError) -> Void)?
     let statistics: (() -> [(StaticString, UInt64)])?
+    let beginDrain: (() throws(PluginError) -> Void)?
+    let endDrain: (() -> Void)?
 
     init<Disk: StorageDisk>(_ disk: Disk, isReadOnly: Bool, writeRefusal: Int32) {
         self.disk = disk
@@ -42,6 +44,12 @@ final class DiskBox {
             }
         } else {
             map = nil
+        }
+        if let disk = disk as? any DrainingDisk {
+            beginDrain = { () throws(PluginError) in try disk.beginDrain() }
+            endDrain = { disk.endDrain() }
+        } else {
+            (beginDrain, endDrain) = (nil, nil)
         }
         if let disk = disk as? any CountingDisk {
             statistics = { disk.statistics }

@@ -6,7 +6,8 @@ import PluginAPI
 extension xbb_plugin {
     /// Fills in the functions; those that the plugin does not have stay NULL.
     mutating func fillInCallbacks(
-        inspects: Bool, polls: Bool, cancels: Bool, resizes: Bool, maps: Bool, counts: Bool
+        inspects: Bool, polls: Bool, cancels: Bool, resizes: Bool, maps: Bool, counts: Bool,
+        drains: Bool
     ) {
         unsafe load = { table in unsafe PluginHost.load(table) }
         unsafe fillInDisk()
@@ -41,6 +42,13 @@ extension xbb_plugin {
                     }
                 }
             }
+        }
+        if drains {
+            unsafe drain_begin = { device in
+                guard let begin = unsafe unboxed(device, as: DiskBox.self)?.beginDrain else { return -EINVAL }
+                return reporting(to: nil) { () throws(PluginError) in try begin() }
+            }
+            unsafe drain_end = { device in unsafe unboxed(device, as: DiskBox.self)?.endDrain?() }
         }
         if counts {
             unsafe stats = { device, report, argument in

@@ -36,6 +36,9 @@ public struct Opening {
     /// What that process wrote may be lost, and nobody may have been told: the next flush fails, and so does each write to an image whose
     /// tables may be among it.
     public var hasLostWrites: Bool { unsafe open.pointee.flags & UInt32(XBB_OPEN_WRITES_LOST) != 0 }
+    /// The process that served the disk before did not end in order: what it had under way may still reach the storage, and nothing is done
+    /// before that is over. For plugins without a file, with ``isSuccessor``. Since ABI 1.3.
+    public var isAfterDeath: Bool { unsafe open.pointee.flags & UInt32(XBB_OPEN_AFTER_DEATH) != 0 }
     /// The format that was configured, one of the plugin's.
     public var format: String { unsafe open.pointee.format.map { unsafe String(cString: $0) } ?? "" }
     /// The image's name in messages; not necessarily a path.

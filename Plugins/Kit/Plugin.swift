@@ -19,7 +19,7 @@ public struct Plugin: @unchecked Sendable {
 
     /// A plugin whose disks are opened by `open`, which is called with the rights of root and before there are threads.
     ///
-    /// What else it can do is said by what `Disk` and its queues are: ``ResizableDisk``, ``MappedDisk``, ``CountingDisk``,
+    /// What else it can do is said by what `Disk` and its queues are: ``ResizableDisk``, ``MappedDisk``, ``CountingDisk``, ``DrainingDisk``,
     /// ``CancellingQueue``, ``StorageQueue/isPolled``.
     ///
     /// - Parameters:
@@ -63,7 +63,7 @@ public struct Plugin: @unchecked Sendable {
             inspects: inspector != nil, polls: Disk.Queue.isPolled,
             cancels: Disk.Queue.self is any CancellingQueue.Type,
             resizes: Disk.self is any ResizableDisk.Type, maps: Disk.self is any MappedDisk.Type,
-            counts: Disk.self is any CountingDisk.Type)
+            counts: Disk.self is any CountingDisk.Type, drains: Disk.self is any DrainingDisk.Type)
         entry = unsafe UnsafePointer(immortal([plugin]))
     }
 }

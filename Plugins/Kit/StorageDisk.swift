@@ -198,6 +198,15 @@ public struct MappedRange: Sendable, Equatable {
     }
 }
 
+/// A disk that does something by itself, beside requests: prefetching, cleaning.
+public protocol DrainingDisk: StorageDisk {
+    /// Nothing is in flight, and nothing is submitted before ``endDrain()`` or ``StorageDisk/close()``: the disk is to stop what it does
+    /// by itself, so that its storage is at rest.
+    func beginDrain() throws(PluginError)
+    /// Requests come again.
+    func endDrain()
+}
+
 /// A disk that counts what it does.
 public protocol CountingDisk: StorageDisk {
     /// Names, as `small-letters`, with sums over all queues that there ever were: they do not fall. Any thread.

@@ -33,6 +33,13 @@ struct Fence {
 
     /// Returns when nothing of `before` can come any more.
     func wait(for before: Generation) {
+        // A connection that nobody has any more.
+        let known = before.sockets.map(\.index)
+        for index in 0..<FlightLog.mostConnections
+        where !known.contains(index) && !before.log.part(index).outstanding.cookies.isEmpty {
+            hold("one of its connections is gone")
+            break
+        }
         for entry in before.sockets {
             if case .unproven(let reason) = settle(before, entry.index, entry.socket) { hold(reason) }
         }

@@ -48,19 +48,25 @@ final class FlightLog: @unchecked Sendable {
         unsafe base.storeBytes(of: Self.mark, toByteOffset: Self.markPlace, as: UInt64.self)
     }
 
-    /// The memory of the process before; takes the descriptor, and closes it where this throws.
-    convenience init(of predecessor: Int32) throws(PluginError) {
+    /// The memory of the process before; takes the descriptor. nil: it is of another version of the plugin, and settled; that is said at
+    /// the same place in all versions.
+    static func inherited(_ predecessor: Int32) throws(PluginError) -> FlightLog? {
         var status = stat()
-        guard unsafe fstat(predecessor, &status) == 0, status.st_size == off_t(Self.bytes),
-            cgnutls_is_sealed(predecessor) != 0
-        else {
+        if unsafe fstat(predecessor, &status) == 0, status.st_size == off_t(bytes), cgnutls_is_sealed(predecessor) != 0 {
+            let log = try FlightLog(mapping: predecessor)
+            if unsafe log.base.load(fromByteOffset: markPlace, as: UInt64.self) == mark { return log }
+            if log.isSettled { return nil }
+        } else {
+            var words: [UInt64] = [0, 0]
+            // As many bytes as the array has.
+            let count = unsafe pread(predecessor, &words, 16, 0)
             close(predecessor)
-            throw PluginError(EPROTO, "the process before has left a log of requests of another version")
+            if count == 16, words[1] != 0 { return nil }
         }
-        try self.init(mapping: predecessor)
-        guard unsafe base.load(fromByteOffset: Self.markPlace, as: UInt64.self) == Self.mark else {
-            throw PluginError(EPROTO, "the process before has left a log of requests of another version")
-        }
+        throw PluginError(
+            EPROTO,
+            "the process before was of another version of the plugin and did not end in order: what the server still does for it "
+                + "is not known; detach the disk ('xbbctl detach --force') and attach it again")
     }
 
     private init(mapping file: Int32) throws(PluginError) {

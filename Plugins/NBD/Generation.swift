@@ -27,7 +27,8 @@ final class Generation: @unchecked Sendable {
     /// What the process before has kept under the numbers from `base` on; nil: nothing.
     static func inherited(_ opening: Opening, base: UInt32) throws(PluginError) -> Generation? {
         guard let file = opening.kept(as: base) else { return nil }
-        let log = try FlightLog(of: file)
+        // Of another version: one that ended in order has left nothing.
+        guard let log = try FlightLog.inherited(file) else { return nil }
         let sockets = (0..<FlightLog.mostConnections).compactMap { index in
             opening.kept(as: base + 1 + UInt32(index)).map { (index, $0) }
         }

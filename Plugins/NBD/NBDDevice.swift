@@ -56,8 +56,8 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
         // Both, until this one has waited.
         for process in before { _ = try process.keep(opening) }
         self.before = before
-        let isKept = try own.keep(opening)
-        isUnfenced = isAwaited && found == 0 && isKept
+        _ = try own.keep(opening)
+        isUnfenced = opening.isAfterDeath && found == 0
     }
 
     /// One connection at least; more where the server takes them, of which it says only later whether they may be used.
@@ -180,6 +180,7 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
         inquiry?.link.disconnect()
         links = []
         inquiry = nil
+        own.log.isSettled = true
     }
 }
 

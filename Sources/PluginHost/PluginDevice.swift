@@ -53,11 +53,12 @@ public final class PluginDevice: @unchecked Sendable {
     ///
     /// Files that the image names are opened only where `backing` allows it. With `inherited`, the open files of the
     /// process before are used, and no name is opened; `hasLostWrites`: it died, and ``KeptStorage/hasLostWrites`` says that writes may
-    /// be lost. `isAwaited`: a guest has the disk already, and waits for it. `onNotify` is called on any thread with an `XBB_NOTIFY_`
+    /// be lost. `isAwaited`: a guest has the disk already, and waits for it; `isAfterDeath`: the process before did not end in order. `onNotify` is called on any thread with an `XBB_NOTIFY_`
     /// number.
     package convenience init(
         _ source: DiskSource, directories: [String], backing: BackingPolicy = BackingPolicy(),
-        inherited: KeptStorage? = nil, hasLostWrites: Bool = false, isAwaited: Bool = false, log: Log,
+        inherited: KeptStorage? = nil, hasLostWrites: Bool = false, isAwaited: Bool = false, isAfterDeath: Bool = false,
+        log: Log,
         onNotify: @escaping @Sendable (UInt32) -> Void
     ) throws(OperationError) {
         let library = try PluginLibrary.load(
@@ -109,14 +110,14 @@ public final class PluginDevice: @unchecked Sendable {
         }
         try self.init(
             library, source, file: file, direct: direct, isBacking: false, hasLostWrites: hasLostWrites,
-            isAwaited: isAwaited && library.hasNoFile,
+            isAwaited: isAwaited && library.hasNoFile, isAfterDeath: isAfterDeath && isAwaited && library.hasNoFile,
             chain: chain, log: log, onNotify: onNotify)
     }
 
     /// Opens the image at `file` in a plugin. Takes ownership of `file` and closes it even if this throws.
     init(
         _ library: PluginLibrary, _ source: DiskSource, file: Int32, direct: Bool, isBacking: Bool,
-        hasLostWrites: Bool = false, isAwaited: Bool = false, chain: ImageChain, log: Log,
+        hasLostWrites: Bool = false, isAwaited: Bool = false, isAfterDeath: Bool = false, chain: ImageChain, log: Log,
         onNotify: @escaping @Sendable (UInt32) -> Void
     ) throws(OperationError) {
         self.library = library
@@ -152,7 +153,7 @@ public final class PluginDevice: @unchecked Sendable {
                 (source.readOnly ? Int(XBB_OPEN_RDONLY) : 0) | (direct ? Int(XBB_OPEN_DIRECT) : 0)
                 | (isBacking ? Int(XBB_OPEN_BACKING) : 0)
                 | (chain.inherited != nil || isAwaited ? Int(XBB_OPEN_SUCCESSOR) : 0)
-                | (hasLostWrites ? Int(XBB_OPEN_WRITES_LOST) : 0)
+                | (hasLostWrites ? Int(XBB_OPEN_WRITES_LOST) : 0) | (isAfterDeath ? Int(XBB_OPEN_AFTER_DEATH) : 0)
             unsafe opened = try unsafe Self.open(
                 library, source, options: options, file: file, flags: flags, host: hostPointer)
             do throws(OperationError) {

@@ -55,7 +55,7 @@ extension EndToEnd {
         @Test(arguments: End.allCases) func aRequestThatNeverEndsIsNamedAndNoObstacle(_ end: End) throws {
             let lab = try Lab()
             let disk = try lab.attach(
-                51712, .plugin("delay", "size=16M,delay-us=600000000"), arguments: ["--stall-time", "1"])
+                51712, .plugin("delay", "size=16M,delay-us=600000000,hurries=off"), arguments: ["--stall-time", "1"])
             let neighbour = try lab.attach(51728)
             let device = try disk.connect()
             try device.queues[0].withQueue { (queue) throws in
@@ -71,6 +71,21 @@ extension EndToEnd {
             #expect(try neighbour.load(other) { $0.count = 100 }.isGood)
             try other.close()
             try expectEnd(end, disk, lab)
+            device.dismantle()
+            try lab.finish()
+        }
+
+        /// A plugin that can finish its requests is asked to, where nobody waits for them any more.
+        @Test(arguments: [End.forcedDetach, .backendRemoved]) func aPluginIsAskedToHurry(_ end: End) throws {
+            let lab = try Lab()
+            let disk = try lab.attach(
+                51712, .plugin("delay", "size=16M,delay-us=600000000"), arguments: ["--stall-time", "60"])
+            let device = try disk.connect()
+            try submit(device)
+            try eventually("it is taken") { try disk.worker.show("in_flight") == "1" }
+            try take(end, disk, lab)
+            #expect(try disk.worker.awaitExit() == .exited(0), "\(disk.log)")
+            #expect(!disk.log.has("ends without waiting"))
             device.dismantle()
             try lab.finish()
         }

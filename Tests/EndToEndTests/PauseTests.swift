@@ -49,6 +49,25 @@ extension EndToEnd {
             }
         }
 
+        /// The plugin of tests fails what comes between drain_begin() and drain_end().
+        @Test func aPluginIsToldOfAPause() throws {
+            let lab = try Lab()
+            let disk = try lab.attach(51712, try kept(lab))
+            let device = try disk.connect()
+            func drains() throws -> Int? {
+                let plugin = try disk.worker.ask("stats")["plugin"] as? [String: Any]
+                return (plugin?["counters"] as? [String: Any])?["drains"] as? Int
+            }
+            for round in 1...3 {
+                try pause(disk)
+                try eventually("the plugin knows of pause \(round)") { try drains() == round }
+                try resume(disk)
+                #expect(try disk.load(device) { $0.count = 50 }.isGood, "\(disk.log)")
+            }
+            try device.close()
+            try lab.finish()
+        }
+
         static let disks: [(format: String, queues: Int)] = [("raw", 1), ("raw", 4), ("delay", 1)]
 
         @Test(arguments: disks)

@@ -223,7 +223,7 @@ extension EndToEnd {
         @Test func aRequestThatNeverEndsIsNamedAndHarmsNoOtherQueue() throws {
             let lab = try Lab()
             let disk = try attach(
-                lab, .plugin("delay", "size=16M,delay-us=100,stuck-at=0"), ["--stall-time", "1"])
+                lab, .plugin("delay", "size=16M,delay-us=100,stuck-at=0,hurries=off"), ["--stall-time", "1"])
             let device = try disk.connect { $0.queues = 4 }
             try device.queues[1].withQueue { (queue) throws in
                 try queue.submit(try queue.slot(), .read, sector: 0, byteCount: 4096)

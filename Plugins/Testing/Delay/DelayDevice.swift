@@ -42,17 +42,20 @@ final class DelayQueue: CancellingQueue {
 /// A disk in memory with one thread.
 ///
 /// `@unchecked Sendable`: what changes is under the monitor, and the thread is the control calls' alone.
-final class DelayDevice: StorageDisk, ThreadBody, @unchecked Sendable {
+final class DelayDevice: DrainingDisk, CountingDisk, ThreadBody, @unchecked Sendable {
     private let memory: MemoryDisk
     private let delay: UInt64
     private let reorders: Bool
     private let hold: Int
     private let stuckAt: UInt64
+    private let hurries: Bool
     private let monitor = Monitor()
     // Under the monitor:
     private var waiting: [Waiting] = []
     private var randomState: UInt64
     private var stopping = false
+    private var isDraining = false
+    private var (drains, cancels): (UInt64, UInt64) = (0, 0)
     private var thread: PluginThread?
 
     init(_ opening: Opening) throws(PluginError) {
@@ -63,6 +66,7 @@ final class DelayDevice: StorageDisk, ThreadBody, @unchecked Sendable {
         reorders = try opening[DelayOption.reorder]
         hold = Int(clamping: try opening[DelayOption.hold])
         stuckAt = try opening[DelayOption.stuckAt]
+        hurries = try opening[DelayOption.hurries]
         randomState = try opening[DelayOption.seed]
     }
 
@@ -83,6 +87,11 @@ final class DelayDevice: StorageDisk, ThreadBody, @unchecked Sendable {
         let now = clinux_monotonic_ns()
         monitor.lock()
         while let request = batch.next() {
+            // The host has said that nothing comes.
+            if isDraining {
+                request.complete(.ioError)
+                continue
+            }
             let wait = reorders && delay > 0 ? random() % (2 * delay) : delay
             let isStuck = request.operation != .flush && request.offset == stuckAt
             waiting.append(Waiting(request, of: queue, due: now + (isStuck ? 600_000_000_000 : wait)))
@@ -95,9 +104,24 @@ final class DelayDevice: StorageDisk, ThreadBody, @unchecked Sendable {
     /// What waits of a queue, or one request of it, is due now.
     func hurry(_ queue: DelayQueue, _ request: RequestID?) {
         monitor.lock()
-        for entry in waiting where entry.queue === queue && (request == nil || entry.id == request) { entry.due = 0 }
+        cancels += 1
+        for entry in waiting where hurries && entry.queue === queue && (request == nil || entry.id == request) { entry.due = 0 }
         monitor.unlock()
         monitor.signal()
+    }
+
+    func beginDrain() {
+        monitor.locked {
+            isDraining = true
+            drains += 1
+        }
+    }
+
+    func endDrain() { monitor.locked { isDraining = false } }
+
+    var statistics: [(StaticString, UInt64)] {
+        let (drains, cancels) = monitor.locked { (self.drains, self.cancels) }
+        return [("drains", drains), ("cancels", cancels)]
     }
 
     func run() {

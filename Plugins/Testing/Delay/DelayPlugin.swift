@@ -20,7 +20,9 @@ enum DelayOption {
     static let queues = PluginOption.count("queues", default: 16, in: 1...64, help: "the most queues at once")
     static let stuckAt = PluginOption.count(
         "stuck-at", default: 16 << 30, in: 0...(16 << 30), help: "what begins at this byte takes ten minutes")
-    static let all: [any OptionSchema] = [size, delay, reorder, hold, seed, keep, block, queues, stuckAt]
+    static let hurries = PluginOption.bool(
+        "hurries", default: true, help: "complete at once when the host asks for it, as a disk is taken away")
+    static let all: [any OptionSchema] = [size, delay, reorder, hold, seed, keep, block, queues, stuckAt, hurries]
 }
 
 private let plugin = Plugin(

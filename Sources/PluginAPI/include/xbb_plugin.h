@@ -191,6 +191,10 @@ struct xbb_value {                          /* host parsed and checked it; index
                                                the kernel may have told nobody who lives: the next flush fails, and so does
                                                each write to an image whose tables may be among what is lost */
 
+#define XBB_OPEN_AFTER_DEATH (1u << 5)      /* since 1.3, with SUCCESSOR and XBB_PLUGIN_NO_FD: the process before did not end in order.
+                                               What it had under way may still reach the storage, and the plugin waits
+                                               until it cannot before it does anything else: see kept() */
+
 struct xbb_open {                           /* borrowed for the call, with format and label */
     uint32_t                struct_size;
     uint32_t                flags;          /* XBB_OPEN_* */
@@ -422,7 +426,8 @@ struct xbb_plugin {
                                                            open() that succeeded, also if start() did not */
 
     /* First between open() and start(), then again whenever the plugin asked for it with notify(INFO).  What may change
-     * then is size (a whole number of logical blocks); the rest stays as it was first. */
+     * then is size (a whole number of logical blocks); the rest stays as it was first.  XBB_PLUGIN_NETWORK: asked again
+     * after start(), before there is a queue, and all of it may be new then. */
     int  (*get_info)(void *dev, struct xbb_info *out);
 
     /* After start(), on the thread that the queue will belong to.  Queues come and go with the guest's driver while the

@@ -108,7 +108,7 @@ final class StorageOpener {
                     log: log)
                 let device = try PluginDevice(
                     found, directories: options.pluginDirectories, backing: options.backing, inherited: storage,
-                    hasLostWrites: hasLostWrites, isAwaited: isAwaited, log: log
+                    hasLostWrites: hasLostWrites, isAwaited: isAwaited, isAfterDeath: afterDeath, log: log
                 ) {
                     mailbox.post(.notified($0))
                 }

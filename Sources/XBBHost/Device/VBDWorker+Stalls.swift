@@ -19,7 +19,8 @@ extension VBDWorker {
     /// Looks now and then for what does not end. A disk that must end and cannot ends with the process.
     func lookForStalls() {
         let now = clinux_monotonic_ns()
-        if machine.mustEnd, mustEndSince == nil { for queue in disk.queues { queue.cancel() } }
+        // A successor would answer what this process did not; here nobody waits for data any more.
+        if machine.mustEnd, !machine.leavesToSuccessor, mustEndSince == nil { for queue in disk.queues { queue.cancel() } }
         mustEndSince = machine.mustEnd ? mustEndSince ?? now : nil
         let lastWait = mustEndSince.map { $0 &+ options.stallNanoseconds } ?? .max
         if now < nextLook { return }
