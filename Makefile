@@ -3,7 +3,7 @@ SHELL := /bin/bash
 SWIFT ?= swift
 JOBS  ?= $(shell nproc)
 
-.PHONY: help setup build build-release install deb deb-test walk demo test test-long test-quick bench bench-qcow bench-nbd bench-rbd bench-vhd count check fuzz models fmt clean
+.PHONY: help setup build build-release install deb deb-test walk demo test test-long test-quick soak bench bench-qcow bench-nbd bench-rbd bench-vhd count check fuzz models fmt clean
 .PHONY: xen-setup xen-test xen-shell xen-bench
 
 help: ## what can be done here
@@ -40,6 +40,9 @@ test: $(if $(SANITIZE),setup,build) ## all tests; with SANITIZE=address, thread 
 
 test-long: build build-release deb ## a thousand kills and upgrades, all kinds of QCOW images and all hostile ones: minutes
 	@scripts/test-long.sh
+
+soak: build ## guests, kills and administrators at random for HOURS= (1), beside a model; SEED= repeats one (root)
+	@Tests/Soak/soak.py --hours $(or $(HOURS),1) $(if $(SEED),--seed $(SEED))
 
 bench-qcow: build-release ## figures of QCOW images beside libqcow and qemu-nbd
 	@scripts/bench-qcow.sh

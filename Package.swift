@@ -334,6 +334,9 @@ let package = Package(
             name: "FaultyPlugin", dependencies: ["PluginAPI"], path: "Tests/FaultyPlugin", publicHeadersPath: ".",
             cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])], linkerSettings: onlyEntryPoint()),
         .executableTarget(name: "confine-probe", dependencies: ["CLinux"], path: "Tests/ConfineProbe"),
+        .executableTarget(
+            name: "rude-guest", dependencies: ["Blkfront", "Blkif", "CLinux", "Support", "Xen", "XenLoopback"],
+            path: "Tests/RudeGuest"),
         .executableTarget(name: "fake-worker", dependencies: ["Base", "Xen", "CLinux"], path: "Tests/FakeWorker"),
         .testTarget(
             name: "ControlTests",

@@ -7,27 +7,34 @@
 #   fuzz.sh check SECONDS             replay, then fuzz each target for so long; for scripts/test.sh
 #   fuzz.sh keep TARGET|all           the smallest inputs that reach all edges that build/fuzz/corpus reaches, into the tree
 #   fuzz.sh coverage [TARGET]         lines of the product's modules that the inputs of build/fuzz/corpus and the tree reach
+#   fuzz.sh sum                       executions of each target until now, by build/fuzz/tally.tsv
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
 package=$root/Tests/Fuzz
 scratch=${XBB_FUZZ_SCRATCH:-$root/build/fuzz/package}
+# SANITIZE=none: without AddressSanitizer, in a build of its own.
+if [[ ${SANITIZE:-address} == none ]]; then
+    export XBB_FUZZ_SANITIZE=none
+    scratch=$scratch-none
+fi
 grown=$root/build/fuzz/corpus
 faults=$root/build/fuzz/faults
+tally=$root/build/fuzz/tally.tsv
 # The program of each target, and the longest input that is made for it.
 declare -A program=(
     [slot]=fuzz-ring [ring]=fuzz-ring
     [engine]=fuzz-queue [session]=fuzz-queue [journal]=fuzz-queue
     [keys]=fuzz-store [offer]=fuzz-store [negotiation]=fuzz-store [broker]=fuzz-store
-    [qcow-read]=fuzz-image [qcow-write]=fuzz-image
+    [qcow-read]=fuzz-image [qcow-write]=fuzz-image [vhd]=fuzz-image
     [nbd]=fuzz-nbd [nbd-scan]=fuzz-nbd [nbd-uri]=fuzz-nbd
     [json]=fuzz-control [request]=fuzz-control [settings]=fuzz-control [files]=fuzz-control [metrics]=fuzz-control
 )
 declare -A longest=(
     [slot]=400 [ring]=1024 [engine]=2048 [session]=2048 [journal]=512 [keys]=1024 [offer]=256 [negotiation]=256
-    [broker]=2048 [qcow-read]=16384 [qcow-write]=512 [nbd]=6000 [nbd-scan]=600 [nbd-uri]=300 [json]=1024 [request]=512 [settings]=2048 [files]=2048 [metrics]=4096
+    [broker]=2048 [qcow-read]=16384 [qcow-write]=512 [vhd]=2048 [nbd]=6000 [nbd-scan]=600 [nbd-uri]=300 [json]=1024 [request]=512 [settings]=2048 [files]=2048 [metrics]=4096
 )
-targets=(slot ring engine session journal keys offer negotiation broker qcow-read qcow-write nbd nbd-scan nbd-uri json request settings files metrics)
+targets=(slot ring engine session journal keys offer negotiation broker qcow-read qcow-write vhd nbd nbd-scan nbd-uri json request settings files metrics)
 
 # A crash must end the program, not wait for a debugger.
 export SWIFT_BACKTRACE=enable=no
@@ -36,6 +43,8 @@ export SWIFT_BACKTRACE=enable=no
 build_options=()
 build() {
     local runtime name
+    # A long campaign goes on with its programs while the tree changes.
+    [[ -z ${XBB_FUZZ_BUILT:-} ]] || return 0
     runtime=$(dirname "$(dirname "$(readlink -f "$(command -v swift)")")")/lib/clang
     runtime=$(find "$runtime" -name "libclang_rt.fuzzer_no_main-$(uname -m).a" | head -n 1)
     [[ -n $runtime ]] || { echo "fuzz: this Swift has no libFuzzer" >&2; exit 1; }
@@ -84,14 +93,18 @@ report() {
         tail -n 40 "$log" | cut -c1-300
         return 1
     fi
-    echo "ok fuzz $name: $(grep -aoE 'number_of_executed_units: *[0-9]+' "$log" | grep -oE '[0-9]+$' || echo 0) executions," \
-        "$(grep -aoE 'cov: [0-9]+' "$log" | tail -n 1 || true)"
+    echo "ok fuzz $name: $(executions "$log") executions, $(grep -aoE 'cov: [0-9]+' "$log" | tail -n 1 || true)"
 }
+
+executions() { grep -aoE 'number_of_executed_units: *[0-9]+' "$1" | grep -oE '[0-9]+$' || echo 0; }
 
 one() {
     local target=$1 log=$root/build/fuzz/$1.log result=0
     shift
     fuzz "$target" "$@" >"$log" 2>&1 || result=$?
+    # What ran: for `sum`.
+    [[ -s $tally ]] || printf 'target\tsanitizer\texecutions\tstatus\n' >"$tally"
+    printf '%s\t%s\t%s\t%s\n' "$target" "${SANITIZE:-address}" "$(executions "$log")" "$result" >>"$tally"
     report "$log" "$target" "$result"
 }
 
@@ -191,8 +204,13 @@ coverage)
         END { for (name in total) printf "%s: %d of %d lines, %.1f %%\n", name, total[name] - missed[name], total[name], 100 * (total[name] - missed[name]) / total[name] }' \
         build/fuzz/coverage.txt | sort
     ;;
+sum)
+    awk -F '\t' 'NR > 1 { n[$1] += $3; all += $3; if ($4 != 0) bad[$1]++ }
+        END { for (name in n) printf "%s: %d executions, %d runs with a fault\n", name, n[name], bad[name]; print "all: " all + 0 " executions" }' \
+        "$tally" | sort
+    ;;
 *)
-    sed -n '5,10p' "$0" >&2
+    sed -n '5,11p' "$0" >&2
     exit 64
     ;;
 esac

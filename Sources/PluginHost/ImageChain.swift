@@ -53,7 +53,7 @@ package final class ImageChain: Sendable {
         guard let identity = StorageIdentity(file: file) else {
             throw OperationError(.open, "cannot examine \(path)", .errno(errno))
         }
-        let witness = inherited?.images.first { $0.identity == identity }?.witness ?? Self.openAgain(file)
+        let witness = inherited?.images.first { $0.identity == identity }?.witness ?? Self.openWitness(file)
         let synced = Self.openAgain(file)
         let most = policy.mostImages
         let problem: String? = state.withLock { state in
@@ -72,9 +72,17 @@ package final class ImageChain: Sendable {
         if let problem { throw OperationError(.open, problem) }
     }
 
+    private static func isWritable(_ file: Int32) -> Bool {
+        clinux_fcntl_int(file, F_GETFL, 0) & O_ACCMODE != O_RDONLY
+    }
+
+    private static func openWitness(_ file: Int32) -> Descriptor? {
+        isWritable(file) ? KeptStorage.Image.openWitness(of: file) : nil
+    }
+
     /// Another open file of a file that may be written to.
     private static func openAgain(_ file: Int32) -> Descriptor? {
-        guard clinux_fcntl_int(file, F_GETFL, 0) & O_ACCMODE != O_RDONLY else { return nil }
+        guard isWritable(file) else { return nil }
         let again = unsafe clinux_open("/proc/self/fd/\(file)", O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0)
         return again < 0 ? nil : Descriptor(owning: again)
     }

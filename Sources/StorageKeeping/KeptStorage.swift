@@ -48,6 +48,19 @@ package struct KeptStorage: Sendable {
             self.witness = witness
         }
 
+        /// Opens a file that is written a second time, as its witness; nil where that cannot be.
+        package static func openWitness(of file: Int32) -> Descriptor? {
+            let raw = unsafe clinux_open("/proc/self/fd/\(file)", O_RDONLY | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0)
+            return raw < 0 ? nil : Descriptor(owning: raw)
+        }
+
+        /// Whether an open file is a witness, and not another one of the same file, such as a plugin's claim of a device: O_APPEND
+        /// says nothing of a file that is only read, and nobody else asks for it.
+        package static func isWitness(_ file: Descriptor) -> Bool {
+            let flags = clinux_fcntl_int(file.raw, F_GETFL, 0)
+            return flags >= 0 && flags & O_ACCMODE == O_RDONLY && flags & O_APPEND != 0
+        }
+
         /// Whether writing back has failed since this open file was asked for the last time, or that was found and nobody was told:
         /// the finding stands in the position of the open file, which goes with it to each successor, until ``forgetError(of:)``.
         /// Neither writes nor waits: where nothing can be there is nothing to wait for, and the error is told for all of the file.

@@ -47,6 +47,9 @@ private struct Mutator {
 
     private func entryOffset(_ cluster: Int) -> Int { layout.entryOffset(cluster) ?? 0 }
 
+    /// What changes before may have moved a table out of the file.
+    private func isInFile(_ offset: Int) -> Bool { offset >= 0 && offset <= image.count - 8 }
+
     /// Clusters of the disk that have an entry, of such a kind.
     private func clusters(where isSuch: (GuestCluster) -> Bool) -> [Int] {
         (0..<layout.guestClusters).filter { layout.entryOffset($0) != nil && isSuch(layout.describe(layout.entry($0))) }
@@ -56,6 +59,7 @@ private struct Mutator {
     private mutating func setBitmap(_ cluster: Int?, _ set: UInt64) -> Set<Int>? {
         guard let cluster, layout.isExtended else { return nil }
         let place = entryOffset(cluster) + 8
+        guard isInFile(place) else { return nil }
         image.put64(image.u64(place) | set, at: place)
         return [cluster]
     }
@@ -87,7 +91,9 @@ private struct Mutator {
         let block = cluster / layout.blockCount
         let blocks = layout.refcountBlocks
         guard block < blocks.count, blocks[block] != 0 else { return nil }
-        image.write([UInt8(value >> 8), UInt8(value & 255)], at: blocks[block] + cluster % layout.blockCount * 2)
+        let place = blocks[block] + cluster % layout.blockCount * 2
+        guard isInFile(place) else { return nil }
+        image.write([UInt8(value >> 8), UInt8(value & 255)], at: place)
         return concerned
     }
 
@@ -173,7 +179,10 @@ private struct Mutator {
         case .blockToHeader: return pointBlock(0)
         case .blockToL1: return pointBlock(layout.l1Offset)
         case .blockToTable: return pointBlock(table)
-        case .blockTwice: return block.map { image.put64(UInt64($0), at: layout.refcountOffset + 8) }.map { [] }
+        case .blockTwice:
+            guard let block, isInFile(layout.refcountOffset + 8) else { return nil }
+            image.put64(UInt64(block), at: layout.refcountOffset + 8)
+            return []
         case .blockBehindEnd: return pointBlock(behind)
         case .deflatedToHeader: return point(flags: 1 << 62, 100)
         case .deflatedToTable: return table.flatMap { point(flags: 1 << 62, UInt64($0)) }
@@ -211,6 +220,7 @@ private struct Mutator {
         for _ in 0..<1 + random.below(4) {
             let place = random.pick(places)
             let offset = place.lowerBound + random.below(min(place.count, 256))
+            guard isInFile(offset) else { continue }
             image.write([image.u8(offset) ^ UInt8(1 << random.below(8))], at: offset)
         }
         return Set(0..<layout.guestClusters)

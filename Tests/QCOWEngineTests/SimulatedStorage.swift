@@ -43,6 +43,7 @@ final class SimulatedStorage: ImageStorage, @unchecked Sendable {
     private var reads = 0
     private var failedRead: Int?
     private var failures = 0
+    private var hasStruck = false
     private var guestSync = false
     private var wrongs: [String] = []
     let isGrowable: Bool
@@ -76,6 +77,9 @@ final class SimulatedStorage: ImageStorage, @unchecked Sendable {
 
     /// The read with this number, counted from 0, fails.
     func failRead(at number: Int) { locked { failedRead = number } }
+
+    /// An effect failed as ``fail(at:_:lasts:)`` said.
+    var faultStruck: Bool { locked { hasStruck } }
 
     /// Reads until now.
     var readCount: Int { locked { reads } }
@@ -182,6 +186,7 @@ final class SimulatedStorage: ImageStorage, @unchecked Sendable {
             record(effect)
             return 0
         }
+        hasStruck = true
         switch fault.kind {
         case .inputOutputError: return hide(-EIO)
         case .noSpace: return hide(effect.isSync ? -EIO : -ENOSPC)

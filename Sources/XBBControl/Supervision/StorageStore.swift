@@ -74,7 +74,7 @@ final class StorageStore {
             let raw = clinux_pidfd_getfd(worker.pidfd.raw, number)
             if raw >= 0 { files.append(Descriptor(owning: raw)) }
         }
-        return description.storage(files)
+        return description.storage(outOf: files)
     }
 
     private func description(_ address: VBDAddress) -> StorageDescription? {
@@ -113,16 +113,40 @@ private struct StorageDescription {
         }
     }
 
-    /// The storage, if all of it is among `files`, in any order. A file may be open twice, once only to be read: what requests go to is
-    /// open for writing where anything is, and the other one is its witness.
-    func storage(_ found: [Descriptor]) -> KeptStorage? {
-        let isWritable = { (file: Descriptor) in clinux_fcntl_int(file.raw, F_GETFL, 0) & O_ACCMODE != O_RDONLY }
-        let (writable, readable) = (found.filter(isWritable), found.filter { !isWritable($0) })
-        let files = writable + readable
+    /// The storage, if all of it is among `files`, in any order, and nothing else is. A file may be open twice, once only to be read: what
+    /// requests go to is open for writing where anything is, and the other one is its witness.
+    func storage(_ files: [Descriptor]) -> KeptStorage? {
+        let writable = files.filter(Self.isWritable)
+        let readable = files.filter { !Self.isWritable($0) }
+        return storage(served: writable + readable, witnesses: readable)
+    }
+
+    /// The same out of all that a worker has open. Its plugin may have opened an image once more by itself, in whatever order: what
+    /// requests go to has the lock, and witnesses say that they are that. A plugin's claim of a device that were kept as one would
+    /// keep all successors out.
+    func storage(outOf files: [Descriptor]) -> KeptStorage? {
+        let writable = files.filter(Self.isWritable)
+        let locked = writable.filter(Self.isLocked)
+        return storage(
+            served: locked + writable + files.filter { !Self.isWritable($0) },
+            witnesses: files.filter(KeptStorage.Image.isWitness))
+    }
+
+    private func storage(served files: [Descriptor], witnesses: [Descriptor]) -> KeptStorage? {
         let names = files.map { file in StorageIdentity(file: file.raw).map { StorageIdentity.text([$0]) } }
         let ordered = identities.compactMap { identity in
             names.firstIndex { $0.map { $0 == identity } ?? false }.map { files[$0] }
         }
-        return KeptStorage(manifest: manifest, files: ordered)?.witnessed(by: readable)
+        return KeptStorage(manifest: manifest, files: ordered)?.witnessed(by: witnesses)
+    }
+
+    private static func isWritable(_ file: Descriptor) -> Bool {
+        clinux_fcntl_int(file.raw, F_GETFL, 0) & O_ACCMODE != O_RDONLY
+    }
+
+    /// An open file's own locks (F_OFD_SETLK) stand among what the kernel says of it.
+    private static func isLocked(_ file: Descriptor) -> Bool {
+        let text = SmallFile.contents("/proc/self/fdinfo/\(file.raw)", limit: 4096) ?? []
+        return String(decoding: text, as: UTF8.self).contains("\nlock:")
     }
 }

@@ -1,0 +1,1 @@
+../../QCOWEngineTests/PowerCut.swift

@@ -1,0 +1,1 @@
+../../QCOWEngineTests/VHDHistory.swift
