@@ -116,6 +116,12 @@ rbd_comes_and_goes() { # librbd with it, and it is found by the format
         [[ -s /usr/lib/xbb/plugins/xbb-rbd.plugin && -s /usr/share/doc/xbb-plugin-rbd/rbd.md.gz ]] && man -w xbb-rbd &&
         apt-get purge -y -qq --auto-remove xbb-plugin-rbd && [[ ! -e /usr/lib/xbb/plugins/xbb-rbd.so ]] && ! dpkg -s librbd1
 }
+nbd_comes_and_goes() { # GnuTLS with it, and it is found by the format
+    install_packages ./xbb-plugin-nbd_*.deb && dpkg -s libgnutls30 >/dev/null && plugins_load_together nbd file &&
+        jq -e '.. | objects | select(.name? == "nbd") | .formats == ["nbd", "nbds"]' /tmp/plugins.json &&
+        [[ -s /usr/lib/xbb/plugins/xbb-nbd.plugin && -s /usr/share/doc/xbb-plugin-nbd/nbd.md.gz ]] && man -w xbb-nbd &&
+        apt-get purge -y -qq --auto-remove xbb-plugin-nbd && [[ ! -e /usr/lib/xbb/plugins/xbb-nbd.so ]]
+}
 vhd_comes_and_goes() { # beside the others
     install_packages ./xbb-plugin-vhd_*.deb && plugins_load_together vhd file &&
         jq -e '.. | objects | select(.name? == "vhd") | .formats == ["vhd"]' /tmp/plugins.json &&
@@ -175,6 +181,13 @@ rbd_is_found_by_its_format() {
     ctl attach 1 xvdc rbd:rbd/a 2>&1 | tee /tmp/attach.log | grep 'cannot read /etc/ceph/ceph.conf' || { cat /tmp/attach.log; return 1; }
     apt-get purge -y -qq --auto-remove xbb-plugin-rbd && load xvda
 }
+nbd_serves_an_export() {
+    install_packages ./xbb-plugin-nbd_*.deb || return 1
+    nbdkit -U /tmp/export.sock -P /tmp/export.pid memory 64M && within 10 test -S /tmp/export.sock &&
+        ctl attach 1 xvdd 'nbd+unix:///?socket=/tmp/export.sock' && load xvdd --time 2 && ctl detach 1 xvdd || return 1
+    kill "$(cat /tmp/export.pid)"
+    apt-get purge -y -qq --auto-remove xbb-plugin-nbd && load xvda
+}
 upgrade() { install_packages ./next-xbb_*.deb ./next-xbb-tools_*.deb; }
 kill_supervisor() { kill -KILL "$(supervisor)" && sleep 2; }
 stop_and_start() { systemctl stop xbbd && kill -0 "$(cut -d' ' -f1 /run/xbb/vbd-vbd-1-51712.lock)" && systemctl start xbbd; }
@@ -207,6 +220,7 @@ check "the plugins load together in one process" plugins_load_together file rawd
 check "xbb-plugin-qcow brings libqcow, and both go" qcow_comes_and_goes
 check "xbb-plugin-rbd brings librbd, is found by its format, and both go" rbd_comes_and_goes
 check "xbb-plugin-vhd comes and goes" vhd_comes_and_goes
+check "xbb-plugin-nbd is found by its format, comes and goes" nbd_comes_and_goes
 
 truncate -s 64M /tmp/disk.img
 head -c 16M /dev/urandom >/tmp/content
@@ -223,6 +237,7 @@ check "under load, xbbd is stopped and started" under_load same stop_and_start
 check "under load, xbbd is killed" under_load same kill_supervisor
 check "a package brings a plugin: another worker goes on" another_worker_for_a_plugin
 check "a disk of Ceph finds its plugin, and says what it lacks" rbd_is_found_by_its_format
+check "the export of an NBD server is a disk" nbd_serves_an_export
 check "under load, the packages are upgraded: another worker goes on" under_load another upgrade
 check "the new worker is of the new version" runs_what_is_installed
 check "reload" systemctl reload xbbd

@@ -13,7 +13,7 @@ base="base"
 include=systemd,man-db,nbdkit,libnbd-bin,gcc,libc6-dev,pkg-config,binutils,jq
 # What apt finds on its own disk when it is told to install it.
 fetched=()
-ours=(xbb xbb-tools xbb-plugin-dev xbb-plugin-qcow xbb-plugin-rbd xbb-plugin-vhd)
+ours=(xbb xbb-tools xbb-plugin-dev xbb-plugin-nbd xbb-plugin-qcow xbb-plugin-rbd xbb-plugin-vhd)
 namespaces=()
 if [[ ${1:-} == walk ]]; then
     shift

@@ -102,7 +102,11 @@ struct Fence {
             } else {
                 let code = errno
                 if code == EAGAIN || code == EINTR { continue }
-                if let reason = Self.unreachable(code) { return .unproven(reason) }
+                if let reason = Self.unreachable(code) {
+                    // The socket says it once.
+                    before.log.note(failure: code, of: index)
+                    return .unproven(reason)
+                }
                 if isClosing { sleep(3) }
                 return .proven
             }

@@ -26,9 +26,9 @@ final class FlightLog: @unchecked Sendable {
     private static let (headerBytes, entryBytes) = (4096, 16)
     private static let stride = slots * entryBytes + bufferBytes
     private static let bytes = headerBytes + mostConnections * stride
-    /// Where the words of the header are: the mark of this layout, whether all is known to be done, and from there on the failure of each
-    /// connection.
-    private static let (markPlace, settledPlace, failurePlace, cipherPlace) = (0, 8, 64, 128)
+    /// Where the words of the header are: the mark of this layout, whether all is known to be done, whether nobody knows what was under
+    /// way before, and from there on the failure of each connection.
+    private static let (markPlace, settledPlace, unknownPlace, failurePlace, cipherPlace) = (0, 8, 16, 64, 128)
     private static let mark: UInt64 = 0x3130_474f_4c44_424e  // "NBDLOG01"
 
     /// memfd_create(2).
@@ -132,7 +132,12 @@ final class FlightLog: @unchecked Sendable {
         @inline(__always) func cut(_ slot: Int) { unsafe entries[slot & (FlightLog.slots - 1)].state = State.cut }
 
         /// The answer was read, or nothing of the request was sent.
-        @inline(__always) func end(_ slot: Int) { unsafe entries[slot & (FlightLog.slots - 1)].cookie = 0 }
+        ///
+        /// The state is that of an offered one from here on: where a process dies within the next ``offer(_:cookie:)``, whichever of the two
+        /// words it had stored, nobody takes that request for one that was sent whole.
+        @inline(__always) func end(_ slot: Int) {
+            unsafe entries[slot & (FlightLog.slots - 1)] = Entry(cookie: 0, state: State.offered)
+        }
 
         /// Requests were answered: those of `cookies` that are not in `unanswered`.
         func end(all cookies: [UInt64], but unanswered: Set<UInt64>) {
@@ -164,6 +169,12 @@ final class FlightLog: @unchecked Sendable {
     var isSettled: Bool {
         get { unsafe base.load(fromByteOffset: Self.settledPlace, as: UInt64.self) != 0 }
         set { unsafe base.storeBytes(of: newValue ? 1 : 0, toByteOffset: Self.settledPlace, as: UInt64.self) }
+    }
+
+    /// Before the process of this log there was one of which nobody has a log, and it was not yet waited for.
+    var isBehindUnknown: Bool {
+        get { unsafe base.load(fromByteOffset: Self.unknownPlace, as: UInt64.self) != 0 }
+        set { unsafe base.storeBytes(of: newValue ? 1 : 0, toByteOffset: Self.unknownPlace, as: UInt64.self) }
     }
 
     /// Nothing is under way that changes the disk.

@@ -101,6 +101,7 @@ final class Link: @unchecked Sendable {
             case GNUTLS_E_AGAIN:
                 isRecordWaiting = true
                 return -Int(EAGAIN)
+            case GNUTLS_E_PUSH_ERROR: return -Int(Self.systemError)
             default: return -Int(EPROTO)
             }
         }
@@ -114,10 +115,18 @@ final class Link: @unchecked Sendable {
             case GNUTLS_E_INTERRUPTED, GNUTLS_E_REHANDSHAKE, GNUTLS_E_WARNING_ALERT_RECEIVED: break
             case GNUTLS_E_AGAIN: return -Int(EAGAIN)
             // A server that ends without a word of TLS: as every server that is killed.
-            case GNUTLS_E_PREMATURE_TERMINATION, GNUTLS_E_PULL_ERROR, GNUTLS_E_PUSH_ERROR: return 0
+            case GNUTLS_E_PREMATURE_TERMINATION: return 0
+            // What the socket says once, and the fence has to know: whether the server has ended the connection, or the network.
+            case GNUTLS_E_PULL_ERROR, GNUTLS_E_PUSH_ERROR: return -Int(Self.systemError)
             default: return -Int(EPROTO)
             }
         }
+    }
+
+    /// What the system said in the call of GnuTLS that has just failed with that.
+    private static var systemError: Int32 {
+        let code = errno
+        return code == 0 || code == EAGAIN ? ECONNRESET : code
     }
 
     // MARK: Negotiation

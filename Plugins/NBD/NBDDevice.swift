@@ -44,10 +44,11 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
         wishes = Handshake.Wishes(uri)
         credentials = try Credentials.of(uri, opening)
         fence = Fence(host: host, server: server, timeout: try opening[NBDOption.fenceTimeout])
-        var (found, before): (Int, [Generation]) = (0, [])
+        var (found, isBehindUnknown, before): (Int, Bool, [Generation]) = (0, false, [])
         for base in Generation.bases {
             guard let process = try Generation.inherited(opening, base: base) else { continue }
             found += 1
+            isBehindUnknown = isBehindUnknown || process.log.isBehindUnknown
             if !process.log.isClear { before.append(process) }
         }
         let free = Generation.bases.first { base in before.allSatisfy { $0.base != base } }
@@ -57,7 +58,9 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
         for process in before { _ = try process.keep(opening) }
         self.before = before
         _ = try own.keep(opening)
-        isUnfenced = opening.isAfterDeath && found == 0
+        isUnfenced = !isReadOnly && (opening.isAfterDeath && found == 0 || isBehindUnknown)
+        // For the next one, where this process dies before it has waited.
+        own.log.isBehindUnknown = isUnfenced
     }
 
     /// One connection at least; more where the server takes them, of which it says only later whether they may be used.
@@ -82,7 +85,10 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
         do throws(PluginError) {
             for process in before { fence.wait(for: process) }
             before = []
-            if isUnfenced { fence.waitWithoutConnections() }
+            if isUnfenced {
+                fence.waitWithoutConnections()
+                own.log.isBehindUnknown = false
+            }
             try negotiate()
         } catch {
             guard isAwaited else { throw PluginError(error.code, "\(server): \(error.message)") }

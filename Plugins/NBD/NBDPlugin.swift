@@ -28,7 +28,8 @@ enum NBDOption {
 }
 
 private let plugin = Plugin(
-    name: "nbd", version: "1.0", description: "Export of an NBD server", options: NBDOption.all,
+    // The format of a URI is its scheme.
+    name: "nbd", version: "1.0", description: "Export of an NBD server", formats: ["nbd", "nbds"], options: NBDOption.all,
     hasFile: false, isNetwork: true
 ) { opening throws(PluginError) in try NBDDevice(opening) }
 

@@ -10,9 +10,16 @@ extension Link {
     func negotiate(_ wishes: Handshake.Wishes, _ credentials: Credentials?) throws(PluginError) -> ExportFacts {
         var handshake = Handshake(wishes)
         var room = [UInt8](repeating: 0, count: 4096)
+        var isFirstInTLS = false
         while true {
-            let count = try receive(into: &room)
-            guard count > 0 else { throw PluginError(handshake.endOfStream, isEnd: true) }
+            let count: Int
+            do throws(PluginError) {
+                count = try receive(into: &room)
+            } catch {
+                throw isFirstInTLS && error.code != ETIMEDOUT ? Self.refused : error
+            }
+            guard count > 0 else { throw isFirstInTLS ? Self.refused : PluginError(handshake.endOfStream, isEnd: true) }
+            isFirstInTLS = false
             var steps = try told { () throws(HandshakeError) in try handshake.receive(Array(room[..<count])) }[...]
             while let step = steps.popFirst() {
                 switch step {
@@ -20,11 +27,17 @@ extension Link {
                 case .startTLS:
                     guard let credentials else { throw .invalid("TLS was agreed on without credentials") }
                     try beginTLS(credentials)
+                    isFirstInTLS = true
                     steps += try told { () throws(HandshakeError) in try handshake.tlsStarted() }
                 case .done(let facts): return facts
                 }
             }
         }
+    }
+
+    /// A client learns that its certificate is refused, or that it has none, when its own part of TLS 1.3 is over.
+    private static var refused: PluginError {
+        PluginError(ECONNRESET, "TLS: the server ended the connection: it may not believe this client's certificate; its log says why")
     }
 
     /// Takes leave, without waiting for anything: nothing is under way.

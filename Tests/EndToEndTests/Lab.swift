@@ -45,7 +45,7 @@ final class Lab {
     /// Copies the plugins of the build under the names and modes of an installation.
     static func stagePlugins(in folder: String) throws -> String {
         try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: false)
-        for name in ["file", "rawdisk", "qcow", "rbd", "vhd", "empty", "null", "error", "delay"] {
+        for name in ["file", "rawdisk", "qcow", "rbd", "vhd", "nbd", "empty", "null", "error", "delay"] {
             let copy = "\(folder)/xbb-\(name).so"
             try FileManager.default.copyItem(atPath: "\(buildDirectory)/libxbb-\(name).so", toPath: copy)
             chmod(copy, 0o755)
