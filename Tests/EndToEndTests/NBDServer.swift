@@ -142,7 +142,8 @@ final class NBDLab {
 
     init(options: [String] = []) throws {
         lab = try LibxlLab(options: options)
-        guest = try lab.guest()
+        let id = try lab.control.createDomain(pages: 65536)
+        guest = try LoopbackDomain(joining: id, directory: lab.xen.directory)
         directory = "\(lab.directory)/nbd"
         mkdir(directory, 0o755)
     }

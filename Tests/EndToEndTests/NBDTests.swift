@@ -75,7 +75,7 @@ extension EndToEnd {
             let kit = try lab.serve(
                 .nbdkit, .unix,
                 ["--filter=exportname", "file", "dir=\(folder)", "exportname=red", "exportname=a bü", "exportname-strict=true"])
-            let qemu = try lab.serve(.qemuNBD, .unix, ["-x", "blue", "-f", "raw", "IMAGE"])
+            let qemu = try lab.serve(.qemuNBD, .unix, ["-e", "16", "-x", "blue", "-f", "raw", "IMAGE"])
             try lab.attach(kit.uri(name: "a%20b%C3%BC"), "xvda")
             let device = try lab.connect("xvda")
             #expect(try load(device, count: 50).isGood)
@@ -218,7 +218,7 @@ extension EndToEnd {
             try device.queues[0].withQueue { (queue) throws in
                 #expect(try queue.status(.write, sector: 2048, byteCount: 65536, fill: 1) == 0)
             }
-            let list = try lab.control("changed \(lab.guest.id) xvda")
+            let list = try lab.control("changed \(lab.guest.id)/xvda")
             #expect(list.status == 0 && list.text.has("1048576"), "\(list.text)")
             try lab.finish(device)
         }
