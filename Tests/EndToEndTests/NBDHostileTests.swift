@@ -16,7 +16,9 @@ extension EndToEnd {
         }
 
         private static let handshakes = [
-            Breach("close-at-once", "the server closed the connection in the middle of its greeting: it may be no NBD server"),
+            Breach(
+                "close-at-once",
+                "the server closed the connection in the middle of its greeting: it may be no NBD server"),
             Breach("half-a-greeting", "the server closed the connection in the middle of its greeting"),
             Breach("silent", "did not answer within"),
             Breach("garbage", "the server does not speak NBD"),
@@ -45,7 +47,8 @@ extension EndToEnd {
             for (index, breach) in Self.handshakes.enumerated() {
                 let server = try lab.serve(.hostile(breach.mode), .unix, [])
                 let number = 51728 + 16 * index
-                let result = try lab.control("attach \(lab.guest.id) \(number) 'nbd:\(server.uri())' --no-wait --option connect-timeout=2")
+                let result = try lab.control(
+                    "attach \(lab.guest.id) \(number) 'nbd:\(server.uri())' --no-wait --option connect-timeout=2")
                 #expect(result.status == 0, "\(result.text)")
                 servers.append((number, server, breach))
             }
@@ -95,7 +98,9 @@ extension EndToEnd {
                     try queue.publish()
                 }
                 try eventually("what is said of \(breach.mode); log: \(lab.lab.log.suffix(3000))") {
-                    lab.lab.log.split(separator: "\n").contains { $0.contains(server.socket) && $0.contains(breach.words) }
+                    lab.lab.log.split(separator: "\n").contains {
+                        $0.contains(server.socket) && $0.contains(breach.words)
+                    }
                 }
                 server.cure()
                 try device.queues[0].withQueue { (queue) throws in
@@ -122,7 +127,9 @@ extension EndToEnd {
             }
             try lab.awaitLog("it answers a request that was not sent, or a second time")
             server.cure()
-            #expect(try LoadRun(device, mixedPlan { ($0.count, $0.discardEvery, $0.barrierEvery) = (50, 0, 0) }).run().isGood)
+            #expect(
+                try LoadRun(device, mixedPlan { ($0.count, $0.discardEvery, $0.barrierEvery) = (50, 0, 0) }).run()
+                    .isGood)
             try lab.finish(device)
         }
 

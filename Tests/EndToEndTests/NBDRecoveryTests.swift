@@ -36,7 +36,8 @@ extension EndToEnd {
             func open() { _ = FileManager.default.createFile(atPath: path("gate"), contents: nil) }
             /// What the server has done, in order.
             var order: [String] {
-                ((try? String(contentsOfFile: path("order"), encoding: .utf8)) ?? "").split(separator: "\n").map(String.init)
+                ((try? String(contentsOfFile: path("order"), encoding: .utf8)) ?? "").split(separator: "\n").map(
+                    String.init)
             }
             /// The guest sends a write, which the server takes and does not do.
             func begin(_ byte: UInt8) throws -> Int {
@@ -177,8 +178,10 @@ extension EndToEnd {
         ) throws {
             var done = 0
             repeat {
-                let report = try inBackground({ try LoadRun(device, mixedPlan { $0.duration = 1_000_000_000 }).run() }) {
-                    guard done < times, lab.lab.log.components(separatedBy: "connected to domain").count > done + 1 else { return }
+                let report = try inBackground({ try LoadRun(device, mixedPlan { $0.duration = 1_000_000_000 }).run() })
+                {
+                    guard done < times, lab.lab.log.components(separatedBy: "connected to domain").count > done + 1
+                    else { return }
                     // With requests in flight, as a rule.
                     usleep(100_000)
                     try disturb(done)
