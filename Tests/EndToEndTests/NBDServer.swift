@@ -28,7 +28,8 @@ final class NBDServer {
     private let program: Program
     private let base: String
     private let port: UInt16
-    private let words: [String]
+    /// What it is started with, beside where it listens.
+    var words: [String]
     private let place: Place
     /// 0: it does not run.
     private var process: pid_t = 0
