@@ -70,7 +70,7 @@ files_are_there() {
         /lib/modprobe.d/xbb.conf /usr/share/xbb/grafana/xbb-dashboard.json \
         /usr/sbin/{xbbd,xbb-vbd,xbbctl} /usr/lib/xbb/xbb-dm /usr/bin/{xbb-loopback,xbb-blkfront,xbb-plugin-check} /usr/include/xbb/{xbb_plugin.h,module.modulemap} \
         /usr/share/xbb/PluginKit/{Package.swift,plugin.map,PluginAPI/module.modulemap,Sources/PluginKit/Plugin.swift} \
-        /usr/share/doc/xbb-plugin-dev/examples/{c-memory,c-aio,rust-nbd,swift-ramdisk,swift-embedded}/README.md \
+        /usr/share/doc/xbb-plugin-dev/examples/{c-memory,c-aio,c-nbd,rust-nbd,swift-ramdisk,swift-embedded}/README.md \
         /usr/lib/xbb/plugins/xbb-{file,rawdisk,empty,null,error,delay}.so /usr/share/bash-completion/completions/xbbctl \
         /usr/share/doc/xbb/{README.Debian,copyright,changelog.gz}; do
         [[ -s $file ]] || { echo "$file is missing"; return 1; }

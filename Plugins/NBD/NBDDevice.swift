@@ -19,6 +19,8 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
     /// A guest has the disk already.
     private let isAwaited: Bool
     private let wishes: Handshake.Wishes
+    /// How long each answer of the server may take in a handshake, in ms.
+    private let patience: Int32
     private let credentials: Credentials?
     private let fence: Fence
     /// Processes before this one whose writes the server may still do.
@@ -42,6 +44,7 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
         isReadOnly = opening.isReadOnly
         isAwaited = opening.isSuccessor
         wishes = Handshake.Wishes(uri)
+        patience = Int32(clamping: try opening[NBDOption.connectTimeout] &* 1000)
         credentials = try Credentials.of(uri, opening)
         fence = Fence(host: host, server: server, timeout: try opening[NBDOption.fenceTimeout])
         var (found, isBehindUnknown, before): (Int, Bool, [Generation]) = (0, false, [])
@@ -104,6 +107,7 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
             let copy = fcntl(entry.socket, F_DUPFD_CLOEXEC, 0)
             guard copy >= 0 else { throw PluginError(system: "no descriptor") }
             let link = Link(copy)
+            link.patience = patience
             guard let first = facts else {
                 facts = try accept(try link.negotiate(wishes, credentials))
                 note(link, entry.index)

@@ -8,7 +8,7 @@ enum NBDOption {
         "connections", default: 4, in: 1...8, help: "connections, where the server allows several; each serves a queue")
     static let connectTimeout = PluginOption.count(
         "connect-timeout", default: 10, in: 1...3600,
-        help: "seconds to wait for the server when the disk is opened")
+        help: "seconds to wait for the server, and for each of its answers, when the disk is opened")
     static let fenceTimeout = PluginOption.count(
         "fence-timeout", default: 0, in: 0...86400,
         help: "seconds after which writes of a process that died count as done where nobody can tell; 0: never")

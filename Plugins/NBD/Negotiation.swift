@@ -12,18 +12,14 @@ extension Link {
         var room = [UInt8](repeating: 0, count: 4096)
         var isFirstInTLS = false
         while true {
-            let count: Int
-            do throws(PluginError) {
-                count = try receive(into: &room)
-            } catch {
-                throw isFirstInTLS && error.code != ETIMEDOUT ? Self.refused : error
-            }
+            let count = try told(isFirstInTLS, handshake) { () throws(PluginError) in try receive(into: &room) }
             guard count > 0 else { throw isFirstInTLS ? Self.refused : PluginError(handshake.endOfStream, isEnd: true) }
             isFirstInTLS = false
             var steps = try told { () throws(HandshakeError) in try handshake.receive(Array(room[..<count])) }[...]
             while let step = steps.popFirst() {
                 switch step {
-                case .send(let bytes): try write(bytes)
+                case .send(let bytes):
+                    _ = try told(isFirstInTLS, handshake) { () throws(PluginError) in try write(bytes) }
                 case .startTLS:
                     guard let credentials else { throw .invalid("TLS was agreed on without credentials") }
                     try beginTLS(credentials)
@@ -59,6 +55,18 @@ extension Link {
             do throws(PluginError) { result = .success(unsafe try read(into: bytes)) } catch { result = .failure(error) }
         }
         return try result.get()
+    }
+
+    /// What it means that the connection ended just there.
+    private func told<Value>(
+        _ isFirstInTLS: Bool, _ handshake: Handshake, _ body: () throws(PluginError) -> Value
+    ) throws(PluginError) -> Value {
+        do throws(PluginError) {
+            return try body()
+        } catch {
+            guard [EPIPE, ECONNRESET, EPROTO].contains(error.code) else { throw error }
+            throw isFirstInTLS ? Self.refused : PluginError(handshake.endOfStream, isEnd: true)
+        }
     }
 
     private func told<Value>(_ body: () throws(HandshakeError) -> Value) throws(PluginError) -> Value {

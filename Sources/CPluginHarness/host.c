@@ -3,11 +3,13 @@
 #include "internal.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -226,16 +228,26 @@ static int host_child_submit(struct xbb_hqueue *h, struct xbb_child *c, struct x
 
 static void *host_child_device(struct xbb_child *c) { return c->dev; }
 
+enum { KEYS = 32 };
+
 /* Nobody follows this process. */
-static int host_keep(struct xbb_hdev *d, uint32_t key, int fd)
+static int host_keep(struct xbb_hdev *h, uint32_t key, int fd)
 {
-    (void)d, (void)key, (void)fd;
+    struct stat status;
+    if (is_closed(h, "keep")) return -EINVAL;
+    if (h->phase != OPENING) harness_breach(h, "called host->keep() outside open()");
+    if (key >= KEYS) harness_breach(h, "called host->keep() with key %u: 0 to 31", key);
+    if (fstat(fd, &status) != 0) harness_breach(h, "called host->keep() with a descriptor that is not open");
+    else if (!S_ISSOCK(status.st_mode) && (!S_ISREG(status.st_mode) || fcntl(fd, F_GET_SEALS) < 0))
+        harness_breach(h, "called host->keep() with what is neither a socket nor memory (memfd_create)");
     return -EOPNOTSUPP;
 }
 
-static int host_kept(struct xbb_hdev *d, uint32_t key)
+static int host_kept(struct xbb_hdev *h, uint32_t key)
 {
-    (void)d, (void)key;
+    if (is_closed(h, "kept")) return -EINVAL;
+    if (h->phase != OPENING) harness_breach(h, "called host->kept() outside open()");
+    if (key >= KEYS) harness_breach(h, "called host->kept() with key %u: 0 to 31", key);
     return -ENOENT;
 }
 

@@ -16,7 +16,9 @@ extension EndToEnd {
         }
 
         private static let handshakes = [
-            Breach("close-at-once", "the server closed the connection in the middle of its greeting: it may be no NBD server"),
+            Breach(
+                "close-at-once",
+                "the server closed the connection in the middle of its greeting: it may be no NBD server"),
             Breach("half-a-greeting", "the server closed the connection in the middle of its greeting"),
             Breach("silent", "did not answer within"),
             Breach("garbage", "the server does not speak NBD"),
@@ -45,7 +47,8 @@ extension EndToEnd {
             for (index, breach) in Self.handshakes.enumerated() {
                 let server = try lab.serve(.hostile(breach.mode), .unix, [])
                 let number = 51728 + 16 * index
-                let result = try lab.control("attach \(lab.guest.id) \(number) 'nbd:\(server.uri())' --no-wait")
+                let result = try lab.control(
+                    "attach \(lab.guest.id) \(number) 'nbd:\(server.uri())' --no-wait --option connect-timeout=2")
                 #expect(result.status == 0, "\(result.text)")
                 servers.append((number, server, breach))
             }
@@ -83,7 +86,6 @@ extension EndToEnd {
             let lab = try NBDLab()
             let good = try lab.serve(.nbdkit, .unix, ["file", "IMAGE"])
             let neighbour = try lab.disk(good)
-            var disks: [(device: FrontDevice, server: NBDServer, breach: Breach)] = []
             for (index, breach) in Self.reads.enumerated() {
                 let server = try lab.serve(.hostile(breach.mode), .unix, [])
                 let number = UInt32(51728 + 16 * index)
@@ -95,20 +97,22 @@ extension EndToEnd {
                     try queue.submit(id, .read, sector: 64, byteCount: 8192)
                     try queue.publish()
                 }
-                disks.append((device, server, breach))
-            }
-            for disk in disks { try lab.awaitLog("\(disk.server.uri()): ") ; try lab.awaitLog(disk.breach.words) }
-            #expect(try LoadRun(neighbour, mixedPlan { $0.count = 50 }).run().isGood)
-            for disk in disks {
-                disk.server.cure()
-                try disk.device.queues[0].withQueue { (queue) throws in
+                try eventually("what is said of \(breach.mode); log: \(lab.lab.log.suffix(3000))") {
+                    lab.lab.log.split(separator: "\n").contains {
+                        $0.contains(server.socket) && $0.contains(breach.words)
+                    }
+                }
+                server.cure()
+                try device.queues[0].withQueue { (queue) throws in
                     let completion = try queue.next()
-                    #expect(completion.status == 0, "\(disk.breach.mode)")
-                    #expect(queue.buffer(of: completion.id)[0..<8192].allSatisfy { $0 == 0x5c }, "\(disk.breach.mode)")
+                    #expect(completion.status == 0, "\(breach.mode)")
+                    #expect(queue.buffer(of: completion.id)[0..<8192].allSatisfy { $0 == 0x5c }, "\(breach.mode)")
                     queue.release(completion.id)
                 }
-                try disk.device.close()
+                try device.close()
+                #expect(try lab.control("detach \(lab.guest.id) \(number)").status == 0)
             }
+            #expect(try LoadRun(neighbour, mixedPlan { $0.count = 50 }).run().isGood)
             try lab.finish(neighbour)
         }
 
@@ -123,7 +127,9 @@ extension EndToEnd {
             }
             try lab.awaitLog("it answers a request that was not sent, or a second time")
             server.cure()
-            #expect(try LoadRun(device, mixedPlan { ($0.count, $0.discardEvery, $0.barrierEvery) = (50, 0, 0) }).run().isGood)
+            #expect(
+                try LoadRun(device, mixedPlan { ($0.count, $0.discardEvery, $0.barrierEvery) = (50, 0, 0) }).run()
+                    .isGood)
             try lab.finish(device)
         }
 

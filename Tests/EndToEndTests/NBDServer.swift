@@ -28,7 +28,8 @@ final class NBDServer {
     private let program: Program
     private let base: String
     private let port: UInt16
-    private let words: [String]
+    /// What it is started with, beside where it listens.
+    var words: [String]
     private let place: Place
     /// 0: it does not run.
     private var process: pid_t = 0
@@ -78,7 +79,8 @@ final class NBDServer {
             words = ["\(packageDirectory)/Tests/NBDTools/hostile.py", socket, base + ".pid", mode, base + ".cure"]
         }
         // A thread of a test blocks signals, and what it starts would: not this.
-        let line = (["exec"] + words.map { "'\($0.replacingOccurrences(of: "'", with: "'\\''"))'" }).joined(separator: " ")
+        let line = (["exec"] + words.map { "'\($0.replacingOccurrences(of: "'", with: "'\\''"))'" }).joined(
+            separator: " ")
         let (code, process) = startProgram("/bin/sh", ["sh", "-c", "\(line) >>'\(base).log' 2>&1"])
         guard code == 0 else { throw OperationError(code, "start \(words[0])") }
         self.process = process
@@ -107,8 +109,9 @@ final class NBDServer {
     /// Sends a signal.
     func signal(_ number: Int32) { if isRunning { kill(process, number) } }
 
-    /// Ends it, and waits for that.
-    func end(_ number: Int32 = SIGTERM) {
+    /// Ends it, and waits for that. Told to end in order, nbdkit waits for requests of all of its connections: a server without
+    /// load ends by SIGKILL.
+    func end(_ number: Int32 = SIGKILL) {
         signal(SIGCONT)
         signal(number)
         while isRunning { usleep(1000) }
@@ -125,7 +128,8 @@ final class NBDServer {
 private func freePort(_ host: String) throws -> UInt16 {
     for _ in 0..<100 {
         let port = UInt16.random(in: 10_000..<30_000)
-        let script = "import socket; s = socket.create_server(('\(host)', \(port)), family="
+        let script =
+            "import socket; s = socket.create_server(('\(host)', \(port)), family="
             + "socket.\(host.contains(":") ? "AF_INET6" : "AF_INET")); s.close()"
         if (try? LibxlLab.shell("/usr/bin/python3 -c \"\(script)\" 2>/dev/null")) != nil { return port }
     }
@@ -142,13 +146,16 @@ final class NBDLab {
 
     init(options: [String] = []) throws {
         lab = try LibxlLab(options: options)
-        guest = try lab.guest()
+        let id = try lab.control.createDomain(pages: 65536)
+        guest = try LoopbackDomain(joining: id, directory: lab.xen.directory)
         directory = "\(lab.directory)/nbd"
         mkdir(directory, 0o755)
     }
 
     /// A new server. In `words` the text `BASE` stands for the path that its own files begin with, and `IMAGE` for an image of 16 MiB.
-    func serve(_ program: NBDServer.Program = .nbdkit, _ place: NBDServer.Place = .unix, _ words: [String]) throws -> NBDServer {
+    func serve(_ program: NBDServer.Program = .nbdkit, _ place: NBDServer.Place = .unix, _ words: [String]) throws
+        -> NBDServer
+    {
         servers += 1
         let base = "\(directory)/\(servers)"
         let image = "\(base).img"
@@ -158,7 +165,8 @@ final class NBDLab {
         }
         return try NBDServer(
             program, place, base: base,
-            words.map { $0.replacingOccurrences(of: "BASE", with: base).replacingOccurrences(of: "IMAGE", with: image) })
+            words.map { $0.replacingOccurrences(of: "BASE", with: base).replacingOccurrences(of: "IMAGE", with: image) }
+        )
     }
 
     /// The image of the server that was started as this one, from 1 on.
@@ -189,7 +197,8 @@ final class NBDLab {
 
     /// An export, attached and connected.
     func disk(
-        _ server: NBDServer, _ device: String = "xvda", _ more: String = "", _ change: (inout FrontOptions) -> Void = { _ in }
+        _ server: NBDServer, _ device: String = "xvda", _ more: String = "",
+        _ change: (inout FrontOptions) -> Void = { _ in }
     ) throws -> FrontDevice {
         try attach(server.uri(), device, more)
         return try connect(device, change)

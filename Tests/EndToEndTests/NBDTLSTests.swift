@@ -45,11 +45,13 @@ private struct Keys {
 
 extension EndToEnd {
     @Suite struct NBDTLSTests {
-        private func tlsServer(_ lab: NBDLab, _ place: NBDServer.Place = .unix, _ words: String...) throws -> NBDServer {
+        private func tlsServer(_ lab: NBDLab, _ place: NBDServer.Place = .unix, _ words: String...) throws -> NBDServer
+        {
             try lab.serve(.nbdkit, place, ["--tls=require"] + words + ["file", "IMAGE"])
         }
 
-        private func isServed(_ lab: NBDLab, _ uri: String, _ device: String, _ more: String = "") throws -> FrontDevice {
+        private func isServed(_ lab: NBDLab, _ uri: String, _ device: String, _ more: String = "") throws -> FrontDevice
+        {
             try lab.attach(uri, device, more)
             let front = try lab.connect(device)
             let report = try LoadRun(front, mixedPlan { $0.count = 100 }).run()
@@ -68,7 +70,9 @@ extension EndToEnd {
             let devices = [
                 try isServed(lab, "nbds://localhost:\(port)?\(trust)", "xvda"),
                 try isServed(lab, tcp.uri("nbds", trust), "xvdb"),
-                try isServed(lab, unix.uri("nbds", "tls-hostname=localhost"), "xvdc", "--option tls-certificates=\(keys["nobody"])"),
+                try isServed(
+                    lab, unix.uri("nbds", "tls-hostname=localhost"), "xvdc",
+                    "--option tls-certificates=\(keys["nobody"])"),
             ]
             // The keys are in memory: a worker that follows reads them anew, with the rights that it has then.
             try lab.killWorker("xvda")
@@ -85,7 +89,9 @@ extension EndToEnd {
             func refused(_ folder: String, _ text: String) throws {
                 let server = try tlsServer(lab, .unix, "--tls-certificates=\(keys[folder])")
                 let words = try lab.refusal(server.uri("nbds", trust, "tls-hostname=localhost"))
-                #expect(words.has("TLS: the server's certificate is refused for 'localhost'") && words.has(text), "\(folder): \(words)")
+                #expect(
+                    words.has("TLS: the server's certificate is refused for 'localhost'") && words.has(text),
+                    "\(folder): \(words)")
             }
             try refused("elsewhere", "name in the certificate does not match")
             try refused("expired", "expired")
@@ -96,7 +102,8 @@ extension EndToEnd {
             try device.close()
             // A server that wants to know the client.
             let strict = try tlsServer(lab, .unix, "--tls-certificates=\(keys["server"])", "--tls-verify-peer")
-            let words = try lab.refusal(strict.uri("nbds", "tls-certificates=\(keys["nobody"])", "tls-hostname=localhost"))
+            let words = try lab.refusal(
+                strict.uri("nbds", "tls-certificates=\(keys["nobody"])", "tls-hostname=localhost"))
             #expect(words.has("it may not believe this client's certificate"), "\(words)")
             try lab.finish()
         }
@@ -110,7 +117,10 @@ extension EndToEnd {
             for (uri, text) in [
                 (plain.uri("nbds", trust), "the server refuses TLS, which is demanded"),
                 (safe.uri("nbd"), "the server demands TLS: write nbds in the place of nbd"),
-                (safe.uri("nbds", "tls-certificates=\(keys["none"])", "tls-hostname=localhost"), "there is no \(keys["none"])/ca-cert.pem"),
+                (
+                    safe.uri("nbds", "tls-certificates=\(keys["none"])", "tls-hostname=localhost"),
+                    "there is no \(keys["none"])/ca-cert.pem"
+                ),
                 (safe.uri("nbds", "tls-certificates=\(keys["server"])"), "tls-hostname"),
                 (safe.uri("nbds", "tls-type=anon"), "anonymous TLS is not supported"),
             ] {
@@ -126,10 +136,14 @@ extension EndToEnd {
             let server = try tlsServer(lab, .unix, "--tls-psk=\(keys["ours.psk"])")
             let device = try isServed(lab, server.uri("nbds", user: "xen@", "tls-psk-file=\(keys["ours.psk"])"), "xvda")
             let other = try isServed(
-                lab, server.uri("nbds", "tls-type=psk"), "xvdb", "--option tls-psk-file=\(keys["ours.psk"]) --option tls-username=xen")
+                lab, server.uri("nbds", "tls-type=psk"), "xvdb",
+                "--option tls-psk-file=\(keys["ours.psk"]) --option tls-username=xen")
             for (uri, text) in [
                 (server.uri("nbds", user: "xen@", "tls-psk-file=\(keys["theirs.psk"])"), "TLS: "),
-                (server.uri("nbds", user: "nobody@", "tls-psk-file=\(keys["ours.psk"])"), "has no line for user 'nobody'"),
+                (
+                    server.uri("nbds", user: "nobody@", "tls-psk-file=\(keys["ours.psk"])"),
+                    "has no line for user 'nobody'"
+                ),
                 (server.uri("nbds", user: "xen@", "tls-psk-file=\(keys["no.psk"])"), "there is no \(keys["no.psk"])"),
             ] {
                 let words = try lab.refusal(uri)
@@ -142,12 +156,15 @@ extension EndToEnd {
         @Test func aKillInTheMiddleIsFenced() throws {
             let lab = try NBDLab()
             let keys = try Keys(in: lab.directory)
-            let server = try lab.serve(.nbdkit, .unix, ["--tls=require", "--tls-psk=\(keys["ours.psk"])", "file", "IMAGE"])
+            let server = try lab.serve(
+                .nbdkit, .unix, ["--tls=require", "--tls-psk=\(keys["ours.psk"])", "file", "IMAGE"])
             try lab.attach(server.uri("nbds", user: "xen@", "tls-psk-file=\(keys["ours.psk"])"))
             let device = try lab.connect()
             var kills = 0
             let report = try inBackground({ try LoadRun(device, mixedPlan { $0.duration = 3_000_000_000 }).run() }) {
-                guard kills < 2, lab.lab.log.components(separatedBy: "connected to domain").count > kills + 1 else { return }
+                guard kills < 2, lab.lab.log.components(separatedBy: "connected to domain").count > kills + 1 else {
+                    return
+                }
                 usleep(100_000)
                 let process = try lab.worker()
                 kill(process, SIGKILL)

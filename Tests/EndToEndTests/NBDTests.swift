@@ -74,8 +74,11 @@ extension EndToEnd {
             try LibxlLab.shell("mkdir '\(folder)'; truncate -s 16M '\(folder)/red' '\(folder)/a bü'")
             let kit = try lab.serve(
                 .nbdkit, .unix,
-                ["--filter=exportname", "file", "dir=\(folder)", "exportname=red", "exportname=a bü", "exportname-strict=true"])
-            let qemu = try lab.serve(.qemuNBD, .unix, ["-x", "blue", "-f", "raw", "IMAGE"])
+                [
+                    "--filter=exportname", "file", "dir=\(folder)", "exportname=red", "exportname=a bü",
+                    "exportname-strict=true",
+                ])
+            let qemu = try lab.serve(.qemuNBD, .unix, ["-e", "16", "-x", "blue", "-f", "raw", "IMAGE"])
             try lab.attach(kit.uri(name: "a%20b%C3%BC"), "xvda")
             let device = try lab.connect("xvda")
             #expect(try load(device, count: 50).isGood)
@@ -138,7 +141,8 @@ extension EndToEnd {
             let lab = try NBDLab()
             let mode = isAllowed ? "auto" : "disable"
             let server = try lab.serve(
-                .nbdkit, .unix, ["--filter=log", "--filter=multi-conn", "file", "IMAGE", "multi-conn-mode=\(mode)"] + NBDServer.logging)
+                .nbdkit, .unix,
+                ["--filter=log", "--filter=multi-conn", "file", "IMAGE", "multi-conn-mode=\(mode)"] + NBDServer.logging)
             let device = try lab.disk(server) { $0.queues = 2 }
             #expect(device.queues.count == 2)
             let report = try load(device, count: 400)
@@ -180,7 +184,11 @@ extension EndToEnd {
         @Test func aServerThatKnowsLittleIsServed() throws {
             let lab = try NBDLab()
             let server = try lab.serve(
-                .nbdkit, .unix, ["eval", "get_size=echo 16M", "pread=head -c $3 /dev/zero", "pwrite=cat >/dev/null", "can_write=exit 0"])
+                .nbdkit, .unix,
+                [
+                    "eval", "get_size=echo 16M", "pread=head -c $3 /dev/zero", "pwrite=cat >/dev/null",
+                    "can_write=exit 0",
+                ])
             let device = try lab.disk(server)
             #expect(lab.lab.log.has("knows no flush"), "\(lab.lab.log)")
             try write(device, 1)
@@ -192,8 +200,11 @@ extension EndToEnd {
             let lab = try NBDLab()
             let server = try lab.serve(
                 .nbdkit, .unix,
-                ["--filter=blocksize-policy", "--filter=log", "file", "IMAGE", "blocksize-minimum=4096", "blocksize-preferred=8192",
-                    "blocksize-maximum=16384", "blocksize-error-policy=error"] + NBDServer.logging)
+                [
+                    "--filter=blocksize-policy", "--filter=log", "file", "IMAGE", "blocksize-minimum=4096",
+                    "blocksize-preferred=8192",
+                    "blocksize-maximum=16384", "blocksize-error-policy=error",
+                ] + NBDServer.logging)
             let device = try lab.disk(server)
             #expect(try lab.key("physical-sector-size") == "8192")
             let report = try load(device)
@@ -204,7 +215,8 @@ extension EndToEnd {
                 #expect(try queue.read(sector: 11, byteCount: 1024).bytes.allSatisfy { $0 == 7 })
             }
             for line in server.requests where line.has("Write id=") || line.has("Read id=") {
-                guard let count = line.split(separator: " ").first(where: { $0.hasPrefix("count=0x") })?.dropFirst(8) else { continue }
+                guard let count = line.split(separator: " ").first(where: { $0.hasPrefix("count=0x") })?.dropFirst(8)
+                else { continue }
                 #expect((Int(count, radix: 16) ?? 0) <= 16384, "\(line)")
             }
             try lab.finish(device)
@@ -218,7 +230,7 @@ extension EndToEnd {
             try device.queues[0].withQueue { (queue) throws in
                 #expect(try queue.status(.write, sector: 2048, byteCount: 65536, fill: 1) == 0)
             }
-            let list = try lab.control("changed \(lab.guest.id) xvda")
+            let list = try lab.control("changed \(lab.guest.id)/xvda")
             #expect(list.status == 0 && list.text.has("1048576"), "\(list.text)")
             try lab.finish(device)
         }
@@ -244,7 +256,8 @@ extension EndToEnd {
         @Test func errorsOfAServerReachTheGuest() throws {
             let lab = try NBDLab()
             let server = try lab.serve(
-                .nbdkit, .unix, ["--filter=error", "file", "IMAGE", "error=EIO", "error-rate=100%", "error-file=BASE.bad"])
+                .nbdkit, .unix,
+                ["--filter=error", "file", "IMAGE", "error=EIO", "error-rate=100%", "error-file=BASE.bad"])
             let device = try lab.disk(server)
             let trigger = "\(lab.directory)/1.bad"
             try write(device, 1)

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -119,6 +120,11 @@ static int open_disk(const struct xbb_open *open, void **out, struct xbb_error *
     if (is("forgets-flushed") || is("ignores-fua") || is("forgets-unflushed")) {
         disk->cache = aligned_alloc(4096, (disk->size + 4095) & ~4095ull);
         if (!disk->cache || pread(disk->fd, disk->cache, disk->size, 0) < 0) abort();
+    }
+    if (is("keeps-too-much")) {
+        int pair = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        host->keep(disk->hdev, 32, pair);
+        close(pair);
     }
     if (is("leaks-descriptors")) fcntl(disk->fd, F_DUPFD_CLOEXEC, 3);
     if (is("leaks-memory")) { volatile char *lost = malloc(100); (void)lost; }
@@ -314,6 +320,12 @@ static void one(struct queue *queue, struct xbb_req *req)
     if (is("loses-requests") && turn % 50 == 0) return;
     if (is("exits") && req->op == XBB_OP_WRITE) exit(0);
     if (is("crashes") && req->iovcnt > 10) *(volatile int *)8 = 1;
+    if (is("keeps-later")) host->keep(queue->disk->hdev, 0, queue->disk->fd);
+    if (is("socket-later") || is("socketpair-later")) {
+        static int made[2] = {-1, -1};
+        if (made[0] < 0 && is("socket-later")) made[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        else if (made[0] < 0 && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, made) != 0) abort();
+    }
     if (is("opens-later")) {
         static int kept = -1;
         if (kept < 0) kept = open("/etc/hostname", O_RDONLY | O_CLOEXEC);

@@ -95,6 +95,31 @@ extension Check {
                     + "worker opens nothing then")
             bench.close(disk, [queue])
         },
+        Check(.phases, "sockets", "after open() there are no new sockets but those that the plugin's flags tell of") {
+            bench throws(Failure) in
+            let isNetwork = try bench.plugin.library.isNetwork
+            let disk = try bench.disk(started: false)
+            let before = sockets()
+            bench.at("start()")
+            try disk.start()
+            let info = try bench.info(disk)
+            let queue = try bench.queue(disk)
+            try bench.perform(bench.firstRead(disk), on: queue)
+            if info.capabilities.contains(.write) {
+                try bench.perform(Request(XBB_OP_WRITE, 0, Int(info.logicalBlock)), on: queue)
+            }
+            for (name, family) in sockets() where before[name] == nil {
+                try require(
+                    family == AF_INET || family == AF_INET6,
+                    "a socket of family \(family) was made after open() had returned, which a confined worker cannot do "
+                        + "(1: Unix; a socketpair is one, too): connect in open()")
+                try require(
+                    isNetwork,
+                    "a socket was made after open() had returned, and the plugin is not XBB_PLUGIN_NETWORK: a confined worker cannot do that"
+                )
+            }
+            bench.close(disk, [queue])
+        },
         Check(.phases, "unused", "a disk can be closed without a queue, and a queue without a request") {
             bench throws(Failure) in
             let unstarted = try bench.disk(started: false)
@@ -111,6 +136,23 @@ extension Check {
             bench.close(again, [])
         },
     ]
+}
+
+/// The sockets that this process has, by their names, and the family of each.
+private func sockets() -> [String: Int32] {
+    var families: [String: Int32] = [:]
+    for entry in Residue.entries("fd") {
+        var target = [CChar](repeating: 0, count: 64)
+        guard let descriptor = Int32(entry), unsafe readlink("/proc/self/fd/\(entry)", &target, target.count) > 7 else {
+            continue
+        }
+        let name = String(decoding: target.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        var (family, size) = (Int32(0), socklen_t(MemoryLayout<Int32>.size))
+        if unsafe name.hasPrefix("socket:") && getsockopt(descriptor, SOL_SOCKET, SO_DOMAIN, &family, &size) == 0 {
+            families[name] = family
+        }
+    }
+    return families
 }
 
 /// The names of the files that this process has open.

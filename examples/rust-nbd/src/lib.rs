@@ -2,14 +2,17 @@
 //! A disk behind an NBD server on a Unix socket. submit() hands requests to a thread that sends them; another thread
 //! receives the answers and completes them. The queue's thread waits for neither.
 //!
-//! After the worker was killed another one connects anew. What the server still does for the old connection may then
-//! happen after what the new one asks for: use a server that ends a connection's requests with the connection.
+//! A connection that breaks is not made anew here: XBB_NOTIFY_REOPEN ends the process, and the next one opens the disk again,
+//! with the requests that had no answer. What the server still does for the old connection must not come after those. So the
+//! connection is kept for the next process, also one that follows on a kill; it says that nothing more comes, and reads to
+//! the end, before it connects. nbdkit ends what it took before it closes; use a server that does.
 mod nbd;
 mod xbb_sys;
 
 use std::ffi::{c_void, CStr, CString};
 use std::io::{BufReader, Read, Result, Write};
 use std::net::Shutdown;
+use std::os::unix::io::{AsRawFd, BorrowedFd};
 use std::os::raw::c_int;
 use std::os::unix::net::UnixStream;
 use std::ptr::{copy_nonoverlapping, null, null_mut};
@@ -23,6 +26,7 @@ use xbb_sys::*;
 const EINVAL: i32 = 22;
 const EIO: i32 = 5;
 const EOPNOTSUPP: i32 = 95;
+const EOPNOTSUPP_OF_HOST: i32 = -EOPNOTSUPP;
 const EROFS: i32 = 30;
 /// Bytes of a read or write, and after how many bytes requests are sent together.
 const LARGEST: u32 = 1 << 20;
@@ -32,6 +36,11 @@ static HOST: AtomicPtr<xbb_host> = AtomicPtr::new(null_mut());
 fn host() -> &'static xbb_host {
     // load() comes before every other call, and the table is valid for ever.
     unsafe { &*HOST.load(Ordering::Relaxed) }
+}
+
+/// The host knows XBB_NOTIFY_REOPEN, keep() and kept().
+fn is_followed() -> bool {
+    host().struct_size as usize >= std::mem::size_of::<xbb_host>()
 }
 
 /// A request from its acceptance on, and the queue that it came by.
@@ -81,22 +90,33 @@ unsafe impl Send for Link {}
 unsafe impl Sync for Link {}
 
 impl Link {
-    /// Fails all that is pending and all that comes later. The first time somebody is told.
+    /// The connection is of no use any more. What is pending is the next process's; a host that starts none, from before ABI 1.3,
+    /// gets an error for it, and for all that comes later. The first time somebody is told.
     fn end(&self, reason: &str) {
         let mut pending = self.pending.lock().unwrap();
+        if is_followed() {
+            if !std::mem::replace(&mut pending.is_over, true) {
+                self.tell(reason, XBB_NOTIFY_REOPEN);
+            }
+            return;
+        }
         let jobs: Vec<Job> = pending.places.iter_mut().filter_map(Option::take).collect();
         let is_news = !pending.is_over;
         pending.is_over = true;
         drop(pending);
         let _ = self.stream.shutdown(Shutdown::Both);
         if is_news {
-            let line = CString::new(format!("the NBD server is gone: {reason}")).unwrap_or_default();
-            (host().log)(self.disk, XBB_LOG_ERROR, line.as_ptr());
-            (host().notify)(self.disk, XBB_NOTIFY_LOST);
+            self.tell(reason, XBB_NOTIFY_LOST);
         }
         for job in jobs {
             job.complete(-EIO);
         }
+    }
+
+    fn tell(&self, reason: &str, what: u32) {
+        let line = CString::new(format!("the NBD server is gone: {reason}")).unwrap_or_default();
+        (host().log)(self.disk, XBB_LOG_ERROR, line.as_ptr());
+        (host().notify)(self.disk, what);
     }
 
     /// Command and flags for a request, or a negative errno for one that cannot be.
@@ -143,7 +163,8 @@ impl Link {
         let mut pending = self.pending.lock().unwrap();
         if pending.is_over {
             drop(pending);
-            return job.complete(-EIO);
+            // Without an answer it is the next process's.
+            return if is_followed() { () } else { job.complete(-EIO) };
         }
         let place = pending.free.pop().unwrap_or(pending.places.len());
         nbd::put_request(buffer, command, flags, place as u64, offset, length);
@@ -258,8 +279,30 @@ fn refuse(out: *mut xbb_error, code: i32, message: &str) -> c_int {
     -code
 }
 
-fn connect(path: &str, name: &str) -> Result<(UnixStream, nbd::Export)> {
+/// Waits until the server has ended all that the process before had asked for, if there was one.
+fn settle(disk: *mut c_void) -> Result<()> {
+    let descriptor = if is_followed() { (host().kept)(disk, 0) } else { -1 };
+    if descriptor < 0 {
+        return Ok(());
+    }
+    // The descriptor is the host's until open() returns.
+    let mut before = unsafe { BorrowedFd::borrow_raw(descriptor) }.try_clone_to_owned().map(UnixStream::from)?;
+    let _ = before.shutdown(Shutdown::Write);
+    let mut bytes = [0; 1 << 16];
+    while matches!(before.read(&mut bytes), Ok(count) if count > 0) {}
+    Ok(())
+}
+
+fn connect(disk: *mut c_void, path: &str, name: &str) -> Result<(UnixStream, nbd::Export)> {
+    settle(disk)?;
     let mut stream = UnixStream::connect(path)?;
+    if is_followed() {
+        match (host().keep)(disk, 0, stream.as_raw_fd()) {
+            // Nobody would follow: this is a checker.
+            0 | EOPNOTSUPP_OF_HOST => {}
+            code => return Err(std::io::Error::from_raw_os_error(-code)),
+        }
+    }
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let export = nbd::negotiate(&mut stream, name)?;
     stream.set_read_timeout(None)?;
@@ -275,7 +318,7 @@ extern "C" fn open(open: *const xbb_open, out: *mut *mut c_void, error: *mut xbb
     let open = unsafe { &*open };
     let text = |index| unsafe { CStr::from_ptr((*open.options.add(index)).text) }.to_string_lossy().into_owned();
     let (path, name) = (text(0), text(1));
-    let (stream, export) = match connect(&path, &name) {
+    let (stream, export) = match connect(open.hdev, &path, &name) {
         Ok(pair) => pair,
         Err(why) => return refuse(error, why.raw_os_error().unwrap_or(EIO), &format!("{path}: {why}")),
     };
@@ -413,7 +456,7 @@ static PLUGIN: xbb_plugin = xbb_plugin {
     formats: FORMATS.0.as_ptr(),
     options: OPTIONS.as_ptr(),
     option_count: 2,
-    flags: XBB_PLUGIN_NO_FD,
+    flags: XBB_PLUGIN_NO_FD | XBB_PLUGIN_NETWORK,
     thread_model: XBB_THREADS_QUEUE,
     req_ctx_size: 0,
     load,
@@ -426,7 +469,7 @@ static PLUGIN: xbb_plugin = xbb_plugin {
     queue_open,
     queue_close,
     submit,
-    rest: [null(); 10],
+    rest: [null(); 11],
 };
 
 /// The one exported symbol.

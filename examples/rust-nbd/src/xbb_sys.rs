@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! The plugin ABI 1.0 (xbb_plugin.h) as far as this plugin needs it. Its layout is frozen; the assertions at the end are
+//! The plugin ABI 1.3 (xbb_plugin.h) as far as this plugin needs it. Its layout is frozen; the assertions at the end are
 //! the header's own. A function that is not used here stands as a plain pointer, and is null.
 #![allow(non_camel_case_types)]
 use std::ffi::c_void;
@@ -7,7 +7,7 @@ use std::mem::size_of;
 use std::os::raw::{c_char, c_int};
 
 pub const XBB_ABI_MAJOR: u16 = 1;
-pub const XBB_ABI_MINOR: u16 = 0;
+pub const XBB_ABI_MINOR: u16 = 3;
 
 pub const XBB_OP_READ: u8 = 1;
 pub const XBB_OP_WRITE: u8 = 2;
@@ -30,7 +30,9 @@ pub const XBB_OPT_STRING: u32 = 4;
 pub const XBB_OPEN_RDONLY: u32 = 1 << 0;
 pub const XBB_LOG_ERROR: u32 = 1;
 pub const XBB_NOTIFY_LOST: u32 = 2;
+pub const XBB_NOTIFY_REOPEN: u32 = 5;
 pub const XBB_THREADS_QUEUE: u32 = 3000;
+pub const XBB_PLUGIN_NETWORK: u32 = 1 << 1;
 pub const XBB_PLUGIN_NO_FD: u32 = 1 << 3;
 
 #[repr(C)]
@@ -127,6 +129,10 @@ pub struct xbb_host {
     pub complete: extern "C" fn(*mut c_void, *mut xbb_req, i32),
     pub watches_timers_post: [Unused; 7],
     pub notify: extern "C" fn(*mut c_void, u32),
+    pub extension_and_children: [Unused; 6],
+    /// Since 1.3, as is `kept`: an older host's table ends before them.
+    pub keep: extern "C" fn(*mut c_void, u32, c_int) -> c_int,
+    pub kept: extern "C" fn(*mut c_void, u32) -> c_int,
 }
 
 #[repr(C)]
@@ -154,7 +160,7 @@ pub struct xbb_plugin {
     pub queue_open: extern "C" fn(*mut c_void, *mut c_void, *const c_void, *mut *mut c_void, *mut xbb_error) -> c_int,
     pub queue_close: extern "C" fn(*mut c_void),
     pub submit: extern "C" fn(*mut c_void, *const *mut xbb_req, u32) -> u32,
-    pub rest: [Unused; 10],
+    pub rest: [Unused; 11],
 }
 unsafe impl Sync for xbb_plugin {}
 
@@ -169,5 +175,5 @@ const _: () = assert!(size_of::<xbb_info>() == 88);
 const _: () = assert!(size_of::<xbb_option>() == 64);
 const _: () = assert!(size_of::<xbb_value>() == 16);
 const _: () = assert!(size_of::<xbb_open>() == 48);
-const _: () = assert!(size_of::<xbb_host>() == 16 + 10 * size_of::<Unused>());
-const _: () = assert!(size_of::<xbb_plugin>() == 232);
+const _: () = assert!(size_of::<xbb_host>() == 16 + 18 * size_of::<Unused>());
+const _: () = assert!(size_of::<xbb_plugin>() == 240);
