@@ -32,7 +32,7 @@ try() {
         failed=1
     done
 }
-next='s/^(#define XBB_ABI_MINOR ).*/\13u/'
+next='s/^(#define XBB_ABI_MINOR ).*/\14u/'
 # The number of a version that Tests/ABI has.
 frozen='s/^(#define XBB_ABI_MINOR ).*/\10u/'
 # The asserts of sizes in the header itself are not what is tested.
@@ -55,8 +55,8 @@ try grown-request caught "$next;$quiet;s/^(    uint64_t +reserved2)\[2\]/\1[4]/"
 try grown-option caught "$next;$quiet;/^    uint64_t +reserved;/a uint64_t more;" "sizeof(struct xbb_option) == 64"
 try addition-without-number caught "$frozen;/^    uint64_t +max_write_zeroes;/a uint64_t max_copy;" "raise XBB_ABI_MINOR"
 
-try added-field allowed "$next;/^    uint64_t +max_write_zeroes;/a uint64_t max_copy;" "plugins of 1.0 1.1 still fit"
-try added-callback allowed "$next;/The plugin's side of host/,/^};/{/\(\*extension\)/a int (*copy)(void *dev);
+try added-field allowed "$next;/^    uint64_t +max_write_zeroes;/a uint64_t max_copy;" "plugins of 1.0 1.1 1.2 still fit"
+try added-callback allowed "$next;/The plugin's side of host/,/^};/{/^};/i int (*copy)(void *dev);
 }"
 try added-constant allowed "$next;/XBB_CAP_ROTATIONAL/a #define XBB_CAP_COPY (1ull << 10)"
 try named-reserved-field allowed "$next;s/^(    uint32_t +)reserved1;(  +.*)?$/\1priority;/"

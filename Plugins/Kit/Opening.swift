@@ -65,7 +65,9 @@ public struct Opening {
     public func keep(_ descriptor: Int32, as key: UInt32) throws(PluginError) -> Bool {
         guard let keep = unsafe PluginHost.current?.keepFunction else { return false }
         let code = unsafe keep(disk, key, descriptor)
-        guard code == 0 || code == -EOPNOTSUPP else { throw PluginError(system: "the host does not keep a descriptor", -code) }
+        guard code == 0 || code == -EOPNOTSUPP else {
+            throw PluginError(system: "the host does not keep a descriptor", -code)
+        }
         return code == 0
     }
 

@@ -68,7 +68,9 @@ final class Credentials: @unchecked Sendable {
 
     /// With a key that both ends know: of `user`, in a file with lines USER:KEY.
     init(presharedKeys file: String, user: String) throws(PluginError) {
-        guard let text = try Self.read(file) else { throw PluginError(ENOENT, "TLS: there is no \(file) (option tls-psk-file)") }
+        guard let text = try Self.read(file) else {
+            throw PluginError(ENOENT, "TLS: there is no \(file) (option tls-psk-file)")
+        }
         guard let key = PresharedKeys.key(of: user, in: text) else {
             throw PluginError(EINVAL, "TLS: \(file) has no line for user '\(user)' (option tls-username)")
         }
@@ -94,14 +96,16 @@ final class Credentials: @unchecked Sendable {
     func session(on socket: Int32) throws(PluginError) -> gnutls_session_t {
         var made: gnutls_session_t?
         try check(
-            unsafe gnutls_init(&made, UInt32(bitPattern: Int32(GNUTLS_CLIENT | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL))), "TLS")
+            unsafe gnutls_init(&made, UInt32(bitPattern: Int32(GNUTLS_CLIENT | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL))),
+            "TLS")
         guard let session = unsafe made else { throw PluginError(ENOMEM, "TLS: no memory") }
         do throws(PluginError) {
             switch kind {
             case .certificate(let credentials):
                 try check(unsafe gnutls_set_default_priority(session), "TLS: priorities")
                 try check(
-                    unsafe gnutls_credentials_set(session, GNUTLS_CRD_CERTIFICATE, UnsafeMutableRawPointer(credentials)), "TLS")
+                    unsafe gnutls_credentials_set(
+                        session, GNUTLS_CRD_CERTIFICATE, UnsafeMutableRawPointer(credentials)), "TLS")
                 if !hostName.isEmpty, !Self.isAddress(hostName) {
                     let code = unsafe hostName.withCString { name in
                         unsafe gnutls_server_name_set(session, GNUTLS_NAME_DNS, name, strlen(name))
@@ -110,7 +114,8 @@ final class Credentials: @unchecked Sendable {
                 }
             case .presharedKey(let credentials):
                 try check(
-                    unsafe gnutls_set_default_priority_append(session, "+ECDHE-PSK:+DHE-PSK:+PSK", nil, 0), "TLS: priorities")
+                    unsafe gnutls_set_default_priority_append(session, "+ECDHE-PSK:+DHE-PSK:+PSK", nil, 0),
+                    "TLS: priorities")
                 try check(
                     unsafe gnutls_credentials_set(session, GNUTLS_CRD_PSK, UnsafeMutableRawPointer(credentials)), "TLS")
             }
@@ -134,7 +139,9 @@ final class Credentials: @unchecked Sendable {
         guard status == 0 else {
             var text = unsafe gnutls_datum_t()
             var words = "it is not valid"
-            if unsafe gnutls_certificate_verification_status_print(status, GNUTLS_CRT_X509, &text, 0) == 0, let data = unsafe text.data {
+            if unsafe gnutls_certificate_verification_status_print(status, GNUTLS_CRT_X509, &text, 0) == 0,
+                let data = unsafe text.data
+            {
                 words = unsafe String(decoding: UnsafeBufferPointer(start: data, count: Int(text.size)), as: UTF8.self)
                 unsafe cgnutls_free(data)
             }
@@ -143,7 +150,9 @@ final class Credentials: @unchecked Sendable {
         }
     }
 
-    private static func isAddress(_ name: String) -> Bool { name.contains(":") || name.allSatisfy { $0.isNumber || $0 == "." } }
+    private static func isAddress(_ name: String) -> Bool {
+        name.contains(":") || name.allSatisfy { $0.isNumber || $0 == "." }
+    }
 
     /// The bytes of a file; nil if there is none.
     private static func read(_ path: String) throws(PluginError) -> [UInt8]? {
@@ -164,7 +173,8 @@ final class Credentials: @unchecked Sendable {
         }
     }
 
-    private static func withDatum<Result>(_ bytes: [UInt8], _ body: (UnsafePointer<gnutls_datum_t>) -> Result) -> Result {
+    private static func withDatum<Result>(_ bytes: [UInt8], _ body: (UnsafePointer<gnutls_datum_t>) -> Result) -> Result
+    {
         var bytes = bytes
         // The array and the structure outlive the call, which only reads.
         return unsafe bytes.withUnsafeMutableBufferPointer { bytes in
@@ -179,7 +189,9 @@ enum PresharedKeys {
     /// The key of a user, in hexadecimal.
     static func key(of user: String, in text: [UInt8]) -> [UInt8]? {
         for line in text.split(separator: UInt8(ascii: "\n")) {
-            guard let colon = line.firstIndex(of: UInt8(ascii: ":")), line[..<colon].elementsEqual(user.utf8) else { continue }
+            guard let colon = line.firstIndex(of: UInt8(ascii: ":")), line[..<colon].elementsEqual(user.utf8) else {
+                continue
+            }
             return Array(line[line.index(after: colon)...].filter { $0 > 0x20 })
         }
         return nil
@@ -188,8 +200,11 @@ enum PresharedKeys {
 
 /// Words of a library or server in one line, without control characters.
 func oneLine(_ text: String) -> String {
-    String(String.UnicodeScalarView(text.unicodeScalars.map { $0.value < 0x20 || (0x7F...0x9F).contains($0.value) ? " " : $0 }))
-        .split(separator: " ").joined(separator: " ")
+    String(
+        String.UnicodeScalarView(
+            text.unicodeScalars.map { $0.value < 0x20 || (0x7F...0x9F).contains($0.value) ? " " : $0 })
+    )
+    .split(separator: " ").joined(separator: " ")
 }
 
 /// Throws GnuTLS' words for a negative code.

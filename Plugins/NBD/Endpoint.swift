@@ -54,7 +54,8 @@ struct Endpoint {
         let bytes = Array(path.utf8)
         let room = MemoryLayout.size(ofValue: name.sun_path)
         guard bytes.count < room else {
-            throw .invalid("the path of the socket has \(bytes.count) bytes, and at most \(room - 1) can be connected to")
+            throw .invalid(
+                "the path of the socket has \(bytes.count) bytes, and at most \(room - 1) can be connected to")
         }
         unsafe withUnsafeMutableBytes(of: &name.sun_path) { unsafe $0.copyBytes(from: bytes) }
         return Endpoint(family: AF_UNIX, name)

@@ -81,7 +81,8 @@ struct Fence {
                     host.log(
                         .warning,
                         "\(server) has not yet done \(isEncrypted ? "all" : "\(scan.unanswered.count) of the writes") that the "
-                            + "process before had asked of it; the guest waits until it has, as old data could come after new ones")
+                            + "process before had asked of it; the guest waits until it has, as old data could come after new ones"
+                    )
                 }
                 continue
             }
@@ -119,7 +120,8 @@ struct Fence {
     private static func unreachable(_ code: Int32) -> String? {
         switch code {
         case ETIMEDOUT: "the server did not answer for so long that the connection was given up"
-        case EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, ENETDOWN, ENONET: "the network says that the server cannot be reached"
+        case EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, ENETDOWN, ENONET:
+            "the network says that the server cannot be reached"
         default: nil
         }
     }

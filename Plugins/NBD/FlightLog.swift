@@ -52,7 +52,8 @@ final class FlightLog: @unchecked Sendable {
     /// the same place in all versions.
     static func inherited(_ predecessor: Int32) throws(PluginError) -> FlightLog? {
         var status = stat()
-        if unsafe fstat(predecessor, &status) == 0, status.st_size == off_t(bytes), cgnutls_is_sealed(predecessor) != 0 {
+        if unsafe fstat(predecessor, &status) == 0, status.st_size == off_t(bytes), cgnutls_is_sealed(predecessor) != 0
+        {
             let log = try FlightLog(mapping: predecessor)
             if unsafe log.base.load(fromByteOffset: markPlace, as: UInt64.self) == mark { return log }
             if log.isSettled { return nil }
@@ -150,7 +151,9 @@ final class FlightLog: @unchecked Sendable {
         /// Where to receive the next ``FlightLog/pieceBytes`` of a stream whose last bytes end at `place`: a header that is not all
         /// there stays in front of them.
         func room(behind place: Int) -> Int {
-            guard place > FlightLog.bufferBytes - FlightLog.pieceBytes, let base = unsafe buffer.baseAddress else { return place }
+            guard place > FlightLog.bufferBytes - FlightLog.pieceBytes, let base = unsafe buffer.baseAddress else {
+                return place
+            }
             unsafe memcpy(base, base + place - FlightLog.headerBytesKept, FlightLog.headerBytesKept)
             return FlightLog.headerBytesKept
         }
@@ -158,7 +161,9 @@ final class FlightLog: @unchecked Sendable {
         /// The cookies of what is under way, and whether all of it was sent. One that was cut off is none: the server waits for the rest of
         /// it, and does nothing.
         var outstanding: (cookies: [UInt64], isSentWhole: Bool) {
-            let found = (0..<FlightLog.slots).map { unsafe entries[$0] }.filter { $0.cookie != 0 && $0.state != State.cut }
+            let found = (0..<FlightLog.slots).map { unsafe entries[$0] }.filter {
+                $0.cookie != 0 && $0.state != State.cut
+            }
             return (found.map(\.cookie), found.allSatisfy { $0.state == State.sent })
         }
     }

@@ -32,7 +32,9 @@ final class Inquiry {
 
     /// Extents from `offset` on, of at most `length` bytes: one at least.
     func extents(from offset: UInt64, length: UInt32) throws(PluginError) -> [Extent] {
-        guard !isBroken else { throw PluginError(ENOTCONN, "the connection for questions is broken until the disk is opened anew") }
+        guard !isBroken else {
+            throw PluginError(ENOTCONN, "the connection for questions is broken until the disk is opened anew")
+        }
         isBroken = true
         number &+= 1
         let command = Command(.blockStatus, cookie: cookies.cookie(of: number), offset: offset, length: length)
@@ -61,7 +63,9 @@ final class Inquiry {
                 guard window.count < count else { continue }
                 var room = [UInt8](repeating: 0, count: 16384)
                 let received = try link.receive(into: &room)
-                guard received > 0 else { throw PluginError(ECONNRESET, "the server closed the connection for questions") }
+                guard received > 0 else {
+                    throw PluginError(ECONNRESET, "the server closed the connection for questions")
+                }
                 window += room[..<received]
             case .payload, .zeroes: throw PluginError(EPROTO, "the server sends data that nobody asked for")
             case .extents, .passed: break

@@ -77,7 +77,7 @@ final class Link: @unchecked Sendable {
     private func encrypt(_ parts: UnsafeBufferPointer<iovec>, _ session: gnutls_session_t) -> Int {
         if !isRecordWaiting {
             record.removeAll(keepingCapacity: true)
-            for unsafe part in unsafe parts {
+            for unsafepart in unsafe parts {
                 guard let base = unsafe part.iov_base else { continue }
                 let count = unsafe min(part.iov_len, Self.recordBytes - record.count)
                 unsafe record.append(contentsOf: UnsafeRawBufferPointer(start: base, count: count))
@@ -145,7 +145,9 @@ final class Link: @unchecked Sendable {
                 throw PluginError(ECONNRESET, "TLS: the server closed the connection; its log says why")
             case GNUTLS_E_WARNING_ALERT_RECEIVED: break
             case GNUTLS_E_FATAL_ALERT_RECEIVED:
-                let alert = unsafe gnutls_alert_get_name(gnutls_alert_get(session)).map { unsafe String(cString: $0) } ?? "an alert"
+                let alert =
+                    unsafe gnutls_alert_get_name(gnutls_alert_get(session)).map { unsafe String(cString: $0) }
+                    ?? "an alert"
                 throw PluginError(EPROTO, "TLS: the server refuses this client: \(oneLine(alert))")
             default: try check(code, "TLS")
             }

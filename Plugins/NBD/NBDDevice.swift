@@ -55,7 +55,9 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
             if !process.log.isClear { before.append(process) }
         }
         let free = Generation.bases.first { base in before.allSatisfy { $0.base != base } }
-        guard let free else { throw PluginError(EPROTO, "two processes before have left writes that nobody waited for") }
+        guard let free else {
+            throw PluginError(EPROTO, "two processes before have left writes that nobody waited for")
+        }
         own = Generation(try FlightLog(), try Self.connect(uri, opening), base: free)
         // Both, until this one has waited.
         for process in before { _ = try process.keep(opening) }
@@ -141,7 +143,9 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
     }
 
     private func accept(_ facts: ExportFacts) throws(PluginError) -> ExportFacts {
-        guard facts.usableSize > 0 else { throw PluginError(EINVAL, "the export has \(facts.size) bytes, less than a sector") }
+        guard facts.usableSize > 0 else {
+            throw PluginError(EINVAL, "the export has \(facts.size) bytes, less than a sector")
+        }
         guard isReadOnly || !facts.isReadOnly else {
             throw PluginError(EROFS, "the export is read-only: attach the disk read-only (mode r)")
         }

@@ -17,7 +17,8 @@ enum NBDOption {
         help: "directory with ca-cert.pem, and client-cert.pem and client-key.pem; empty: the system's authorities")
     static let presharedKeys = PluginOption.text(
         "tls-psk-file", default: "", help: "file with lines USER:KEY, as psktool writes them")
-    static let user = PluginOption.text("tls-username", default: "", help: "the user of the pre-shared key; empty: root")
+    static let user = PluginOption.text(
+        "tls-username", default: "", help: "the user of the pre-shared key; empty: root")
     static let hostName = PluginOption.text(
         "tls-hostname", default: "", help: "the name that the server's certificate must have; empty: the URI's host")
     static let verifies = PluginOption.bool(
@@ -29,7 +30,8 @@ enum NBDOption {
 
 private let plugin = Plugin(
     // The format of a URI is its scheme.
-    name: "nbd", version: "1.0", description: "Export of an NBD server", formats: ["nbd", "nbds"], options: NBDOption.all,
+    name: "nbd", version: "1.0", description: "Export of an NBD server", formats: ["nbd", "nbds"],
+    options: NBDOption.all,
     hasFile: false, isNetwork: true
 ) { opening throws(PluginError) in try NBDDevice(opening) }
 

@@ -247,7 +247,7 @@ final class NBDQueue: StorageQueue, @unchecked Sendable {
                 skip -= Command.byteCount
             }
             guard isWrite else { continue }
-            for unsafe buffer in unsafe buffers {
+            for unsafebuffer in unsafe buffers {
                 let length = unsafe buffer.iov_len
                 guard skip < length, let base = unsafe buffer.iov_base else {
                     skip -= length
@@ -325,7 +325,8 @@ final class NBDQueue: StorageQueue, @unchecked Sendable {
         }
         var (count, bytes, skip) = (0, 0, payloadPosition)
         if payloadLeft > 0 {
-            for unsafe part in unsafe flights.buffers(payloadSlot) where count < Self.mostVectors - 1 && bytes < payloadLeft {
+            for unsafepart in unsafe flights.buffers(payloadSlot)
+            where count < Self.mostVectors - 1 && bytes < payloadLeft {
                 let length = unsafe part.iov_len
                 guard skip < length, let base = unsafe part.iov_base else {
                     skip -= length
@@ -406,9 +407,10 @@ final class NBDQueue: StorageQueue, @unchecked Sendable {
 
     /// Walks over `count` bytes of a request's buffers from `position` on.
     @inline(__always)
-    private func forEachPart(_ slot: Int, _ position: Int, _ count: Int, _ body: (UnsafeMutableRawPointer, Int) -> Void) {
+    private func forEachPart(_ slot: Int, _ position: Int, _ count: Int, _ body: (UnsafeMutableRawPointer, Int) -> Void)
+    {
         var (skip, left) = (position, count)
-        for unsafe part in unsafe flights.buffers(slot) {
+        for unsafepart in unsafe flights.buffers(slot) {
             guard left > 0 else { return }
             let length = unsafe part.iov_len
             guard skip < length, let base = unsafe part.iov_base else {

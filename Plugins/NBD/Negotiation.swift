@@ -33,7 +33,9 @@ extension Link {
 
     /// A client learns that its certificate is refused, or that it has none, when its own part of TLS 1.3 is over.
     private static var refused: PluginError {
-        PluginError(ECONNRESET, "TLS: the server ended the connection: it may not believe this client's certificate; its log says why")
+        PluginError(
+            ECONNRESET,
+            "TLS: the server ended the connection: it may not believe this client's certificate; its log says why")
     }
 
     /// Takes leave, without waiting for anything: nothing is under way.
@@ -52,7 +54,9 @@ extension Link {
     func receive(into room: inout [UInt8]) throws(PluginError) -> Int {
         var result: Result<Int, PluginError> = .success(0)
         unsafe room.withUnsafeMutableBytes { bytes in
-            do throws(PluginError) { result = .success(unsafe try read(into: bytes)) } catch { result = .failure(error) }
+            do throws(PluginError) { result = .success(unsafe try read(into: bytes)) } catch {
+                result = .failure(error)
+            }
         }
         return try result.get()
     }

@@ -123,7 +123,8 @@ package struct KeptStorage: Sendable {
 
         init?(format: Substring, place: String, file: Descriptor) {
             guard let colon = place.firstIndex(of: ":"), let key = UInt32(place[..<colon]) else { return nil }
-            self.init(key: key, format: String(format), location: String(place[place.index(after: colon)...]), file: file)
+            self.init(
+                key: key, format: String(format), location: String(place[place.index(after: colon)...]), file: file)
         }
     }
 
@@ -216,7 +217,9 @@ package struct KeptStorage: Sendable {
         var (images, handles): ([Image], [Handle]) = ([], [])
         for (entry, file) in zip(entries, files) {
             if entry.format.hasPrefix("=") {
-                guard let handle = Handle(format: entry.format.dropFirst(), place: entry.path, file: file) else { return nil }
+                guard let handle = Handle(format: entry.format.dropFirst(), place: entry.path, file: file) else {
+                    return nil
+                }
                 handles.append(handle)
             } else {
                 guard let image = Image(path: entry.path, format: entry.format, file: file) else { return nil }
@@ -224,7 +227,9 @@ package struct KeptStorage: Sendable {
             }
         }
         // What is sent for the second time belongs to images, which come first.
-        guard handles.isEmpty || entries.suffix(handles.count).allSatisfy({ $0.format.hasPrefix("=") }) else { return nil }
+        guard handles.isEmpty || entries.suffix(handles.count).allSatisfy({ $0.format.hasPrefix("=") }) else {
+            return nil
+        }
         for witness in files[entries.count...] {
             guard images.indices.contains(where: { images[$0].take(witness) }) else { return nil }
         }

@@ -105,7 +105,9 @@ final class DelayDevice: DrainingDisk, CountingDisk, ThreadBody, @unchecked Send
     func hurry(_ queue: DelayQueue, _ request: RequestID?) {
         monitor.lock()
         cancels += 1
-        for entry in waiting where hurries && entry.queue === queue && (request == nil || entry.id == request) { entry.due = 0 }
+        for entry in waiting where hurries && entry.queue === queue && (request == nil || entry.id == request) {
+            entry.due = 0
+        }
         monitor.unlock()
         monitor.signal()
     }

@@ -29,7 +29,8 @@ extension Supervisor {
             record.storage = storage
             record.images = storage.images.map { ServedImage(path: $0.path, identity: $0.identity) }
             storageStore?.put(storage, of: record.address)
-            log(record.address).debug("\(record.address): \(storage.identities.count) open files are kept for a successor")
+            log(record.address).debug(
+                "\(record.address): \(storage.identities.count) open files are kept for a successor")
         case .message(.release):
             letStorageGo(record)
             if record.storageOrigin == .earlierWorker { record.storageOrigin = .nobody }
@@ -56,7 +57,8 @@ extension Supervisor {
         guard record.storage == nil, let storage = storageStore?.take(record.address, from: process) else { return }
         record.storage = storage
         storageStore?.put(storage, of: record.address)
-        log(record.address).debug("\(record.address): \(storage.identities.count) open files were taken from the worker")
+        log(record.address).debug(
+            "\(record.address): \(storage.identities.count) open files were taken from the worker")
     }
 
     private func stopListening(_ record: Record) {

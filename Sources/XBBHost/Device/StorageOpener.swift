@@ -102,7 +102,9 @@ final class StorageOpener {
             }
             // A server comes back when its administrator says so, and a guest that has the disk has nothing else.
             let isNetwork = patience == .brief && Self.isInNetwork(source, options)
-            let device = try Self.patiently(isNetwork ? .endless : patience, waitEnd, mailbox, log, isNetwork: isNetwork) { () throws(OperationError) in
+            let device = try Self.patiently(
+                isNetwork ? .endless : patience, waitEnd, mailbox, log, isNetwork: isNetwork
+            ) { () throws(OperationError) in
                 let found = try FormatDetection.resolve(
                     source, pluginDirectories: options.pluginDirectories, stateDirectory: options.stateDirectory,
                     log: log)

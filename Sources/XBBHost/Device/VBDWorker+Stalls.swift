@@ -20,7 +20,9 @@ extension VBDWorker {
     func lookForStalls() {
         let now = clinux_monotonic_ns()
         // A successor would answer what this process did not; here nobody waits for data any more.
-        if machine.mustEnd, !machine.leavesToSuccessor, mustEndSince == nil { for queue in disk.queues { queue.cancel() } }
+        if machine.mustEnd, !machine.leavesToSuccessor, mustEndSince == nil {
+            for queue in disk.queues { queue.cancel() }
+        }
         mustEndSince = machine.mustEnd ? mustEndSince ?? now : nil
         let lastWait = mustEndSince.map { $0 &+ options.stallNanoseconds } ?? .max
         if now < nextLook { return }
