@@ -9,7 +9,9 @@ import Testing
 @testable import PluginKit
 
 /// A connection of a process that died, and its server's end of it.
-private final class DeadConnection {
+///
+/// `@unchecked Sendable`: the successor's thread uses the log, and the rest under the lock.
+private final class DeadConnection: @unchecked Sendable {
     let log: FlightLog
     let before: Generation
     let server: Int32
