@@ -96,7 +96,8 @@ extension EndToEnd {
         @Test func aWriteOfABrokenConnectionIsDoneByTheNextOne() throws {
             let lab = try NBDLab()
             let server = try lab.serve(
-                .nbdkit, .unix, ["--filter=log", "--filter=delay", "file", "IMAGE", "delay-write=600"] + NBDServer.logging)
+                .nbdkit, .unix,
+                ["--filter=log", "--filter=delay", "file", "IMAGE", "delay-write=600"] + NBDServer.logging)
             let device = try lab.disk(server)
             let worker = try lab.worker()
             try device.queues[0].withQueue { (queue) throws in
@@ -105,7 +106,9 @@ extension EndToEnd {
                 try queue.submit(id, .write, sector: 8, byteCount: 4096)
                 try queue.publish()
             }
-            try eventually("the server has the write; \(lab.lab.log)") { server.requests.contains { $0.has("Write id=") } }
+            try eventually("the server has the write; \(lab.lab.log)") {
+                server.requests.contains { $0.has("Write id=") }
+            }
             server.end(SIGKILL)
             server.words = ["file", lab.image()]
             try server.start()
