@@ -316,6 +316,8 @@ let package = Package(
             name: "FormatsTests",
             dependencies: ["ImageCore", "ImageWriting", "QCOW2", "QCOWEngine", "VHD", "TestSupport"]),
         .testTarget(name: "NBDTests", dependencies: ["NBD", "TestSupport"]),
+        // Some of the plugin's own files (links in Parts), which shows its entry point alone.
+        .testTarget(name: "NBDFenceTests", dependencies: ["CGnuTLS", "NBD", "PluginKit"]),
         .testTarget(
             name: "QCOWEngineTests",
             dependencies: ["ImageCore", "ImageWriting", "QCOW2", "QCOWEngine", "VHD", "VHDEngine", "TestSupport"]),

@@ -14,6 +14,7 @@
 // (qemu-nbd), so three more seconds pass. Where answers are encrypted nobody can read them any more: the same.
 // What is no proof: a time that has passed, and the word of this system that it reaches the server no more (ETIMEDOUT). Then the
 // guest waits, unless option fence-timeout says how long.
+import CGnuTLS
 import Glibc
 import NBD
 import PluginKit

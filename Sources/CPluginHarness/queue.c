@@ -125,6 +125,13 @@ static void run_posts(struct xbb_hqueue *hq)
     }
 }
 
+/* What a watch is told: errors and hang-ups as both. */
+static uint32_t told(short revents)
+{
+    if (revents & ~(POLLIN | POLLOUT)) return XBB_FD_READ | XBB_FD_WRITE;
+    return (revents & POLLIN ? XBB_FD_READ : 0) | (revents & POLLOUT ? XBB_FD_WRITE : 0);
+}
+
 uint32_t harness_run(struct harness_queue *queue, uint32_t target, int milliseconds, bool busy)
 {
     struct xbb_hqueue *hq = &queue->hq;
@@ -159,7 +166,7 @@ uint32_t harness_run(struct harness_queue *queue, uint32_t target, int milliseco
             if (read(hq->wake, &drained, sizeof drained) < 0 && errno != EAGAIN) abort();
         }
         for (nfds_t i = 0; i < count; i++)
-            if (fds[i].revents && watched[i]->used) watched[i]->fn(watched[i]->arg, watched[i]->fd, XBB_FD_READ);
+            if (fds[i].revents && watched[i]->used) watched[i]->fn(watched[i]->arg, watched[i]->fd, told(fds[i].revents));
         now = harness_now();
         for (int i = 0; i < MAX_TIMERS; i++)
             if (hq->timers[i].used && hq->timers[i].due && hq->timers[i].due <= now) {

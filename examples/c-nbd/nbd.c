@@ -131,7 +131,7 @@ static int start(void *dev, struct xbb_error *err) {
 static void close_disk(void *dev) {
     struct disk *disk = dev;
     struct header farewell = {htobe32(0x25609513), 0, htobe16(2), 0, 0, 0};
-    send(disk->fd, &farewell, sizeof farewell, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (disk->size) send(disk->fd, &farewell, sizeof farewell, MSG_NOSIGNAL | MSG_DONTWAIT);
     shutdown(disk->fd, SHUT_RDWR);              // the host may have a copy of the descriptor
     close(disk->fd);
     free(disk);

@@ -217,7 +217,9 @@ impl Link {
                         match read_parts(&mut stream, &job) {
                             Ok(()) => job.complete(0),
                             Err(error) => {
-                                job.complete(-EIO);
+                                if !is_followed() {
+                                    job.complete(-EIO);
+                                }
                                 return self.end(&error.to_string());
                             }
                         }

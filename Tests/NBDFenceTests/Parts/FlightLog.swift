@@ -1,0 +1,1 @@
+../../../Plugins/NBD/FlightLog.swift
