@@ -77,7 +77,8 @@ final class Link: @unchecked Sendable {
     private func encrypt(_ parts: UnsafeBufferPointer<iovec>, _ session: gnutls_session_t) -> Int {
         if !isRecordWaiting {
             record.removeAll(keepingCapacity: true)
-            for unsafepart in unsafe parts {
+            for index in parts.indices {
+                let part = unsafe parts[index]
                 guard let base = unsafe part.iov_base else { continue }
                 let count = unsafe min(part.iov_len, Self.recordBytes - record.count)
                 unsafe record.append(contentsOf: UnsafeRawBufferPointer(start: base, count: count))

@@ -247,7 +247,8 @@ final class NBDQueue: StorageQueue, @unchecked Sendable {
                 skip -= Command.byteCount
             }
             guard isWrite else { continue }
-            for unsafebuffer in unsafe buffers {
+            for index in buffers.indices {
+                let buffer = unsafe buffers[index]
                 let length = unsafe buffer.iov_len
                 guard skip < length, let base = unsafe buffer.iov_base else {
                     skip -= length
@@ -325,8 +326,9 @@ final class NBDQueue: StorageQueue, @unchecked Sendable {
         }
         var (count, bytes, skip) = (0, 0, payloadPosition)
         if payloadLeft > 0 {
-            for unsafepart in unsafe flights.buffers(payloadSlot)
-            where count < Self.mostVectors - 1 && bytes < payloadLeft {
+            let parts = unsafe flights.buffers(payloadSlot)
+            for place in parts.indices where count < Self.mostVectors - 1 && bytes < payloadLeft {
+                let part = unsafe parts[place]
                 let length = unsafe part.iov_len
                 guard skip < length, let base = unsafe part.iov_base else {
                     skip -= length
@@ -410,8 +412,10 @@ final class NBDQueue: StorageQueue, @unchecked Sendable {
     private func forEachPart(_ slot: Int, _ position: Int, _ count: Int, _ body: (UnsafeMutableRawPointer, Int) -> Void)
     {
         var (skip, left) = (position, count)
-        for unsafepart in unsafe flights.buffers(slot) {
+        let parts = unsafe flights.buffers(slot)
+        for index in parts.indices {
             guard left > 0 else { return }
+            let part = unsafe parts[index]
             let length = unsafe part.iov_len
             guard skip < length, let base = unsafe part.iov_base else {
                 skip -= length
