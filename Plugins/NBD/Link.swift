@@ -77,9 +77,9 @@ final class Link: @unchecked Sendable {
     private func encrypt(_ parts: UnsafeBufferPointer<iovec>, _ session: gnutls_session_t) -> Int {
         if !isRecordWaiting {
             record.removeAll(keepingCapacity: true)
-            for unsafepart in unsafe parts {
-                guard let base = unsafe part.iov_base else { continue }
-                let count = unsafe min(part.iov_len, Self.recordBytes - record.count)
+            for index in unsafe parts.indices {
+                guard let base = unsafe parts[index].iov_base else { continue }
+                let count = unsafe min(parts[index].iov_len, Self.recordBytes - record.count)
                 unsafe record.append(contentsOf: UnsafeRawBufferPointer(start: base, count: count))
                 if record.count == Self.recordBytes { break }
             }

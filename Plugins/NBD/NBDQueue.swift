@@ -247,9 +247,9 @@ final class NBDQueue: StorageQueue, @unchecked Sendable {
                 skip -= Command.byteCount
             }
             guard isWrite else { continue }
-            for unsafebuffer in unsafe buffers {
-                let length = unsafe buffer.iov_len
-                guard skip < length, let base = unsafe buffer.iov_base else {
+            for index in unsafe buffers.indices {
+                let length = unsafe buffers[index].iov_len
+                guard skip < length, let base = unsafe buffers[index].iov_base else {
                     skip -= length
                     continue
                 }
@@ -325,10 +325,10 @@ final class NBDQueue: StorageQueue, @unchecked Sendable {
         }
         var (count, bytes, skip) = (0, 0, payloadPosition)
         if payloadLeft > 0 {
-            for unsafepart in unsafe flights.buffers(payloadSlot)
-            where count < Self.mostVectors - 1 && bytes < payloadLeft {
-                let length = unsafe part.iov_len
-                guard skip < length, let base = unsafe part.iov_base else {
+            let buffers = unsafe flights.buffers(payloadSlot)
+            for index in unsafe buffers.indices where count < Self.mostVectors - 1 && bytes < payloadLeft {
+                let length = unsafe buffers[index].iov_len
+                guard skip < length, let base = unsafe buffers[index].iov_base else {
                     skip -= length
                     continue
                 }
@@ -410,10 +410,11 @@ final class NBDQueue: StorageQueue, @unchecked Sendable {
     private func forEachPart(_ slot: Int, _ position: Int, _ count: Int, _ body: (UnsafeMutableRawPointer, Int) -> Void)
     {
         var (skip, left) = (position, count)
-        for unsafepart in unsafe flights.buffers(slot) {
+        let buffers = unsafe flights.buffers(slot)
+        for index in unsafe buffers.indices {
             guard left > 0 else { return }
-            let length = unsafe part.iov_len
-            guard skip < length, let base = unsafe part.iov_base else {
+            let length = unsafe buffers[index].iov_len
+            guard skip < length, let base = unsafe buffers[index].iov_base else {
                 skip -= length
                 continue
             }
