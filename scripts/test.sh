@@ -12,7 +12,7 @@ export XBB_BUILD_DIR=$PWD/.build/debug XBB_STAGE_DIR=$PWD/build/debug
 export SWIFT_BACKTRACE=enable=no
 targets=("$@")
 [[ ${#targets[@]} -gt 0 ]] ||
-    targets=(SettingsTests BlkifTests XenBusTests BlockQueueTests FormatsTests NBDTests QCOWEngineTests PluginKitTests PluginTests
+    targets=(SettingsTests BlkifTests XenBusTests BlockQueueTests FormatsTests NBDTests NBDFenceTests QCOWEngineTests PluginKitTests PluginTests
         XenLoopbackTests BlkfrontTests ControlTests EndToEndTests
         authors-test models)
 limit=${XBB_TEST_LIMIT:-2100}
