@@ -30,6 +30,15 @@ static inline int cgnutls_is_sealed(int file)
     return seals >= 0 && (seals & CGNUTLS_SEALS) == CGNUTLS_SEALS;
 }
 
+/* Of socket.h, whose enumerations two modules of C would bring to Swift. */
+static const int cgnutls_now = MSG_DONTWAIT, cgnutls_now_silently = MSG_DONTWAIT | MSG_NOSIGNAL;
+
+/* Tells the other end that nothing follows. */
+static inline int cgnutls_end_sending(int socket) { return shutdown(socket, SHUT_WR); }
+
+/* Ends a connection for all who have a descriptor of it. */
+static inline int cgnutls_end(int socket) { return shutdown(socket, SHUT_RDWR); }
+
 /* gnutls_free() is a variable, which Swift does not read. */
 static inline void cgnutls_free(void *memory) { gnutls_free(memory); }
 

@@ -28,11 +28,13 @@ struct Endpoint {
     }
 
     /// A socket that is connected to one of them, and does not block.
-    static func connect(_ endpoints: [Endpoint], seconds: UInt64) throws(PluginError) -> Int32 {
+    static func connect(
+        _ endpoints: [Endpoint], seconds: UInt64
+    ) throws(PluginError) -> (socket: Int32, endpoint: Endpoint) {
         var failure = PluginError(EDESTADDRREQ, "the server has no address")
         for endpoint in endpoints {
             do throws(PluginError) {
-                return try endpoint.connect(milliseconds: Int32(clamping: seconds &* 1000))
+                return (try endpoint.connect(milliseconds: Int32(clamping: seconds &* 1000)), endpoint)
             } catch {
                 failure = error
             }
@@ -126,11 +128,12 @@ struct Endpoint {
         guard family == AF_INET || family == AF_INET6 else { return }
         var one: Int32 = 1
         let size = socklen_t(MemoryLayout<Int32>.size)
-        // Requests are sent as a batch; and a server whose machine is gone is found out also where nothing is under way.
+        // Requests are sent as a batch. A machine that is started again answers a probe that it knows of no connection, which is proof
+        // for the fence; so probes go on for an hour, where giving up would prove nothing.
         guard unsafe setsockopt(socket, Int32(IPPROTO_TCP), TCP_NODELAY, &one, size) == 0,
             unsafe setsockopt(socket, SOL_SOCKET, SO_KEEPALIVE, &one, size) == 0
         else { throw PluginError(system: "setsockopt") }
-        for (option, seconds) in [(TCP_KEEPIDLE, 30), (TCP_KEEPINTVL, 10), (TCP_KEEPCNT, 6)] as [(Int32, Int32)] {
+        for (option, seconds) in [(TCP_KEEPIDLE, 30), (TCP_KEEPINTVL, 30), (TCP_KEEPCNT, 127)] as [(Int32, Int32)] {
             var value = seconds
             _ = unsafe setsockopt(socket, Int32(IPPROTO_TCP), option, &value, size)
         }

@@ -11,7 +11,8 @@
 //   do before.
 // A request whose process died within the call that sent it may be incomplete, and has no answer then. After two seconds without a
 // byte the server is told that nothing follows (shutdown(2)), and closes. A server may close before it has done what it took
-// (qemu-nbd), so three more seconds pass. Where answers are encrypted nobody can read them any more: the same.
+// (qemu-nbd), so three more seconds pass. Where answers are encrypted nobody can read them any more: the same, with twenty seconds. A
+// process that dies meanwhile has noted when it told the server, for the next one.
 // What is no proof: a time that has passed, and the word of this system that it reaches the server no more (ETIMEDOUT). Then the
 // guest waits, unless option fence-timeout says how long.
 import CGnuTLS
@@ -56,7 +57,7 @@ struct Fence {
         let part = before.log.part(index)
         let (cookies, isSentWhole) = part.outstanding
         guard !cookies.isEmpty else {
-            shutdown(socket, Int32(SHUT_RDWR))
+            _ = cgnutls_end(socket)
             return .proven
         }
         if let reason = Self.unreachable(before.log.failure(of: index)) { return .unproven(reason) }
@@ -67,7 +68,7 @@ struct Fence {
             part.end(all: cookies, but: scan.unanswered)
         }
         var place = 0
-        var (silence, isClosing, isTold) = (0, false, false)
+        var (silence, isClosing, isTold) = (0, before.log.closing(of: index) != 0, false)
         while isEncrypted || !scan.unanswered.isEmpty {
             var entry = pollfd(fd: socket, events: Int16(POLLIN), revents: 0)
             let ready = unsafe poll(&entry, 1, 1000)
@@ -75,7 +76,8 @@ struct Fence {
                 silence += 1
                 // The server would close at once where it does not get what it waits for, also in the middle of others' requests.
                 if !isClosing, isEncrypted || !isSentWhole, silence >= 2 {
-                    isClosing = shutdown(socket, Int32(SHUT_WR)) == 0
+                    before.log.noteClosing(of: index)
+                    isClosing = cgnutls_end_sending(socket) == 0
                 }
                 if !isTold, silence >= 3 {
                     isTold = true
@@ -90,7 +92,7 @@ struct Fence {
             // Into the log, too: where this process dies, the next one finds there what came.
             place = part.room(behind: place)
             let room = unsafe UnsafeMutableRawBufferPointer(rebasing: part.buffer[place..<place + FlightLog.pieceBytes])
-            let count = unsafe recv(socket, room.baseAddress, room.count, Int32(MSG_DONTWAIT))
+            let count = unsafe recv(socket, room.baseAddress, room.count, cgnutls_now)
             if count > 0 {
                 silence = 0
                 if !isEncrypted {
@@ -99,7 +101,7 @@ struct Fence {
                 }
                 place += count
             } else if count == 0 {
-                if isClosing { sleep(3) }
+                grace(before, index, isEncrypted)
                 return .proven
             } else {
                 let code = errno
@@ -109,12 +111,24 @@ struct Fence {
                     before.log.note(failure: code, of: index)
                     return .unproven(reason)
                 }
-                if isClosing { sleep(3) }
+                grace(before, index, isEncrypted)
                 return .proven
             }
         }
-        shutdown(socket, Int32(SHUT_RDWR))
+        _ = cgnutls_end(socket)
         return .proven
+    }
+
+    /// Gives a server that was told to close the time to do what it took before; nothing where it closed by itself.
+    private func grace(_ before: Generation, _ index: Int, _ isEncrypted: Bool) {
+        let began = before.log.closing(of: index)
+        guard began != 0 else { return }
+        let seconds: UInt64 = isEncrypted ? 20 : 3
+        host.log(
+            .warning,
+            "\(server) was told to close a connection of the process before, as nobody can tell what it still does there; the guest "
+                + "waits for \(seconds) s")
+        while FlightLog.now < began &+ seconds { sleep(1) }
     }
 
     /// Words for an errno by which a connection ends here without the server having said so.
@@ -137,8 +151,8 @@ struct Fence {
         }
         host.log(
             .error,
-            "\(words); the guest waits: restart the server, detach the disk ('xbbctl detach --force') and attach it again, or give "
-                + "it the option fence-timeout")
+            "\(words); the guest waits; 'xbbctl detach --force' takes the disk away, and it can be attached again when the "
+                + "server is sure to do none of them any more (the option fence-timeout says how long that takes)")
         while true { sleep(3600) }
     }
 }

@@ -29,6 +29,7 @@ final class FlightLog: @unchecked Sendable {
     /// Where the words of the header are: the mark of this layout, whether all is known to be done, whether nobody knows what was under
     /// way before, and from there on the failure of each connection.
     private static let (markPlace, settledPlace, unknownPlace, failurePlace, cipherPlace) = (0, 8, 16, 64, 128)
+    private static let closingPlace = 192
     private static let mark: UInt64 = 0x3130_474f_4c44_424e  // "NBDLOG01"
 
     /// memfd_create(2).
@@ -193,6 +194,23 @@ final class FlightLog: @unchecked Sendable {
     /// Notes by which errno a connection ended: whoever looks at the socket later does not learn it.
     func note(failure: Int32, of connection: Int) {
         unsafe base.storeBytes(of: failure, toByteOffset: Self.failurePlace + 4 * (connection & 7), as: Int32.self)
+    }
+
+    /// Seconds of CLOCK_BOOTTIME, which all processes of this system share; never 0.
+    static var now: UInt64 {
+        var time = timespec()
+        unsafe clock_gettime(CLOCK_BOOTTIME, &time)
+        return UInt64(max(1, time.tv_sec))
+    }
+
+    /// When the server was told that nothing follows on a connection, in seconds of ``now``; 0: it was not.
+    func closing(of connection: Int) -> UInt64 {
+        unsafe min(base.load(fromByteOffset: Self.closingPlace + 8 * (connection & 7), as: UInt64.self), Self.now)
+    }
+
+    /// Notes that the server is about to be told.
+    func noteClosing(of connection: Int) {
+        unsafe base.storeBytes(of: Self.now, toByteOffset: Self.closingPlace + 8 * (connection & 7), as: UInt64.self)
     }
 
     /// What is received on a connection is encrypted, and the keys ended with the process.

@@ -32,12 +32,22 @@ final class Inquiry {
 
     /// Extents from `offset` on, of at most `length` bytes: one at least.
     func extents(from offset: UInt64, length: UInt32) throws(PluginError) -> [Extent] {
+        try ask(.blockStatus, "the server does not say what is allocated", offset: offset, length: length)
+        return reader.extents
+    }
+
+    /// Makes durable what was answered on all connections.
+    func flush() throws(PluginError) { try ask(.flush, "the server's flush") }
+
+    private func ask(
+        _ kind: Command.Kind, _ what: String, offset: UInt64 = 0, length: UInt32 = 0
+    ) throws(PluginError) {
         guard !isBroken else {
             throw PluginError(ENOTCONN, "the connection for questions is broken until the disk is opened anew")
         }
         isBroken = true
         number &+= 1
-        let command = Command(.blockStatus, cookie: cookies.cookie(of: number), offset: offset, length: length)
+        let command = Command(kind, cookie: cookies.cookie(of: number), offset: offset, length: length)
         question = Question(cookie: command.cookie, outstanding: Outstanding(command))
         var request = [UInt8](repeating: 0, count: Command.byteCount)
         var span = request.mutableSpan
@@ -57,8 +67,8 @@ final class Inquiry {
             switch step.event {
             case .answered(_, let error):
                 isBroken = false
-                guard error == 0 else { throw PluginError(system: "the server does not say what is allocated", error) }
-                return reader.extents
+                guard error == 0 else { throw PluginError(system: what, error) }
+                return
             case .needMore(let count):
                 guard window.count < count else { continue }
                 var room = [UInt8](repeating: 0, count: 16384)

@@ -46,7 +46,7 @@ final class Link: @unchecked Sendable {
         unsafe message.msg_iov = unsafe UnsafeMutablePointer(mutating: parts.baseAddress)
         unsafe message.msg_iovlen = parts.count
         while true {
-            let sent = unsafe sendmsg(socket, &message, Int32(MSG_NOSIGNAL) | Int32(MSG_DONTWAIT))
+            let sent = unsafe sendmsg(socket, &message, cgnutls_now_silently)
             if sent >= 0 { return sent }
             let code = errno
             if code != EINTR { return -Int(code) }

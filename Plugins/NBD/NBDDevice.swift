@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // An export: names, keys and sockets in open(), handshakes in start().
+import CGnuTLS
 import Glibc
 import NBD
 import PluginKit
+import Synchronization
 
 /// An export of an NBD server.
 ///
@@ -32,6 +34,8 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
     private var links: [Link] = []
     /// One beside them, for questions; nil: the server allows only one, or does not know what is allocated.
     private(set) var inquiry: Inquiry?
+    /// Queues that are open.
+    private let queues = Mutex<[NBDQueue]>([])
     /// What the server said; nil before start().
     private(set) var facts: ExportFacts?
 
@@ -73,13 +77,18 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
         let seconds = try opening[NBDOption.connectTimeout]
         // One more, for questions.
         let most = min(Int(clamping: try opening[NBDOption.connections]) + 1, FlightLog.mostConnections)
-        let endpoints = try Endpoint.resolve(uri.transport)
-        var sockets: [(Int, Int32)] = []
-        for index in 0..<most {
+        let first: (socket: Int32, endpoint: Endpoint)
+        do throws(PluginError) {
+            first = try Endpoint.connect(try Endpoint.resolve(uri.transport), seconds: seconds)
+        } catch {
+            throw PluginError(error.code, "cannot connect to \(uri): \(error.message)")
+        }
+        var sockets = [(0, first.socket)]
+        // All to one address: a name may have several, of servers that differ.
+        for index in 1..<most {
             do throws(PluginError) {
-                sockets.append((index, try Endpoint.connect(endpoints, seconds: index == 0 ? seconds : 1)))
+                sockets.append((index, try Endpoint.connect([first.endpoint], seconds: 1).socket))
             } catch {
-                if index == 0 { throw PluginError(error.code, "cannot connect to \(uri): \(error.message)") }
                 break
             }
         }
@@ -115,10 +124,7 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
                 note(link, entry.index)
                 continue
             }
-            guard first.flags.contains(.severalConnections) else {
-                link.disconnect()
-                continue
-            }
+            guard first.flags.contains(.severalConnections) else { break }
             do throws(PluginError) {
                 // A server with a limit lets one more wait.
                 link.patience = 2000
@@ -128,10 +134,12 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
                 note(link, entry.index)
             } catch {
                 host.log(.warning, "\(server): \(links.count) connections are used: \(error.message)")
-                link.disconnect()
+                _ = cgnutls_end(link.socket)
                 break
             }
         }
+        // A server with a limit has room for others.
+        for entry in own.sockets.dropFirst(links.count) { _ = cgnutls_end(entry.socket) }
         if let facts, facts.allocationContext != nil, links.count > 1, let last = links.popLast() {
             inquiry = Inquiry(last, facts)
         }
@@ -185,9 +193,18 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
         guard let facts, links.indices.contains(parameters.index), own.sockets.indices.contains(parameters.index) else {
             throw PluginError(EINVAL, "there is no connection for queue \(parameters.index)")
         }
-        return try NBDQueue(
+        let queue = try NBDQueue(
             self, links[parameters.index], facts, own.log, own.sockets[parameters.index].index, parameters)
+        queues.withLock { $0.append(queue) }
+        return queue
     }
+
+    /// A queue that is open, and a connection that serves queues.
+    var firstQueue: NBDQueue? { queues.withLock { $0.first } }
+    var firstLink: Link? { links.first }
+
+    /// A queue has ended.
+    func closed(_ queue: NBDQueue) { queues.withLock { $0.removeAll { $0 === queue } } }
 
     func close() {
         for link in links { link.disconnect() }

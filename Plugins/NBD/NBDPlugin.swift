@@ -5,7 +5,7 @@ import PluginKit
 /// What can be configured. What a URI says too is taken from the URI.
 enum NBDOption {
     static let connections = PluginOption.count(
-        "connections", default: 4, in: 1...8, help: "connections, where the server allows several; each serves a queue")
+        "connections", default: 4, in: 1...7, help: "connections, where the server allows several; each serves a queue")
     static let connectTimeout = PluginOption.count(
         "connect-timeout", default: 10, in: 1...3600,
         help: "seconds to wait for the server, and for each of its answers, when the disk is opened")

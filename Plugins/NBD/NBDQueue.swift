@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The way of requests to the server and back: many at once in each system call, and without an allocation.
+import CGnuTLS
 import Glibc
 import NBD
 import PluginAPI
@@ -146,6 +147,10 @@ final class NBDQueue: StorageQueue, @unchecked Sendable {
     private var (start, end) = (0, 0)
     /// Data of a read that are next in the stream: bytes that are left, and where they belong.
     private var (payloadSlot, payloadPosition, payloadLeft) = (0, 0, 0)
+    /// A flush of the plugin's own, and whom its answer is for.
+    private let ownFlush: UnsafeMutablePointer<xbb_req>
+    private var flushed: ((Int32) -> Void)?
+    private let queue: HostQueue
     /// Reads in flight that are received without a copy, and all others.
     private var (largeReads, others) = (0, 0)
 
@@ -161,6 +166,9 @@ final class NBDQueue: StorageQueue, @unchecked Sendable {
         reader = ReplyReader(facts)
         unsafe outgoing = .allocate(capacity: FlightLog.slots)
         unsafe vectors = .allocate(capacity: Self.mostVectors)
+        unsafe ownFlush = .allocate(capacity: 1)
+        unsafe ownFlush.initialize(to: xbb_req())
+        queue = parameters.queue
         watch = try parameters.queue.watch(link.socket) { [unowned self] events in
             if events.contains(.write), isWaitingForRoom { send() }
             if events.contains(.read) { receive() }
@@ -170,11 +178,27 @@ final class NBDQueue: StorageQueue, @unchecked Sendable {
     deinit {
         unsafe outgoing.deallocate()
         unsafe vectors.deallocate()
+        unsafe ownFlush.deallocate()
     }
 
     func queueClosed() {
         watch?.remove()
         watch = nil
+        device.closed(self)
+    }
+
+    /// Asks the server for a flush while the host submits nothing; any thread. `done` gets 0 or a positive errno on the queue's thread, or
+    /// nothing where the queue ends before.
+    func flush(_ done: @escaping @Sendable (Int32) -> Void) {
+        queue.post { [self] in
+            guard !isLost, flushed == nil, flights.freeCount > 0 else { return done(EIO) }
+            flushed = done
+            let slot = unsafe flights.begin(ownFlush, .flush, [])
+            others += 1
+            unsafe outgoing[(outgoingHead + outgoingCount) & (FlightLog.slots - 1)] = UInt16(truncatingIfNeeded: slot)
+            outgoingCount += 1
+            if !isWaitingForRoom { send() }
+        }
     }
 
     func submit(_ batch: inout RequestBatch) {
@@ -293,7 +317,10 @@ final class NBDQueue: StorageQueue, @unchecked Sendable {
     // MARK: Receiving
 
     private func receive() {
-        while !isLost {
+        // The queue has other things to do, too; what is left in the socket calls again. What GnuTLS has taken out of it does not.
+        var rounds = 0
+        while !isLost, rounds < 64 || link.isEncrypted {
+            rounds += 1
             let (vectorCount, asked) = prepare()
             let received = unsafe link.receive(UnsafeMutableBufferPointer(start: vectors, count: vectorCount))
             guard received > 0 else {
@@ -386,6 +413,11 @@ final class NBDQueue: StorageQueue, @unchecked Sendable {
         if outstanding.kind == .read, outstanding.length >= Self.directBytes { largeReads -= 1 } else { others -= 1 }
         part.end(slot)
         guard let request = unsafe flights.end(slot) else { return }
+        if unsafe request == ownFlush {
+            flushed?(error)
+            flushed = nil
+            return
+        }
         unsafe complete(handle, request, error == 0 ? 0 : -error)
     }
 
@@ -433,7 +465,8 @@ final class NBDQueue: StorageQueue, @unchecked Sendable {
     /// The server broke a rule: nothing that it sends can be read any more. It is told that nothing follows, and closes the connection.
     private func give(up error: ProtocolError) -> Bool {
         device.host.log(.error, "\(device.server): \(error.message)")
-        shutdown(link.socket, Int32(SHUT_WR))
+        log.noteClosing(of: index)
+        _ = cgnutls_end_sending(link.socket)
         lose(EPROTO)
         return false
     }

@@ -47,7 +47,7 @@ extension Link {
         patience = 0
         do throws(PluginError) { try write(command) } catch {}
         // A process that has a copy of the socket does not keep the connection.
-        shutdown(socket, Int32(SHUT_RDWR))
+        _ = cgnutls_end(socket)
     }
 
     /// Waits for bytes, and takes what there is room for.

@@ -170,3 +170,14 @@ final class RBDDevice: StorageDisk, @unchecked Sendable {
         host.notify(.lost)
     }
 }
+
+extension RBDDevice: DrainingDisk {
+    /// A pause promises that what was answered is durable.
+    func beginDrain() throws(PluginError) {
+        guard !isReadOnly, let image = unsafe openImage else { return }
+        let code = unsafe rbd_flush(image)
+        guard code == 0 else { throw PluginError(system: "\(name.text): flush", -code) }
+    }
+
+    func endDrain() {}
+}

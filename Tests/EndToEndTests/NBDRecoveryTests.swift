@@ -131,11 +131,11 @@ extension EndToEnd {
             held.lab.lab.killDaemon()
             kill(worker, SIGKILL)
             try held.lab.lab.start()
-            try held.lab.awaitLog("the guest waits: restart the server, detach the disk")
+            try held.lab.awaitLog("the guest waits; 'xbbctl detach --force' takes the disk away")
             // Nor does one that follows on the one that waits.
             let waiting = try held.lab.worker()
             kill(waiting, SIGKILL)
-            try held.lab.awaitLog("the guest waits: restart the server, detach the disk", times: 2)
+            try held.lab.awaitLog("the guest waits; 'xbbctl detach --force' takes the disk away", times: 2)
             try eventually("it is told where an operator looks") {
                 try held.lab.control("list").text.has("stalled")
             }
@@ -180,6 +180,52 @@ extension EndToEnd {
             #expect(try LoadRun(device, mixedPlan { $0.count = 100 }).run().isGood)
             #expect(!lab.lab.log.has("fence-timeout") && !lab.lab.log.has("requests in flight"), "\(lab.lab.log)")
             try lab.finish(device)
+        }
+
+        /// A pause promises that what was answered is durable: the server is asked to flush, on whatever connection there is.
+        @Test(arguments: ["disable", "emulate"]) func aPauseFlushes(_ connections: String) throws {
+            let lab = try NBDLab()
+            let server = try lab.serve(
+                .nbdkit, .unix,
+                ["--filter=log", "--filter=multi-conn", "file", "IMAGE", "multi-conn-mode=\(connections)"]
+                    + NBDServer.logging)
+            let device = try lab.disk(server)
+            try device.queues[0].withQueue { (queue) throws in
+                #expect(try queue.status(.write, sector: 8, byteCount: 4096, fill: 7) == 0)
+            }
+            func flushes() -> Int { server.requests.count { $0.has(" Flush id=") } }
+            let before = flushes()
+            for round in 1...2 {
+                let paused = try lab.control("pause \(lab.guest.id) xvda")
+                #expect(paused.status == 0, "\(paused.text)")
+                #expect(flushes() == before + round)
+                #expect(try lab.control("resume \(lab.guest.id) xvda").status == 0)
+                try device.queues[0].withQueue { (queue) throws in
+                    #expect(try queue.status(.read, sector: 8, byteCount: 4096) == 0)
+                }
+            }
+            try lab.finish(device)
+        }
+
+        /// The fence holds where an administrator has the storage released while a successor cannot reach the server.
+        @Test func aReleaseDoesNotForgetWhatADeadProcessHasSent() throws {
+            let held = try Held()
+            _ = try held.begin(0xaa)
+            // Nobody can connect; what is connected stays.
+            let (socket, away) = (held.server.socket, held.server.socket + ".away")
+            #expect(rename(socket, away) == 0)
+            try held.lab.killWorker()
+            try held.lab.awaitLog("cannot connect to")
+            let released = try held.lab.control("pause \(held.lab.guest.id) xvda --release")
+            #expect(rename(away, socket) == 0)
+            if released.status == 0 { #expect(try held.lab.control("resume \(held.lab.guest.id) xvda").status == 0) }
+            try held.lab.awaitLog("has not yet done 1 of the writes that the process before had asked of it")
+            #expect(held.order == ["begins 4096"], "something was sent")
+            held.open()
+            try held.awaitAnswer()
+            try held.write(0xbb)
+            #expect(try held.content() == [0xbb])
+            try held.lab.finish(held.device)
         }
 
         // MARK: Under load

@@ -207,7 +207,8 @@ extension Supervisor {
         guard record.isReleasing else { return }
         record.isReleasing = false
         record.storage?.releaseLocks()
-        letStorageGo(record)
+        // What a plugin keeps holds no storage, and the server may still do what a process that died has sent.
+        if record.storage?.images.isEmpty == false { letStorageGo(record) }
         log(record.address).info("\(record.address): the storage is released")
         if let holder = record.holder, !isConnected(holder) { endHold(record) }
         guard let client = record.releaseClient else { return }

@@ -69,6 +69,8 @@ final class StorageOpener {
     ///
     /// `prepareHandles` opens what the process needs of Xen later; it is called before the process is confined, as `confinement` says.
     ///
+    /// `onOpened` is called when open() has returned, before start().
+    ///
     /// `isShared`: others have the storage too. The storage of the process before is used if it was left; otherwise one that is
     /// absent, locked by somebody else, cannot be opened for another reason or is smaller than `leastSectors` of 512 bytes is waited for
     /// with `patience`. `afterDeath`: the process before did not end by itself. `isExchanged`: the guest had other storage before; what was
@@ -77,6 +79,7 @@ final class StorageOpener {
         _ request: DeviceRequest, isShared: Bool, patience: StoragePatience, leastSectors: UInt64, afterDeath: Bool,
         isExchanged: Bool, isAwaited: Bool,
         confinement: ConfinementSettings?, prepareHandles: @escaping () throws(OperationError) -> Void,
+        onOpened: @escaping () -> Void,
         _ completion: @escaping (Result<PluginDevice, OperationError>) -> Void
     ) {
         let (options, mailbox, inherited, log) = (options, mailbox, inherited, log)
@@ -137,14 +140,16 @@ final class StorageOpener {
         } _: { [self] result in
             switch result {
             case .failure(let error): completion(.failure(error))
-            case .success(let device): start(device, confinement, isAwaited: isAwaited, prepareHandles, completion)
+            case .success(let device):
+                onOpened()
+                start(device, confinement, isWaitedFor: patience != .never || isAwaited, prepareHandles, completion)
             }
         }
     }
 
     /// Between open() and start() of the plugin, as its ABI says, the process is confined: all of its threads.
     private func start(
-        _ device: PluginDevice, _ confinement: ConfinementSettings?, isAwaited: Bool,
+        _ device: PluginDevice, _ confinement: ConfinementSettings?, isWaitedFor: Bool,
         _ prepareHandles: () throws(OperationError) -> Void,
         _ completion: @escaping (Result<PluginDevice, OperationError>) -> Void
     ) {
@@ -163,9 +168,10 @@ final class StorageOpener {
             try device.start()
         } _: { [self] result in
             if case .failure(let error) = result {
-                hasLostConnection = isAwaited && device.library.isNetwork && error.code == ENOTCONN
+                hasLostConnection = isWaitedFor && device.library.isNetwork && error.code == ENOTCONN
                 return abandon(device, error, completion)
             }
+            inherited.settled()
             log.info(
                 "opened \(device.source.path) as \(device.source.format) with plugin '\(device.library.name)': "
                     + "\(device.info.sectorCount) sectors\(device.isReadOnly ? ", read-only" : "")")

@@ -77,6 +77,8 @@ extension VBDWorker {
         ) {
             [self] () throws(OperationError) in
             try prepareHandles()
+        } onOpened: { [self] in
+            endStorageWait()
         } _: { [self] result in
             endStorageWait()
             switch result {

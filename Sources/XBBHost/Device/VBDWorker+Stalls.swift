@@ -69,7 +69,10 @@ extension VBDWorker {
     /// disk is let go after that by the kernel (docs/recovery.md), and a successor does the requests again.
     private func leave(_ stall: Stall, _ now: UInt64) -> Never {
         takeOutput(isLast: true)
-        log.error("ends without waiting: \(stall.text) for \(stall.seconds(now)) s")
+        let rest =
+            disk.device?.library.isNetwork == true
+            ? "; the server may still do it: no other disk should be given this storage before it has" : ""
+        log.error("ends without waiting: \(stall.text) for \(stall.seconds(now)) s\(rest)")
         if machine.state == nil && !machine.leavesToSuccessor { nodes.removeErrors() }
         _exit(1)
     }

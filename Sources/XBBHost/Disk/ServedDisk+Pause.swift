@@ -82,7 +82,7 @@ extension ServedDisk {
         calls.make("drain_begin()", { () throws(OperationError) in try device.beginDrain() }) { [self] result in
             guard self.device === device else { return }
             drained = .begun
-            if case .failure(let error) = result { log.warning("\(error)") }
+            if case .failure(let error) = result { drainFailure = error } else { drainFailure = nil }
             if isPauseWanted { reportPause() } else { endDrain() }
         }
     }
@@ -110,6 +110,7 @@ extension ServedDisk {
     /// Makes everything that was answered durable; `completion` gets why that failed.
     func sync(_ completion: @escaping (Result<Void, OperationError>) -> Void) {
         guard let device else { return completion(.success(())) }
+        if drained == .begun, let drainFailure { return completion(.failure(drainFailure)) }
         calls.make("fsync()", { () throws(OperationError) in try device.sync() }, completion)
     }
 

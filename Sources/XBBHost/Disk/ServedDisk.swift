@@ -109,8 +109,9 @@ final class ServedDisk<Platform: XenPlatform> {
     /// Requests without an answer that are left to a successor.
     var leftRequests = 0
     var pauseCompletions: [(_ isPaused: Bool) -> Void] = []
-    /// What the plugin knows of a pause.
+    /// What the plugin knows of a pause, and why it could not come to rest.
     var drained = PluginDrain.none
+    var drainFailure: OperationError?
 
     /// The plugin is asked what it counted.
     var question: PluginQuestion?

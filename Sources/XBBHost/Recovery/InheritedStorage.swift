@@ -22,6 +22,8 @@ final class InheritedStorage {
     private(set) var isPromised = false
     /// xbbd has copies of what is open here.
     private var isKept = false
+    /// What is kept are connections of a process that died, and no plugin has waited yet until the server has done what that had sent.
+    private var isUnsettled = false
 
     /// Takes over the descriptor of the channel to xbbd; nil for none.
     init(channel descriptor: Int32?, log: Log) {
@@ -52,8 +54,10 @@ final class InheritedStorage {
         guard let storage else { return nil }
         self.storage = nil
         isKept = true
+        isUnsettled = !storage.handles.isEmpty
         guard Self.isOf(storage, request, source) else {
             log.info("\(source.path) is not what the process before this one had open")
+            isUnsettled = false
             release()
             return nil
         }
@@ -62,7 +66,8 @@ final class InheritedStorage {
 
     private static func isOf(_ storage: KeptStorage, _ request: DeviceRequest, _ source: DiskSource) -> Bool {
         guard let top = storage.images.first else {
-            return storage.handles.allSatisfy { $0.format == source.format && $0.location == source.path }
+            // Also where the disk has another place by now, which may be another name of the same server.
+            return storage.handles.allSatisfy { $0.format == source.format }
         }
         return [source.path, try? source.filePath()].contains(top.path)
             && (source.format == FormatDetection.word || source.format == top.format)
@@ -82,10 +87,13 @@ final class InheritedStorage {
         }
     }
 
+    /// The plugin has started: it has waited for what the process before had under way.
+    func settled() { isUnsettled = false }
+
     /// The storage is closed for good: returns when xbbd has closed it, too, so that whoever waits for this worker's word
     /// can unmount what the image is on.
     func release() {
-        guard let channel, isKept else { return }
+        guard let channel, isKept, !isUnsettled else { return }
         isKept = false
         guard channel.send(.release) else { return }
         let end = clinux_monotonic_ns() &+ UInt64(Self.releaseMilliseconds) * 1_000_000
