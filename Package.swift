@@ -334,7 +334,8 @@ let package = Package(
         .testTarget(
             name: "ControlTests",
             dependencies: [
-                "Base", "DiskEvents", "Settings", "StorageSharing", "XBBControl", "XBBHost", "Xen", "XenBus",
+                "Base", "DiskEvents", "Settings", "StorageKeeping", "StorageSharing", "XBBControl", "XBBHost", "Xen",
+                "XenBus",
                 "XenLoopback", "CLinux", "Support",
                 "TestSupport", "fake-worker", "xbbd", "xbbctl", "xbb-dm", "xbb-vbd", "BlockQueue", "PluginHost",
             ]),
