@@ -196,9 +196,9 @@ coverage)
     objects=()
     for name in $(programs "$@"); do objects+=(-object "$scratch/release/$name"); done
     "$tools/llvm-cov" report "${objects[@]}" -instr-profile build/fuzz/all.profdata \
-        -ignore-filename-regex='Tests/|Kit/|Driver/' >build/fuzz/coverage.txt
-    # Lines by module: the fifth to the third last columns are those of lines.
-    awk '$1 ~ /\.swift$/ { split($1, part, "/"); n = length(part); name = ""; for (i = 1; i < n; i++) if (part[i] == "Modules" || part[i] == "Sources" || part[i] == "Formats") name = part[i + 1];
+        -ignore-filename-regex='Fuzz/(Kit|Driver|Ring|Queue|Store|Image|Control)/|Tests/[A-Z][A-Za-z]*Tests/' >build/fuzz/coverage.txt
+    # Lines by module, the folder behind what all paths have in common: the fifth to the third last columns are those of lines.
+    awk '$1 ~ /\.swift$/ { split($1, part, "/"); name = part[1]
         total[name] += $8; missed[name] += $9 }
         END { for (name in total) printf "%s: %d of %d lines, %.1f %%\n", name, total[name] - missed[name], total[name], 100 * (total[name] - missed[name]) / total[name] }' \
         build/fuzz/coverage.txt | sort
