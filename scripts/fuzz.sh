@@ -6,7 +6,7 @@
 #   fuzz.sh replay [TARGET...]        every input of the tree once; the last line counts them, and the status is 0 if none has a fault
 #   fuzz.sh check SECONDS             replay, then fuzz each target for so long; for scripts/test.sh
 #   fuzz.sh keep TARGET|all           the smallest inputs that reach all edges that build/fuzz/corpus reaches, into the tree
-#   fuzz.sh coverage [TARGET]         lines of the product's modules that the inputs of build/fuzz/corpus and the tree reach
+#   fuzz.sh coverage [TARGET...]      lines of the product's modules that the inputs of build/fuzz/corpus and the tree reach
 #   fuzz.sh sum                       executions of each target until now, by build/fuzz/tally.tsv
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -183,23 +183,23 @@ keep)
     done
     ;;
 coverage)
-    check_names "${1:-all}"
+    check_names "$@"
     scratch=$root/build/fuzz/coverage
     build_options=(-Xswiftc -profile-generate -Xswiftc -profile-coverage-mapping)
-    build "${1:-all}"
+    build "$@"
     rm -f build/fuzz/*.profraw
-    for target in $(names "${1:-all}"); do
+    for target in $(names "$@"); do
         mkdir -p "$grown/$target"
         LLVM_PROFILE_FILE=$root/build/fuzz/$target.profraw one "$target" -runs=0 "$grown/$target" "$(corpus "$target")" || status=1
     done
     tools=$(dirname "$(readlink -f "$(command -v swift)")")
     "$tools/llvm-profdata" merge -o build/fuzz/all.profdata build/fuzz/*.profraw
     objects=()
-    for name in $(programs "${1:-all}"); do objects+=(-object "$scratch/release/$name"); done
+    for name in $(programs "$@"); do objects+=(-object "$scratch/release/$name"); done
     "$tools/llvm-cov" report "${objects[@]}" -instr-profile build/fuzz/all.profdata \
-        -ignore-filename-regex='Tests/|Kit/|Driver/' >build/fuzz/coverage.txt
-    # Lines by module: the fifth to the third last columns are those of lines.
-    awk '$1 ~ /\.swift$/ { split($1, part, "/"); n = length(part); name = ""; for (i = 1; i < n; i++) if (part[i] == "Modules" || part[i] == "Sources" || part[i] == "Formats") name = part[i + 1];
+        -ignore-filename-regex='Fuzz/(Kit|Driver|Ring|Queue|Store|Image|Control)/|Tests/[A-Z][A-Za-z]*Tests/' >build/fuzz/coverage.txt
+    # Lines by module, the folder behind what all paths have in common: the fifth to the third last columns are those of lines.
+    awk '$1 ~ /\.swift$/ { split($1, part, "/"); name = part[1]
         total[name] += $8; missed[name] += $9 }
         END { for (name in total) printf "%s: %d of %d lines, %.1f %%\n", name, total[name] - missed[name], total[name], 100 * (total[name] - missed[name]) / total[name] }' \
         build/fuzz/coverage.txt | sort

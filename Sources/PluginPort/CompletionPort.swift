@@ -115,7 +115,8 @@ public final class CompletionPort: @unchecked Sendable {
         unsafe requests.address(of: index).pointee.status = status > 0 ? -EIO : status
         if unsafe cring_thread() == own.pointee.thread {
             unsafe local[localCount] = Int32(truncatingIfNeeded: index)
-            unsafe own.pointee.localCount &+= 1
+            // Not &+=: Swift tells ThreadSanitizer that this changes all of `own`, whose thread others read.
+            unsafe own.pointee.localCount = localCount &+ 1
         } else {
             pushRemote(index)
         }
@@ -175,7 +176,7 @@ public final class CompletionPort: @unchecked Sendable {
             let index = Int32(truncatingIfNeeded: link) - 1
             link = unsafe requests.address(of: Int(index)).pointee.link
             unsafe local[localCount] = index
-            unsafe own.pointee.localCount &+= 1
+            unsafe own.pointee.localCount = localCount &+ 1
         }
     }
 

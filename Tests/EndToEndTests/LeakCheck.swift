@@ -53,9 +53,10 @@ private struct Holdings: CustomStringConvertible {
 extension Disk {
     /// Connects and closes again and again: the first time something may be opened for good, and after that nothing.
     ///
-    /// Where XBB_LEAK_CHECK is set. Of a disk on good storage that waits for its guest; others are left alone.
+    /// Of a disk on good storage that waits for its guest; others are left alone. XBB_LEAK_CHECK=on asks for it.
     func checkForLeaks() throws {
-        guard getenv("XBB_LEAK_CHECK") != nil, isOrdinary, worker.isRunning, let state = try key("state"),
+        guard getenv("XBB_LEAK_CHECK").map({ String(cString: $0) }) == "on", isOrdinary, worker.isRunning,
+            let state = try key("state"),
             state == "2" || state == "6",
             try key("online") == "1", try lab.toolstack.text("\(front)/state") != nil, try error() == nil
         else { return }

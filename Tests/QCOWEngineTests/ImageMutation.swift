@@ -17,7 +17,7 @@ enum ImageMutation: String, CaseIterable, Sendable {
     ///
     /// - Returns: clusters of the disk whose data the change concerns; nil where the image has nothing to change.
     func apply(_ image: ByteImage, _ random: inout SplitMix64) -> Set<Int>? {
-        guard let layout = ImageLayout(image) else { return nil }
+        guard let layout = ImageLayout(image), layout.isModest else { return nil }
         var mutator = Mutator(image: image, layout: layout, random: random)
         defer { random = mutator.random }
         return mutator.apply(self)

@@ -23,8 +23,9 @@ struct ProtectedParts {
             }
         }
         // A table that nothing refers to any more may be taken.
-        tables = Self.tables(layout).intersection(ImageLayout(before).map(Self.tables) ?? [])
-        let still = ImageLayout(before).map(Self.snapshotData) ?? []
+        let changed = ImageLayout(before).flatMap { $0.isModest ? $0 : nil }
+        tables = Self.tables(layout).intersection(changed.map(Self.tables) ?? [])
+        let still = changed.map(Self.snapshotData) ?? []
         for offset in Self.snapshotData(layout).intersection(still).sorted() {
             fixed.append(offset..<offset + layout.clusterSize)
         }

@@ -25,6 +25,7 @@ class Guest:
         self.machine, self.number, self.storage, self.random, self.counts = machine, number, storage, random, counts
         self.model = storage.model
         self.pending = {}
+        self.answers = 0
         # True while what is done to the disk may fail requests.
         self.may_fail = False
         self.server = None
@@ -138,6 +139,7 @@ class Guest:
         if answer is None:
             return False
         handle, error, data = answer
+        self.answers += 1
         request = self.pending.pop(handle)
         name = ("read", "write", "", "flush", "trim")[request.command]
         self.counts[name if not error else f"{name} failed"] += 1

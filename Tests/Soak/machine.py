@@ -43,9 +43,20 @@ def holdings(process):
         return None
 
 
+def sockets(process):
+    """What ss(8) knows of a process's sockets, for a failure's words."""
+    try:
+        text = subprocess.run(["ss", "-xpH"], capture_output=True, text=True, errors="replace").stdout
+    except OSError:
+        return ""
+    return "".join(f"\n    {' '.join(line.split())}" for line in text.splitlines() if f"pid={process}," in line)
+
+
 def growth(before, now, memory):
     """What there is more of; `memory` is how many KiB more are allowed."""
     found = []
+    # xbbd's own connection to a worker is missing for a moment after xbbd was killed.
+    before = before[0] + collections.Counter({"socket:": 1}), *before[1:]
     for word, old, new in (("descriptors", before[0], now[0]), ("mappings", before[1], now[1])):
         found += [f"{new[name]} {word} of {name}, not {old[name]}" for name in new if new[name] > old[name]]
     if now[2] > before[2]:
@@ -53,6 +64,15 @@ def growth(before, now, memory):
     if now[3] > before[3] + memory:
         found.append(f"{now[3]} KiB of memory, not {before[3]}")
     return found
+
+
+def is_starved():
+    """Whether others want the processors so much that no delay says anything (/proc/pressure)."""
+    try:
+        with open("/proc/pressure/cpu") as lines:
+            return float(lines.readline().split("avg60=")[1].split()[0]) > 75
+    except (OSError, IndexError):
+        return False
 
 
 class Machine:

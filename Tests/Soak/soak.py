@@ -22,7 +22,7 @@ import time
 
 from guest import Guest
 from images import MEBIBYTE, Storage
-from machine import Failure, Machine, ROOT, TEMPORARY, growth, holdings
+from machine import Failure, Machine, ROOT, TEMPORARY, growth, holdings, is_starved, sockets
 from model import SECTOR, Wrong
 import nbd
 
@@ -110,6 +110,9 @@ class Soak:
             domains = machine.domains()
             return list(domains) == [0] and all(domains[0][key] == 0 for key in ("granted", "mapped", "copying"))
         machine.until("the end of all grants", free)
+        # What is made for the first question of its kind is kept.
+        for words in (["top", "--batch", "--iterations", "1"], ["metrics"], ["events"], ["log"]):
+            machine.ctl(*words)
         now = holdings(machine.xbbd.pid)
         if now is None:
             raise Failure("xbbd has ended by itself")
@@ -137,7 +140,7 @@ class Soak:
             for place in self.places:
                 guest = place.guest
                 waits = guest.oldest() if guest and guest.client else 0
-                if waits < SILENCE or place.excused():
+                if waits < SILENCE or place.excused() or is_starved() and waits < 4 * END:
                     quiet.pop(id(guest), None)
                     continue
                 disks = disks or self.machine.disks() or {}
@@ -164,6 +167,7 @@ class Place:
         # Whether an administrator may do something, and whether workers are killed.
         self.serves = False
         self.is_calm = False
+        self.answers_at_kill = 0
         self.full_until = 0
         self.paused_until = 0
         self.history = collections.deque(maxlen=24)
@@ -212,7 +216,8 @@ class Place:
                 machine.again("set", number, "xvda", "on-enospc=stop")
         guest = Guest(machine, number, storage, random, self.counts, self.soak.stopping, self.is_calm)
         guest.may_fail = storage.fills and not self.stops
-        held = []
+        self.answers_at_kill = 0
+        held = None
         ending = None
         sessions = 5 if self.is_calm else random.choice([1, 2, 4])
         for session in range(sessions):
@@ -241,8 +246,9 @@ class Place:
                 guest.may_fail = storage.fills and not self.stops
                 self.guest = None
             self.counts["sessions"] += 1
-            if self.is_calm:
-                held.append(self.held(number))
+            # What is opened for good is opened with the first connection.
+            if self.is_calm and session > 0:
+                held = self.compare(number, held)
             if not self.soak.is_on():
                 break
         with self.lock:
@@ -256,7 +262,6 @@ class Place:
         self.counts["sectors read from outside"] += storage.check(*image)
         format, path = image
         self.target = storage.target if path in (str(storage.path), storage.device) else f"{format}:{path}"
-        self.compare(number, held)
 
     def attach(self, number):
         """Attaches the disk; xbbd may be killed meanwhile, and then it is asked again."""
@@ -275,25 +280,40 @@ class Place:
     def image(self, number):
         """Format and path of the image that the disk has now."""
         shown = {}
-        def is_open():
-            shown.update(json.loads(self.machine.again("show", number, "xvda", "--json", seconds=180)))
-            return shown["format"] is not None and shown.get("sectors") is not None
-        self.machine.until(f"open storage of {number}", is_open, 120)
+        def is_known():
+            status, out, err = self.machine.ctl("show", number, "xvda", "--json")
+            if status == 1 and "is released" in out:
+                # What was killed in the middle of a pause, or of what rests on one, leaves the pause to its end.
+                self.machine.ctl("resume", number, "xvda")
+            elif status not in TEMPORARY | {0}:
+                raise Failure(f"xbbctl show {number}: status {status}: {err}{out}")
+            elif status == 0:
+                shown.update(json.loads(out))
+            if status == 0 and shown["format"] is None and shown["state"] in ("closing", "closed"):
+                # A worker that began when its guest had closed opens nothing before the guest is back.
+                shown.update((self.machine.disks() or {}).get(number, {}))
+            return shown.get("format") is not None
+        self.machine.until(f"open storage of {number}", is_known, 180)
         return shown["format"], shown["path"]
 
-    def held(self, number):
+    def compare(self, number, before):
+        """A worker that nobody kills holds no more after its guest came and went again. Gives what is to be compared with next time."""
         time.sleep(1)
         process = self.machine.worker(number)
-        return process, process and holdings(process)
-
-    def compare(self, number, held):
-        """A worker that nobody killed holds no more after its guest came and went again."""
-        held = [one for one in held if one[0] and one[1]]
-        if len(held) > 2 and held[0][0] == held[-1][0]:
-            grown = growth(held[1][1], held[-1][1], 8192)
-            if grown:
-                raise Failure(f"the worker of {number} holds more after each connection: {grown}")
-            self.counts["comparisons of one worker"] += 1
+        now = process and holdings(process)
+        if not now or before is None or before[0] != process:
+            return now and (process, now)
+        # Others may be asking it at any moment.
+        end = time.monotonic() + 60
+        while grown := growth(before[1], now, 8192):
+            if time.monotonic() > end:
+                raise Failure(f"the worker of {number} holds more after each connection: {grown}{sockets(process)}")
+            time.sleep(0.5)
+            now = holdings(process)
+            if now is None:
+                return None
+        self.counts["comparisons of one worker"] += 1
+        return before
 
     # Ends
 
@@ -375,8 +395,8 @@ class Place:
         self.paused_until = time.monotonic() + seconds + 30
         self.ctl("pause", number, "xvda", "--timeout", seconds, *words)
         time.sleep(random.choice([0.1, 1, 4]))
-        self.ctl("resume", number, "xvda")
-        self.paused_until = 0
+        if self.ctl("resume", number, "xvda")[0] == 0:
+            self.paused_until = 0
 
     def do_release(self, number, random):
         self.do_pause(number, random, "--release")
@@ -419,7 +439,7 @@ class Place:
         if self.storage.layers and ".over-" in self.image(number)[1]:
             self.paused_until = time.monotonic() + 60
             status, _, _ = self.ctl("commit", number, "xvda")
-            self.paused_until = 0
+            self.paused_until = time.monotonic() + 60 if status else 0
             if status == 0:
                 self.sweep(number)
 
@@ -432,7 +452,7 @@ class Place:
             self.paused_until = time.monotonic() + 60
             below = random.choice(chain[1:])
             status, _, _ = self.ctl("rebase", number, "xvda", "--below", f"{below['format']}:{below['path']}")
-            self.paused_until = 0
+            self.paused_until = time.monotonic() + 60 if status else 0
             if status == 0:
                 self.sweep(number)
 
@@ -453,7 +473,8 @@ class Place:
         sectors, old = None, len(storage.model.sure)
         while sectors is None:
             self.image(number)
-            sectors = json.loads(self.machine.again("show", number, "xvda", "--json", seconds=180)).get("sectors")
+            status, out, _ = self.machine.ctl("show", number, "xvda", "--json")
+            sectors = json.loads(out).get("sectors") if status == 0 else None
         if sectors not in (old, old + MEBIBYTE // SECTOR):
             raise Failure(f"disk {storage.model.number} has {sectors} sectors after a growth from {old}")
         if sectors > old:
@@ -511,10 +532,12 @@ class Killer:
             if not soak.is_on():
                 return
             others = []
-            if guest and not place.is_calm:
+            # A worker has come to something, mostly, before it is killed.
+            if guest and not place.is_calm and (guest.answers > place.answers_at_kill or random.random() < 0.2):
                 process = self.machine.worker(guest.number)
                 if process:
                     others.append(process)
+                    place.answers_at_kill = guest.answers
             if soak.killing and random.random() < 0.12:
                 with_worker = random.random() < 0.5
                 place.note("kill of xbbd" + (" and its worker" if with_worker else ""))
