@@ -14,7 +14,7 @@ extension EndToEnd {
 
         /// A frontend with requests of which each takes 1.5 s.
         private func begin(_ lab: Lab) throws -> (Disk, FrontDevice) {
-            let disk = try lab.attach(51712, .plugin("delay", "size=16M,delay-us=1500000"))
+            let disk = try lab.attach(51712, .plugin("delay", "size=16M,delay-us=1500000,hurries=off"))
             let device = try disk.connect()
             try device.queues[0].withQueue { (queue) throws in
                 for _ in 0..<4 { try queue.submit(try queue.slot(), .write, sector: 8, byteCount: 4096) }
