@@ -67,10 +67,14 @@ import XenBus
         }
     }
 
-    @Test("who hands over is followed at once, and nothing is counted") func handOver() {
+    @Test(
+        "who hands over or loses its storage is followed at once, and nothing is counted",
+        arguments: [0, 75] as [Int32])
+    func handOver(_ status: Int32) {
         var supervision = running()
+        let exit = status == 0 ? WorkerExit.handedOver : WorkerExit(code: status, signal: 0)
         for round in 0..<200 as Range<UInt64> {
-            #expect(supervision.handle(.exited(.handedOver, Self.waiting), now: round * Self.second) == [.start])
+            #expect(supervision.handle(.exited(exit, Self.waiting), now: round * Self.second) == [.start])
             #expect(supervision.handle(.started, now: round * Self.second) == [])
         }
         #expect(supervision.lastFailure == nil)
