@@ -79,7 +79,7 @@ extension EndToEnd {
         func aRequestThatNeverEndsIsNamedAfterAnyRest(queues: Int) throws {
             let lab = try Lab()
             let disk = try lab.attach(
-                51712, .plugin("delay", "size=16M,delay-us=100,stuck-at=1048576"),
+                51712, .plugin("delay", "size=16M,delay-us=100,stuck-at=1048576,hurries=off"),
                 arguments: Self.looks + ["--max-queues", "4"])
             let device = try disk.connect { $0.queues = queues }
             try device.queues[queues - 1].withQueue { (queue) throws in

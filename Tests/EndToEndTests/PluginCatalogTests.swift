@@ -80,7 +80,7 @@ extension EndToEnd {
             let plugins = try JSON(parsing: dump).elements
             let broken = try #require(plugins.first { $0["name"]?.string == "broken" })
             #expect(broken["error"]?.string?.has("was ended by signal") == true, "\(broken.serialized)")
-            #expect(plugins.count { $0["error"] == nil } == 10, "\(dump)")
+            #expect(plugins.count { $0["error"] == nil } == 11, "\(dump)")
             // No file is left of a description that failed.
             let library = "\(lab.plugins)/xbb-broken"
             _ = try? LibxlLab.shell(
@@ -122,13 +122,14 @@ extension EndToEnd {
                 try Data(text.utf8).write(to: URL(fileURLWithPath: "\(lab.plugins)/xbb-\(name).plugin"))
                 let description = try #require(PluginDescription(parsing: [UInt8](text.utf8), name: name))
                 #expect(description.formats == (name == "file" ? ["raw"] : ["error", "raw"]))
-                #expect(description.json["abi"]?.string == "1.2")
+                #expect(description.json["abi"]?.string == "1.3")
                 #expect(description.location == (name == "file" ? .file : .opaque))
                 #expect(description.json["location"]?.string == (name == "file" ? "file" : "opaque"))
             }
             let dump = try LibxlLab.shell("\(buildDirectory)/xbb-vbd --dump-plugins --plugin-dir \(lab.plugins)")
             let names = try JSON(parsing: dump).elements.compactMap { $0["name"]?.string }
-            #expect(names == ["delay", "empty", "error", "evil", "file", "null", "qcow", "rawdisk", "rbd", "vhd"])
+            #expect(
+                names == ["delay", "empty", "error", "evil", "file", "nbd", "null", "qcow", "rawdisk", "rbd", "vhd"])
             #expect(!dump.has("\"error\":"))
             try lab.attach(51712, .plugin("error", "size=16M")).connect().close()
             try lab.finish()
