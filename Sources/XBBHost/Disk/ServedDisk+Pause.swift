@@ -80,7 +80,8 @@ extension ServedDisk {
     private func beginDrain(_ device: PluginDevice) {
         drained = .beginning
         calls.make("drain_begin()", { () throws(OperationError) in try device.beginDrain() }) { [self] result in
-            guard self.device === device else { return }
+            // Closed meanwhile: nothing is left to drain.
+            guard self.device === device else { return reportPause() }
             drained = .begun
             if case .failure(let error) = result { drainFailure = error } else { drainFailure = nil }
             if isPauseWanted { reportPause() } else { endDrain() }
@@ -128,7 +129,8 @@ extension ServedDisk {
     func reportPause() {
         guard intake == .paused else { return }
         restLimit = .max
-        if let device, device.drains, drained != .begun {
+        // One that is about to be closed comes to rest by that.
+        if let device, device.drains, drained != .begun, drain == nil, !isEnding {
             if drained == .none { beginDrain(device) }
             return
         }
