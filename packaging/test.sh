@@ -178,7 +178,10 @@ another_worker_for_a_plugin() {
 }
 rbd_is_found_by_its_format() {
     install_packages ./xbb-plugin-rbd_*.deb || return 1
-    ctl attach 1 xvdc rbd:rbd/a 2>&1 | tee /tmp/attach.log | grep 'cannot read /etc/ceph/ceph.conf' || { cat /tmp/attach.log; return 1; }
+    if ctl attach 1 xvdc rbd:rbd/a >/tmp/attach.log 2>&1 || ! grep 'cannot read /etc/ceph/ceph.conf' /tmp/attach.log; then
+        cat /tmp/attach.log
+        return 1
+    fi
     apt-get purge -y -qq --auto-remove xbb-plugin-rbd && load xvda
 }
 nbd_serves_an_export() {
