@@ -89,9 +89,13 @@ man_pages() {
     done
 }
 helps() {
-    local program
+    local program text
     for program in xbbd xbb-vbd xbbctl xbb-loopback xbb-blkfront xbb-plugin-check /usr/lib/xbb/xbb-dm; do
-        "$program" --help | grep -qi usage || { echo "$program --help"; return 1; }
+        # Not a pipe: grep ends before the program has written all.
+        if ! text=$("$program" --help) || ! grep -qi usage <<<"$text"; then
+            echo "$program --help"
+            return 1
+        fi
     done
 }
 completion() { bash -c '. /usr/share/bash-completion/completions/xbbctl && complete -p xbbctl'; }
