@@ -49,11 +49,7 @@ final class Inquiry {
         number &+= 1
         let command = Command(kind, cookie: cookies.cookie(of: number), offset: offset, length: length)
         question = Question(cookie: command.cookie, outstanding: Outstanding(command))
-        var request = [UInt8](repeating: 0, count: Command.byteCount)
-        var span = request.mutableSpan
-        var bytes = unsafe span.mutableBytes
-        command.encode(into: &bytes)
-        try link.write(request)
+        try link.write(command.bytes)
         var window: [UInt8] = []
         while true {
             let step: ReplyStep
@@ -92,7 +88,8 @@ extension NBDDevice: MappedDisk {
                 "\(server) does not say what is allocated: it has no base:allocation, or allows one connection alone")
         }
         let size = info.size
-        var (place, end) = (offset, offset.addingReportingOverflow(length).overflow ? size : min(size, offset + length))
+        let end = offset.addingReportingOverflow(length).overflow ? size : min(size, offset + length)
+        var place = offset
         while place < end {
             // A whole number of the server's blocks.
             let wanted = UInt32(min(end - place, 1 << 30))
@@ -103,6 +100,5 @@ extension NBDDevice: MappedDisk {
                 place += UInt64(extent.length)
             }
         }
-        end = place
     }
 }

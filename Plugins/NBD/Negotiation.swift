@@ -40,12 +40,8 @@ extension Link {
 
     /// Takes leave, without waiting for anything: nothing is under way.
     func disconnect() {
-        var command = [UInt8](repeating: 0, count: Command.byteCount)
-        var span = command.mutableSpan
-        var bytes = unsafe span.mutableBytes
-        Command(.disconnect, cookie: 0).encode(into: &bytes)
         patience = 0
-        do throws(PluginError) { try write(command) } catch {}
+        do throws(PluginError) { try write(Command(.disconnect, cookie: 0).bytes) } catch {}
         // A process that has a copy of the socket does not keep the connection.
         _ = cgnutls_end(socket)
     }
@@ -75,6 +71,17 @@ extension Link {
 
     private func told<Value>(_ body: () throws(HandshakeError) -> Value) throws(PluginError) -> Value {
         do throws(HandshakeError) { return try body() } catch { throw PluginError(error, isEnd: false) }
+    }
+}
+
+extension Command {
+    /// What is sent of it, in an array of its own: for requests that are not a guest's.
+    var bytes: [UInt8] {
+        var array = [UInt8](repeating: 0, count: Self.byteCount)
+        var span = array.mutableSpan
+        var bytes = unsafe span.mutableBytes
+        encode(into: &bytes)
+        return array
     }
 }
 
