@@ -7,7 +7,7 @@ Nothing here passes or fails.
 usage: bench-nbd.py [--seconds S] [--rounds N] [--mebibytes M] [--row WORDS] [--state awake|idle]
                     (ROUNDS, RUNTIME and STATE in the environment are --rounds, --seconds, --state)
 """
-import argparse, json, os, shutil, subprocess, tempfile
+import json, os, shutil, subprocess, tempfile
 
 import bench
 
@@ -18,11 +18,8 @@ ROWS = [("randread", "4k", 32, 1), ("randwrite", "4k", 32, 1), ("randread", "4k"
 
 
 def fio(uri, rw, size, depth, connections, seconds, mebibytes):
-    out = bench.run("fio", "--name=peer", "--ioengine=nbd", "--uri=" + uri, "--rw=" + rw, "--bs=" + size, f"--iodepth={depth}",
-                    f"--runtime={seconds}", "--time_based", f"--size={mebibytes}m", f"--numjobs={connections}", "--group_reporting",
-                    "--thread", "--output-format=json")
-    job = json.loads(out[out.index("{"):])["jobs"][0]
-    return job["write"]["iops"] + job["read"]["iops"]
+    return bench.iops_of_fio(rw, size, depth, seconds, "--ioengine=nbd", "--uri=" + uri, f"--size={mebibytes}m",
+                             f"--numjobs={connections}", "--group_reporting", "--thread")
 
 
 def load(lab, rw, size, depth, connections, seconds):
@@ -36,13 +33,7 @@ def load(lab, rw, size, depth, connections, seconds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=float(os.environ.get("RUNTIME") or 3))
-    parser.add_argument("--rounds", type=int, default=int(os.environ.get("ROUNDS") or 5))
-    parser.add_argument("--state", choices=["awake", "idle"], default=os.environ.get("STATE") or "awake")
-    parser.add_argument("--mebibytes", type=int, default=256)
-    parser.add_argument("--row", default="", help="rows whose names have these words")
-    given = parser.parse_args()
+    given = bench.arguments_beside_a_client(__doc__)
     work = tempfile.mkdtemp(prefix="xbb-nbd-", dir="/var/tmp")
     socket = work + "/nbd.sock"
     lab, server, rows, facts = None, None, [], {}

@@ -7,7 +7,7 @@ row is. Nothing here passes or fails.
 usage: bench-rbd.py [--seconds S] [--rounds N] [--mebibytes M] [--row WORDS] [--state awake|idle]
                     (ROUNDS, RUNTIME and STATE in the environment are --rounds, --seconds, --state)
 """
-import argparse, json, os, shutil, subprocess, tempfile
+import json, os, shutil, subprocess, tempfile
 
 import bench
 
@@ -16,20 +16,11 @@ ROWS = [("randread", "4k", 32), ("randwrite", "4k", 32), ("randread", "4k", 1), 
 
 
 def fio(image, rw, size, depth, seconds):
-    out = bench.run("fio", "--name=peer", "--ioengine=rbd", "--clientname=admin", "--pool=rbd", "--rbdname=" + image, "--rw=" + rw,
-                    "--bs=" + size, f"--iodepth={depth}", f"--runtime={seconds}", "--time_based", "--output-format=json")
-    job = json.loads(out[out.index("{"):])["jobs"][0]
-    return job["write"]["iops"] + job["read"]["iops"]
+    return bench.iops_of_fio(rw, size, depth, seconds, "--ioengine=rbd", "--clientname=admin", "--pool=rbd", "--rbdname=" + image)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=float(os.environ.get("RUNTIME") or 3))
-    parser.add_argument("--rounds", type=int, default=int(os.environ.get("ROUNDS") or 5))
-    parser.add_argument("--state", choices=["awake", "idle"], default=os.environ.get("STATE") or "awake")
-    parser.add_argument("--mebibytes", type=int, default=256)
-    parser.add_argument("--row", default="", help="rows whose names have these words")
-    given = parser.parse_args()
+    given = bench.arguments_beside_a_client(__doc__)
     work = tempfile.mkdtemp(prefix="xbb-rbd-", dir="/var/tmp")
     ceph = work + "/ceph"
     lab, rows = None, []

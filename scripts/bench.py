@@ -96,12 +96,28 @@ class Lab:
             process.wait(10)
 
 
-def fio(target, rw, size, depth, seconds):
-    out = run("fio", "--name=peer", "--filename=" + target, "--ioengine=libaio", "--direct=1", "--rw=" + rw,
-              "--rwmixread=70", "--bs=" + size, f"--iodepth={depth}", f"--runtime={seconds}", "--time_based", "--size=100%",
-              "--output-format=json")
+def iops_of_fio(rw, size, depth, seconds, *options):
+    """Reads and writes in a second of a run of fio; `options` say by which engine, and of what."""
+    out = run("fio", "--name=peer", "--rw=" + rw, "--bs=" + size, f"--iodepth={depth}", f"--runtime={seconds}", "--time_based",
+              "--output-format=json", *options)
     job = json.loads(out[out.index("{"):])["jobs"][0]
     return job["write"]["iops"] + job["read"]["iops"]
+
+
+def fio(target, rw, size, depth, seconds):
+    return iops_of_fio(rw, size, depth, seconds, "--filename=" + target, "--ioengine=libaio", "--direct=1", "--rwmixread=70",
+                       "--size=100%")
+
+
+def arguments_beside_a_client(about):
+    """What is asked for on the command line of a bench of storage in the network, beside another client of it."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--seconds", type=float, default=float(os.environ.get("RUNTIME") or 3))
+    parser.add_argument("--rounds", type=int, default=int(os.environ.get("ROUNDS") or 5))
+    parser.add_argument("--state", choices=["awake", "idle"], default=os.environ.get("STATE") or "awake")
+    parser.add_argument("--mebibytes", type=int, default=256)
+    parser.add_argument("--row", default="", help="rows whose names have these words")
+    return parser.parse_args()
 
 
 def fio_nbd(uri, depth, seconds):
