@@ -33,6 +33,9 @@ static inline int cgnutls_is_sealed(int file)
 /* Of socket.h, whose enumerations two modules of C would bring to Swift. */
 static const int cgnutls_now = MSG_DONTWAIT, cgnutls_now_silently = MSG_DONTWAIT | MSG_NOSIGNAL;
 
+/* POLLRDHUP of poll(2), which the C library shows to who defined _GNU_SOURCE only. */
+enum { cgnutls_hang_up = 0x2000 };
+
 /* Tells the other end that nothing follows. */
 static inline int cgnutls_end_sending(int socket) { return shutdown(socket, SHUT_WR); }
 

@@ -26,6 +26,9 @@ struct Fence {
     let server: String
     /// Seconds after which requests count as done where nothing proves it; 0: never.
     let timeout: UInt64
+    /// Waits until a socket can be read, or for the whole of some milliseconds where there is none, with what else has to go on
+    /// meanwhile; false: the time is over.
+    let wait: (_ socket: Int32?, _ milliseconds: UInt64) -> Bool
 
     private enum Verdict {
         case proven
@@ -70,9 +73,7 @@ struct Fence {
         var place = 0
         var (silence, isClosing, isTold) = (0, before.log.closing(of: index) != 0, false)
         while isEncrypted || !scan.unanswered.isEmpty {
-            var entry = pollfd(fd: socket, events: Int16(POLLIN), revents: 0)
-            let ready = unsafe poll(&entry, 1, 1000)
-            if ready == 0 {
+            guard wait(socket, 1000) else {
                 silence += 1
                 // The server would close at once where it does not get what it waits for, also in the middle of others' requests.
                 if !isClosing, isEncrypted || !isSentWhole, silence >= 2 {
@@ -128,7 +129,7 @@ struct Fence {
             .warning,
             "\(server) was told to close a connection of the process before, as nobody can tell what it still does there; the guest "
                 + "waits for \(seconds) s")
-        while FlightLog.now < began &+ seconds { sleep(1) }
+        while FlightLog.now < began &+ seconds { _ = wait(nil, 1000) }
     }
 
     /// Words for an errno by which a connection ends here without the server having said so.
@@ -146,13 +147,13 @@ struct Fence {
             "\(server) may still be doing writes of the process before: \(reason)"
         if timeout > 0 {
             host.log(.warning, "\(words); they count as done in \(timeout) s (option fence-timeout)")
-            for _ in 0..<timeout { sleep(1) }
+            for _ in 0..<timeout { _ = wait(nil, 1000) }
             return
         }
         host.log(
             .error,
             "\(words); the guest waits; 'xbbctl detach --force' takes the disk away, and it can be attached again when the "
                 + "server is sure to do none of them any more (the option fence-timeout says how long that takes)")
-        while true { sleep(3600) }
+        while true { _ = wait(nil, 3_600_000) }
     }
 }

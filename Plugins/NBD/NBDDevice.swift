@@ -24,14 +24,15 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
     /// How long each answer of the server may take in a handshake, in ms.
     private let patience: Int32
     private let credentials: Credentials?
-    private let fence: Fence
+    /// Seconds; see ``Fence``.
+    private let fenceTimeout: UInt64
     /// Processes before this one whose writes the server may still do.
     private var before: [Generation] = []
     /// Nobody knows what they were.
     private let isUnfenced: Bool
     private let own: Generation
     /// The connections that serve queues.
-    private var links: [Link] = []
+    private var connections: [Handshakes.Connection] = []
     /// One beside them, for questions; nil: the server allows only one, or does not know what is allocated.
     private(set) var inquiry: Inquiry?
     /// Queues that are open.
@@ -50,7 +51,7 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
         wishes = Handshake.Wishes(uri)
         patience = Int32(clamping: try opening[NBDOption.connectTimeout] &* 1000)
         credentials = try Credentials.of(uri, opening)
-        fence = Fence(host: host, server: server, timeout: try opening[NBDOption.fenceTimeout])
+        fenceTimeout = try opening[NBDOption.fenceTimeout]
         var (found, isBehindUnknown, before): (Int, Bool, [Generation]) = (0, false, [])
         for base in Generation.bases {
             guard let process = try Generation.inherited(opening, base: base) else { continue }
@@ -97,13 +98,15 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
 
     func start() throws(PluginError) {
         do throws(PluginError) {
+            let handshakes = try handshakes()
+            let fence = Fence(host: host, server: server, timeout: fenceTimeout, wait: handshakes.wait)
             for process in before { fence.wait(for: process) }
             before = []
             if isUnfenced {
                 fence.waitWithoutConnections()
                 own.log.isBehindUnknown = false
             }
-            try negotiate()
+            try take(handshakes)
         } catch {
             guard isAwaited else { throw PluginError(error.code, "\(server): \(error.message)") }
             // The guest would lose its disk. Another process tries again, not at once where the server is there and refuses.
@@ -113,41 +116,24 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
         }
     }
 
-    private func negotiate() throws(PluginError) {
+    private func handshakes() throws(PluginError) -> Handshakes {
+        var connections: [Handshakes.Connection] = []
         for entry in own.sockets {
             let copy = fcntl(entry.socket, F_DUPFD_CLOEXEC, 0)
             guard copy >= 0 else { throw PluginError(system: "no descriptor") }
-            let link = Link(copy)
-            link.patience = patience
-            guard let first = facts else {
-                facts = try accept(try link.negotiate(wishes, credentials))
-                note(link, entry.index)
-                continue
-            }
-            guard first.flags.contains(.severalConnections) else { break }
-            do throws(PluginError) {
-                // A server with a limit lets one more wait.
-                link.patience = 2000
-                guard try link.negotiate(wishes, credentials).isSameExport(as: first) else {
-                    throw PluginError(ESTALE, "another connection leads to another export")
-                }
-                note(link, entry.index)
-            } catch {
-                host.log(.warning, "\(server): \(links.count) connections are used: \(error.message)")
-                _ = cgnutls_end(link.socket)
-                break
-            }
+            connections.append((entry.index, Link(copy)))
         }
-        // A server with a limit has room for others.
-        for entry in own.sockets.dropFirst(links.count) { _ = cgnutls_end(entry.socket) }
-        if let facts, facts.allocationContext != nil, links.count > 1, let last = links.popLast() {
-            inquiry = Inquiry(last, facts)
-        }
+        return Handshakes(host, server, connections, wishes, credentials, patience: patience)
     }
 
-    private func note(_ link: Link, _ index: Int) {
-        links.append(link)
-        if link.isEncrypted { own.log.noteEncryption(of: index) }
+    private func take(_ handshakes: Handshakes) throws(PluginError) {
+        let facts = try accept(try handshakes.finish())
+        self.facts = facts
+        connections = handshakes.agreed
+        for entry in connections where entry.link.isEncrypted { own.log.noteEncryption(of: entry.index) }
+        if facts.allocationContext != nil, connections.count > 1, let last = connections.popLast() {
+            inquiry = Inquiry(last.link, facts)
+        }
     }
 
     private func accept(_ facts: ExportFacts) throws(PluginError) -> ExportFacts {
@@ -183,33 +169,33 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
         info.maxTransfer = UInt64(facts.largestTransfer)
         info.maxDiscard = 1 << 30
         info.maxWriteZeroes = 1 << 30
-        info.maxQueues = UInt32(max(1, links.count))
+        info.maxQueues = UInt32(max(1, connections.count))
         info.queueDepth = UInt32(FlightLog.slots)
         info.maxBuffers = UInt32(NBDQueue.mostBuffers)
         return info
     }
 
     func openQueue(_ parameters: QueueParameters) throws(PluginError) -> NBDQueue {
-        guard let facts, links.indices.contains(parameters.index), own.sockets.indices.contains(parameters.index) else {
+        guard let facts, connections.indices.contains(parameters.index) else {
             throw PluginError(EINVAL, "there is no connection for queue \(parameters.index)")
         }
-        let queue = try NBDQueue(
-            self, links[parameters.index], facts, own.log, own.sockets[parameters.index].index, parameters)
+        let connection = connections[parameters.index]
+        let queue = try NBDQueue(self, connection.link, facts, own.log, connection.index, parameters)
         queues.withLock { $0.append(queue) }
         return queue
     }
 
     /// A queue that is open, and a connection that serves queues.
     var firstQueue: NBDQueue? { queues.withLock { $0.first } }
-    var firstLink: Link? { links.first }
+    var firstLink: Link? { connections.first?.link }
 
     /// A queue has ended.
     func closed(_ queue: NBDQueue) { queues.withLock { $0.removeAll { $0 === queue } } }
 
     func close() {
-        for link in links { link.disconnect() }
+        for entry in connections { entry.link.disconnect() }
         inquiry?.link.disconnect()
-        links = []
+        connections = []
         inquiry = nil
         own.log.isSettled = true
     }

@@ -20,7 +20,7 @@ import Testing
         try Self.commands.compactMap { command in
             try before()
             let (text, exit) = try lab.control(command.prefix(1) + ["1", "xvda"] + command.dropFirst())
-            return exit == .failed(status) ? nil : "\(command): \(exit) \(text)"
+            return exit == WorkerExit(code: status, signal: 0) ? nil : "\(command): \(exit) \(text)"
         }
     }
 

@@ -270,7 +270,7 @@ final class Disk {
 
     /// Waits for the error and returns it.
     func awaitError(_ text: String) throws {
-        try eventually("an error with '\(text)', not '\(try error() ?? "none")'") {
+        try eventually("an error with '\(text)', not '\(try error() ?? "none")': \(worker.log.suffix(1000))") {
             try error()?.has(text) ?? false
         }
     }

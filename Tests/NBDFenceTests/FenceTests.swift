@@ -43,9 +43,13 @@ private final class DeadConnection: @unchecked Sendable {
 
     /// Waits as a successor does, on a thread of its own.
     func begin(timeout: UInt64 = 0) {
-        let fence = Fence(host: HostDisk(disk: nil), server: "nbd://test/", timeout: timeout)
         let before = before
         Thread { [self] in
+            let fence = Fence(host: HostDisk(disk: nil), server: "nbd://test/", timeout: timeout) {
+                socket, milliseconds in
+                var entry = pollfd(fd: socket ?? -1, events: Int16(POLLIN), revents: 0)
+                return poll(&entry, 1, Int32(milliseconds)) > 0
+            }
             fence.wait(for: before)
             done.withLock { isDone = true }
         }.start()
