@@ -136,7 +136,8 @@ extension EndToEnd {
             try ceph.run("kill -0 $(cat bench.id)")
             // Nor two disks of this host.
             let first = try lab.attach(51728, ceph.disk("rbd/twice"))
-            try first.awaitState(2)
+            // Its state says that much before the image is open.
+            try eventually("the first disk's image: \(first.worker.log)") { first.worker.log.has("opened rbd/twice") }
             let second = try lab.attach(51744, ceph.disk("rbd/twice"))
             try second.awaitError("rbd/twice is served by another process of this host")
         }
