@@ -30,7 +30,7 @@ struct harness_plugin *harness_load(const char *path, const char *name, char *er
 }
 
 int harness_prepare(struct harness_plugin *plugin, int fd, uint32_t flags, const struct xbb_value *values,
-                    const char *format, struct harness_disk **out, struct xbb_error *error)
+                    const char *format, const char *location, struct harness_disk **out, struct xbb_error *error)
 {
     struct harness_disk *disk = harness_immortal(sizeof *disk);
     disk->plugin = plugin->table;
@@ -39,7 +39,7 @@ int harness_prepare(struct harness_plugin *plugin, int fd, uint32_t flags, const
         .struct_size = sizeof o, .flags = flags, .hdev = &disk->hdev, .fd = fd,
         .option_count = plugin->table->option_count, .options = values,
         .format = format ? format : plugin->table->formats[0], .label = "disk under test",
-        .location = fd < 0 ? "" : NULL,
+        .location = fd >= 0 ? NULL : location ? location : "",
     };
     int status = disk->plugin->open(&o, &disk->dev, error);
     disk->hdev.phase = status == 0 ? OPEN : CLOSED;
@@ -57,7 +57,7 @@ int harness_start(struct harness_disk *disk, struct xbb_error *error)
 int harness_open(struct harness_plugin *plugin, int fd, uint32_t flags, const struct xbb_value *values,
                  struct harness_disk **out, struct xbb_error *error)
 {
-    int status = harness_prepare(plugin, fd, flags, values, NULL, out, error);
+    int status = harness_prepare(plugin, fd, flags, values, NULL, NULL, out, error);
     return status == 0 ? harness_start(*out, error) : status;
 }
 

@@ -75,6 +75,10 @@ static bool may_watch(struct xbb_hqueue *hq, const char *call)
     return false;
 }
 
+static bool log_aloud;
+static const char *const level_names[] = {"error", "warning", "info", "debug"};
+void harness_log_aloud(void) { log_aloud = true; }
+
 static void host_log(struct xbb_hdev *hdev, uint32_t level, const char *line)
 {
     if (!hdev || is_closed(hdev, "log")) return;
@@ -82,6 +86,7 @@ static void host_log(struct xbb_hdev *hdev, uint32_t level, const char *line)
     int n = snprintf(hdev->log + hdev->log_used, LOG_SIZE - hdev->log_used, "%u %s\n", level, line);
     if (n > 0 && (size_t)n < LOG_SIZE - hdev->log_used) hdev->log_used += (size_t)n;
     pthread_mutex_unlock(&hdev->lock);
+    if (log_aloud) dprintf(2, "%s: %s\n", level < 4 ? level_names[level] : "log", line);
 }
 
 static void wake(struct xbb_hqueue *hq)
@@ -228,27 +233,24 @@ static int host_child_submit(struct xbb_hqueue *h, struct xbb_child *c, struct x
 
 static void *host_child_device(struct xbb_child *c) { return c->dev; }
 
-enum { KEYS = 32 };
-
-/* Nobody follows this process. */
 static int host_keep(struct xbb_hdev *h, uint32_t key, int fd)
 {
     struct stat status;
     if (is_closed(h, "keep")) return -EINVAL;
     if (h->phase != OPENING) harness_breach(h, "called host->keep() outside open()");
-    if (key >= KEYS) harness_breach(h, "called host->keep() with key %u: 0 to 31", key);
+    if (key >= HARNESS_KEYS) harness_breach(h, "called host->keep() with key %u: 0 to 31", key);
     if (fstat(fd, &status) != 0) harness_breach(h, "called host->keep() with a descriptor that is not open");
     else if (!S_ISSOCK(status.st_mode) && (!S_ISREG(status.st_mode) || fcntl(fd, F_GET_SEALS) < 0))
         harness_breach(h, "called host->keep() with what is neither a socket nor memory (memfd_create)");
-    return -EOPNOTSUPP;
+    return key < HARNESS_KEYS ? harness_keep(key, fd) : -EINVAL;
 }
 
 static int host_kept(struct xbb_hdev *h, uint32_t key)
 {
     if (is_closed(h, "kept")) return -EINVAL;
     if (h->phase != OPENING) harness_breach(h, "called host->kept() outside open()");
-    if (key >= KEYS) harness_breach(h, "called host->kept() with key %u: 0 to 31", key);
-    return -ENOENT;
+    if (key >= HARNESS_KEYS) harness_breach(h, "called host->kept() with key %u: 0 to 31", key);
+    return key < HARNESS_KEYS ? harness_kept(key) : -ENOENT;
 }
 
 static const struct xbb_host host = {

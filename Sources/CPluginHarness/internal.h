@@ -25,6 +25,11 @@ struct xbb_hdev {
 };
 
 /* Disks and queues are never freed: a plugin that breaks the rules may use them at any time. */
+enum { HARNESS_KEYS = 32 };
+/* 0 or a negative errno; an open file or -ENOENT. */
+int harness_keep(uint32_t key, int fd);
+int harness_kept(uint32_t key);
+
 struct harness_disk {
     struct xbb_hdev hdev;
     const struct xbb_plugin *plugin;

@@ -41,6 +41,14 @@ public final class HostMemory: Sendable {
         _ = unsafe memset(address(at: offset, count: count), 0, count)
     }
 
+    /// True if all of `count` bytes at `offset` are zero.
+    public func isZero(at offset: Int, count: Int) -> Bool {
+        guard count >= 8 else { return bytes(at: offset, count: count).allSatisfy { $0 == 0 } }
+        let start = unsafe address(at: offset, count: count)
+        // Each byte is the one eight before it, and the first eight are zero.
+        return unsafe start.loadUnaligned(as: UInt64.self) == 0 && memcmp(start, start + 8, count - 8) == 0
+    }
+
     /// Copies `count` bytes inside the region; the ranges may overlap.
     public func move(from source: Int, to target: Int, count: Int) {
         _ = unsafe memmove(address(at: target, count: count), address(at: source, count: count), count)

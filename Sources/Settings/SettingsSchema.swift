@@ -165,6 +165,18 @@ public enum SettingsSchema {
         "what becomes of requests for which the storage has no space: the guest gets the error, or they wait and are tried again",
         "POLICY", TextRule(choices: [reportsNoSpace, stopsWithoutSpace]), usual: reportsNoSpace, scope: .disk,
         section: .tunables, workerForm: .tunable, changesWhileServed: true)
+    /// What is done with writes of nothing but zeroes; the values are those of QEMU.
+    public static let detectZeroes = Setting(
+        text: "detect-zeroes",
+        "writes of nothing but zeroes reach the storage as such, without the data, and with unmap it may deallocate",
+        "MODE", TextRule(choices: [ignoresZeroes, detectsZeroes, unmapsZeroes]), usual: ignoresZeroes, scope: .disk,
+        section: .tunables, workerForm: .tunable, changesWhileServed: true)
+    /// A value of ``detectZeroes``.
+    public static let ignoresZeroes = "off"
+    /// See ``ignoresZeroes``.
+    public static let detectsZeroes = "on"
+    /// See ``ignoresZeroes``.
+    public static let unmapsZeroes = "unmap"
     /// A value of ``onNoSpace``.
     public static let reportsNoSpace = "report"
     /// See ``reportsNoSpace``.
@@ -200,7 +212,7 @@ public enum SettingsSchema {
         workerUsers.declaration, workerMemoryMiB.declaration, workerTasks.declaration, controlGroup.declaration,
         confine.declaration, stallTime.declaration,
         disableFlush.declaration, flushInterval.declaration, noCoalesce.declaration,
-        pollPercent.declaration, onNoSpace.declaration,
+        pollPercent.declaration, onNoSpace.declaration, detectZeroes.declaration,
     ]
 
     /// What the target of a disk may say of it, by name: all that differs from disk to disk.

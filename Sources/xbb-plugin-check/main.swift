@@ -15,6 +15,8 @@ let usage = """
       --skip NAME          without these
       --format FORMAT      the format to serve; without it the first one of the plugin
       --image FILE         an image of it. A regular file is copied for each check
+      --location TEXT      where the disk of a plugin without files is: nbd://host/export. Its content is lost. Given
+                           twice, the second one is another disk
       --overwrite          --image may be a block device: its content is lost
       --reference FILE     what the image must read as, byte for byte
       --tap                print the Test Anything Protocol, version 13
@@ -22,7 +24,7 @@ let usage = """
       --junit FILE         write a JUnit file too
       --time-limit N       seconds for each check (120)
       --memory-limit N     MiB of address space for each check (4096)
-      --verbose            let through what the plugin prints
+      --verbose            let through what the plugin prints, and print what it logs
       --list               name the checks and exit
       --help               this text
       --version            the version
@@ -78,6 +80,7 @@ func parseArguments() -> CommandLineOptions {
         case "--skip": options.skip += value().split(separator: ",").map(String.init)
         case "--format": options.runner.subject.format = value()
         case "--image": options.runner.image = value()
+        case "--location": options.runner.subject.locations.append(value())
         case "--overwrite": options.overwrites = true
         case "--reference": options.runner.subject.reference = value()
         case "--tap": options.output = .tap

@@ -179,6 +179,7 @@ import XBBHost
         values[SettingsSchema.disableFlush] = true
         values[SettingsSchema.flushInterval] = 7
         values[SettingsSchema.onNoSpace] = SettingsSchema.stopsWithoutSpace
+        values[SettingsSchema.detectZeroes] = SettingsSchema.unmapsZeroes
         let options = WorkerSettings.options(for: values)
         #expect(
             options == [
@@ -189,7 +190,7 @@ import XBBHost
                 "--worker-memory-mib", "512", "--worker-tasks", "1024", "--no-confine", "--stall-time", "10",
                 "--tunable",
                 "disable_flush=1", "--tunable", "flush_interval=7", "--tunable", "no_coalesce_reqs=0", "--tunable",
-                "poll_percent=20", "--tunable", "on_enospc=stop",
+                "poll_percent=20", "--tunable", "on_enospc=stop", "--tunable", "detect_zeroes=unmap",
             ] + SettingsSchema.limits.flatMap(\.declarations).flatMap { ["--tunable", "\($0.oldName)=0"] } + [
                 "--tunable", "size_iops_sec=0",
             ])

@@ -180,6 +180,27 @@ extension EndToEnd {
             try lab.finish(device)
         }
 
+        /// With detect-zeroes the server writes zeroes of which none are sent, and with unmap it may make holes.
+        @Test func zeroesAreWrittenAsSuch() throws {
+            let lab = try NBDLab()
+            let server = try lab.serve(.nbdkit, .unix, ["--filter=log", "file", "IMAGE"] + NBDServer.logging)
+            let device = try lab.disk(server)
+            try device.queues[0].withQueue { (queue) throws in
+                #expect(try queue.status(.write, sector: 0, byteCount: 65536, fill: 1) == 0)
+                for (mode, sector, words) in [
+                    ("off", 0, nil), ("on", 16, "offset=0x2000 count=0x1000 trim=0"),
+                    ("unmap", 32, "offset=0x4000 count=0x1000 trim=1"),
+                ] as [(String, UInt64, String?)] {
+                    #expect(try lab.control("set \(lab.guest.id) xvda detect-zeroes=\(mode)").status == 0)
+                    #expect(try queue.status(.write, sector: sector, byteCount: 4096, fill: 0) == 0)
+                    #expect(try queue.read(sector: sector, byteCount: 8192).bytes == [UInt8](repeating: 0, count: 4096) + [UInt8](repeating: 1, count: 4096))
+                    let zeroes = server.requests.filter { $0.has("Zero id=") }
+                    #expect(words.map { words in zeroes.contains { $0.has(words) } } ?? zeroes.isEmpty, "\(zeroes)")
+                }
+            }
+            try lab.finish(device)
+        }
+
         /// A server without flush, FUA and trim: what it has not is not asked for.
         @Test func aServerThatKnowsLittleIsServed() throws {
             let lab = try NBDLab()

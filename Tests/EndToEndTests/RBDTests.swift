@@ -22,6 +22,14 @@ extension EndToEnd {
                     $0.discardEvery = 50
                 }
                 #expect(report.isGood, "\(report)")
+                #expect(try disk.worker.ask("set detect_zeroes unmap")["error"] == nil)
+                try device.queues[0].withQueue { (queue) throws in
+                    #expect(try queue.status(.write, sector: 8, byteCount: 8192, fill: 3) == 0)
+                    #expect(try queue.status(.write, sector: 8, byteCount: 4096, fill: 0) == 0)
+                    let read = try queue.read(sector: 8, byteCount: 8192).bytes
+                    #expect(read[..<4096].allSatisfy { $0 == 0 } && read[4096...].allSatisfy { $0 == 3 })
+                }
+                #expect(try disk.worker.total("zero_writes") == 1)
                 try device.close()
                 #expect(Set(try disk.worker.status("Seccomp")) == ["2"], "a thread of librbd is not confined")
                 #expect(!disk.log.has("ERROR"), "\(disk.log)")
@@ -140,6 +148,7 @@ extension EndToEnd {
             try eventually("the first disk's image: \(first.worker.log)") { first.worker.log.has("opened rbd/twice") }
             let second = try lab.attach(51744, ceph.disk("rbd/twice"))
             try second.awaitError("rbd/twice is served by another process of this host")
+            try first.detach()
         }
 
         @Test func snapshotsAreReadOnly() throws {

@@ -181,7 +181,7 @@ extension EndToEnd {
                 numbers.filter { !$0.key.contains("_sec") } == [
                     "disable_flush": 1, "flush_interval": 3, "no_coalesce_reqs": 0, "poll_percent": 20, "poll_us": 5,
                 ])
-            #expect(tunables["on_enospc"] as? String == "report")
+            #expect(tunables["on_enospc"] as? String == "report" && tunables["detect_zeroes"] as? String == "off")
             try device.close()
             try lab.finish()
         }

@@ -175,7 +175,7 @@ int main(int argc, char **argv)
     inspect(table, fd, argv[2], list);
     struct harness_disk *disk;
     struct xbb_error error = { 0 };
-    int status = harness_prepare(plugin, fd, writes ? 0 : XBB_OPEN_RDONLY, list, argv[2], &disk, &error);
+    int status = harness_prepare(plugin, fd, writes ? 0 : XBB_OPEN_RDONLY, list, argv[2], NULL, &disk, &error);
     if (status == 0) status = harness_start(disk, &error);
     if (status != 0) { printf("open: %d %s\n", status, error.message); return 1; }
     struct xbb_info info = { .struct_size = sizeof info };

@@ -188,6 +188,18 @@ package struct DataPlane: ~Copyable {
         request.setVectorCount(number)
     }
 
+    /// True if nothing but zeroes is in `count` bytes at `offset` of a list's buffer.
+    mutating func isZero(at offset: Int, _ count: Int, in list: Int32) -> Bool {
+        var done = 0
+        while done < count {
+            let (place, room) = find(offset + done, in: list)
+            let piece = min(room, count - done)
+            guard memory.isZero(at: place, count: piece) else { return false }
+            done += piece
+        }
+        return true
+    }
+
     // MARK: Copies
 
     /// Lets a list wait for its copies.

@@ -14,6 +14,7 @@ extension QueueEngine {
         let length = lists[Int(list)].length
         // The way of most: all of it in one request with one vector.
         guard operation != .discard, !lists[Int(list)].state.isSplit, length <= plugin.maxTransfer,
+            tuning.zeroDetection == .off || operation != .write,
             let place = data.start(of: list), let request = plugin.takeIfFree()
         else {
             buildParts(list)
@@ -71,6 +72,10 @@ extension QueueEngine {
             buildDiscard(list)
             return
         }
+        if operation == .write, isOfZeroes(list) {
+            buildZeroes(list)
+            return
+        }
         let op = operation == .read ? UInt8(XBB_OP_READ) : UInt8(XBB_OP_WRITE)
         let flags = operation == .writeBarrier && traits.hasFUA ? UInt16(XBB_REQ_FUA) : 0
         while lists[position].progress < lists[position].length {
@@ -86,6 +91,32 @@ extension QueueEngine {
             plugin.makeReady(request)
             lists[position].handOver(upTo: done + length, parts: 1)
         }
+    }
+
+    /// True for a list that has not begun and has nothing but zeroes, where that is looked for.
+    ///
+    /// A list that is done again request by request is written as it is: should the plugin have failed because of the operation,
+    /// the guest does not see it.
+    private mutating func isOfZeroes(_ list: Int32) -> Bool {
+        let position = Int(list)
+        guard tuning.zeroDetection != .off, lists[position].progress == 0, !lists[position].state.isSplit,
+            lists[position].length <= plugin.maxWriteZeroes
+        else { return false }
+        return data.isZero(at: dataStart(list), Int(truncatingIfNeeded: lists[position].length), in: list)
+    }
+
+    private mutating func buildZeroes(_ list: Int32) {
+        let position = Int(list)
+        guard let request = plugin.take(for: list) else { return }
+        let pointer = plugin.port.request(request)
+        pointer.prepare(
+            list: list, op: UInt8(XBB_OP_WRITE_ZEROES),
+            flags: tuning.zeroDetection == .unmap ? UInt16(XBB_REQ_MAY_UNMAP) : 0, offset: lists[position].offset,
+            length: lists[position].length)
+        pointer.setVectorCount(0)
+        plugin.makeReady(request)
+        stats.add(.zero_writes)
+        lists[position].handOver(upTo: lists[position].length, parts: 1)
     }
 
     @inline(never)

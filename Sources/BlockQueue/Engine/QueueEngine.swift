@@ -24,6 +24,8 @@ package struct QueueTuning: Sendable, Equatable {
     package var noCoalesce = false
     /// Requests that fail for want of space wait and are tried again (`on-enospc`).
     package var holdsWithoutSpace = false
+    /// What is done with writes of nothing but zeroes (`detect-zeroes`).
+    package var zeroDetection = ZeroDetection.off
     /// How long the queue looks for work before it sleeps, in ns (`poll-us`).
     package var pollNanoseconds: UInt64 = 0
     /// The share of one processor that may be spent on looking for work in vain, in percent (`poll-percent`).
@@ -33,6 +35,16 @@ package struct QueueTuning: Sendable, Equatable {
 
     /// All off.
     package init() {}
+}
+
+/// How a write of nothing but zeroes reaches the plugin.
+package enum ZeroDetection: UInt8, Sendable {
+    /// As any other.
+    case off
+    /// As `XBB_OP_WRITE_ZEROES`.
+    case on
+    /// The same, and the plugin may deallocate: `XBB_REQ_MAY_UNMAP`.
+    case unmap
 }
 
 /// A rule that the frontend broke, for the log.

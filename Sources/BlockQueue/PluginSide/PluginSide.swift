@@ -12,6 +12,8 @@ package struct PluginSide: ~Copyable {
     /// The most of a read or write, and of a discard, in bytes.
     let maxTransfer: UInt64
     let maxDiscard: UInt64
+    /// The most of a request to write zeroes, in bytes; 0 where the plugin has none.
+    let maxWriteZeroes: UInt64
     /// The most vectors of a request.
     let mostVectors: Int
     private var free: IndexStack
@@ -34,6 +36,7 @@ package struct PluginSide: ~Copyable {
         depthLimit = min(device.queueDepth ?? port.requestCount, port.requestCount)
         maxTransfer = device.maxTransfer
         maxDiscard = device.maxDiscard
+        maxWriteZeroes = device.capabilities.contains(.writeZeroes) ? device.maxWriteZeroes : 0
         mostVectors = min(device.maxVectors ?? PluginRequestPointer.mostVectors, PluginRequestPointer.mostVectors)
         free = IndexStack(full: port.requestCount)
         ready = IndexQueue(capacity: port.requestCount)

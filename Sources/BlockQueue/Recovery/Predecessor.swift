@@ -31,7 +31,8 @@ public enum Predecessor: Sendable, Equatable {
         switch self {
         case .unknown: "ended somehow"
         case .handedOver, .left: "handed over"
-        case .killed(let how): "was killed (\(how))"
+        // A worker may end by itself for the next one to begin, without having crashed.
+        case .killed(let how): how.hasPrefix("exit status") ? "ended (\(how))" : "was killed (\(how))"
         case .crashed(let how): "crashed (\(how))"
         }
     }

@@ -60,6 +60,8 @@ public enum QueueCounter: Int, CaseIterable, Sendable {
     case mapped_copies
     /// Pages that were mapped to stay so, those of them that were unmapped, and those for which either failed.
     case grants_mapped, grants_unmapped, grant_map_errors
+    /// Plugin requests that wrote zeroes without sending them (`detect-zeroes`).
+    case zero_writes
     /// Nanoseconds that the requests of each latency class took, all together; they begin anew after 2^64.
     case read_ns, write_ns, flush_ns, discard_ns
 

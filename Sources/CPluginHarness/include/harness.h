@@ -47,14 +47,18 @@ const struct xbb_plugin *harness_table(const struct harness_plugin *plugin);
 /* Called with each breach beside counting it, on any thread; it may end the process. */
 void harness_on_breach(void (*report)(const char *what));
 
-/* 0 or a negative errno.  `values` has plugin->option_count entries; `format` NULL is the plugin's first one.
+/* 0 or a negative errno.  `values` has plugin->option_count entries; `format` NULL is the plugin's first one, `location` NULL none.
  * harness_open() calls open() and start(); harness_prepare() only open(), and harness_start() the rest. */
 int harness_open(struct harness_plugin *plugin, int fd, uint32_t flags, const struct xbb_value *values,
                  struct harness_disk **disk, struct xbb_error *error);
 int harness_prepare(struct harness_plugin *plugin, int fd, uint32_t flags, const struct xbb_value *values,
-                    const char *format, struct harness_disk **disk, struct xbb_error *error);
+                    const char *format, const char *location, struct harness_disk **disk, struct xbb_error *error);
 int harness_start(struct harness_disk *disk, struct xbb_error *error);
 void harness_close(struct harness_disk *disk);
+/* From now on what plugins keep, in this process and those that it forks, is there for harness_kept_files(), which makes it what
+ * was kept for this process and those that it forks: how many files. 0 or a negative errno. */
+int harness_keep_files(void);
+int harness_kept_files(void);
 /* From now on images may name a file so: the raw file at `fd`, or else the open disk of the same plugin. Both must stay. */
 void harness_offer_child(const char *name, int fd, struct harness_disk *disk);
 int harness_info(struct harness_disk *disk, struct xbb_info *info);
@@ -67,6 +71,8 @@ uint64_t harness_stat(struct harness_disk *disk, const char *name);
 uint32_t harness_notified(struct harness_disk *disk, uint32_t what);
 /* Breaches so far: completed twice, unknown request, positive status; lines of log text, newest last, in `text`. */
 uint32_t harness_breaches(struct harness_disk *disk);
+/* From now on they are printed, too. */
+void harness_log_aloud(void);
 void harness_log(struct harness_disk *disk, char *text, uint64_t size);
 
 /* Up to `room` extents as triples (offset, length, flags); the count, or a negative errno. */

@@ -122,7 +122,7 @@ struct xbb_req {
 #define XBB_CAP_DISCARD         (1ull << 3)
 #define XBB_CAP_DISCARD_SECURE  (1ull << 4)
 #define XBB_CAP_DISCARD_ZEROES  (1ull << 5) /* discarded blocks read back as zeroes */
-#define XBB_CAP_WRITE_ZEROES    (1ull << 6) /* else the host writes zero buffers */
+#define XBB_CAP_WRITE_ZEROES    (1ull << 6) /* else zeroes are written as data */
 #define XBB_CAP_STABLE_BUFFERS  (1ull << 7) /* plugin reads write buffers twice (checksum, compress,
                                                encrypt): host hands over private copies */
 #define XBB_CAP_NEEDS_MEM_MAP   (1ull << 8) /* buffers must lie in regions given to mem_map() */

@@ -18,6 +18,8 @@ package struct Subject: Sendable {
     package var format: String?
     /// The image that the check may write to; nil if the plugin has none.
     package var image: String?
+    /// Where the disks of a plugin without files are: that of the checks, and a second one.
+    package var locations: [String] = []
     /// A file with the expected content of the image.
     package var reference: String?
     /// A folder that is removed after the check.
@@ -61,7 +63,7 @@ package final class Bench {
         _ = unsafe setrlimit(__rlimit_resource_t(RLIMIT_AS.rawValue), &limit)
         limit = rlimit(rlim_cur: 0, rlim_max: 0)
         _ = unsafe setrlimit(__rlimit_resource_t(RLIMIT_CORE.rawValue), &limit)
-        if !isVerbose { dup2(1, 2) }
+        if isVerbose { harness_log_aloud() } else { dup2(1, 2) }
         // A high number, out of the way of descriptors that the plugin opens, or closes by number.
         let kept = clinux_fcntl_int(descriptor, F_DUPFD_CLOEXEC, 200)
         Glibc.close(descriptor)
@@ -106,23 +108,27 @@ package final class Bench {
 
     /// Opens the disk; read-only if the plugin cannot write.
     func disk(
-        _ options: [String: String] = [:], image: String? = nil, readOnly: Bool = false, started: Bool = true
+        _ options: [String: String] = [:], image: String? = nil, location: String? = nil, readOnly: Bool = false,
+        isAfterDeath: Bool = false, started: Bool = true
     ) throws(Failure) -> Disk {
-        let disk = try unkeptDisk(options, image: image, readOnly: readOnly, started: started)
+        let disk = try unkeptDisk(
+            options, image: image, location: location, readOnly: readOnly, isAfterDeath: isAfterDeath, started: started)
         kept.append(disk)
         return disk
     }
 
     /// Like `disk()`, for a check that closes the disk itself.
     func unkeptDisk(
-        _ options: [String: String] = [:], image: String? = nil, readOnly: Bool = false, started: Bool = true
+        _ options: [String: String] = [:], image: String? = nil, location: String? = nil, readOnly: Bool = false,
+        isAfterDeath: Bool = false, started: Bool = true
     ) throws(Failure) -> Disk {
         let plugin = try plugin
         at("open()")
         return try Disk(
             plugin, plugin.library.hasNoFile ? nil : image ?? subject.image,
             readOnly: readOnly || plugin.library.isReadOnly, subject.options.merging(options) { $1 },
-            format: subject.format, started: started)
+            format: subject.format, location: location ?? subject.locations.first, isAfterDeath: isAfterDeath,
+            started: started)
     }
 
     /// The answer of `get_info()`, checked as the host does it.

@@ -16,6 +16,10 @@ extension Check {
             try bench.killedOften(withFUA: true)
         },
         .replay,
+        Check(.crash, "successor", "after SIGKILL nothing of the dead process comes behind what its successor writes") {
+            bench throws(Failure) in
+            try bench.succeeded()
+        },
     ]
 }
 
@@ -139,13 +143,13 @@ extension Bench {
     }
 
     /// Opens the disk after a kill, in another new process, as a new worker would, and calls `body` there.
-    func inNextProcess(_ body: (Queue) throws(Failure) -> Void) throws(Failure) {
+    func inNextProcess(isAfterDeath: Bool = false, _ body: (Queue) throws(Failure) -> Void) throws(Failure) {
         var done: Int32 = -1
         let child = unsafe harness_fork(&done)
         try require(child >= 0, "cannot fork: error \(errno)")
         if child == 0 {
             do throws(Failure) {
-                let disk = try disk()
+                let disk = try disk(isAfterDeath: isAfterDeath)
                 let queue = try queue(disk)
                 try body(queue)
                 close(disk, [queue])

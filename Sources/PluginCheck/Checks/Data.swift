@@ -110,6 +110,12 @@ extension DeviceInfo {
 extension Bench {
     /// A second disk beside that of `disk()`, with its own image.
     func secondDisk() throws(Failure) -> Disk {
+        if let first = subject.locations.first {
+            guard let second = subject.locations.dropFirst().first, second != first else {
+                throw .skip("give --location a second time, for another disk")
+            }
+            return try disk(location: second)
+        }
         guard let image = subject.image, try !plugin.library.hasNoFile else { return try disk() }
         var status = stat()
         guard unsafe stat(image, &status) == 0, status.st_mode & S_IFMT == S_IFREG else {

@@ -56,7 +56,8 @@ package final class Disk {
     /// caller must call `start()`.
     package convenience init(
         _ plugin: Plugin, _ path: String? = nil, readOnly: Bool = false, openFlags: Int32 = 0,
-        pretendWritable: Bool = false, _ options: [String: String] = [:], format: String? = nil, started: Bool = true
+        pretendWritable: Bool = false, _ options: [String: String] = [:], format: String? = nil,
+        location: String? = nil, isAfterDeath: Bool = false, started: Bool = true
     ) throws(Failure) {
         var fd: Int32 = -1
         if let path {
@@ -66,9 +67,11 @@ package final class Disk {
             }
         }
         let isDirect = openFlags & O_DIRECT != 0
-        let flags = UInt32((readOnly ? XBB_OPEN_RDONLY : 0) | (isDirect ? XBB_OPEN_DIRECT : 0))
+        let flags =
+            UInt32((readOnly ? XBB_OPEN_RDONLY : 0) | (isDirect ? XBB_OPEN_DIRECT : 0))
+            | (isAfterDeath ? XBB_OPEN_SUCCESSOR | XBB_OPEN_AFTER_DEATH : 0)
         do throws(Failure) {
-            try self.init(plugin, borrowing: fd, flags: flags, options, format: format, started: started)
+            try self.init(plugin, borrowing: fd, flags: flags, options, format: format, location: location, started: started)
         } catch {
             if fd >= 0 { _ = Glibc.close(fd) }
             throw error
@@ -78,14 +81,16 @@ package final class Disk {
     /// Passes a descriptor to the plugin, which may be an invalid one. It is closed with the disk.
     package init(
         _ plugin: Plugin, borrowing fd: Int32, flags: UInt32, _ options: [String: String], format: String? = nil,
-        started: Bool = true
+        location: String? = nil, started: Bool = true
     ) throws(Failure) {
         let values = try plugin.values(options)
         var handle: OpaquePointer?
         var error = xbb_error()
         let name = format ?? plugin.library.formats.first ?? ""
         let code = unsafe name.withCString { name in
-            unsafe harness_prepare(plugin.handle, fd, flags, values.values, name, &handle, &error)
+            unsafe (location ?? "").withCString { location in
+                unsafe harness_prepare(plugin.handle, fd, flags, values.values, name, location, &handle, &error)
+            }
         }
         guard code == 0, let opened = unsafe handle else {
             throw error.refusal(of: "open()", code)

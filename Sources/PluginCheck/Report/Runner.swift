@@ -102,6 +102,7 @@ package struct Runner {
         var words = ["xbb-plugin-check", "--run-check", check.identifier, "--folder", subject.folder]
         words += ["--memory-limit", "\(memoryLimit)"]
         if let image = subject.image { words += ["--image", image] }
+        for location in subject.locations { words += ["--location", location] }
         if let format = subject.format { words += ["--format", format] }
         if let reference = subject.reference { words += ["--reference", reference] }
         if subject.isQuick { words.append("--quick") }

@@ -68,6 +68,7 @@ enum MetricsFamilies {
         CounterFamily("xbb_requests_merged", "Requests that joined others.", of: "requests_merged"),
         CounterFamily(
             "xbb_requests_held", "Requests that had to wait because the storage was full.", of: "held_requests"),
+        CounterFamily("xbb_zero_writes", "Writes of zeroes that sent no data (detect-zeroes).", of: "zero_writes"),
         CounterFamily(
             "xbb_requests_throttled", "Requests that waited for a limit of the disk.", of: "throttled_requests"),
         CounterFamily(

@@ -128,6 +128,8 @@ public struct Tunables: Sendable, Equatable {
     public var pollPercent: UInt64
     /// ``SettingsSchema/onNoSpace``.
     public var onNoSpace: String
+    /// ``SettingsSchema/detectZeroes``.
+    public var detectZeroes: String
     /// ``SettingsSchema/limits`` and ``SettingsSchema/limitRequestSize``.
     var limits = DiskLimits()
 
@@ -142,6 +144,7 @@ public struct Tunables: Sendable, Equatable {
         pollMicroseconds = UInt64(clamping: values.value(of: SettingsSchema.pollMicroseconds))
         pollPercent = UInt64(clamping: values.value(of: SettingsSchema.pollPercent))
         onNoSpace = values.value(of: SettingsSchema.onNoSpace)
+        detectZeroes = values.value(of: SettingsSchema.detectZeroes)
         for (index, limit) in SettingsSchema.limits.enumerated() {
             limits[index].rate = UInt64(clamping: values.value(of: limit.rate))
             limits[index].burst = UInt64(clamping: values.value(of: limit.burst))
@@ -159,6 +162,7 @@ public struct Tunables: Sendable, Equatable {
         values[SettingsSchema.pollMicroseconds] = Int(clamping: pollMicroseconds)
         values[SettingsSchema.pollPercent] = Int(clamping: pollPercent)
         values[SettingsSchema.onNoSpace] = onNoSpace
+        values[SettingsSchema.detectZeroes] = detectZeroes
         for (index, limit) in SettingsSchema.limits.enumerated() {
             values[limit.rate] = Int(clamping: limits[index].rate)
             values[limit.burst] = Int(clamping: limits[index].burst)
@@ -190,6 +194,12 @@ public struct Tunables: Sendable, Equatable {
         tuning.pollNanoseconds = pollMicroseconds * 1000
         tuning.pollPercent = pollPercent
         tuning.holdsWithoutSpace = onNoSpace == SettingsSchema.stopsWithoutSpace
+        tuning.zeroDetection =
+            switch detectZeroes {
+            case SettingsSchema.detectsZeroes: .on
+            case SettingsSchema.unmapsZeroes: .unmap
+            default: .off
+            }
         return tuning
     }
 

@@ -128,6 +128,7 @@ final class EngineModelRun {
             rig.engine.tuning.noCoalesce = random.onceIn(2)
             rig.engine.tuning.disableFlush = random.onceIn(2)
             rig.engine.tuning.flushInterval = random.pick([0, 1, 3])
+            rig.engine.tuning.zeroDetection = random.pick([.off, .on, .unmap])
         case 3: rig.run()
         default:
             // What QueueLoop does when a plugin takes nothing for too long.
@@ -250,7 +251,9 @@ final class EngineModelRun {
 
     private func send(_ operation: BlockOperation, _ sector: Int, _ segments: [BlockSegment]) {
         sentCount += 1
+        rig.writesZeroes = random.onceIn(6)
         let sent = rig.send(operation, sector, segments)
+        rig.writesZeroes = false
         if random.onceIn(copyFailures), let segment = segments.first { rig.guest.revoked.insert(segment.reference) }
         model.sending(sent)
     }

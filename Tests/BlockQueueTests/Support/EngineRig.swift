@@ -63,7 +63,7 @@ final class EngineRig {
         init() {
             info.caps =
                 UInt64(XBB_CAP_WRITE) | UInt64(XBB_CAP_FLUSH) | UInt64(XBB_CAP_FUA) | UInt64(XBB_CAP_DISCARD)
-                | UInt64(XBB_CAP_DISCARD_SECURE)
+                | UInt64(XBB_CAP_DISCARD_SECURE) | UInt64(XBB_CAP_WRITE_ZEROES)
             info.logical_block = 512
         }
 
@@ -265,6 +265,9 @@ final class EngineRig {
         return sent
     }
 
+    /// What the guest writes from now on is zeroes.
+    var writesZeroes = false
+
     /// Fills the pages of a request as the guest does before it sends it.
     private func prepare(
         _ operation: BlockOperation, _ sector: Int, _ segments: [BlockSegment], wire: UInt8, id: UInt64? = nil
@@ -274,6 +277,9 @@ final class EngineRig {
         for place in places {
             if operation == .read {
                 memset(place, 0xDD, 512)
+            } else if writesZeroes {
+                tags.append(0)
+                SectorTag.fill(place, 0)
             } else {
                 tags.append(nextTag)
                 SectorTag.fill(place, nextTag)

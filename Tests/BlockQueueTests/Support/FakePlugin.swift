@@ -143,6 +143,14 @@ final class FakePlugin {
             if status == 0 { disk.flush(upTo: request.writesBefore) }
         case Int(XBB_OP_DISCARD):
             if status == 0 { disk.discard(request.offset, request.length) }
+        case Int(XBB_OP_WRITE_ZEROES):
+            if status == 0 {
+                let zeroes = [UInt8](repeating: 0, count: Int(request.length))
+                zeroes.withUnsafeBytes { all in
+                    guard let buffer = all.baseAddress else { return }
+                    disk.write(request.offset, request.length, buffer, durable: false)
+                }
+            }
         default:
             problems.append("operation \(request.op) was never offered")
         }
@@ -182,12 +190,16 @@ final class FakePlugin {
         case Int(XBB_OP_DISCARD):
             expect(info.capabilities.contains(.discard), "a discard needs XBB_CAP_DISCARD")
             expect(request.length <= info.maxDiscard, "length <= max_discard")
+        case Int(XBB_OP_WRITE_ZEROES):
+            expect(info.capabilities.contains(.writeZeroes), "to write zeroes needs XBB_CAP_WRITE_ZEROES")
+            expect(request.length <= info.maxWriteZeroes, "length <= max_write_zeroes")
         default: break
         }
         let fua = request.op == Int(XBB_OP_WRITE) && info.capabilities.contains(.fua) ? Int(XBB_REQ_FUA) : 0
         let secure =
             request.op == Int(XBB_OP_DISCARD) && info.capabilities.contains(.discardSecure) ? Int(XBB_REQ_SECURE) : 0
-        expect(request.flags & ~(fua | secure) == 0, "flags only where the capability was declared")
+        let unmap = request.op == Int(XBB_OP_WRITE_ZEROES) ? Int(XBB_REQ_MAY_UNMAP) : 0
+        expect(request.flags & ~(fua | secure | unmap) == 0, "flags only where the capability was declared")
         expect(
             req.hints == 0 && req.reserved0 == 0 && req.reserved1 == 0 && req.reserved2 == (0, 0),
             "reserved fields are zero")

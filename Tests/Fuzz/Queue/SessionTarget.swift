@@ -202,11 +202,12 @@ private final class Session {
     }
 
     private func disturb(_ rig: EngineRig) {
-        switch random.below(5) {
+        switch random.below(6) {
         case 0: rig.failCopyCall = true
         case 1: rig.plugin.takes = random.pick([nil, 0, 1])
         case 2: rig.engine.tuning.noCoalesce = random.onceIn(2)
         case 3: rig.engine.tuning.disableFlush = random.onceIn(2)
+        case 4: rig.engine.tuning.zeroDetection = random.pick([.off, .on, .unmap])
         default: rig.engine.tuning.flushInterval = random.pick([0, 1, 3])
         }
     }
