@@ -56,8 +56,10 @@ extension EndToEnd {
             #expect(used < 3000, "\(format): \(used) KiB")
             let driver = format == "vhd" ? "vpc" : format
             #expect(
-                try lab.run("qemu-io -r -f \(driver) -c 'read -P 0 0 32k' -c 'read -P 9 32k 4k' -c 'read -P 0 36k 4000k' image")
-                    .components(separatedBy: "bytes at offset").count == 4)
+                try lab.run(
+                    "qemu-io -r -f \(driver) -c 'read -P 0 0 32k' -c 'read -P 9 32k 4k' -c 'read -P 0 36k 4000k' image"
+                )
+                .components(separatedBy: "bytes at offset").count == 4)
             try lab.lab.finish()
         }
     }

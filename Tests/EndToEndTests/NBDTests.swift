@@ -193,7 +193,9 @@ extension EndToEnd {
                 ] as [(String, UInt64, String?)] {
                     #expect(try lab.control("set \(lab.guest.id) xvda detect-zeroes=\(mode)").status == 0)
                     #expect(try queue.status(.write, sector: sector, byteCount: 4096, fill: 0) == 0)
-                    #expect(try queue.read(sector: sector, byteCount: 8192).bytes == [UInt8](repeating: 0, count: 4096) + [UInt8](repeating: 1, count: 4096))
+                    #expect(
+                        try queue.read(sector: sector, byteCount: 8192).bytes == [UInt8](repeating: 0, count: 4096)
+                            + [UInt8](repeating: 1, count: 4096))
                     let zeroes = server.requests.filter { $0.has("Zero id=") }
                     #expect(words.map { words in zeroes.contains { $0.has(words) } } ?? zeroes.isEmpty, "\(zeroes)")
                 }

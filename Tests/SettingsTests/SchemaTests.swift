@@ -119,11 +119,13 @@ import Testing
     @Test("what changes while a disk is served is found in both spellings") func changing() throws {
         #expect(
             SettingsSchema.withoutLimits(SettingsSchema.changing).map(\.name) == [
-                "detect-zeroes", "disable-flush", "flush-interval", "no-coalesce-reqs", "on-enospc", "poll-percent", "poll-us",
+                "detect-zeroes", "disable-flush", "flush-interval", "no-coalesce-reqs", "on-enospc", "poll-percent",
+                "poll-us",
             ])
         #expect(
             SettingsSchema.withoutLimits(SettingsSchema.changing).map(\.oldName) == [
-                "detect_zeroes", "disable_flush", "flush_interval", "no_coalesce_reqs", "on_enospc", "poll_percent", "poll_us",
+                "detect_zeroes", "disable_flush", "flush_interval", "no_coalesce_reqs", "on_enospc", "poll_percent",
+                "poll_us",
             ])
         for setting in SettingsSchema.changing {
             #expect(try SettingsSchema.changing(setting.name).name == setting.name)

@@ -77,12 +77,13 @@ extension Bench {
     private func takeOver(_ version: UInt32) throws(Failure) {
         at("the successor of a process that was killed while it wrote, round \(version)")
         try inNextProcess(isAfterDeath: true) { queue throws(Failure) in
-            for block in 0..<crashBlockCount {
+            let writes = (0..<crashBlockCount).map { block in
                 let request = Request(XBB_OP_WRITE, UInt64(block * crashBlockBytes), crashBlockBytes)
                 request.put(crashContent(block, version))
-                try perform(request, on: queue)
+                return request
             }
-            queue.idle(milliseconds: 200)
+            try performAll(writes, on: queue)
+            queue.idle(milliseconds: 500)
             for block in 0..<crashBlockCount {
                 let request = Request(XBB_OP_READ, UInt64(block * crashBlockBytes), crashBlockBytes)
                 try perform(request, on: queue)

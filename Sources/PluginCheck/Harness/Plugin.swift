@@ -71,7 +71,8 @@ package final class Disk {
             UInt32((readOnly ? XBB_OPEN_RDONLY : 0) | (isDirect ? XBB_OPEN_DIRECT : 0))
             | (isAfterDeath ? XBB_OPEN_SUCCESSOR | XBB_OPEN_AFTER_DEATH : 0)
         do throws(Failure) {
-            try self.init(plugin, borrowing: fd, flags: flags, options, format: format, location: location, started: started)
+            try self.init(
+                plugin, borrowing: fd, flags: flags, options, format: format, location: location, started: started)
         } catch {
             if fd >= 0 { _ = Glibc.close(fd) }
             throw error

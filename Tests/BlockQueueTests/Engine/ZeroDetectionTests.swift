@@ -87,7 +87,8 @@ struct ZeroDetectionTests {
         #expect(rig.status(read) == 0 && rig.plugin.log.last?.op == Int(XBB_OP_READ))
     }
 
-    @Test("one that fails is written, request by request: a guest sees no error for an operation that it did not ask for")
+    @Test(
+        "one that fails is written, request by request: a guest sees no error for an operation that it did not ask for")
     func failures() throws {
         let rig = try rig(.on)
         let writes = [rig.write(0, 8), rig.write(8, 8)]
