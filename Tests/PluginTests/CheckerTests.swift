@@ -48,6 +48,36 @@ private struct Checker {
         #expect(result.status == 0 && result.failures.isEmpty, "\(result.failures)")
     }
 
+    /// The example of a network plugin, and the same without its wait for what the dead process had sent, with a server that does
+    /// writes in any order.
+    @Test(arguments: [true, false]) func aSuccessorThatDoesNotWaitIsFound(waits: Bool) throws {
+        let checker = Checker()
+        let sources = #filePath.replacing("Tests/PluginTests/CheckerTests.swift", with: "")
+        let (folder, socket) = (checker.folder.path, "\(checker.folder.path)/server.sock")
+        let built = shell(
+            "sed 's/if (before >= 0) settle(before);/if (\(waits ? "before >= 0" : "0")) settle(before);/' "
+                + "\(sources)examples/c-nbd/nbd.c >\(folder)/nbd.c && grep -q 'if (\(waits ? "before" : "0")' \(folder)/nbd.c && "
+                + "gcc -std=c11 -shared -fPIC -Wl,-z,defs -I\(sources)Sources/PluginAPI/include \(folder)/nbd.c -o \(folder)/xbb-c-nbd.so"
+        )
+        #expect(built.status == 0, "\(built.output)")
+        let server = shell(
+            """
+            cd \(folder) && truncate -s 16M disk && cat >write <<'END'
+            cat >data.$$; sleep 0.$(shuf -i 0-5 -n 1); dd if=data.$$ of=disk oflag=seek_bytes conv=notrunc seek=$4 bs=64k status=none; rm data.$$
+            END
+            nbdkit -P \(folder)/server.pid -U \(socket) eval get_size='echo 16M' thread_model='echo parallel' can_flush='exit 0' flush='exit 0' \
+                pread="dd if=\(folder)/disk iflag=skip_bytes,count_bytes skip=\\$4 count=\\$3 bs=64k status=none" \
+                pwrite="cd \(folder); $(cat write)" </dev/null >/dev/null 2>&1
+            """)
+        #expect(server.status == 0, "\(server.output)")
+        defer { shell("kill -9 $(cat \(folder)/server.pid)") }
+        let result = checker.run(
+            "--only crash.successor \(waits ? "--quick" : "") \(folder)/xbb-c-nbd.so -- socket=\(socket)")
+        #expect(result.status == (waits ? 0 : 1), "\(result.failures)")
+        #expect(
+            waits || result.failures.contains { $0.value.contains("came behind one of its successor") }, "\(result.failures)")
+    }
+
     /// The plugin that has all the faults has none unless it is asked to.
     @Test func theFaultyPluginWithoutAFaultPasses() {
         let checker = Checker()
