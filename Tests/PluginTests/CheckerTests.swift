@@ -63,7 +63,7 @@ private struct Checker {
         let server = shell(
             """
             cd \(folder) && truncate -s 16M disk && cat >write <<'END'
-            cat >data.$$; sleep 0.$(shuf -i 0-5 -n 1); dd if=data.$$ of=disk oflag=seek_bytes conv=notrunc seek=$4 bs=64k status=none; rm data.$$
+            cat >data.$$; sleep 0.$(shuf -i 0-2 -n 1); dd if=data.$$ of=disk oflag=seek_bytes conv=notrunc seek=$4 bs=64k status=none; rm data.$$
             END
             nbdkit -P \(folder)/server.pid -U \(socket) eval get_size='echo 16M' thread_model='echo parallel' can_flush='exit 0' flush='exit 0' \
                 pread="dd if=\(folder)/disk iflag=skip_bytes,count_bytes skip=\\$4 count=\\$3 bs=64k status=none" \

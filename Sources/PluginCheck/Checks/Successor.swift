@@ -84,9 +84,11 @@ extension Bench {
             }
             try performAll(writes, on: queue)
             queue.idle(milliseconds: 500)
-            for block in 0..<crashBlockCount {
-                let request = Request(XBB_OP_READ, UInt64(block * crashBlockBytes), crashBlockBytes)
-                try perform(request, on: queue)
+            let reads = (0..<crashBlockCount).map {
+                Request(XBB_OP_READ, UInt64($0 * crashBlockBytes), crashBlockBytes)
+            }
+            try performAll(reads, on: queue)
+            for (block, request) in reads.enumerated() {
                 try require(
                     request.bytes == crashContent(block, version),
                     "a write of a process that was killed came behind one of its successor, at \(block * crashBlockBytes): "
