@@ -49,7 +49,7 @@ private struct Checker {
     }
 
     /// The example of a network plugin, and the same without its wait for what the dead process had sent, with a server that does
-    /// writes in any order.
+    /// what the dead process wrote, which begins with four times 255, some time later.
     @Test(arguments: [true, false]) func aSuccessorThatDoesNotWaitIsFound(waits: Bool) throws {
         let checker = Checker()
         let sources = #filePath.replacing("Tests/PluginTests/CheckerTests.swift", with: "")
@@ -63,7 +63,9 @@ private struct Checker {
         let server = shell(
             """
             cd \(folder) && truncate -s 16M disk && cat >write <<'END'
-            cat >data.$$; sleep 0.$(shuf -i 0-2 -n 1); dd if=data.$$ of=disk oflag=seek_bytes conv=notrunc seek=$4 bs=64k status=none; rm data.$$
+            cat >data.$$
+            case $(od -An -tx1 -N4 data.$$) in *"ff ff ff ff"*) sleep $(shuf -n 1 -e 0 0 0 0.3 0.7 1.5) ;; esac
+            dd if=data.$$ of=disk oflag=seek_bytes conv=notrunc seek=$4 bs=64k status=none; rm data.$$
             END
             nbdkit -P \(folder)/server.pid -U \(socket) eval get_size='echo 16M' thread_model='echo parallel' can_flush='exit 0' flush='exit 0' \
                 pread="dd if=\(folder)/disk iflag=skip_bytes,count_bytes skip=\\$4 count=\\$3 bs=64k status=none" \
