@@ -77,8 +77,8 @@ public final class ClusterMap: @unchecked Sendable {
         unsafe self.entries = entries.assumingMemoryBound(to: UInt64.self)
         unsafe self.l1 = l1.assumingMemoryBound(to: Atomic<UInt64>.self)
         entryCount = Atomic(image.l1.count)
-        for (index, entry) in image.l1.enumerated() where entry != 0 {
-            unsafe self.l1[index].store(entry, ordering: .relaxed)
+        for index in image.l1.indices where image.l1[index] != 0 {
+            unsafe self.l1[index].store(image.l1[index], ordering: .relaxed)
         }
     }
 
