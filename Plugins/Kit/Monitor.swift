@@ -36,6 +36,14 @@ public final class Monitor {
     /// Gives the lock back until a signal; may return without one.
     public func wait() { unsafe pthread_cond_wait(condition, mutex) }
 
+    /// Nanoseconds of CLOCK_MONOTONIC, for ``wait(until:)``.
+    public static var now: UInt64 {
+        var time = timespec()
+        // A variable that outlives the call.
+        unsafe clock_gettime(CLOCK_MONOTONIC, &time)
+        return UInt64(time.tv_sec) &* 1_000_000_000 &+ UInt64(time.tv_nsec)
+    }
+
     /// Like `wait()`, at most until `deadline` in nanoseconds of CLOCK_MONOTONIC.
     public func wait(until deadline: UInt64) {
         var time = timespec(

@@ -8,8 +8,9 @@ import PluginKit
 /// Connections on which nothing has been said yet, and what became of them.
 ///
 /// A server may serve one connection at a time, or let all others wait while it negotiates with one (nbdkit with most scripting
-/// languages), and which one that is is up to it. So none is waited for by itself, and each is answered as soon as it is greeted: one
-/// whose greeting had no answer would keep the server from the others, and from what the process before had asked of it.
+/// languages), and which one that is is up to it. So the greeting of no particular one is waited for, and each is answered as soon as it is
+/// greeted: one whose greeting had no answer would keep the server from the others, and from what the process before had asked of it.
+/// A negotiation that has begun goes to its end before the next one begins, and where the first one fails none follows.
 ///
 /// One thread uses it, that of start().
 final class Handshakes {
@@ -26,8 +27,9 @@ final class Handshakes {
     private var waiting: [Connection]
     /// Those that can be used.
     private(set) var agreed: [Connection] = []
-    private var facts: ExportFacts?
-    private var failure: PluginError?
+    /// What the first of them said, or why there is none.
+    private var outcome: Result<ExportFacts, PluginError>?
+    private var facts: ExportFacts? { try? outcome?.get() }
 
     /// What came first.
     private enum Event { case nothing, greeting, readable }
@@ -46,10 +48,10 @@ final class Handshakes {
     ///
     /// - Returns: false where `milliseconds` passed before.
     func wait(for socket: Int32?, milliseconds: UInt64) -> Bool {
-        let end = Self.milliseconds &+ milliseconds
+        let end = Monitor.now &+ milliseconds &* 1_000_000
         while true {
-            let now = Self.milliseconds
-            switch next(socket, Int32(clamping: end > now ? end - now : 0)) {
+            let now = Monitor.now
+            switch next(socket, Int32(clamping: end > now ? (end - now) / 1_000_000 : 0)) {
             case .readable: return true
             case .nothing: return false
             case .greeting: continue
@@ -61,21 +63,14 @@ final class Handshakes {
     ///
     /// - Returns: what it said of the export, on ``agreed``.
     func finish() throws(PluginError) -> ExportFacts {
-        while facts == nil, failure == nil {
-            guard next(nil, patience) == .greeting else {
-                throw PluginError(ETIMEDOUT, "the server did not answer within \(patience / 1000) s")
-            }
-        }
-        while !waiting.isEmpty, failure == nil {
-            guard next(nil, patienceForMore) == .greeting else {
-                noMore("the server did not answer within \(patienceForMore / 1000) s")
-                break
-            }
-        }
-        if let failure { throw failure }
-        guard let facts else { throw PluginError(EPROTO, "the server has not said what the export is") }
-        return facts
+        while !waiting.isEmpty, next(nil, currentPatience) == .greeting {}
+        let silence = "the server did not answer within \(currentPatience / 1000) s"
+        guard let outcome else { throw PluginError(ETIMEDOUT, silence) }
+        if !waiting.isEmpty { noMore(silence) }
+        return try outcome.get()
     }
+
+    private var currentPatience: Int32 { outcome == nil ? patience : patienceForMore }
 
     private func next(_ socket: Int32?, _ milliseconds: Int32) -> Event {
         var entries = waiting.map { pollfd(fd: $0.link.socket, events: Int16(POLLIN) | Self.hangUp, revents: 0) }
@@ -90,37 +85,32 @@ final class Handshakes {
         for connection in greeted { negotiate(connection) }
         for connection in closed {
             // The last one says why.
-            if waiting.count == 1, facts == nil { negotiate(connection) } else { leave(connection) }
+            if waiting.count == 1, outcome == nil { negotiate(connection) } else { leave(connection) }
         }
         return greeted.isEmpty && closed.isEmpty ? .readable : .greeting
     }
 
     private static let hangUp = Int16(cgnutls_hang_up)
 
-    private static var milliseconds: UInt64 {
-        var time = timespec()
-        unsafe clock_gettime(CLOCK_MONOTONIC, &time)
-        return UInt64(max(0, time.tv_sec)) &* 1000 &+ UInt64(max(0, time.tv_nsec) / 1_000_000)
-    }
-
     private func negotiate(_ connection: Connection) {
         guard waiting.contains(where: { $0.index == connection.index }) else { return }
         waiting.removeAll { $0.index == connection.index }
         do throws(PluginError) {
-            connection.link.patience = facts == nil ? patience : patienceForMore
+            connection.link.patience = currentPatience
             let found = try connection.link.negotiate(wishes, credentials)
             if let facts {
                 guard found.isSameExport(as: facts) else {
                     throw PluginError(ESTALE, "another connection leads to another export")
                 }
             } else {
-                facts = found
+                outcome = .success(found)
             }
             agreed.append(connection)
             if !found.flags.contains(.severalConnections) { leaveAll() }
         } catch {
             _ = cgnutls_end(connection.link.socket)
-            if facts == nil { failure = error } else { return noMore(error.message) }
+            if outcome != nil { return noMore(error.message) }
+            outcome = .failure(error)
             leaveAll()
         }
     }

@@ -8,14 +8,6 @@ extension NBDDevice: DrainingDisk {
     /// How long a server may take for the flush, in ns.
     private static var patience: UInt64 { 30_000_000_000 }
 
-    /// Nanoseconds of CLOCK_MONOTONIC.
-    private static var now: UInt64 {
-        var time = timespec()
-        // A variable that outlives the call.
-        unsafe clock_gettime(CLOCK_MONOTONIC, &time)
-        return UInt64(time.tv_sec) &* 1_000_000_000 &+ UInt64(time.tv_nsec)
-    }
-
     /// What a flush on the thread of a queue came to.
     private final class Answer: @unchecked Sendable {
         let monitor = Monitor()
@@ -35,11 +27,11 @@ extension NBDDevice: DrainingDisk {
             answer.monitor.locked { answer.error = error }
             answer.monitor.broadcast()
         }
-        let end = Self.now &+ Self.patience
+        let end = Monitor.now &+ Self.patience
         answer.monitor.lock()
         defer { answer.monitor.unlock() }
         while answer.error == nil {
-            guard Self.now < end else {
+            guard Monitor.now < end else {
                 throw PluginError(ETIMEDOUT, "\(server) has not flushed within \(Self.patience / 1_000_000_000) s")
             }
             answer.monitor.wait(until: end)
