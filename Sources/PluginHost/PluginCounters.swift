@@ -38,14 +38,10 @@ enum PluginCounterCalls {
         state.withLock { $0.open.removeValue(forKey: call) ?? [] }
     }
 
-    /// True where a call that goes on may report more: one that reports without end is not to cost more than that question.
-    private static func hasRoom(in call: UInt) -> Bool {
-        state.withLock { ($0.open[call]?.count ?? mostCounters) < mostCounters }
-    }
-
-    private static func add(_ name: String, _ value: UInt64, to call: UInt) {
+    /// `name` is asked for only where there is room: a plugin that reports without end is not to cost more than that.
+    private static func add(_ value: UInt64, to call: UInt, _ name: () -> String?) {
         state.withLock { state in
-            guard let counters = state.open[call], counters.count < mostCounters,
+            guard let counters = state.open[call], counters.count < mostCounters, let name = name(),
                 !counters.contains(where: { $0.name == name })
             else { return }
             state.open[call]?.append((name, value))
@@ -61,14 +57,14 @@ enum PluginCounterCalls {
     ///
     /// Unsafe because C passes pointers: `argument` is never followed, and `name` is read up to its end or the longest name.
     static let report: xbb_stat_fn = { argument, name, value in
-        let call = UInt(bitPattern: argument)
-        guard let name = unsafe name, hasRoom(in: call) else { return }
-        let length = unsafe strnlen(name, longestName)
-        let bytes = unsafe UnsafeBufferPointer(start: name, count: length)
-        let text = unsafe bytes.map { UInt8(bitPattern: $0) }.map {
-            (0x21...0x7e).contains($0) ? $0 : UInt8(ascii: "?")
+        guard let name = unsafe name else { return }
+        add(value, to: UInt(bitPattern: argument)) {
+            let length = unsafe strnlen(name, longestName)
+            let bytes = unsafe UnsafeBufferPointer(start: name, count: length)
+            let text = unsafe bytes.map { UInt8(bitPattern: $0) }.map {
+                (0x21...0x7e).contains($0) ? $0 : UInt8(ascii: "?")
+            }
+            return text.isEmpty ? nil : String(decoding: text, as: UTF8.self)
         }
-        if text.isEmpty { return }
-        add(String(decoding: text, as: UTF8.self), value, to: call)
     }
 }
