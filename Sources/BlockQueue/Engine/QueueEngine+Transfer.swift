@@ -54,13 +54,20 @@ extension QueueEngine {
 
     /// Asks for a flush, which has one part and no length: all of the list counts as handed over.
     private mutating func buildFlush(_ list: Int32) {
-        guard let request = plugin.take(for: list) else { return }
-        lists[Int(list)].progress = lists[Int(list)].length
-        lists[Int(list)].outstanding &+= 1
+        guard makeWithoutData(list, UInt8(XBB_OP_FLUSH), offset: 0, length: 0) else { return }
+        lists[Int(list)].handOver(upTo: lists[Int(list)].length, parts: 1)
+    }
+
+    /// Makes a plugin request that has a range at most; false where none is free, and the list waits for one.
+    private mutating func makeWithoutData(
+        _ list: Int32, _ op: UInt8, flags: UInt16 = 0, offset: UInt64, length: UInt64
+    ) -> Bool {
+        guard let request = plugin.take(for: list) else { return false }
         let pointer = plugin.port.request(request)
-        pointer.prepare(list: list, op: UInt8(XBB_OP_FLUSH), flags: 0, offset: 0, length: 0)
+        pointer.prepare(list: list, op: op, flags: flags, offset: offset, length: length)
         pointer.setVectorCount(0)
         plugin.makeReady(request)
+        return true
     }
 
     /// Hands over the data, or the range of a discard, in as many requests as the plugin's limits and the buffer ask for.
@@ -95,8 +102,8 @@ extension QueueEngine {
 
     /// True for a list that has not begun and has nothing but zeroes, where that is looked for.
     ///
-    /// A list that is done again request by request is written as it is: should the plugin have failed because of the operation,
-    /// the guest does not see it.
+    /// A list that is done again request by request is written as it is. One of a single request is not done again: its guest sees
+    /// the error.
     private mutating func isOfZeroes(_ list: Int32) -> Bool {
         let position = Int(list)
         guard tuning.zeroDetection != .off, lists[position].progress == 0, !lists[position].state.isSplit,
@@ -107,14 +114,12 @@ extension QueueEngine {
 
     private mutating func buildZeroes(_ list: Int32) {
         let position = Int(list)
-        guard let request = plugin.take(for: list) else { return }
-        let pointer = plugin.port.request(request)
-        pointer.prepare(
-            list: list, op: UInt8(XBB_OP_WRITE_ZEROES),
-            flags: tuning.zeroDetection == .unmap ? UInt16(XBB_REQ_MAY_UNMAP) : 0, offset: lists[position].offset,
-            length: lists[position].length)
-        pointer.setVectorCount(0)
-        plugin.makeReady(request)
+        let flags = tuning.zeroDetection == .unmap ? UInt16(XBB_REQ_MAY_UNMAP) : 0
+        guard
+            makeWithoutData(
+                list, UInt8(XBB_OP_WRITE_ZEROES), flags: flags, offset: lists[position].offset,
+                length: lists[position].length)
+        else { return }
         stats.add(.zero_writes)
         lists[position].handOver(upTo: lists[position].length, parts: 1)
     }
@@ -124,17 +129,13 @@ extension QueueEngine {
         let position = Int(list)
         let flags = lists[position].secure && canEraseSecurely ? UInt16(XBB_REQ_SECURE) : 0
         while lists[position].progress < lists[position].length {
-            guard let request = plugin.take(for: list) else { break }
             let done = lists[position].progress
             let length = min(lists[position].length - done, plugin.maxDiscard)
-            let pointer = plugin.port.request(request)
-            pointer.prepare(
-                list: list, op: UInt8(XBB_OP_DISCARD), flags: flags, offset: lists[position].offset + done,
-                length: length)
-            pointer.setVectorCount(0)
-            plugin.makeReady(request)
-            lists[position].progress = done + length
-            lists[position].outstanding += 1
+            let offset = lists[position].offset + done
+            guard makeWithoutData(list, UInt8(XBB_OP_DISCARD), flags: flags, offset: offset, length: length) else {
+                break
+            }
+            lists[position].handOver(upTo: done + length, parts: 1)
         }
     }
 

@@ -38,7 +38,7 @@ package struct QueueTuning: Sendable, Equatable {
 }
 
 /// How a write of nothing but zeroes reaches the plugin.
-package enum ZeroDetection: UInt8, Sendable {
+package enum ZeroDetection: Sendable {
     /// As any other.
     case off
     /// As `XBB_OP_WRITE_ZEROES`.
