@@ -8,8 +8,7 @@
 #include <unistd.h>
 
 static int ends[2] = {-1, -1};
-static int kept[HARNESS_KEYS];
-static bool has_kept;
+static int kept[HARNESS_KEYS] = {[0 ... HARNESS_KEYS - 1] = -1};
 
 int harness_keep_files(void)
 {
@@ -20,10 +19,9 @@ int harness_kept_files(void)
 {
     int count = 0;
     for (int key = 0; key < HARNESS_KEYS; key++) {
-        if (has_kept && kept[key] >= 0) close(kept[key]);
+        if (kept[key] >= 0) close(kept[key]);
         kept[key] = -1;
     }
-    has_kept = true;
     for (;;) {
         uint32_t key;
         union { struct cmsghdr header; char bytes[CMSG_SPACE(sizeof(int))]; } control;
@@ -51,4 +49,4 @@ int harness_keep(uint32_t key, int fd)
     return sendmsg(ends[0], &message, MSG_DONTWAIT) == sizeof key ? 0 : -errno;
 }
 
-int harness_kept(uint32_t key) { return has_kept && kept[key] >= 0 ? kept[key] : -ENOENT; }
+int harness_kept(uint32_t key) { return kept[key] >= 0 ? kept[key] : -ENOENT; }

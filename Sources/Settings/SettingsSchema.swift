@@ -165,6 +165,11 @@ public enum SettingsSchema {
         "what becomes of requests for which the storage has no space: the guest gets the error, or they wait and are tried again",
         "POLICY", TextRule(choices: [reportsNoSpace, stopsWithoutSpace]), usual: reportsNoSpace, scope: .disk,
         section: .tunables, workerForm: .tunable, changesWhileServed: true)
+    /// A value of ``onNoSpace``.
+    public static let reportsNoSpace = "report"
+    /// See ``reportsNoSpace``.
+    public static let stopsWithoutSpace = "stop"
+
     /// What is done with writes of nothing but zeroes; the values are those of QEMU.
     public static let detectZeroes = Setting(
         text: "detect-zeroes",
@@ -177,10 +182,6 @@ public enum SettingsSchema {
     public static let detectsZeroes = "on"
     /// See ``ignoresZeroes``.
     public static let unmapsZeroes = "unmap"
-    /// A value of ``onNoSpace``.
-    public static let reportsNoSpace = "report"
-    /// See ``reportsNoSpace``.
-    public static let stopsWithoutSpace = "stop"
 
     // MARK: What follows from several
 
