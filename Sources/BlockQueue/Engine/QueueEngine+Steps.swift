@@ -66,6 +66,9 @@ extension QueueEngine {
             lists[Int(list)].state.isSplit = true
             wait(list, for: .copyIn)
         case .splitNext: finishSplitRequest(list)
+        case .writeZeroesAsData:
+            lists[Int(list)].state.zeroes = .dataAfterRefusal
+            startTransfer(list)
         case .hold: hold(list)
         case .fail(let status): fail(list, status)
         case .finish: finish(list)

@@ -102,12 +102,11 @@ extension QueueEngine {
 
     /// True for a list that has not begun and has nothing but zeroes, where that is looked for.
     ///
-    /// A list that is done again request by request is written as it is. One of a single request is not done again: its guest sees
-    /// the error.
+    /// A list that is done again request by request, or whose zeroes the plugin would not write as such, is written as it is.
     private mutating func isOfZeroes(_ list: Int32) -> Bool {
         let position = Int(list)
         guard tuning.zeroDetection != .off, lists[position].progress == 0, !lists[position].state.isSplit,
-            lists[position].length <= plugin.maxWriteZeroes
+            lists[position].state.zeroes != .dataAfterRefusal, lists[position].length <= plugin.maxWriteZeroes
         else { return false }
         return data.isZero(at: dataStart(list), Int(truncatingIfNeeded: lists[position].length), in: list)
     }
@@ -121,6 +120,7 @@ extension QueueEngine {
                 length: lists[position].length)
         else { return }
         stats.add(.zero_writes)
+        lists[position].state.zeroes = .operation
         lists[position].handOver(upTo: lists[position].length, parts: 1)
     }
 

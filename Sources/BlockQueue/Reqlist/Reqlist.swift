@@ -62,6 +62,17 @@ struct ReqlistState: BitwiseCopyable {
     var failure: Int32 = 0
     /// It failed for want of space alone, and is to be tried again when there may be some.
     var waitsForSpace = false
+    var zeroes = ZeroesForm.data
+}
+
+/// How the plugin is asked to write what is nothing but zeroes.
+enum ZeroesForm: UInt8, BitwiseCopyable {
+    /// It was not: the list is no such write, or has not begun
+    case data
+    /// As `XBB_OP_WRITE_ZEROES`
+    case operation
+    /// As data, because it has refused the operation
+    case dataAfterRefusal
 }
 
 /// How the data of a write, a flush or a barrier lie on the disk.

@@ -7,7 +7,8 @@
 //                                                               flushAfter*     copyOut        * barrier without FUA
 //
 // A list of several requests that fails is split: its requests are done one by one (QueueEngine+Split). One that fails for
-// want of space may be held instead and stays in its phase (QueueEngine+Hold).
+// want of space may be held instead and stays in its phase (QueueEngine+Hold). Before either, zeroes that the plugin would
+// not write by the operation for them are written as data.
 import Blkif
 import Glibc
 
@@ -33,6 +34,8 @@ enum ReqlistStep: Equatable, BitwiseCopyable {
     case transfer
     /// Hand the range of a discard to the plugin
     case discard
+    /// Write the zeroes that the plugin would not write as such
+    case writeZeroesAsData
     /// Copy to the guest
     case copyOut
     /// Begin with the first request alone
@@ -103,6 +106,8 @@ extension ReqlistState {
     /// After a phase in the plugin of a list that failed, in it or before.
     @inline(never)
     private func afterFailure() -> ReqlistStep {
+        // The guest has not asked for that operation, so it does not see it fail.
+        if zeroes == .operation { return .writeZeroesAsData }
         if waitsForSpace { return .hold }
         if isSplit { return .splitNext }
         if requestCount > 1 && phase == .transfer { return .split }

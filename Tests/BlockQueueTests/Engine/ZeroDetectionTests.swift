@@ -88,22 +88,44 @@ struct ZeroDetectionTests {
     }
 
     @Test(
-        "one that fails is written, request by request: a guest sees no error for an operation that it did not ask for")
-    func failures() throws {
+        "one that fails is written as data: a guest sees no error of an operation that it did not ask for",
+        arguments: [EOPNOTSUPP, EIO, EINVAL, EPERM, ENOSPC], [1, 2])
+    func failures(_ code: Int32, _ count: Int) throws {
+        let rig = try rig(.on)
+        rig.engine.tuning.holdsWithoutSpace = true
+        let writes = (0..<count).map { rig.write($0 * 8, 8) }
+        rig.turn()
+        rig.plugin.completeAll(-code)
+        rig.run()
+        #expect(rig.statuses(writes) == writes.map { _ in 0 } && tags(rig, count * 8) == [0])
+        #expect(rig.plugin.log.map(\.op) == [zeroesOp, writeOp])
+        #expect(rig.counter(.held_requests) == 0)
+        rig.expectIdle()
+    }
+
+    @Test("one whose data cannot be written either fails request by request, as any other write does")
+    func failuresOfTheData() throws {
         let rig = try rig(.on)
         let writes = [rig.write(0, 8), rig.write(8, 8)]
         rig.turn()
-        rig.plugin.completeAll(-EOPNOTSUPP)
+        rig.plugin.completeAll(-EIO)
+        rig.turn()
+        rig.plugin.completeAll(-EIO)
+        rig.turn()
+        rig.plugin.completeAll(-EIO)
         rig.run()
-        #expect(rig.statuses(writes) == [0, 0] && tags(rig, 16) == [0])
-        #expect(rig.plugin.log.map(\.op) == [zeroesOp, writeOp, writeOp])
+        #expect(rig.statuses(writes) == [-1, 0] && tags(rig, 8) != [0])
+        #expect(rig.plugin.log.map(\.op) == [zeroesOp, writeOp, writeOp, writeOp])
+        rig.expectIdle()
     }
 
-    @Test("with no space they wait as other writes do")
+    @Test("with no space for their data either they wait as other writes do")
     func space() throws {
         let rig = try rig(.on)
         rig.engine.tuning.holdsWithoutSpace = true
         let write = rig.write(0, 8)
+        rig.turn()
+        rig.plugin.completeAll(-ENOSPC)
         rig.turn()
         rig.plugin.completeAll(-ENOSPC)
         rig.settle()
@@ -111,5 +133,6 @@ struct ZeroDetectionTests {
         rig.engine.now += SpaceHold.pause
         rig.run()
         #expect(rig.status(write) == 0 && tags(rig, 8) == [0])
+        #expect(rig.plugin.log.map(\.op) == [zeroesOp, writeOp, writeOp])
     }
 }
