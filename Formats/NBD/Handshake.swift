@@ -111,14 +111,16 @@ public struct Handshake: Sendable {
         switch state {
         case .greeting, .oldstyle:
             HandshakeError(
-                .broken, "the server closed the connection in the middle of its greeting: it may be no NBD server")
+                .broken,
+                "the server closed the connection in the middle of its greeting: it may be no NBD server, or allow no "
+                    + "more connections")
         case .option(.startTLS), .tls:
             HandshakeError(.withoutTLS, "the server closed the connection when it was asked for TLS")
         case .facts:
             HandshakeError(
                 .refused,
-                "the server closed the connection: it may have no export \(shownName)\(isEncrypted ? "" : ", or want TLS")"
-            )
+                "the server closed the connection: it may have no export \(shownName), allow no more "
+                    + "connections\(isEncrypted ? "" : ", or want TLS")")
         case .option, .done, .failed: HandshakeError(.refused, "the server closed the connection")
         }
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// Which connection is negotiated when: as the server greets them, also while old requests are waited for.
+// Several connections negotiated at once, each as the server answers it, also while old requests are waited for.
 import CGnuTLS
 import Glibc
 import NBD
@@ -8,53 +8,67 @@ import PluginKit
 /// Connections on which nothing has been said yet, and what became of them.
 ///
 /// A server may serve one connection at a time, or let all others wait while it negotiates with one (nbdkit with most scripting
-/// languages), and which one that is is up to it. So the greeting of no particular one is waited for, and each is answered as soon as it is
-/// greeted: one whose greeting had no answer would keep the server from the others, and from what the process before had asked of it.
-/// A negotiation that has begun goes to its end before the next one begins, and where the first one fails none follows.
+/// languages), and which one that is is up to it. So no particular one is waited for: each goes on as soon as there is an answer on it.
+/// One that was not answered would keep such a server from the others, and from what the process before had asked of it.
 ///
 /// One thread uses it, that of start().
 final class Handshakes {
     /// A connection by its number.
     typealias Connection = (index: Int, link: Link)
 
-    private let host: HostDisk
-    private let server: String
-    private let wishes: Handshake.Wishes
-    private let credentials: Credentials?
-    /// How long each answer may take on the first connection, and on the others, in ms.
-    private let (patience, patienceForMore): (Int32, Int32)
-    /// Those that were not greeted.
-    private var waiting: [Connection]
-    /// Those that can be used.
-    private(set) var agreed: [Connection] = []
-    /// What the first of them said, or why there is none.
-    private var outcome: Result<ExportFacts, PluginError>?
-    private var facts: ExportFacts? { try? outcome?.get() }
-
-    /// What came first.
-    private enum Event { case nothing, greeting, readable }
-
-    init(
-        _ host: HostDisk, _ server: String, _ connections: [Connection], _ wishes: Handshake.Wishes,
-        _ credentials: Credentials?, patience: Int32
-    ) {
-        (self.host, self.server, self.wishes, self.credentials) = (host, server, wishes, credentials)
-        // A server with a limit lets one more wait.
-        (self.patience, patienceForMore) = (patience, min(patience, 2000))
-        waiting = connections
+    private struct Begun {
+        let connection: Connection
+        var negotiation: Negotiation
+        /// What poll(2) has to see before it can go on.
+        var events = Int16(POLLIN)
     }
 
-    /// Waits until there is something to read from `socket`; nil: for the whole time. Greetings are answered meanwhile.
+    /// What came first.
+    private enum Event { case nothing, answer, readable }
+
+    /// For messages.
+    private let (host, server): (HostDisk, String)
+    /// The guest has the disk already.
+    private let isAwaited: Bool
+    /// How long the server may be silent before it has agreed on one connection, and after that, in ms.
+    private let (patience, patienceForMore): (UInt64, UInt64)
+    /// Those on which there is no agreement yet.
+    private var begun: [Begun]
+    /// Those that can be used.
+    private(set) var agreed: [Connection] = []
+    /// What the server said of the export on the first of them.
+    private var facts: ExportFacts?
+    /// The first answer that refuses, and the first end of a connection without such a word.
+    private var (refusal, ending): (PluginError?, PluginError?) = (nil, nil)
+    /// When the server was heard last, in ns of CLOCK_MONOTONIC.
+    private var heardAt = Monitor.now
+
+    /// Nothing is read or sent before ``wait(for:milliseconds:)`` or ``finish()``. `patience` in ms.
+    init(
+        _ host: HostDisk, _ server: String, _ connections: [Connection], _ wishes: Handshake.Wishes,
+        _ credentials: Credentials?, isAwaited: Bool, patience: Int32
+    ) {
+        (self.host, self.server, self.isAwaited) = (host, server, isAwaited)
+        // A server that needs long to prepare its export comes back to a guest, but not one that hangs: another connection may help there.
+        self.patience = isAwaited ? max(UInt64(max(patience, 0)), 300_000) : UInt64(max(patience, 0))
+        // A server with a limit lets one more wait.
+        patienceForMore = min(self.patience, 2000)
+        begun = connections.map { connection in
+            connection.link.patience = patience
+            return Begun(connection: connection, negotiation: Negotiation(connection.link, wishes, credentials))
+        }
+    }
+
+    /// Waits until there is something to read from `socket`; nil: for the whole time. Handshakes go on meanwhile.
     ///
     /// - Returns: false where `milliseconds` passed before.
     func wait(for socket: Int32?, milliseconds: UInt64) -> Bool {
         let end = Monitor.now &+ milliseconds &* 1_000_000
         while true {
-            let now = Monitor.now
-            switch next(socket, Int32(clamping: end > now ? (end - now) / 1_000_000 : 0)) {
+            switch next(socket, until: end) {
             case .readable: return true
             case .nothing: return false
-            case .greeting: continue
+            case .answer: continue
             }
         }
     }
@@ -63,68 +77,77 @@ final class Handshakes {
     ///
     /// - Returns: what it said of the export, on ``agreed``.
     func finish() throws(PluginError) -> ExportFacts {
-        while !waiting.isEmpty, next(nil, currentPatience) == .greeting {}
-        let silence = "the server did not answer within \(currentPatience / 1000) s"
-        guard let outcome else { throw PluginError(ETIMEDOUT, silence) }
-        if !waiting.isEmpty { noMore(silence) }
-        return try outcome.get()
+        heardAt = Monitor.now
+        var isSaid = !isAwaited
+        let wanted = begun.count + agreed.count
+        while !begun.isEmpty {
+            // Who refuses one connection is not expected to agree on another, but may.
+            let isAnswered = facts != nil || refusal != nil
+            let end = heardAt &+ (isAnswered ? patienceForMore : patience) &* 1_000_000
+            let wordAt = heardAt &+ Self.quietWait
+            if next(nil, until: isSaid ? end : min(end, wordAt)) == .nothing {
+                if Monitor.now >= end { break }
+                isSaid = true
+                host.log(.warning, "\(server) does not answer in the handshake; the guest waits until it does")
+            }
+        }
+        let silence = "the server did not answer within \((facts == nil ? patience : patienceForMore) / 1000) s"
+        guard let facts else {
+            let silent = begun.isEmpty ? nil : PluginError(ETIMEDOUT, silence)
+            throw refusal ?? silent ?? ending ?? PluginError(ENOTCONN, "there is no connection")
+        }
+        if facts.flags.contains(.severalConnections), agreed.count < wanted {
+            let reason = refusal?.message ?? (ending == nil ? silence : "the server closed the others")
+            host.log(.warning, "\(server): of \(wanted) connections \(agreed.count) are used: \(reason)")
+        }
+        leaveAll()
+        return facts
     }
 
-    private var currentPatience: Int32 { outcome == nil ? patience : patienceForMore }
+    /// An answer that takes longer is told, in ns.
+    private static var quietWait: UInt64 { 3_000_000_000 }
 
-    private func next(_ socket: Int32?, _ milliseconds: Int32) -> Event {
-        var entries = waiting.map { pollfd(fd: $0.link.socket, events: Int16(POLLIN) | Self.hangUp, revents: 0) }
+    /// Waits for what comes first, until `end` in ns of CLOCK_MONOTONIC, and lets handshakes go on.
+    private func next(_ socket: Int32?, until end: UInt64) -> Event {
+        var entries = begun.map { pollfd(fd: $0.connection.link.socket, events: $0.events, revents: 0) }
         if let socket { entries.append(pollfd(fd: socket, events: Int16(POLLIN), revents: 0)) }
-        let ready = unsafe poll(&entries, nfds_t(entries.count), milliseconds)
-        guard ready > 0 else { return ready < 0 && errno == EINTR ? .greeting : .nothing }
-        var (greeted, closed): ([Connection], [Connection]) = ([], [])
-        for (connection, entry) in zip(waiting, entries) where entry.revents != 0 {
-            let isOpen = entry.revents & ~Int16(POLLIN) == 0
-            if isOpen { greeted.append(connection) } else { closed.append(connection) }
-        }
-        for connection in greeted { negotiate(connection) }
-        for connection in closed {
-            // The last one says why.
-            if waiting.count == 1, outcome == nil { negotiate(connection) } else { leave(connection) }
-        }
-        return greeted.isEmpty && closed.isEmpty ? .readable : .greeting
+        let now = Monitor.now
+        // Rounded up: a wait that ends before its time would be done again and again.
+        let milliseconds = end > now ? (end - now + 999_999) / 1_000_000 : 0
+        let ready = unsafe poll(&entries, nfds_t(entries.count), Int32(clamping: milliseconds))
+        guard ready > 0 else { return ready < 0 && errno == EINTR ? .answer : .nothing }
+        let answered = zip(begun, entries).filter { $0.1.revents != 0 }.map(\.0.connection.index)
+        for index in answered { advance(index) }
+        if !answered.isEmpty { heardAt = Monitor.now }
+        return answered.isEmpty ? .readable : .answer
     }
 
-    private static let hangUp = Int16(cgnutls_hang_up)
-
-    private func negotiate(_ connection: Connection) {
-        guard waiting.contains(where: { $0.index == connection.index }) else { return }
-        waiting.removeAll { $0.index == connection.index }
+    private func advance(_ index: Int) {
+        // It may have been left because of what came on another one.
+        guard let position = begun.firstIndex(where: { $0.connection.index == index }) else { return }
+        let connection = begun[position].connection
         do throws(PluginError) {
-            connection.link.patience = currentPatience
-            let found = try connection.link.negotiate(wishes, credentials)
-            if let facts {
-                guard found.isSameExport(as: facts) else {
+            switch try begun[position].negotiation.advance() {
+            case .waits(let events): begun[position].events = events
+            case .agreed(let found):
+                if let facts, !found.isSameExport(as: facts) {
                     throw PluginError(ESTALE, "another connection leads to another export")
                 }
-            } else {
-                outcome = .success(found)
+                begun.remove(at: position)
+                agreed.append(connection)
+                facts = facts ?? found
+                if !found.flags.contains(.severalConnections) { leaveAll() }
             }
-            agreed.append(connection)
-            if !found.flags.contains(.severalConnections) { leaveAll() }
         } catch {
+            begun.remove(at: position)
             _ = cgnutls_end(connection.link.socket)
-            if outcome != nil { return noMore(error.message) }
-            outcome = .failure(error)
-            leaveAll()
+            if [ECONNRESET, EPIPE].contains(error.code) { ending = ending ?? error } else { refusal = refusal ?? error }
         }
     }
 
-    private func noMore(_ reason: String) {
-        host.log(.warning, "\(server): \(agreed.count) connections are used: \(reason)")
-        leaveAll()
-    }
-
-    /// A server with a limit has room for others.
-    private func leaveAll() { for connection in waiting { leave(connection) } }
-
-    private func leave(_ connection: Connection) {
-        _ = cgnutls_end(connection.link.socket)
-        waiting.removeAll { $0.index == connection.index }
+    /// A server with a limit has room for others then.
+    private func leaveAll() {
+        for entry in begun { _ = cgnutls_end(entry.connection.link.socket) }
+        begun = []
     }
 }

@@ -18,7 +18,7 @@ final class Link: @unchecked Sendable {
     /// What is being encrypted: GnuTLS wants the same bytes again where it could not send.
     private var record: [UInt8] = []
     private var isRecordWaiting = false
-    /// How long each step of a negotiation may take, in ms: for ``write(_:)`` and ``read(into:)``.
+    /// How long the server may take to accept or to answer something, in ms: for ``write(_:)`` and ``receive(into:)``.
     var patience: Int32 = 10_000
 
     /// Takes the socket over.
@@ -132,16 +132,23 @@ final class Link: @unchecked Sendable {
 
     // MARK: Negotiation
 
-    /// Begins TLS, and verifies the server.
+    /// Begins TLS: ``continueTLS()`` does it.
     func beginTLS(_ credentials: Credentials) throws(PluginError) {
         let session = unsafe try credentials.session(on: socket)
         (unsafe self.session, self.credentials) = unsafe (session, credentials)
+    }
+
+    /// Goes on with the beginning of TLS, and verifies the server at its end.
+    ///
+    /// - Returns: nil at the end, or the events of poll(2) that have to come before it can go on.
+    func continueTLS() throws(PluginError) -> Int16? {
+        guard let session = unsafe session, let credentials else { throw .invalid("TLS was not begun") }
         while true {
             let code = unsafe gnutls_handshake(session)
             if code == 0 { break }
             switch code {
-            case GNUTLS_E_AGAIN, GNUTLS_E_INTERRUPTED:
-                try wait(unsafe gnutls_record_get_direction(session) == 1 ? POLLOUT : POLLIN, "TLS")
+            case GNUTLS_E_INTERRUPTED: break
+            case GNUTLS_E_AGAIN: return Int16(unsafe gnutls_record_get_direction(session) == 1 ? POLLOUT : POLLIN)
             case GNUTLS_E_PREMATURE_TERMINATION, GNUTLS_E_PULL_ERROR:
                 throw PluginError(ECONNRESET, "TLS: the server closed the connection; its log says why")
             case GNUTLS_E_WARNING_ALERT_RECEIVED: break
@@ -154,6 +161,7 @@ final class Link: @unchecked Sendable {
             }
         }
         unsafe try credentials.verify(session)
+        return nil
     }
 
     /// Sends all bytes.
@@ -177,24 +185,8 @@ final class Link: @unchecked Sendable {
         }
     }
 
-    /// Waits for bytes and takes what is there, at most as many as `room` has.
-    ///
-    /// - Returns: how many; 0 where the server has closed the connection.
-    func read(into room: UnsafeMutableRawBufferPointer) throws(PluginError) -> Int {
-        while true {
-            var part = unsafe iovec(iov_base: room.baseAddress, iov_len: room.count)
-            let received = unsafe withUnsafeMutablePointer(to: &part) { part in
-                unsafe receive(UnsafeMutableBufferPointer(start: part, count: 1))
-            }
-            if received >= 0 { return received }
-            guard received == -Int(EAGAIN) else {
-                throw PluginError(system: "the connection broke", Int32(clamping: -received))
-            }
-            try wait(POLLIN, "the server")
-        }
-    }
-
-    private func wait(_ events: Int32, _ whom: String) throws(PluginError) {
+    /// Waits for events of poll(2), at most for ``patience``.
+    func wait(_ events: Int32, _ whom: String) throws(PluginError) {
         var entry = pollfd(fd: socket, events: Int16(events), revents: 0)
         let ready = unsafe poll(&entry, 1, patience)
         if ready == 0 { throw PluginError(ETIMEDOUT, "\(whom) did not answer within \(patience / 1000) s") }

@@ -21,7 +21,7 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
     /// A guest has the disk already.
     private let isAwaited: Bool
     private let wishes: Handshake.Wishes
-    /// How long each answer of the server may take in a handshake, in ms.
+    /// How long each answer of the server may take where no guest has the disk, in ms; see ``Handshakes``.
     private let patience: Int32
     private let credentials: Credentials?
     /// Seconds; see ``Fence``.
@@ -123,7 +123,8 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
             guard copy >= 0 else { throw PluginError(system: "no descriptor") }
             connections.append((entry.index, Link(copy)))
         }
-        return Handshakes(host, server, connections, wishes, credentials, patience: patience)
+        return Handshakes(
+            host, server, connections, wishes, credentials, isAwaited: isAwaited, patience: patience)
     }
 
     private func take(_ handshakes: Handshakes) throws(PluginError) {

@@ -1,43 +1,85 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// The handshake on a connected socket.
+// The handshake on a connected socket, and its farewell.
 import CGnuTLS
 import Glibc
 import NBD
 import PluginKit
 
-extension Link {
-    /// Agrees with the server on an export. `credentials` are there where TLS is wanted.
-    func negotiate(_ wishes: Handshake.Wishes, _ credentials: Credentials?) throws(PluginError) -> ExportFacts {
-        var handshake = Handshake(wishes)
-        var room = [UInt8](repeating: 0, count: 4096)
-        var isFirstInTLS = false
+/// The handshake on one connection, as far as the server has answered.
+struct Negotiation {
+    /// What ``advance()`` came to.
+    enum Progress {
+        /// Nothing more can be done before poll(2) sees one of these events on the socket.
+        case waits(Int16)
+        /// The server has agreed on an export: the next byte that is sent is a request.
+        case agreed(ExportFacts)
+    }
+
+    private let link: Link
+    /// There where TLS is wanted.
+    private let credentials: Credentials?
+    private var handshake: Handshake
+    private var steps: ArraySlice<Handshake.Step> = []
+    private var isBeginningTLS = false
+    private var isFirstInTLS = false
+    private var room = [UInt8](repeating: 0, count: 4096)
+
+    init(_ link: Link, _ wishes: Handshake.Wishes, _ credentials: Credentials?) {
+        (self.link, self.credentials) = (link, credentials)
+        handshake = Handshake(wishes)
+    }
+
+    /// Does what can be done without waiting for the server. What is sent has room in any socket.
+    mutating func advance() throws(PluginError) -> Progress {
         while true {
-            let count = try told(isFirstInTLS, handshake) { () throws(PluginError) in try receive(into: &room) }
-            guard count > 0 else { throw isFirstInTLS ? Self.refused : PluginError(handshake.endOfStream, isEnd: true) }
-            isFirstInTLS = false
-            var steps = try told { () throws(HandshakeError) in try handshake.receive(Array(room[..<count])) }[...]
-            while let step = steps.popFirst() {
+            if isBeginningTLS {
+                if let events = try link.continueTLS() { return .waits(events) }
+                (isBeginningTLS, isFirstInTLS) = (false, true)
+                steps += try told { (handshake) throws(HandshakeError) in try handshake.tlsStarted() }
+            }
+            while !isBeginningTLS, let step = steps.popFirst() {
                 switch step {
-                case .send(let bytes):
-                    _ = try told(isFirstInTLS, handshake) { () throws(PluginError) in try write(bytes) }
+                case .send(let bytes): try told { () throws(PluginError) in try link.write(bytes) }
                 case .startTLS:
                     guard let credentials else { throw .invalid("TLS was agreed on without credentials") }
-                    try beginTLS(credentials)
-                    isFirstInTLS = true
-                    steps += try told { () throws(HandshakeError) in try handshake.tlsStarted() }
-                case .done(let facts): return facts
+                    try link.beginTLS(credentials)
+                    isBeginningTLS = true
+                case .done(let facts): return .agreed(facts)
                 }
             }
+            if isBeginningTLS { continue }
+            let received = try told { () throws(PluginError) in try link.take(into: &room) }
+            guard let count = received else { return .waits(Int16(POLLIN)) }
+            guard count > 0 else { throw end }
+            isFirstInTLS = false
+            let bytes = Array(room[..<count])
+            steps = try told { (handshake) throws(HandshakeError) in try handshake.receive(bytes) }[...]
         }
     }
 
-    /// A client learns that its certificate is refused, or that it has none, when its own part of TLS 1.3 is over.
-    private static var refused: PluginError {
-        PluginError(
+    /// What it means that the server closes the connection just here.
+    private var end: PluginError {
+        // A client learns that its certificate is refused, or that it has none, when its own part of TLS 1.3 is over.
+        guard isFirstInTLS else { return PluginError(handshake.endOfStream, isEnd: true) }
+        return PluginError(
             ECONNRESET,
             "TLS: the server ended the connection: it may not believe this client's certificate; its log says why")
     }
 
+    private func told<Value>(_ body: () throws(PluginError) -> Value) throws(PluginError) -> Value {
+        do throws(PluginError) { return try body() } catch {
+            throw [EPIPE, ECONNRESET, EPROTO].contains(error.code) ? end : error
+        }
+    }
+
+    private mutating func told<Value>(
+        _ body: (inout Handshake) throws(HandshakeError) -> Value
+    ) throws(PluginError) -> Value {
+        do throws(HandshakeError) { return try body(&handshake) } catch { throw PluginError(error, isEnd: false) }
+    }
+}
+
+extension Link {
     /// Takes leave, without waiting for anything: nothing is under way.
     func disconnect() {
         patience = 0
@@ -46,31 +88,26 @@ extension Link {
         _ = cgnutls_end(socket)
     }
 
-    /// Waits for bytes, and takes what there is room for.
+    /// Waits for bytes, and takes what there is room for; 0: the server has closed the connection.
     func receive(into room: inout [UInt8]) throws(PluginError) -> Int {
-        var result: Result<Int, PluginError> = .success(0)
-        unsafe room.withUnsafeMutableBytes { bytes in
-            do throws(PluginError) { result = .success(unsafe try read(into: bytes)) } catch {
-                result = .failure(error)
+        while true {
+            if let count = try take(into: &room) { return count }
+            try wait(POLLIN, "the server")
+        }
+    }
+
+    /// Takes bytes that are there, at most as many as there is room for; 0: the server has closed the connection; nil: there are none.
+    func take(into room: inout [UInt8]) throws(PluginError) -> Int? {
+        // The array outlives the call, which writes into it.
+        let received = unsafe room.withUnsafeMutableBytes { bytes in
+            var part = unsafe iovec(iov_base: bytes.baseAddress, iov_len: bytes.count)
+            return unsafe withUnsafeMutablePointer(to: &part) { part in
+                unsafe receive(UnsafeMutableBufferPointer(start: part, count: 1))
             }
         }
-        return try result.get()
-    }
-
-    /// What it means that the connection ended just there.
-    private func told<Value>(
-        _ isFirstInTLS: Bool, _ handshake: Handshake, _ body: () throws(PluginError) -> Value
-    ) throws(PluginError) -> Value {
-        do throws(PluginError) {
-            return try body()
-        } catch {
-            guard [EPIPE, ECONNRESET, EPROTO].contains(error.code) else { throw error }
-            throw isFirstInTLS ? Self.refused : PluginError(handshake.endOfStream, isEnd: true)
-        }
-    }
-
-    private func told<Value>(_ body: () throws(HandshakeError) -> Value) throws(PluginError) -> Value {
-        do throws(HandshakeError) { return try body() } catch { throw PluginError(error, isEnd: false) }
+        if received == -Int(EAGAIN) { return nil }
+        guard received >= 0 else { throw PluginError(system: "the connection broke", Int32(clamping: -received)) }
+        return received
     }
 }
 

@@ -14,6 +14,7 @@ final class HostDevice: Sendable {
     private let onNotify: @Sendable (UInt32) -> Void
     private let childState = Mutex(ChildState())
     private let handleState = Mutex(HandleState())
+    private let listener = Mutex<TroubleListener?>(nil)
 
     /// Opens a file that an image names.
     typealias ChildOpener = @Sendable (xbb_ref) throws(OperationError) -> HostChild
@@ -22,6 +23,13 @@ final class HostDevice: Sendable {
         var opener: ChildOpener?
         var children: [HostChild] = []
         var failure: OperationError?
+    }
+
+    /// Who is told of warnings and errors, besides the log.
+    private struct TroubleListener {
+        let tell: @Sendable (String) -> Void
+        /// A plugin can make up any number.
+        var left = 16
     }
 
     /// What a plugin without a file leaves for a successor, and what its predecessor has left.
@@ -50,6 +58,18 @@ final class HostDevice: Sendable {
 
     func message(_ level: LogLevel, _ text: String) {
         log.write(level, "plugin: \(text)")
+        guard level == .warning || level == .error else { return }
+        let tell = listener.withLock { listener -> (@Sendable (String) -> Void)? in
+            guard let found = listener, found.left > 0 else { return nil }
+            listener?.left -= 1
+            return found.tell
+        }
+        tell?(text)
+    }
+
+    /// Tells of the next warnings and errors of the plugin, on any thread; nil: no more.
+    func tellTrouble(to tell: (@Sendable (String) -> Void)?) {
+        listener.withLock { $0 = tell.map { TroubleListener(tell: $0) } }
     }
 
     func notify(_ what: UInt32) { onNotify(what) }

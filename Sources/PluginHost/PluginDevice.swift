@@ -207,7 +207,11 @@ public final class PluginDevice: @unchecked Sendable {
     }
 
     /// Lets the plugin start its threads. Called after privileges were dropped.
-    public func start() throws(OperationError) {
+    ///
+    /// `onTrouble` gets what the plugin logs meanwhile as a warning or an error, on any thread.
+    public func start(onTrouble: (@Sendable (String) -> Void)? = nil) throws(OperationError) {
+        host.tellTrouble(to: onTrouble)
+        defer { host.tellTrouble(to: nil) }
         for child in host.children { try child.device?.start() }
         guard let start = unsafe library.table.start else { return }
         var failure = xbb_error()

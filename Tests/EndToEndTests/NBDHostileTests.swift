@@ -18,7 +18,7 @@ extension EndToEnd {
         private static let handshakes = [
             Breach(
                 "close-at-once",
-                "the server closed the connection in the middle of its greeting: it may be no NBD server"),
+                "the server closed the connection in the middle of its greeting: it may be no NBD server, or allow"),
             Breach("half-a-greeting", "the server closed the connection in the middle of its greeting"),
             Breach("silent", "did not answer within"),
             Breach("garbage", "the server does not speak NBD"),
@@ -62,6 +62,29 @@ extension EndToEnd {
             try device.close()
             #expect(!lab.lab.log.has("Fatal error"), "\(lab.lab.log)")
             lab.lab.stop()
+        }
+
+        /// What goes wrong on one connection is not in the way of the others, neither at first nor after a worker's death.
+        @Test(arguments: [
+            ("first-hangs-at-go", "of 5 connections 4 are used: the server did not answer within 2 s"),
+            ("first-is-refused-at-go", "of 5 connections 4 are used: "),
+        ])
+        func oneConnectionMayGoWrong(_ mode: String, _ words: String) throws {
+            let lab = try NBDLab()
+            let server = try lab.serve(.hostile(mode), .unix, [])
+            let device = try lab.disk(server) { $0.queues = 2 }
+            try lab.awaitLog(words)
+            func serves() throws {
+                #expect(
+                    try LoadRun(device, mixedPlan { ($0.count, $0.discardEvery, $0.barrierEvery) = (50, 0, 0) }).run()
+                        .isGood)
+            }
+            try serves()
+            server.end(SIGKILL)
+            try server.start()
+            try lab.awaitLog(words, times: 2)
+            try serves()
+            try lab.finish(device)
         }
 
         private static let reads = [

@@ -82,6 +82,9 @@ extension EndToEnd {
             // Another one dies while it waits: the next one waits as well.
             try held.lab.killWorker()
             try held.lab.awaitLog("has not yet done 1 of the writes that the process before had asked of it", times: 2)
+            try eventually("it is told where an operator looks") {
+                try held.lab.control("list").text.has("has not yet done 1 of the writes")
+            }
             #expect(held.order == ["begins 4096"], "something was sent")
             held.open()
             try held.awaitAnswer()
@@ -137,7 +140,8 @@ extension EndToEnd {
             kill(waiting, SIGKILL)
             try held.lab.awaitLog("the guest waits; 'xbbctl detach --force' takes the disk away", times: 2)
             try eventually("it is told where an operator looks") {
-                try held.lab.control("list").text.has("stalled")
+                let list = try held.lab.control("list").text
+                return list.has("stalled") && list.has("may still be doing writes of the process before")
             }
             held.open()
             try eventually("the old write lands") { held.order == ["begins 4096", "ended 4096"] }
@@ -287,6 +291,27 @@ extension EndToEnd {
                 let process = try lab.worker()
                 kill(process, SIGKILL)
                 try lab.awaitWorker(after: process)
+            }
+            try lab.finish(device)
+        }
+
+        /// A server that has become slower than `connect-timeout` allows: a guest that has the disk waits, and the operator sees for what.
+        @Test func aServerThatBecomesSlowIsWaitedFor() throws {
+            let lab = try NBDLab()
+            let server = try lab.serve(.nbdkit, .unix, ["file", "IMAGE"])
+            let device = try lab.disk(server, "xvda", "--option connect-timeout=1")
+            #expect(try LoadRun(device, mixedPlan { $0.count = 100 }).run().isGood)
+            server.end(SIGKILL)
+            server.words = ["--filter=delay", "file", lab.image(), "delay-open=8"]
+            try server.start()
+            try lab.awaitLog("does not answer in the handshake; the guest waits until it does")
+            try eventually("it is told where an operator looks") {
+                try lab.control("list").text.has("does not answer in the handshake")
+            }
+            #expect(try LoadRun(device, mixedPlan { $0.count = 100 }).run().isGood)
+            #expect(!lab.lab.log.has("did not answer within"), "\(lab.lab.log)")
+            try eventually("it is not told any more") {
+                try !lab.control("list").text.has("does not answer in the handshake")
             }
             try lab.finish(device)
         }

@@ -7,7 +7,7 @@ usage: hostile.py SOCKET PIDFILE MODE CURE
 MODE is what it does wrong, below: in the handshake, or in the answer to a read. When the file CURE is there it keeps to the protocol.
 Its export has 16 MiB, all bytes of which are 0x5c until they are written. What it should never be asked for ends it with a line.
 """
-import os, socket, struct, sys, threading, time
+import collections, os, socket, struct, sys, threading, time
 
 SIZE = 16 << 20
 NBDMAGIC, IHAVEOPT, REPLY = 0x4E42444D41474943, 0x49484156454F5054, 0x0003E889045565A9
@@ -20,6 +20,14 @@ DONE, NONE, DATA, HOLE, ERROR = 1, 0, 1, 2, 0x8001
 path, pidfile, mode, cure = sys.argv[1:]
 disk = bytearray(b"\x5c" * SIZE)
 lock = threading.Lock()
+# How often something happened on all connections.
+times = collections.Counter()
+
+
+def is_first(what):
+    with lock:
+        times[what] += 1
+        return times[what] == 1
 
 
 class Closed(Exception):
@@ -104,6 +112,11 @@ class Connection:
             elif option == GO:
                 if self.wrong == "close-at-go":
                     self.close()
+                if self.wrong == "first-hangs-at-go" and is_first("go"):
+                    self.hang()
+                if self.wrong == "first-is-refused-at-go" and is_first("go"):
+                    self.reply(option, 0x80000006)
+                    continue
                 size = {"size-zero": 0, "size-without-bounds": 1 << 63, "shrinks": SIZE // 2}.get(self.wrong, SIZE)
                 if self.wrong == "shrinks" and not os.path.exists(cure + ".shrunk"):
                     size = SIZE

@@ -27,6 +27,8 @@ enum DeviceMessage: Sendable, Equatable {
     case queueEnded
     /// Storage that a guest waits for cannot be opened yet; the text says why.
     case storageAwaited(String)
+    /// A plugin has logged this in its start(), for which a guest waits.
+    case startTroubled(String)
     /// The plugin called notify() with an `XBB_NOTIFY_` number.
     case notified(UInt32)
 
@@ -35,7 +37,7 @@ enum DeviceMessage: Sendable, Equatable {
         switch self {
         case .notified: true
         case .queueFailed, .replayed, .queueStarted, .callEnded, .queuePaused, .storageFailed, .holdChanged,
-            .queueAwoke, .pluginCounted, .queueEnded, .storageAwaited:
+            .queueAwoke, .pluginCounted, .queueEnded, .storageAwaited, .startTroubled:
             false
         }
     }

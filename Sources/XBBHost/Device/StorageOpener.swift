@@ -164,8 +164,10 @@ final class StorageOpener {
         } catch {
             return abandon(device, error, completion)
         }
+        let mailbox = mailbox
         calls.make("start()") { () throws(OperationError) in
-            try device.start()
+            // What goes wrong there is what the guest waits for.
+            try device.start { if isWaitedFor { mailbox.post(.startTroubled($0)) } }
         } _: { [self] result in
             if case .failure(let error) = result {
                 hasLostConnection = isWaitedFor && device.library.isNetwork && error.code == ENOTCONN

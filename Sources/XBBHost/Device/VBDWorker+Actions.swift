@@ -231,6 +231,7 @@ extension VBDWorker {
         case .holdChanged: holdChanged()
         case .queueAwoke: idleRule.awoke()
         case .storageAwaited(let reason): storageAwaited(reason)
+        case .startTroubled(let text): startTroubled(text)
         case .pluginCounted: if disk.finishQuestion() { resize() }
         case .notified(let what): takeNotification(what)
         }

@@ -68,6 +68,15 @@ extension VBDWorker {
         publishTrouble()
     }
 
+    /// A plugin has logged something while the guest waits for its start().
+    func startTroubled(_ text: String) {
+        // It may be over by now.
+        guard case .opening = machine.stage else { return }
+        (trouble.awaited, problem) = (text, text)
+        events.emit(.error, [("text", .string(text))])
+        publishTrouble()
+    }
+
     /// The storage is open, or is not waited for any more.
     func endStorageWait() {
         guard trouble.awaited != nil else { return }
@@ -91,10 +100,16 @@ extension VBDWorker {
             publishTrouble()
         }
         if now >= trouble.publishAt, now >= trouble.mayPublishAt {
-            trouble.publishAt = .max
             trouble.mayPublishAt = now &+ DiskTrouble.publishInterval
+            let text = trouble.text(of: disk)
+            // What the process before published is true until the storage is open.
+            if text == nil, !trouble.isPublished, case .opening = machine.stage {
+                trouble.publishAt = trouble.mayPublishAt
+                return
+            }
+            (trouble.publishAt, trouble.isPublished) = (.max, true)
             do throws(OperationError) {
-                if !nodes.isLost { try nodes.publish(BackendKey.trouble, trouble.text(of: disk)) }
+                if !nodes.isLost { try nodes.publish(BackendKey.trouble, text) }
             } catch {
                 log.warning(error.description)
             }

@@ -19,6 +19,8 @@ struct DiskTrouble {
     /// When to look for errors that were not logged, and when to publish, in ns of the monotonic clock.
     var summaryAt: UInt64 = .max
     var publishAt: UInt64 = .max
+    /// This process has published something.
+    var isPublished = false
     /// Not before this time.
     var mayPublishAt: UInt64 = 0
     /// XenStore is written to at most once in a second, in ns.
