@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The connections of a process, and what it noted of them, as they go to the process after it.
+import CGnuTLS
 import Glibc
 import PluginKit
 
@@ -23,6 +24,9 @@ final class Generation: @unchecked Sendable {
     }
 
     deinit { for entry in sockets { close(entry.socket) } }
+
+    /// Ends the connections, for all who have copies of them.
+    func end() { for entry in sockets { _ = cgnutls_end(entry.socket) } }
 
     /// What the process before has kept under the numbers from `base` on; nil: nothing.
     static func inherited(_ opening: Opening, base: UInt32) throws(PluginError) -> Generation? {

@@ -57,7 +57,8 @@ final class NBDDevice: StorageDisk, @unchecked Sendable {
             guard let process = try Generation.inherited(opening, base: base) else { continue }
             found += 1
             isBehindUnknown = isBehindUnknown || process.log.isBehindUnknown
-            if !process.log.isClear { before.append(process) }
+            // A server that serves one connection at a time would wait for more on one that nobody uses.
+            if process.log.isClear { process.end() } else { before.append(process) }
         }
         let free = Generation.bases.first { base in before.allSatisfy { $0.base != base } }
         guard let free else {

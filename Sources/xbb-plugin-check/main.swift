@@ -80,7 +80,9 @@ func parseArguments() -> CommandLineOptions {
         case "--skip": options.skip += value().split(separator: ",").map(String.init)
         case "--format": options.runner.subject.format = value()
         case "--image": options.runner.image = value()
-        case "--location": options.runner.subject.locations.append(value())
+        case "--location":
+            guard options.runner.subject.locations.count < 2 else { fail("--location is given at most twice") }
+            options.runner.subject.locations.append(value())
         case "--overwrite": options.overwrites = true
         case "--reference": options.runner.subject.reference = value()
         case "--tap": options.output = .tap
@@ -172,6 +174,7 @@ let results = runner.run(checks) { result in
     case .json: break
     }
 }
+if let misuse = runner.misuse { fail(misuse) }
 let counts = results.counts
 switch options.output {
 case .lines:

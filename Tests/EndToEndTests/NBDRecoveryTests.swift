@@ -295,6 +295,22 @@ extension EndToEnd {
             try lab.finish(device)
         }
 
+        /// A worker that dies with nothing under way: its connection is in nobody's way, also at a server that serves one at a time.
+        @Test(arguments: [["--filter=noparallel", "serialize=connections"], ["--filter=limit", "limit=1"]])
+        func anIdleWorkerMayDie(_ words: [String]) throws {
+            let lab = try NBDLab()
+            let server = try lab.serve(.nbdkit, .unix, [words[0], "file", "IMAGE", words[1]])
+            let device = try lab.disk(server)
+            for _ in 0..<3 {
+                #expect(try LoadRun(device, mixedPlan { $0.count = 50 }).run().isGood)
+                let worker = try lab.worker()
+                kill(worker, SIGKILL)
+                try lab.awaitWorker(after: worker)
+            }
+            #expect(try LoadRun(device, mixedPlan { $0.count = 50 }).run().isGood)
+            try lab.finish(device)
+        }
+
         /// A server that has become slower than `connect-timeout` allows: a guest that has the disk waits, and the operator sees for what.
         @Test func aServerThatBecomesSlowIsWaitedFor() throws {
             let lab = try NBDLab()

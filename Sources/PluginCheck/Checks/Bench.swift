@@ -124,11 +124,16 @@ package final class Bench {
     ) throws(Failure) -> Disk {
         let plugin = try plugin
         at("open()")
-        return try Disk(
-            plugin, plugin.library.hasNoFile ? nil : image ?? subject.image,
-            readOnly: readOnly || plugin.library.isReadOnly, subject.options.merging(options) { $1 },
-            format: subject.format, location: location ?? subject.locations.first, isAfterDeath: isAfterDeath,
-            started: started)
+        let location = location ?? subject.locations.first
+        do throws(Failure) {
+            return try Disk(
+                plugin, plugin.library.hasNoFile ? nil : image ?? subject.image,
+                readOnly: readOnly || plugin.library.isReadOnly, subject.options.merging(options) { $1 },
+                format: subject.format, location: location, isAfterDeath: isAfterDeath, started: started)
+        } catch {
+            guard error.isRefusal, location == nil, plugin.library.hasNoFile else { throw error }
+            throw error.with("--location TEXT says where its disk is")
+        }
     }
 
     /// The answer of `get_info()`, checked as the host does it.

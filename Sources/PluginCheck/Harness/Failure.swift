@@ -22,6 +22,13 @@ package struct Failure: Error, CustomStringConvertible {
 
     init(_ error: OperationError) { self.init(error.description) }
 
+    /// The same with advice behind it.
+    func with(_ advice: String) -> Failure {
+        var failure = Failure("\(description); \(advice)", code: code)
+        (failure.isRefusal, failure.isSkip) = (isRefusal, isSkip)
+        return failure
+    }
+
     /// There is nothing to check, and why.
     static func skip(_ reason: String) -> Failure {
         var failure = Failure(reason)

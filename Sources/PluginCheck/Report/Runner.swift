@@ -23,6 +23,8 @@ package struct Runner {
     private var description: JSON?
     private var cannotLoad: String?
     private var cannotOpen: String?
+    /// What of the command line does not fit the plugin: nothing was checked then.
+    package private(set) var misuse: String?
 
     package init(_ subject: Subject) { self.subject = subject }
 
@@ -35,6 +37,8 @@ package struct Runner {
             // This check finds out what the others need.
             let result = make(first)
             if case .failed(let why) = result.outcome { cannotLoad = why }
+            adoptLocations()
+            if misuse != nil { return [] }
         }
         for check in checks {
             let started = clinux_monotonic_ns()
@@ -45,6 +49,23 @@ package struct Runner {
             tell(result)
         }
         return results
+    }
+
+    /// Takes locations as they may stand in a disk's target, with the format before them: "rbd:pool/image".
+    private mutating func adoptLocations() {
+        guard !subject.locations.isEmpty, description != nil else { return }
+        if needsFile {
+            misuse = "--location is for plugins without files, and this one has its disks in files: give --image FILE"
+            return
+        }
+        guard let format else { return }
+        subject.locations = subject.locations.map { location in
+            let isTarget = location.hasPrefix("\(format):") && !location.hasPrefix("\(format)://")
+            return isTarget ? String(location.dropFirst(format.count + 1)) : location
+        }
+        if Set(subject.locations).count < subject.locations.count {
+            misuse = "--location \(subject.locations[0]) is given twice: the second one is another disk"
+        }
     }
 
     private mutating func attempt(_ check: Check) -> CheckResult {
@@ -218,7 +239,7 @@ private struct ReportReader {
     func outcome(_ end: End, seconds: Int) -> CheckResult.Outcome {
         let place = place.isEmpty ? "" : " (during \(place))"
         switch (end, verdict) {
-        case (.overtime, _): return .failed("it hangs: the check did not end within \(seconds) s\(place)")
+        case (.overtime, _): return .failed("it hangs, or its storage is slow: the check did not end within \(seconds) s (--time-limit)\(place)")
         case (.exited(0), .some(let verdict)): return verdict
         case (_, .some(.failed(let why))): return .failed("\(why)\(place)")
         case (.signalled(let signal), _): return .failed("the process was ended by signal \(signal)\(place)")
