@@ -164,7 +164,11 @@ final class Handshakes {
         } catch {
             begun.remove(at: position)
             _ = cgnutls_end(connection.link.socket)
-            if [ECONNRESET, EPIPE].contains(error.code) { ending = ending ?? error } else { refusal = refusal ?? error }
+            if [ECONNRESET, EPIPE].contains(error.code) {
+                ending = ending ?? error
+            } else {
+                refusal = refusal ?? error
+            }
         }
     }
 

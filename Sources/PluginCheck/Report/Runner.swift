@@ -239,7 +239,9 @@ private struct ReportReader {
     func outcome(_ end: End, seconds: Int) -> CheckResult.Outcome {
         let place = place.isEmpty ? "" : " (during \(place))"
         switch (end, verdict) {
-        case (.overtime, _): return .failed("it hangs, or its storage is slow: the check did not end within \(seconds) s (--time-limit)\(place)")
+        case (.overtime, _):
+            return .failed(
+                "it hangs, or its storage is slow: the check did not end within \(seconds) s (--time-limit)\(place)")
         case (.exited(0), .some(let verdict)): return verdict
         case (_, .some(.failed(let why))): return .failed("\(why)\(place)")
         case (.signalled(let signal), _): return .failed("the process was ended by signal \(signal)\(place)")
