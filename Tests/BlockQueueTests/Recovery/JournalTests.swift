@@ -204,7 +204,11 @@ struct JournalTests {
         #expect(Predecessor("unknown") == .unknown)
         #expect(Predecessor("handed-over") == .handedOver)
         #expect(Predecessor("killed:signal 9") == .killed("signal 9"))
+        #expect(Predecessor("killed:exit status 1") == .ended("exit status 1"))
         #expect(Predecessor("crashed:signal 6: a: b") == .crashed("signal 6: a: b"))
+        #expect(Predecessor("crashed:exit status 0 unasked") == .crashed("exit status 0 unasked"))
         for text in ["", "killed", "crashed", "handed-over:", "Unknown"] { #expect(Predecessor(text) == nil) }
+        #expect(Predecessor("killed:exit status 1")?.text == "ended (exit status 1)")
+        #expect(Predecessor("killed:signal 9")?.text == "was killed (signal 9)")
     }
 }
