@@ -76,7 +76,8 @@ static bool may_watch(struct xbb_hqueue *hq, const char *call)
 }
 
 static bool log_aloud;
-static const char *const level_names[] = {"error", "warning", "info", "debug"};
+static const char *const level_names[] = {
+    [XBB_LOG_ERROR] = "error", [XBB_LOG_WARN] = "warning", [XBB_LOG_INFO] = "info", [XBB_LOG_DEBUG] = "debug"};
 void harness_log_aloud(void) { log_aloud = true; }
 
 static void host_log(struct xbb_hdev *hdev, uint32_t level, const char *line)
@@ -86,7 +87,7 @@ static void host_log(struct xbb_hdev *hdev, uint32_t level, const char *line)
     int n = snprintf(hdev->log + hdev->log_used, LOG_SIZE - hdev->log_used, "%u %s\n", level, line);
     if (n > 0 && (size_t)n < LOG_SIZE - hdev->log_used) hdev->log_used += (size_t)n;
     pthread_mutex_unlock(&hdev->lock);
-    if (log_aloud) dprintf(2, "%s: %s\n", level < 4 ? level_names[level] : "log", line);
+    if (log_aloud) dprintf(2, "%s: %s\n", level >= XBB_LOG_ERROR && level <= XBB_LOG_DEBUG ? level_names[level] : "log", line);
 }
 
 static void wake(struct xbb_hqueue *hq)

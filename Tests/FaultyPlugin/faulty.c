@@ -146,7 +146,11 @@ static int start(void *dev, struct xbb_error *err)
     if (is("handles-signals")) signal(SIGUSR1, SIG_IGN);
     if (is("changes-limits")) setrlimit(RLIMIT_NOFILE, &(struct rlimit){512, 512});
     if (is("leaks-threads")) detached(sleep_for_ever, NULL);
-    (void)disk;
+    for (uint32_t level = 0; is("logs") && level <= XBB_LOG_DEBUG + 1; level++) {
+        char line[] = "at level 0";
+        line[sizeof line - 2] += (char)level;
+        host->log(disk->hdev, level, line);
+    }
     return 0;
 }
 

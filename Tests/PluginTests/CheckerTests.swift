@@ -6,12 +6,24 @@ import Testing
 
 /// xbb-plugin-check, run on a plugin of the build folder.
 private struct Checker {
+    /// The folder of the project, with '/' at its end.
+    static let sources = #filePath.replacing("Tests/PluginTests/CheckerTests.swift", with: "")
+
     let folder = TemporaryFolder()
 
     /// The plugin under the name by which hosts know it.
     func plugin(_ name: String, from file: String? = nil) -> String {
         let path = "\(folder.path)/xbb-\(name).so"
         #expect(shell("cp \(file ?? library(name)) \(path)").status == 0)
+        return path
+    }
+
+    /// The plugin, built from a C source as the documentation for authors does it.
+    func build(_ name: String, from source: String, _ options: String = "-Wl,-z,defs") -> String {
+        let path = "\(folder.path)/xbb-\(name).so"
+        let built = shell(
+            "gcc -std=c11 -shared -fPIC \(options) -I\(Self.sources)Sources/PluginAPI/include \(source) -o \(path)")
+        #expect(built.status == 0, "\(built.output)")
         return path
     }
 
@@ -38,13 +50,8 @@ private struct Checker {
 
     @Test func thePluginOfTheTutorialPasses() {
         let checker = Checker()
-        let sources = #filePath.replacing("Tests/PluginTests/CheckerTests.swift", with: "")
-        let path = "\(checker.folder.path)/xbb-memory.so"
-        let built = shell(
-            "gcc -std=c11 -shared -fPIC -Wl,-z,defs -I\(sources)Sources/PluginAPI/include "
-                + "\(sources)examples/c-memory/memory.c -o \(path)")
-        #expect(built.status == 0, "\(built.output)")
-        let result = checker.run("--quick \(path)")
+        let plugin = checker.build("memory", from: "\(Checker.sources)examples/c-memory/memory.c")
+        let result = checker.run("--quick \(plugin)")
         #expect(result.status == 0 && result.failures.isEmpty, "\(result.failures)")
     }
 
@@ -52,14 +59,13 @@ private struct Checker {
     /// what the dead process wrote, which begins with four times 255, some time later.
     @Test(arguments: [true, false]) func aSuccessorThatDoesNotWaitIsFound(waits: Bool) throws {
         let checker = Checker()
-        let sources = #filePath.replacing("Tests/PluginTests/CheckerTests.swift", with: "")
         let (folder, socket) = (checker.folder.path, "\(checker.folder.path)/server.sock")
-        let built = shell(
+        let written = shell(
             "sed 's/if (before >= 0) settle(before);/if (\(waits ? "before >= 0" : "0")) settle(before);/' "
-                + "\(sources)examples/c-nbd/nbd.c >\(folder)/nbd.c && grep -q 'if (\(waits ? "before" : "0")' \(folder)/nbd.c && "
-                + "gcc -std=c11 -shared -fPIC -Wl,-z,defs -I\(sources)Sources/PluginAPI/include \(folder)/nbd.c -o \(folder)/xbb-c-nbd.so"
-        )
-        #expect(built.status == 0, "\(built.output)")
+                + "\(Checker.sources)examples/c-nbd/nbd.c >\(folder)/nbd.c && "
+                + "grep -q 'if (\(waits ? "before" : "0")' \(folder)/nbd.c")
+        #expect(written.status == 0, "\(written.output)")
+        let plugin = checker.build("c-nbd", from: "\(folder)/nbd.c")
         let server = shell(
             """
             cd \(folder) && truncate -s 16M disk && cat >write <<'END'
@@ -74,7 +80,7 @@ private struct Checker {
         #expect(server.status == 0, "\(server.output)")
         defer { shell("kill -9 $(cat \(folder)/server.pid)") }
         let result = checker.run(
-            "--only crash.successor \(waits ? "--quick" : "") \(folder)/xbb-c-nbd.so -- socket=\(socket)")
+            "--only crash.successor \(waits ? "--quick" : "") \(plugin) -- socket=\(socket)")
         #expect(result.status == (waits ? 0 : 1), "\(result.failures)")
         let isAccused = result.failures.contains { $0.value.contains("came behind one of its successor") }
         #expect(waits != isAccused, "\(result.failures)")
@@ -244,7 +250,6 @@ private struct Checker {
     @Test func theFileItselfIsChecked() {
         let checker = Checker()
         let folder = checker.folder.path
-        let sources = #filePath.replacing("Tests/PluginTests/CheckerTests.swift", with: "")
         for (flags, check, words) in [
             ("", "linkage.exports", "xbb_plugin_v1() is not exported"),
             ("-DUNDEFINED", "linkage.imports", "no_such_function"),
@@ -252,16 +257,25 @@ private struct Checker {
             ("-DCHANGE='table->open=0'", "table.accepted", "it has no open()"),
         ] {
             let entry = check == "linkage.exports" ? "-DENTRY=other_function" : ""
-            let built = shell(
-                "gcc -std=c11 -shared -fPIC -DNAME=broken \(flags) \(entry) -I\(sources)Sources/PluginAPI/include "
-                    + "\(sources)Tests/BrokenPlugin/broken.c -o \(folder)/xbb-broken.so")
-            #expect(built.status == 0, "\(built.output)")
-            let result = checker.run("--quick --only \(check) \(folder)/xbb-broken.so")
+            let plugin = checker.build(
+                "broken", from: "\(Checker.sources)Tests/BrokenPlugin/broken.c", "-DNAME=broken \(flags) \(entry)")
+            let result = checker.run("--quick --only \(check) \(plugin)")
             #expect(result.status == 1 && result.failures[check]?.contains(words) == true, "\(result.failures)")
         }
         #expect(checker.run("--only linkage.file-name \(checker.plugin("null"))").status == 0)
         shell("mv \(folder)/xbb-null.so \(folder)/null.so")
         #expect(checker.run("--only linkage.file-name \(folder)/null.so").status == 1)
+    }
+
+    /// Each with the name of its level, and a level that the ABI does not know without one.
+    @Test func verboseNamesTheLevelsOfLogLines() {
+        let checker = Checker()
+        let plugin = checker.plugin("faulty", from: faulty)
+        let result = shell("\(buildFolder)/xbb-plugin-check --verbose --only open.good \(plugin) -- fault=logs")
+        let logged = result.output.split(separator: "\n").filter { $0.contains(": at level ") }
+        let levels = ["log", "error", "warning", "info", "debug", "log"]
+        let expected = levels.enumerated().map { "\($1): at level \($0)"[...] }
+        #expect(result.status == 0 && logged.starts(with: expected), "\(result.output)")
     }
 
     @Test func reportsAreForMachinesToo() {
@@ -287,7 +301,7 @@ private struct Checker {
 
     /// Options that a person finds in one of them are in the other.
     @Test func theManPageHasTheOptionsOfHelp() throws {
-        let page = #filePath.replacing("Tests/PluginTests/CheckerTests.swift", with: "docs/man/xbb-plugin-check.1")
+        let page = "\(Checker.sources)docs/man/xbb-plugin-check.1"
         let described = Set(
             shell("grep -oE '(It|,) Fl -[a-z-]+' \(page) | sed 's/.*Fl -/--/'").output.split(separator: "\n"))
         let helped = Set(
