@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A worker that is killed: data that was reported as durable must be there when the disk is opened again.
-import PluginHost
 import CPluginHarness
 import Glibc
 import PluginAPI
+import PluginHost
 import Support
 
 extension Check {
@@ -23,6 +23,9 @@ extension Check {
     ]
 }
 
+/// How a process ends that another one is to follow: EX_TEMPFAIL of sysexits.h, as a worker does.
+private let successorStatus: Int32 = 75
+
 /// Size in bytes and number of the blocks that are written before a kill.
 let crashBlockBytes = 4096
 let crashBlockCount = 64
@@ -34,6 +37,18 @@ func crashContent(_ block: Int, _ version: UInt32) -> [UInt8] {
         for byte in 0..<4 { bytes[sector + byte] = UInt8(truncatingIfNeeded: version >> (byte * 8)) }
     }
     return bytes
+}
+
+/// A write of a version of a block.
+func crashWrite(_ block: Int, _ version: UInt32, flags: Int = 0) -> Request {
+    let request = Request(XBB_OP_WRITE, UInt64(block * crashBlockBytes), crashBlockBytes, flags: flags)
+    request.put(crashContent(block, version))
+    return request
+}
+
+/// A read of a block.
+func crashRead(_ block: Int) -> Request {
+    Request(XBB_OP_READ, UInt64(block * crashBlockBytes), crashBlockBytes)
 }
 
 extension Bench {
@@ -59,75 +74,67 @@ extension Bench {
 
     /// Returns how many writes were reported as durable.
     private func killed(seed: UInt64, withFUA: Bool) throws(Failure) -> Int {
-        // This process must not load the plugin before its child does.
         at("a process that writes and is killed, round \(seed)")
-        var progress: Int32 = -1
-        let child = unsafe harness_fork(&progress)
-        try require(child >= 0, "cannot fork: error \(errno)")
-        if child == 0 { write(to: progress, seed: seed, withFUA: withFUA) }
-        defer { Glibc.close(progress) }
         var durable = [UInt32](repeating: 0, count: crashBlockCount)
         var count = 0
         let enough = 50 + Int(seed) * 23
-        var report: [UInt32] = [0, 0]
-        while unsafe read(progress, &report, 8) == 8 {
-            if Int(report[0]) < crashBlockCount { durable[Int(report[0])] = report[1] }
-            count += 1
-            if count == enough { kill(child, SIGKILL) }
+        try inCopy { progress throws(Failure) in
+            try write(to: progress, seed: seed, withFUA: withFUA)
+        } watch: { copy, progress in
+            var report: [UInt32] = [0, 0]
+            while unsafe read(progress, &report, 8) == 8 {
+                if Int(report[0]) < crashBlockCount { durable[Int(report[0])] = report[1] }
+                count += 1
+                if count == enough { kill(copy, SIGKILL) }
+            }
         }
-        var status: Int32 = 0
-        unsafe waitpid(child, &status, 0)
-        // The child ends by itself if there is nothing to check or something failed; it has reported that.
+        // The copy ends by itself if there is nothing to check or something failed; it has reported that.
         if count < enough { _exit(0) }
         try verify(durable, withFUA: withFUA, seed: seed)
         return count
     }
 
     /// Writes until it is killed, and reports what is durable.
-    private func write(to progress: Int32, seed: UInt64, withFUA: Bool) -> Never {
-        func end(_ word: Failure) -> Never {
-            tell(word)
-            _exit(0)
-        }
-        do throws(Failure) {
-            let (disk, info) = try diskThatOutlives(crashBlockBytes * crashBlockCount)
-            try require(!withFUA || info.capabilities.contains(.fua), skipping: "the plugin does not say FUA")
-            let hasCache = info.capabilities.contains(.flush)
-            let queue = try queue(disk)
-            var random = SplitMix64(seed: seed)
-            var pending: [(Int, UInt32)] = []
-            for version in UInt32(1)... {
-                let block = random.less(crashBlockCount)
-                let isDurable = !hasCache || withFUA && random.less(2) == 0
-                let flags = withFUA && isDurable && hasCache ? XBB_REQ_FUA : 0
-                let request = Request(XBB_OP_WRITE, UInt64(block * crashBlockBytes), crashBlockBytes, flags: flags)
-                request.put(crashContent(block, version))
-                try perform(request, on: queue)
-                pending.append((block, version))
-                if !isDurable, withFUA || pending.count < 8 {
-                    if withFUA { pending.removeAll() }
-                    continue
-                }
-                if hasCache, !withFUA {
-                    let flush = Request(XBB_OP_FLUSH, 0, 0)
-                    try perform(flush, on: queue)
-                }
-                for (block, version) in pending {
-                    let report = [UInt32(block), version]
-                    if unsafe Glibc.write(progress, report, 8) != 8 { _exit(0) }
-                }
-                pending.removeAll()
+    private func write(to progress: Int32, seed: UInt64, withFUA: Bool) throws(Failure) {
+        let (disk, info) = try diskThatOutlives(crashBlockBytes * crashBlockCount)
+        try require(!withFUA || info.capabilities.contains(.fua), skipping: "the plugin does not say FUA")
+        let hasCache = info.capabilities.contains(.flush)
+        let queue = try queue(disk)
+        var random = SplitMix64(seed: seed)
+        var pending: [(Int, UInt32)] = []
+        for version in UInt32(1)... {
+            let block = random.less(crashBlockCount)
+            let isDurable = !hasCache || withFUA && random.less(2) == 0
+            let flags = withFUA && isDurable && hasCache ? XBB_REQ_FUA : 0
+            try perform(crashWrite(block, version, flags: flags), on: queue)
+            pending.append((block, version))
+            if !isDurable, withFUA || pending.count < 8 {
+                if withFUA { pending.removeAll() }
+                continue
             }
-        } catch {
-            end(error)
+            if hasCache, !withFUA {
+                let flush = Request(XBB_OP_FLUSH, 0, 0)
+                try perform(flush, on: queue)
+            }
+            for (block, version) in pending {
+                let report = [UInt32(block), version]
+                if unsafe Glibc.write(progress, report, 8) != 8 { return }
+            }
+            pending.removeAll()
         }
-        _exit(0)
+    }
+
+    private func diskOfSuccessor(_ isAfterDeath: Bool, mayFail: Bool) throws(Failure) -> Disk {
+        do throws(Failure) { return try disk(isAfterDeath: isAfterDeath) } catch {
+            if mayFail, error.code == -ENOTCONN { _exit(successorStatus) }
+            throw error
+        }
     }
 
     private func verify(_ durable: [UInt32], withFUA: Bool, seed: UInt64) throws(Failure) {
         try inNextProcess { queue throws(Failure) in
             for (block, version) in durable.enumerated() where version > 0 {
-                let request = Request(XBB_OP_READ, UInt64(block * crashBlockBytes), crashBlockBytes)
+                let request = crashRead(block)
                 try perform(request, on: queue)
                 let bytes = request.bytes
                 for sector in stride(from: 0, to: crashBlockBytes, by: 512) {
@@ -142,25 +149,23 @@ extension Bench {
         }
     }
 
-    /// Opens the disk after a kill, in another new process, as a new worker would, and calls `body` there.
+    /// Opens the disk after a kill, in another new process, as a new worker would, and calls `body` there. `isAfterDeath`: as one that finds
+    /// what the dead one kept, and that is followed by another one where its start() says that the storage was not reached (-ENOTCONN).
     func inNextProcess(isAfterDeath: Bool = false, _ body: (Queue) throws(Failure) -> Void) throws(Failure) {
-        var done: Int32 = -1
-        let child = unsafe harness_fork(&done)
-        try require(child >= 0, "cannot fork: error \(errno)")
-        if child == 0 {
-            do throws(Failure) {
-                let disk = try disk(isAfterDeath: isAfterDeath)
+        var (status, attemptsLeft): (Int32, Int) = (0, isAfterDeath ? 30 : 1)
+        repeat {
+            attemptsLeft -= 1
+            status = try inCopy { _ throws(Failure) in
+                let disk = try diskOfSuccessor(isAfterDeath, mayFail: attemptsLeft > 0)
                 let queue = try queue(disk)
                 try body(queue)
                 close(disk, [queue])
-            } catch {
-                tell(error)
             }
-            _exit(0)
-        }
-        defer { Glibc.close(done) }
-        var status: Int32 = 0
-        unsafe waitpid(child, &status, 0)
+            if status == successorStatus << 8 {
+                harness_kept_files()
+                usleep(100_000)
+            }
+        } while status == successorStatus << 8
         try require(
             status == 0, "the disk cannot be opened and read after SIGKILL: the process ended with status \(status)")
     }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A worker that is killed while a guest uses its disk: what docs/plugin-abi.md requires in "The worker dies".
 import PluginHost
-import CPluginHarness
 import Glibc
 import PluginAPI
 import Support
@@ -49,11 +48,10 @@ private struct Entry {
         self.init(kind, Int(words[1]), Int(words[2]), words[3])
     }
 
-    /// The same request again. Each sector of a write contains the block's number and the version.
+    /// The same request again.
     func request() -> Request {
-        let request = Request(op, UInt64(block * crashBlockBytes), crashBlockBytes)
-        if op == XBB_OP_WRITE { request.put(content) }
-        return request
+        op == XBB_OP_WRITE
+            ? crashWrite(block, version) : Request(op, UInt64(block * crashBlockBytes), crashBlockBytes)
     }
 
     /// The content of the block after the request.
@@ -84,22 +82,18 @@ extension Bench {
 
     /// Returns how many requests were in flight.
     private func killedInFlight(_ round: Int) throws(Failure) -> Int {
-        // This process must not load the plugin before its child does.
         at("a process that is killed with requests in flight, round \(round)")
-        var journal: Int32 = -1
-        let child = unsafe harness_fork(&journal)
-        try require(child >= 0, "cannot fork: error \(errno)")
-        if child == 0 { serve(round, journal) }
         var last = [Entry?](repeating: nil, count: crashBlockCount)
-        var count = 0
-        while let entry = Entry(from: journal) {
-            last[entry.block] = entry
-            count += 1
-            if count == 100 + round * 37, Death(round: round) == .anywhere { kill(child, SIGKILL) }
+        let status = try inCopy { journal throws(Failure) in
+            try serve(round, journal)
+        } watch: { copy, journal in
+            var count = 0
+            while let entry = Entry(from: journal) {
+                last[entry.block] = entry
+                count += 1
+                if count == 100 + round * 37, Death(round: round) == .anywhere { kill(copy, SIGKILL) }
+            }
         }
-        Glibc.close(journal)
-        var status: Int32 = 0
-        unsafe waitpid(child, &status, 0)
         // If it ended in another way, there is nothing to check or something failed, and it has reported that.
         if status & 0x7f != SIGKILL { _exit(0) }
         let entries = last.compactMap { $0 }
@@ -108,46 +102,41 @@ extension Bench {
     }
 
     /// Performs requests, at most one per block at a time, until it is killed.
-    private func serve(_ round: Int, _ journal: Int32) -> Never {
-        do throws(Failure) {
-            let (disk, info) = try diskThatOutlives(crashBlockBytes * crashBlockCount)
-            let queue = try queue(disk)
-            var operations = [XBB_OP_WRITE, XBB_OP_WRITE, XBB_OP_WRITE]
-            if info.capabilities.contains(.writeZeroes) { operations.append(XBB_OP_WRITE_ZEROES) }
-            if info.capabilities.contains(.discard), info.capabilities.contains(.discardZeroes) {
-                operations.append(XBB_OP_DISCARD)
-            }
-            var random = SplitMix64(seed: UInt64(round))
-            var flying: [(Entry, Request)] = []
-            var version: UInt32 = 0
-            while true {
-                var batch: [Request] = []
-                for _ in 0...random.less(8) where flying.count < mostInFlight {
-                    let block = random.less(crashBlockCount)
-                    if flying.contains(where: { $0.0.block == block }) { continue }
-                    version += 1
-                    let entry = Entry(.taken, operations[random.less(operations.count)], block, version)
-                    entry.write(to: journal)
-                    let request = entry.request()
-                    flying.append((entry, request))
-                    batch.append(request)
-                }
-                try submit(batch, on: queue)
-                let isTime = version > 60 + round * 20
-                if isTime, Death(round: round) == .accepted { kill(getpid(), SIGKILL) }
-                queue.run(until: isTime ? 0 : UInt32(random.less(flying.count + 1)))
-                if isTime, Death(round: round) == .completed { kill(getpid(), SIGKILL) }
-                for (var entry, request) in flying where request.isDone {
-                    try require(request.status == 0, "a \(request.name) gave \(errorName(request.status))")
-                    entry.kind = .done
-                    entry.write(to: journal)
-                }
-                flying.removeAll { $0.1.isDone }
-            }
-        } catch {
-            tell(error)
+    private func serve(_ round: Int, _ journal: Int32) throws(Failure) -> Never {
+        let (disk, info) = try diskThatOutlives(crashBlockBytes * crashBlockCount)
+        let queue = try queue(disk)
+        var operations = [XBB_OP_WRITE, XBB_OP_WRITE, XBB_OP_WRITE]
+        if info.capabilities.contains(.writeZeroes) { operations.append(XBB_OP_WRITE_ZEROES) }
+        if info.capabilities.contains(.discard), info.capabilities.contains(.discardZeroes) {
+            operations.append(XBB_OP_DISCARD)
         }
-        _exit(0)
+        var random = SplitMix64(seed: UInt64(round))
+        var flying: [(Entry, Request)] = []
+        var version: UInt32 = 0
+        while true {
+            var batch: [Request] = []
+            for _ in 0...random.less(8) where flying.count < mostInFlight {
+                let block = random.less(crashBlockCount)
+                if flying.contains(where: { $0.0.block == block }) { continue }
+                version += 1
+                let entry = Entry(.taken, operations[random.less(operations.count)], block, version)
+                entry.write(to: journal)
+                let request = entry.request()
+                flying.append((entry, request))
+                batch.append(request)
+            }
+            try submit(batch, on: queue)
+            let isTime = version > 60 + round * 20
+            if isTime, Death(round: round) == .accepted { kill(getpid(), SIGKILL) }
+            queue.run(until: isTime ? 0 : UInt32(random.less(flying.count + 1)))
+            if isTime, Death(round: round) == .completed { kill(getpid(), SIGKILL) }
+            for (var entry, request) in flying where request.isDone {
+                try require(request.status == 0, "a \(request.name) gave \(errorName(request.status))")
+                entry.kind = .done
+                entry.write(to: journal)
+            }
+            flying.removeAll { $0.1.isDone }
+        }
     }
 
     private func submit(_ requests: [Request], on queue: Queue) throws(Failure) {
@@ -177,7 +166,7 @@ extension Bench {
                         + "\(errorName(status)) (round \(round))")
             }
             for entry in entries {
-                let request = Request(XBB_OP_READ, UInt64(entry.block * crashBlockBytes), crashBlockBytes)
+                let request = crashRead(entry.block)
                 try perform(request, on: queue)
                 if request.bytes == entry.content { continue }
                 let fate = entry.kind == .done ? "was completed and is gone" : "was done again and reads wrong"

@@ -8,7 +8,6 @@ import PluginHost
 
 extension Bench {
     func succeeded() throws(Failure) {
-        // This process must not load the plugin before its child does.
         try require(harness_keep_files() == 0, "cannot make a socket: error \(errno)")
         let rounds = subject.isQuick ? 3 : 20
         var (versions, kept) = (0, 0)
@@ -23,70 +22,53 @@ extension Bench {
     /// Returns how many writes were completed before.
     private func killedWhileItWrites(_ round: Int) throws(Failure) -> Int {
         at("a process that writes and is killed, round \(round)")
-        var progress: Int32 = -1
-        let child = unsafe harness_fork(&progress)
-        try require(child >= 0, "cannot fork: error \(errno)")
-        if child == 0 { writeForEver(to: progress) }
-        defer { Glibc.close(progress) }
         let enough = 20 + round * 7
-        var (count, byte) = (0, UInt8(0))
-        while unsafe read(progress, &byte, 1) == 1 {
-            count += 1
-            if count == enough { kill(child, SIGKILL) }
+        var count = 0
+        try inCopy { progress throws(Failure) in
+            try writeForEver(to: progress)
+        } watch: { copy, progress in
+            var byte: UInt8 = 0
+            while unsafe read(progress, &byte, 1) == 1 {
+                count += 1
+                if count == enough { kill(copy, SIGKILL) }
+            }
         }
-        var status: Int32 = 0
-        unsafe waitpid(child, &status, 0)
-        // The child ends by itself if there is nothing to check or something failed; it has reported that.
+        // The copy ends by itself if there is nothing to check or something failed; it has reported that.
         if count < enough { _exit(0) }
         return count
     }
 
     /// Writes all blocks at once, again and again.
-    private func writeForEver(to progress: Int32) -> Never {
-        do throws(Failure) {
-            guard try plugin.library.isNetwork, try plugin.library.hasNoFile else {
-                throw .skip("the plugin is none of the network: crash.flush looks at what a kill leaves of its files")
-            }
-            let (disk, _) = try diskThatOutlives(crashBlockBytes * crashBlockCount)
-            let queue = try queue(disk)
-            while true {
-                let requests = (0..<crashBlockCount).map { block in
-                    let request = Request(XBB_OP_WRITE, UInt64(block * crashBlockBytes), crashBlockBytes)
-                    request.put(crashContent(block, .max))
-                    return request
-                }
-                var (next, told) = (0, 0)
-                while told < requests.count {
-                    if next < requests.count { next += queue.submit(Array(requests[next...])) }
-                    _ = queue.run(milliseconds: 1)
-                    let done = requests[..<next].count(where: \.isDone)
-                    for _ in told..<max(told, done) {
-                        var byte: UInt8 = 0
-                        if unsafe write(progress, &byte, 1) != 1 { _exit(0) }
-                    }
-                    told = max(told, done)
-                }
-            }
-        } catch {
-            tell(error)
+    private func writeForEver(to progress: Int32) throws(Failure) {
+        guard try plugin.library.isNetwork, try plugin.library.hasNoFile else {
+            throw .skip("the plugin is none of the network: crash.flush looks at what a kill leaves of its files")
         }
-        _exit(0)
+        let (disk, _) = try diskThatOutlives(crashBlockBytes * crashBlockCount)
+        let queue = try queue(disk)
+        while true {
+            let requests = (0..<crashBlockCount).map { crashWrite($0, .max) }
+            var (next, told) = (0, 0)
+            while told < requests.count {
+                if next < requests.count { next += queue.submit(Array(requests[next...])) }
+                _ = queue.run(milliseconds: 1)
+                let done = requests[..<next].count(where: \.isDone)
+                for _ in told..<max(told, done) {
+                    var byte: UInt8 = 0
+                    if unsafe write(progress, &byte, 1) != 1 { return }
+                }
+                told = max(told, done)
+            }
+        }
     }
 
     /// Writes to each block in the next process, and looks a while later whether it still has that.
     private func takeOver(_ version: UInt32) throws(Failure) {
         at("the successor of a process that was killed while it wrote, round \(version)")
         try inNextProcess(isAfterDeath: true) { queue throws(Failure) in
-            let writes = (0..<crashBlockCount).map { block in
-                let request = Request(XBB_OP_WRITE, UInt64(block * crashBlockBytes), crashBlockBytes)
-                request.put(crashContent(block, version))
-                return request
-            }
+            let writes = (0..<crashBlockCount).map { crashWrite($0, version) }
             try performAll(writes, on: queue)
             queue.idle(milliseconds: 500)
-            let reads = (0..<crashBlockCount).map {
-                Request(XBB_OP_READ, UInt64($0 * crashBlockBytes), crashBlockBytes)
-            }
+            let reads = (0..<crashBlockCount).map { crashRead($0) }
             try performAll(reads, on: queue)
             for (block, request) in reads.enumerated() {
                 try require(
