@@ -15,6 +15,13 @@ let inlined: [SwiftSetting] =
         .unsafeFlags(["-cross-module-optimization"], .when(configuration: .release))
     ]
 
+/// Modules whose tests go through each state of an image: optimised in debug builds, too, which takes 40 % of the time off these
+/// tests. Arithmetic traps and assertions hold as before.
+let walkedThrough: [SwiftSetting] =
+    inlined + [
+        .unsafeFlags(["-O", "-assert-config", "Debug"], .when(configuration: .debug))
+    ]
+
 /// A plugin exports one symbol and leaves nothing undefined (plugin-abi rule 1), except for a sanitizer's functions,
 /// which only the executable has: XBB_SANITIZE=1 in the environment of a build with --sanitize.
 func onlyEntryPoint(_ map: String = "Plugins/plugin.map") -> [LinkerSetting] {
@@ -215,20 +222,21 @@ let package = Package(
             swiftSettings: strict),
 
         // Formats of images, pure: no files, threads or plugins. ImageCore is what they have in common.
-        .target(name: "ImageCore", path: "Formats/ImageCore", swiftSettings: inlined),
+        .target(name: "ImageCore", path: "Formats/ImageCore", swiftSettings: walkedThrough),
         // What engines that write images have in common, over files that are real or simulated.
         .target(
-            name: "ImageWriting", dependencies: ["ImageCore"], path: "Formats/ImageWriting", swiftSettings: inlined),
-        .target(name: "QCOW2", dependencies: ["ImageCore"], path: "Formats/QCOW2", swiftSettings: inlined),
+            name: "ImageWriting", dependencies: ["ImageCore"], path: "Formats/ImageWriting",
+            swiftSettings: walkedThrough),
+        .target(name: "QCOW2", dependencies: ["ImageCore"], path: "Formats/QCOW2", swiftSettings: walkedThrough),
         // An image that is written: what changes when, over storage that is real or simulated.
         .target(
             name: "QCOWEngine", dependencies: ["ImageCore", "ImageWriting", "QCOW2"], path: "Formats/QCOWEngine",
-            swiftSettings: inlined),
+            swiftSettings: walkedThrough),
         // The same of Microsoft's and XenServer's VHD.
-        .target(name: "VHD", dependencies: ["ImageCore"], path: "Formats/VHD", swiftSettings: inlined),
+        .target(name: "VHD", dependencies: ["ImageCore"], path: "Formats/VHD", swiftSettings: walkedThrough),
         .target(
             name: "VHDEngine", dependencies: ["ImageCore", "ImageWriting", "VHD"], path: "Formats/VHDEngine",
-            swiftSettings: inlined),
+            swiftSettings: walkedThrough),
 
         // The client's side of the NBD protocol, pure: URIs, handshake, requests and replies, answers in a dead client's bytes.
         .target(name: "NBD", path: "Formats/NBD", swiftSettings: inlined),
