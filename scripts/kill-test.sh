@@ -367,7 +367,10 @@ $good || fail "a guest saw an error"
 for domain in "${domains[@]}"; do negotiated "$domain"; done
 now=$(find "/proc/$xbbd/fd" | wc -l)
 # For each disk: a process that stands by, with its channel, and the program before an upgrade.
-[[ $now -le $((descriptors + 2 + 3 * ${#domains[@]})) ]] || fail "xbbd had $descriptors descriptors and has $now"
+[[ $now -le $((descriptors + 2 + 3 * ${#domains[@]})) ]] || {
+    find "/proc/$xbbd/fd" -type l -printf '  %l\n' | sed 's/:\[[0-9]*\]//' | sort | uniq -c
+    fail "xbbd had $descriptors descriptors and has $now"
+}
 for domain in "${domains[@]}"; do ctl detach "$domain" xvda >/dev/null || fail "detach of guest $domain"; done
 gone() { ! worker "$1"; }
 for domain in "${domains[@]}"; do wait_for "the end of the worker of guest $domain" gone "$domain"; done
