@@ -290,7 +290,9 @@ let package = Package(
         .target(name: "CAllocations", cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])]),
         .target(
             name: "PluginCheck",
-            dependencies: ["Base", "CPluginHarness", "CAllocations", "PluginHost", "PluginAPI", "CLinux", "Support"],
+            dependencies: [
+                "Base", "CPluginHarness", "CAllocations", "DiskEvents", "PluginHost", "PluginAPI", "CLinux", "Support",
+            ],
             swiftSettings: strict),
         .executableTarget(name: "xbb-plugin-check", dependencies: ["PluginCheck", "Support"], swiftSettings: strict),
 

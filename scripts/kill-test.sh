@@ -320,8 +320,12 @@ while [[ $done_kills -lt $kills ]]; do
     case $end in
     upgraded)
         change_build
-        ctl upgrade "$domain" xvda >>"$work/upgrade.log" 2>&1 || revive "$domain" || { tail -3 "$work/upgrade.log"; fail "upgrade of guest $domain"; }
-        upgrades=$((upgrades + 1))
+        if ctl upgrade "$domain" xvda >>"$work/upgrade.log" 2>&1; then
+            upgrades=$((upgrades + 1))
+        elif ! revive "$domain"; then
+            tail -3 "$work/upgrade.log"
+            fail "upgrade of guest $domain"
+        fi
         ;;
     server)
         restart_server "$domain"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // A worker that is killed: data that was reported as durable must be there when the disk is opened again.
 import CPluginHarness
+import DiskEvents
 import Glibc
 import PluginAPI
 import PluginHost
@@ -22,9 +23,6 @@ extension Check {
         },
     ]
 }
-
-/// How a process ends that another one is to follow: EX_TEMPFAIL of sysexits.h, as a worker does.
-private let successorStatus: Int32 = 75
 
 /// Size in bytes and number of the blocks that are written before a kill.
 let crashBlockBytes = 4096
@@ -124,13 +122,6 @@ extension Bench {
         }
     }
 
-    private func diskOfSuccessor(_ isAfterDeath: Bool, mayFail: Bool) throws(Failure) -> Disk {
-        do throws(Failure) { return try disk(isAfterDeath: isAfterDeath) } catch {
-            if mayFail, error.code == -ENOTCONN { _exit(successorStatus) }
-            throw error
-        }
-    }
-
     private func verify(_ durable: [UInt32], withFUA: Bool, seed: UInt64) throws(Failure) {
         try inNextProcess { queue throws(Failure) in
             for (block, version) in durable.enumerated() where version > 0 {
@@ -149,24 +140,38 @@ extension Bench {
         }
     }
 
-    /// Opens the disk after a kill, in another new process, as a new worker would, and calls `body` there. `isAfterDeath`: as one that finds
-    /// what the dead one kept, and that is followed by another one where its start() says that the storage was not reached (-ENOTCONN).
+    /// Opens the disk after a kill, in another new process, as a new worker would, and calls `body` there.
+    ///
+    /// `isAfterDeath`: as one that finds what the dead one kept. Where its start() says that the storage was not reached
+    /// (-ENOTCONN) another one follows it, as xbbd does it; the 30th one's failure is the check's.
     func inNextProcess(isAfterDeath: Bool = false, _ body: (Queue) throws(Failure) -> Void) throws(Failure) {
-        var (status, attemptsLeft): (Int32, Int) = (0, isAfterDeath ? 30 : 1)
-        repeat {
-            attemptsLeft -= 1
-            status = try inCopy { _ throws(Failure) in
-                let disk = try diskOfSuccessor(isAfterDeath, mayFail: attemptsLeft > 0)
+        var followers = isAfterDeath ? 29 : 0
+        while true {
+            let status = try inCopy { _ throws(Failure) in
+                let disk = try disk(isAfterDeath: isAfterDeath, followers: followers)
                 let queue = try queue(disk)
                 try body(queue)
                 close(disk, [queue])
             }
-            if status == successorStatus << 8 {
-                harness_kept_files()
-                usleep(100_000)
+            guard status == WorkerStatus.storageGone << 8 else {
+                return try require(
+                    status == 0,
+                    "the disk cannot be opened and read after SIGKILL: the process ended with status \(status)")
             }
-        } while status == successorStatus << 8
-        try require(
-            status == 0, "the disk cannot be opened and read after SIGKILL: the process ended with status \(status)")
+            followers -= 1
+            // What this one kept is there for the next one.
+            harness_kept_files()
+            usleep(100_000)
+        }
+    }
+
+    /// The disk; where its storage was not reached and `followers` processes may come behind this one, it ends as a worker does.
+    private func disk(isAfterDeath: Bool, followers: Int) throws(Failure) -> Disk {
+        do throws(Failure) {
+            return try disk(isAfterDeath: isAfterDeath)
+        } catch {
+            if error.code == -ENOTCONN, followers > 0 { _exit(WorkerStatus.storageGone) }
+            throw error
+        }
     }
 }
